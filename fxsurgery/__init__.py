@@ -1,0 +1,1 @@
+"""Model surgery on torch.fx graphs."""

@@ -1,0 +1,115 @@
+"""The one place where a graph is changed."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor, fx, nn
+from torch.fx.node import Argument
+
+from fxsurgery.program import Program
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A site that looked like a match and was left alone."""
+
+    node: str
+    reason: str
+
+
+class Editor:
+    """A private copy of a program's graph, and the only way to change it.
+
+    Facts are asked of `program`, which stays as it was; edits go to the copy, and name nodes of either.
+    Each edit is counted here, so a pass cannot misreport whether it did anything. Tensors are shared with
+    `program` until an edit replaces them, and are never written to.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.changes = 0
+        self.refusals: list[Refusal] = []
+        self.reference: Program | None = None
+        self._draft = program.draft()
+        self._twins: dict[str, fx.Node] = {n.name: n for n in self._draft.graph.nodes}
+
+    def replace_module(self, path: str, new: nn.Module) -> None:
+        """Put `new` where the module at `path` stands; every call of it follows."""
+        parent, _, leaf = path.rpartition(".")
+        setattr(self._draft.get_submodule(parent), leaf, new.eval())
+        self.changes += 1
+
+    def replace_tensor(self, path: str, new: Tensor) -> None:
+        """Put `new` where the parameter or buffer at `path`, read by a `get_attr` node, stands."""
+        parent, _, leaf = path.rpartition(".")
+        owner = self._draft.get_submodule(parent)
+        if leaf in owner._parameters and not isinstance(new, nn.Parameter):  # noqa: SLF001
+            new = nn.Parameter(new, requires_grad=owner.get_parameter(leaf).requires_grad)
+        setattr(owner, leaf, new)
+        self.changes += 1
+
+    def set_argument(self, node: fx.Node, key: int | str, value: Argument) -> None:
+        """Give `node` another argument: positional by `int`, by name with `str`. Nodes are renamed to twins."""
+        twin = self.twin(node)
+        value = fx.node.map_arg(value, self.twin)
+        if isinstance(key, int):
+            twin.update_arg(key, value)
+        else:
+            twin.update_kwarg(key, value)
+        self.changes += 1
+
+    def retarget(self, node: fx.Node, target: object, args: tuple[Argument, ...]) -> None:
+        """Make `node` another function call, on `args` alone."""
+        twin = self.twin(node)
+        twin.op, twin.target, twin.kwargs = "call_function", target, {}  # type: ignore[assignment]
+        twin.args = fx.node.map_arg(args, self.twin)
+        self.changes += 1
+
+    def insert_call(
+        self, path: str, module: nn.Module, args: tuple[Argument, ...], *, before: fx.Node
+    ) -> fx.Node:
+        """Call `module`, kept at `path`, on `args`, right before `before`. The new node is returned."""
+        parent, _, leaf = path.rpartition(".")
+        self._draft.add_submodule(path, module.eval()) if parent else setattr(
+            self._draft, leaf, module.eval()
+        )
+        with self._draft.graph.inserting_before(self.twin(before)):
+            node = self._draft.graph.call_module(path, fx.node.map_arg(args, self.twin))
+        self._twins[node.name] = node
+        self.changes += 1
+        return node
+
+    def rewire(self, node: fx.Node, old: fx.Node, new: fx.Node) -> None:
+        """Let `node` read `new` where it read `old`."""
+        self.twin(node).replace_input_with(self.twin(old), self.twin(new))
+        self.changes += 1
+
+    def bypass(self, node: fx.Node) -> None:
+        """Drop `node`; its readers read its first input instead."""
+        twin = self.twin(node)
+        twin.replace_all_uses_with(twin.all_input_nodes[0])
+        self.erase(node)
+
+    def erase(self, node: fx.Node) -> None:
+        """Drop `node`, which nothing reads any more."""
+        self._draft.graph.erase_node(self.twin(node))
+        self.changes += 1
+
+    def refuse(self, node: fx.Node | str, reason: str) -> None:
+        """Say why a site that looked like a match is left alone."""
+        self.refusals.append(Refusal(str(node), reason))
+
+    def prove_equal_to(self, reference: Program) -> None:
+        """Promise that the result's outputs equal those of `reference`, up to rounding; it is checked."""
+        self.reference = reference
+
+    def twin(self, node: fx.Node) -> fx.Node:
+        """The copy's node of this name."""
+        return self._twins[node.name]
+
+    def finish(self, by: str) -> Program:
+        """The edited program, verified; the input program itself when nothing changed."""
+        if not self.changes:
+            return self.program
+        self._draft.delete_all_unused_submodules()
+        self._draft.recompile()
+        return replace(self.program, graph_module=self._draft.eval(), log=(*self.program.log, by))

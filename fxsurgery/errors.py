@@ -1,0 +1,45 @@
+"""Every error that fxsurgery raises on purpose."""
+
+
+class SurgeryError(Exception):
+    """The root: `except SurgeryError` catches what fxsurgery foresaw, and nothing else."""
+
+
+class CaptureError(SurgeryError):
+    """A model cannot be taken as a graph; the message names the user's file and line where it can."""
+
+
+class VerifyError(SurgeryError):
+    """A graph breaks an invariant of `Program`, or a pass broke what it promised about the outputs."""
+
+
+class PassCrashedError(SurgeryError):
+    """A pass raised: a bug of the pass. The cause is chained; the message names the pass and the log."""
+
+
+class SpecError(SurgeryError):
+    """A pass spec cannot be read, or names what the program does not have."""
+
+
+class BudgetError(SurgeryError):
+    """A budget is malformed, or cannot be reached; the message says what can."""
+
+
+class StructureError(SurgeryError):
+    """A program has nothing that the asked-for surgery could change; the message says why."""
+
+
+class DataError(SurgeryError):
+    """The user's data does not fit: an empty loader, a batch of another shape, no inputs to work with."""
+
+
+class TrainingError(SurgeryError):
+    """Training cannot go on: a loss that is not finite, or not a scalar."""
+
+
+class ExportError(SurgeryError):
+    """A model cannot be exported, or the exported file disagrees with the model."""
+
+
+class DeviceError(SurgeryError):
+    """A device or target is not there, or cannot run the model."""

@@ -1,0 +1,114 @@
+"""The captured model that every other part of fxsurgery passes along."""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Self, TypeVar
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import Argument
+from torch.utils import _pytree as pytree
+
+from fxsurgery.errors import VerifyError
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A captured model with the inputs it was captured on, in eval mode.
+
+    A `Program` is never mutated once built: a pass returns a new one, which shares every tensor that the
+    pass did not replace. So a fact about it, once worked out, holds for good, and one program can be the
+    parent of many. What trains is `trainable_copy()`; `with_weights` makes a program of it again.
+    """
+
+    graph_module: fx.GraphModule
+    example_inputs: tuple[Tensor, ...]
+    log: tuple[str, ...] = ()
+    """Specs of the passes that made it, oldest first; `fxsurgery.passes.replay` rebuilds it from them."""
+
+    def __post_init__(self) -> None:
+        self.verify()
+
+    def __call__(self, *inputs: Tensor) -> object:
+        """Run the model."""
+        return self.graph_module(*inputs)
+
+    def run_examples(self) -> list[Tensor]:
+        """The output tensors on the example inputs, in eval mode and without gradients."""
+        with torch.no_grad():
+            output = self.graph_module(*self.example_inputs)
+        return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+    def module(self, node: fx.Node) -> nn.Module:
+        """The module that a `call_module` node calls."""
+        return self.graph_module.get_submodule(str(node.target))
+
+    @property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        """Every node, in execution order."""
+        return tuple(self.graph_module.graph.nodes)
+
+    def calls(self, *types: type[M]) -> Iterator[tuple[fx.Node, M]]:
+        """The nodes that call a module of one of `types`, each with its module, in execution order."""
+        for node in self.nodes:
+            if node.op == "call_module" and isinstance(module := self.module(node), types):
+                yield node, module
+
+    def draft(self) -> fx.GraphModule:
+        """A copy of graph and modules that shares every tensor: to edit, never to train."""
+        tensors = [*self.graph_module.parameters(), *self.graph_module.buffers()]
+        return copy.deepcopy(self.graph_module, {id(t): t for t in tensors})
+
+    def trainable_copy(self) -> fx.GraphModule:
+        """A copy that shares nothing: to train."""
+        return copy.deepcopy(self.graph_module)
+
+    def with_weights(self, trained: fx.GraphModule) -> Self:
+        """The same program on the weights of `trained`, a trained copy of it. `trained` is taken over."""
+        return replace(self, graph_module=trained.eval())
+
+    def text(self) -> str:
+        """One line a node, in execution order; equal text means equal structure."""
+        return "\n".join(_line(self.graph_module, node) for node in self.nodes)
+
+    def verify(self) -> None:
+        """Raise `VerifyError` unless the graph is well formed, in eval mode, and uses every module."""
+        try:
+            self.graph_module.graph.lint()
+        except (AssertionError, RuntimeError) as error:
+            raise VerifyError(f"malformed graph: {error}") from error
+        if self.graph_module.training:
+            raise VerifyError("a program is kept in eval mode; train a trainable_copy() of it")
+        called = {str(n.target) for n in self.nodes if n.op in {"call_module", "get_attr"}}
+        if unused := sorted(_leaves(self.graph_module) - _covered(called, self.graph_module)):
+            raise VerifyError(f"modules that no node calls: {', '.join(unused)}")
+
+
+def _leaves(root: nn.Module) -> set[str]:
+    return {name for name, module in root.named_modules() if name and not list(module.children())}
+
+
+def _covered(called: set[str], root: nn.Module) -> set[str]:
+    """The leaves that a call, or the reading of an attribute, reaches."""
+    return {
+        leaf
+        for leaf in _leaves(root)
+        if any(leaf == c or leaf.startswith(f"{c}.") or c.startswith(f"{leaf}.") for c in called)
+    }
+
+
+def _line(graph_module: fx.GraphModule, node: fx.Node) -> str:
+    what: str | Callable[..., object] = node.target
+    if node.op == "call_module":
+        what = repr(graph_module.get_submodule(str(node.target)))
+    if callable(what):
+        what = getattr(what, "__name__", str(what))
+    arguments = ", ".join([*map(_show, node.args), *(f"{k}={_show(v)}" for k, v in node.kwargs.items())])
+    return f"%{node} = {node.op} {what}({arguments})" if node.op != "output" else f"return {arguments}"
+
+
+def _show(argument: Argument) -> str:
+    return str(fx.node.map_arg(argument, lambda node: f"%{node}"))

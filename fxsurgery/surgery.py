@@ -1,0 +1,162 @@
+"""What a pass is, how passes compose into passes, and how a promise is checked."""
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import ClassVar, Self, final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from fxsurgery.edit import Editor, Refusal
+from fxsurgery.errors import PassCrashedError, SurgeryError, VerifyError
+from fxsurgery.program import Program
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+"""Largest difference that counts as rounding, relative to the largest absolute reference value."""
+
+
+class Effect(enum.Enum):
+    """What a pass did to the outputs."""
+
+    EXACT = "exact"
+    """They are the same, up to rounding."""
+    LOSSY = "lossy"
+    """They keep their shapes; the values want retraining."""
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """The program after a pass: the input itself when `changes` is 0."""
+
+    program: Program
+    changes: int
+    effect: Effect
+    refusals: tuple[Refusal, ...] = ()
+    error: float | None = None
+    """Largest relative difference from what was promised; `None` where only shapes were promised."""
+
+
+class Pass(ABC):
+    """A step from one program to another. Calling it never changes its input."""
+
+    @abstractmethod
+    def __call__(self, program: Program) -> PassResult:
+        """Run the pass and check on the example inputs what it promised."""
+
+    @abstractmethod
+    @override
+    def __str__(self) -> str:
+        """The pass as text; `fxsurgery.passes.parse` reads it back."""
+
+
+@dataclass(frozen=True)
+class Rewrite(Pass):
+    """A pass that edits the graph. A subclass is a frozen dataclass; its fields are its options."""
+
+    name: ClassVar[str]
+
+    @classmethod
+    def candidates(cls, program: Program) -> Iterator[Self]:
+        """The instances worth trying on `program`: the moves that a search may make."""
+        del program
+        yield cls()
+
+    @abstractmethod
+    def rewrite(self, edit: Editor) -> Effect:
+        """Make the edits; say what they do to the outputs of this program."""
+
+    @final
+    @override
+    def __call__(self, program: Program) -> PassResult:
+        edit = Editor(program)
+        try:
+            effect = self.rewrite(edit)
+        except SurgeryError:
+            raise
+        except Exception as error:
+            raise PassCrashedError(f"{self} crashed, after {list(program.log)}: {error!r}") from error
+        result = edit.finish(str(self))
+        reference = program if effect is Effect.EXACT else edit.reference
+        measured = check_promise(result, reference, program, by=str(self)) if edit.changes else None
+        return PassResult(result, edit.changes, effect, tuple(edit.refusals), measured)
+
+    @final
+    @override
+    def __str__(self) -> str:
+        options = ",".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))
+        return f"{self.name}({options})" if options else self.name
+
+
+@dataclass(frozen=True)
+class Chain(Pass):
+    """Passes one after the other."""
+
+    passes: tuple[Pass, ...]
+
+    @override
+    def __call__(self, program: Program) -> PassResult:
+        results = list[PassResult]()
+        for pass_ in self.passes:
+            results.append(pass_(results[-1].program if results else program))
+        errors = [r.error for r in results if r.error is not None]
+        exact = all(r.effect is Effect.EXACT for r in results)
+        return PassResult(
+            results[-1].program if results else program,
+            sum(r.changes for r in results),
+            Effect.EXACT if exact else Effect.LOSSY,
+            tuple(refusal for r in results for refusal in r.refusals),
+            max(errors, default=None),
+        )
+
+    @override
+    def __str__(self) -> str:
+        return ";".join(map(str, self.passes))
+
+
+def chain(*passes: Pass) -> Chain:
+    """The pass that runs `passes` in turn: exact when each of them is."""
+    return Chain(passes)
+
+
+def check_promise(result: Program, reference: Program | None, start: Program, *, by: str) -> float | None:
+    """Compare `result` with `reference` on the example inputs; with `start` in shape only, without one.
+
+    Returns:
+        The relative error: largest absolute difference over largest absolute reference value.
+
+    Raises:
+        VerifyError: the outputs differ by more than rounding, or changed shape. It names `by`.
+    """
+    try:
+        got = result.run_examples()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise VerifyError(f"{by} left a program that does not run: {error}") from error
+    wanted = (reference or start).run_examples()
+    if [o.shape for o in got] != [o.shape for o in wanted]:
+        raise VerifyError(f"{by} changed output shapes {_shapes(wanted)} to {_shapes(got)}")
+    if reference is None:
+        return None
+    measured = max(map(relative_error, got, wanted), default=0.0)
+    limit = max((TOLERANCE.get(o.dtype, 0.0) for o in wanted), default=0.0)
+    if measured > limit:
+        raise VerifyError(
+            f"{by} promised equal outputs; they differ by {measured:.1e} relative (limit {limit:.0e})"
+        )
+    return measured
+
+
+def relative_error(got: Tensor, wanted: Tensor) -> float:
+    """Largest absolute difference over the largest absolute value wanted; NaN in both places is equal."""
+    if not wanted.numel():
+        return 0.0
+    got, wanted = got.double(), wanted.double()
+    difference = torch.where((got == wanted) | (got.isnan() & wanted.isnan()), 0.0, (got - wanted).abs())
+    scale = wanted.nan_to_num(0.0, 0.0, 0.0).abs().max().clamp_min(1e-12)
+    return float((difference / scale).nan_to_num(nan=torch.inf).max())
+
+
+def _shapes(outputs: list[Tensor]) -> list[tuple[int, ...]]:
+    return [tuple(o.shape) for o in outputs]
