@@ -38,6 +38,10 @@ class Editor:
         setattr(self._draft.get_submodule(parent), leaf, new.eval())
         self.changes += 1
 
+    def module(self, path: str) -> nn.Module:
+        """The module that now stands at `path`; to read, not to write to."""
+        return self._draft.get_submodule(path)
+
     def replace_tensor(self, path: str, new: Tensor) -> None:
         """Put `new` where the parameter or buffer at `path`, read by a `get_attr` node, stands."""
         parent, _, leaf = path.rpartition(".")
@@ -48,7 +52,7 @@ class Editor:
         self.changes += 1
 
     def set_argument(self, node: fx.Node, key: int | str, value: Argument) -> None:
-        """Give `node` another argument: positional by `int`, by name with `str`. Nodes are renamed to twins."""
+        """Give `node` another argument: positional by `int`, by name with `str`."""
         twin = self.twin(node)
         value = fx.node.map_arg(value, self.twin)
         if isinstance(key, int):

@@ -1,1 +1,50 @@
-"""passes."""
+"""Every pass, by name. This table is the registry: a pass is listed here or it does not exist."""
+
+import ast
+import re
+from collections.abc import Iterable
+
+from fxsurgery.errors import SpecError
+from fxsurgery.passes.fold_bn import FoldBn
+from fxsurgery.passes.insert_gates import InsertGates
+from fxsurgery.passes.prune_channels import PruneChannels
+from fxsurgery.passes.remove_gates import RemoveGates
+from fxsurgery.program import Program
+from fxsurgery.surgery import Rewrite
+
+ALL: dict[str, type[Rewrite]] = {p.name: p for p in (FoldBn, InsertGates, PruneChannels, RemoveGates)}
+
+
+def parse(spec: str) -> Rewrite:
+    """The pass that `spec` names: `parse(str(p)) == p`. Nothing of `spec` is executed.
+
+    Raises:
+        SpecError: `spec` names no pass, or gives it options that it does not take.
+    """
+    if not (match := re.fullmatch(r"([a-z-]+)(\(.*\))?", spec)):
+        raise SpecError(f"{spec!r} is not of the form name(option=value,...)")
+    name, options = match.groups()
+    if name not in ALL:
+        raise SpecError(f"no pass is named {name!r}; there are {', '.join(sorted(ALL))}")
+    try:
+        call = ast.parse(f"_{options or '()'}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            raise SpecError(f"options in {spec!r} are given by name")
+        return ALL[name](**{str(k.arg): ast.literal_eval(k.value) for k in call.keywords})
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise SpecError(f"bad options in {spec!r}: {error}") from error
+
+
+def replay(log: Iterable[str], program: Program) -> Program:
+    """Apply the passes of a log, oldest first, to the program that it started from.
+
+    Raises:
+        SpecError: the log names a pass or a place that there is not.
+        VerifyError: a pass does not keep its promise on this program.
+    """
+    for spec in log:
+        program = parse(spec)(program).program
+    return program
+
+
+__all__ = ["ALL", "FoldBn", "InsertGates", "PruneChannels", "RemoveGates", "parse", "replay"]

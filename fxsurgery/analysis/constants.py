@@ -1,0 +1,108 @@
+"""What a channel leaves behind when its producers are silenced: a constant, as every consumer sees it.
+
+Silencing sets the weight row of each producer and the scale of each norm to 0; offsets (bias, beta) stay.
+The channel is then the same value wherever no zero padding reaches, and the program itself carries it
+through depthwise convolutions, pooling, concatenation and adds: it is run, and the value is read off at
+the input of each mixing consumer.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from fxsurgery.analysis.gating import GateSite, gate_plan
+from fxsurgery.analysis.shapes import refit
+from fxsurgery.analysis.structure import Mask, structure
+from fxsurgery.edit import Editor
+from fxsurgery.program import Program
+
+
+@dataclass(frozen=True, eq=False)
+class Leftover:
+    """What removed channels leave at one consumer."""
+
+    site: GateSite
+    values: Tensor
+    """(channels,) the constant of each removed channel, 0 for the others."""
+    uniform: bool
+    """Whether they are the same at every position and for every sample."""
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether nothing is left."""
+        return not bool(self.values.any())
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether a bias replaces them everywhere: not where the consumer pads with zeros."""
+        return self.is_zero or (self.uniform and not _pads(self.site))
+
+
+def scale_silenced(program: Program, keep: Mask) -> Program:
+    """`program` with the producers and norms of the removed units at scale 0, their offsets kept."""
+    facts = structure(program)
+    producing = {producer for group in facts.groups for producer in group.producers}
+    edit = Editor(program)
+    for node in program.nodes:
+        if node.op != "call_module":
+            continue
+        module, path = program.module(node), str(node.target)
+        produces = node.name in producing and isinstance(module, (_ConvNd, nn.Linear))
+        scales = isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm)) and module.weight is not None
+        dim = 1 if isinstance(module, _ConvTransposeNd) else 0
+        ids = facts.tensors.get(f"{path}.weight", {}).get(dim)
+        if not (produces or scales) or ids is None or keep[ids].all():
+            continue
+        weight = module.weight.detach().clone()
+        index = torch.from_numpy(np.flatnonzero(~keep[ids])).to(weight.device)
+        edit.replace_module(path, refit(module, {"weight": weight.index_fill_(dim, index, 0.0)}, None))
+    return edit.finish("scale-silenced")
+
+
+def leftovers(program: Program, silenced: Program, keep: Mask) -> list[Leftover]:
+    """What the units that `keep` leaves out leave at each consumer, read off a run of `silenced`."""
+    sites = [s for s in gate_plan(program).sites if not keep[s.ids].all()]
+    reader = _Reader(silenced, {s.source.name for s in sites})
+    with torch.no_grad():
+        reader.run(*silenced.example_inputs)
+    return [_leftover(site, reader.seen[site.source.name], keep) for site in sites]
+
+
+class _Reader(fx.Interpreter):
+    """Runs a program and keeps what some nodes give."""
+
+    def __init__(self, program: Program, wanted: set[str]) -> None:
+        super().__init__(program.graph_module)
+        self._wanted = wanted
+        self.seen: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401
+        """Run a node; a wanted value is copied, as a later node may write into it."""
+        result = super().run_node(n)
+        if n.name in self._wanted:
+            self.seen[n.name] = result.detach().clone()
+        return result
+
+
+def _leftover(site: GateSite, value: Tensor, keep: Mask) -> Leftover:
+    """The median over samples and positions; a removed channel is uniform when nothing departs from it."""
+    columns = value.movedim(site.dim, 0).flatten(1)
+    removed = torch.from_numpy(~keep[site.ids]).to(value.device)
+    middle = columns.median(dim=1).values
+    values = torch.where(removed, middle, torch.zeros_like(middle))
+    spread = (columns - middle[:, None]).abs().amax(dim=1)[removed]
+    scale = columns.abs().amax().clamp_min(1e-12)
+    return Leftover(site, values, bool((spread <= 1e-6 * scale).all()))
+
+
+def _pads(site: GateSite) -> bool:
+    owner = site.node.graph.owning_module
+    module = owner.get_submodule(str(site.node.target)) if owner and site.node.op == "call_module" else None
+    if not isinstance(module, _ConvNd):
+        return not isinstance(module, nn.Linear)
+    return isinstance(module, _ConvTransposeNd) or module.padding == "same" or any(p != 0 for p in module.padding)

@@ -1,0 +1,123 @@
+"""What a program takes: parameters and multiply-accumulates, now and as a function of what survives.
+
+Both are sums of terms, each a constant times the surviving share of one or two dims (out channels, in
+channels), so one expression serves three uses: the count of a program, the count after a removal (a 0/1
+gate a unit) and the differentiable expected cost under soft gates (DNAL).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fxsurgery.analysis.atoms import Ids
+from fxsurgery.analysis.fact import fact
+from fxsurgery.analysis.structure import Mask, structure
+from fxsurgery.budget import Cost
+from fxsurgery.program import Program
+
+
+@dataclass(frozen=True, eq=False)
+class CostTerms:
+    """`amount[t] * share(dims[t][0]) * share(dims[t][1])`, summed over the terms t; share is a mean gate."""
+
+    amounts: tuple[float, ...]
+    dims: tuple[tuple[Ids, ...], ...]
+    size: int
+
+    def total(self, keep: Mask) -> int:
+        """The amount that is left of the original, exactly."""
+        shares = ([float(keep[ids].mean()) for ids in dims] for dims in self.dims)
+        return round(sum(a * _product(s) for a, s in zip(self.amounts, shares, strict=True)))
+
+    def compiled(self, device: torch.device | None = None) -> "ExpectedCost":
+        """The differentiable form, on `device`."""
+        return ExpectedCost(self, device)
+
+
+class ExpectedCost:
+    """The expected share of the original cost under independent gates, one a unit."""
+
+    def __init__(self, terms: CostTerms, device: torch.device | None) -> None:
+        vectors = dict[bytes, int]()
+        distinct = list[Ids]()
+        self._pairs = list[tuple[int, int]]()
+        for dims in terms.dims:
+            slots = [_slot(ids, vectors, distinct) for ids in dims]
+            self._pairs.append((slots[0] if slots else -1, slots[1] if len(slots) > 1 else -1))
+        lengths = torch.tensor([len(ids) for ids in distinct], dtype=torch.float64)
+        self._lengths = lengths.to(device, torch.float32)
+        flat = torch.cat([torch.from_numpy(ids) for ids in distinct]) if distinct else torch.zeros(0)
+        self._flat = flat.long().to(device)
+        self._slot = torch.repeat_interleave(torch.arange(len(distinct)), lengths.long()).to(device)
+        self._left = torch.tensor([p[0] for p in self._pairs], device=device)
+        self._right = torch.tensor([p[1] for p in self._pairs], device=device)
+        amounts = torch.tensor(terms.amounts, dtype=torch.float64)
+        self._weights = (amounts / amounts.sum()).to(device, torch.float32)
+
+    def __call__(self, gates: Tensor) -> Tensor:
+        """The expected share, a scalar.
+
+        Args:
+            gates: (ids,) the probability that each id stays; entry 0, the frozen one, is 1.
+        """
+        sums = torch.zeros_like(self._lengths).index_add(0, self._slot, gates[self._flat])
+        shares = torch.cat([sums / self._lengths, gates.new_ones(1)])
+        return (self._weights * shares[self._left] * shares[self._right]).sum()
+
+
+@fact
+def mac_terms(program: Program) -> CostTerms:
+    """MACs of one sample, by operation."""
+    facts = structure(program)
+    return CostTerms(tuple(w.macs for w in facts.work), tuple(w.dims for w in facts.work), facts.size)
+
+
+@fact
+def param_terms(program: Program) -> CostTerms:
+    """Parameters, by tensor; buffers are not counted."""
+    facts = structure(program)
+    entries = [
+        (float(p.numel()), tuple(facts.tensors.get(name, {}).values())) for name, p in _parameters(program)
+    ]
+    return CostTerms(tuple(a for a, _ in entries), tuple(d for _, d in entries), facts.size)
+
+
+@fact
+def cost(program: Program) -> Cost:
+    """Parameters and MACs of `program`; one sample of its example inputs."""
+    facts = structure(program)
+    return Cost(
+        params=sum(p.numel() for _, p in _parameters(program)),
+        macs=round(sum(w.macs for w in facts.work)),
+        uncounted=facts.uncounted,
+    )
+
+
+def cost_after(program: Program, keep: Mask) -> Cost:
+    """The cost that is left when only the ids of `keep` stay; no program is built."""
+    return Cost(
+        params=param_terms(program).total(keep),
+        macs=mac_terms(program).total(keep),
+        uncounted=structure(program).uncounted,
+    )
+
+
+def _parameters(program: Program) -> Iterator[tuple[str, nn.Parameter]]:
+    yield from program.graph_module.named_parameters()
+
+
+def _product(shares: list[float]) -> float:
+    result = 1.0
+    for share in shares:
+        result *= share
+    return result
+
+
+def _slot(ids: Ids, known: dict[bytes, int], distinct: list[Ids]) -> int:
+    key = ids.tobytes()
+    if key not in known:
+        known[key] = len(distinct)
+        distinct.append(ids)
+    return known[key]

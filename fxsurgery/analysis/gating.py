@@ -1,0 +1,110 @@
+"""Where gates stand: at the data input of every node that mixes channels with a weight.
+
+`silenced` builds the reference that channel removal is proven against: the program with the removed
+units' gates at 0, everything else untouched.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.modules.conv import _ConvNd
+
+from fxsurgery.analysis.atoms import Ids
+from fxsurgery.analysis.fact import fact
+from fxsurgery.analysis.labels import Labels
+from fxsurgery.analysis.structure import Mask, structure
+from fxsurgery.edit import Editor
+from fxsurgery.gates import GateApply, GateVector
+from fxsurgery.program import Program
+
+MIXING_MODULES = (_ConvNd, nn.Linear)
+GATES = "fxsurgery_gates"
+"""Where the gate modules are kept in the model."""
+
+MIXING_FUNCTIONS = {F.linear, F.conv1d, F.conv2d, F.conv3d}
+
+
+@dataclass(frozen=True, eq=False)
+class GateSite:
+    """`node` reads `source`, whose `dim` carries `ids`: a gate goes in between."""
+
+    node: fx.Node
+    source: fx.Node
+    dim: int
+    ids: Ids
+
+
+@dataclass(frozen=True, eq=False)
+class GatePlan:
+    """Every site, the units that gates can stand for, and those they cannot."""
+
+    sites: tuple[GateSite, ...]
+    units: Ids
+    """The gated units, in rising order: gate `i + 1` of the vector is unit `units[i]`."""
+
+    def index(self, ids: Ids) -> torch.Tensor:
+        """For each id, its entry in the gate vector: 0 for what is not gated."""
+        position = np.searchsorted(self.units, ids)
+        found = (position < len(self.units)) & (self.units[np.minimum(position, len(self.units) - 1)] == ids)
+        return torch.from_numpy(np.where(found, position + 1, 0))
+
+
+@fact
+def gate_plan(program: Program) -> GatePlan:
+    """Where gates stand in `program`, and for which units."""
+    facts = structure(program)
+    nodes = {n.name: n for n in program.nodes}
+    met = dict[str, int]()
+    for contraction in facts.contractions:
+        met[contraction.node] = met.get(contraction.node, 0) + 1
+    sites, blocked = list[GateSite](), set[int](facts.ungateable)
+    for contraction in facts.contractions:
+        node, source = nodes[contraction.node], _source(nodes[contraction.node])
+        if source is None or not _mixes(program, node) or met[node.name] > 1:
+            blocked |= set(contraction.ids.tolist())
+            continue
+        entering = facts.values[source.name]
+        if isinstance(entering, Labels) and contraction.ids.any():
+            sites.append(GateSite(node, source, contraction.dim, contraction.ids))
+    gated = {int(u) for site in sites for u in site.ids} - blocked - {0}
+    return GatePlan(tuple(sites), np.asarray(sorted(gated), np.int64))
+
+
+def _source(node: fx.Node) -> fx.Node | None:
+    first = node.args[0] if node.args else node.kwargs.get("input")
+    return first if isinstance(first, fx.Node) else None
+
+
+def _mixes(program: Program, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(program.module(node), MIXING_MODULES)
+    return node.op == "call_function" and node.target in MIXING_FUNCTIONS
+
+
+def insert_gates(edit: Editor, plan: GatePlan, gates: GateVector) -> None:
+    """Put `gates` into the graph, one `GateApply` in front of each site."""
+    first = next(n for n in edit.program.nodes if n.op != "placeholder")
+    vector = edit.insert_call(f"{GATES}.vector", gates, (), before=first)
+    for position, site in enumerate(plan.sites):
+        apply = GateApply(plan.index(site.ids).to(gates.logits.device), site.dim)
+        gated = edit.insert_call(f"{GATES}.apply{position}", apply, (site.source, vector), before=site.node)
+        edit.rewire(site.node, site.source, gated)
+
+
+def silenced(program: Program, keep: Mask) -> Program | None:
+    """`program` with the gates of what `keep` leaves out at 0; `None` where a gate cannot stand for it."""
+    plan = gate_plan(program)
+    removed = np.flatnonzero(~keep)
+    if not np.isin(removed, plan.units).all():
+        return None
+    parameter = next(program.graph_module.parameters())
+    gates = GateVector(len(plan.units)).to(parameter.device, parameter.dtype)
+    with torch.no_grad():
+        gates.logits.copy_(torch.from_numpy(np.where(keep[plan.units], 1.0, -1.0)))
+    gates.mode = "hard"
+    edit = Editor(program)
+    insert_gates(edit, plan, gates)
+    return edit.finish("silenced")

@@ -1,0 +1,169 @@
+"""The state of one analysis: the atoms, what each tensor is labelled with, and what was noticed on the way.
+
+The rules (`fxsurgery.analysis.rules`) talk to it and to nothing else.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fxsurgery.analysis.atoms import FROZEN, Atoms, Ids
+from fxsurgery.analysis.labels import Labels, along, first_along, is_frozen, varying
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """`count` units may not be removed, since `op` at `node` needs them all."""
+
+    node: str
+    op: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """`node` sums over the labelled dim `dim` of its first input, weighted: a channel-mixing consumer."""
+
+    node: str
+    dim: int
+    ids: Ids
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiply-accumulates for one sample; they scale with the surviving share of each of `dims`."""
+
+    node: str
+    op: str
+    macs: float
+    dims: tuple[Ids, ...]
+
+
+@dataclass
+class Provenance:
+    """Mutable while the analysis runs; `Structure` is what is kept of it."""
+
+    atoms: Atoms = field(default_factory=Atoms)
+    node: str = ""
+    op: str = ""
+    freezes: list[Freeze] = field(default_factory=list)
+    contractions: list[Contraction] = field(default_factory=list)
+    produced: list[tuple[str, Ids]] = field(default_factory=list)
+    work: list[Work] = field(default_factory=list)
+    inexact: list[Ids] = field(default_factory=list)
+    ungateable: list[Ids] = field(default_factory=list)
+    group_width: dict[str, int] = field(default_factory=dict)
+    unknown: dict[str, list[str]] = field(default_factory=dict)
+    work_dims: tuple[Ids, ...] = ()
+    _later: list[tuple[str, str, Callable[[], None]]] = field(default_factory=list)
+
+    def union(self, left: Ids, right: Ids) -> None:
+        """Tie `left` to `right`, element by element; units frozen by it are logged with the current op."""
+        if froze := self.atoms.union(left, right):
+            self.freezes.append(Freeze(self.node, self.op, froze))
+
+    def freeze(self, ids: Ids) -> None:
+        """Nothing of `ids` may be removed."""
+        self.union(ids, FROZEN)
+
+    def freeze_all(self, labels: Labels) -> None:
+        """Nothing of a tensor may be removed."""
+        for plane in labels.planes:
+            self.freeze(plane)
+        labels.planes = []
+
+    def later(self, action: Callable[[], None]) -> None:
+        """Run `action` when all nodes are known: a choice that a later consumer may make first."""
+        self._later.append((self.node, self.op, action))
+
+    def run_later(self) -> None:
+        """Run what was put off, under the name of the op that put it off."""
+        for self.node, self.op, action in self._later:
+            action()
+        self._later.clear()
+
+    def canonical(self, plane: Ids) -> Ids | None:
+        """`plane` in roots, without the dims along which it is constant; `None` when nothing is left.
+
+        A dim whose entries are all one unit cannot lose it: the unit is frozen.
+        """
+        plane = self.atoms.find(plane)
+        for dim in varying(plane):
+            head = plane[(slice(None),) * dim + (slice(0, 1),)]
+            if (plane == head).all():
+                plane = head
+        if plane.size == 1:
+            self.freeze(plane)
+            return None
+        return None if is_frozen(plane) else plane
+
+    def refresh(self, labels: Labels) -> None:
+        """Bring the planes of a tensor up to date with the unions so far."""
+        labels.planes = [p for p in map(self.canonical, labels.planes) if p is not None]
+
+    def resolved(self, plane: Ids, prefer: Sequence[int] = ()) -> Ids | None:
+        """Tie entries until `plane` varies along one dim: one of `prefer` if it can, else the longest."""
+        known = self.canonical(plane)
+        if known is None or len(varying(known)) <= 1:
+            return known
+        choice = [d for d in varying(known) if d in prefer] or varying(known)
+        kept = max(choice, key=lambda d: known.shape[d])
+        self.union(known, first_along(known, [kept]))
+        return self.canonical(first_along(known, [kept]))
+
+    def resolve(self, labels: Labels, prefer: Sequence[int] = ()) -> None:
+        """`resolved` for each plane of a tensor."""
+        planes = (self.resolved(plane, prefer) for plane in labels.planes)
+        labels.planes = [plane for plane in planes if plane is not None]
+
+    def vector(self, labels: Labels, dim: int) -> Ids:
+        """The roots along `dim`, all frozen where it carries no label. Resolves the tensor towards `dim`."""
+        dim %= len(labels.shape)
+        self.resolve(labels, [dim])
+        found: Ids | None = None
+        for plane in labels.planes:
+            if varying(plane) != [dim]:
+                continue
+            if found is None:
+                found = self.atoms.find(plane.ravel())
+            else:
+                self.freeze(plane)
+        return np.zeros(labels.shape[dim], np.int64) if found is None else self.atoms.find(found)
+
+    def labelled(self, shape: Iterable[int], vectors: Mapping[int, Ids]) -> Labels:
+        """A tensor of `shape` labelled along each dim of `vectors`."""
+        labels = Labels(tuple(shape))
+        for dim, ids in vectors.items():
+            if len(ids) == 1:
+                self.freeze(ids)
+                continue
+            labels.planes.append(along(self.atoms.find(ids), dim % len(labels.shape), len(labels.shape)))
+        self.refresh(labels)
+        return labels
+
+    def without_overlap(self, labels: Labels) -> Labels:
+        """Keep at most one plane for each dim: of two that share one, the smaller is frozen."""
+        self.refresh(labels)
+        kept = list[Ids]()
+        taken = set[int]()
+        for plane in sorted(labels.planes, key=lambda p: -p.size):
+            if taken & set(varying(plane)):
+                self.freeze(plane)
+            else:
+                kept.append(plane)
+                taken |= set(varying(plane))
+        labels.planes = kept
+        return labels
+
+    def mark_inexact(self, ids: Ids) -> None:
+        """Removing any of `ids` changes what is computed on the others (a norm or mean over them)."""
+        self.inexact.append(ids.ravel())
+
+    def mark_ungateable(self, ids: Ids) -> None:
+        """`ids` are consumed where no gate can stand in front."""
+        self.ungateable.append(ids.ravel())
+
+    def scales_with(self, *dims: Ids) -> None:
+        """The current op's work scales with the surviving share of each of `dims`."""
+        self.work_dims = dims

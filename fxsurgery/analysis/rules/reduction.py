@@ -1,0 +1,90 @@
+"""Operations that reduce or scan dims: sums, means, pooling, softmax.
+
+A reduced label ends here. Only a sum does not notice that a silenced entry is gone.
+"""
+
+from collections.abc import Sequence
+
+from fxsurgery.analysis.labels import Ids, Labels, first_along, varying
+from fxsurgery.analysis.provenance import Provenance
+from fxsurgery.analysis.rules.call import Call, Rule, dims_of
+from fxsurgery.analysis.rules.pointwise import pointwise
+
+REDUCTIONS = "sum mean amax amin max min var std linalg_vector_norm norm logsumexp prod argmax var_mean".split()
+POOLS = {
+    f"{kind}{rank}d{tail}": rank
+    for kind in (
+        "max_pool",
+        "avg_pool",
+        "adaptive_avg_pool",
+        "_adaptive_avg_pool",
+        "adaptive_max_pool",
+        "upsample_nearest",
+        "_upsample_nearest_exact",
+        "upsample_linear",
+        "upsample_bilinear",
+        "upsample_bicubic",
+        "upsample_trilinear",
+        "reflection_pad",
+        "replication_pad",
+    )
+    for rank in (1, 2, 3)
+    for tail in ("", "_with_indices")
+}
+
+
+def reduction(state: Provenance, call: Call) -> Sequence[Labels]:
+    """Labels along reduced dims end; the others pass."""
+    if call.name in {"max", "min"} and len(call.args) > 1 and isinstance(call.args[1], Labels):
+        return pointwise(state, call)
+    source: Labels = call.args[0]
+    ndim = len(source.shape)
+    reduced = dims_of(call.argument("dim"), ndim)
+    planes = [p for plane in source.planes if (p := _after(state, call, plane, reduced)) is not None]
+    if len(call.shape) != ndim:
+        planes = [p.reshape([s for d, s in enumerate(p.shape) if d not in reduced]) for p in planes]
+    return [Labels(tuple(r.shape), list(planes)) for r in call.results]
+
+
+def _after(state: Provenance, call: Call, plane: Ids, reduced: list[int]) -> Ids | None:
+    gone = [d for d in varying(plane) if d in reduced]
+    if not gone:
+        return plane
+    state.mark_ungateable(plane)
+    if call.name != "sum":
+        state.mark_inexact(plane)
+    kept = [d for d in varying(plane) if d not in gone]
+    if not kept:
+        return None
+    state.union(plane, first_along(plane, kept))
+    return state.canonical(first_along(plane, kept))
+
+
+def scan(state: Provenance, call: Call) -> Sequence[Labels]:
+    """Softmax and cumulative sums over a labelled dim depend on every entry of it."""
+    source: Labels = call.args[0]
+    dim = call.args[1] % len(source.shape)
+    for plane in source.planes:
+        if dim in varying(plane):
+            state.mark_inexact(plane)
+    return [Labels(tuple(r.shape), list(source.planes)) for r in call.results]
+
+
+def pooling(state: Provenance, call: Call) -> Sequence[Labels]:
+    """Channels pass, labels on pooled dims freeze."""
+    source: Labels = call.args[0]
+    ndim = len(source.shape)
+    channels = list(range(ndim - POOLS[call.name]))
+    state.resolve(source, channels)
+    for plane in source.planes:
+        if not set(varying(plane)) <= set(channels):
+            state.freeze(plane)
+    state.refresh(source)
+    return [Labels(tuple(r.shape), list(source.planes)) for r in call.results]
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(REDUCTIONS, reduction),
+    **dict.fromkeys(("softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum"), scan),
+    **dict.fromkeys(POOLS, pooling),
+}

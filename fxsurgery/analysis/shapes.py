@@ -1,0 +1,94 @@
+"""Which modules and nodes carry sizes as constants, and how these are brought up to date.
+
+A module states its sizes as attributes (`Conv2d.in_channels`): `refit` makes a copy on resized tensors. A
+node states them as arguments (`x.view(n, 2, 58)`): `SIZED` lists the targets whose arguments `resize`
+rewrites. Data that is reshaped anywhere else freezes.
+"""
+
+import copy
+from collections.abc import Mapping
+
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+SIZED = {"view", "reshape", "expand", "chunk", "split", "split_with_sizes", "getitem", "unflatten", "narrow", "pad"}
+"""Functions and methods whose size arguments are rewritten."""
+
+SHAPELESS = {
+    "flatten", "permute", "transpose", "t", "squeeze", "unsqueeze", "contiguous", "linear", "unbind",
+    "adaptive_avg_pool2d", "adaptive_avg_pool1d", "batch_norm", "pixel_shuffle", "pixel_unshuffle",
+    "channel_shuffle", "movedim", "swapaxes", "interpolate", "stack", "cat", "concat",
+}  # fmt: skip
+"""Functions and methods that reshape by the shapes they meet, with no constant of their own."""
+
+RESIZABLE = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
+"""Modules with tensors that `refit` knows."""
+
+CONSTANT_SHAPE = (nn.Unflatten, nn.Fold, nn.Unfold)
+"""Modules without tensors that hold a shape."""
+
+
+def target_name(node: fx.Node) -> str:
+    """`view` for `x.view(...)`, `flatten` for `torch.flatten(x)`; the path for a module."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+
+def is_sized(node: fx.Node) -> bool:
+    """Whether `resize` rewrites the sizes among `node`'s arguments."""
+    return node.op in {"call_function", "call_method"} and target_name(node) in SIZED
+
+
+def hides_its_shape(node: fx.Node, root: nn.Module) -> bool:
+    """Whether `node` may reshape by a constant that no rewrite reaches."""
+    if node.op == "call_module":
+        return isinstance(root.get_submodule(str(node.target)), CONSTANT_SHAPE)
+    return node.op in {"call_function", "call_method"} and target_name(node) not in SIZED | SHAPELESS
+
+
+def is_resizable(module: nn.Module) -> bool:
+    """Whether the tensors of a called module, if it has any, can be resized."""
+    if hasattr(module, "parametrizations"):
+        return False
+    return isinstance(module, RESIZABLE) or not list(module.state_dict())
+
+
+def refit(module: nn.Module, tensors: Mapping[str, Tensor], groups: int | None) -> nn.Module:
+    """A copy of `module` on `tensors` (by their names in it), its size attributes to match.
+
+    Args:
+        module: one that `is_resizable`; it is left alone.
+        tensors: the resized parameters and buffers; the others are shared.
+        groups: the new number of groups, where it changed.
+    """
+    new = copy.copy(module)
+    new._parameters, new._buffers = dict(module._parameters), dict(module._buffers)  # noqa: SLF001
+    for name, tensor in tensors.items():
+        if (old := module._parameters.get(name)) is not None:  # noqa: SLF001
+            new._parameters[name] = nn.Parameter(tensor, requires_grad=old.requires_grad)  # noqa: SLF001
+        else:
+            new._buffers[name] = tensor  # noqa: SLF001
+    for name, value in _sizes(new, groups).items():
+        setattr(new, name, value)
+    return new
+
+
+def _sizes(module: nn.Module, groups: int | None) -> dict[str, object]:
+    if isinstance(module, _ConvNd):
+        groups = groups or module.groups
+        out, inner = module.weight.shape[:2]
+        if isinstance(module, _ConvTransposeNd):
+            return {"groups": groups, "in_channels": out, "out_channels": inner * groups}
+        return {"groups": groups, "in_channels": inner * groups, "out_channels": out}
+    if isinstance(module, nn.Linear):
+        return {"out_features": module.weight.shape[0], "in_features": module.weight.shape[1]}
+    if isinstance(module, nn.GroupNorm):
+        width, groups = module.num_channels // module.num_groups, groups or module.num_groups
+        single = module.weight.shape[0] if module.num_groups == 1 and module.affine else groups * width
+        return {"num_groups": groups, "num_channels": single}
+    if isinstance(module, nn.LayerNorm):
+        return {"normalized_shape": tuple(module.weight.shape)}
+    if isinstance(module, nn.PReLU):
+        return {"num_parameters": module.weight.numel()}
+    first = next(t for t in (*module.parameters(), *module.buffers()) if t.dim() == 1)
+    return {"num_features": first.shape[0]}

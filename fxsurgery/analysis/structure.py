@@ -1,0 +1,150 @@
+"""What changes together: which units a program's tensors have, and what may be removed.
+
+A *unit* is a class of atoms, named by its root: one channel, with every tensor slice that lives and dies
+with it. A *channel group* is the vector of units that the same layers produce: what a width is.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils import _pytree as pytree
+
+from fxsurgery.analysis.atoms import Ids
+from fxsurgery.analysis.fact import fact
+from fxsurgery.analysis.labels import Labels, varying
+from fxsurgery.analysis.provenance import Contraction, Freeze, Provenance, Work
+from fxsurgery.analysis.walk import Walk
+from fxsurgery.program import Program
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Units that the same layers produce, in the order of their channels."""
+
+    name: str
+    """The first layer that produces them, as the user calls it; `#2` and so on where one has several."""
+    producers: tuple[str, ...]
+    """The nodes that produce them."""
+    units: Ids
+    """Their roots, one entry a unit."""
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """The facts. Ids are roots; 0 is what may not be removed."""
+
+    tensors: Mapping[str, Mapping[int, Ids]]
+    """The units along each dim of each parameter and buffer."""
+    values: Mapping[str, Any]
+    """What each node gives, by node name: `Labels` where it gives a tensor."""
+    groups: tuple[ChannelGroup, ...]
+    contractions: tuple[Contraction, ...]
+    """Where units are consumed with a weight."""
+    work: tuple[Work, ...]
+    inexact: frozenset[int]
+    """Units whose removal changes what is computed on the others (a norm over them)."""
+    ungateable: frozenset[int]
+    """Units that something consumes where no gate can stand in front."""
+    freezes: tuple[Freeze, ...]
+    unknown: Mapping[str, tuple[str, ...]]
+    """Operations without a rule, with the nodes they froze the inputs of."""
+    group_width: Mapping[str, int]
+    """Channels in one group of a grouped conv or norm that loses whole groups, by node."""
+    uncounted: tuple[str, ...]
+    size: int
+    """One more than the largest id."""
+
+    def mask(self, removed: Ids) -> Mask:
+        """For each id, whether it stays when the units `removed` go."""
+        keep = np.ones(self.size, bool)
+        keep[removed] = False
+        keep[0] = True
+        return keep
+
+    def emptied(self, keep: Mask) -> list[int]:
+        """One unit of each tensor dim of which nothing would be left: empty when `keep` is legal."""
+        return sorted({int(ids.max()) for ids in self.vectors() if not keep[ids].any()})
+
+    def vectors(self) -> Iterator[Ids]:
+        """Every labelled dim: of parameters and buffers, and of what flows between nodes."""
+        for dims in self.tensors.values():
+            yield from dims.values()
+        for value in self.values.values():
+            for labels in pytree.tree_leaves(value, is_leaf=lambda v: isinstance(v, Labels)):
+                if isinstance(labels, Labels):
+                    yield from (plane.ravel() for plane in labels.planes)
+
+    def along(self, labels: Labels) -> dict[int, Ids]:
+        """The units of a tensor by dim."""
+        return {varying(plane)[0]: plane.ravel() for plane in labels.planes}
+
+    def removable(self, group: ChannelGroup) -> bool:
+        """Whether the group's units can go exactly, and a gate can stand for their going."""
+        units = set(group.units.tolist())
+        return not units & self.inexact and not units & self.ungateable
+
+    def group(self, name: str) -> ChannelGroup | None:
+        """The channel group of that name."""
+        return next((g for g in self.groups if g.name == name), None)
+
+
+@fact
+def structure(program: Program) -> Structure:
+    """What changes together in `program`."""
+    walk = Walk(program)
+    walk.walk()
+    state, find = walk.state, walk.state.atoms.find
+    values = {name: _rooted(state, value) for name, value in walk.values.items()}
+    return Structure(
+        tensors={
+            name: {d: find(i) for d, i in ids.items() if find(i).any()} for name, (_, ids) in walk.dims.items()
+        },
+        values=values,
+        groups=tuple(_groups(state, program)),
+        contractions=tuple(Contraction(c.node, c.dim, find(c.ids)) for c in state.contractions),
+        work=tuple(Work(w.node, w.op, w.macs, tuple(find(d) for d in w.dims)) for w in state.work),
+        inexact=_members(state, state.inexact),
+        ungateable=_members(state, state.ungateable),
+        freezes=tuple(state.freezes),
+        unknown={op: tuple(dict.fromkeys(nodes)) for op, nodes in state.unknown.items()},
+        group_width=dict(state.group_width),
+        uncounted=tuple(walk.uncounted),
+        size=state.atoms.count,
+    )
+
+
+def _rooted(state: Provenance, value: Any) -> Any:  # noqa: ANN401
+    def root(labels: Labels) -> Labels:
+        rooted = Labels(labels.shape, list(labels.planes))
+        state.refresh(rooted)
+        return rooted
+
+    return pytree.tree_map_only(Labels, root, value, is_leaf=lambda v: isinstance(v, Labels))
+
+
+def _members(state: Provenance, noted: list[Ids]) -> frozenset[int]:
+    return frozenset(int(i) for ids in noted for i in np.unique(state.atoms.find(ids)) if i)
+
+
+def _groups(state: Provenance, program: Program) -> Iterator[ChannelGroup]:
+    """Units by the set of nodes that produce them, in the order in which these run."""
+    names = {n.name: str(n.target) if n.op == "call_module" else n.name for n in program.nodes}
+    producers = dict[int, dict[str, None]]()
+    for node, ids in state.produced:
+        for unit in dict.fromkeys(state.atoms.find(ids).tolist()):
+            producers.setdefault(unit, {})[node] = None
+    producers.pop(0, None)
+    units = dict[tuple[str, ...], list[int]]()
+    for unit, nodes in producers.items():
+        units.setdefault(tuple(nodes), []).append(unit)
+    seen = dict[str, int]()
+    for nodes, members in units.items():
+        first = names[nodes[0]]
+        seen[first] = seen.get(first, 0) + 1
+        name = first if seen[first] == 1 else f"{first}#{seen[first]}"
+        yield ChannelGroup(name, nodes, np.asarray(members, np.int64))

@@ -1,0 +1,74 @@
+"""Fold batch normalization into the convolution or linear layer before it.
+
+    y = gamma * (conv(x) - mean) / sqrt(var + eps) + beta
+
+is one convolution, with weight[o, :] scaled by gamma[o] / sqrt(var[o] + eps) and bias
+beta + (bias - mean) * gamma / sqrt(var + eps). True of inference only, and only where nothing else reads
+the convolution or calls either module.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from typing_extensions import override
+
+from fxsurgery.edit import Editor
+from fxsurgery.program import Program
+from fxsurgery.surgery import Effect, Rewrite
+
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@dataclass(frozen=True)
+class FoldBn(Rewrite):
+    """Fold every `BatchNorm(conv(x))` and `BatchNorm1d(linear(x))` that can be."""
+
+    name: ClassVar[str] = "fold-bn"
+
+    @classmethod
+    @override
+    def candidates(cls, program: Program) -> Iterator[Self]:
+        if any(_producer(program, node) for node, _ in program.calls(*NORMS)):
+            yield cls()
+
+    @override
+    def rewrite(self, edit: Editor) -> Effect:
+        program = edit.program
+        counts = Counter(str(n.target) for n in program.nodes if n.op == "call_module")
+        for node, norm in program.calls(*NORMS):
+            if (before := _producer(program, node)) is None:
+                continue
+            if reason := _unsafe(before, node, norm, counts):
+                edit.refuse(node, reason)
+                continue
+            edit.replace_module(str(before.target), _fused(program.module(before), norm))
+            edit.bypass(node)
+        return Effect.EXACT
+
+
+def _producer(program: Program, norm: fx.Node) -> fx.Node | None:
+    before = norm.all_input_nodes[0]
+    foldable = before.op == "call_module" and isinstance(program.module(before), (*CONVS, nn.Linear))
+    return before if foldable else None
+
+
+def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module:
+    if isinstance(layer, nn.Linear):
+        return fuse_linear_bn_eval(layer, norm)
+    return fuse_conv_bn_eval(layer, norm, transpose=isinstance(layer, CONVS[3:]))  # type: ignore[type-var]
+
+
+def _unsafe(before: fx.Node, node: fx.Node, norm: nn.Module, counts: Counter[str]) -> str | None:
+    if norm.running_mean is None:
+        return "the batch norm has no running statistics"
+    if len(before.users) > 1:
+        return f"%{before} has {len(before.users)} readers"
+    for called in (before, node):
+        if (calls := counts[str(called.target)]) > 1:
+            return f"{called.target} is called {calls} times"
+    return None

@@ -1,0 +1,137 @@
+"""Remove channels, with every slice of every tensor that lives and dies with them.
+
+A unit is gone from all of its members at once (structure analysis). What it would still have contributed
+decides what the result equals:
+
+* `leaves="nothing"`: the unit's gate is closed at each consumer, and 0 is what it leaves. The result
+  equals the gated program everywhere; this is proven on the example inputs.
+* `leaves="constant"`: its producers and norms are scaled to 0 and their offsets stay, so it leaves a
+  constant c, which every consumer's bias takes over: `b[o] += sum_k W[o, c, k] * c`. Equal to the silenced
+  program wherever the consumer sees no zero padding; where it does, that is said in a refusal, and only
+  shapes are promised (methods, section 3, "bias folding").
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from typing_extensions import override
+
+from fxsurgery.analysis.constants import Leftover, leftovers, scale_silenced
+from fxsurgery.analysis.gating import silenced
+from fxsurgery.analysis.resize import resize
+from fxsurgery.analysis.shapes import refit
+from fxsurgery.analysis.structure import Mask, structure
+from fxsurgery.edit import Editor
+from fxsurgery.errors import SpecError
+from fxsurgery.program import Program
+from fxsurgery.surgery import Effect, Rewrite
+
+
+@dataclass(frozen=True)
+class PruneChannels(Rewrite):
+    """Remove units, named by channel group and position in it."""
+
+    name: ClassVar[str] = "prune-channels"
+    drop: tuple[tuple[str, tuple[int, ...]], ...]
+    """For each channel group, by name, the positions of the units to remove."""
+    leaves: Literal["nothing", "constant"] = "nothing"
+
+    @classmethod
+    @override
+    def candidates(cls, program: Program) -> Iterator[Self]:
+        """The last quarter of each channel group, one group at a time."""
+        for group in structure(program).groups:
+            if cut := len(group.units) // 4:
+                last = tuple(range(len(group.units) - cut, len(group.units)))
+                move = cls(((group.name, last),))
+                if not structure(program).emptied(move.keep(program)):
+                    yield move
+
+    def keep(self, program: Program) -> Mask:
+        """For each id of `program`'s structure, whether it stays.
+
+        Raises:
+            SpecError: no group has that name, or the group no such position.
+        """
+        facts = structure(program)
+        removed = list[int]()
+        for name, positions in self.drop:
+            if (group := facts.group(name)) is None:
+                known = ", ".join(g.name for g in facts.groups)
+                raise SpecError(f"no channel group is named {name!r}; there are: {known or 'none'}")
+            if beyond := [p for p in positions if not 0 <= p < len(group.units)]:
+                raise SpecError(f"{name} has {len(group.units)} units; there is no unit {beyond[0]}")
+            removed += group.units[list(positions)].tolist()
+        return facts.mask(np.asarray(removed, np.int64))
+
+    @override
+    def rewrite(self, edit: Editor) -> Effect:
+        program, keep = edit.program, self.keep(edit.program)
+        if keep.all():
+            return Effect.EXACT
+        if self.leaves not in {"nothing", "constant"}:
+            raise SpecError(f"leaves={self.leaves!r}: say 'nothing' or 'constant'")
+        resize(edit, keep)
+        removed = set(np.flatnonzero(~keep).tolist())
+        exact = not removed & structure(program).inexact
+        if not exact:
+            edit.refuse("norm", "a norm runs over removed channels: the result equals no silenced program")
+        reference = silenced(program, keep) if self.leaves == "nothing" else _fold(edit, keep)
+        if exact and reference is not None:
+            edit.prove_equal_to(reference)
+        return Effect.LOSSY
+
+
+def _fold(edit: Editor, keep: Mask) -> Program | None:
+    """Move constants into biases; the program that the result equals, unless padding is in the way."""
+    reference = scale_silenced(edit.program, keep)
+    exact = True
+    for left in leftovers(edit.program, reference, keep):
+        if left.is_zero:
+            continue
+        if (module := _foldable(edit, left)) is None:
+            edit.refuse(left.site.node, "what removed channels leave cannot be folded into this consumer")
+            exact = False
+            continue
+        if not left.is_exact:
+            edit.refuse(left.site.node, "what removed channels leave differs at zero-padded borders")
+            exact = False
+        path = str(left.site.node.target)
+        kept = torch.from_numpy(np.flatnonzero(_kept_outputs(edit.program, path, module, keep)))
+        bias = _bias_for(module, left.values)[kept.to(left.values.device)]
+        resized = edit.module(path)
+        old = resized.get_parameter("bias").detach() if module.bias is not None else torch.zeros_like(bias)
+        edit.replace_module(path, _with_bias(resized, old + bias))
+    return reference if exact else None
+
+
+def _foldable(edit: Editor, left: Leftover) -> _ConvNd | nn.Linear | None:
+    node = left.site.node
+    module = edit.program.module(node) if node.op == "call_module" else None
+    calls = sum(n.target == node.target for n in edit.program.nodes if n.op == "call_module")
+    known = isinstance(module, (_ConvNd, nn.Linear)) and not isinstance(module, _ConvTransposeNd)
+    return module if known and calls == 1 else None  # type: ignore[return-value]
+
+
+def _kept_outputs(program: Program, path: str, module: _ConvNd | nn.Linear, keep: Mask) -> Mask:
+    ids = structure(program).tensors.get(f"{path}.weight", {}).get(0)
+    return np.ones(module.weight.shape[0], bool) if ids is None else keep[ids]
+
+
+def _bias_for(module: _ConvNd | nn.Linear, constants: Tensor) -> Tensor:
+    """`sum_{c,k} W[o, c, k] * constants[c]`, (out channels,): the layer's answer to constant input."""
+    weight = module.weight.detach().flatten(2).sum(2) if module.weight.dim() > 2 else module.weight.detach()
+    groups = module.groups if isinstance(module, _ConvNd) else 1
+    by_group = constants.reshape(groups, 1, -1)
+    return (weight.reshape(groups, -1, weight.shape[1]) * by_group).sum(2).flatten()
+
+
+def _with_bias(module: nn.Module, bias: Tensor) -> nn.Module:
+    new = refit(module, {}, None)
+    new.bias = nn.Parameter(bias, requires_grad=module.get_parameter("weight").requires_grad)
+    return new
