@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from typing_extensions import override
 
 from fxsurgery.analysis.gating import GateSite, gate_plan
 from fxsurgery.analysis.shapes import refit
@@ -58,7 +59,7 @@ def scale_silenced(program: Program, keep: Mask) -> Program:
         ids = facts.tensors.get(f"{path}.weight", {}).get(dim)
         if not (produces or scales) or ids is None or keep[ids].all():
             continue
-        weight = module.weight.detach().clone()
+        weight = module.get_parameter("weight").detach().clone()
         index = torch.from_numpy(np.flatnonzero(~keep[ids])).to(weight.device)
         edit.replace_module(path, refit(module, {"weight": weight.index_fill_(dim, index, 0.0)}, None))
     return edit.finish("scale-silenced")
@@ -81,7 +82,8 @@ class _Reader(fx.Interpreter):
         self._wanted = wanted
         self.seen: dict[str, Tensor] = {}
 
-    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401
+    @override
+    def run_node(self, n: fx.Node) -> Any:
         """Run a node; a wanted value is copied, as a later node may write into it."""
         result = super().run_node(n)
         if n.name in self._wanted:
@@ -105,4 +107,8 @@ def _pads(site: GateSite) -> bool:
     module = owner.get_submodule(str(site.node.target)) if owner and site.node.op == "call_module" else None
     if not isinstance(module, _ConvNd):
         return not isinstance(module, nn.Linear)
-    return isinstance(module, _ConvTransposeNd) or module.padding == "same" or any(p != 0 for p in module.padding)
+    return (
+        isinstance(module, _ConvTransposeNd)
+        or module.padding == "same"
+        or any(p != 0 for p in module.padding)
+    )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fxsurgery.analysis.atoms import Ids
 from fxsurgery.analysis.fact import fact
+from fxsurgery.analysis.gating import GatePlan
 from fxsurgery.analysis.structure import Mask, structure
 from fxsurgery.budget import Cost
 from fxsurgery.program import Program
@@ -31,28 +32,26 @@ class CostTerms:
         shares = ([float(keep[ids].mean()) for ids in dims] for dims in self.dims)
         return round(sum(a * _product(s) for a, s in zip(self.amounts, shares, strict=True)))
 
-    def compiled(self, device: torch.device | None = None) -> "ExpectedCost":
-        """The differentiable form, on `device`."""
-        return ExpectedCost(self, device)
+    def expected(self, plan: GatePlan, device: torch.device | None = None) -> "ExpectedCost":
+        """The differentiable form, as a function of the gate vector of `plan`."""
+        return ExpectedCost(self, plan, device)
 
 
 class ExpectedCost:
     """The expected share of the original cost under independent gates, one a unit."""
 
-    def __init__(self, terms: CostTerms, device: torch.device | None) -> None:
-        vectors = dict[bytes, int]()
+    def __init__(self, terms: CostTerms, plan: GatePlan, device: torch.device | None) -> None:
+        slots = dict[bytes, int]()
         distinct = list[Ids]()
-        self._pairs = list[tuple[int, int]]()
-        for dims in terms.dims:
-            slots = [_slot(ids, vectors, distinct) for ids in dims]
-            self._pairs.append((slots[0] if slots else -1, slots[1] if len(slots) > 1 else -1))
-        lengths = torch.tensor([len(ids) for ids in distinct], dtype=torch.float64)
+        pairs = [[_slot(ids, slots, distinct) for ids in dims] for dims in terms.dims]
+        lengths = torch.tensor([len(ids) for ids in distinct])
+        index = [plan.index(ids) for ids in distinct] or [torch.zeros(0, dtype=torch.long)]
+        self._index = torch.cat(index).to(device)
+        self._slot = torch.repeat_interleave(torch.arange(len(distinct)), lengths).to(device)
         self._lengths = lengths.to(device, torch.float32)
-        flat = torch.cat([torch.from_numpy(ids) for ids in distinct]) if distinct else torch.zeros(0)
-        self._flat = flat.long().to(device)
-        self._slot = torch.repeat_interleave(torch.arange(len(distinct)), lengths.long()).to(device)
-        self._left = torch.tensor([p[0] for p in self._pairs], device=device)
-        self._right = torch.tensor([p[1] for p in self._pairs], device=device)
+        whole = len(distinct)
+        self._first = torch.tensor([p[0] if p else whole for p in pairs], device=device)
+        self._second = torch.tensor([p[1] if len(p) > 1 else whole for p in pairs], device=device)
         amounts = torch.tensor(terms.amounts, dtype=torch.float64)
         self._weights = (amounts / amounts.sum()).to(device, torch.float32)
 
@@ -60,11 +59,11 @@ class ExpectedCost:
         """The expected share, a scalar.
 
         Args:
-            gates: (ids,) the probability that each id stays; entry 0, the frozen one, is 1.
+            gates: (1 + units,) the gate vector; entry 0, of what is never gated, is 1.
         """
-        sums = torch.zeros_like(self._lengths).index_add(0, self._slot, gates[self._flat])
-        shares = torch.cat([sums / self._lengths, gates.new_ones(1)])
-        return (self._weights * shares[self._left] * shares[self._right]).sum()
+        sums = torch.zeros_like(self._lengths).index_add(0, self._slot, gates[self._index])
+        shares = torch.cat([sums / self._lengths, sums.new_ones(1)])
+        return (self._weights * shares[self._first] * shares[self._second]).sum()
 
 
 @fact

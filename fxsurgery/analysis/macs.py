@@ -10,26 +10,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
-from torch._ops import OpOverload
 
 PRODUCTS = {"mm": (0, 1), "addmm": (1, 2), "bmm": (0, 1), "baddbmm": (1, 2), "matmul": (0, 1)}
 
 
-def macs_of(op: OpOverload, name: str, args: Sequence[Any], result: object) -> float | None:
-    """MACs of `op` on (meta) tensors; `None` where the operation is not one that is counted."""
+def macs_of(name: str, args: Sequence[Any], result: object) -> float | None:
+    """MACs of the operation `name` on (meta) tensors; `None` where the operation is not one that is counted."""
     if not isinstance(result, Tensor):
-        result = next((r for r in result if isinstance(r, Tensor)), None) if isinstance(result, tuple) else None
+        result = (
+            next((r for r in result if isinstance(r, Tensor)), None) if isinstance(result, tuple) else None
+        )
     if result is None:
         return None
     if name in {"convolution", "_convolution"}:
         weight, transposed = args[1], bool(args[6])
-        return (args[0].numel() if transposed else result.numel()) * math.prod(weight.shape[1:])
+        return float((args[0].numel() if transposed else result.numel()) * math.prod(weight.shape[1:]))
     if name in PRODUCTS:
         return float(result.numel() * args[PRODUCTS[name][0]].shape[-1])
     if name == "linear":
         return float(result.numel() * args[1].shape[-1])
     if "scaled_dot_product" in name:
         query, key, value = args[:3]
-        return query.numel() * key.shape[-2] + math.prod(query.shape[:-1]) * key.shape[-2] * value.shape[-1]
-    del op
+        scores = math.prod(query.shape[:-1]) * key.shape[-2]
+        return float(scores * (query.shape[-1] + value.shape[-1]))
     return None

@@ -79,7 +79,8 @@ class Provenance:
 
     def run_later(self) -> None:
         """Run what was put off, under the name of the op that put it off."""
-        for self.node, self.op, action in self._later:
+        for node, op, action in self._later:
+            self.node, self.op = node, op
             action()
         self._later.clear()
 

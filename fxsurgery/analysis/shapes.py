@@ -12,7 +12,18 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-SIZED = {"view", "reshape", "expand", "chunk", "split", "split_with_sizes", "getitem", "unflatten", "narrow", "pad"}
+SIZED = {
+    "view",
+    "reshape",
+    "expand",
+    "chunk",
+    "split",
+    "split_with_sizes",
+    "getitem",
+    "unflatten",
+    "narrow",
+    "pad",
+}
 """Functions and methods whose size arguments are rewritten."""
 
 SHAPELESS = {
@@ -74,21 +85,25 @@ def refit(module: nn.Module, tensors: Mapping[str, Tensor], groups: int | None) 
 
 
 def _sizes(module: nn.Module, groups: int | None) -> dict[str, object]:
+    sizes: dict[str, object]
     if isinstance(module, _ConvNd):
         groups = groups or module.groups
-        out, inner = module.weight.shape[:2]
-        if isinstance(module, _ConvTransposeNd):
-            return {"groups": groups, "in_channels": out, "out_channels": inner * groups}
-        return {"groups": groups, "in_channels": inner * groups, "out_channels": out}
-    if isinstance(module, nn.Linear):
-        return {"out_features": module.weight.shape[0], "in_features": module.weight.shape[1]}
-    if isinstance(module, nn.GroupNorm):
+        first, second = module.weight.shape[:2]
+        out, inner = (
+            (second * groups, first) if isinstance(module, _ConvTransposeNd) else (first, second * groups)
+        )
+        sizes = {"groups": groups, "in_channels": inner, "out_channels": out}
+    elif isinstance(module, nn.Linear):
+        sizes = {"out_features": module.weight.shape[0], "in_features": module.weight.shape[1]}
+    elif isinstance(module, nn.GroupNorm):
         width, groups = module.num_channels // module.num_groups, groups or module.num_groups
-        single = module.weight.shape[0] if module.num_groups == 1 and module.affine else groups * width
-        return {"num_groups": groups, "num_channels": single}
-    if isinstance(module, nn.LayerNorm):
-        return {"normalized_shape": tuple(module.weight.shape)}
-    if isinstance(module, nn.PReLU):
-        return {"num_parameters": module.weight.numel()}
-    first = next(t for t in (*module.parameters(), *module.buffers()) if t.dim() == 1)
-    return {"num_features": first.shape[0]}
+        channels = module.weight.shape[0] if module.affine else groups * width
+        sizes = {"num_groups": groups, "num_channels": channels}
+    elif isinstance(module, nn.LayerNorm):
+        sizes = {"normalized_shape": tuple(module.weight.shape)}
+    elif isinstance(module, nn.PReLU):
+        sizes = {"num_parameters": module.weight.numel()}
+    else:
+        vectors = (t for t in (*module.parameters(), *module.buffers()) if t.dim() == 1)
+        sizes = {"num_features": next(vectors).shape[0]}
+    return sizes

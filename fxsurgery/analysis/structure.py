@@ -102,7 +102,8 @@ def structure(program: Program) -> Structure:
     values = {name: _rooted(state, value) for name, value in walk.values.items()}
     return Structure(
         tensors={
-            name: {d: find(i) for d, i in ids.items() if find(i).any()} for name, (_, ids) in walk.dims.items()
+            name: {d: find(i) for d, i in ids.items() if find(i).any()}
+            for name, (_, ids) in walk.dims.items()
         },
         values=values,
         groups=tuple(_groups(state, program)),
@@ -143,8 +144,8 @@ def _groups(state: Provenance, program: Program) -> Iterator[ChannelGroup]:
     for unit, nodes in producers.items():
         units.setdefault(tuple(nodes), []).append(unit)
     seen = dict[str, int]()
-    for nodes, members in units.items():
-        first = names[nodes[0]]
+    for makers, members in units.items():
+        first = names[makers[0]]
         seen[first] = seen.get(first, 0) + 1
         name = first if seen[first] == 1 else f"{first}#{seen[first]}"
-        yield ChannelGroup(name, nodes, np.asarray(members, np.int64))
+        yield ChannelGroup(name, makers, np.asarray(members, np.int64))

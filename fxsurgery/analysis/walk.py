@@ -101,7 +101,9 @@ class Walk(fx.Interpreter):
             if isinstance(source, fx.Node):
                 self._sizes[node] = {(source, dim if isinstance(dim, int) else None)}
             return
-        sources = set[tuple[fx.Node, int | None]]().union(*(self._sizes.get(n, ()) for n in node.all_input_nodes))
+        sources = set[tuple[fx.Node, int | None]]().union(
+            *(self._sizes.get(n, ()) for n in node.all_input_nodes)
+        )
         if name == "getitem" and isinstance(node.args[1], int):
             sources = {(tensor, node.args[1] if dim is None else dim) for tensor, dim in sources}
         if sources:
@@ -109,7 +111,9 @@ class Walk(fx.Interpreter):
 
     def _freeze_sizes(self, node: fx.Node) -> None:
         for number in node.all_input_nodes:
-            for tensor, dim in self._sizes.get(number, ()) if not isinstance(self.env[number], Tensor) else ():
+            for tensor, dim in (
+                self._sizes.get(number, ()) if not isinstance(self.env[number], Tensor) else ()
+            ):
                 labels = self.labels(self.env[tensor])
                 for d in range(len(labels.shape)) if dim is None else [dim]:
                     self.state.freeze(self.state.vector(labels, d))
@@ -176,12 +180,21 @@ class Walk(fx.Interpreter):
 
     def _hides_a_shape(self, call: Call) -> bool:
         """Whether labelled data is reshaped by numbers that stand where no rewrite reaches them."""
-        if call.name not in {"view", "_unsafe_view", "reshape", "expand", "split", "slice", "repeat", "select"}:
+        if call.name not in {
+            "view",
+            "_unsafe_view",
+            "reshape",
+            "expand",
+            "split",
+            "slice",
+            "repeat",
+            "select",
+        }:
             return False
         return self._hidden and any(t.planes for t in call.tensors())
 
     def _count(self, call: Call, args: Sequence[Any], result: object) -> None:
-        macs = macs_of(call.op, call.name, args, result)
+        macs = macs_of(call.name, args, result)
         if macs is not None:
             dims = self.state.work_dims
             self.state.work.append(Work(self.state.node, call.name, macs / self._batch, dims))
@@ -189,16 +202,20 @@ class Walk(fx.Interpreter):
             self.uncounted[base_name(call.op)] = None
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Hands every ATen operation of a walk over, after it ran."""
 
     def __init__(self, walk: Walk) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._walk = walk
 
     @override
-    def __torch_dispatch__(  # type: ignore[override]
-        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         del types
         result = func(*args, **(kwargs or {}))
@@ -214,5 +231,3 @@ def _called(root: fx.GraphModule) -> list[tuple[str, nn.Module]]:
 def _meta(tensor: Tensor) -> Tensor:
     on_meta = tensor.detach().to("meta")
     return nn.Parameter(on_meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else on_meta
-
-

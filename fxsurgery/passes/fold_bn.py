@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from typing_extensions import override
 
@@ -57,14 +58,14 @@ def _producer(program: Program, norm: fx.Node) -> fx.Node | None:
     return before if foldable else None
 
 
-def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module:
+def _fused(layer: nn.Module, norm: _BatchNorm) -> nn.Module:
     if isinstance(layer, nn.Linear):
         return fuse_linear_bn_eval(layer, norm)
     return fuse_conv_bn_eval(layer, norm, transpose=isinstance(layer, CONVS[3:]))  # type: ignore[type-var]
 
 
-def _unsafe(before: fx.Node, node: fx.Node, norm: nn.Module, counts: Counter[str]) -> str | None:
-    if norm.running_mean is None:
+def _unsafe(before: fx.Node, node: fx.Node, norm: _BatchNorm, counts: Counter[str]) -> str | None:
+    if not norm.track_running_stats:
         return "the batch norm has no running statistics"
     if len(before.users) > 1:
         return f"%{before} has {len(before.users)} readers"

@@ -87,7 +87,7 @@ def _freeze_along(state: Provenance, labels: Labels, dims: Sequence[int]) -> Non
 def _mover(call: Call) -> Callable[[Tensor], Tensor | Sequence[Tensor]]:
     if call.name in {"view", "_unsafe_view", "reshape"}:
         return lambda x: x.reshape(call.args[1])
-    return lambda x: call.op(x, *call.args[1:], **call.kwargs)  # type: ignore[no-any-return]
+    return lambda x: call.op(x, *call.args[1:], **call.kwargs)
 
 
 def _moved(
@@ -95,7 +95,7 @@ def _moved(
 ) -> list[Ids]:
     """The planes of each result; a dim that stays broadcast (stride 0) stays of size 1."""
     moved = mover(torch.from_numpy(np.ascontiguousarray(plane)).expand(shape))
-    return [_compact(m) for m in (moved if isinstance(moved, (list, tuple)) else [moved])]  # type: ignore[list-item]
+    return [_compact(moved)] if isinstance(moved, Tensor) else [_compact(part) for part in moved]
 
 
 def _compact(moved: Tensor) -> Ids:

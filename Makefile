@@ -1,0 +1,50 @@
+# make demo | test | slow | check | bench: each sets up .venv first, once, and again when the requirements change.
+
+PYTHON ?= python3
+BIN := .venv/bin
+REQUIREMENTS := pyproject.toml constraints.txt
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+PYTEST_ARGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test slow check bench
+
+help:
+	@echo "make demo    install fxsurgery into .venv and run its demo"
+	@echo "make test    the quick tests (PYTEST_ARGS='tests/passes -x' narrows them)"
+	@echo "make slow    the tests on whole real models and long searches"
+	@echo "make check   ruff, mypy and the import contracts"
+	@echo "make bench   how to run the benchmarks"
+
+demo: .venv/.installed
+	$(BIN)/fxsurgery demo
+
+test: .venv/.installed-dev
+	$(PYTEST) $(PYTEST_ARGS)
+
+slow: .venv/.installed-dev
+	$(PYTEST) -m slow $(PYTEST_ARGS)
+
+check: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.installed-dev
+	@echo "A benchmark is a module; --help tells its options. Tables land in benchmarks/results/."
+	@grep -ls __main__ benchmarks/*.py | sed -E 's|benchmarks/(.*)\.py|  $(BIN)/python -m benchmarks.\1 --help|'
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fxsurgery needs Python 3.11 or later: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: $(REQUIREMENTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+.venv/.installed-dev: $(REQUIREMENTS) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,zoo]"
+	@touch .venv/.installed $@

@@ -1,0 +1,204 @@
+"""From a score for each unit to widths within a budget.
+
+Units are ranked by score inside their channel group, and go in *blocks* that keep every width a multiple of
+`align` (x86 kernels lose their fast path where a width is no multiple of 4, and 8 suits every target).
+Blocks of all groups are then ranked by their mean score and removed, lowest first, until the budget
+holds; last, what still fits is put back. So the result is at or below the budget by less than the smallest
+block that was left out.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxsurgery.analysis.cost import cost, cost_after
+from fxsurgery.analysis.gating import gate_plan
+from fxsurgery.analysis.structure import ChannelGroup, Mask, Structure, structure
+from fxsurgery.budget import Budget, Cost
+from fxsurgery.errors import BudgetError, StructureError
+from fxsurgery.passes import PruneChannels
+from fxsurgery.program import Program
+
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """A group whose width can change, and the numbers of units that it may keep, largest first."""
+
+    group: ChannelGroup
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Units of one group that go together; `order` is its place in the group, first to go first."""
+
+    choice: int
+    order: int
+    units: tuple[int, ...]
+    score: float
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """The widths that a program can take."""
+
+    program: Program
+    choices: tuple[Choice, ...]
+    align: int
+    unaligned: tuple[str, ...]
+    """Groups whose width cannot be aligned, since layers tie their channels unevenly."""
+
+    @property
+    def units(self) -> NDArray[np.int64]:
+        """Every unit that may go."""
+        return np.concatenate([c.group.units for c in self.choices])
+
+    def smallest(self) -> Cost:
+        """The cost with every width at its least."""
+        removed = [c.group.units[c.counts[-1] :] for c in self.choices]
+        return cost_after(self.program, structure(self.program).mask(np.concatenate(removed)))
+
+    def check(self, budget: Budget) -> None:
+        """Refuse what cannot be reached.
+
+        Raises:
+            BudgetError: a limit lies below the least that this space can reach; it says how much that is.
+        """
+        original, smallest = cost(self.program), self.smallest()
+        for name, limit in budget.limits(original):
+            whole, least = getattr(original, name), getattr(smallest, name)
+            if least > limit:
+                raise BudgetError(
+                    f"{limit:,.0f} {name} ({limit / whole:.3f} of the original) cannot be reached: the least is "
+                    f"{least:,} ({least / whole:.3f}), with every width at its smallest multiple of {self.align}"
+                )
+
+
+def space(program: Program, *, align: int = 8, inner_only: bool = False) -> Space:
+    """The widths that `program` can take.
+
+    Args:
+        program: the captured model.
+        align: widths are multiples of this; a group too narrow for it stays as it is.
+        inner_only: leave groups that several layers produce (residual streams) alone.
+
+    Raises:
+        StructureError: no width can change; it says why.
+    """
+    if align < 1:
+        raise StructureError(f"align={align}: widths are multiples of a number of at least 1")
+    facts, gated = structure(program), set(gate_plan(program).units.tolist())
+    choices, unaligned = list[Choice](), list[str]()
+    for group in facts.groups:
+        if not set(group.units.tolist()) <= gated or not facts.removable(group):
+            continue
+        if inner_only and len(group.producers) > 1:
+            continue
+        step = _step(facts, group, align)
+        if step is None:
+            unaligned.append(group.name)
+        counts = _counts(len(group.units), step or 1)
+        if len(counts) > 1:
+            choices.append(Choice(group, counts))
+    if not choices:
+        raise StructureError(_why_nothing(facts, align))
+    return Space(program, tuple(choices), align, tuple(unaligned))
+
+
+def _step(facts: Structure, group: ChannelGroup, align: int) -> int | None:
+    """How many units change every width they make up by a multiple of `align`; `None` where none do."""
+    step = 1
+    for vector in _widths(facts, group):
+        counts = np.array([np.count_nonzero(vector == unit) for unit in group.units])
+        if counts.min() != counts.max() or counts.sum() != np.count_nonzero(vector):
+            return None
+        step = math.lcm(step, align // math.gcd(align, int(counts[0])))
+    return step
+
+
+def _widths(facts: Structure, group: ChannelGroup) -> Iterator[NDArray[np.int64]]:
+    for producer in group.producers:
+        planes = facts.values[producer].planes
+        yield from (plane.ravel() for plane in planes if np.isin(group.units, plane).any())
+
+
+def _counts(size: int, step: int) -> tuple[int, ...]:
+    return tuple(dict.fromkeys([size, *range(size - size % step, 0, -step)]))
+
+
+def _why_nothing(facts: Structure, align: int) -> str:
+    if facts.groups:
+        narrow = ", ".join(f"{g.name} ({len(g.units)})" for g in facts.groups[:5])
+        return f"no channel can be removed in multiples of {align}: {narrow}. Pass a smaller align"
+    tally = dict[str, int]()
+    for freeze in facts.freezes:
+        tally[f"{freeze.op} at {freeze.node}"] = tally.get(f"{freeze.op} at {freeze.node}", 0) + freeze.count
+    worst = sorted(tally, key=lambda k: -tally[k])[:3]
+    return "no channel can be removed: " + "; ".join(f"{tally[k]} are held by {k}" for k in worst)
+
+
+def project(found: Space, scores: Scores, budget: Budget) -> Mask:
+    """The ids that stay so that `budget` holds, given a score for each id (higher stays).
+
+    Raises:
+        BudgetError: the budget cannot be reached.
+    """
+    found.check(budget)
+    blocks = sorted(_blocks(found, scores), key=lambda b: (b.score, b.choice, b.order))
+    while True:
+        keep = _cut(found, blocks, budget)
+        empty = set(structure(found.program).emptied(keep))
+        if not empty:
+            return keep
+        stuck = {(b.choice, b.order) for b in blocks if empty & set(b.units)}
+        blocks = [b for b in blocks if not any(b.choice == c and b.order >= order for c, order in stuck)]
+
+
+def _cut(found: Space, blocks: list[Block], budget: Budget) -> Mask:
+    """Remove from the front until the budget holds, then put back what still fits, best first."""
+    original, facts = cost(found.program), structure(found.program)
+
+    def mask(gone: list[Block]) -> Mask:
+        return facts.mask(np.asarray([u for b in gone for u in b.units], np.int64))
+
+    def fits(gone: list[Block]) -> bool:
+        return budget.holds(cost_after(found.program, mask(gone)), original)
+
+    if not fits(blocks):
+        raise BudgetError("the budget cannot be reached: every narrower choice would cut the output off")
+    low, high = 0, len(blocks)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(blocks[:middle]) else (middle + 1, high)
+    gone = blocks[:low]
+    for block in reversed(blocks[:low]):
+        later = any(b.choice == block.choice and b.order > block.order for b in gone)
+        if not later and fits(rest := [b for b in gone if b is not block]):
+            gone = rest
+    return mask(gone)
+
+
+def _blocks(found: Space, scores: Scores) -> Iterator[Block]:
+    """Each group's blocks in the order of going, with scores that never fall along it."""
+    for number, choice in enumerate(found.choices):
+        ranked = choice.group.units[np.argsort(-scores[choice.group.units], kind="stable")]
+        floor = -math.inf
+        for order, (more, fewer) in enumerate(zip(choice.counts, choice.counts[1:], strict=False)):
+            units = ranked[fewer:more]
+            floor = max(floor, float(scores[units].mean()))
+            yield Block(number, order, tuple(units.tolist()), floor)
+
+
+def pruning(program: Program, keep: Mask) -> PruneChannels:
+    """The pass that takes `program` to the ids of `keep`."""
+    drop = [
+        (group.name, tuple(np.flatnonzero(~keep[group.units]).tolist()))
+        for group in structure(program).groups
+        if not keep[group.units].all()
+    ]
+    return PruneChannels(tuple(drop))

@@ -1,0 +1,5 @@
+"""What every test runs under."""
+
+import torch
+
+torch.set_num_threads(1)

@@ -1,0 +1,160 @@
+"""`prune-channels`: equal to the silenced program, and honest where it cannot be."""
+
+import numpy as np
+import pytest
+import torch
+from programs import program
+from torch import Tensor, nn
+from zoo import REAL, ZOO, lively
+
+from fxsurgery.analysis.gating import silenced
+from fxsurgery.analysis.structure import structure
+from fxsurgery.capture import capture
+from fxsurgery.errors import SpecError, StructureError
+from fxsurgery.passes import PruneChannels
+from fxsurgery.program import Program
+from fxsurgery.surgery import relative_error
+
+IMAGE = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8).sin()
+
+
+def random_third(start: Program, leaves: str = "nothing", seed: int = 0) -> PruneChannels:
+    """Drop a random 30 % of each group's units, but never all that some tensor has."""
+    facts, rng = structure(start), np.random.default_rng(seed)
+    chosen = {g.name: set(rng.permutation(len(g.units))[: int(0.3 * len(g.units))].tolist()) for g in facts.groups}
+    while True:
+        drop = tuple((name, tuple(sorted(picked))) for name, picked in chosen.items() if picked)
+        move = PruneChannels(drop, leaves)
+        if not (empty := set(facts.emptied(move.keep(start)))):
+            return move
+        for group in facts.groups:
+            chosen[group.name] -= {i for i in chosen[group.name] if int(group.units[i]) in empty}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_sliced_equals_silenced(name: str):
+    start = program(name)
+    move = random_third(start)
+    result, reference = move(start), silenced(start, move.keep(start))
+    if reference is None or structure(start).inexact & set(np.flatnonzero(~move.keep(start)).tolist()):
+        assert result.error is None
+        assert result.refusals or reference is None
+        return
+    wanted, before = reference.run_examples(), start.run_examples()
+    assert max(map(relative_error, result.program.run_examples(), wanted)) < 1e-5
+    assert max(map(relative_error, wanted, before)) > 1e-3, "the channels must matter for this to mean anything"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_sliced_equals_silenced_on_real_models(name: str):
+    start = program(name)
+    move = random_third(start)
+    result = move(start)
+    wanted, before = silenced(start, move.keep(start)).run_examples(), start.run_examples()
+    assert max(map(relative_error, result.program.run_examples(), wanted)) < 1e-5
+    assert max(map(relative_error, wanted, before)) > 1e-3
+
+
+def zero_members(start: Program, move: PruneChannels) -> list[Tensor]:
+    """A second reference, by other means: every slice of every member tensor set to 0."""
+    keep, facts, model = move.keep(start), structure(start), start.trainable_copy()
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    with torch.no_grad():
+        for name, dims in facts.tensors.items():
+            for dim, ids in dims.items():
+                tensors[name].index_fill_(dim, torch.from_numpy(np.flatnonzero(~keep[ids])), 0.0)
+    return start.with_weights(model).run_examples()
+
+
+@pytest.mark.parametrize("name", ["Plain", "Residual", "DenseCat", "ShuffleSplit", "Grouped", "FlattenLinear"])
+def test_sliced_equals_zeroed_members(name: str):
+    start = program(name)
+    move = random_third(start, seed=1)
+    assert max(map(relative_error, move(start).program.run_examples(), zero_members(start, move))) < 1e-5
+
+
+def unpadded() -> nn.Module:
+    return lively(
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 6, 3),
+            nn.BatchNorm2d(6), nn.Hardswish(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 5),
+        )  # fmt: skip
+    ).eval()
+
+
+def test_constant_of_a_removed_channel_moves_into_the_next_bias():
+    start = capture(unpadded(), IMAGE)
+    drop = tuple((g.name, (0, 2)) for g in structure(start).groups)
+    folded, plain = PruneChannels(drop, "constant")(start), PruneChannels(drop, "nothing")(start)
+    assert folded.error is not None
+    assert folded.error < 1e-6
+    assert not folded.refusals
+    gap = max(map(relative_error, folded.program.run_examples(), plain.program.run_examples()))
+    assert gap > 1e-2, "the constants must matter"
+
+
+def test_borders_that_a_bias_cannot_reach_are_said():
+    model = lively(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1)))
+    model[1].bias.data.fill_(1.0)
+    result = PruneChannels((("0", (1,)),), "constant")(capture(model.eval(), IMAGE))
+    assert result.error is None
+    assert [(r.node, "zero-padded borders" in r.reason) for r in result.refusals] == [("_3", True)]
+    whole = PruneChannels((("0", (1,)),), "nothing")(capture(model.eval(), IMAGE))
+    inner = (slice(None), slice(None), slice(1, -1), slice(1, -1))
+    folded, dropped = result.program(IMAGE)[inner], whole.program(IMAGE)[inner]
+    assert relative_error(folded, dropped) > 1e-2
+
+
+def test_unknown_group_and_position_are_named():
+    start = program("Plain")
+    name = structure(start).groups[0].name
+    with pytest.raises(SpecError, match="no channel group is named 'nowhere'"):
+        PruneChannels((("nowhere", (0,)),))(start)
+    with pytest.raises(SpecError, match="there is no unit 999"):
+        PruneChannels(((name, (999,)),))(start)
+
+
+def test_emptying_a_layer_is_refused_with_its_name():
+    start = program("Plain")
+    group = structure(start).groups[0]
+    with pytest.raises(StructureError, match=f"no channel would be left of {group.name}"):
+        PruneChannels(((group.name, tuple(range(len(group.units)))),))(start)
+
+
+def test_tensors_that_did_not_change_are_shared():
+    start = program("Residual")
+    move = next(iter(PruneChannels.candidates(start)))
+    result = move(start).program
+    before = {t.data_ptr() for t in start.graph_module.parameters()}
+    after = {t.data_ptr() for t in result.graph_module.parameters()}
+    assert before & after
+    assert after - before
+
+
+class Literal(nn.Module):
+    """Shape constants in every spelling that is rewritten."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 12, 1), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        x = x.view(-1, 2, 6, 8, 8).flatten(1, 2).reshape((x.shape[0], 12, 8, 8))
+        left, right = self.b(x).split(6, dim=1)
+        y = left[:, 2:] + right[:, 2:]
+        z = torch.cat([y, right.narrow(1, 0, 2)], 1)
+        p, q = torch.chunk(z.unflatten(1, (3, 2)).flatten(1, 2), 2, 1)
+        return self.c(torch.cat([p, q], 1)[..., :, :])
+
+
+def test_shape_constants_follow_the_survivors():
+    start = capture(lively(Literal()).eval(), IMAGE)
+    moves = list(PruneChannels.candidates(start))
+    assert moves
+    for move in moves:
+        result = move(start)
+        assert result.error is not None
+        assert result.error < 1e-5
+        assert result.program(torch.cat([IMAGE, IMAGE])).shape == (4, 4, 8, 8)
