@@ -68,14 +68,10 @@ class Editor:
         twin.args = fx.node.map_arg(args, self.twin)
         self.changes += 1
 
-    def insert_call(
-        self, path: str, module: nn.Module, args: tuple[Argument, ...], *, before: fx.Node
-    ) -> fx.Node:
+    def insert_call(self, path: str, module: nn.Module, args: tuple[Argument, ...], *, before: fx.Node) -> fx.Node:
         """Call `module`, kept at `path`, on `args`, right before `before`. The new node is returned."""
         parent, _, leaf = path.rpartition(".")
-        self._draft.add_submodule(path, module.eval()) if parent else setattr(
-            self._draft, leaf, module.eval()
-        )
+        self._draft.add_submodule(path, module.eval()) if parent else setattr(self._draft, leaf, module.eval())
         with self._draft.graph.inserting_before(self.twin(before)):
             node = self._draft.graph.call_module(path, fx.node.map_arg(args, self.twin))
         self._twins[node.name] = node

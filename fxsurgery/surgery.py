@@ -142,9 +142,7 @@ def check_promise(result: Program, reference: Program | None, start: Program, *,
     measured = max(map(relative_error, got, wanted), default=0.0)
     limit = max((TOLERANCE.get(o.dtype, 0.0) for o in wanted), default=0.0)
     if measured > limit:
-        raise VerifyError(
-            f"{by} promised equal outputs; they differ by {measured:.1e} relative (limit {limit:.0e})"
-        )
+        raise VerifyError(f"{by} promised equal outputs; they differ by {measured:.1e} relative (limit {limit:.0e})")
     return measured
 
 
@@ -152,7 +150,7 @@ def relative_error(got: Tensor, wanted: Tensor) -> float:
     """Largest absolute difference over the largest absolute value wanted; NaN in both places is equal."""
     if not wanted.numel():
         return 0.0
-    got, wanted = got.double(), wanted.double()
+    got, wanted = got.detach().double(), wanted.detach().double()
     difference = torch.where((got == wanted) | (got.isnan() & wanted.isnan()), 0.0, (got - wanted).abs())
     scale = wanted.nan_to_num(0.0, 0.0, 0.0).abs().max().clamp_min(1e-12)
     return float((difference / scale).nan_to_num(nan=torch.inf).max())

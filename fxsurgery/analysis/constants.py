@@ -107,8 +107,4 @@ def _pads(site: GateSite) -> bool:
     module = owner.get_submodule(str(site.node.target)) if owner and site.node.op == "call_module" else None
     if not isinstance(module, _ConvNd):
         return not isinstance(module, nn.Linear)
-    return (
-        isinstance(module, _ConvTransposeNd)
-        or module.padding == "same"
-        or any(p != 0 for p in module.padding)
-    )
+    return isinstance(module, _ConvTransposeNd) or module.padding == "same" or any(p != 0 for p in module.padding)

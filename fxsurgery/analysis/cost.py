@@ -77,9 +77,7 @@ def mac_terms(program: Program) -> CostTerms:
 def param_terms(program: Program) -> CostTerms:
     """Parameters, by tensor; buffers are not counted."""
     facts = structure(program)
-    entries = [
-        (float(p.numel()), tuple(facts.tensors.get(name, {}).values())) for name, p in _parameters(program)
-    ]
+    entries = [(float(p.numel()), tuple(facts.tensors.get(name, {}).values())) for name, p in _parameters(program)]
     return CostTerms(tuple(a for a, _ in entries), tuple(d for _, d in entries), facts.size)
 
 

@@ -17,9 +17,7 @@ PRODUCTS = {"mm": (0, 1), "addmm": (1, 2), "bmm": (0, 1), "baddbmm": (1, 2), "ma
 def macs_of(name: str, args: Sequence[Any], result: object) -> float | None:
     """MACs of the operation `name` on (meta) tensors; `None` where the operation is not one that is counted."""
     if not isinstance(result, Tensor):
-        result = (
-            next((r for r in result if isinstance(r, Tensor)), None) if isinstance(result, tuple) else None
-        )
+        result = next((r for r in result if isinstance(r, Tensor)), None) if isinstance(result, tuple) else None
     if result is None:
         return None
     if name in {"convolution", "_convolution"}:

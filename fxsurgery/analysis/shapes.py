@@ -89,9 +89,7 @@ def _sizes(module: nn.Module, groups: int | None) -> dict[str, object]:
     if isinstance(module, _ConvNd):
         groups = groups or module.groups
         first, second = module.weight.shape[:2]
-        out, inner = (
-            (second * groups, first) if isinstance(module, _ConvTransposeNd) else (first, second * groups)
-        )
+        out, inner = (second * groups, first) if isinstance(module, _ConvTransposeNd) else (first, second * groups)
         sizes = {"groups": groups, "in_channels": inner, "out_channels": out}
     elif isinstance(module, nn.Linear):
         sizes = {"out_features": module.weight.shape[0], "in_features": module.weight.shape[1]}

@@ -101,9 +101,7 @@ class Walk(fx.Interpreter):
             if isinstance(source, fx.Node):
                 self._sizes[node] = {(source, dim if isinstance(dim, int) else None)}
             return
-        sources = set[tuple[fx.Node, int | None]]().union(
-            *(self._sizes.get(n, ()) for n in node.all_input_nodes)
-        )
+        sources = set[tuple[fx.Node, int | None]]().union(*(self._sizes.get(n, ()) for n in node.all_input_nodes))
         if name == "getitem" and isinstance(node.args[1], int):
             sources = {(tensor, node.args[1] if dim is None else dim) for tensor, dim in sources}
         if sources:
@@ -111,9 +109,7 @@ class Walk(fx.Interpreter):
 
     def _freeze_sizes(self, node: fx.Node) -> None:
         for number in node.all_input_nodes:
-            for tensor, dim in (
-                self._sizes.get(number, ()) if not isinstance(self.env[number], Tensor) else ()
-            ):
+            for tensor, dim in self._sizes.get(number, ()) if not isinstance(self.env[number], Tensor) else ():
                 labels = self.labels(self.env[tensor])
                 for d in range(len(labels.shape)) if dim is None else [dim]:
                     self.state.freeze(self.state.vector(labels, d))

@@ -20,8 +20,7 @@ def stacking(state: Provenance, call: Call) -> Sequence[Labels]:
     """Concatenation along a new dim."""
     dim = call.argument("dim", 0) % len(call.shape)
     parts = [
-        Labels((*p.shape[:dim], 1, *p.shape[dim:]), [np.expand_dims(q, dim) for q in p.planes])
-        for p in call.args[0]
+        Labels((*p.shape[:dim], 1, *p.shape[dim:]), [np.expand_dims(q, dim) for q in p.planes]) for p in call.args[0]
     ]
     return [_joined(state, parts, dim, call.shape)]
 

@@ -38,9 +38,7 @@ def convolution(state: Provenance, call: Call) -> Sequence[Labels]:
     return [state.labelled(call.shape, {1: leaving})]
 
 
-def _grouped(
-    state: Provenance, entering: Ids, weights: tuple[Ids, Ids], groups: int, *, transposed: bool
-) -> Ids:
+def _grouped(state: Provenance, entering: Ids, weights: tuple[Ids, Ids], groups: int, *, transposed: bool) -> Ids:
     w_in, w_out = weights
     channels = entering.reshape(groups, -1)
     width = channels.shape[1]

@@ -28,9 +28,7 @@ def pointwise(state: Provenance, call: Call) -> Sequence[Labels]:
     return [Labels(tuple(r.shape), list(labels.planes)) for r in call.results]
 
 
-def join(
-    state: Provenance, left: tuple[Sequence[int], list[Ids]], right: tuple[Sequence[int], list[Ids]]
-) -> list[Ids]:
+def join(state: Provenance, left: tuple[Sequence[int], list[Ids]], right: tuple[Sequence[int], list[Ids]]) -> list[Ids]:
     """Planes of the broadcast combination of two operands, each a (shape, planes) pair of equal rank."""
     (left_shape, left_planes), (right_shape, waiting) = left, right
     joined = list[Ids]()
@@ -70,9 +68,7 @@ def alone(state: Provenance, plane: Ids, other_shape: Sequence[int]) -> list[Ids
     return [] if left is None else [left]
 
 
-def _decide_later(
-    state: Provenance, left: tuple[Sequence[int], Ids], right: tuple[Sequence[int], Ids]
-) -> None:
+def _decide_later(state: Provenance, left: tuple[Sequence[int], Ids], right: tuple[Sequence[int], Ids]) -> None:
     """A plane over (heads, width) meets one over (width): a consumer may yet resolve the larger."""
 
     def decide() -> None:

@@ -10,9 +10,7 @@ from fxsurgery.analysis.provenance import Provenance
 from fxsurgery.analysis.rules.call import Call, Rule, dims_of
 from fxsurgery.analysis.rules.pointwise import pointwise
 
-REDUCTIONS = (
-    "sum mean amax amin max min var std linalg_vector_norm norm logsumexp prod argmax var_mean".split()
-)
+REDUCTIONS = "sum mean amax amin max min var std linalg_vector_norm norm logsumexp prod argmax var_mean".split()
 POOLS = {
     f"{kind}{rank}d{tail}": rank
     for kind in (

@@ -1,0 +1,231 @@
+"""DNAL: learn which channels stay by gates that harden while they train (Guo et al., Eqs. 1-5; methods 1).
+
+Four stages. *Weights*: the network is trained with the gates off; skipped for a trained model.
+*Architecture*: all weights are frozen, only the gate logits s move, norms use batch statistics, and delta
+grows from 1 to 1e4, which drives every gate to 0 or 1. *Prune*: the ranking of the gates is cut to the
+budget in aligned blocks, and the batch norms are re-estimated. *Fine-tune*.
+
+With a budget the penalty's weight is steered (`fxsurgery.searchers.steering`); `penalty=` is the paper's
+mode, `L0 + lambda * sum(sigmoid(delta * s))` with a fixed lambda (Eq. 4) and no budget.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from fxsurgery.analysis.cost import CostTerms, cost, mac_terms, param_terms
+from fxsurgery.analysis.gating import GatePlan, gate_plan
+from fxsurgery.analysis.structure import Mask, structure
+from fxsurgery.budget import Budget
+from fxsurgery.errors import BudgetError
+from fxsurgery.gates import GateVector
+from fxsurgery.passes import InsertGates
+from fxsurgery.program import Program
+from fxsurgery.searchers.steering import Limit, Steering
+from fxsurgery.searchers.widths import Scores, Space, project, pruning, space
+from fxsurgery.training import (
+    Hooks,
+    Progress,
+    Recipe,
+    Score,
+    Task,
+    constant,
+    cosine,
+    evaluate,
+    fit,
+    recalibrate,
+    sgd,
+    steps_for,
+)
+
+TERMS: dict[str, Callable[[Program], CostTerms]] = {"macs": mac_terms, "params": param_terms}
+UNDECIDED = (0.1, 0.9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dnal:
+    """How the search goes; the defaults fit a conv net with batch norm on some thousands of images.
+
+    Epochs are turned into steps with bounds, so that four batches of data are seen often enough and a
+    million of them are not run through for days: see `fxsurgery.training.steps_for`.
+    """
+
+    align: int = 8
+    """Widths are multiples of this."""
+    inner_only: bool = False
+    """Leave residual streams at full width and prune inside the branches alone."""
+    penalty: float | None = None
+    """The paper's lambda, instead of a budget."""
+    random: bool = False
+    """The control: rank units at random instead of by gates; nothing else changes."""
+    weights_epochs: float = 20
+    architecture_epochs: float = 5
+    finetune_epochs: float = 15
+    learning_rate: float = 0.05
+    """Of the weights stage; the fine-tune stage starts at half of it."""
+    weight_decay: float = 1e-4
+    optimizer: Callable[..., torch.optim.Optimizer] | None = None
+    """Takes parameters; used for the weights and fine-tune stages instead of SGD."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a search found."""
+
+    program: Program
+    """The smaller program, fine-tuned."""
+    trained: Program
+    """The program that was pruned: the one given, or that after the weights stage."""
+    before: Score
+    """Validation score of `trained`."""
+    pruned: Score
+    """Validation score right after pruning and re-estimating the batch norms."""
+    after: Score
+    """Validation score of `program`."""
+    notes: tuple[str, ...] = ()
+    gates: tuple[float, ...] = ()
+    """Each gate at the end of the architecture stage."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every stage of one search shares."""
+
+    task: Task
+    seed: int
+    progress: Progress
+    device: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def fit(self, model: nn.Module, stage: str, recipe: Recipe, **options: object) -> None:
+        """Train `model` in place, under the search's seed."""
+        fit(
+            model, self.task, recipe,
+            seed=self.seed, stage=stage, progress=self.progress, device=self.device, **options,
+        )  # fmt: skip  # type: ignore[arg-type]
+
+    def score(self, program: Program) -> Score:
+        """The validation score of a program."""
+        return evaluate(program.graph_module, self.task, device=self.device)
+
+
+def search(program: Program, budget: Budget | None, config: Dnal, session: Session, *, trained: bool) -> Outcome:
+    """Run DNAL on `program`, which is left as it is.
+
+    Raises:
+        BudgetError: the budget cannot be reached, or neither or both of budget and `penalty` are given.
+        StructureError: no width of the program can change.
+        TrainingError: the loss is not finite.
+    """
+    if (budget is None) == (config.penalty is None):
+        raise BudgetError("give either a budget or Dnal(penalty=...), the paper's lambda")
+    found = space(program, align=config.align, inner_only=config.inner_only)
+    if budget is not None:
+        found.check(budget)
+    if not trained:
+        program = _trained(program, config, session, "weights", config.weights_epochs, config.learning_rate)
+        found = space(program, align=config.align, inner_only=config.inner_only)
+    before = session.score(program)
+    keep, gates = _choose(found, budget, config, session)
+    pruned = pruning(program, keep)(program).program
+    model = pruned.trainable_copy()
+    recalibrate(model, session.task, seed=session.seed, device=session.device)
+    pruned = pruned.with_weights(model)
+    middle = session.score(pruned)
+    tuned = _trained(pruned, config, session, "fine-tune", config.finetune_epochs, config.learning_rate / 2)
+    notes = (*session.notes, *_alignment_note(found))
+    return Outcome(tuned, program, before, middle, session.score(tuned), notes, tuple(gates))
+
+
+def _trained(program: Program, config: Dnal, session: Session, stage: str, epochs: float, rate: float) -> Program:
+    model = program.trainable_copy()
+    optimizer = config.optimizer or sgd(rate, momentum=0.9, weight_decay=config.weight_decay)
+    recipe = Recipe(steps=steps_for(session.task, epochs), optimizer=optimizer, schedule=cosine())
+    session.fit(model, stage, recipe)
+    return program.with_weights(model)  # type: ignore[arg-type]
+
+
+def _choose(found: Space, budget: Budget | None, config: Dnal, session: Session) -> tuple[Mask, list[float]]:
+    size = structure(found.program).size
+    if config.random:
+        if budget is None:
+            raise BudgetError("the random control needs a budget")
+        scores = np.random.default_rng(session.seed).random(size)
+        return project(found, scores, budget), []
+    plan, logits, gates = _learn_gates(found, budget, config, session)
+    scores = np.zeros(size)
+    scores[plan.units] = logits
+    keep = project(found, scores, budget) if budget is not None else _open(found, scores)
+    _note_gates(found, plan, gates, keep, session)
+    return keep, gates.tolist()
+
+
+def _learn_gates(
+    found: Space, budget: Budget | None, config: Dnal, session: Session
+) -> tuple[GatePlan, Scores, Scores]:
+    """The architecture stage: each unit's logit and gate at its end."""
+    plan = gate_plan(found.program)
+    gated = InsertGates()(found.program).program
+    model = gated.trainable_copy()
+    [vector] = [m for m in model.modules() if isinstance(m, GateVector)]
+    vector.mode = "soft"
+    movable = torch.from_numpy(np.isin(plan.units, found.units)).to(vector.logits)
+    with torch.no_grad():
+        vector.logits.masked_fill_(movable == 0, 1e3)
+    steps = steps_for(session.task, config.architecture_epochs)
+    limits = [] if budget is None else _limits(found.program, budget, plan, vector.logits.device)
+    steering = Steering(vector, limits, movable)
+    if limits:
+        recipe = Recipe(steps=steps, optimizer=sgd(1.0 / steps, momentum=0.9), schedule=constant())
+        hooks = Hooks(before_step=steering.before_step, after_step=steering.after_step)
+    else:
+        weight = float(config.penalty or 0.0)
+
+        def penalty() -> torch.Tensor:
+            gates = torch.sigmoid(vector.sharpness * vector.logits)
+            return weight * (gates * movable).sum()
+
+        recipe = Recipe(steps=steps, optimizer=sgd(0.1, momentum=0.9), schedule=constant())
+        hooks = Hooks(penalty=penalty, after_step=steering.after_step)
+    session.fit(model, "architecture", recipe, parameters=[vector.logits], hooks=hooks)
+    with torch.no_grad():
+        gates = torch.sigmoid(vector.sharpness * vector.logits).double().cpu().numpy()
+    return plan, vector.logits.detach().double().cpu().numpy(), gates
+
+
+def _limits(program: Program, budget: Budget, plan: GatePlan, device: torch.device) -> list[Limit]:
+    original = cost(program)
+    return [
+        Limit(TERMS[name](program).expected(plan, device), amount / getattr(original, name))
+        for name, amount in budget.limits(original)
+    ]
+
+
+def _open(found: Space, scores: Scores) -> Mask:
+    """Keep the open gates of each group, up to the next width that it may have."""
+    removed = list[int]()
+    for choice in found.choices:
+        ranked = choice.group.units[np.argsort(-scores[choice.group.units], kind="stable")]
+        wanted = int((scores[ranked] > 0).sum())
+        count = min((c for c in choice.counts if c >= wanted), default=choice.counts[0])
+        removed += ranked[count:].tolist()
+    return structure(found.program).mask(np.asarray(removed, np.int64))
+
+
+def _note_gates(found: Space, plan: GatePlan, gates: Scores, keep: Mask, session: Session) -> None:
+    free = np.isin(plan.units, found.units)
+    low, high = UNDECIDED
+    if undecided := int(((gates > low) & (gates < high) & free).sum()):
+        session.notes.append(f"{undecided} of {int(free.sum())} gates ended between {low} and {high}, undecided")
+    flipped = int((((gates > 0.5) != keep[plan.units]) & free).sum())
+    session.notes.append(f"the cut to aligned widths within the budget flipped {flipped} of {int(free.sum())} gates")
+
+
+def _alignment_note(found: Space) -> tuple[str, ...]:
+    if not found.unaligned:
+        return ()
+    shown = ", ".join(found.unaligned[:3])
+    return (f"widths of {len(found.unaligned)} groups cannot be kept multiples of {found.align}: {shown}",)
