@@ -59,9 +59,13 @@ def _producer(program: Program, norm: fx.Node) -> fx.Node | None:
 
 
 def _fused(layer: nn.Module, norm: _BatchNorm) -> nn.Module:
+    fused: nn.Module
     if isinstance(layer, nn.Linear):
-        return fuse_linear_bn_eval(layer, norm)
-    return fuse_conv_bn_eval(layer, norm, transpose=isinstance(layer, CONVS[3:]))  # type: ignore[type-var]
+        fused = fuse_linear_bn_eval(layer, norm)
+    else:
+        fused = fuse_conv_bn_eval(layer, norm, transpose=isinstance(layer, CONVS[3:]))  # type: ignore[type-var]
+    # torch leaves a bias that it had to make untrainable.
+    return fused.requires_grad_(layer.get_parameter("weight").requires_grad)
 
 
 def _unsafe(before: fx.Node, node: fx.Node, norm: _BatchNorm, counts: Counter[str]) -> str | None:

@@ -1,28 +1,41 @@
-"""Training: the task, the one loop, scores, batch norm statistics, progress."""
+"""The one training loop: a task, how to train on it, and what is seen of it."""
 
 from fxsurgery.training.batchnorm import recalibrate
 from fxsurgery.training.evaluate import Score, evaluate
-from fxsurgery.training.loop import Hooks, Settings, StepInfo, device_of, fit
+from fxsurgery.training.loop import FitReport, Hooks, StepInfo, fit
 from fxsurgery.training.progress import Progress
-from fxsurgery.training.recipe import Recipe, adamw, constant, cosine, milestones, sgd, steps_for
+from fxsurgery.training.recipe import (
+    MixedPrecision,
+    OptimizerFactory,
+    Recipe,
+    Schedule,
+    adamw,
+    constant,
+    cosine,
+    sgd,
+    steps_at,
+    steps_for,
+)
 from fxsurgery.training.task import Task
 
 __all__ = [
+    "FitReport",
     "Hooks",
+    "MixedPrecision",
+    "OptimizerFactory",
     "Progress",
     "Recipe",
+    "Schedule",
     "Score",
-    "Settings",
     "StepInfo",
     "Task",
     "adamw",
     "constant",
     "cosine",
-    "device_of",
     "evaluate",
     "fit",
-    "milestones",
     "recalibrate",
     "sgd",
+    "steps_at",
     "steps_for",
 ]

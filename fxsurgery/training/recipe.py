@@ -1,84 +1,106 @@
-"""How long to train, with what optimiser, at what rates."""
+"""How to train: for how many steps, with which optimiser, at which learning rate when."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from fxsurgery.training.batches import count
+from fxsurgery.training.device import processes
 from fxsurgery.training.task import Task
 
-Factory = Callable[[Iterable[nn.Parameter]], Optimizer]
-Schedule = Callable[[float], float]
-"""From the share of the steps done, 0 to 1, to a multiple of the learning rate."""
-
-FEWEST_STEPS, MOST_STEPS = 60, 20_000
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One stage of training."""
-
-    steps: int
-    optimizer: Factory
-    schedule: Schedule
-    gradient_clip: float | None = None
+OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
+Schedule: TypeAlias = Callable[[float], float]
+"""Factor of the learning rate when that share of the training, 0 to 1, is over."""
+MixedPrecision: TypeAlias = Literal["no", "bf16", "fp16"]
+MIN_STEPS, MAX_STEPS = 200, 20_000
 
 
-def steps_for(task: Task, epochs: float, *, fewest: int = FEWEST_STEPS, most: int = MOST_STEPS) -> int:
-    """Optimiser steps for `epochs` of the task's training data, within bounds.
-
-    Four batches of data want more than `epochs` passes to learn anything, a million batches fewer: never
-    below `fewest` nor above `most`, and none at all for 0 epochs.
-    """
-    if epochs <= 0:
-        return 0
-    return min(max(math.ceil(epochs * len(task.train_data)), fewest), most)
-
-
-def sgd(lr: float, *, momentum: float = 0.9, weight_decay: float = 0.0, nesterov: bool = False) -> Factory:
-    """Stochastic gradient descent; vectors (biases, norms) are not decayed."""
+def sgd(
+    lr: float, *, momentum: float = 0.9, weight_decay: float = 0.0, nesterov: bool = False, decay_norms: bool = True
+) -> OptimizerFactory:
+    """Stochastic gradient descent; without `decay_norms` biases and norms have no weight decay."""
 
     def make(parameters: Iterable[nn.Parameter]) -> Optimizer:
-        groups = _decayed(parameters, weight_decay)
+        groups = _groups(parameters, weight_decay, decay_norms=decay_norms)
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
 
     return make
 
 
-def adamw(lr: float, *, weight_decay: float = 0.01) -> Factory:
-    """AdamW; vectors (biases, norms) are not decayed."""
+def adamw(
+    lr: float, *, weight_decay: float = 1e-2, betas: tuple[float, float] = (0.9, 0.999), decay_norms: bool = False
+) -> OptimizerFactory:
+    """AdamW; without `decay_norms` biases and norms have no weight decay."""
 
     def make(parameters: Iterable[nn.Parameter]) -> Optimizer:
-        return torch.optim.AdamW(_decayed(parameters, weight_decay), lr=lr)
+        return torch.optim.AdamW(_groups(parameters, weight_decay, decay_norms=decay_norms), lr=lr, betas=betas)
 
     return make
 
 
-def _decayed(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
-    every = list(parameters)
-    parts = [([p for p in every if p.dim() > 1], weight_decay), ([p for p in every if p.dim() <= 1], 0.0)]
-    return [{"params": part, "weight_decay": decay} for part, decay in parts if part]
+def _groups(parameters: Iterable[nn.Parameter], weight_decay: float, *, decay_norms: bool) -> list[dict[str, Any]]:
+    everything = list(parameters)
+    decayed = [p for p in everything if decay_norms or p.dim() > 1]
+    spared = [p for p in everything if not decay_norms and p.dim() <= 1]
+    groups = [(decayed, weight_decay), (spared, 0.0)]
+    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
 
 
 def constant() -> Schedule:
-    """Always the full rate."""
-    return lambda done: 1.0 + 0.0 * done
+    """The same rate throughout."""
+    return lambda _: 1.0
 
 
 def cosine(warmup: float = 0.05) -> Schedule:
-    """Up in a line over the first `warmup` of the steps, then down to 0 along half a cosine."""
+    """A linear rise for that share of the training, then half a cosine wave down to 0."""
 
-    def rate(done: float) -> float:
-        if done < warmup:
-            return 0.1 + 0.9 * done / warmup
-        return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+    def factor(progress: float) -> float:
+        if progress < warmup:
+            return progress / warmup
+        return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1 - warmup, 1e-12)))
 
-    return rate
+    return factor
 
 
-def milestones(at: tuple[float, ...], factor: float = 0.1) -> Schedule:
-    """Times `factor` at each of the shares `at`."""
-    return lambda done: factor ** sum(done >= mark for mark in at)
+def steps_at(milestones: Sequence[float], factor: float = 0.1) -> Schedule:
+    """The rate times `factor` once more at each milestone, a share of the training."""
+    return lambda progress: factor ** sum(progress >= m for m in milestones)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train."""
+
+    steps: int
+    """Optimiser steps in all; `steps_for` turns epochs into them."""
+    optimizer: OptimizerFactory
+    """From the parameters that train to their optimiser: `sgd(0.1)`, or a class such as `torch.optim.Adam`."""
+    schedule: Schedule = constant()
+    gradient_clip: float | None = None
+    """Largest norm of all gradients together."""
+    mixed_precision: MixedPrecision | None = None
+    """`None` is what `accelerate launch` says, else none."""
+    validations: int | None = None
+    """How often to look at the validation data, evenly, at the end too; `None` is once an epoch, 5 at most."""
+
+
+def steps_for(
+    task: Task, epochs: float, *, max_steps: int | None = MAX_STEPS, min_steps: int = MIN_STEPS
+) -> int:
+    """Steps that so many epochs take, within bounds.
+
+    Four batches of data are gone through more often than asked for, a million of them less often. No epochs
+    are no steps. Several processes share an epoch between them.
+
+    Raises:
+        DataError: there are no training batches.
+    """
+    if epochs <= 0:
+        return 0
+    steps = max(min_steps, math.ceil(epochs * count(task.train_data, "train_data") / processes()))
+    return steps if max_steps is None else min(steps, max_steps)

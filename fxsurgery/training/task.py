@@ -1,180 +1,143 @@
-"""What is learned: data, loss and metric. Any task whose batches hold inputs and a target."""
+"""What is to be learned: data, loss and metric."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
-from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
+from torch.nn import functional as F
 
 from fxsurgery.errors import DataError
+from fxsurgery.training.batches import Loader, describe, epoch_of, loader_of
+from fxsurgery.training.seeding import seeded
 
-Split = Callable[[Any], tuple[tuple[Any, ...], Any]]
-"""From a batch to the model's positional inputs and the target."""
-
-
-class Batches(Protocol):
-    """Something that gives the same number of batches each time it is gone through."""
-
-    def __iter__(self) -> Iterator[Any]: ...
-    def __len__(self) -> int: ...
+Loss: TypeAlias = Callable[[Any, Any], Tensor]
+Metric: TypeAlias = Callable[[Any, Any], float | Tensor]
+Split: TypeAlias = Callable[[Any], tuple[Any, Any]]
 
 
-def inputs_and_target(batch: Any) -> tuple[tuple[Any, ...], Any]:  # noqa: ANN401
-    """Everything but the last item of a batch is an input, the last is the target.
+def last_is_target(batch: Any) -> tuple[tuple[Any, ...], Any]:  # noqa: ANN401
+    """Split a tuple or list: all but the last are model inputs, the last is the target.
 
     Raises:
-        DataError: the batch is not a sequence of two items or more.
+        DataError: it is anything else.
     """
-    if isinstance(batch, (list, tuple)) and len(batch) >= 2:
-        return tuple(batch[:-1]), batch[-1]
-    raise DataError(
-        f"a batch is expected to be (inputs, target), but this one is {_describe(batch)}; say how to take it "
-        "apart: Task.of(..., split=lambda batch: ((batch['image'],), batch['label']))"
-    )
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        raise DataError(
+            f"cannot tell inputs from target in a batch that is {describe(batch)}; "
+            "give split=lambda batch: ((batch['image'],), batch['label']) or the like"
+        )
+    return tuple(batch[:-1]), batch[-1]
 
 
-def accuracy(output: Tensor, target: Tensor) -> float:
-    """The share of samples whose largest output, over dim 1, is the target class."""
-    return float((output.argmax(1) == target).float().mean())
+def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    """The loss of classification: `output` (batch, classes, ...), `target` (batch, ...) of class numbers."""
+    return F.cross_entropy(output, target)
 
 
-class EpochShuffle(Sampler[int]):
-    """A shuffle that depends on the seed and the number of the epoch, and on nothing else."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        self._size, self._seed, self._epoch = size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """The order of epoch number `epoch` comes next."""
-        self._epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
-        yield from torch.randperm(self._size, generator=generator).tolist()
-
-    def __len__(self) -> int:
-        return self._size
+def accuracy(output: Tensor, target: Tensor) -> Tensor:
+    """Share of `target` (batch, ...) that the largest of `output` (batch, classes, ...) hits."""
+    classes = target.argmax(1) if target.is_floating_point() else target
+    return (output.argmax(1) == classes).double().mean()
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Data with what makes a model good on it. Build one with `Task.of`."""
+    """Data, loss and metric. `Task.of` makes one from tensors and data sets, too.
 
-    train_data: Batches
-    val_data: Batches
-    test_data: Batches | None = None
-    loss: Callable[[Any, Any], Tensor] = F.cross_entropy
-    metric: Callable[[Any, Any], Any] | None = accuracy
-    """`None` scores by the loss itself."""
-    metric_name: str = "accuracy"
+    Both `loss` and `metric` take the model's output and the batch's target and give the mean over the
+    batch. Without a metric it is accuracy for the default loss, and the loss itself for any other.
+    A training batch of a single sample that is left over at the end of an epoch is skipped.
+
+    Raises:
+        DataError: there are no training or validation data.
+    """
+
+    train_data: Loader
+    val_data: Loader
+    test_data: Loader | None = None
+    loss: Loss = cross_entropy
+    metric: Metric | None = None
+    metric_name: str = ""
     higher_is_better: bool = True
-    split: Split = field(default=inputs_and_target)
+    split: Split = last_is_target
+    """Takes a batch apart into (inputs of the model, target)."""
+
+    def __post_init__(self) -> None:
+        for name in ("train_data", "val_data"):
+            if getattr(self, name) is None:
+                raise DataError(f"no {name}: give a DataLoader, a Dataset, or a tuple of tensors (x, y)")
+        give = partial(object.__setattr__, self)
+        if self.metric is None and self.loss is cross_entropy:
+            give("metric", accuracy)
+        if self.metric is None:
+            give("higher_is_better", False)
+        given = "loss" if self.metric is None else getattr(self.metric, "__name__", "metric")
+        give("metric_name", self.metric_name or ("metric" if given == "<lambda>" else given))
 
     @classmethod
-    def of(  # noqa: PLR0913 -- one keyword for each thing a user may bring
+    def of(
         cls,
         train_data: Any,  # noqa: ANN401
         val_data: Any,  # noqa: ANN401
-        test_data: Any = None,  # noqa: ANN401
         *,
-        loss: Callable[[Any, Any], Tensor] | None = None,
-        metric: Callable[[Any, Any], Any] | None = None,
-        metric_name: str | None = None,
-        split: Split | None = None,
         batch_size: int = 64,
         seed: int = 0,
-    ) -> "Task":
-        """A task from loaders, datasets, or tuples of tensors or arrays.
+        loss: Loss | None = None,
+        **options: Any,  # noqa: ANN401
+    ) -> Self:
+        """A task from what a user has.
 
         Args:
-            train_data: a `DataLoader` (taken as it is), a `Dataset`, or `(inputs..., target)`. The latter two
-                are shuffled anew each epoch by `seed`; a last batch of one sample is dropped, since batch
-                norm cannot train on it.
-            val_data: the same, in order; all selection is done on it.
-            test_data: the same, or `None`.
-            loss: `loss(output, target)`, a scalar to minimise; cross-entropy by default.
-            metric: `metric(output, target)`, higher is better; accuracy for the default loss, else the loss
-                itself, lower being better.
-            metric_name: what to call it.
-            split: takes a batch apart where it is not `(inputs..., target)`.
-            batch_size: for data that is not a loader.
+            train_data: a `DataLoader`, a `Dataset`, or a tuple of tensors or arrays, the target last. Unless
+                it is a `DataLoader`, it is shuffled anew each epoch, by `seed` and the epoch's number alone.
+            val_data: the same, never shuffled.
+            batch_size: for what is no `DataLoader`.
             seed: of the shuffle.
+            loss: cross-entropy unless said.
+            options: the other fields of `Task`, by name; `test_data` is taken like `val_data`.
 
         Raises:
-            DataError: data is missing, empty, or of a kind that is not known.
+            DataError: data are missing, empty or of another kind.
         """
-        if metric is None and loss is None:
-            metric, name, higher = accuracy, "accuracy", True
-        elif metric is None:
-            name, higher = "loss", False
-        else:
-            name, higher = getattr(metric, "__name__", "metric"), True
-        test = None if test_data is None else _loader(test_data, "test_data", batch_size, None)
-        return cls(
-            _loader(train_data, "train_data", batch_size, seed),
-            _loader(val_data, "val_data", batch_size, None),
-            test,
-            loss or F.cross_entropy,
-            metric,
-            metric_name or name,
-            higher,
-            split or inputs_and_target,
-        )
+        made = {"train_data": train_data, "val_data": val_data, "test_data": options.pop("test_data", None)}
+        for name, data in made.items():
+            if data is not None:
+                made[name] = loader_of(data, batch_size, seed if name == "train_data" else None, name)
+        return cls(**made, loss=loss or cross_entropy, **options)
 
-    def example_inputs(self, samples: int = 2) -> tuple[Tensor, ...]:
-        """The first samples of the first training batch, as the model's positional inputs.
+    def take_apart(self, batch: Any) -> tuple[tuple[Any, ...], Any]:  # noqa: ANN401
+        """Inputs and target of a batch.
 
         Raises:
-            DataError: an input is not a tensor.
+            DataError: `split` fails on the batch, or does not give two things.
         """
-        inputs, _ = self.split(next(iter(self.train_data)))
-        for value in inputs:
-            if not isinstance(value, Tensor):
-                raise DataError(f"a model input is {_describe(value)}, not a tensor; pass split= to pick it out")
-        return tuple(value[:samples].clone() for value in inputs)
+        try:
+            inputs, target = self.split(batch)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            raise DataError(
+                f"split must turn a batch into (inputs, target); on {describe(batch)} it failed: {error!r}"
+            ) from error
+        return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), target
 
+    def example_inputs(self, n: int = 2) -> tuple[Tensor, ...]:
+        """The first `n` training inputs, or as many as there are; more than one batch is read where needed.
 
-def _loader(data: Any, name: str, batch_size: int, seed: int | None) -> Batches:  # noqa: ANN401
-    if data is None:
-        raise DataError(f"{name} is missing: pass {name}=(inputs, targets), a Dataset or a DataLoader")
-    if isinstance(data, (list, tuple)) and all(isinstance(d, (Tensor, np.ndarray)) for d in data):
-        data = _tensors(data, name)
-    if isinstance(data, Dataset):
-        size = len(data)  # type: ignore[arg-type]
-        sampler = None if seed is None else EpochShuffle(size, seed)
-        drop_one = seed is not None and size > batch_size and size % batch_size == 1
-        data = DataLoader(data, batch_size=batch_size, sampler=sampler, drop_last=drop_one) if size else []
-    if not (hasattr(data, "__iter__") and hasattr(data, "__len__")):
-        raise DataError(f"{name} is {_describe(data)}; pass (inputs, targets), a Dataset or a DataLoader")
-    if not len(data):
-        raise DataError(f"{name} is empty: it has no batch")
-    return data  # type: ignore[no-any-return]
+        Raises:
+            DataError: there are none, or they are not all tensors with a batch dimension.
+        """
+        parts = list[tuple[Tensor, ...]]()
+        with seeded(0, torch.device("cpu")):
+            for drawn in epoch_of(self.train_data, 0, "train_data"):
+                parts.append(self._input_tensors(drawn.batch))
+                if sum(len(part[0]) for part in parts) >= n:
+                    break
+        return tuple(torch.cat(tensors)[:n] for tensors in zip(*parts, strict=True))
 
-
-def _tensors(data: Sequence[Any], name: str) -> Dataset[Any]:
-    tensors = [torch.as_tensor(d) for d in data]
-    sizes = [len(t) for t in tensors]
-    if len(set(sizes)) > 1:
-        raise DataError(f"{name}: inputs and targets differ in length: {sizes}")
-    return TensorDataset(*tensors)
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, dict):
-        return f"a dict with keys {sorted(map(str, value))}"
-    if isinstance(value, Tensor):
-        return f"one tensor of shape {tuple(value.shape)}"
-    if isinstance(value, (list, tuple)):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"
-
-
-def set_epoch(data: Batches, epoch: int) -> None:
-    """Tell a loader's sampler, if it wants to know, which epoch comes next."""
-    sampler = getattr(data, "sampler", None)
-    if hasattr(sampler, "set_epoch"):
-        sampler.set_epoch(epoch)
+    def _input_tensors(self, batch: object) -> tuple[Tensor, ...]:
+        inputs, _ = self.take_apart(batch)
+        if not inputs or not all(isinstance(x, Tensor) and x.dim() for x in inputs):
+            raise DataError(f"every model input must be a tensor with a batch dimension, not {describe(inputs)}")
+        return inputs

@@ -1,0 +1,192 @@
+"""Batches: loaders made from tensors and data sets, and the endless stream of them that training reads.
+
+The order of a shuffled epoch is a function of the seed and the epoch alone.
+"""
+
+from collections.abc import Iterator, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from typing_extensions import override
+
+from fxsurgery.errors import DataError
+from fxsurgery.training.seeding import mix
+
+Loader: TypeAlias = DataLoader[Any]
+COUNTED_BATCHES = 1000
+"""How far a loader without a length is read to learn how long it is."""
+
+
+class Arrays(Dataset[tuple[Tensor, ...]]):
+    """Tensors of equal length, read a whole batch at a time."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = tuple(tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    @override
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        return tuple(t[index] for t in self.tensors)
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:  # noqa: PLW3201 -- DataLoader's protocol
+        """The batch itself: nothing is left to collate."""
+        return tuple(t[torch.as_tensor(indices)] for t in self.tensors)
+
+
+class Batches(Sampler[list[int]]):
+    """The indices of each batch; `set_epoch` says which order a shuffled one takes."""
+
+    drop_last = False
+
+    def __init__(self, samples: int, batch_size: int, seed: int | None) -> None:
+        self.samples, self.batch_size, self.seed, self.epoch = samples, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of that epoch from now on."""
+        self.epoch = epoch
+
+    @override
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.arange(self.samples)
+        if self.seed is not None:
+            order = np.random.default_rng(mix(self.seed, self.epoch)).permutation(self.samples)
+        for start in range(0, self.samples, self.batch_size):
+            yield order[start : start + self.batch_size].tolist()
+
+    def __len__(self) -> int:
+        return -(-self.samples // self.batch_size)
+
+
+def loader_of(data: object, batch_size: int, seed: int | None, name: str) -> Loader:
+    """A loader of `data`; shuffled when a seed is given. A `DataLoader` is taken as it is.
+
+    Args:
+        data: a `DataLoader`, a `Dataset`, or a tuple of tensors or arrays, the last one the target.
+        batch_size: for anything but a `DataLoader`.
+        seed: of the shuffle; `None` keeps the order.
+        name: what messages call the data.
+
+    Raises:
+        DataError: it is none of these, has no samples, or its arrays differ in length.
+    """
+    if batch_size < 1:
+        raise DataError(f"batch_size={batch_size}: it must be at least 1")
+    if isinstance(data, DataLoader):
+        return data
+    if isinstance(data, IterableDataset):
+        return DataLoader(data, batch_size=batch_size)
+    if isinstance(data, tuple | list):
+        arrays = Arrays(_tensors(data, name))
+        return DataLoader(arrays, batch_sampler=_order(arrays, batch_size, seed, name), collate_fn=_as_is)
+    if isinstance(data, Dataset):
+        return DataLoader(data, batch_sampler=_order(data, batch_size, seed, name))
+    raise DataError(
+        f"{name} must be a DataLoader, a Dataset, or a tuple of tensors (inputs, target), not {describe(data)}"
+    )
+
+
+def _order(data: object, batch_size: int, seed: int | None, name: str) -> Batches:
+    if not isinstance(data, Sized):
+        raise DataError(f"{name} is a Dataset without a length: give a DataLoader or an IterableDataset")
+    if not len(data):
+        raise DataError(f"{name} has no samples")
+    return Batches(len(data), batch_size, seed)
+
+
+def _as_is(batch: Any) -> Any:  # noqa: ANN401
+    return batch
+
+
+def _tensors(data: Sequence[object], name: str) -> list[Tensor]:
+    if len(data) < 2:
+        raise DataError(f"{name} must hold inputs and a target, (x, y); got {describe(data)}")
+    if wrong := [x for x in data if not isinstance(x, Tensor | np.ndarray) or not x.ndim]:
+        raise DataError(
+            f"{name} must hold tensors or arrays of samples, not {describe(wrong[0])}; "
+            "wrap a list of batches or samples in a DataLoader"
+        )
+    tensors = [_tensor(x) for x in data]
+    if len({len(t) for t in tensors}) > 1:
+        raise DataError(f"{name} holds different numbers of samples: {describe(tensors)}")
+    return tensors
+
+
+def _tensor(array: Any) -> Tensor:  # noqa: ANN401
+    """Numpy's float64 and its integers but uint8 become what models and losses expect of them."""
+    if isinstance(array, Tensor):
+        return array
+    tensor: Tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if tensor.dtype == torch.float64:
+        return tensor.to(torch.get_default_dtype())
+    return tensor.long() if tensor.dtype in {torch.int8, torch.int16, torch.int32} else tensor
+
+
+def count(loader: Loader, name: str) -> int:
+    """How many batches an epoch has; at most `COUNTED_BATCHES` where the loader does not know.
+
+    Raises:
+        DataError: it is empty.
+    """
+    try:
+        length = len(loader)
+    except TypeError:
+        length = sum(1 for _ in zip(range(COUNTED_BATCHES), loader, strict=False))
+    if not length:
+        raise DataError(f"{name} is empty: it gives no batch")
+    return length
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A batch, and where in the data it stands."""
+
+    epoch: int
+    batch: Any
+
+
+def epoch_of(loader: Loader, epoch: int, name: str) -> Iterator[Drawn]:
+    """The batches of one epoch. A single sample left over at its end is skipped: norms cannot train on it.
+
+    Raises:
+        DataError: there is no batch.
+    """
+    set_epoch(loader, epoch)
+    before = 0
+    for batch in loader:
+        size = samples(batch)
+        if size == 1 < before:
+            continue
+        before = max(size, 1)
+        yield Drawn(epoch, batch)
+    if not before:
+        raise DataError(f"{name} is empty: it gives no batch")
+
+
+def set_epoch(loader: Loader, epoch: int) -> None:
+    """Tell samplers and data sets that ask for it which epoch it is."""
+    for part in (loader.dataset, loader.sampler, loader.batch_sampler):
+        if callable(tell := getattr(part, "set_epoch", None)):
+            tell(epoch)
+
+
+def samples(batch: object) -> int:
+    """How many samples a batch has: the length of its first tensor."""
+    return next((len(x) for x in pytree.tree_leaves(batch) if isinstance(x, Tensor) and x.dim()), 1)
+
+
+def describe(value: object) -> str:
+    """Types, shapes and dtypes, for messages."""
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, tuple | list) and len(value) <= 6:
+        return f"{type(value).__name__}({', '.join(map(describe, value))})"
+    if isinstance(value, dict) and len(value) <= 6:
+        return f"dict({', '.join(f'{k}={describe(v)}' for k, v in value.items())})"
+    return type(value).__name__
