@@ -5,13 +5,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fxsurgery.analysis.cost import cost
+from fxsurgery.analysis.structure import structure
 from fxsurgery.budget import Budget
 from fxsurgery.capture import capture
-from fxsurgery.errors import BudgetError, SurgeryError
+from fxsurgery.errors import BudgetError, DataError, SurgeryError
+from fxsurgery.program import Program
 from fxsurgery.result import BeforeAfter, Result
 from fxsurgery.searchers import dnal
 from fxsurgery.searchers.dnal import Dnal
-from fxsurgery.training import Progress, evaluate
+from fxsurgery.searchers.widths import space
+from fxsurgery.training import Progress, Task, evaluate, resolve
 
 METHODS = ("dnal",)
 
@@ -49,11 +53,11 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
         metric: `metric(output, target)`, higher is better; accuracy for the default loss.
         trained: whether the model's weights are trained. If not, they are trained first.
         config: the method's own settings.
-        example_inputs: what to capture the model on; from the first training batch unless said.
+        example_inputs: what to capture the model on; from the training data unless said.
         leaf_modules: module classes that the capture shall not look into.
         batch_size: for data given as tensors or as a `Dataset`.
         seed: the same seed gives the same result on the same machine.
-        device: `"cpu"` or `"cuda"`; where the model is unless said.
+        device: where to train, `"cpu"` or `"cuda"`; the GPU where there is one, unless said.
         verbose: show progress.
 
     Returns:
@@ -70,26 +74,28 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
     if method not in METHODS:
         raise SurgeryError(f"no method is named {method!r}; there are: {', '.join(METHODS)}")
     if not isinstance(model, nn.Module):
-        raise SurgeryError(f"optimize takes a torch.nn.Module, not {type(model).__name__}")
+        raise SurgeryError(f"optimize takes a torch.nn.Module, not a {type(model).__name__}")
     config = config or Dnal()
     if budget is None and config.penalty is None:
         budget = Budget(macs=0.5)
     if budget is not None and budget.latency_ms is not None:
-        raise BudgetError("latency budgets are not supported yet: budget params or macs, then result.benchmark()")
-    where = _device(model, device)
-    task = _task(train_data, val_data, test_data, (loss, metric), batch_size, seed)
-    examples = tuple(example_inputs) if example_inputs is not None else task.example_inputs()
-    program = capture(model, *(x.to(where.own) for x in examples), leaf_modules=leaf_modules)
+        raise BudgetError("a budget of latency_ms is not supported yet: give params or macs, then result.benchmark()")
+    resolve(device)
+    if isinstance(train_data, Task):
+        task = train_data
+    else:
+        _require_data(train_data, val_data)
+        options = {"loss": loss, "metric": metric, "batch_size": batch_size, "seed": seed}
+        task = Task.of(train_data, val_data, test_data=test_data, **options)
+    program = _captured(model, task, example_inputs, leaf_modules)
     progress = Progress(verbose=verbose)
     _announce(program, budget, config, progress, trained=trained)
-    session = dnal.Session(task, seed, progress, str(where.asked))
+    session = dnal.Session(task, seed, progress, device)
     outcome = dnal.search(program, budget, config, session, trained=trained)
     metrics = {"val": BeforeAfter(outcome.before.metric, outcome.after.metric)}
     if task.test_data is not None:
-        scores = [
-            evaluate(p.graph_module, task, data=task.test_data, device=session.device).metric
-            for p in (outcome.trained, outcome.program)
-        ]
+        ends = (outcome.trained, outcome.program)
+        scores = [evaluate(p.graph_module, task, task.test_data, device=device).metric for p in ends]
         metrics["test"] = BeforeAfter(*scores)
     return Result(
         program=outcome.program,
@@ -101,3 +107,49 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
         gates=outcome.gates,
         seed=seed,
     )
+
+
+def _require_data(train_data: object, val_data: object) -> None:
+    if train_data is None or val_data is None:
+        missing = "train_data" if train_data is None else "val_data"
+        raise DataError(
+            f"{missing} is missing: optimize(model, train_data=(images, labels), val_data=(images, labels)), each "
+            "a tuple of tensors, a Dataset or a DataLoader"
+        )
+
+
+def _captured(
+    model: nn.Module, task: Task, example_inputs: Sequence[Tensor] | None, leaf_modules: tuple[type[nn.Module], ...]
+) -> Program:
+    examples = tuple(example_inputs) if example_inputs is not None else task.example_inputs()
+    tensor = next((t for t in (*model.parameters(), *model.buffers())), None)
+    if tensor is not None:
+        examples = tuple(x.to(tensor.device) for x in examples)
+    return capture(model, *examples, leaf_modules=leaf_modules)
+
+
+def _announce(program: Program, budget: Budget | None, config: Dnal, progress: Progress, *, trained: bool) -> None:
+    """Say what there is, what can be reached and what is wanted, before anything is trained."""
+    found = space(program, align=config.align, inner_only=config.inner_only)
+    whole, least = cost(program), found.smallest()
+    wanted = dict(budget.limits(whole)) if budget is not None else {}
+    for name in ("params", "macs"):
+        target = f", budget {wanted[name]:,.0f}" if name in wanted else ""
+        progress.note(f"{name}: {getattr(whole, name):,} now, {getattr(least, name):,} at the least{target}")
+    if budget is not None:
+        found.check(budget)
+    if trained:
+        progress.note("taking the weights as trained; pass trained=False to train them first")
+
+
+def _left_alone(program: Program) -> tuple[str, ...]:
+    """What of the model cannot shrink, and why."""
+    facts = structure(program)
+    total = sum(w.macs for w in facts.work) or 1.0
+    fixed = sum(w.macs for w in facts.work if not any(ids.any() for ids in w.dims))
+    share = (f"{fixed / total:.1%} of the MACs cannot shrink",) if fixed / total > 0.001 else ()
+    unknown = tuple(
+        f"operation {op!r} (at {', '.join(nodes[:3])}) has no rule: what flows into it keeps its width"
+        for op, nodes in facts.unknown.items()
+    )
+    return (*share, *unknown)

@@ -32,28 +32,28 @@ class CostTerms:
         shares = ([float(keep[ids].mean()) for ids in dims] for dims in self.dims)
         return round(sum(a * _product(s) for a, s in zip(self.amounts, shares, strict=True)))
 
-    def expected(self, plan: GatePlan, device: torch.device | None = None) -> "ExpectedCost":
+    def expected(self, plan: GatePlan) -> "ExpectedCost":
         """The differentiable form, as a function of the gate vector of `plan`."""
-        return ExpectedCost(self, plan, device)
+        return ExpectedCost(self, plan)
 
 
 class ExpectedCost:
     """The expected share of the original cost under independent gates, one a unit."""
 
-    def __init__(self, terms: CostTerms, plan: GatePlan, device: torch.device | None) -> None:
+    def __init__(self, terms: CostTerms, plan: GatePlan) -> None:
         slots = dict[bytes, int]()
         distinct = list[Ids]()
         pairs = [[_slot(ids, slots, distinct) for ids in dims] for dims in terms.dims]
         lengths = torch.tensor([len(ids) for ids in distinct])
         index = [plan.index(ids) for ids in distinct] or [torch.zeros(0, dtype=torch.long)]
-        self._index = torch.cat(index).to(device)
-        self._slot = torch.repeat_interleave(torch.arange(len(distinct)), lengths).to(device)
-        self._lengths = lengths.to(device, torch.float32)
+        self._index = torch.cat(index)
+        self._slot = torch.repeat_interleave(torch.arange(len(distinct)), lengths)
+        self._lengths = lengths.float()
         whole = len(distinct)
-        self._first = torch.tensor([p[0] if p else whole for p in pairs], device=device)
-        self._second = torch.tensor([p[1] if len(p) > 1 else whole for p in pairs], device=device)
+        self._first = torch.tensor([p[0] if p else whole for p in pairs])
+        self._second = torch.tensor([p[1] if len(p) > 1 else whole for p in pairs])
         amounts = torch.tensor(terms.amounts, dtype=torch.float64)
-        self._weights = (amounts / amounts.sum()).to(device, torch.float32)
+        self._weights = (amounts / amounts.sum()).float()
 
     def __call__(self, gates: Tensor) -> Tensor:
         """The expected share, a scalar.
@@ -61,9 +61,15 @@ class ExpectedCost:
         Args:
             gates: (1 + units,) the gate vector; entry 0, of what is never gated, is 1.
         """
-        sums = torch.zeros_like(self._lengths).index_add(0, self._slot, gates[self._index])
+        if self._index.device != gates.device:
+            self._move(gates.device)
+        sums = torch.zeros_like(self._lengths).index_add(0, self._slot, gates[self._index].float())
         shares = torch.cat([sums / self._lengths, sums.new_ones(1)])
         return (self._weights * shares[self._first] * shares[self._second]).sum()
+
+    def _move(self, device: torch.device) -> None:
+        for name, value in list(vars(self).items()):
+            setattr(self, name, value.to(device))
 
 
 @fact

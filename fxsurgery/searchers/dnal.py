@@ -28,6 +28,7 @@ from fxsurgery.searchers.steering import Limit, Steering
 from fxsurgery.searchers.widths import Scores, Space, project, pruning, space
 from fxsurgery.training import (
     Hooks,
+    OptimizerFactory,
     Progress,
     Recipe,
     Score,
@@ -67,7 +68,7 @@ class Dnal:
     learning_rate: float = 0.05
     """Of the weights stage; the fine-tune stage starts at half of it."""
     weight_decay: float = 1e-4
-    optimizer: Callable[..., torch.optim.Optimizer] | None = None
+    optimizer: OptimizerFactory | None = None
     """Takes parameters; used for the weights and fine-tune stages instead of SGD."""
 
 
@@ -90,26 +91,36 @@ class Outcome:
     """Each gate at the end of the architecture stage."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Session:
     """What every stage of one search shares."""
 
     task: Task
-    seed: int
-    progress: Progress
+    seed: int = 0
+    progress: Progress = field(default_factory=Progress.quiet)
     device: str | None = None
+    """Where to train: the GPU where there is one, unless said."""
     notes: list[str] = field(default_factory=list)
 
-    def fit(self, model: nn.Module, stage: str, recipe: Recipe, **options: object) -> None:
-        """Train `model` in place, under the search's seed."""
-        fit(
-            model, self.task, recipe,
-            seed=self.seed, stage=stage, progress=self.progress, device=self.device, **options,
-        )  # fmt: skip  # type: ignore[arg-type]
+    def score(self, program: Program, what: str) -> Score:
+        """The validation score of a program; reported as `what`."""
+        score = evaluate(program.graph_module, self.task, device=self.device)
+        self.progress.note(f"{what}: validation {self.task.metric_name} {score.metric:.4f}")
+        return score
 
-    def score(self, program: Program) -> Score:
-        """The validation score of a program."""
-        return evaluate(program.graph_module, self.task, device=self.device)
+    def fit(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        stage: str,
+        parameters: list[nn.Parameter] | None = None,
+        hooks: Hooks | None = None,
+    ) -> None:
+        """Train `model` in place."""
+        fit(
+            model, self.task, recipe, seed=self.seed, stage=stage, parameters=parameters, hooks=hooks,
+            progress=self.progress, device=self.device,
+        )  # fmt: skip
 
 
 def search(program: Program, budget: Budget | None, config: Dnal, session: Session, *, trained: bool) -> Outcome:
@@ -126,26 +137,31 @@ def search(program: Program, budget: Budget | None, config: Dnal, session: Sessi
     if budget is not None:
         found.check(budget)
     if not trained:
-        program = _trained(program, config, session, "weights", config.weights_epochs, config.learning_rate)
+        program = _trained(program, config, session, "weights")
         found = space(program, align=config.align, inner_only=config.inner_only)
-    before = session.score(program)
+    before = session.score(program, "original" if trained else "trained")
     keep, gates = _choose(found, budget, config, session)
     pruned = pruning(program, keep)(program).program
     model = pruned.trainable_copy()
     recalibrate(model, session.task, seed=session.seed, device=session.device)
     pruned = pruned.with_weights(model)
-    middle = session.score(pruned)
-    tuned = _trained(pruned, config, session, "fine-tune", config.finetune_epochs, config.learning_rate / 2)
+    middle = session.score(pruned, "pruned")
+    tuned = _trained(pruned, config, session, "fine-tune")
     notes = (*session.notes, *_alignment_note(found))
-    return Outcome(tuned, program, before, middle, session.score(tuned), notes, tuple(gates))
+    return Outcome(tuned, program, before, middle, session.score(tuned, "fine-tuned"), notes, tuple(gates))
 
 
-def _trained(program: Program, config: Dnal, session: Session, stage: str, epochs: float, rate: float) -> Program:
-    model = program.trainable_copy()
+def _trained(program: Program, config: Dnal, session: Session, stage: str) -> Program:
+    """`program` after the weights stage or the fine-tune stage."""
+    tuning = stage == "fine-tune"
+    steps = steps_for(session.task, config.finetune_epochs if tuning else config.weights_epochs)
+    if not steps:
+        return program
+    rate = config.learning_rate / 2 if tuning else config.learning_rate
     optimizer = config.optimizer or sgd(rate, momentum=0.9, weight_decay=config.weight_decay)
-    recipe = Recipe(steps=steps_for(session.task, epochs), optimizer=optimizer, schedule=cosine())
-    session.fit(model, stage, recipe)
-    return program.with_weights(model)  # type: ignore[arg-type]
+    model = program.trainable_copy()
+    session.fit(model, Recipe(steps=steps, optimizer=optimizer, schedule=cosine()), stage)
+    return program.with_weights(model)
 
 
 def _choose(found: Space, budget: Budget | None, config: Dnal, session: Session) -> tuple[Mask, list[float]]:
@@ -176,7 +192,7 @@ def _learn_gates(
     with torch.no_grad():
         vector.logits.masked_fill_(movable == 0, 1e3)
     steps = steps_for(session.task, config.architecture_epochs)
-    limits = [] if budget is None else _limits(found.program, budget, plan, vector.logits.device)
+    limits = [] if budget is None else _limits(found.program, budget, plan
     steering = Steering(vector, limits, movable)
     if limits:
         recipe = Recipe(steps=steps, optimizer=sgd(1.0 / steps, momentum=0.9), schedule=constant())
@@ -190,16 +206,16 @@ def _learn_gates(
 
         recipe = Recipe(steps=steps, optimizer=sgd(0.1, momentum=0.9), schedule=constant())
         hooks = Hooks(penalty=penalty, after_step=steering.after_step)
-    session.fit(model, "architecture", recipe, parameters=[vector.logits], hooks=hooks)
+    session.fit(model, recipe, "architecture", [vector.logits], hooks)
     with torch.no_grad():
         gates = torch.sigmoid(vector.sharpness * vector.logits).double().cpu().numpy()
     return plan, vector.logits.detach().double().cpu().numpy(), gates
 
 
-def _limits(program: Program, budget: Budget, plan: GatePlan, device: torch.device) -> list[Limit]:
+def _limits(program: Program, budget: Budget, plan: GatePlan) -> list[Limit]:
     original = cost(program)
     return [
-        Limit(TERMS[name](program).expected(plan, device), amount / getattr(original, name))
+        Limit(TERMS[name](program).expected(plan), amount / getattr(original, name))
         for name, amount in budget.limits(original)
     ]
 

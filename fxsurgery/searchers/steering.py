@@ -55,6 +55,7 @@ class Steering:
     def before_step(self, info: StepInfo) -> None:
         """Turn the loss's gradient into the steered one."""
         logits = self.vector.logits
+        self.movable = self.movable.to(logits.device)
         if logits.grad is None:
             return
         gates = torch.sigmoid(self.vector.sharpness * logits.detach())

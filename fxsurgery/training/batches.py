@@ -3,6 +3,7 @@
 The order of a shuffled epoch is a function of the seed and the epoch alone.
 """
 
+import math
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -35,7 +36,7 @@ class Arrays(Dataset[tuple[Tensor, ...]]):
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         return tuple(t[index] for t in self.tensors)
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:  # noqa: PLW3201 -- DataLoader's protocol
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
         """The batch itself: nothing is left to collate."""
         return tuple(t[torch.as_tensor(indices)] for t in self.tensors)
 
@@ -61,7 +62,7 @@ class Batches(Sampler[list[int]]):
             yield order[start : start + self.batch_size].tolist()
 
     def __len__(self) -> int:
-        return -(-self.samples // self.batch_size)
+        return math.ceil(self.samples / self.batch_size)
 
 
 def loader_of(data: object, batch_size: int, seed: int | None, name: str) -> Loader:

@@ -1,51 +1,55 @@
-"""Re-estimate batch norm statistics: surgery changes what flows into them."""
+"""Re-estimate the running statistics of batch norms, which surgery leaves stale.
+
+The running mean is the mean of the batches' means, the running variance that of their unbiased variances
+(a cumulative average, not an exponential one). Weights stay, and everything but the norms is in eval mode.
+"""
+
+from itertools import islice
 
 import torch
 from accelerate.utils import send_to_device
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fxsurgery.training.loop import device_of, forward
-from fxsurgery.training.task import Task, set_epoch
+from fxsurgery.training.batches import epoch_of
+from fxsurgery.training.calls import predict
+from fxsurgery.training.device import Device, borrowed
+from fxsurgery.training.seeding import seeded
+from fxsurgery.training.task import Task
 
-SAMPLES = 2_000
-"""Enough for statistics, by the one-shot search literature."""
 
-
-def recalibrate(model: nn.Module, task: Task, *, batches: int | None = None, device: str | None = None) -> int:
-    """Set every batch norm's running statistics to their cumulative average over training batches.
-
-    Only batch norms run in train mode; weights stay, dropout is off, momenta are put back.
+def recalibrate(model: nn.Module, task: Task, *, batches: int = 100, seed: int = 0, device: Device = None) -> int:
+    """Re-estimate the batch norms of `model`, in place, on training batches.
 
     Args:
-        model: changed in place, left in eval mode.
-        task: where the batches come from.
-        batches: how many; enough for 2,000 samples unless given.
-        device: where the model is unless given.
+        model: what is recalibrated.
+        task: the training data.
+        batches: how many to use, at most one epoch of them.
+        seed: of what the data draw at random, such as augmentations; the process's states stay as they were.
+        device: where; `None` is where the model is.
 
     Returns:
-        How many batch norms there are; with none, no batch is run.
+        How many norms were re-estimated. Without any, no data are read.
+
+    Raises:
+        DataError: there is no batch, or the model cannot take it.
+        DeviceError: there is no such device, or it is out of memory.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    if not norms:
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    if not norms or batches < 1:
         return 0
-    where = device_of(model, device)
-    momenta = {norm: norm.momentum for norm in norms}
-    model.eval().to(where)
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    set_epoch(task.train_data, 0)
-    seen = 0
-    with torch.no_grad():
-        for count, batch in enumerate(task.train_data, start=1):
-            inputs, _ = task.split(send_to_device(batch, where))
-            forward(model, inputs)
-            seen += len(inputs[0])
-            if count == batches or (batches is None and seen >= SAMPLES):
-                break
-    for norm, momentum in momenta.items():
-        norm.momentum = momentum
-        norm.eval()
+    momenta = [norm.momentum for norm in norms]
+    with borrowed(model, device) as there, seeded(seed, there), torch.no_grad():
+        model.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        try:
+            for drawn in islice(epoch_of(task.train_data, 0, "train_data"), batches):
+                inputs, _ = task.take_apart(send_to_device(drawn.batch, there))
+                predict(model, inputs)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
     return len(norms)

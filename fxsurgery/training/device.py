@@ -60,9 +60,7 @@ def accelerated(
         if processes() == 1:
             stack.enter_context(_own_accelerate_state())
         try:
-            accelerator = Accelerator(
-                cpu=target.type == "cpu", mixed_precision=mixed_precision, device_placement=False
-            )
+            accelerator = Accelerator(cpu=target.type == "cpu", mixed_precision=mixed_precision, device_placement=False)
         except ValueError as error:
             raise DeviceError(f"cannot train on {target} with precision {mixed_precision}: {error}") from error
         yield accelerator, target if processes() == 1 else accelerator.device

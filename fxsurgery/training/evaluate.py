@@ -1,55 +1,68 @@
-"""Score a model: metric and loss over a data set, weighted by samples."""
+"""Score a model on data, leaving it as it is."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
-from torch import Tensor, nn
+from torch import nn
 
-from fxsurgery.errors import DataError
-from fxsurgery.training.loop import device_of, forward, loss_of
-from fxsurgery.training.task import Batches, Task
+from fxsurgery.training.batches import Loader, count, samples, set_epoch
+from fxsurgery.training.calls import loss_of, metric_of, predict
+from fxsurgery.training.device import Device, borrowed
+from fxsurgery.training.seeding import seeded
+from fxsurgery.training.task import Task
 
 
 @dataclass(frozen=True)
 class Score:
-    """How a model does on a data set."""
+    """Means over the samples."""
 
     metric: float
-    """The task's metric; the loss where the task has none."""
+    """The task's metric; equal to `loss` where it has none."""
     loss: float
     samples: int
 
 
-def evaluate(model: nn.Module, task: Task, data: Batches | None = None, *, device: str | None = None) -> Score:
-    """The score of `model`, in eval mode, which it was left in or is put back out of.
+def evaluate(model: nn.Module, task: Task, data: Loader | None = None, *, device: Device = None) -> Score:
+    """Score `model` in eval mode on `data`, the validation data unless said.
+
+    Each process of a distributed run scores all of the data, so that they agree. Train flags and the
+    process's random states are afterwards as they were.
 
     Args:
-        model: it is not changed.
-        task: loss and metric.
-        data: the task's validation data unless given.
-        device: where the model is unless given; a model elsewhere is moved there.
+        model: what is scored.
+        task: the loss, the metric and the way to take batches apart.
+        data: a loader.
+        device: where; `None` is where the model is.
 
     Raises:
-        DataError: there is no sample, or a batch does not fit.
+        DataError: there is no batch, or it does not fit the model, the loss or the metric.
+        TrainingError: the loss is not a scalar.
+        DeviceError: there is no such device, or it is out of memory.
     """
-    flags = {module: module.training for module in model.modules()}
-    where = device_of(model, device)
-    totals, samples = [0.0, 0.0], 0
-    model.eval().to(where)
-    try:
-        with torch.no_grad():
-            for batch in task.val_data if data is None else data:
-                inputs, target = task.split(send_to_device(batch, where))
-                output = forward(model, inputs)
-                loss = float(loss_of(task, output, target))
-                size = len(inputs[0]) if isinstance(inputs[0], Tensor) else 1
-                totals[0] += size * (loss if task.metric is None else float(task.metric(output, target)))
-                totals[1] += size * loss
-                samples += size
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
-    if not samples:
-        raise DataError("there is no sample to score the model on")
-    return Score(totals[0] / samples, totals[1] / samples, samples)
+    loader = task.val_data if data is None else data
+    count(loader, "the data to evaluate on")
+    with borrowed(model, device) as there, seeded(0, there), torch.no_grad():
+        model.eval()
+        set_epoch(loader, 0)
+        return _mean(_scores(model, task, loader, there))
+
+
+def _scores(model: nn.Module, task: Task, loader: Iterable[Any], device: torch.device) -> Iterable[Score]:
+    for batch in loader:
+        inputs, target = task.take_apart(send_to_device(batch, device))
+        output = predict(model, inputs)
+        loss = loss_of(task, output, target).item()
+        yield Score(metric_of(task, output, target, loss), loss, samples(batch))
+
+
+def _mean(scores: Iterable[Score]) -> Score:
+    metric = loss = 0.0
+    total = 0
+    for score in scores:
+        metric += score.metric * score.samples
+        loss += score.loss * score.samples
+        total += score.samples
+    return Score(metric / max(total, 1), loss / max(total, 1), total)

@@ -1,274 +1,302 @@
-"""The one training loop. It runs on Accelerate: CPU, CUDA, mixed precision, several processes."""
+"""The training loop: every stage of every search, and every fine-tune, runs here.
 
-import contextlib
+It runs on Accelerate: CPU or CUDA, mixed precision, several processes under `accelerate launch` or
+`torchrun`. All that it draws at random comes from its seed and the epoch, and whatever it borrows from the
+process (random states, float modes, Accelerate's state) it gives back, so on a CPU the same seed gives the
+same weights bit for bit, whatever ran before.
+"""
+
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import count as count_up
+from itertools import islice
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
-from fxsurgery.errors import DataError, DeviceError, TrainingError
-from fxsurgery.training.progress import Progress
+from fxsurgery.errors import TrainingError
+from fxsurgery.training.batches import Drawn, Loader, epoch_of, samples, set_epoch
+from fxsurgery.training.calls import loss_of, predict
+from fxsurgery.training.device import Device, accelerated, borrowed, processes
+from fxsurgery.training.evaluate import Score, evaluate
+from fxsurgery.training.progress import Progress, Standing
 from fxsurgery.training.recipe import Recipe
-from fxsurgery.training.task import Batches, Task, set_epoch
+from fxsurgery.training.seeding import flushed_denormals, mix, reseed, seeded
+from fxsurgery.training.task import Task
+
+RECORDS = 50
 
 
 @dataclass(frozen=True)
 class StepInfo:
-    """Where the loop stands: `step` of `steps`, from 0."""
+    """Where the training is, for hooks."""
 
+    stage: str
     step: int
+    """From 0."""
     steps: int
     epoch: int
+    """From 0."""
     loss: float
+    """The task's loss on this step's batch, without the penalty."""
+    learning_rate: float
+    """Of the first parameter group."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Hooks:
     """What a searcher adds to the loop."""
 
     penalty: Callable[[], Tensor] | None = None
-    """Added to the task's loss."""
+    """A scalar added to the loss of each step; it sees the model before the step."""
     before_step: Callable[[StepInfo], None] | None = None
-    """Called between backward and the optimiser's step; may change gradients."""
+    """Runs after backward (and unscaling), before clipping and the optimiser's step; it may edit `.grad`."""
     after_step: Callable[[StepInfo], None] | None = None
+    """Runs after the optimiser's step."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What all stages of one run share."""
+class FitReport:
+    """What a training came to."""
 
-    seed: int = 0
-    device: str | None = None
-    """`"cpu"` or `"cuda"`; where the model is unless said."""
-    mixed_precision: str = "no"
-    """`"no"`, `"bf16"` or `"fp16"`, as Accelerate takes it."""
-    progress: Progress = field(default_factory=Progress.quiet)
+    stage: str
+    steps: int
+    epochs: int
+    """Epochs begun."""
+    samples: int
+    """Training samples gone through, in this process."""
+    loss: float
+    """Mean of the task's loss over the last steps; NaN without a step."""
+    score: Score | None
+    """The last validation score, taken at the end; `None` if there was none."""
+    seconds: float
 
 
-def fit(
+def fit(  # noqa: PLR0913 -- each by name; what searchers add is grouped in `Hooks`
     model: nn.Module,
     task: Task,
     recipe: Recipe,
-    settings: Settings,
     *,
-    stage: str = "train",
+    seed: int = 0,
+    stage: str = "training",
     parameters: Iterable[nn.Parameter] | None = None,
     hooks: Hooks | None = None,
-) -> float:
-    """Train `model`, in place, and leave it in eval mode.
+    progress: Progress | None = None,
+    device: Device | Accelerator = None,
+) -> FitReport:
+    """Train `model` in place, in train mode; then it is back on its device with its train flags.
 
     Args:
-        model: what trains; never the user's own object but a copy.
-        task: data and loss.
-        recipe: steps, optimiser and schedule.
-        settings: seed, device, precision, progress.
-        stage: its name, for reports and errors.
-        parameters: these alone move, every other is frozen for the duration; all that require a gradient
-            unless given.
-        hooks: what to do besides.
-
-    Returns:
-        The mean loss of the last epoch.
+        model: ours to train, such as `Program.trainable_copy()`.
+        task: what is to be learned.
+        recipe: how.
+        seed: the same seed, data and machine give the same weights.
+        stage: what reports and messages call this training.
+        parameters: only these train; all others are frozen meanwhile. `None` is all that require gradients.
+        hooks: what a searcher adds.
+        progress: where this is reported; nowhere unless said.
+        device: a name, a device, or an `Accelerator` of yours; `None` is the GPU where there is one.
 
     Raises:
-        DataError: a batch does not fit the model or the loss.
-        TrainingError: the loss is not a finite scalar that depends on the weights.
-        DeviceError: the device is not there.
+        DataError: there is no batch, or one does not fit the model or the loss.
+        DeviceError: the device is not there, is out of memory, or cannot do the precision asked for.
+        TrainingError: the loss is not finite, not a scalar, or does not depend on what trains.
     """
-    accelerator = _accelerator(model, settings)
-    chosen = list(parameters) if parameters is not None else [p for p in model.parameters() if p.requires_grad]
-    if not chosen:
-        raise TrainingError(f"{stage}: no parameter is to be trained; all have requires_grad=False")
-    with _seeded(settings.seed), _frozen_but(model, chosen), _flushing_denormals():
-        model.to(accelerator.device)
-        optimizer = recipe.optimizer(chosen)
-        run = _Run(accelerator, model, optimizer, task, recipe, stage, hooks or Hooks(), settings.progress)
-        loss = run.train()
-    return loss
+    progress = progress or Progress.quiet()
+    if recipe.steps < 1:
+        return FitReport(stage, 0, 0, 0, math.nan, None, 0.0)
+    with (
+        accelerated(device, recipe.mixed_precision) as (accelerator, there),
+        seeded(seed, there),
+        flushed_denormals(),
+        borrowed(model, there),
+        _training_only(model, parameters) as chosen,
+        _prepared(model, recipe, chosen, accelerator) as (wrapped, optimizer),
+        progress.stage(stage, recipe.steps, task.metric_name),
+    ):
+        run = _Run(model, wrapped, task, recipe, stage, hooks or Hooks(), accelerator, optimizer, there)
+        return _train(run, progress, seed)
 
 
+@dataclass
 class _Run:
-    """One call of `fit`."""
+    """What the steps of one training share."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 -- private, called once
-        self,
-        accelerator: Accelerator,
-        model: nn.Module,
-        optimizer: Optimizer,
-        task: Task,
-        recipe: Recipe,
-        stage: str,
-        hooks: Hooks,
-        progress: Progress,
-    ) -> None:
-        self.plain, self.task, self.recipe, self.stage = model, task, recipe, stage
-        self.hooks, self.progress, self.accelerator = hooks, progress, accelerator
-        self.rates = [group["lr"] for group in optimizer.param_groups]
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        data = task.train_data
-        self.batches: Batches = accelerator.prepare(data) if isinstance(data, DataLoader) else data
+    model: nn.Module
+    wrapped: nn.Module
+    """The model as Accelerate runs it."""
+    task: Task
+    recipe: Recipe
+    stage: str
+    hooks: Hooks
+    accelerator: Accelerator
+    optimizer: AcceleratedOptimizer
+    device: torch.device
+    rates: list[float] = field(init=False)
+    """The learning rate of each parameter group, before the schedule."""
+    clipped: list[nn.Parameter] = field(init=False)
 
-    def train(self) -> float:
-        self.plain.train()
-        self.progress.begin(self.stage, self.recipe.steps)
-        step, epoch, mean = 0, 0, math.nan
-        try:
-            while step < self.recipe.steps:
-                set_epoch(self.task.train_data, epoch)
-                losses = list[float]()
-                for batch in self.batches:
-                    losses.append(self._step(batch, step, epoch))
-                    step += 1
-                    self.progress.step(step, epoch + 1, losses[-1])
-                    if step == self.recipe.steps:
-                        break
-                if not losses:
-                    raise DataError(f"{self.stage}: the training data gave no batch in epoch {epoch + 1}")
-                epoch, mean = epoch + 1, sum(losses) / len(losses)
-                self.progress.epoch(epoch, step, mean, self.optimizer.param_groups[0]["lr"])
-        finally:
-            self.progress.end(mean)
-            self.optimizer.zero_grad(set_to_none=True)
-            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-            self.plain.eval()
-        return mean
+    def __post_init__(self) -> None:
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.clipped = [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def _step(self, batch: object, step: int, epoch: int) -> float:
-        scale = self.recipe.schedule(step / max(self.recipe.steps, 1))
+    def step(self, number: int, drawn: Drawn) -> StepInfo:
+        """Take one optimiser step on a batch."""
+        factor = self.recipe.schedule((number + 0.5) / self.recipe.steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * scale
-        loss = self._loss(batch)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"{self.stage}: the loss is {value} at step {step + 1} (learning rate {self.rates[0] * scale:.3g}); "
-                "lower the learning rate, or look for such values in the data"
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
-        info = StepInfo(step, self.recipe.steps, epoch, value)
-        if self.hooks.before_step:
+            group["lr"] = rate * factor
+        self.optimizer.zero_grad()
+        inputs, target = self.task.take_apart(send_to_device(drawn.batch, self.device))
+        loss = loss_of(self.task, predict(self.wrapped, inputs), target)
+        total = loss if self.hooks.penalty is None else loss + self.hooks.penalty()
+        rate = float(self.optimizer.param_groups[0]["lr"])
+        info = StepInfo(self.stage, number, self.recipe.steps, drawn.epoch, loss.item(), rate)
+        _check(total, info)
+        self.accelerator.backward(total)
+        self._update(info)
+        return info
+
+    def _update(self, info: StepInfo) -> None:
+        self.accelerator.unscale_gradients(self.optimizer)
+        if self.hooks.before_step is not None:
             self.hooks.before_step(info)
         if self.recipe.gradient_clip is not None:
-            self.accelerator.clip_grad_norm_(self.plain.parameters(), self.recipe.gradient_clip)
+            nn.utils.clip_grad_norm_(self.clipped, self.recipe.gradient_clip)
         self.optimizer.step()
-        if self.hooks.after_step:
+        if self.hooks.after_step is not None:
             self.hooks.after_step(info)
-        return value
-
-    def _loss(self, batch: object) -> Tensor:
-        inputs, target = self.task.split(send_to_device(batch, self.accelerator.device))
-        output = forward(self.model, inputs)
-        with self.accelerator.autocast():
-            loss = loss_of(self.task, output, target)
-            if self.hooks.penalty is not None:
-                loss = loss + self.hooks.penalty()
-        if not loss.requires_grad:
-            raise TrainingError(f"{self.stage}: the loss does not depend on any parameter that trains")
-        return loss
 
 
-def forward(model: nn.Module, inputs: tuple[Any, ...]) -> Any:  # noqa: ANN401
-    """The model's output.
+def _check(total: Tensor, info: StepInfo) -> None:
+    where = f"stage {info.stage!r}, step {info.step + 1} of {info.steps}"
+    value = total.item()
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"{where}: the loss is {value} at learning rate {info.learning_rate:.3g}; lower the learning rate, "
+            "set Recipe(gradient_clip=1.0), or look for values in the data that are not finite"
+        )
+    if not total.requires_grad:
+        raise TrainingError(
+            f"{where}: the loss does not depend on any parameter that trains; "
+            "does the loss detach it, or are the parameters unused?"
+        )
 
-    Raises:
-        DataError: the inputs do not fit the model.
-    """
+
+def _train(run: _Run, progress: Progress, seed: int) -> FitReport:
+    steps, start = run.recipe.steps, time.monotonic()
+    records, validations = _points(steps, RECORDS), _points(steps, _validations(run))
+    pending = list[float]()
+    score, seen, last = None, 0, None
+    for number, drawn in enumerate(islice(_batches(run, seed), steps)):
+        info = run.step(number, drawn)
+        pending.append(info.loss)
+        seen += samples(drawn.batch)
+        looked = evaluate(run.model, run.task) if number + 1 in validations else None
+        score = looked or score
+        last = _standing(info, pending, looked, time.monotonic() - start)
+        progress.show(last)
+        if looked or number + 1 in records:
+            progress.record(last)
+            pending.clear()
+    epochs, loss = (0, math.nan) if last is None else (last.epoch + 1, last.loss)
+    return FitReport(run.stage, steps, epochs, seen, loss, score, time.monotonic() - start)
+
+
+def _standing(info: StepInfo, losses: list[float], score: Score | None, seconds: float) -> Standing:
+    return Standing(
+        stage=info.stage,
+        epoch=info.epoch,
+        step=info.step + 1,
+        steps=info.steps,
+        loss=sum(losses) / len(losses),
+        metric=None if score is None else score.metric,
+        lr=info.learning_rate,
+        seconds=seconds,
+    )
+
+
+def _points(steps: int, many: int) -> set[int]:
+    """So many step counts spread evenly, the last one at the end."""
+    return {-(-steps * i // many) for i in range(1, many + 1)}
+
+
+def _validations(run: _Run) -> int:
+    if run.recipe.validations is not None:
+        return run.recipe.validations
     try:
-        return model(*inputs)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise DataError(f"the model cannot take a batch with inputs {shapes(inputs)}: {error}") from error
+        return min(5, run.recipe.steps * processes() // max(len(run.task.train_data), 1))
+    except TypeError:
+        return 1
 
 
-def loss_of(task: Task, output: Any, target: Any) -> Tensor:  # noqa: ANN401
-    """The task's loss, a scalar.
+def _batches(run: _Run, seed: int) -> Iterator[Drawn]:
+    """Training batches without end; each epoch's randomness follows from seed and epoch alone."""
+    source = run.task.train_data
+    loader: Loader = source
+    if run.accelerator.num_processes > 1:
+        loader = run.accelerator.prepare_data_loader(source, device_placement=False)
+    with _kept_generators(source) as generators:
+        for epoch in count_up():
+            fresh = mix(seed, epoch)
+            reseed(fresh, run.device)
+            for generator in generators:
+                generator.manual_seed(fresh)
+            set_epoch(source, epoch)
+            yield from epoch_of(loader, epoch, "train_data")
 
-    Raises:
-        DataError: output and target do not fit the loss.
-        TrainingError: the loss is not a scalar tensor.
-    """
+
+@contextmanager
+def _kept_generators(loader: Loader) -> Iterator[list[torch.Generator]]:
+    """The generators that a user's loader brings; their states are put back."""
+    found = [loader.generator, getattr(loader.sampler, "generator", None)]
+    generators = [g for g in found if isinstance(g, torch.Generator)]
+    states = [g.get_state() for g in generators]
     try:
-        loss = task.loss(output, target)
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError) as error:
-        raise DataError(
-            f"the loss cannot take output {shapes(output)} with target {shapes(target)}: {error}"
-        ) from error
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise TrainingError(f"a loss is a scalar tensor, but this one is {shapes(loss)}")
-    return loss
-
-
-def shapes(value: object) -> str:
-    """The shapes of a nested value, for messages."""
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    if isinstance(value, (list, tuple)):
-        return f"({', '.join(map(shapes, value))})"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{k}: {shapes(v)}' for k, v in value.items())}}}"
-    return type(value).__name__
-
-
-def device_of(model: nn.Module, asked: str | None) -> torch.device:
-    """The device that was asked for, or where the model is.
-
-    Raises:
-        DeviceError: the device is unknown, or not on this machine.
-    """
-    if asked is None:
-        return next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    try:
-        device = torch.device(asked)
-    except RuntimeError as error:
-        raise DeviceError(f"there is no device {asked!r}: say 'cpu' or 'cuda'") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(f"device {asked!r} was asked for, but this machine has no usable CUDA GPU; use 'cpu'")
-    return device
-
-
-def _accelerator(model: nn.Module, settings: Settings) -> Accelerator:
-    device = device_of(model, settings.device)
-    if AcceleratorState._shared_state:  # noqa: SLF001 -- a process keeps its first settings otherwise
-        AcceleratorState._reset_state(reset_partial_state=True)  # noqa: SLF001
-    return Accelerator(cpu=device.type == "cpu", mixed_precision=settings.mixed_precision)
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed inside, and leave the user's random state as it was."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
-
-
-@contextlib.contextmanager
-def _frozen_but(model: nn.Module, chosen: list[nn.Parameter]) -> Iterator[None]:
-    moving = {id(p) for p in chosen}
-    before = [(p, p.requires_grad) for p in model.parameters()]
-    for parameter, _ in before:
-        parameter.requires_grad_(id(parameter) in moving)
-    try:
-        yield
+        yield generators
     finally:
-        for parameter, required in before:
-            parameter.requires_grad_(required)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
-@contextlib.contextmanager
-def _flushing_denormals() -> Iterator[None]:
-    """Denormals make pruned weights up to ten times slower on a CPU."""
-    probe = torch.tensor([1e-39])
-    was_on = float(probe * 1.0) == 0.0
-    torch.set_flush_denormal(True)
+@contextmanager
+def _training_only(model: nn.Module, parameters: Iterable[nn.Parameter] | None) -> Iterator[list[nn.Parameter]]:
+    """Freeze all but `parameters`; put `requires_grad` back and leave no gradient behind."""
+    own = list(model.parameters())
+    flags = [p.requires_grad for p in own]
+    chosen = [p for p in own if p.requires_grad] if parameters is None else list(parameters)
+    wanted = {id(p) for p in chosen}
+    if not wanted <= {id(p) for p in own}:
+        raise TrainingError("some of the parameters to train are not of this model; take them from the copy")
+    if not chosen:
+        raise TrainingError("nothing to train: no parameter is given, or none requires gradients")
     try:
-        yield
+        for parameter in own:
+            parameter.requires_grad_(id(parameter) in wanted)
+        yield chosen
     finally:
-        torch.set_flush_denormal(was_on)
+        for parameter, flag in zip(own, flags, strict=True):
+            parameter.grad = None
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def _prepared(
+    model: nn.Module, recipe: Recipe, parameters: list[nn.Parameter], accelerator: Accelerator
+) -> Iterator[tuple[nn.Module, AcceleratedOptimizer]]:
+    """Model and optimiser as Accelerate runs them; then `model` is itself again, without Accelerate's marks."""
+    before = dict(vars(model))
+    try:
+        model.train()
+        optimizer = recipe.optimizer(parameters)
+        yield accelerator.prepare(model, optimizer, device_placement=[False, False])
+    finally:
+        for name in set(vars(model)) - set(before):
+            delattr(model, name)
+        if "forward" in before:
+            model.forward = before["forward"]

@@ -1,79 +1,128 @@
-"""What a user sees while something trains, and the record of it that the result keeps."""
+"""What is seen of a training: a live line on a terminal, an occasional line elsewhere, and its history."""
 
+import os
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-EVERY_SECONDS = 5.0
-"""Between two lines, where the output is no terminal."""
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a stage is after a step."""
+
+    stage: str
+    epoch: int
+    step: int
+    """Steps done."""
+    steps: int
+    loss: float
+    """Mean of the task's loss since the last standing that was recorded."""
+    metric: float | None
+    """The validation metric, where it was just measured."""
+    lr: float
+    seconds: float
+    """Since the stage began."""
+
+    @property
+    def seconds_left(self) -> float:
+        """At the pace so far."""
+        return self.seconds * (self.steps - self.step) / max(self.step, 1)
 
 
-@dataclass
 class Progress:
-    """Reports stages and steps: a live bar on a terminal, occasional lines elsewhere, nothing if not verbose."""
+    """Shows the stages of a run and keeps their history; every stage of a run reports to the same one.
 
-    verbose: bool = True
-    history: list[dict[str, Any]] = field(default_factory=list)
-    """One record an epoch: stage, epoch, step, loss, lr, seconds; and one a score."""
-    console: Console = field(default_factory=Console)
-    _stage: str = ""
-    _steps: int = 0
-    _began: float = 0.0
-    _said: float = 0.0
-    _bar: Bar | None = None
+    `history` holds a record for each of about 50 points of a stage and each validation: `stage`, `epoch`,
+    `step`, `steps`, `loss`, `metric` (`None` where it was not measured), `lr` and `seconds`.
+    """
+
+    def __init__(self, *, verbose: bool = True, console: Console | None = None, interval: float = 5.0) -> None:
+        """Show things when `verbose`, and not from the other processes of a distributed run.
+
+        Args:
+            verbose: whether to show anything at all.
+            console: where; standard error unless said.
+            interval: seconds between lines where there is no terminal.
+        """
+        self.history = list[dict[str, Any]]()
+        self._console = console or Console(stderr=True, highlight=False)
+        self._shown = verbose and os.environ.get("RANK", "0") == "0"
+        self._interval = interval
+        self._last_line = float("-inf")
+        self._bar: Bar | None = None
+        self._metric_name = "metric"
+        self._metric: float | None = None
 
     @classmethod
-    def quiet(cls) -> "Progress":
-        """One that only records."""
+    def quiet(cls) -> Self:
+        """One that keeps the history and shows nothing."""
         return cls(verbose=False)
 
-    def say(self, text: str) -> None:
-        """A line for the user."""
-        if self.verbose:
-            self.console.print(text, highlight=False, markup=False)
+    def note(self, text: str) -> None:
+        """Show a line of text."""
+        if self._shown:
+            self._console.print(text, markup=False)
 
-    def begin(self, stage: str, steps: int) -> None:
-        """A stage of `steps` optimiser steps starts."""
-        self._stage, self._steps, self._began = stage, steps, time.monotonic()
-        self._said = self._began
-        if self.verbose and self.console.is_terminal:
-            self._bar = Bar(
-                TextColumn("{task.description:<14}"), BarColumn(), TextColumn("{task.fields[what]}"),
-                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console,
-            )  # fmt: skip
-            self._bar.start()
-            self._bar.add_task(stage, total=steps, what="")
+    @contextmanager
+    def stage(self, name: str, steps: int, metric_name: str = "metric") -> Iterator[None]:
+        """While the block runs, a stage of so many steps reports its standings."""
+        self._metric_name, self._metric = metric_name, None
+        self._last_line = time.monotonic()
+        if not (self._shown and self._console.is_terminal):
+            yield
+            return
+        with _bar(self._console) as bar:
+            bar.add_task(name, total=steps, seen="")
+            self._bar = bar
+            try:
+                yield
+            finally:
+                self._bar = None
 
-    def step(self, step: int, epoch: int, loss: float) -> None:
-        """Step number `step` (from 1) is done."""
-        now = time.monotonic()
-        what = f"epoch {epoch}  step {step}/{self._steps}  loss {loss:.4f}"
+    def show(self, standing: Standing) -> None:
+        """Show a standing, unless that is too soon after the last."""
+        if standing.metric is not None:
+            self._metric = standing.metric
         if self._bar is not None:
-            self._bar.update(self._bar.tasks[0].id, completed=step, what=what)
-        elif self.verbose and now - self._said >= EVERY_SECONDS:
-            left = (now - self._began) / step * (self._steps - step)
-            self.say(f"  {self._stage}: {what}  {left:.0f} s left")
-            self._said = now
+            self._bar.update(self._bar.task_ids[0], completed=standing.step, seen=self._seen(standing))
+            return
+        now, done = time.monotonic(), standing.step == standing.steps
+        if self._shown and (done or now - self._last_line >= self._interval):
+            self._last_line = now
+            self.note(
+                f"{standing.stage}: step {standing.step}/{standing.steps}, {self._seen(standing)}, "
+                f"{_clock(standing.seconds)} gone, {_clock(standing.seconds_left)} left"
+            )
 
-    def epoch(self, epoch: int, step: int, loss: float, rate: float) -> None:
-        """An epoch is done: `loss` is its mean."""
-        seconds = time.monotonic() - self._began
-        record = {"stage": self._stage, "epoch": epoch, "step": step, "loss": loss, "lr": rate}
-        self.history.append({**record, "seconds": seconds})
+    def record(self, standing: Standing) -> None:
+        """Keep a standing in the history."""
+        self.history.append(dict(vars(standing)))
 
-    def end(self, loss: float) -> None:
-        """The stage is over."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-        seconds = time.monotonic() - self._began
-        self.say(f"{self._stage}: {self._steps} steps in {seconds:.1f} s, loss {loss:.4f}")
+    def _seen(self, standing: Standing) -> str:
+        metric = "" if self._metric is None else f", {self._metric_name} {self._metric:.4g}"
+        return f"epoch {standing.epoch + 1}, loss {standing.loss:.4g}{metric}"
 
-    def score(self, what: str, name: str, value: float) -> None:
-        """A validation score was measured."""
-        self.history.append({"stage": what, name: value})
-        self.say(f"{what}: validation {name} {value:.4f}")
+
+def _bar(console: Console) -> Bar:
+    return Bar(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[seen]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -80,7 +80,7 @@ class Recipe:
     """Optimiser steps in all; `steps_for` turns epochs into them."""
     optimizer: OptimizerFactory
     """From the parameters that train to their optimiser: `sgd(0.1)`, or a class such as `torch.optim.Adam`."""
-    schedule: Schedule = constant()
+    schedule: Schedule = field(default_factory=constant)
     gradient_clip: float | None = None
     """Largest norm of all gradients together."""
     mixed_precision: MixedPrecision | None = None
@@ -89,9 +89,7 @@ class Recipe:
     """How often to look at the validation data, evenly, at the end too; `None` is once an epoch, 5 at most."""
 
 
-def steps_for(
-    task: Task, epochs: float, *, max_steps: int | None = MAX_STEPS, min_steps: int = MIN_STEPS
-) -> int:
+def steps_for(task: Task, epochs: float, *, max_steps: int | None = MAX_STEPS, min_steps: int = MIN_STEPS) -> int:
     """Steps that so many epochs take, within bounds.
 
     Four batches of data are gone through more often than asked for, a million of them less often. No epochs

@@ -23,7 +23,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 def reseed(seed: int, device: torch.device) -> None:
     """Set every global random state that data sets and layers draw from. Call it inside `seeded` alone."""
-    random.seed(seed)  # noqa: TID251 -- inside `seeded`, for augmentations that draw from the global state
+    random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 -- as above
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

@@ -2,12 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Self, TypeAlias
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from fxsurgery.errors import DataError
 from fxsurgery.training.batches import Loader, describe, epoch_of, loader_of
@@ -34,7 +32,7 @@ def last_is_target(batch: Any) -> tuple[tuple[Any, ...], Any]:  # noqa: ANN401
 
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     """The loss of classification: `output` (batch, classes, ...), `target` (batch, ...) of class numbers."""
-    return F.cross_entropy(output, target)
+    return nn.functional.cross_entropy(output, target)
 
 
 def accuracy(output: Tensor, target: Tensor) -> Tensor:
@@ -69,13 +67,12 @@ class Task:
         for name in ("train_data", "val_data"):
             if getattr(self, name) is None:
                 raise DataError(f"no {name}: give a DataLoader, a Dataset, or a tuple of tensors (x, y)")
-        give = partial(object.__setattr__, self)
-        if self.metric is None and self.loss is cross_entropy:
-            give("metric", accuracy)
-        if self.metric is None:
-            give("higher_is_better", False)
-        given = "loss" if self.metric is None else getattr(self.metric, "__name__", "metric")
-        give("metric_name", self.metric_name or ("metric" if given == "<lambda>" else given))
+        metric = accuracy if self.metric is None and self.loss is cross_entropy else self.metric
+        given = "loss" if metric is None else getattr(metric, "__name__", "metric")
+        name = self.metric_name or ("metric" if given == "<lambda>" else given)
+        higher = self.higher_is_better and metric is not None
+        for field, value in {"metric": metric, "metric_name": name, "higher_is_better": higher}.items():
+            object.__setattr__(self, field, value)
 
     @classmethod
     def of(
