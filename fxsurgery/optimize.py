@@ -85,8 +85,9 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
         task = train_data
     else:
         _require_data(train_data, val_data)
-        options = {"loss": loss, "metric": metric, "batch_size": batch_size, "seed": seed}
-        task = Task.of(train_data, val_data, test_data=test_data, **options)
+        task = Task.of(
+            train_data, val_data, test_data=test_data, loss=loss, metric=metric, batch_size=batch_size, seed=seed
+        )
     program = _captured(model, task, example_inputs, leaf_modules)
     progress = Progress(verbose=verbose)
     _announce(program, budget, config, progress, trained=trained)

@@ -192,7 +192,7 @@ def _learn_gates(
     with torch.no_grad():
         vector.logits.masked_fill_(movable == 0, 1e3)
     steps = steps_for(session.task, config.architecture_epochs)
-    limits = [] if budget is None else _limits(found.program, budget, plan
+    limits = [] if budget is None else _limits(found.program, budget, plan)
     steering = Steering(vector, limits, movable)
     if limits:
         recipe = Recipe(steps=steps, optimizer=sgd(1.0 / steps, momentum=0.9), schedule=constant())
