@@ -67,9 +67,7 @@ class BasicBlock(nn.Module):
         return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
-def resnet20(
-    widths: tuple[int, int, int] = (8, 16, 32), in_channels: int = 1, classes: int = 10
-) -> nn.Module:
+def resnet20(widths: tuple[int, int, int] = (8, 16, 32), in_channels: int = 1, classes: int = 10) -> nn.Module:
     """Three stages of three basic blocks: (batch, in_channels, h, w) -> (batch, classes)."""
     stem, last = widths[0], widths[-1]
     layers: list[nn.Module] = [

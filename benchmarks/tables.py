@@ -93,14 +93,8 @@ def markdown(table: Table, about: Header) -> str:
         "",
     ]
     lines += [_line(table.columns), _line("---" for _ in table.columns)]
-    lines += [
-        _line(show(row.get(column), spec) for column, spec in table.columns.items()) for row in table.rows
-    ]
-    if any(
-        isinstance(cell, Sequence) and not isinstance(cell, str)
-        for row in table.rows
-        for cell in row.values()
-    ):
+    lines += [_line(show(row.get(column), spec) for column, spec in table.columns.items()) for row in table.rows]
+    if any(isinstance(cell, Sequence) and not isinstance(cell, str) for row in table.rows for cell in row.values()):
         lines += ["", "Mean over the seeds ± 95 % t-interval of the mean."]
     if table.notes:
         lines += ["", table.notes]

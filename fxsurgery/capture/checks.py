@@ -1,180 +1,131 @@
-"""Is the trace the model? Run both, and compare what can be compared."""
+"""The checks that a traced graph must pass before it is taken for the user's model.
+
+With the model f and the graph g, on copies, under one seed, up to rounding:
+
+    f(x) = g(x) in eval mode, on the example batch x and on twice the batch;
+    f(x) = g(x) in train mode, with equal buffers after it;
+    d<v, f(x)>/dp = d<v, g(x)>/dp for every parameter and input p and a random v.
+
+The last catches a backward of the user's own, a region without gradients, a detach that was lost.
+"""
 
 import copy
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor, fx, nn
 
-from fxsurgery.errors import CaptureError, DataError
-from fxsurgery.program import Program
-from fxsurgery.surgery import relative_error
+from fxsurgery.capture import trials
+from fxsurgery.capture.tracer import reads_training
+from fxsurgery.errors import CaptureError
 
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
-"""The same operations in the same order: nearly bit-equal. Relative to the largest value."""
+Run = Callable[[nn.Module, Sequence[Tensor]], trials.Outcome]
 
-
-def check_examples(model: nn.Module, inputs: Sequence[Tensor]) -> None:
-    """Run the model on the example inputs.
-
-    Raises:
-        DataError: there is none, one is no tensor, or the model does not take them.
-        CaptureError: no tensor comes out.
-    """
-    if not inputs:
-        raise DataError("example inputs are needed: capture(model, x), the batch along dim 0")
-    for value in inputs:
-        if not isinstance(value, Tensor):
-            raise DataError(f"an example input is a {type(value).__name__}, not a tensor")
-    try:
-        output = _run(model, inputs)
-    except Exception as error:
-        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-        raise DataError(f"the model does not take inputs of shape {shapes}: {error}") from error
-    if not _tensors(output):
-        raise CaptureError(f"the model's output is not a tensor and holds none: it is {_named(output)}")
-    if strays := [leaf for leaf in pytree.tree_leaves(output) if not isinstance(leaf, (Tensor, type(None)))]:
-        raise CaptureError(f"the model's output is not all tensors: it holds {_named(strays[0])}; return tensors alone")
+IRREPRODUCIBLE = 1000.0
+"""A model that differs from itself by this many tolerances cannot be checked."""
 
 
-def check_nothing_lost(model: nn.Module, graph_module: nn.Module) -> None:
-    """Every parameter and persistent buffer is in the graph, under the user's key.
+@dataclass(frozen=True)
+class Comparison:
+    """A private copy of the user's model beside the graph traced from it; neither is changed."""
 
-    Raises:
-        CaptureError: some are not; it names them.
-    """
-    if not (lost := sorted(set(model.state_dict()) - set(graph_module.state_dict()))):
-        return
-    shown = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
-    owners = sorted({key.rpartition(".")[0].split(".")[0] for key in lost})
-    raise CaptureError(
-        f"these parameters take no part in the model's eval-mode output: {shown}. If {', '.join(owners)} runs only "
-        "in train mode (an auxiliary head), build the model without it (torchvision: aux_logits=False); if it is "
-        "never used, remove it"
-    )
+    model: nn.Module
+    graph_module: fx.GraphModule
+    entered: tuple[str, ...]
+    """Paths of the modules that tracing went into."""
 
+    def check(self, inputs: Sequence[Tensor]) -> None:
+        """Run every check.
 
-def check_capture(model: nn.Module, program: Program) -> None:
-    """Compare model and program in eval mode at two batch sizes, and in train mode with gradients.
+        Raises:
+            CaptureError: the graph is not the model; the message says in which mode and where.
+        """
+        other = trials.doubled(inputs)
+        self._check_eval(inputs, "the graph does not compute what the model does")
+        if _runs(trials.run_eval, self.model, other):
+            self._check_eval(other, "a shape of the example inputs got baked in: at another batch size")
+        elif _runs(trials.run_eval, self.model, noisy := trials.noisy(inputs)):
+            self._check_eval(noisy, "the graph does not compute what the model does")
+        self._check_train(inputs, other)
 
-    Raises:
-        CaptureError: they differ; it says in what.
-    """
-    inputs = [_noisy(x, seed) for seed, x in enumerate(program.example_inputs)]
-    model, traced = copy.deepcopy(model), program.trainable_copy()
-    _enliven(model, traced, inputs)
-    _compare(_run(model, inputs), _run(traced, inputs), "in eval mode, at the example batch size")
-    _check_other_batch(model, traced, inputs)
-    _check_training(model, traced, inputs)
+    def _check_eval(self, inputs: Sequence[Tensor], meaning: str) -> None:
+        if trouble := self._trouble(trials.run_eval, inputs):
+            raise CaptureError(
+                f"{meaning}, in eval mode, {trouble}. Does forward ask for the type of its input, draw random "
+                "numbers of a fixed size, or keep a value from call to call? Rewrite that, or keep the module "
+                "whole with leaf_modules=(ThatModule,)."
+            )
 
-
-def _check_other_batch(model: nn.Module, traced: nn.Module, inputs: list[Tensor]) -> None:
-    larger = [torch.cat([x, x[:1]]) if x.dim() else x for x in inputs]
-    try:
-        wanted = _run(model, larger)
-    except Exception:  # noqa: BLE001 -- the model itself takes one batch size only: nothing to compare
-        return
-    try:
-        got = _run(traced, larger)
-    except Exception as error:
-        raise CaptureError(
-            f"the traced model runs only at the example batch size: a shape was baked in ({error}). Compute "
-            "shapes from x.shape in forward, or use -1 for the batch"
-        ) from error
-    _compare(wanted, got, "at another batch size: a shape or a value was baked in")
-
-
-def _check_training(model: nn.Module, traced: nn.Module, inputs: list[Tensor]) -> None:
-    if inputs[0].dim() and inputs[0].shape[0] == 1:
-        inputs = [torch.cat([x, _noisy(x, 17)]) if x.dim() else x for x in inputs]
-    outputs, gradients = [], []
-    for candidate in (model, traced):
-        candidate.train()
-        candidate.zero_grad()
+    def _check_train(self, inputs: Sequence[Tensor], other: Sequence[Tensor]) -> None:
+        # BatchNorm wants more than one value a channel, and a batch of one has none but its own statistics.
+        if inputs[0].shape[:1] == (1,) and _runs(trials.run_train, self.model, other):
+            inputs = other
         try:
-            output = _run(candidate, inputs, seed=11, grad=True)
+            trials.run_train(copy.deepcopy(self.model), inputs)
         except Exception as error:
-            whose = "traced model" if candidate is traced else "model"
-            raise CaptureError(f"the {whose} does not run in train mode: {error}") from error
-        outputs.append(output)
-        gradients.append(_gradients(candidate, output))
-    differ = (
-        "in train mode. What the mode changes was baked in: use nn.Dropout in place of F.dropout(..., "
-        "training=self.training), and modules in place of branches on self.training"
-    )
-    _compare(outputs[0], outputs[1], differ)
-    if (first := _differing(*gradients)) is not None:
-        raise CaptureError(
-            f"the traced model's gradient of {first} differs: tracing drops no_grad and autocast regions, and "
-            "looks into a torch.autograd.Function, losing its backward. Put such code into a module of its own "
-            "and keep it whole with leaf_modules=(ThatModule,)"
+            raise CaptureError(
+                "the model does not run forward and backward in train mode on inputs of shape "
+                f"{shapes(inputs)}, so its graph cannot be checked there: {type(error).__name__}: {error}"
+            ) from error
+        trouble = self._trouble(trials.run_train, inputs)
+        if trouble.startswith(("output", "only")):
+            raise CaptureError(f"in train mode, {trouble}. {self._train_hint()}")
+        if trouble:
+            raise CaptureError(
+                f"in a training step, {trouble}: an autograd.Function with a backward of its own, a region "
+                "without gradients or a buffer update got lost in tracing. Rewrite it in torch operations, or "
+                "keep its module whole with leaf_modules=(ThatModule,)."
+            )
+
+    def _trouble(self, run: Run, inputs: Sequence[Tensor]) -> str:
+        """What differs, in words; empty where nothing does."""
+        model, graph_module = copy.deepcopy(self.model), copy.deepcopy(self.graph_module)
+        trials.enliven(model, graph_module)
+        wanted = run(copy.deepcopy(model), inputs)
+        try:
+            got = run(graph_module, inputs)
+        except Exception as error:  # noqa: BLE001 - whatever the user's operations raise is the finding
+            return f"only the graph fails: {type(error).__name__}: {error}"
+        excess, where = trials.difference(got, wanted)
+        if excess <= 1:
+            return ""
+        noise, _ = trials.difference(run(model, inputs), wanted)
+        if noise > IRREPRODUCIBLE:
+            raise CaptureError(f"the model cannot be checked: {where} changes from run to run under one seed")
+        return "" if excess <= 10 * noise else f"{where} differs (by {excess:.1e} times the tolerance)"
+
+    def _train_hint(self) -> str:
+        modules = [(path, self.model.get_submodule(path)) for path in dict.fromkeys(self.entered)]
+        readers = [f"{_called(path, m)} reads self.training" for path, m in modules if reads_training(m)]
+        readers += [
+            f"{_called(path, m)} overrides train()" for path, m in modules if type(m).train is not nn.Module.train
+        ]
+        if not readers:
+            return (
+                "Tracing recorded the value that self.training had in eval mode; keep the module that reads "
+                "it whole with leaf_modules=(ThatModule,)."
+            )
+        return (
+            f"Tracing recorded eval mode: {'; '.join(readers)}. Put what differs between the modes into a "
+            "module without children, or keep the module whole with leaf_modules=(ThatModule,)."
         )
 
 
-def _gradients(model: nn.Module, output: object) -> dict[str, Tensor | None]:
-    total = torch.zeros(())
-    for seed, leaf in enumerate(_tensors(output)):
-        if leaf.requires_grad:
-            weights = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(seed))
-            total = total + (leaf.float() * weights.to(leaf.device)).sum().cpu()
-    if total.requires_grad:
-        total.backward()  # type: ignore[no-untyped-call]
-    return {name: p.grad for name, p in model.named_parameters()}
+def shapes(inputs: Sequence[Tensor]) -> str:
+    """The shapes of the inputs, as text."""
+    return ", ".join(str(tuple(x.shape)) for x in inputs)
 
 
-def _differing(wanted: dict[str, Tensor | None], got: dict[str, Tensor | None]) -> str | None:
-    scale = max((float(g.abs().max()) for g in wanted.values() if g is not None and g.numel()), default=0.0)
-    for name, gradient in wanted.items():
-        other = got.get(name)
-        if (gradient is None) != (other is None):
-            return name
-        if gradient is None or other is None:
-            continue
-        if float((gradient - other).abs().max()) > 10 * TOLERANCE.get(gradient.dtype, 1e-2) * max(scale, 1e-12):
-            return name
-    return None
+def _runs(run: Run, model: nn.Module, inputs: Sequence[Tensor]) -> bool:
+    try:
+        run(copy.deepcopy(model), inputs)
+    except Exception:  # noqa: BLE001 - the user's model may refuse a batch size in any way it likes
+        return False
+    return True
 
 
-def _compare(wanted: object, got: object, when: str) -> None:
-    pairs = list(zip(_tensors(wanted), _tensors(got), strict=False))
-    same_form = pytree.tree_structure(wanted) == pytree.tree_structure(got)
-    if not same_form or any(a.shape != b.shape for a, b in pairs):
-        raise CaptureError(f"the traced model's outputs have another form {when}")
-    error = max((relative_error(b, a) - TOLERANCE.get(a.dtype, 0.0) for a, b in pairs), default=0.0)
-    if error > 0:
-        raise CaptureError(f"the traced model's outputs differ by {error:.1e} relative {when}")
-
-
-def _enliven(model: nn.Module, traced: nn.Module, inputs: list[Tensor]) -> None:
-    """A head that is all zeros makes every comparison pass: then both get the same random values there."""
-    if any(bool(leaf.abs().max() > 1e-12) for leaf in _tensors(_run(model, inputs)) if leaf.numel()):
-        return
-    twins = dict(traced.named_parameters())
-    with torch.no_grad():
-        for seed, (name, parameter) in enumerate(model.named_parameters()):
-            if parameter.is_floating_point() and not parameter.any():
-                noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)) * 0.1
-                for target in (parameter, twins[name]):
-                    target.copy_(noise)
-
-
-def _run(model: nn.Module, inputs: Sequence[Tensor], *, seed: int = 11, grad: bool = False) -> object:
-    with torch.random.fork_rng(), torch.set_grad_enabled(grad):
-        torch.manual_seed(seed)
-        return model(*(x.clone() for x in inputs))
-
-
-def _noisy(tensor: Tensor, seed: int) -> Tensor:
-    if not tensor.is_floating_point():
-        return tensor.clone()
-    noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed)).to(tensor)
-    return tensor + 0.1 * noise
-
-
-def _tensors(output: object) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-
-
-def _named(value: object) -> str:
-    return f"a {type(value).__name__} ({str(value)[:60]})"
+def _called(path: str, module: nn.Module) -> str:
+    forward = inspect.unwrap(type(module).forward)
+    where = f"{forward.__code__.co_filename}:{forward.__code__.co_firstlineno}"
+    return f"{f'`{path}`' if path else 'the model'} ({type(module).__name__}, {where})"

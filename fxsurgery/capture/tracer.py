@@ -1,112 +1,170 @@
-"""Symbolic tracing that keeps whole what must stay whole, and says where it could not go on."""
+"""Symbolic tracing that refuses what torch.fx would drop or bake in without a word.
+
+torch.fx inlines a module by running its `forward` on proxies. Whatever acts on the surroundings and not on a
+tensor leaves no node: a `no_grad` or autocast region, the backward of an `autograd.Function`, a hook, the
+value of `self.training` at that moment. The first three are met while nodes are made, and raise here; hooks
+are looked up before a module is entered; small modules that read `self.training` stay whole.
+"""
 
 import inspect
-import traceback
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from types import CodeType
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
+from torch import fx, nn
+from torch.nn.utils.parametrize import is_parametrized
+from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from fxsurgery.errors import CaptureError
+CONSTRUCTORS = (
+    torch.arange,
+    torch.as_tensor,
+    torch.empty,
+    torch.eye,
+    torch.full,
+    torch.linspace,
+    torch.normal,
+    torch.ones,
+    torch.rand,
+    torch.randint,
+    torch.randn,
+    torch.randperm,
+    torch.tensor,
+    torch.zeros,
+)
+"""Functions that make a tensor of a size; torch.fx cannot see a traced size in them unless they are wrapped."""
 
-OWN_CODE = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
-"""Frames in here are not the user's."""
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-class Tracer(fx.Tracer):
-    """`fx.Tracer` with more leaves, and with the path of the module that it is in."""
+class UntraceableError(Exception):
+    """Tracing met something that it would lose. The traceback tells where; `remedy` what to do."""
 
-    def __init__(self, leaf_modules: tuple[type[nn.Module], ...]) -> None:
-        super().__init__()
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what)
+        self.remedy = remedy
+
+
+class CaptureTracer(fx.Tracer):
+    """Traces one model on a number of positional inputs, and remembers which modules it went into."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, inputs: int, leaf_modules: tuple[type[nn.Module], ...]) -> None:
+        super().__init__(autowrap_functions=CONSTRUCTORS)
+        self._autowrap_search.append(torch)
+        self._inputs = inputs
         self._leaf_modules = leaf_modules
+        self._surroundings = _surroundings()
+        self.entered: list[str] = []
+        """Paths of the modules that are inlined, in the order of their calls; "" is the model itself."""
         self.inside: list[str] = []
+        """Paths of the modules now being called, outermost first; after an error, where it happened."""
 
     @override
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, (*self._leaf_modules, torch.jit.ScriptModule)) or parametrize.is_parametrized(m):
-            return True
-        return super().is_leaf_module(m, module_qualified_name) or reads_its_mode(m)
+        return (
+            super().is_leaf_module(m, module_qualified_name)
+            or isinstance(m, self._leaf_modules)
+            or is_parametrized(m)
+            or (_is_stateless(m) and reads_training(m))
+        )
+
+    @override
+    def create_args_for_root(
+        self, root_fn: Callable[..., object], is_module: bool, concrete_args: object = None
+    ) -> tuple[Callable[..., object], list[object]]:
+        # Defaults of arguments beyond the examples stay defaults: they never become placeholders.
+        del is_module, concrete_args
+        refuse_hooks(self.root, "")
+        self.entered.append("")
+        names = _argument_names(root_fn, self._inputs)
+        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
 
     @override
     def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        self.inside.append(self.path_of_module(m))
-        result = super().call_module(m, forward, args, kwargs)
-        self.inside.pop()
+        self,
+        m: nn.Module,
+        forward: Callable[..., object],
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+    ) -> object:
+        path = self.path_of_module(m)
+        depth = len(self.inside)
+        self.inside.append(path)
+        if not self.is_leaf_module(m, path):
+            refuse_hooks(m, path)
+            self.entered.append(path)
+        result: object = super().call_module(m, forward, args, kwargs)
+        del self.inside[depth:]
         return result
 
+    @override
+    def create_node(
+        self,
+        kind: str,
+        target: fx.node.Target,
+        args: tuple[fx.node.Argument, ...],
+        kwargs: dict[str, fx.node.Argument],
+        name: str | None = None,
+        type_expr: object = None,
+    ) -> fx.Node:
+        if kind.startswith("call_"):
+            self._refuse_other_surroundings()
+        return super().create_node(kind, target, args, kwargs, name, type_expr)
 
-def reads_its_mode(module: nn.Module) -> bool:
-    """Whether a module without tensors or children acts by `self.training`: tracing would bake the mode in."""
-    code = getattr(type(module).forward, "__code__", None)
-    bare = not list(module.children()) and not module.state_dict()
-    return bare and code is not None and "training" in code.co_names
+    def _refuse_other_surroundings(self) -> None:
+        for name, state in _surroundings().items():
+            if state != self._surroundings[name]:
+                raise UntraceableError(
+                    f"the forward pass enters a region of {name}, which tracing would silently drop",
+                    "Take it out of forward (to freeze a part, set requires_grad=False on its parameters)",
+                )
 
 
-def trace(model: nn.Module, example_inputs: Sequence[Tensor], leaf_modules: tuple[type[nn.Module], ...]) -> fx.Graph:
-    """The graph of `model`, in the mode that it is in.
-
-    Raises:
-        CaptureError: tracing failed; the message names module path, file and line, and what to do.
-    """
-    tracer = Tracer(leaf_modules)
-    hooked = [
-        path
-        for path, module in model.named_modules()
-        if _has_hooks(module) and (not path or not tracer.is_leaf_module(module, path))
-    ]
-    if hooked:
-        raise CaptureError(
-            f"module {hooked[0] or '(the model itself)'!r} has forward or backward hooks, which a graph cannot "
-            "keep; remove them, or keep the module whole with leaf_modules="
+def refuse_hooks(module: nn.Module, path: str) -> None:
+    """Raise where a module that is about to be inlined carries hooks."""
+    hooks: list[dict[int, RemovableHandle]] = [getattr(module, kind) for kind in HOOKS]
+    if any(hooks):
+        where = f"`{path}`" if path else "the model itself"
+        kinds = ", ".join(kind.strip("_") for kind, found in zip(HOOKS, hooks, strict=True) if found)
+        raise UntraceableError(
+            f"{where} ({type(module).__name__}) has {kinds}, which tracing would silently drop",
+            "Remove the hooks before capture, or do their work in forward",
         )
-    try:
-        graph = tracer.trace(model, _concrete(model, len(example_inputs)))
-    except Exception as error:
-        raise CaptureError(_blame(model, tracer, error)) from error
-    for node in [n for n in graph.nodes if n.op == "placeholder"][len(example_inputs) :]:
-        if not node.users:
-            graph.erase_node(node)
-    return graph
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, kind) for kind in kinds)
+def reads_training(module: nn.Module) -> bool:
+    """Whether the module's `forward` reads an attribute called `training`."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return isinstance(code, CodeType) and any("training" in part.co_names for part in _code_parts(code))
 
 
-def _concrete(model: nn.Module, given: int) -> dict[str, Any]:
-    """Parameters of `forward` beyond the example inputs take their defaults."""
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    positional = [p for p in parameters if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}]
-    late = [*positional[given:], *(p for p in parameters if p.kind is p.KEYWORD_ONLY)]
-    return {p.name: p.default for p in late if p.default is not p.empty}
+def _code_parts(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _code_parts(constant)
 
 
-def _blame(model: nn.Module, tracer: Tracer, error: BaseException) -> str:
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*OWN_CODE, "<"))]
-    where = f'{frames[-1].filename}:{frames[-1].lineno}: "{frames[-1].line}"' if frames else "in its forward"
-    path = tracer.inside[-1] if tracer.inside else ""
-    inside = f"module {path!r} ({type(model.get_submodule(path)).__name__})" if path else type(model).__name__
-    what, remedy = _explain(error)
-    text = str(error).strip().splitlines()
-    return f"{inside} cannot be traced: {what} at {where} [{type(error).__name__}: {text[0] if text else ''}]. {remedy}"
+def _is_stateless(module: nn.Module) -> bool:
+    return not any(True for group in (module.children, module.parameters, module.buffers) for _ in group())
 
 
-def _explain(error: BaseException) -> tuple[str, str]:
-    leaf = "Or keep the module whole: leaf_modules=(ItsClass,)."
-    text = str(error)
-    if "control flow" in text:
-        return "a branch on a tensor's value or shape", f"Use torch.where, or decide in __init__. {leaf}"
-    if "len" in text and "Proxy" in text:
-        return "len() of a tensor", f"Use x.shape[0]. {leaf}"
-    if "iterat" in text or "unpack" in text:
-        return "iteration over a tensor", f"Use x.unbind() with a known size, or index it. {leaf}"
-    if "__index__" in text or "Proxy" in text or "item" in text or "__int__" in text or "__float__" in text:
-        return "a tensor turned into a number or passed to code outside torch", f"Keep it a tensor. {leaf}"
-    return "the code raised", f"Write it with torch operations alone. {leaf}"
+def _argument_names(forward: Callable[..., object], count: int) -> list[str]:
+    names = list[str]()
+    for parameter in list(inspect.signature(forward).parameters.values())[1:]:
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            names += [f"{parameter.name}_{i}" for i in range(count - len(names))]
+        elif parameter.kind in {parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD}:
+            names.append(parameter.name)
+    return names[:count]
+
+
+def _surroundings() -> dict[str, object]:
+    return {
+        "torch.no_grad or torch.enable_grad": torch.is_grad_enabled(),
+        "torch.inference_mode": torch.is_inference_mode_enabled(),
+        "autocast on cpu": torch.is_autocast_enabled("cpu"),
+        "autocast on cuda": torch.is_autocast_enabled("cuda"),
+    }

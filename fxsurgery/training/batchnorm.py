@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxsurgery.training.batches import epoch_of
+from fxsurgery.training.borrowing import borrowed
 from fxsurgery.training.calls import predict
-from fxsurgery.training.device import Device, borrowed
+from fxsurgery.training.device import Device
 from fxsurgery.training.seeding import seeded
 from fxsurgery.training.task import Task
 

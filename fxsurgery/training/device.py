@@ -1,4 +1,4 @@
-"""Where training runs: the device, the Accelerate object, and a model lent to both for a while."""
+"""Where training runs: the device, and the `Accelerator` for it."""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from torch import nn
 
 from fxsurgery.errors import DeviceError
 
@@ -78,25 +77,3 @@ def _own_accelerate_state() -> Iterator[None]:
         for store, before in zip(stores, saved, strict=True):
             store.clear()
             store.update(before)
-
-
-@contextmanager
-def borrowed(model: nn.Module, device: Device) -> Iterator[torch.device]:
-    """Keep `model` on `device` (`None`: where it is); then put it and its train flags back.
-
-    Tensors are moved in place, so its parameters stay the same objects.
-
-    Raises:
-        DeviceError: there is no such device.
-    """
-    tensor = next((t for t in (*model.parameters(), *model.buffers())), None)
-    home = torch.device("cpu") if tensor is None else tensor.device
-    there = home if device is None else resolve(device)
-    flags = {module: module.training for module in model.modules()}
-    try:
-        model.to(there)
-        yield there
-    finally:
-        model.to(home)
-        for module, training in flags.items():
-            module.training = training

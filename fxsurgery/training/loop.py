@@ -17,13 +17,14 @@ from itertools import islice
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import send_to_device
+from accelerate.utils import broadcast, send_to_device
 from torch import Tensor, nn
 
 from fxsurgery.errors import TrainingError
 from fxsurgery.training.batches import Drawn, Loader, epoch_of, samples, set_epoch
+from fxsurgery.training.borrowing import borrowed, prepared, training_only
 from fxsurgery.training.calls import loss_of, predict
-from fxsurgery.training.device import Device, accelerated, borrowed, processes
+from fxsurgery.training.device import Device, accelerated, processes
 from fxsurgery.training.evaluate import Score, evaluate
 from fxsurgery.training.progress import Progress, Standing
 from fxsurgery.training.recipe import Recipe
@@ -116,8 +117,8 @@ def fit(  # noqa: PLR0913 -- each by name; what searchers add is grouped in `Hoo
         seeded(seed, there),
         flushed_denormals(),
         borrowed(model, there),
-        _training_only(model, parameters) as chosen,
-        _prepared(model, recipe, chosen, accelerator) as (wrapped, optimizer),
+        training_only(model, parameters) as chosen,
+        prepared(model, recipe, chosen, accelerator) as (wrapped, optimizer),
         progress.stage(stage, recipe.steps, task.metric_name),
     ):
         run = _Run(model, wrapped, task, recipe, stage, hooks or Hooks(), accelerator, optimizer, there)
@@ -204,8 +205,16 @@ def _train(run: _Run, progress: Progress, seed: int) -> FitReport:
         if looked or number + 1 in records:
             progress.record(last)
             pending.clear()
+    if run.accelerator.num_processes > 1:
+        _agree(run.model)
     epochs, loss = (0, math.nan) if last is None else (last.epoch + 1, last.loss)
     return FitReport(run.stage, steps, epochs, seen, loss, score, time.monotonic() - start)
+
+
+def _agree(model: nn.Module) -> None:
+    """Give every process the first one's buffers: each has gathered the norm statistics of its own batches."""
+    for buffer in model.buffers():
+        buffer.copy_(broadcast(buffer))
 
 
 def _standing(info: StepInfo, losses: list[float], score: Score | None, seconds: float) -> Standing:
@@ -247,7 +256,7 @@ def _batches(run: _Run, seed: int) -> Iterator[Drawn]:
             reseed(fresh, run.device)
             for generator in generators:
                 generator.manual_seed(fresh)
-            set_epoch(source, epoch)
+            set_epoch(source, epoch)  # a loader that Accelerate has prepared hides the sampler
             yield from epoch_of(loader, epoch, "train_data")
 
 
@@ -262,41 +271,3 @@ def _kept_generators(loader: Loader) -> Iterator[list[torch.Generator]]:
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
-
-
-@contextmanager
-def _training_only(model: nn.Module, parameters: Iterable[nn.Parameter] | None) -> Iterator[list[nn.Parameter]]:
-    """Freeze all but `parameters`; put `requires_grad` back and leave no gradient behind."""
-    own = list(model.parameters())
-    flags = [p.requires_grad for p in own]
-    chosen = [p for p in own if p.requires_grad] if parameters is None else list(parameters)
-    wanted = {id(p) for p in chosen}
-    if not wanted <= {id(p) for p in own}:
-        raise TrainingError("some of the parameters to train are not of this model; take them from the copy")
-    if not chosen:
-        raise TrainingError("nothing to train: no parameter is given, or none requires gradients")
-    try:
-        for parameter in own:
-            parameter.requires_grad_(id(parameter) in wanted)
-        yield chosen
-    finally:
-        for parameter, flag in zip(own, flags, strict=True):
-            parameter.grad = None
-            parameter.requires_grad_(flag)
-
-
-@contextmanager
-def _prepared(
-    model: nn.Module, recipe: Recipe, parameters: list[nn.Parameter], accelerator: Accelerator
-) -> Iterator[tuple[nn.Module, AcceleratedOptimizer]]:
-    """Model and optimiser as Accelerate runs them; then `model` is itself again, without Accelerate's marks."""
-    before = dict(vars(model))
-    try:
-        model.train()
-        optimizer = recipe.optimizer(parameters)
-        yield accelerator.prepare(model, optimizer, device_placement=[False, False])
-    finally:
-        for name in set(vars(model)) - set(before):
-            delattr(model, name)
-        if "forward" in before:
-            model.forward = before["forward"]

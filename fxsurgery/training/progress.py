@@ -67,7 +67,7 @@ class Progress:
     def note(self, text: str) -> None:
         """Show a line of text."""
         if self._shown:
-            self._console.print(text, markup=False)
+            self._console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str, steps: int, metric_name: str = "metric") -> Iterator[None]:

@@ -1,0 +1,128 @@
+"""Turns what went wrong while tracing into words: the user's file and line, what happened, what to do."""
+
+import linecache
+import re
+import sysconfig
+import traceback
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fxsurgery.capture.tracer import UntraceableError
+from fxsurgery.errors import CaptureError
+
+_KINDS = (
+    (
+        "used as inputs to control flow|__bool__",
+        "a Python branch depends on the value or the shape of a tensor",
+        "Write it with torch.where or torch.clamp",
+    ),
+    (
+        "cannot be iterated",
+        "Python iterates over a tensor or unpacks it",
+        "Use unbind or chunk with a fixed number of results",
+    ),
+    ("'len' is not supported", "len() is taken of a tensor", "Use x.shape[0]"),
+    (
+        r"interpreted as an integer|(int|float|complex)\(\) argument|__(index|int|float)__",
+        "a tensor value or size is converted to a Python number (int(), float(), range())",
+        "Keep it a tensor, or use the size as it is, without int()",
+    ),
+    (
+        "__format__",
+        "a tensor value is formatted as text",
+        "Take the print or the message out of forward",
+    ),
+    (
+        r"__array__|numpy|NumPy",
+        "NumPy is called on a tensor",
+        "Use the torch function of the same name",
+    ),
+    (
+        "instead found type 'Proxy'|ScriptMethod|ScriptFunction",
+        "a scripted function is called",
+        "Call the Python function that was scripted",
+    ),
+    (
+        "not installed as a submodule|not a member of this module",
+        "a module or parameter is used that is not registered in the model",
+        "Keep it as an attribute, in nn.ModuleList or in nn.ParameterList, not in a plain list",
+    ),
+    (
+        "cannot assign .*Proxy",
+        "forward assigns a parameter, buffer or submodule of its own",
+        "Update buffers in place (self.count.add_(1)), or leave the update out",
+    ),
+    (
+        r"must be (a )?(Tensor|Number|real number)|invalid combination of arguments|Proxy",
+        "a function that is not torch's is called with a tensor",
+        "Use torch functions",
+    ),
+)
+_AUTOGRAD_FUNCTION = str(Path(torch.autograd.function.__file__))
+_OURS = tuple(str(Path(p).parent) for p in (torch.__file__, __file__))
+_STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
+
+
+def untraceable(error: Exception, model: nn.Module, path: str) -> CaptureError:
+    """The error to raise for `error`, met while the module at `path` was traced."""
+    what, remedy = _explain(error)
+    if name := _autograd_function(error):
+        what = f"the torch.autograd.Function {name} is called, whose backward tracing would silently drop"
+        remedy = "Write it in differentiable torch operations"
+    module = f"`{path}` ({_type_name(model, path)})" if path else f"the model ({_type_name(model, path)})"
+    where = user_line(error)
+    return CaptureError(
+        f"the model cannot be traced: {what}.\n"
+        f"  in {module}{where and f', {where}'}\n"
+        f"  {type(error).__name__}: {_first_line(error)}\n"
+        f"{remedy}{_keep_whole(model, path) if path or where else ''}."
+    )
+
+
+def user_line(error: BaseException) -> str:
+    """`file:line: source` of the deepest frame in the user's code; empty where there is none."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]
+    if not frames:
+        return ""
+    file, line = frames[-1].filename, frames[-1].lineno or 0
+    source = linecache.getline(file, line).strip()
+    return f"{file}:{line}" + (f": `{source}`" if source else "")
+
+
+def _explain(error: Exception) -> tuple[str, str]:
+    if isinstance(error, UntraceableError):
+        return str(error), error.remedy
+    for pattern, what, remedy in _KINDS:
+        if re.search(pattern, str(error)):
+            return what, remedy
+    return "its forward raises on a traced tensor", "Rewrite that line in torch operations"
+
+
+def _keep_whole(model: nn.Module, path: str) -> str:
+    if path:
+        return f", or keep the module whole with leaf_modules=({_type_name(model, path)},)"
+    return ", or move that code to a small module of its own and keep it whole with leaf_modules=(ThatModule,)"
+
+
+def _type_name(model: nn.Module, path: str) -> str:
+    return type(model.get_submodule(path)).__name__
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")
+
+
+def _is_users(file: str) -> bool:
+    in_library = file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file
+    in_library = in_library or file.startswith("<frozen") or "/site-packages/numpy/" in file
+    return not in_library and not any(file.startswith(f"{ours}/") for ours in _OURS)
+
+
+def _autograd_function(error: BaseException) -> str:
+    """The name of the `autograd.Function` that the error came out of; empty without one."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_filename == _AUTOGRAD_FUNCTION and frame.f_code.co_name == "apply":
+            return str(getattr(frame.f_locals.get("cls"), "__name__", ""))
+    return ""

@@ -1,0 +1,75 @@
+"""The graph module of a traced graph: the user's tensors under the user's names, and all of them."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, fx, nn
+
+from fxsurgery.errors import CaptureError
+
+
+def build(traced: nn.Module, graph: fx.Graph, own: set[str]) -> fx.GraphModule:
+    """The graph as a module that owns what it uses, in eval mode.
+
+    Args:
+        traced: the copy that was traced; its modules are taken over.
+        graph: the graph of it.
+        own: the state_dict keys of the user's model; no other tensor becomes part of a state_dict.
+    """
+    plain = fx.Graph()
+    plain.output(plain.graph_copy(graph, {}))
+    graph_module = fx.GraphModule(traced, plain)
+    buffers = dict(traced.named_buffers(remove_duplicate=False))
+    for path in {str(node.target) for node in plain.nodes if node.op == "get_attr"}:
+        parent, _, name = path.rpartition(".")
+        owner = graph_module.get_submodule(parent)
+        value = getattr(owner, name)
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+            # A constant can be a tensor of the user's module scope, which a copy of the model still shares.
+            value = value if path in buffers else value.detach().clone()
+            owner.register_buffer(name, value, persistent=path in own)
+    return graph_module.eval()
+
+
+def lost_tensors(graph_module: fx.GraphModule, model: nn.Module) -> list[str]:
+    """The parameters and persistent buffers of the model that the graph module has under no name.
+
+    A tensor of two names may keep one of them.
+
+    Raises:
+        CaptureError: the graph module has state that the model has not.
+    """
+    own, kept = model.state_dict().keys(), graph_module.state_dict().keys()
+    if alien := sorted(kept - own):
+        raise CaptureError(f"the graph has state that the model has not: {', '.join(alien)}")
+    found = {id(tensor) for name, tensor in _state(model) if name in kept}
+    return [name for name, tensor in _state(model) if name in own and id(tensor) not in found]
+
+
+def lost_error(lost: Sequence[str], reached_in_training: Sequence[str]) -> CaptureError:
+    """The error to raise for lost tensors, given what train mode reaches: modules and parameters by path."""
+    names = ", ".join(lost[:6]) + (f" and {len(lost) - 6} more" if len(lost) > 6 else "")
+    trained = [n for n in lost if any(n == path or n.startswith(f"{path}.") for path in reached_in_training)]
+    if trained:
+        modules = ", ".join(dict.fromkeys(name.partition(".")[0] for name in trained))
+        return CaptureError(
+            f"these tensors are only reached in train mode, and a captured model would lose them: {names}. "
+            f"Build the model without {modules} (aux_logits=False or the like), or set it to None."
+        )
+    return CaptureError(
+        f"these tensors are never used in forward, and a captured model would lose them: {names}. "
+        "Delete them from the model, or use them."
+    )
+
+
+def check_unshared(graph_module: fx.GraphModule, model: nn.Module) -> None:
+    """Refuse a graph module that shares memory with the user's model."""
+    users = {tensor.untyped_storage().data_ptr() for _, tensor in _state(model)} - {0}
+    if shared := [name for name, t in _state(graph_module) if t.untyped_storage().data_ptr() in users]:
+        raise CaptureError(f"copying the model shares {', '.join(shared)}: does it define __deepcopy__?")
+
+
+def _state(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]

@@ -1,0 +1,182 @@
+"""Seeded runs of a model that leave no trace: inputs to try it on, and what it computes and learns on them."""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxsurgery.surgery import relative_error
+
+SEED = 20_011
+TOLERANCE = {
+    torch.float64: 1e-10,
+    torch.complex128: 1e-10,
+    torch.float32: 1e-5,
+    torch.complex64: 1e-5,
+    torch.float16: 1e-2,
+    torch.bfloat16: 2e-2,
+}
+"""Largest difference between two runs of the same operations, relative to the largest absolute value."""
+
+FLOOR = 1e-4
+"""A gradient below this share of the largest one is compared on that scale: a bias before BatchNorm has none."""
+
+QUIET = 1e-3
+"""A parameter that nowhere exceeds this hides what it multiplies, so a trial runs without it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run showed, by name: outputs, then gradients and buffers where it ran in train mode."""
+
+    outputs: dict[str, object]
+    gradients: dict[str, Tensor | None] = field(default_factory=dict)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """Seed every global generator inside and put all of them back after; gradients are on inside."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state a model may draw from
+    devices = range(torch.cuda.device_count()) if _cuda_is_on() else []
+    try:
+        with torch.random.fork_rng(devices), torch.inference_mode(mode=False), torch.enable_grad():
+            seed_all()
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002 - as above
+
+
+def seed_all() -> None:
+    """Seed every global generator; only to be called inside `contained`."""
+    random.seed(SEED)
+    np.random.seed(SEED)  # noqa: NPY002 - the state a model may draw from
+    torch.default_generator.manual_seed(SEED)
+    if _cuda_is_on():
+        torch.cuda.manual_seed_all(SEED)
+
+
+def run_eval(model: nn.Module, inputs: Sequence[Tensor]) -> Outcome:
+    """The outputs in eval mode. `model` is used up: hand in a copy."""
+    model.train().eval()
+    seed_all()
+    with torch.no_grad():
+        return Outcome(named_leaves(model(*(x.detach().clone() for x in inputs))))
+
+
+def run_train(model: nn.Module, inputs: Sequence[Tensor]) -> Outcome:
+    """Outputs, gradients and buffers of one training step. `model` is used up: hand in a copy."""
+    model.train()
+    seed_all()
+    leaves = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs]
+    outputs = named_leaves(model(*(x.clone() for x in leaves)))
+    sources = {f"input {i}": x for i, x in enumerate(leaves) if x.requires_grad}
+    parameters = model.named_parameters(remove_duplicate=False)
+    sources |= {name: p for name, p in parameters if p.requires_grad}
+    buffers = {name: b.detach().clone() for name, b in model.named_buffers(remove_duplicate=False)}
+    return Outcome(outputs, _gradients(list(outputs.values()), sources), buffers)
+
+
+def named_leaves(output: object) -> dict[str, object]:
+    """The leaves of a nested output by their place in it."""
+    leaves, _ = pytree.tree_flatten_with_path(output)
+    return {f"output{pytree.keystr(path)}": leaf for path, leaf in leaves}
+
+
+def enliven(model: nn.Module, twin: nn.Module) -> None:
+    """Give random values to the parameters that are all zero or nearly so: a zero head equals any other.
+
+    `twin` gets the same ones; it has parameters of the same names.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and parameter.numel() and parameter.detach().abs().max() < QUIET:
+            noise = torch.randn(parameter.shape, generator=generator) * 0.02
+            parameter.data.copy_(noise)
+    for name, parameter in twin.named_parameters():
+        parameter.data.copy_(model.get_parameter(name).data)
+
+
+def noisy(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The inputs, with seeded noise on the floating-point ones."""
+    generator = torch.Generator().manual_seed(SEED)
+    return tuple(_noisy(x, generator) if x.is_floating_point() else x for x in inputs)
+
+
+def doubled(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Twice the batch: the inputs and noisy ones after them, where they have a batch dimension."""
+    batch = inputs[0].shape[:1]
+    return tuple(
+        torch.cat([x, y]) if x.ndim and x.shape[:1] == batch else x for x, y in zip(inputs, noisy(inputs), strict=True)
+    )
+
+
+def difference(got: Outcome, wanted: Outcome) -> tuple[float, str]:
+    """The largest difference, in units of what is allowed, and where it is; above 1 they are not equal.
+
+    Gradients and buffers are compared by the names they have in both: an alias is one tensor of two names.
+    """
+    if lone := sorted(got.outputs.keys() ^ wanted.outputs.keys()):
+        return torch.inf, f"{lone[0]} (only one of them has it)"
+    scales = [_scale(g) for g in wanted.gradients.values() if g is not None]
+    floor = FLOOR * max(scales, default=0.0)
+    found = [(_excess(got.outputs[k], wanted.outputs[k], 0.0), k) for k in got.outputs]
+    if any(excess > 1 for excess, _ in found):
+        return max(found)
+    for name in got.gradients.keys() & wanted.gradients.keys():
+        excess = _excess(got.gradients[name], wanted.gradients[name], floor)
+        found += [(excess, f"the gradient of {name}")]
+    for name in got.buffers.keys() & wanted.buffers.keys():
+        excess = _excess(got.buffers[name], wanted.buffers[name], 0.0)
+        found += [(excess, f"the buffer {name} after a step")]
+    return max(found, key=lambda item: item[0])
+
+
+def _excess(got: object, wanted: object, floor: float) -> float:
+    if not (isinstance(got, Tensor) and isinstance(wanted, Tensor)):
+        same = type(got) is type(wanted) and repr(got) == repr(wanted)
+        return 0.0 if same else torch.inf
+    if (got.shape, got.dtype, got.requires_grad) != (wanted.shape, wanted.dtype, wanted.requires_grad):
+        return torch.inf
+    got, wanted = _real(got), _real(wanted)
+    scale = max(_scale(wanted), 1e-12)
+    error = relative_error(got, wanted) * scale / max(scale, floor)
+    limit = TOLERANCE.get(wanted.dtype, 0.0)
+    return error / limit if limit else (torch.inf if error else 0.0)
+
+
+def _cuda_is_on() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def _scale(tensor: Tensor) -> float:
+    values = tensor.detach().double().nan_to_num(0.0, 0.0, 0.0).abs()
+    return float(values.max()) if values.numel() else 0.0
+
+
+def _real(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def _noisy(x: Tensor, generator: torch.Generator) -> Tensor:
+    spread = float(x.double().std(correction=0)) if x.numel() else 0.0
+    noise = torch.randn(x.shape, generator=generator).to(x)
+    return x + noise * (0.3 * spread or 1.0)
+
+
+def _gradients(outputs: list[object], sources: dict[str, Tensor]) -> dict[str, Tensor | None]:
+    """The gradient of a seeded random weighting of the outputs, by source."""
+    generator = torch.Generator().manual_seed(SEED)
+    tensors = [o for o in outputs if isinstance(o, Tensor) and o.requires_grad]
+    if not tensors or not sources:
+        return dict.fromkeys(sources)
+    weights = [torch.randn(o.shape, generator=generator).to(o) for o in tensors]
+    found = torch.autograd.grad(tensors, list(sources.values()), weights, allow_unused=True)
+    return dict(zip(sources, found, strict=True))

@@ -1,0 +1,77 @@
+"""A model borrowed for a while: moved, frozen in part, wrapped, and given back as it was but for its weights."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
+
+from fxsurgery.errors import TrainingError
+from fxsurgery.training.device import Device, resolve
+from fxsurgery.training.recipe import Recipe
+
+
+@contextmanager
+def borrowed(model: nn.Module, device: Device) -> Iterator[torch.device]:
+    """Keep `model` on `device` (`None`: where it is); then put it and its train flags back.
+
+    Tensors are moved in place, so its parameters stay the same objects.
+
+    Raises:
+        DeviceError: there is no such device.
+    """
+    tensor = next((t for t in (*model.parameters(), *model.buffers())), None)
+    home = torch.device("cpu") if tensor is None else tensor.device
+    there = home if device is None else resolve(device)
+    flags = {module: module.training for module in model.modules()}
+    try:
+        model.to(there)
+        yield there
+    finally:
+        model.to(home)
+        for module, training in flags.items():
+            module.training = training
+
+
+@contextmanager
+def training_only(model: nn.Module, parameters: Iterable[nn.Parameter] | None) -> Iterator[list[nn.Parameter]]:
+    """Freeze all but `parameters`; put `requires_grad` back and leave no gradient behind.
+
+    Raises:
+        TrainingError: there is none, or one of them is not the model's.
+    """
+    own = list(model.parameters())
+    flags = [p.requires_grad for p in own]
+    chosen = [p for p in own if p.requires_grad] if parameters is None else list(parameters)
+    wanted = {id(p) for p in chosen}
+    if not wanted <= {id(p) for p in own}:
+        raise TrainingError("some of the parameters to train are not of this model; take them from the copy")
+    if not chosen:
+        raise TrainingError("nothing to train: no parameter is given, or none requires gradients")
+    try:
+        for parameter in own:
+            parameter.requires_grad_(id(parameter) in wanted)
+        yield chosen
+    finally:
+        for parameter, flag in zip(own, flags, strict=True):
+            parameter.grad = None
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def prepared(
+    model: nn.Module, recipe: Recipe, parameters: list[nn.Parameter], accelerator: Accelerator
+) -> Iterator[tuple[nn.Module, AcceleratedOptimizer]]:
+    """Model and optimiser as Accelerate runs them; then `model` is itself again, without Accelerate's marks."""
+    before = dict(vars(model))
+    try:
+        model.train()
+        optimizer = recipe.optimizer(parameters)
+        yield accelerator.prepare(model, optimizer, device_placement=[False, False])
+    finally:
+        for name in set(vars(model)) - set(before):
+            delattr(model, name)
+        if "forward" in before:
+            model.forward = before["forward"]
