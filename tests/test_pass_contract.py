@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from programs import program
-from zoo import ZOO
 
 from fxsurgery.passes import ALL, InsertGates, parse, replay
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite, relative_error
+from programs import program
+from zoo import ZOO
 
 CASES = [
     pytest.param(name, move, id=f"{name}-{str(move)[:60]}")

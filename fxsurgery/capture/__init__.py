@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from fxsurgery.capture import trials
 from fxsurgery.capture.blame import untraceable
-from fxsurgery.capture.build import build, check_unshared, lost_error, lost_tensors
+from fxsurgery.capture.build import build, check_unassigned, check_unshared, lost_error, lost_tensors
 from fxsurgery.capture.checks import Comparison, shapes
 from fxsurgery.capture.tracer import CaptureTracer
 from fxsurgery.errors import CaptureError, DataError
@@ -102,9 +102,10 @@ def _trace(
     tracer = CaptureTracer(len(inputs), leaf_modules)
     try:
         graph = tracer.trace(traced)
-        graph_module = build(traced, graph, set(model.state_dict()))
     except Exception as error:
         raise untraceable(error, model, next(reversed(tracer.inside), "")) from error
+    check_unassigned(traced)
+    graph_module = build(traced, graph, set(model.state_dict()))
     if lost := lost_tensors(graph_module, model):
         raise lost_error(lost, _reached_in_training(model, len(inputs), leaf_modules))
     return graph_module, tuple(tracer.entered)

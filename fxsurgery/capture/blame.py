@@ -4,6 +4,7 @@ import linecache
 import re
 import sysconfig
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ _KINDS = (
         "Take the print or the message out of forward",
     ),
     (
-        r"__array__|numpy|NumPy",
+        "__array_|numpy|NumPy",
         "NumPy is called on a tensor",
         "Use the torch function of the same name",
     ),
@@ -50,17 +51,11 @@ _KINDS = (
         "Keep it as an attribute, in nn.ModuleList or in nn.ParameterList, not in a plain list",
     ),
     (
-        "cannot assign .*Proxy",
-        "forward assigns a parameter, buffer or submodule of its own",
-        "Update buffers in place (self.count.add_(1)), or leave the update out",
-    ),
-    (
         r"must be (a )?(Tensor|Number|real number)|invalid combination of arguments|Proxy",
         "a function that is not torch's is called with a tensor",
         "Use torch functions",
     ),
 )
-_AUTOGRAD_FUNCTION = str(Path(torch.autograd.function.__file__))
 _OURS = tuple(str(Path(p).parent) for p in (torch.__file__, __file__))
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
 
@@ -121,8 +116,13 @@ def _is_users(file: str) -> bool:
 
 
 def _autograd_function(error: BaseException) -> str:
-    """The name of the `autograd.Function` that the error came out of; empty without one."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_filename == _AUTOGRAD_FUNCTION and frame.f_code.co_name == "apply":
-            return str(getattr(frame.f_locals.get("cls"), "__name__", ""))
-    return ""
+    """The name of the `autograd.Function` whose forward the error came out of; empty without one."""
+    codes = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
+    found = [f for f in _subclasses(torch.autograd.Function) if getattr(f.forward, "__code__", None) in codes]
+    return found[0].__name__ if found else ""
+
+
+def _subclasses(kind: type[torch.autograd.Function]) -> Iterator[type[torch.autograd.Function]]:
+    for subclass in kind.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)

@@ -1,9 +1,11 @@
 """The graph module of a traced graph: the user's tensors under the user's names, and all of them."""
 
+import inspect
 from collections.abc import Sequence
 
 from torch import Tensor, fx, nn
 
+from fxsurgery.capture.tracer import CONSTRUCTORS
 from fxsurgery.errors import CaptureError
 
 
@@ -17,6 +19,10 @@ def build(traced: nn.Module, graph: fx.Graph, own: set[str]) -> fx.GraphModule:
     """
     plain = fx.Graph()
     plain.output(plain.graph_copy(graph, {}))
+    for node in plain.nodes:
+        # Else the generated code asks torch.fx to patch a global "torch.arange" in every later tracing.
+        if node.target in CONSTRUCTORS:
+            node.meta.pop("is_wrapped", None)
     graph_module = fx.GraphModule(traced, plain)
     buffers = dict(traced.named_buffers(remove_duplicate=False))
     for path in {str(node.target) for node in plain.nodes if node.op == "get_attr"}:
@@ -28,6 +34,23 @@ def build(traced: nn.Module, graph: fx.Graph, own: set[str]) -> fx.GraphModule:
             value = value if path in buffers else value.detach().clone()
             owner.register_buffer(name, value, persistent=path in own)
     return graph_module.eval()
+
+
+def check_unassigned(traced: nn.Module) -> None:
+    """Refuse a model that tracing left with a traced value where it had a parameter or buffer.
+
+    Raises:
+        CaptureError: it names the buffer and the file and line of the forward that assigned it.
+    """
+    for path, module in traced.named_modules():
+        for name in (name for name, value in vars(module)["_buffers"].items() if isinstance(value, fx.Proxy)):
+            code = inspect.unwrap(type(module).forward).__code__
+            raise CaptureError(
+                f"forward assigns the buffer `{name}` of {f'`{path}`' if path else 'the model'} "
+                f"({type(module).__name__}, {code.co_filename}:{code.co_firstlineno}), which tracing would "
+                f"silently drop. Update it in place (self.{name}.copy_(...)), or keep the module whole with "
+                f"leaf_modules=({type(module).__name__},)."
+            )
 
 
 def lost_tensors(graph_module: fx.GraphModule, model: nn.Module) -> list[str]:

@@ -41,12 +41,11 @@ class Comparison:
         Raises:
             CaptureError: the graph is not the model; the message says in which mode and where.
         """
-        other = trials.doubled(inputs)
-        self._check_eval(inputs, "the graph does not compute what the model does")
+        noisy, other = trials.noisy(inputs), trials.doubled(inputs)
+        first = noisy if _runs(trials.run_eval, self.model, noisy) else inputs
+        self._check_eval(first, "the graph does not compute what the model does")
         if _runs(trials.run_eval, self.model, other):
             self._check_eval(other, "a shape of the example inputs got baked in: at another batch size")
-        elif _runs(trials.run_eval, self.model, noisy := trials.noisy(inputs)):
-            self._check_eval(noisy, "the graph does not compute what the model does")
         self._check_train(inputs, other)
 
     def _check_eval(self, inputs: Sequence[Tensor], meaning: str) -> None:

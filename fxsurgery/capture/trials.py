@@ -41,11 +41,14 @@ class Outcome:
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Seed every global generator inside and put all of them back after; gradients are on inside."""
+    """Seed every global generator inside and put all of them back after.
+
+    Leaving inference mode turns gradients on as well, under a caller's no_grad too.
+    """
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state a model may draw from
     devices = range(torch.cuda.device_count()) if _cuda_is_on() else []
     try:
-        with torch.random.fork_rng(devices), torch.inference_mode(mode=False), torch.enable_grad():
+        with torch.random.fork_rng(devices), torch.inference_mode(mode=False):
             seed_all()
             yield
     finally:

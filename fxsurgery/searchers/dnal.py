@@ -27,6 +27,8 @@ from fxsurgery.program import Program
 from fxsurgery.searchers.steering import Limit, Steering
 from fxsurgery.searchers.widths import Scores, Space, project, pruning, space
 from fxsurgery.training import (
+    MAX_STEPS,
+    MIN_STEPS,
     Hooks,
     OptimizerFactory,
     Progress,
@@ -65,11 +67,19 @@ class Dnal:
     weights_epochs: float = 20
     architecture_epochs: float = 5
     finetune_epochs: float = 15
+    fewest_steps: int = MIN_STEPS
+    """No stage that has epochs is shorter, however little data there is."""
+    most_steps: int = MAX_STEPS
+    """No stage is longer."""
     learning_rate: float = 0.05
     """Of the weights stage; the fine-tune stage starts at half of it."""
     weight_decay: float = 1e-4
     optimizer: OptimizerFactory | None = None
     """Takes parameters; used for the weights and fine-tune stages instead of SGD."""
+
+    def steps(self, task: Task, epochs: float) -> int:
+        """Optimiser steps of a stage."""
+        return steps_for(task, epochs, min_steps=self.fewest_steps, max_steps=self.most_steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +164,7 @@ def search(program: Program, budget: Budget | None, config: Dnal, session: Sessi
 def _trained(program: Program, config: Dnal, session: Session, stage: str) -> Program:
     """`program` after the weights stage or the fine-tune stage."""
     tuning = stage == "fine-tune"
-    steps = steps_for(session.task, config.finetune_epochs if tuning else config.weights_epochs)
+    steps = config.steps(session.task, config.finetune_epochs if tuning else config.weights_epochs)
     if not steps:
         return program
     rate = config.learning_rate / 2 if tuning else config.learning_rate
@@ -191,7 +201,7 @@ def _learn_gates(
     movable = torch.from_numpy(np.isin(plan.units, found.units)).to(vector.logits)
     with torch.no_grad():
         vector.logits.masked_fill_(movable == 0, 1e3)
-    steps = steps_for(session.task, config.architecture_epochs)
+    steps = max(config.steps(session.task, config.architecture_epochs), 1)
     limits = [] if budget is None else _limits(found.program, budget, plan)
     steering = Steering(vector, limits, movable)
     if limits:

@@ -6,6 +6,8 @@ from fxsurgery.training.evaluate import Score, evaluate
 from fxsurgery.training.loop import FitReport, Hooks, StepInfo, fit
 from fxsurgery.training.progress import Progress
 from fxsurgery.training.recipe import (
+    MAX_STEPS,
+    MIN_STEPS,
     MixedPrecision,
     OptimizerFactory,
     Recipe,
@@ -20,6 +22,8 @@ from fxsurgery.training.recipe import (
 from fxsurgery.training.task import Task
 
 __all__ = [
+    "MAX_STEPS",
+    "MIN_STEPS",
     "FitReport",
     "Hooks",
     "MixedPrecision",

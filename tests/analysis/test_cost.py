@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from programs import program
 from torch.utils.flop_counter import FlopCounterMode
-from zoo import ZOO
 
 from fxsurgery.analysis.cost import cost, cost_after, mac_terms
 from fxsurgery.analysis.gating import gate_plan
 from fxsurgery.analysis.structure import structure
 from fxsurgery.passes import PruneChannels
+from programs import program
+from zoo import ZOO
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from programs import program
 from torch import Tensor, nn
 
 from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
+from programs import program
 
 
 def sizes(model: nn.Module, *inputs: Tensor) -> dict[str, int]:

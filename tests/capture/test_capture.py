@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from fxsurgery.capture import capture
@@ -250,7 +250,7 @@ def test_a_model_that_cannot_be_copied_says_so():
         def __deepcopy__(self, memo):
             raise TypeError("no copies")
 
-    with pytest.raises(CaptureError, match="cannot be deep-copied.*no copies"):
+    with pytest.raises(CaptureError, match=r"cannot be deep-copied.*no copies"):
         capture(Stubborn(), image())
 
 
@@ -275,6 +275,6 @@ def test_an_output_without_a_tensor_is_refused():
 def test_functional_models_run_at_other_sizes():
     class Pool(nn.Module):
         def forward(self, x):
-            return F.adaptive_avg_pool2d(x, 1).view(x.size(0), -1)
+            return functional.adaptive_avg_pool2d(x, 1).view(x.size(0), -1)
 
     assert capture(Pool(), image(1))(image(7)).shape == (7, 4)

@@ -1,12 +1,12 @@
 """`fold-bn`: what it does, and what it leaves alone."""
 
 import torch
-from programs import program
 from torch import Tensor, nn
-from zoo import lively
 
 from fxsurgery.capture import capture
 from fxsurgery.passes import FoldBn
+from programs import program
+from zoo import lively
 
 IMAGE = torch.linspace(-1, 1, 2 * 3 * 6 * 6).reshape(2, 3, 6, 6)
 

@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from programs import program
 from torch import nn
-from zoo import ZOO
 
 from fxsurgery.analysis.gating import gate_plan
 from fxsurgery.capture import capture
@@ -12,6 +10,8 @@ from fxsurgery.gates import GateVector
 from fxsurgery.passes import InsertGates, PruneChannels, RemoveGates
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, relative_error
+from programs import program
+from zoo import ZOO
 
 
 def gated(start: Program) -> tuple[Program, GateVector]:

@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from programs import program
 from torch import Tensor, nn
-from zoo import REAL, ZOO, lively
 
 from fxsurgery.analysis.gating import silenced
 from fxsurgery.analysis.structure import structure
@@ -14,6 +12,8 @@ from fxsurgery.errors import SpecError, StructureError
 from fxsurgery.passes import PruneChannels
 from fxsurgery.program import Program
 from fxsurgery.surgery import relative_error
+from programs import program
+from zoo import REAL, ZOO, lively
 
 IMAGE = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8).sin()
 
@@ -77,9 +77,17 @@ def test_sliced_equals_zeroed_members(name: str):
 def unpadded() -> nn.Module:
     return lively(
         nn.Sequential(
-            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 6, 3),
-            nn.BatchNorm2d(6), nn.Hardswish(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 5),
-        )  # fmt: skip
+            nn.Conv2d(3, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, groups=8),
+            nn.Conv2d(8, 6, 3),
+            nn.BatchNorm2d(6),
+            nn.Hardswish(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(24, 5),
+        )
     ).eval()
 
 
