@@ -39,7 +39,7 @@ class Program:
     def run_examples(self) -> list[Tensor]:
         """The output tensors on the example inputs, in eval mode and without gradients."""
         with torch.no_grad():
-            output = self.graph_module(*self.example_inputs)
+            output = self.graph_module(*(x.clone() for x in self.example_inputs))
         return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
     def module(self, node: fx.Node) -> nn.Module:

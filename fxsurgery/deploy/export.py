@@ -4,30 +4,52 @@ Neither exporter is trusted: a file is put in place only when ONNX Runtime agree
 """
 
 import contextlib
-import copy
 import hashlib
 import io
 import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import onnx
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from fxsurgery.deploy.inputs import batch_size, is_batched, seeded
 from fxsurgery.deploy.onnx_model import OnnxModel, Parity
-from fxsurgery.deploy.parity import check_parity, enlivened, is_vacuous
+from fxsurgery.deploy.parity import check_parity, frozen_copy, outputs_of
 from fxsurgery.errors import ExportError
 
 Exporter = Literal["auto", "dynamo", "legacy"]
 OLDEST_DYNAMO_OPSET = 18
-"""Asked for an older one, the current exporter silently gives this."""
+"""Asked for an older one, the current exporter often gives this, silently."""
+LARGEST_BATCH = 1 << 16
+"""What the current exporter wants to be told; files take more."""
 
-_Write = Callable[[nn.Module, tuple[Tensor, ...], Path, int | None, bool], None]
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """What every exporter is asked for."""
+
+    inputs: tuple[Tensor, ...]
+    opset: int | None
+    dynamic_batch: bool
+
+    @property
+    def batch(self) -> int:
+        return batch_size(self.inputs)
+
+    @property
+    def batched(self) -> list[bool]:
+        """Which inputs have the batch along dim 0, and shall have any length there."""
+        return [self.dynamic_batch and is_batched(x, self.batch) for x in self.inputs]
+
+
+_Writer = Callable[[nn.Module, Path, _Request], None]
 
 
 def export_onnx(
@@ -44,38 +66,38 @@ def export_onnx(
 
     Args:
         model: it is not changed; a copy in eval mode on the CPU is exported.
-        example_inputs: its positional inputs, the batch along dim 0.
+        example_inputs: its positional inputs. The batch is dim 0 of the first, and of each that is as long there.
         path: where the file goes; written whole or not at all.
         opset: the operator set; the exporter's own choice unless said.
         dynamic_batch: whether the file takes any batch size.
-        exporter: `"dynamo"`, `"legacy"`, or `"auto"`: the first, and the second where that fails or the opset
-            is below 18.
+        exporter: `"dynamo"`, `"legacy"` (ten times as fast, deprecated in PyTorch), or `"auto"`: the first, and the
+            second where that fails or the opset is below 18.
         check: compare with ONNX Runtime, at two batch sizes where the batch is dynamic.
 
     Raises:
-        ExportError: no exporter can do it, the file disagrees with the model, or it cannot be written.
+        ExportError: no exporter can do it, the file disagrees with the model, or it cannot be written. What was
+            at `path` before is still there.
     """
     path = Path(path)
     if not path.parent.is_dir():
         raise ExportError(f"cannot write {path}: there is no directory {path.parent}")
-    frozen = copy.deepcopy(model).eval().cpu()
-    inputs = tuple(x.detach().cpu() for x in example_inputs)
-    failures = list[str]()
+    if path.is_dir():
+        raise ExportError(f"cannot write {path}: it is a directory")
+    if not example_inputs:
+        raise ExportError("export needs at least one example input")
+    frozen = frozen_copy(model)
+    request = _Request(tuple(x.detach().cpu() for x in example_inputs), opset, dynamic_batch)
+    _require_run(frozen, request)
+    failures, last = list[str](), None
     for name in _order(exporter, opset):
         try:
-            with tempfile.TemporaryDirectory(prefix=".fxsurgery-", dir=path.parent) as folder:
-                draft = Path(folder) / path.name
-                found = _exported(name, frozen, inputs, draft, opset, dynamic_batch=dynamic_batch)
-                parity = _parity(name, frozen, inputs, draft, opset, dynamic_batch) if check else None
-                content = draft.read_bytes()
-                draft.replace(path)
+            return _export_with(name, frozen, path, request, check=check, failures=failures)
         except OSError as error:
             raise ExportError(f"cannot write {path}: {error}") from error
         except ExportError as error:
             failures.append(f"{name}: {error}")
-            continue
-        return OnnxModel(path, found, name, len(content), hashlib.sha256(content).hexdigest(), parity)
-    raise ExportError("the model cannot be exported. " + " | ".join(failures))
+            last = error
+    raise ExportError(f"{path.name} was not written. {' | '.join(failures)}") from last
 
 
 def _order(exporter: Exporter, opset: int | None) -> tuple[str, ...]:
@@ -84,93 +106,103 @@ def _order(exporter: Exporter, opset: int | None) -> tuple[str, ...]:
     return ("legacy",) if opset is not None and opset < OLDEST_DYNAMO_OPSET else ("dynamo", "legacy")
 
 
-def _exported(
-    name: str, model: nn.Module, inputs: tuple[Tensor, ...], path: Path, opset: int | None, *, dynamic_batch: bool
-) -> int:
+def _require_run(model: nn.Module, request: _Request) -> None:
+    """Without these, every exporter would fail, each with its own riddle."""
+    if not outputs_of(model, request.inputs):
+        raise ExportError("the model gives no tensor")
+    if request.dynamic_batch:
+        try:
+            outputs_of(model, seeded(request.inputs, request.batch + 1, 0))
+        except ExportError as error:
+            wish = f"give dynamic_batch=False to export it for batch size {request.batch} alone"
+            raise ExportError(f"{error}; {wish}") from error
+
+
+def _export_with(
+    name: str, model: nn.Module, path: Path, request: _Request, *, check: bool, failures: list[str]
+) -> OnnxModel:
+    """Export, check, and only then put the file in its place."""
+    with tempfile.TemporaryDirectory(prefix=".fxsurgery-", dir=path.parent) as folder:
+        draft = Path(folder) / path.name
+        opset = _write(name, model, draft, request)
+        parity = _parity(name, model, draft, request) if check else None
+        content = draft.read_bytes()
+        draft.replace(path)
+    digest = hashlib.sha256(content).hexdigest()
+    return OnnxModel(path, opset, name, len(content), digest, parity, "; ".join(failures) or None)
+
+
+def _parity(name: str, model: nn.Module, path: Path, request: _Request) -> Parity:
+    return check_parity(
+        model, path, request.inputs, dynamic_batch=request.dynamic_batch,
+        reexport=lambda twin, file: _write(name, twin, file, request),
+    )  # fmt: skip
+
+
+def _write(name: str, model: nn.Module, path: Path, request: _Request) -> int:
     """Write the file with one exporter; the opset that it has."""
     writer = _WRITERS.get(name)
     if writer is None:
-        raise ExportError(f"no exporter is named {name!r}; there are: {', '.join(_WRITERS)}")
+        raise ExportError(f"no exporter is named {name!r}; there are: auto, {', '.join(_WRITERS)}")
     try:
         with _quiet(), torch.no_grad():
-            writer(model, inputs, path, opset, dynamic_batch)
+            writer(model, path, request)
+        onnx.checker.check_model(path)
+        file = onnx.load(path, load_external_data=False)
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ExportError(f"the exporter failed: {first}") from error
-    [found] = [o.version for o in onnx.load(path, load_external_data=False).opset_import if o.domain in {"", "ai.onnx"}]
-    if opset is not None and found != opset:
-        raise ExportError(f"opset {opset} was asked for, but the exporter gave {found}")
+        raise ExportError(f"the exporter failed: {_reason(error)}") from error
+    found = max((o.version for o in file.opset_import if o.domain in {"", "ai.onnx"}), default=0)
+    if request.opset is not None and found != request.opset:
+        raise ExportError(f"opset {request.opset} was asked for, but the exporter gave {found}")
     return int(found)
 
 
-def _dynamo(
-    model: nn.Module,
-    inputs: tuple[Tensor, ...],
-    path: Path,
-    opset: int | None,
-    dynamic_batch: bool,  # noqa: FBT001
-) -> None:
-    batch = torch.export.Dim("batch", min=1, max=1 << 16)
-    shapes = tuple({0: batch} if x.dim() else None for x in inputs) if dynamic_batch else None
-    # One sample would be taken for a constant.
-    many = tuple(torch.cat([x, x]) if x.dim() and len(x) == 1 and dynamic_batch else x for x in inputs)
+def _dynamo(model: nn.Module, path: Path, request: _Request) -> None:
+    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
+    # A batch of one would be taken for a constant.
+    examples = seeded(request.inputs, max(2, request.batch), 0) if request.dynamic_batch else request.inputs
     torch.onnx.export(
-        model, many, path, dynamo=True, opset_version=opset, external_data=False,
-        dynamic_shapes=shapes, input_names=_names("input", len(inputs)),
-        output_names=_names("output", _outputs(model, inputs)), verbose=False, optimize=True,
+        model, examples, path, dynamo=True, opset_version=request.opset, external_data=False, verbose=False,
+        dynamic_shapes=tuple({0: batch} if b else None for b in request.batched),
+        input_names=_names("input", len(examples)),
+        output_names=_names("output", len(outputs_of(model, examples))),
     )  # fmt: skip
 
 
-def _legacy(
-    model: nn.Module,
-    inputs: tuple[Tensor, ...],
-    path: Path,
-    opset: int | None,
-    dynamic_batch: bool,  # noqa: FBT001
-) -> None:
-    names_in, names_out = _names("input", len(inputs)), _names("output", _outputs(model, inputs))
-    axes = {name: {0: "batch"} for name in (*names_in, *names_out)} if dynamic_batch else None
+def _legacy(model: nn.Module, path: Path, request: _Request) -> None:
+    names = _names("input", len(request.inputs))
+    outputs = outputs_of(model, request.inputs)
+    grown = outputs_of(model, seeded(request.inputs, request.batch + 1, 0)) if request.dynamic_batch else outputs
+    names_out = _names("output", len(outputs))
+    grows = [a.shape[:1] != b.shape[:1] for a, b in zip(outputs, grown, strict=True)]
+    open_ = [*zip(names, request.batched, strict=True), *zip(names_out, grows, strict=True)]
     torch.onnx.export(
-        model, inputs, path, dynamo=False, opset_version=opset or OLDEST_DYNAMO_OPSET,
-        input_names=names_in, output_names=names_out, dynamic_axes=axes,
+        model, request.inputs, path, dynamo=False, opset_version=request.opset or OLDEST_DYNAMO_OPSET,
+        input_names=names, output_names=names_out,
+        dynamic_axes={name: {0: "batch"} for name, is_open in open_ if is_open},
     )  # fmt: skip
 
 
-_WRITERS: dict[str, _Write] = {"dynamo": _dynamo, "legacy": _legacy}
-
-
-def _parity(  # noqa: PLR0917 -- private
-    name: str,
-    model: nn.Module,
-    inputs: tuple[Tensor, ...],
-    path: Path,
-    opset: int | None,
-    dynamic_batch: bool,  # noqa: FBT001
-) -> Parity:
-    if not is_vacuous(model, inputs):
-        return check_parity(model, path, inputs, dynamic_batch=dynamic_batch)
-    lively = enlivened(model)
-    if is_vacuous(lively, inputs):
-        raise ExportError("the model's outputs do not depend on its inputs: agreement would mean nothing")
-    twin = path.with_name(f"lively-{path.name}")
-    _exported(name, lively, inputs, twin, opset, dynamic_batch=dynamic_batch)
-    parity = check_parity(lively, twin, inputs, dynamic_batch=dynamic_batch)
-    return Parity(parity.error, parity.batch_sizes, enlivened=True)
-
-
-def _outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
-    output = model(*(x.clone() for x in inputs))
-    return sum(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(output))
+_WRITERS: dict[str, _Writer] = {"dynamo": _dynamo, "legacy": _legacy}
 
 
 def _names(kind: str, count: int) -> list[str]:
     return [kind] if count == 1 else [f"{kind}_{i}" for i in range(count)]
 
 
+def _reason(error: BaseException) -> str:
+    """The first line of the error, and of the one at its root, which says more."""
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    texts = [re.sub(r"\x1b\[[\d;]*m", "", str(e)).strip() or type(e).__name__ for e in (error, root)]
+    return ": ".join(dict.fromkeys(text.splitlines()[0].rstrip(".: ") for text in texts))
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters print, log and warn; what matters of it comes as an error."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    """The exporters print, log and warn; what matters of it comes as an error, or shows in the check."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

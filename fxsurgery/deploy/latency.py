@@ -5,15 +5,14 @@ interleaved in one process, in a new random order each round, and compared round
 
     ratio = exp(median over rounds of (log t_model - log t_first))
 
-with a bootstrap interval over the rounds.
+with a bootstrap interval over the rounds. Peak memory is not among the figures: the operating system counts it
+for the process, which holds all the models and PyTorch.
 """
 
 import datetime
-import hashlib
-import platform
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
+from fxsurgery.deploy.inputs import batch_size
 from fxsurgery.deploy.onnx_model import OnnxModel
-from fxsurgery.deploy.parity import open_session
+from fxsurgery.deploy.session import CPU
+from fxsurgery.deploy.stopwatch import Stopwatch, processor
 from fxsurgery.errors import DeviceError
 
 CONTENDED_BELOW = 0.95
-"""Processor time over wall time of a run that had its processor to itself."""
+"""Processor time over wall time, per thread, of a run that had its processors to itself."""
+FEWEST_ROUNDS = 5
+"""Made however short the time is."""
+WARMUP_SHARE = 0.2
+"""Of the time, at most."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +65,23 @@ class LatencyReport:
 
     models: tuple[Latency, ...]
     device: str
+    provider: str
+    """ONNX Runtime's name for what ran it. On a GPU, times include copying inputs and outputs."""
     runtime: str
     threads: int
     batch: int
+    seed: int
     date: str
-    contended: bool
-    """Whether something else took the processor meanwhile: ratios hold, absolute times are too long."""
+    """In UTC, ISO 8601."""
+    contended: bool | None
+    """Whether something else took the processor meanwhile: ratios hold, absolute times are too long. `None` on a
+    GPU, where it cannot be told."""
 
     def __getitem__(self, name: str) -> Latency:
-        return next(m for m in self.models if m.name == name)
+        for model in self.models:
+            if model.name == name:
+                return model
+        raise KeyError(name)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
@@ -76,13 +89,34 @@ class LatencyReport:
 
     @override
     def __str__(self) -> str:
-        rows = [f"{'':<12}{'p50 ms':>10}{'p90 ms':>10}{'min ms':>10}{'ratio':>8}  95 % interval"]
+        width = max(12, *(len(m.name) + 1 for m in self.models))
+        rows = [f"{'':<{width}}{'p50 ms':>10}{'p90 ms':>10}{'min ms':>10}{'ratio':>8}  95 % interval"]
         for m in self.models:
             times = f"{m.p50_ms:>10.3f}{m.p90_ms:>10.3f}{m.min_ms:>10.3f}{m.ratio:>8.3f}"
-            rows.append(f"{m.name:<12}{times}  {m.ratio_low:.3f} to {m.ratio_high:.3f}")
+            rows.append(f"{m.name:<{width}}{times}  {m.ratio_low:.3f} to {m.ratio_high:.3f}")
         busy = "; the machine was busy" if self.contended else ""
         rows.append(f"{self.device}, {self.threads} thread(s), batch {self.batch}, {self.runtime}, {self.date}{busy}")
         return "\n".join(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How long and how to measure.
+
+    Raises:
+        DeviceError: there would be nothing to measure, or no time or thread to do it.
+    """
+
+    rounds: int = 200
+    warmup: int = 10
+    threads: int = 1
+    seconds: float = 20.0
+    seed: int = 0
+    provider: str = CPU
+
+    def __post_init__(self) -> None:
+        if min(self.rounds, self.threads) < 1 or self.warmup < 0 or not self.seconds > 0:
+            raise DeviceError(f"rounds, threads and seconds must be positive, and warmup not negative: {self}")
 
 
 def compare_latency(
@@ -101,74 +135,54 @@ def compare_latency(
         models: ONNX files by name.
         inputs: what to run them on, the batch along dim 0.
         rounds: runs of each model that count, at most.
-        warmup: rounds before, which do not.
+        warmup: rounds before, which do not; at most a fifth of the time goes to them.
         threads: of ONNX Runtime.
-        seconds: for the rounds that count; no round begins after it, but ten are always made.
+        seconds: for all rounds; none begins after it, but five that count are always made.
         seed: of the order and of the bootstrap.
 
     Raises:
         DeviceError: there is no model, or fewer than one thread or round.
         ExportError: a file cannot be loaded or run.
     """
-    if not models or threads < 1 or rounds < 1:
-        raise DeviceError("there must be at least one model, one thread and one round to measure")
-    feed = [x.detach().cpu().numpy() for x in inputs]
-    loaded = {
-        name: _Loaded(m.path if isinstance(m, OnnxModel) else Path(m), feed, threads) for name, m in models.items()
-    }
-    order, shuffler = list(loaded), random.Random(seed)
-    times: dict[str, list[float]] = {name: [] for name in loaded}
-    shares = list[float]()
-    stop = None
-    for number in range(-warmup, rounds):
-        stop = time.perf_counter() + seconds if number == 0 else stop
-        if stop is not None and number >= 10 and time.perf_counter() > stop:
-            break
-        shuffler.shuffle(order)
-        for name in order:
-            wall, share = loaded[name].run()
-            if number >= 0:
-                times[name].append(wall)
-                shares.append(share)
-    first = np.asarray(times[next(iter(loaded))])
+    plan = Plan(rounds=rounds, warmup=warmup, threads=threads, seconds=seconds, seed=seed)
+    return measure(models, inputs, plan)
+
+
+def measure_latency(model: Path | OnnxModel, inputs: tuple[Tensor, ...], **options: Any) -> LatencyReport:  # noqa: ANN401
+    """Measure one model, named as its file; options as of `compare_latency`.
+
+    Raises:
+        DeviceError: an option is out of range.
+        ExportError: the file cannot be loaded or run.
+    """
+    path = model.path if isinstance(model, OnnxModel) else Path(model)
+    return compare_latency({path.stem: model}, inputs, **options)
+
+
+def measure(models: Mapping[str, Path | OnnxModel], inputs: tuple[Tensor, ...], plan: Plan) -> LatencyReport:
+    """Measure models side by side, as planned.
+
+    Raises:
+        DeviceError: there is no model, or no such provider.
+        ExportError: a file cannot be loaded or run.
+    """
+    if not models:
+        raise DeviceError("there is no model to measure")
+    watches = {name: Stopwatch(model, inputs, plan.threads, plan.provider) for name, model in models.items()}
+    times, share = _rounds(watches, plan)
+    first = times[next(iter(times))]
+    is_cpu = plan.provider == CPU
     return LatencyReport(
-        models=tuple(_latency(name, loaded[name], np.asarray(t), first, seed) for name, t in times.items()),
-        device=_processor(),
+        models=tuple(_latency(name, watches[name], t, first, plan.seed) for name, t in times.items()),
+        device=processor() if is_cpu else f"{plan.provider} device 0",
+        provider=plan.provider,
         runtime=f"onnxruntime {onnxruntime.__version__}",
-        threads=threads,
-        batch=len(inputs[0]) if inputs and inputs[0].dim() else 1,
-        date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        contended=bool(np.median(shares) < CONTENDED_BELOW),
+        threads=plan.threads,
+        batch=batch_size(inputs),
+        seed=plan.seed,
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        contended=share / plan.threads < CONTENDED_BELOW if is_cpu else None,
     )
-
-
-class _Loaded:
-    """A session with its input, and how long it took to get there."""
-
-    def __init__(self, path: Path, feed: Sequence[Any], threads: int) -> None:
-        content = path.read_bytes() if path.is_file() else b""
-        self.bytes, self.sha256 = len(content), hashlib.sha256(content).hexdigest()
-        began = time.perf_counter()
-        self._session = open_session(path, threads)
-        self.load_ms = (time.perf_counter() - began) * 1e3
-        self._feed = {i.name: x for i, x in zip(self._session.get_inputs(), feed, strict=False)}
-        self.first_ms = self.run()[0] * 1e3
-
-    def run(self) -> tuple[float, float]:
-        """One inference: its seconds, and the processor's share of them."""
-        used, began = time.process_time(), time.perf_counter()
-        self._session.run(None, self._feed)
-        wall = time.perf_counter() - began
-        return wall, (time.process_time() - used) / max(wall, 1e-9)
-
-
-def _latency(name: str, model: _Loaded, seconds: NDArray[np.float64], first: NDArray[np.float64], seed: int) -> Latency:
-    p50, p90, p99 = np.percentile(seconds * 1e3, [50, 90, 99])
-    ratio, low, high = ratio_of(seconds, first, seed)
-    return Latency(
-        name, float(p50), float(p90), float(p99), float(seconds.min() * 1e3), model.load_ms, model.first_ms,
-        len(seconds), ratio, low, high, model.bytes, model.sha256,
-    )  # fmt: skip
 
 
 def ratio_of(
@@ -181,8 +195,34 @@ def ratio_of(
     return float(np.exp(np.median(logs))), float(np.exp(low)), float(np.exp(high))
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+def _rounds(watches: Mapping[str, Stopwatch], plan: Plan) -> tuple[dict[str, NDArray[np.float64]], float]:
+    """Each model's seconds, round by round, and how many processors were in use on average."""
+    order, shuffler = list(watches), random.Random(plan.seed)
+    times: dict[str, list[float]] = {name: [] for name in watches}
+    used, began = 0.0, time.perf_counter()
+    for number in range(plan.warmup):
+        if number and time.perf_counter() - began > WARMUP_SHARE * plan.seconds:
+            break
+        for watch in watches.values():
+            watch.run()
+    for number in range(plan.rounds):
+        if number >= FEWEST_ROUNDS and time.perf_counter() - began > plan.seconds:
+            break
+        shuffler.shuffle(order)
+        for name in order:
+            wall, processor_seconds = watches[name].run()
+            times[name].append(wall)
+            used += processor_seconds
+    return {name: np.asarray(t) for name, t in times.items()}, used / sum(map(sum, times.values()))
+
+
+def _latency(
+    name: str, watch: Stopwatch, seconds: NDArray[np.float64], first: NDArray[np.float64], seed: int
+) -> Latency:
+    p50, p90, p99 = (float(p) for p in np.percentile(seconds * 1e3, [50, 90, 99]))
+    ratio, low, high = ratio_of(seconds, first, seed)
+    return Latency(
+        name=name, p50_ms=p50, p90_ms=p90, p99_ms=p99, min_ms=float(seconds.min() * 1e3), load_ms=watch.load_ms,
+        first_ms=watch.first_ms, runs=len(seconds), ratio=ratio, ratio_low=low, ratio_high=high,
+        bytes=watch.bytes, sha256=watch.sha256,
+    )  # fmt: skip

@@ -9,11 +9,19 @@ class Parity:
     """How far ONNX Runtime and PyTorch are apart."""
 
     error: float
-    """Largest absolute difference over the largest absolute PyTorch value, over all outputs and batch sizes."""
+    """The largest of `errors`."""
+    errors: tuple[float, ...]
+    """For each output, the largest absolute difference over the largest absolute PyTorch value, over all batch
+    sizes. For integers and booleans, the share of elements that differ."""
+    spread: float
+    """How much the outputs vary with the input, on the same scale, for the one that varies least (constant ones
+    left out). An error well below this is a faithful export; above it, it could be anything."""
     batch_sizes: tuple[int, ...]
-    enlivened: bool
-    """Whether the comparison was made on a copy whose all-zero weights were randomised: the model's own outputs
-    did not depend on its input, and would have agreed with anything."""
+    enlivened: bool = False
+    """Whether a twin was checked too, whose all-zero weights were randomised: the model's own outputs, or parts of
+    it, did not depend on the input, and would have agreed with anything."""
+    constant_outputs: tuple[int, ...] = ()
+    """Outputs that vary with no input, the twin's neither: only their values are checked."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +30,12 @@ class OnnxModel:
 
     path: Path
     opset: int
+    """As the file says."""
     exporter: str
-    """`"dynamo"` or `"legacy"`."""
+    """The one that wrote it: `"dynamo"` or `"legacy"`."""
     bytes: int
     sha256: str
     parity: Parity | None
     """`None` where the check was switched off."""
+    fallback_reason: str | None = None
+    """Why it was not the first exporter in line, where that failed."""

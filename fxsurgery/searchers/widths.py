@@ -149,14 +149,17 @@ def project(found: Space, scores: Scores, budget: Budget) -> Mask:
         BudgetError: the budget cannot be reached.
     """
     found.check(budget)
-    blocks = sorted(_blocks(found, scores), key=lambda b: (b.score, b.choice, b.order))
+    facts, scores, pinned = structure(found.program), scores.copy(), set[int]()
     while True:
+        blocks = sorted(_blocks(found, scores), key=lambda b: (b.score, b.choice, b.order))
         keep = _cut(found, blocks, budget)
-        empty = set(structure(found.program).emptied(keep))
-        if not empty:
+        emptied = {int(ids[np.argmax(scores[ids])]) for ids in facts.vectors() if not keep[ids].any()}
+        if not emptied:
             return keep
-        stuck = {(b.choice, b.order) for b in blocks if empty & set(b.units)}
-        blocks = [b for b in blocks if not any(b.choice == c and b.order >= order for c, order in stuck)]
+        if emptied <= pinned:
+            raise BudgetError("the budget cannot be reached without cutting a branch off from the output")
+        pinned |= emptied
+        scores[list(emptied)] = math.inf
 
 
 def _cut(found: Space, blocks: list[Block], budget: Budget) -> Mask:
@@ -169,8 +172,6 @@ def _cut(found: Space, blocks: list[Block], budget: Budget) -> Mask:
     def fits(gone: list[Block]) -> bool:
         return budget.holds(cost_after(found.program, mask(gone)), original)
 
-    if not fits(blocks):
-        raise BudgetError("the budget cannot be reached: every narrower choice would cut the output off")
     low, high = 0, len(blocks)
     while low < high:
         middle = (low + high) // 2

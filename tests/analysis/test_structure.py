@@ -74,6 +74,11 @@ def test_depthwise_conv_passes_channels_through():
     }  # fmt: skip
 
 
+def test_conv_on_a_single_channel_is_no_depthwise_conv():
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 4, 3))
+    assert sizes(model, IMAGE[:, :1]) == {"0": 8}
+
+
 @pytest.mark.parametrize(("groups", "units"), [(2, 4), (4, 4), (8, 8)])
 def test_grouped_conv_loses_whole_groups_or_the_same_channel_of_each(groups: int, units: int):
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=groups), nn.Conv2d(8, 4, 1))

@@ -30,7 +30,7 @@ def convolution(state: Provenance, call: Call) -> Sequence[Labels]:
         state.scales_with(w_in, w_out)
     else:
         leaving = _grouped(state, entering, (w_in, w_out), groups, transposed=transposed)
-    if len(entering) != groups:
+    if groups == 1 or len(entering) > groups:
         state.contractions.append(Contraction(state.node, 1, entering))
         state.produced.append((state.node, leaving))
     if isinstance(bias, Labels):

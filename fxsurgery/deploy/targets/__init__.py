@@ -2,14 +2,19 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import onnxruntime
 from torch import Tensor
 
 from fxsurgery.deploy.latency import LatencyReport
 from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.targets.local import Local
 from fxsurgery.errors import DeviceError
+
+CUDA = "CUDAExecutionProvider"
+KNOWN = "'local' or 'cpu' (this machine's CPU), 'cuda' (its GPU, with onnxruntime-gpu)"
+REMOTE = ("http:", "https:", "adb:")
 
 
 class Target(Protocol):
@@ -20,7 +25,10 @@ class Target(Protocol):
         """What a user calls it."""
 
     def compare(
-        self, models: Mapping[str, Path | OnnxModel], inputs: tuple[Tensor, ...], **options: float
+        self,
+        models: Mapping[str, Path | OnnxModel],
+        inputs: tuple[Tensor, ...],
+        **options: Any,  # noqa: ANN401
     ) -> LatencyReport:
         """Measure models side by side."""
 
@@ -29,13 +37,17 @@ def resolve_target(spec: str) -> Target:
     """The target of that name.
 
     Raises:
-        DeviceError: there is none; it says which there are.
+        DeviceError: there is none, or it is not on this machine; it says which there are.
     """
     if spec in {"local", "cpu"}:
         return Local()
-    if spec.startswith(("http://", "https://", "adb:")):
-        raise DeviceError(f"{spec!r}: remote devices cannot be measured in this version; there is: 'local'")
-    raise DeviceError(f"there is no target {spec!r}; there is: 'local' (this machine's CPU, through ONNX Runtime)")
+    if spec == "cuda":
+        if CUDA not in (found := onnxruntime.get_available_providers()):
+            raise DeviceError(f"'cuda' needs ONNX Runtime's {CUDA}; this installation has {', '.join(found)}")
+        return Local("cuda", CUDA)
+    if spec.startswith(REMOTE):
+        raise DeviceError(f"{spec!r}: this version has no remote targets; there are: {KNOWN}")
+    raise DeviceError(f"there is no target {spec!r}; there are: {KNOWN}")
 
 
 __all__ = ["Local", "Target", "resolve_target"]

@@ -1,4 +1,4 @@
-"""This machine's CPU."""
+"""This machine: ONNX Runtime in this process."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,15 +7,17 @@ from typing import Any
 
 from torch import Tensor
 
-from fxsurgery.deploy.latency import LatencyReport, compare_latency
+from fxsurgery.deploy.latency import LatencyReport, Plan, measure
 from fxsurgery.deploy.onnx_model import OnnxModel
+from fxsurgery.deploy.session import CPU
 
 
 @dataclass(frozen=True)
 class Local:
-    """ONNX Runtime in this process."""
+    """One of this machine's processors, by ONNX Runtime's name for it."""
 
     name: str = "local"
+    provider: str = CPU
 
     def compare(
         self,
@@ -23,5 +25,10 @@ class Local:
         inputs: tuple[Tensor, ...],
         **options: Any,  # noqa: ANN401
     ) -> LatencyReport:
-        """Measure models side by side; options as of `fxsurgery.deploy.latency.compare_latency`."""
-        return compare_latency(models, inputs, **options)
+        """Measure models side by side; options as of `fxsurgery.deploy.compare_latency`.
+
+        Raises:
+            DeviceError: there is no model, or an option is out of range.
+            ExportError: a file cannot be loaded or run.
+        """
+        return measure(models, inputs, Plan(provider=self.provider, **options))

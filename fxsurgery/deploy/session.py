@@ -1,0 +1,73 @@
+"""ONNX Runtime: load a file, run it on tensors."""
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from torch import Tensor
+
+from fxsurgery.errors import DeviceError, ExportError
+
+CPU = "CPUExecutionProvider"
+
+
+def open_session(path: Path, threads: int = 1, provider: str = CPU) -> onnxruntime.InferenceSession:
+    """A session whose threads rest between runs, so that sessions in turn do not disturb each other.
+
+    Raises:
+        DeviceError: ONNX Runtime would run on another provider than the one asked for.
+        ExportError: the file cannot be loaded.
+    """
+    if not path.is_file():
+        raise ExportError(f"there is no file {path}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.log_severity_level = 3
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+    except Exception as error:  # onnxruntime's errors share no public base
+        raise ExportError(f"ONNX Runtime cannot load {path}: {error}") from error
+    if provider not in (found := session.get_providers()):
+        raise DeviceError(f"ONNX Runtime runs {path.name} on {', '.join(found)}, not on {provider}")
+    return session
+
+
+def feed_of(session: onnxruntime.InferenceSession, inputs: Sequence[Tensor]) -> Mapping[str, Any]:
+    """What a session is run on: arrays by input name, from tensors by position.
+
+    Raises:
+        ExportError: the file takes other inputs.
+    """
+    names = [i.name for i in session.get_inputs()]
+    if len(names) == len(inputs):
+        places = list(range(len(inputs)))
+    else:
+        # The older exporter drops what the model does not use; our names carry the position.
+        numbers = [re.fullmatch(r"input_(\d+)", name) for name in names]
+        places = [int(m[1]) for m in numbers if m and int(m[1]) < len(inputs)]
+    if len(places) != len(names):
+        raise ExportError(f"the file takes {len(names)} inputs ({', '.join(names)}); {len(inputs)} were given")
+    try:
+        return {name: inputs[i].detach().cpu().numpy() for name, i in zip(names, places, strict=True)}
+    except TypeError as error:
+        raise ExportError(f"an input has a type that ONNX Runtime's arrays lack: {error}") from error
+
+
+def run_session(session: onnxruntime.InferenceSession, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Run a session on tensors, by position.
+
+    Raises:
+        ExportError: it does not run.
+    """
+    feed = feed_of(session, inputs)
+    try:
+        return [torch.from_numpy(o) for o in session.run(None, feed)]
+    except Exception as error:
+        raise ExportError(f"ONNX Runtime cannot run the model: {error}") from error

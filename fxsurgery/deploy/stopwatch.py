@@ -1,0 +1,53 @@
+"""One ONNX model, loaded and timed run by run."""
+
+import hashlib
+import platform
+import time
+from pathlib import Path
+
+from torch import Tensor
+
+from fxsurgery.deploy.onnx_model import OnnxModel
+from fxsurgery.deploy.session import feed_of, open_session
+from fxsurgery.errors import ExportError
+
+
+class Stopwatch:
+    """A session with its input, and how long it took to get there.
+
+    Raises:
+        DeviceError: the provider is not there.
+        ExportError: the file cannot be loaded or run, or is no longer the one that was exported.
+    """
+
+    def __init__(self, model: Path | OnnxModel, inputs: tuple[Tensor, ...], threads: int, provider: str) -> None:
+        path = model.path if isinstance(model, OnnxModel) else Path(model)
+        began = time.perf_counter()
+        self._session = open_session(path, threads, provider)
+        self.load_ms = (time.perf_counter() - began) * 1e3
+        content = path.read_bytes()
+        self.bytes, self.sha256 = len(content), hashlib.sha256(content).hexdigest()
+        if isinstance(model, OnnxModel) and model.sha256 != self.sha256:
+            raise ExportError(f"{path} has changed since it was exported")
+        # One thread: its own time alone, so that other threads of this process count as disturbance.
+        self._clock = time.thread_time if threads == 1 else time.process_time
+        self._feed = feed_of(self._session, inputs)
+        try:
+            self.first_ms = self.run()[0] * 1e3
+        except Exception as error:  # onnxruntime's errors share no public base
+            raise ExportError(f"ONNX Runtime cannot run {path}: {error}") from error
+
+    def run(self) -> tuple[float, float]:
+        """One inference: its wall seconds, and the processor seconds that it took."""
+        used, began = self._clock(), time.perf_counter()
+        self._session.run(None, self._feed)
+        wall = time.perf_counter() - began
+        return wall, self._clock() - used
+
+
+def processor() -> str:
+    """The name of this machine's processor."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,221 @@
+"""What an export writes, which exporter wrote it, and what it leaves alone."""
+
+import copy
+import hashlib
+import logging
+import warnings
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from deploy.samples import (
+    FixedBatch,
+    HardToTrace,
+    IgnoresFirst,
+    Residual,
+    Tokens,
+    TwoInputs,
+    noise,
+    residual,
+    seeded,
+)
+from fxsurgery.deploy import export, export_onnx
+from fxsurgery.errors import ExportError
+from zoo import REAL, example
+
+IMAGES = (noise(2, 3, 8, 8),)
+
+
+def run(path, *inputs):
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [i.name for i in session.get_inputs()]
+    return [torch.from_numpy(o) for o in session.run(None, dict(zip(names, (x.numpy() for x in inputs), strict=True)))]
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "legacy"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_file_takes_any_batch_size(tmp_path, exporter, batch):
+    model = residual()
+    found = export_onnx(model, (noise(batch, 3, 8, 8),), tmp_path / "m.onnx", exporter=exporter)
+    for size in (1, 5):
+        x = noise(size, 3, 8, 8, seed=size)
+        torch.testing.assert_close(run(found.path, x)[0], model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_description_is_that_of_the_file(tmp_path):
+    found = export_onnx(residual(), IMAGES, str(tmp_path / "m.onnx"))
+    content = found.path.read_bytes()
+    assert (found.bytes, found.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert found.exporter == "dynamo"
+    assert found.fallback_reason is None
+    assert found.opset == next(o.version for o in onnx.load(found.path).opset_import if not o.domain)
+    assert found.parity.batch_sizes == (2, 3)
+    assert found.parity.error < 1e-5
+    assert found.parity.spread > 0.01
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize("opset", [13, 17])
+def test_an_old_opset_is_honoured_by_the_older_exporter(tmp_path, opset):
+    found = export_onnx(residual(), IMAGES, tmp_path / "m.onnx", opset=opset)
+    assert (found.opset, found.exporter) == (opset, "legacy")
+    assert next(o.version for o in onnx.load(found.path).opset_import if not o.domain) == opset
+
+
+def test_a_new_opset_is_honoured_by_the_current_exporter(tmp_path):
+    found = export_onnx(residual(), IMAGES, tmp_path / "m.onnx", opset=19)
+    assert (found.opset, found.exporter) == (19, "dynamo")
+
+
+def test_an_exporter_that_gives_another_opset_is_refused(tmp_path, monkeypatch):
+    real = export._WRITERS["legacy"]
+    other = dict(export._WRITERS, dynamo=lambda m, p, r: real(m, p, export._Request(r.inputs, 15, r.dynamic_batch)))
+    monkeypatch.setattr(export, "_WRITERS", other)
+    with pytest.raises(ExportError, match="opset 18 was asked for, but the exporter gave 15"):
+        export_onnx(residual(), IMAGES, tmp_path / "m.onnx", opset=18, exporter="dynamo")
+    found = export_onnx(residual(), IMAGES, tmp_path / "m.onnx", opset=18)
+    assert (found.opset, found.exporter) == (18, "legacy")
+    assert "gave 15" in found.fallback_reason
+
+
+def test_what_the_current_exporter_cannot_do_the_older_one_does_and_says_why(tmp_path):
+    found = export_onnx(HardToTrace(), (noise(2, 3),), tmp_path / "m.onnx")
+    assert found.exporter == "legacy"
+    assert found.fallback_reason.startswith("dynamo: the exporter failed: ")
+    with pytest.raises(ExportError, match="the exporter failed"):
+        export_onnx(HardToTrace(), (noise(2, 3),), tmp_path / "m.onnx", exporter="dynamo")
+
+
+def test_an_exporter_that_writes_wrong_numbers_is_passed_over(tmp_path, monkeypatch):
+    real = export._WRITERS["dynamo"]
+
+    def wrong(model, path, request):
+        with torch.no_grad():
+            next(iter(model.parameters())).mul_(2)
+        real(model, path, request)
+        with torch.no_grad():
+            next(iter(model.parameters())).div_(2)
+
+    monkeypatch.setattr(export, "_WRITERS", dict(export._WRITERS, dynamo=wrong))
+    found = export_onnx(residual(), IMAGES, tmp_path / "m.onnx")
+    assert found.exporter == "legacy"
+    assert "differ" in found.fallback_reason
+
+
+def test_when_both_fail_both_are_quoted_and_the_file_before_stays(tmp_path, monkeypatch):
+    def broken(what):
+        def write(model, path, request):
+            path.write_bytes(b"half a file")
+            raise NotImplementedError(what)
+
+        return write
+
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"before")
+    monkeypatch.setattr(export, "_WRITERS", {"dynamo": broken("no op A"), "legacy": broken("no op B")})
+    with pytest.raises(ExportError, match=r"dynamo: .*no op A \| legacy: .*no op B") as caught:
+        export_onnx(residual(), IMAGES, path)
+    assert caught.value.__cause__ is not None
+    assert path.read_bytes() == b"before"
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "legacy"])
+@pytest.mark.parametrize("training", [False, True])
+def test_the_model_and_the_random_state_are_left_alone(tmp_path, exporter, training):
+    model = seeded(Residual).train(training)
+    model.block.eval()
+    flags = {name: m.training for name, m in model.named_modules()}
+    weights, state = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
+    export_onnx(model, IMAGES, tmp_path / "m.onnx", exporter=exporter)
+    assert {name: m.training for name, m in model.named_modules()} == flags
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in weights.items())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "legacy"])
+def test_exporters_neither_print_nor_warn(tmp_path, capfd, caplog, exporter):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export_onnx(residual(), IMAGES, tmp_path / "m.onnx", exporter=exporter)
+    assert capfd.readouterr() == ("", "")
+    assert not [r for r in caplog.records if r.levelno > logging.DEBUG]
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "legacy"])
+def test_two_inputs_and_a_tuple_of_outputs(tmp_path, exporter):
+    model, inputs = seeded(TwoInputs), (noise(3, 4), noise(3, 6))
+    found = export_onnx(model, inputs, tmp_path / "m.onnx", exporter=exporter)
+    assert len(found.parity.errors) == 2
+    for got, wanted in zip(run(found.path, *inputs), model(*inputs), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "legacy"])
+def test_an_input_that_is_not_used_does_not_shift_the_others(tmp_path, exporter):
+    found = export_onnx(seeded(IgnoresFirst), (noise(3, 4), noise(3, 6)), tmp_path / "m.onnx", exporter=exporter)
+    assert found.parity.error < 1e-5
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "legacy"])
+def test_integer_inputs(tmp_path, exporter):
+    tokens = torch.arange(14).reshape(2, 7) % 11
+    found = export_onnx(seeded(Tokens), (tokens,), tmp_path / "m.onnx", exporter=exporter)
+    assert found.parity.error < 1e-5
+    assert found.parity.spread > 0.01
+
+
+def test_a_model_of_one_batch_size_is_exported_as_such_only_when_asked(tmp_path):
+    inputs = (noise(2, 3, 4),)
+    with pytest.raises(ExportError, match=r"does not run on inputs of shape \(3, 3, 4\): .*dynamic_batch=False"):
+        export_onnx(FixedBatch(), inputs, tmp_path / "m.onnx")
+    found = export_onnx(FixedBatch(), inputs, tmp_path / "m.onnx", dynamic_batch=False)
+    assert found.parity.batch_sizes == (2,)
+
+
+def test_the_check_can_be_switched_off(tmp_path):
+    assert export_onnx(residual(), IMAGES, tmp_path / "m.onnx", exporter="legacy", check=False).parity is None
+
+
+def test_places_that_cannot_be_written_are_refused(tmp_path):
+    with pytest.raises(ExportError, match="there is no directory"):
+        export_onnx(residual(), IMAGES, tmp_path / "nowhere" / "m.onnx")
+    with pytest.raises(ExportError, match="it is a directory"):
+        export_onnx(residual(), IMAGES, tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match="there is no directory"):
+        export_onnx(residual(), IMAGES, tmp_path / "file" / "m.onnx")
+
+
+def test_a_directory_without_permission_is_refused(tmp_path, monkeypatch):
+    def denied(**options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(export.tempfile, "TemporaryDirectory", denied)
+    with pytest.raises(ExportError, match=r"cannot write .*Permission denied"):
+        export_onnx(residual(), IMAGES, tmp_path / "m.onnx")
+
+
+def test_unusable_requests_are_refused(tmp_path):
+    with pytest.raises(ExportError, match="no exporter is named 'onnx'; there are: auto, dynamo, legacy"):
+        export_onnx(residual(), IMAGES, tmp_path / "m.onnx", exporter="onnx")
+    with pytest.raises(ExportError, match="at least one example input"):
+        export_onnx(residual(), (), tmp_path / "m.onnx")
+    with pytest.raises(ExportError, match=r"does not run on inputs of shape \(2, 4, 8, 8\)"):
+        export_onnx(residual(), (noise(2, 4, 8, 8),), tmp_path / "m.onnx")
+    uncopyable = nn.Linear(2, 2)
+    uncopyable.file = (x for x in ())
+    with pytest.raises(ExportError, match="cannot be copied"):
+        export_onnx(uncopyable, (noise(2, 2),), tmp_path / "m.onnx")
+
+
+def test_a_torchvision_model(tmp_path):
+    pytest.importorskip("torchvision")
+    model, x = REAL["mobilenet_v3_small"](), example("mobilenet_v3_small")
+    found = export_onnx(model, (x,), tmp_path / "m.onnx")
+    assert found.exporter == "dynamo"
+    assert found.parity.error < 1e-4 < found.parity.spread

@@ -1,0 +1,163 @@
+"""Statistics on made-up times, and what a report holds. No test looks at the clock."""
+
+import json
+import re
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from deploy.samples import Residual, noise, residual, seeded
+from fxsurgery.deploy import compare_latency, export_onnx, latency, resolve_target
+from fxsurgery.deploy.latency import measure_latency, ratio_of
+from fxsurgery.errors import DeviceError, ExportError
+
+X = (noise(2, 3, 8, 8),)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return export_onnx(residual(), X, tmp_path_factory.mktemp("latency") / "small.onnx", exporter="legacy")
+
+
+def drifting(rounds=200, seed=0):
+    """A machine that slows down by half over the rounds, and its noise."""
+    generator = np.random.default_rng(seed)
+    return np.linspace(1.0, 1.5, rounds), lambda: np.exp(generator.normal(0, 0.05, rounds))
+
+
+def test_a_model_against_its_equal_has_one_in_the_interval():
+    drift, noise_ = drifting()
+    ratio, low, high = ratio_of(drift * noise_(), drift * noise_())
+    assert 0.95 < low < 1 < high < 1.05
+    assert low <= ratio <= high
+
+
+def test_a_ratio_is_found_under_drift_and_outliers():
+    drift, noise_ = drifting()
+    slow = 0.8 * drift * noise_()
+    slow[::10] *= 20
+    ratio, low, high = ratio_of(slow, drift * noise_())
+    assert ratio == pytest.approx(0.8, rel=0.05)
+    assert 0.7 < low < high < 0.9
+
+
+def test_a_ratio_against_itself_is_exactly_one():
+    times = np.array([1.0, 2.0, 4.0])
+    assert ratio_of(times, times) == (1.0, 1.0, 1.0)
+
+
+def test_the_bootstrap_is_seeded():
+    drift, noise_ = drifting()
+    a, b = drift * noise_(), drift * noise_()
+    assert ratio_of(a, b, 1) == ratio_of(a, b, 1)
+    assert ratio_of(a, b, 1) != ratio_of(a, b, 2)
+
+
+class FakeWatch:
+    """A model of a given speed: its time, and the processor seconds per second."""
+
+    load_ms = first_ms = 1.0
+    bytes, sha256 = 10, "0"
+    calls: ClassVar[list[str]] = []
+
+    def __init__(self, model, inputs, threads, provider):
+        self.name, self.share = model.stem, float(model.suffix[1:] or 100) / 100
+        self.seconds = 0.002 if self.name == "slow" else 0.001
+
+    def run(self):
+        FakeWatch.calls.append(self.name)
+        return self.seconds, self.seconds * self.share
+
+
+@pytest.fixture
+def fake(monkeypatch, tmp_path):
+    FakeWatch.calls = []
+    monkeypatch.setattr(latency, "Stopwatch", FakeWatch)
+
+    def compare(names, **options):
+        return compare_latency({n.partition(".")[0]: tmp_path / n for n in names}, X, **options)
+
+    return compare
+
+
+def test_models_take_turns_in_a_seeded_random_order(fake):
+    fake(["fast", "slow"], rounds=30, warmup=2)
+    first, FakeWatch.calls = FakeWatch.calls, []
+    rounds = [tuple(first[i : i + 2]) for i in range(4, len(first), 2)]
+    assert len(rounds) == 30
+    assert set(rounds) == {("fast", "slow"), ("slow", "fast")}
+    fake(["fast", "slow"], rounds=30, warmup=2)
+    assert FakeWatch.calls == first
+    FakeWatch.calls = []
+    fake(["fast", "slow"], rounds=30, warmup=2, seed=1)
+    assert FakeWatch.calls != first
+
+
+def test_the_first_model_is_what_the_others_are_compared_to(fake):
+    report = fake(["fast", "slow"], rounds=20)
+    assert report["fast"].ratio == 1.0
+    assert report["slow"].ratio == pytest.approx(2.0)
+    assert report["slow"].p50_ms == pytest.approx(2.0)
+    assert report["slow"].runs == 20
+
+
+def test_a_run_that_shared_its_processor_is_flagged(fake):
+    assert fake(["fast.100"], rounds=5).contended is False
+    assert fake(["fast.90"], rounds=5).contended is True
+    assert fake(["fast.190"], rounds=5, threads=2).contended is False
+    assert fake(["fast.180"], rounds=5, threads=2).contended is True
+    assert "busy" in str(fake(["fast.90"], rounds=5))
+
+
+def test_time_that_is_up_ends_it_after_a_few_rounds(fake):
+    report = fake(["fast"], rounds=10_000, warmup=10_000, seconds=1e-9)
+    assert report["fast"].runs == latency.FEWEST_ROUNDS
+    assert len(FakeWatch.calls) == latency.FEWEST_ROUNDS + 1
+
+
+def test_a_report_says_what_was_measured_and_how(file):
+    report = compare_latency({"a": file, "b": file.path}, X, rounds=6, warmup=1, seed=3)
+    assert [m.name for m in report.models] == ["a", "b"]
+    assert (report["b"].sha256, report["b"].bytes, report["b"].runs) == (file.sha256, file.bytes, 6)
+    assert (report.batch, report.threads, report.seed) == (2, 1, 3)
+    assert report.runtime.startswith("onnxruntime ")
+    assert report.device
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:]+\+00:00", report.date)
+    assert report["a"].min_ms <= report["a"].p50_ms <= report["a"].p90_ms <= report["a"].p99_ms
+    assert json.loads(json.dumps(report.to_dict()))["models"][1]["name"] == "b"
+    assert len(str(report).splitlines()) == 4
+    with pytest.raises(KeyError, match="c"):
+        report["c"]
+
+
+def test_two_threads_can_be_asked_for(file):
+    assert compare_latency({"a": file}, X, rounds=2, warmup=0, threads=2).threads == 2
+
+
+def test_one_model_is_named_as_its_file(file):
+    assert measure_latency(file, X, rounds=2)["small"].runs == 2
+
+
+def test_a_file_that_changed_since_its_export_is_refused(tmp_path):
+    a = export_onnx(residual(), X, tmp_path / "a.onnx", exporter="legacy")
+    export_onnx(seeded(Residual, seed=1), X, a.path, exporter="legacy")
+    with pytest.raises(ExportError, match="has changed since it was exported"):
+        compare_latency({"a": a}, X)
+
+
+def test_what_cannot_be_measured_is_refused(file, tmp_path):
+    with pytest.raises(DeviceError, match="no model"):
+        compare_latency({}, X)
+    for bad in ({"rounds": 0}, {"threads": 0}, {"seconds": 0.0}, {"warmup": -1}):
+        with pytest.raises(DeviceError, match=r"must be positive"):
+            compare_latency({"a": file}, X, **bad)
+    with pytest.raises(ExportError, match="there is no file"):
+        compare_latency({"a": tmp_path / "none.onnx"}, X)
+    with pytest.raises(ExportError, match="cannot run"):
+        compare_latency({"a": file}, (noise(2, 5, 8, 8),))
+
+
+def test_the_local_target_measures_as_asked(file):
+    report = resolve_target("local").compare({"a": file}, X, rounds=3, warmup=0)
+    assert (report["a"].runs, report.provider) == (3, "CPUExecutionProvider")

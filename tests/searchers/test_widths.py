@@ -1,0 +1,133 @@
+"""Widths within a budget: aligned, as close below it as they can be, and refused with a figure otherwise."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxsurgery.analysis.cost import cost
+from fxsurgery.analysis.structure import structure
+from fxsurgery.budget import Budget
+from fxsurgery.capture import capture
+from fxsurgery.errors import BudgetError, StructureError
+from fxsurgery.program import Program
+from fxsurgery.searchers.widths import project, pruning, space
+from programs import program
+
+IMAGE = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
+
+
+def wide() -> Program:
+    layers = [nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 48, 3), nn.ReLU(), nn.Conv2d(48, 24, 3)]
+    return capture(nn.Sequential(*layers, nn.Flatten(), nn.Linear(96, 10)).eval(), IMAGE)
+
+
+def scores(start: Program, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random(structure(start).size)
+
+
+def widths(start: Program) -> list[int]:
+    return [m.out_channels for _, m in start.calls(nn.Conv2d)]
+
+
+@pytest.mark.parametrize("align", [1, 2, 4, 8])
+@pytest.mark.parametrize("budget", [Budget(macs=0.5), Budget(params=0.3), Budget(macs=0.6, params=0.4)])
+def test_lands_below_the_budget_with_aligned_widths(align: int, budget: Budget):
+    start = wide()
+    keep = project(space(start, align=align), scores(start), budget)
+    small = pruning(start, keep)(start).program
+    assert budget.holds(cost(small), cost(start))
+    assert all(width % align == 0 for width in widths(small))
+
+
+@pytest.mark.parametrize("align", [1, 4, 8])
+def test_no_block_that_was_left_out_would_still_fit(align: int):
+    start = wide()
+    found, budget = space(start, align=align), Budget(macs=0.5)
+    keep = project(found, scores(start), budget)
+    for choice in found.choices:
+        units = choice.group.units
+        kept = int(keep[units].sum())
+        larger = min((c for c in choice.counts if c > kept), default=None)
+        if larger is None:
+            continue
+        ranked = units[np.argsort(-scores(start)[units], kind="stable")]
+        more = keep.copy()
+        more[ranked[:larger]] = True
+        assert not budget.holds(cost(pruning(start, more)(start).program), cost(start))
+
+
+def test_units_of_a_group_go_in_the_order_of_their_scores():
+    start = wide()
+    found, given = space(start, align=4), scores(start)
+    keep = project(found, given, Budget(macs=0.4))
+    for choice in found.choices:
+        units = choice.group.units
+        kept, gone = given[units][keep[units]], given[units][~keep[units]]
+        assert not len(gone) or kept.min() >= gone.max()
+
+
+def test_unreachable_budget_says_the_minimum():
+    start = wide()
+    found = space(start, align=8)
+    least = found.smallest().macs
+    with pytest.raises(BudgetError, match=rf"cannot be reached: the least is {least:,}"):
+        found.check(Budget(macs=0.001))
+
+
+def test_the_minimum_is_what_the_smallest_widths_take():
+    start = wide()
+    found = space(start, align=8)
+    removed = np.concatenate([c.group.units[c.counts[-1] :] for c in found.choices])
+    small = pruning(start, structure(start).mask(removed))(start).program
+    assert widths(small) == [8, 8, 8]
+    assert cost(small).macs == found.smallest().macs
+
+
+def test_a_width_below_the_alignment_stays():
+    start = capture(nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 16, 1), nn.Conv2d(16, 4, 1)).eval(), IMAGE)
+    assert [c.group.name for c in space(start, align=8).choices] == ["1"]
+
+
+def test_nothing_to_prune_says_why():
+    start = capture(nn.Sequential(nn.Conv2d(3, 4, 1)).eval(), IMAGE)
+    with pytest.raises(StructureError, match=r"no channel can be removed: .*the model's output"):
+        space(start)
+    narrow = capture(nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1)).eval(), IMAGE)
+    with pytest.raises(StructureError, match=r"in multiples of 8: 0 \(6\)"):
+        space(narrow, align=8)
+
+
+def test_inner_only_leaves_the_residual_stream_alone():
+    start = program("Residual")
+    everything, inner = space(start, align=1), space(start, align=1, inner_only=True)
+    assert len(inner.choices) < len(everything.choices)
+    assert all(len(c.group.producers) == 1 for c in inner.choices)
+
+
+def test_whole_groups_count_with_their_width():
+    layers = [nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 3, groups=8), nn.Conv2d(32, 4, 1)]
+    start = capture(nn.Sequential(*layers).eval(), IMAGE)
+    [choice] = space(start, align=8).choices
+    assert choice.counts == (8, 6, 4, 2)
+
+
+class Halves(nn.Module):
+    """Each half of a conv's output feeds a conv of its own: neither may be emptied."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 16, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.a(x).chunk(2, 1)
+        return self.b(left) + self.c(right)
+
+
+def test_no_branch_is_emptied():
+    start = capture(Halves().eval(), IMAGE)
+    found = space(start, align=1)
+    skewed = scores(start)
+    skewed[found.choices[0].group.units[:8]] -= 10
+    small = pruning(start, project(found, skewed, Budget(macs=0.5)))(start).program
+    assert all(m.in_channels > 0 for _, m in small.calls(nn.Conv2d))

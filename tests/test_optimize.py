@@ -1,0 +1,184 @@
+"""The front door: what it gives, and what it says when it cannot. The user's model never changes."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxsurgery
+from fxsurgery import Budget, Dnal, SurgeryError, optimize
+from fxsurgery.errors import BudgetError, CaptureError, DataError, DeviceError, StructureError, TrainingError
+from fxsurgery.passes import replay
+from fxsurgery.surgery import relative_error
+
+QUICK = Dnal(align=2, architecture_epochs=1, finetune_epochs=1, fewest_steps=20, learning_rate=0.01)
+
+
+def images(count: int = 64, channels: int = 3) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(count)
+    return torch.randn(count, channels, 8, 8, generator=generator), torch.arange(count) % 4
+
+
+def net() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        body = [
+            nn.Conv2d(3, 16, 3),
+            nn.BatchNorm2d(16),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(16, 16, 3),
+            nn.BatchNorm2d(16),
+        ]
+        return nn.Sequential(*body, nn.ReLU(), nn.Dropout(0.1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+
+
+def quick(model: nn.Module, **options):
+    given = {"train_data": images(), "val_data": images(32), "config": QUICK, "verbose": False, "batch_size": 16}
+    return optimize(model, **{**given, **options})
+
+
+def fingerprint(model: nn.Module) -> tuple:
+    return (
+        {k: v.clone() for k, v in model.state_dict().items()},
+        {k: m.training for k, m in model.named_modules()},
+        {k: (p.requires_grad, p.grad is None) for k, p in model.named_parameters()},
+        torch.get_rng_state(),
+    )
+
+
+def same(one: tuple, other: tuple) -> bool:
+    weights = one[0].keys() == other[0].keys() and all(torch.equal(v, other[0][k]) for k, v in one[0].items())
+    return weights and one[1:3] == other[1:3] and torch.equal(one[3], other[3])
+
+
+def test_the_whole_way(tmp_path: Path):
+    model = net().train()
+    before = fingerprint(model)
+    result = quick(model, test_data=images(16), budget=Budget(macs=0.5))
+    assert same(fingerprint(model), before)
+    whole, small = result.cost
+    assert small.macs <= 0.5 * whole.macs
+    assert set(result.metrics) == {"val", "test"}
+    assert {"architecture", "fine-tune"} <= {record["stage"] for record in result.history}
+    onnx = result.export_onnx(tmp_path / "small.onnx", exporter="legacy", opset=17)
+    assert onnx.path.stat().st_size == onnx.bytes
+    assert "MACs" in result.summary()
+    report = result.benchmark(rounds=10, seconds=1.0)
+    assert report["original"].ratio == 1.0
+    assert report["result"].runs >= 10
+
+
+def test_result_is_a_plain_module_with_the_users_names():
+    result = quick(net())
+    assert set(result.model.state_dict()) == set(net().state_dict())
+    assert not any(type(m).__module__.startswith("fxsurgery") for m in result.model.modules())
+
+
+def test_log_rebuilds_the_architecture():
+    result = quick(net())
+    rebuilt = replay(result.log, result.original)
+    assert rebuilt.text() == result.program.text()
+    assert [p.shape for p in rebuilt.graph_module.parameters()] == [p.shape for p in result.model.parameters()]
+
+
+def test_same_seed_same_result():
+    first, second = quick(net()), quick(net())
+    assert first.log == second.log
+    assert relative_error(first.program.run_examples()[0], second.program.run_examples()[0]) == 0.0
+
+
+class Regressor(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU())
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean((2, 3)))
+
+
+def test_any_loss_not_only_classification():
+    x, _ = images()
+    y = torch.stack([x.mean((1, 2, 3)), x.amax((1, 2, 3))], 1)
+    result = quick(Regressor(), train_data=(x, y), val_data=(x, y), loss=nn.functional.mse_loss)
+    assert result.metric_name == "loss"
+    assert result.cost[1].macs <= 0.5 * result.cost[0].macs
+
+
+class Forks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.mean() > 0:
+            return self.conv(x)
+        return self.conv(-x)
+
+
+class Tells(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> str:
+        return f"{self.conv(x).shape}"
+
+
+def nan_loss(output: Tensor, target: Tensor) -> Tensor:
+    return output.sum() * torch.nan
+
+
+def nan_data() -> tuple[Tensor, Tensor]:
+    x, y = images()
+    return x * torch.nan, y
+
+
+BAD = {
+    "nan loss": (net, {"loss": nan_loss}, TrainingError, "the loss is nan"),
+    "unreachable": (net, {"budget": Budget(macs=0.001)}, BudgetError, "cannot be reached: the least is"),
+    "nothing prunable": (
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), {}, StructureError, "no channel can be removed",
+    ),
+    "empty loader": (net, {"train_data": (torch.zeros(0, 3, 8, 8), torch.zeros(0).long())}, DataError, "train_data"),
+    "shape mismatch": (net, {"train_data": images(64, channels=5)}, DataError, "64|2, 5, 8, 8|5"),
+    "wrong targets": (net, {"train_data": (images()[0], torch.zeros(64, 7, 2))}, DataError, "loss"),
+    "absent device": (net, {"device": "cuda:7"}, DeviceError, "cuda:7"),
+    "unknown device": (net, {"device": "toaster"}, DeviceError, "toaster"),
+    "branch on a value": (Forks, {}, CaptureError, r"test_optimize\.py"),
+    "output is no tensor": (Tells, {}, CaptureError, "output|tensor|traced"),
+    "no data": (net, {"train_data": None}, DataError, "train_data is missing"),
+    "unknown method": (net, {"method": "magic"}, SurgeryError, "no method is named 'magic'; there are: dnal"),
+    "latency budget": (net, {"budget": Budget(latency_ms=3.0)}, BudgetError, "not supported yet"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_one_clear_error_and_changes_nothing(what: str):
+    make, options, kind, message = BAD[what]
+    model = make().train()
+    before = fingerprint(copy.deepcopy(model))
+    with pytest.raises(kind, match=message):
+        quick(model, **options)
+    assert same(fingerprint(model), before)
+
+
+def test_a_thing_that_is_no_module_is_refused():
+    with pytest.raises(SurgeryError, match=r"takes a torch\.nn\.Module, not a str"):
+        optimize("resnet18")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("limits", [{}, {"macs": 0}, {"macs": -0.5}, {"params": float("nan")}])
+def test_malformed_budgets_are_refused(limits: dict[str, float]):
+    with pytest.raises(BudgetError):
+        Budget(**limits)
+
+
+def test_public_names_are_these():
+    assert sorted(fxsurgery.__all__) == [
+        "Budget", "BudgetError", "CaptureError", "Cost", "DataError", "DeviceError", "Dnal", "ExportError",
+        "PassCrashedError", "Program", "Result", "SpecError", "StructureError", "SurgeryError", "Task",
+        "TrainingError", "VerifyError", "capture", "optimize",
+    ]  # fmt: skip

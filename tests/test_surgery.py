@@ -1,0 +1,112 @@
+"""Passes, chains and promises: a pass that lies, crashes or changes a shape is named."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from fxsurgery.edit import Editor
+from fxsurgery.errors import PassCrashedError, SpecError, VerifyError
+from fxsurgery.passes import FoldBn, InsertGates, PruneChannels, RemoveGates, parse
+from fxsurgery.program import Program
+from fxsurgery.surgery import Effect, Rewrite, chain, relative_error
+from programs import program
+
+
+@dataclass(frozen=True)
+class Liar(Rewrite):
+    """Says EXACT, doubles a weight."""
+
+    name: ClassVar[str] = "liar"
+
+    def rewrite(self, edit: Editor) -> Effect:
+        node, conv = next(edit.program.calls(nn.Conv2d))
+        new = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
+        edit.replace_module(str(node.target), new)
+        return Effect.EXACT
+
+
+@dataclass(frozen=True)
+class Cutter(Rewrite):
+    """Says LOSSY, changes the output's shape."""
+
+    name: ClassVar[str] = "cutter"
+
+    def rewrite(self, edit: Editor) -> Effect:
+        *_, (node, head) = edit.program.calls(nn.Linear)
+        edit.replace_module(str(node.target), nn.Linear(head.in_features, 3))
+        return Effect.LOSSY
+
+
+@dataclass(frozen=True)
+class Crasher(Rewrite):
+    name: ClassVar[str] = "crasher"
+
+    def rewrite(self, edit: Editor) -> Effect:
+        raise ZeroDivisionError("oops")
+
+
+def test_a_broken_promise_is_named_with_its_size():
+    with torch.random.fork_rng(), pytest.raises(VerifyError, match=r"liar promised equal outputs; they differ by"):
+        Liar()(program("Plain"))
+
+
+def test_a_changed_output_shape_is_named():
+    with torch.random.fork_rng(), pytest.raises(VerifyError, match=r"cutter changed output shapes \[\(2, 10\)\]"):
+        Cutter()(program("Plain"))
+
+
+def test_a_crash_names_the_pass_and_keeps_the_cause():
+    with pytest.raises(PassCrashedError, match=r"crasher crashed, after \[\]: ZeroDivisionError") as caught:
+        Crasher()(program("Plain"))
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_a_chain_is_exact_when_its_passes_are():
+    start = program("Plain")
+    move = next(iter(PruneChannels.candidates(start)))
+    exact, lossy = chain(InsertGates(), RemoveGates())(start), chain(move, FoldBn())(start)
+    assert (exact.effect, lossy.effect) == (Effect.EXACT, Effect.LOSSY)
+    assert lossy.program.log == (str(move), "fold-bn")
+    assert min(lossy.changes, exact.changes) > 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("no-such-pass", "no pass is named"),
+        ("fold-bn(", "not of the form"),
+        ("fold-bn(width=3)", "bad options"),
+        ("prune-channels(drop=__import__('os'))", "bad options"),
+        ("prune-channels(((),))", "given by name"),
+    ],
+)
+def test_bad_specs_are_refused_and_never_run(spec: str, message: str):
+    with pytest.raises(SpecError, match=message):
+        parse(spec)
+
+
+def test_relative_error_sees_nan_and_infinity():
+    nan, one = torch.tensor([torch.nan]), torch.tensor([1.0])
+    assert relative_error(nan, nan) == 0.0
+    assert relative_error(nan, one) == float("inf")
+    assert relative_error(one * 1.1, one) == pytest.approx(0.1)
+
+
+def test_a_program_is_kept_in_eval_mode_and_whole():
+    start = program("Plain")
+    with pytest.raises(VerifyError, match="eval mode"):
+        Program(start.trainable_copy().train(), start.example_inputs)
+    stray = start.trainable_copy()
+    stray.add_module("stray", nn.ReLU())
+    with pytest.raises(VerifyError, match="modules that no node calls: stray"):
+        Program(stray, start.example_inputs)
+
+
+def test_a_draft_shares_tensors_and_a_trainable_copy_does_not():
+    start = program("Residual")
+    own = {t.data_ptr() for t in start.graph_module.parameters()}
+    assert {t.data_ptr() for t in start.draft().parameters()} == own
+    assert not {t.data_ptr() for t in start.trainable_copy().parameters()} & own
