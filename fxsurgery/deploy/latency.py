@@ -5,36 +5,31 @@ interleaved in one process, in a new random order each round, and compared round
 
     ratio = exp(median over rounds of (log t_model - log t_first))
 
-with a bootstrap interval over the rounds. Peak memory is not among the figures: the operating system counts it
+with a bootstrap interval over loadings and rounds. Peak memory is not among the figures: the operating system counts it
 for the process, which holds all the models and PyTorch.
 """
 
 import datetime
-import random
-import time
-from collections.abc import Mapping
+import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
 from fxsurgery.deploy.inputs import batch_size
+from fxsurgery.deploy.interleave import Block, Models, Plan, Seconds, interleaved
 from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.session import CPU
-from fxsurgery.deploy.stopwatch import Stopwatch, processor
+from fxsurgery.deploy.stopwatch import processor
 from fxsurgery.errors import DeviceError
 
 CONTENDED_BELOW = 0.95
 """Processor time over wall time, per thread, of a run that had its processors to itself."""
-FEWEST_ROUNDS = 5
-"""Made however short the time is."""
-WARMUP_SHARE = 0.2
-"""Of the time, at most."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +42,7 @@ class Latency:
     p99_ms: float
     min_ms: float
     load_ms: float
+    """To make the session, from a file that the system has in memory; the median over loadings, as next."""
     first_ms: float
     """The first inference, which also allocates."""
     runs: int
@@ -70,6 +66,8 @@ class LatencyReport:
     runtime: str
     threads: int
     batch: int
+    loads: int
+    """How many times the models were loaded anew: memory that lies well or badly must not decide."""
     seed: int
     date: str
     """In UTC, ISO 8601."""
@@ -99,28 +97,8 @@ class LatencyReport:
         return "\n".join(rows)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How long and how to measure.
-
-    Raises:
-        DeviceError: there would be nothing to measure, or no time or thread to do it.
-    """
-
-    rounds: int = 200
-    warmup: int = 10
-    threads: int = 1
-    seconds: float = 20.0
-    seed: int = 0
-    provider: str = CPU
-
-    def __post_init__(self) -> None:
-        if min(self.rounds, self.threads) < 1 or self.warmup < 0 or not self.seconds > 0:
-            raise DeviceError(f"rounds, threads and seconds must be positive, and warmup not negative: {self}")
-
-
 def compare_latency(
-    models: Mapping[str, Path | OnnxModel],
+    models: Models,
     inputs: tuple[Tensor, ...],
     *,
     rounds: int = 200,
@@ -135,9 +113,9 @@ def compare_latency(
         models: ONNX files by name.
         inputs: what to run them on, the batch along dim 0.
         rounds: runs of each model that count, at most.
-        warmup: rounds before, which do not; at most a fifth of the time goes to them.
+        warmup: rounds after each of five loadings, which do not; at most a fifth of the time goes to them.
         threads: of ONNX Runtime.
-        seconds: for all rounds; none begins after it, but five that count are always made.
+        seconds: for all of it. No round begins after it, except three that count, of those asked for.
         seed: of the order and of the bootstrap.
 
     Raises:
@@ -159,7 +137,7 @@ def measure_latency(model: Path | OnnxModel, inputs: tuple[Tensor, ...], **optio
     return compare_latency({path.stem: model}, inputs, **options)
 
 
-def measure(models: Mapping[str, Path | OnnxModel], inputs: tuple[Tensor, ...], plan: Plan) -> LatencyReport:
+def measure(models: Models, inputs: tuple[Tensor, ...], plan: Plan) -> LatencyReport:
     """Measure models side by side, as planned.
 
     Raises:
@@ -168,61 +146,57 @@ def measure(models: Mapping[str, Path | OnnxModel], inputs: tuple[Tensor, ...], 
     """
     if not models:
         raise DeviceError("there is no model to measure")
-    watches = {name: Stopwatch(model, inputs, plan.threads, plan.provider) for name, model in models.items()}
-    times, share = _rounds(watches, plan)
-    first = times[next(iter(times))]
+    blocks = interleaved(models, inputs, plan)
     is_cpu = plan.provider == CPU
     return LatencyReport(
-        models=tuple(_latency(name, watches[name], t, first, plan.seed) for name, t in times.items()),
+        models=tuple(_latency(name, next(iter(models)), blocks, plan.seed) for name in models),
         device=processor() if is_cpu else f"{plan.provider} device 0",
         provider=plan.provider,
         runtime=f"onnxruntime {onnxruntime.__version__}",
         threads=plan.threads,
         batch=batch_size(inputs),
+        loads=len(blocks),
         seed=plan.seed,
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        contended=share / plan.threads < CONTENDED_BELOW if is_cpu else None,
+        contended=_share(blocks) / plan.threads < CONTENDED_BELOW if is_cpu else None,
     )
 
 
 def ratio_of(
-    times: NDArray[np.float64], first: NDArray[np.float64], seed: int = 0, samples: int = 2_000
+    times: Sequence[Seconds], first: Sequence[Seconds], seed: int = 0, samples: int = 1_000
 ) -> tuple[float, float, float]:
-    """How much longer `times` are than `first`, round by round, with a 95 % bootstrap interval."""
-    logs = np.log(times) - np.log(first)
-    drawn = np.random.default_rng(seed).integers(0, len(logs), (samples, len(logs)))
-    low, high = np.percentile(np.median(logs[drawn], axis=1), [2.5, 97.5])
-    return float(np.exp(np.median(logs))), float(np.exp(low)), float(np.exp(high))
+    """How much longer `times` are than `first`, round by round, with a 95 % bootstrap interval.
+
+    Args:
+        times: seconds, one array for each loading of the models.
+        first: the same of what they are compared to.
+        seed: of the bootstrap, which draws loadings, and rounds within them.
+        samples: how many times it draws.
+    """
+    logs = [np.log(a) - np.log(b) for a, b in zip(times, first, strict=True)]
+    generator = np.random.default_rng(seed)
+
+    def draw() -> float:
+        chosen = (logs[i] for i in generator.integers(0, len(logs), len(logs)))
+        return float(np.median(np.concatenate([x[generator.integers(0, len(x), len(x))] for x in chosen])))
+
+    low, high = np.percentile([draw() for _ in range(samples)], [2.5, 97.5])
+    return float(np.exp(np.median(np.concatenate(logs)))), float(np.exp(low)), float(np.exp(high))
 
 
-def _rounds(watches: Mapping[str, Stopwatch], plan: Plan) -> tuple[dict[str, NDArray[np.float64]], float]:
-    """Each model's seconds, round by round, and how many processors were in use on average."""
-    order, shuffler = list(watches), random.Random(plan.seed)
-    times: dict[str, list[float]] = {name: [] for name in watches}
-    used, began = 0.0, time.perf_counter()
-    for number in range(plan.warmup):
-        if number and time.perf_counter() - began > WARMUP_SHARE * plan.seconds:
-            break
-        for watch in watches.values():
-            watch.run()
-    for number in range(plan.rounds):
-        if number >= FEWEST_ROUNDS and time.perf_counter() - began > plan.seconds:
-            break
-        shuffler.shuffle(order)
-        for name in order:
-            wall, processor_seconds = watches[name].run()
-            times[name].append(wall)
-            used += processor_seconds
-    return {name: np.asarray(t) for name, t in times.items()}, used / sum(map(sum, times.values()))
+def _share(blocks: list[Block]) -> float:
+    """How many processors were in use, on average over the runs."""
+    return sum(b.processor_seconds for b in blocks) / sum(float(t.sum()) for b in blocks for t in b.times.values())
 
 
-def _latency(
-    name: str, watch: Stopwatch, seconds: NDArray[np.float64], first: NDArray[np.float64], seed: int
-) -> Latency:
-    p50, p90, p99 = (float(p) for p in np.percentile(seconds * 1e3, [50, 90, 99]))
-    ratio, low, high = ratio_of(seconds, first, seed)
+def _latency(name: str, first: str, blocks: list[Block], seed: int) -> Latency:
+    times, watches = [b.times[name] for b in blocks], [b.watches[name] for b in blocks]
+    milliseconds = np.concatenate(times) * 1e3
+    p50, p90, p99 = (float(p) for p in np.percentile(milliseconds, [50, 90, 99]))
+    ratio, low, high = ratio_of(times, [b.times[first] for b in blocks], seed)
     return Latency(
-        name=name, p50_ms=p50, p90_ms=p90, p99_ms=p99, min_ms=float(seconds.min() * 1e3), load_ms=watch.load_ms,
-        first_ms=watch.first_ms, runs=len(seconds), ratio=ratio, ratio_low=low, ratio_high=high,
-        bytes=watch.bytes, sha256=watch.sha256,
+        name=name, p50_ms=p50, p90_ms=p90, p99_ms=p99, min_ms=float(milliseconds.min()),
+        load_ms=statistics.median(w.load_ms for w in watches), first_ms=statistics.median(w.first_ms for w in watches),
+        runs=len(milliseconds), ratio=ratio, ratio_low=low, ratio_high=high,
+        bytes=watches[0].bytes, sha256=watches[0].sha256,
     )  # fmt: skip

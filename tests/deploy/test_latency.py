@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deploy.samples import Residual, noise, residual, seeded
-from fxsurgery.deploy import compare_latency, export_onnx, latency, resolve_target
+from fxsurgery.deploy import compare_latency, export_onnx, interleave, resolve_target
 from fxsurgery.deploy.latency import measure_latency, ratio_of
 from fxsurgery.errors import DeviceError, ExportError
 
@@ -20,36 +20,52 @@ def file(tmp_path_factory):
     return export_onnx(residual(), X, tmp_path_factory.mktemp("latency") / "small.onnx", exporter="legacy")
 
 
-def drifting(rounds=200, seed=0):
-    """A machine that slows down by half over the rounds, and its noise."""
+def drifting(loads=5, rounds=40, seed=0):
+    """A machine that slows down by half meanwhile, and a model's times on it: noise, and the luck of each loading."""
     generator = np.random.default_rng(seed)
-    return np.linspace(1.0, 1.5, rounds), lambda: np.exp(generator.normal(0, 0.05, rounds))
+    drift = np.linspace(1.0, 1.5, loads * rounds).reshape(loads, rounds)
+
+    def model(speed=1.0, luck=0.0):
+        lucks = generator.normal(0, luck, (loads, 1))
+        return [*(speed * drift * np.exp(lucks + generator.normal(0, 0.05, drift.shape)))]
+
+    return model
 
 
 def test_a_model_against_its_equal_has_one_in_the_interval():
-    drift, noise_ = drifting()
-    ratio, low, high = ratio_of(drift * noise_(), drift * noise_())
+    model = drifting()
+    ratio, low, high = ratio_of(model(), model())
     assert 0.95 < low < 1 < high < 1.05
     assert low <= ratio <= high
 
 
+def test_the_luck_of_a_loading_is_within_the_interval():
+    found = []
+    for seed in range(20):
+        model = drifting(seed=seed)
+        _, low, high = ratio_of(model(luck=0.02), model(luck=0.02), samples=200)
+        found.append(low <= 1 <= high)
+    assert sum(found) >= 16
+
+
 def test_a_ratio_is_found_under_drift_and_outliers():
-    drift, noise_ = drifting()
-    slow = 0.8 * drift * noise_()
-    slow[::10] *= 20
-    ratio, low, high = ratio_of(slow, drift * noise_())
+    model = drifting()
+    slow = model(0.8)
+    for times in slow:
+        times[::10] *= 20
+    ratio, low, high = ratio_of(slow, model())
     assert ratio == pytest.approx(0.8, rel=0.05)
     assert 0.7 < low < high < 0.9
 
 
 def test_a_ratio_against_itself_is_exactly_one():
-    times = np.array([1.0, 2.0, 4.0])
+    times = [np.array([1.0, 2.0, 4.0]), np.array([3.0])]
     assert ratio_of(times, times) == (1.0, 1.0, 1.0)
 
 
 def test_the_bootstrap_is_seeded():
-    drift, noise_ = drifting()
-    a, b = drift * noise_(), drift * noise_()
+    model = drifting()
+    a, b = model(), model()
     assert ratio_of(a, b, 1) == ratio_of(a, b, 1)
     assert ratio_of(a, b, 1) != ratio_of(a, b, 2)
 
@@ -65,6 +81,9 @@ class FakeWatch:
         self.name, self.share = model.stem, float(model.suffix[1:] or 100) / 100
         self.seconds = 0.002 if self.name == "slow" else 0.001
 
+    def close(self):
+        FakeWatch.calls.append("close")
+
     def run(self):
         FakeWatch.calls.append(self.name)
         return self.seconds, self.seconds * self.share
@@ -73,7 +92,7 @@ class FakeWatch:
 @pytest.fixture
 def fake(monkeypatch, tmp_path):
     FakeWatch.calls = []
-    monkeypatch.setattr(latency, "Stopwatch", FakeWatch)
+    monkeypatch.setattr(interleave, "Stopwatch", FakeWatch)
 
     def compare(names, **options):
         return compare_latency({n.partition(".")[0]: tmp_path / n for n in names}, X, **options)
@@ -84,7 +103,9 @@ def fake(monkeypatch, tmp_path):
 def test_models_take_turns_in_a_seeded_random_order(fake):
     fake(["fast", "slow"], rounds=30, warmup=2)
     first, FakeWatch.calls = FakeWatch.calls, []
-    rounds = [tuple(first[i : i + 2]) for i in range(4, len(first), 2)]
+    blocks = [first[i : i + 18] for i in range(0, len(first), 18)]
+    assert [b[16:] for b in blocks] == [["close", "close"]] * 5
+    rounds = [tuple(b[i : i + 2]) for b in blocks for i in range(4, 16, 2)]
     assert len(rounds) == 30
     assert set(rounds) == {("fast", "slow"), ("slow", "fast")}
     fake(["fast", "slow"], rounds=30, warmup=2)
@@ -92,6 +113,11 @@ def test_models_take_turns_in_a_seeded_random_order(fake):
     FakeWatch.calls = []
     fake(["fast", "slow"], rounds=30, warmup=2, seed=1)
     assert FakeWatch.calls != first
+
+
+def test_fewer_rounds_than_loadings_are_all_made(fake):
+    report = fake(["fast"], rounds=3)
+    assert (report["fast"].runs, report.loads) == (3, 3)
 
 
 def test_the_first_model_is_what_the_others_are_compared_to(fake):
@@ -112,15 +138,15 @@ def test_a_run_that_shared_its_processor_is_flagged(fake):
 
 def test_time_that_is_up_ends_it_after_a_few_rounds(fake):
     report = fake(["fast"], rounds=10_000, warmup=10_000, seconds=1e-9)
-    assert report["fast"].runs == latency.FEWEST_ROUNDS
-    assert len(FakeWatch.calls) == latency.FEWEST_ROUNDS + 1
+    assert (report["fast"].runs, report.loads) == (interleave.FEWEST_ROUNDS, 1)
+    assert len(FakeWatch.calls) == interleave.FEWEST_ROUNDS + 2
 
 
 def test_a_report_says_what_was_measured_and_how(file):
     report = compare_latency({"a": file, "b": file.path}, X, rounds=6, warmup=1, seed=3)
     assert [m.name for m in report.models] == ["a", "b"]
     assert (report["b"].sha256, report["b"].bytes, report["b"].runs) == (file.sha256, file.bytes, 6)
-    assert (report.batch, report.threads, report.seed) == (2, 1, 3)
+    assert (report.batch, report.threads, report.loads, report.seed) == (2, 1, 5, 3)
     assert report.runtime.startswith("onnxruntime ")
     assert report.device
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:]+\+00:00", report.date)

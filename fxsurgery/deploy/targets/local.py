@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fxsurgery.deploy.latency import LatencyReport, Plan, measure
+from fxsurgery.deploy.interleave import Plan
+from fxsurgery.deploy.latency import LatencyReport, measure
 from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.session import CPU
 
