@@ -1,6 +1,8 @@
 """The front door: a model in, a smaller one out."""
 
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,12 +11,13 @@ from fxsurgery.analysis.cost import cost
 from fxsurgery.analysis.structure import structure
 from fxsurgery.budget import Budget
 from fxsurgery.capture import capture
-from fxsurgery.errors import BudgetError, DataError, SurgeryError
+from fxsurgery.deploy import export_onnx, resolve_target
+from fxsurgery.errors import DataError, SurgeryError
 from fxsurgery.program import Program
 from fxsurgery.result import BeforeAfter, Result
 from fxsurgery.searchers import dnal
 from fxsurgery.searchers.dnal import Dnal
-from fxsurgery.searchers.widths import space
+from fxsurgery.searchers.widths import Measure, space
 from fxsurgery.training import Progress, Task, evaluate, resolve
 
 METHODS = ("dnal",)
@@ -37,6 +40,7 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
     batch_size: int = 64,
     seed: int = 0,
     device: str | None = None,
+    target: str = "local",
     verbose: bool = True,
 ) -> Result:
     """Make `model` smaller. The model passed in is left bit for bit as it was.
@@ -58,6 +62,8 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
         batch_size: for data given as tensors or as a `Dataset`.
         seed: the same seed gives the same result on the same machine.
         device: where to train, `"cpu"` or `"cuda"`; the GPU where there is one, unless said.
+        target: the device that a budget of `latency_ms` is measured on: its median for one sample, through ONNX
+            Runtime. Such a result depends on the measurements, not on the seed alone.
         verbose: show progress.
 
     Returns:
@@ -78,9 +84,8 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
     config = config or Dnal()
     if budget is None and config.penalty is None:
         budget = Budget(macs=0.5)
-    if budget is not None and budget.latency_ms is not None:
-        raise BudgetError("a budget of latency_ms is not supported yet: give params or macs, then result.benchmark()")
     resolve(device)
+    measure = _measure(target, seed) if budget is not None and budget.latency_ms is not None else None
     if isinstance(train_data, Task):
         task = train_data
     else:
@@ -91,7 +96,7 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
     program = _captured(model, task, example_inputs, leaf_modules)
     progress = Progress(verbose=verbose)
     _announce(program, budget, config, progress, trained=trained)
-    session = dnal.Session(task, seed, progress, device)
+    session = dnal.Session(task, seed, progress, device, measure)
     outcome = dnal.search(program, budget, config, session, trained=trained)
     metrics = {"val": BeforeAfter(outcome.before.metric, outcome.after.metric)}
     if task.test_data is not None:
@@ -103,11 +108,33 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
         original=outcome.trained,
         metric_name=task.metric_name,
         metrics=metrics,
-        notes=(*_left_alone(program), *outcome.notes),
+        notes=(*_left_alone(program), *outcome.notes, *_latency_note(outcome, budget, measure)),
         history=tuple(progress.history),
         gates=outcome.gates,
         seed=seed,
     )
+
+
+def _measure(target: str, seed: int) -> Measure:
+    """Median latency of one sample on a target, in milliseconds."""
+    device = resolve_target(target)
+
+    def latency_ms(program: Program) -> float:
+        with tempfile.TemporaryDirectory(prefix="fxsurgery-") as folder:
+            one = tuple(x[:1] for x in program.example_inputs)
+            path = Path(folder) / "candidate.onnx"
+            exported = export_onnx(program.graph_module, one, path, exporter="legacy", check=False)
+            report = device.compare({"candidate": exported}, one, rounds=100, seconds=3.0, seed=seed)
+            return report["candidate"].p50_ms
+
+    return latency_ms
+
+
+def _latency_note(outcome: dnal.Outcome, budget: Budget | None, measure: Measure | None) -> tuple[str, ...]:
+    if measure is None or budget is None:
+        return ()
+    before, after = measure(outcome.trained), measure(outcome.program)
+    return (f"latency {before:.3g} ms before, {after:.3g} ms after, {budget.latency_ms:g} ms allowed",)
 
 
 def _require_data(train_data: object, val_data: object) -> None:
@@ -137,8 +164,6 @@ def _announce(program: Program, budget: Budget | None, config: Dnal, progress: P
     for name in ("params", "macs"):
         target = f", budget {wanted[name]:,.0f}" if name in wanted else ""
         progress.note(f"{name}: {getattr(whole, name):,} now, {getattr(least, name):,} at the least{target}")
-    if budget is not None:
-        found.check(budget)
     if trained:
         progress.note("taking the weights as trained; pass trained=False to train them first")
 

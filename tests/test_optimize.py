@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import fxsurgery
-from fxsurgery import Budget, Dnal, SurgeryError, optimize
+from fxsurgery import Budget, Dnal, SurgeryError, capture, optimize
 from fxsurgery.errors import BudgetError, CaptureError, DataError, DeviceError, StructureError, TrainingError
+from fxsurgery.optimize import _measure
 from fxsurgery.passes import replay
 from fxsurgery.surgery import relative_error
 
@@ -107,6 +108,14 @@ def test_any_loss_not_only_classification():
     assert result.cost[1].macs <= 0.5 * result.cost[0].macs
 
 
+def test_a_budget_in_milliseconds_is_measured_where_it_shall_run():
+    model = net()
+    original = _measure("local", 0)(capture(model.eval(), images()[0][:2]))
+    result = quick(model, budget=Budget(latency_ms=0.98 * original, macs=0.9))
+    assert result.cost[1].macs < result.cost[0].macs
+    assert any("ms allowed" in note for note in result.notes)
+
+
 class Forks(nn.Module):
     def __init__(self):
         super().__init__()
@@ -151,7 +160,8 @@ BAD = {
     "output is no tensor": (Tells, {}, CaptureError, "output|tensor|traced"),
     "no data": (net, {"train_data": None}, DataError, "train_data is missing"),
     "unknown method": (net, {"method": "magic"}, SurgeryError, "no method is named 'magic'; there are: dnal"),
-    "latency budget": (net, {"budget": Budget(latency_ms=3.0)}, BudgetError, "not supported yet"),
+    "unreachable latency": (net, {"budget": Budget(latency_ms=1e-6)}, BudgetError, "the least is .* ms"),
+    "absent target": (net, {"budget": Budget(latency_ms=3.0), "target": "http://phone:8765"}, DeviceError, "phone"),
 }  # fmt: skip
 
 

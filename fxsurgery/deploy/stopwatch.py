@@ -5,7 +5,6 @@ import platform
 import time
 from pathlib import Path
 
-import onnxruntime
 from torch import Tensor
 
 from fxsurgery.deploy.onnx_model import OnnxModel
@@ -24,7 +23,7 @@ class Stopwatch:
     def __init__(self, model: Path | OnnxModel, inputs: tuple[Tensor, ...], threads: int, provider: str) -> None:
         path = model.path if isinstance(model, OnnxModel) else Path(model)
         began = time.perf_counter()
-        self._session: onnxruntime.InferenceSession | None = open_session(path, threads, provider)
+        self._session = open_session(path, threads, provider)
         self.load_ms = (time.perf_counter() - began) * 1e3
         content = path.read_bytes()
         self.bytes, self.sha256 = len(content), hashlib.sha256(content).hexdigest()
@@ -40,13 +39,12 @@ class Stopwatch:
 
     def close(self) -> None:
         """Free the session; its figures stay."""
-        self._session = None
+        del self._session
 
     def run(self) -> tuple[float, float]:
         """One inference: its wall seconds, and the processor seconds that it took."""
-        session = self._session
         used, began = self._clock(), time.perf_counter()
-        session.run(None, self._feed)
+        self._session.run(None, self._feed)
         wall = time.perf_counter() - began
         return wall, self._clock() - used
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fxsurgery.analysis.cost import CostTerms, cost, mac_terms, param_terms
+from fxsurgery.analysis.cost import CostTerms, cost, cost_after, mac_terms, param_terms
 from fxsurgery.analysis.gating import GatePlan, gate_plan
 from fxsurgery.analysis.structure import Mask, structure
 from fxsurgery.budget import Budget
@@ -25,7 +25,7 @@ from fxsurgery.gates import GateVector
 from fxsurgery.passes import InsertGates
 from fxsurgery.program import Program
 from fxsurgery.searchers.steering import Limit, Steering
-from fxsurgery.searchers.widths import Scores, Space, project, pruning, space
+from fxsurgery.searchers.widths import Measure, Scores, Space, evenly, project, pruning, space
 from fxsurgery.training import (
     MAX_STEPS,
     MIN_STEPS,
@@ -110,6 +110,8 @@ class Session:
     progress: Progress = field(default_factory=Progress.quiet)
     device: str | None = None
     """Where to train: the GPU where there is one, unless said."""
+    measure: Measure | None = None
+    """For budgets of latency."""
     notes: list[str] = field(default_factory=list)
 
     def score(self, program: Program, what: str) -> Score:
@@ -145,7 +147,7 @@ def search(program: Program, budget: Budget | None, config: Dnal, session: Sessi
         raise BudgetError("give either a budget or Dnal(penalty=...), the paper's lambda")
     found = space(program, align=config.align, inner_only=config.inner_only)
     if budget is not None:
-        found.check(budget)
+        found.check(budget, session.measure)
     if not trained:
         program = _trained(program, config, session, "weights")
         found = space(program, align=config.align, inner_only=config.inner_only)
@@ -180,11 +182,11 @@ def _choose(found: Space, budget: Budget | None, config: Dnal, session: Session)
         if budget is None:
             raise BudgetError("the random control needs a budget")
         scores = np.random.default_rng(session.seed).random(size)
-        return project(found, scores, budget), []
+        return project(found, scores, budget, session.measure), []
     plan, logits, gates = _learn_gates(found, budget, config, session)
     scores = np.zeros(size)
     scores[plan.units] = logits
-    keep = project(found, scores, budget) if budget is not None else _open(found, scores)
+    keep = project(found, scores, budget, session.measure) if budget is not None else _open(found, scores)
     _note_gates(found, plan, gates, keep, session)
     return keep, gates.tolist()
 
@@ -202,7 +204,7 @@ def _learn_gates(
     with torch.no_grad():
         vector.logits.masked_fill_(movable == 0, 1e3)
     steps = max(config.steps(session.task, config.architecture_epochs), 1)
-    limits = [] if budget is None else _limits(found.program, budget, plan)
+    limits = [] if budget is None else _limits(found, budget, plan, session.measure)
     steering = Steering(vector, limits, movable)
     if limits:
         recipe = Recipe(steps=steps, optimizer=sgd(1.0 / steps, momentum=0.9), schedule=constant())
@@ -222,12 +224,18 @@ def _learn_gates(
     return plan, vector.logits.detach().double().cpu().numpy(), gates
 
 
-def _limits(program: Program, budget: Budget, plan: GatePlan) -> list[Limit]:
-    original = cost(program)
-    return [
-        Limit(TERMS[name](program).expected(plan), amount / getattr(original, name))
-        for name, amount in budget.limits(original)
-    ]
+def _limits(found: Space, budget: Budget, plan: GatePlan, measure: Measure | None) -> list[Limit]:
+    """What the gates are steered to.
+
+    Latency is no sum over units: its limit is stood for by the share of the MACs that the network has when its
+    widths, taken down in step, meet it.
+    """
+    program, original = found.program, cost(found.program)
+    shares = {name: amount / getattr(original, name) for name, amount in budget.limits(original)}
+    if budget.latency_ms is not None:
+        even = cost_after(program, project(found, evenly(found), budget, measure))
+        shares["macs"] = min(shares.get("macs", 1.0), even.macs / original.macs)
+    return [Limit(TERMS[name](program).expected(plan), share) for name, share in shares.items()]
 
 
 def _open(found: Space, scores: Scores) -> Mask:

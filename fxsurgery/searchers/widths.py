@@ -8,7 +8,7 @@ block that was left out.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,8 @@ from fxsurgery.passes import PruneChannels
 from fxsurgery.program import Program
 
 Scores = NDArray[np.float64]
+Measure = Callable[[Program], float]
+"""The latency of a program in milliseconds, measured where it shall run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +62,13 @@ class Space:
 
     def smallest(self) -> Cost:
         """The cost with every width at its least."""
-        removed = [c.group.units[c.counts[-1] :] for c in self.choices]
-        return cost_after(self.program, structure(self.program).mask(np.concatenate(removed)))
+        return cost_after(self.program, self._least())
 
-    def check(self, budget: Budget) -> None:
+    def _least(self) -> Mask:
+        removed = [c.group.units[c.counts[-1] :] for c in self.choices]
+        return structure(self.program).mask(np.concatenate(removed))
+
+    def check(self, budget: Budget, measure: Measure | None = None) -> None:
         """Refuse what cannot be reached.
 
         Raises:
@@ -77,6 +82,16 @@ class Space:
                     f"{limit:,.0f} {name} ({limit / whole:.3f} of the original) cannot be reached: the least is "
                     f"{least:,} ({least / whole:.3f}), with every width at its smallest multiple of {self.align}"
                 )
+        if budget.latency_ms is None:
+            return
+        if measure is None:
+            raise BudgetError("a budget of latency_ms needs a device to measure on: optimize(..., target='local')")
+        least_ms = measure(pruning(self.program, self._least())(self.program).program)
+        if least_ms > budget.latency_ms:
+            raise BudgetError(
+                f"a latency of {budget.latency_ms:g} ms cannot be reached: the least is {least_ms:.3g} ms, with every "
+                f"width at its smallest multiple of {self.align}"
+            )
 
 
 def space(program: Program, *, align: int = 8, inner_only: bool = False) -> Space:
@@ -142,17 +157,19 @@ def _why_nothing(facts: Structure, align: int) -> str:
     return "no channel can be removed: " + "; ".join(f"{tally[k]} are held by {k}" for k in worst)
 
 
-def project(found: Space, scores: Scores, budget: Budget) -> Mask:
+def project(found: Space, scores: Scores, budget: Budget, measure: Measure | None = None) -> Mask:
     """The ids that stay so that `budget` holds, given a score for each id (higher stays).
+
+    A limit on latency is met by bisection over the ranking: what is measured is the pruned network.
 
     Raises:
         BudgetError: the budget cannot be reached.
     """
-    found.check(budget)
+    found.check(budget, measure)
     facts, scores, pinned = structure(found.program), scores.copy(), set[int]()
     while True:
         blocks = sorted(_blocks(found, scores), key=lambda b: (b.score, b.choice, b.order))
-        keep = _cut(found, blocks, budget)
+        keep = _cut(found, blocks, budget, measure)
         emptied = {int(ids[np.argmax(scores[ids])]) for ids in facts.vectors() if not keep[ids].any()}
         if not emptied:
             return keep
@@ -162,7 +179,7 @@ def project(found: Space, scores: Scores, budget: Budget) -> Mask:
         scores[list(emptied)] = math.inf
 
 
-def _cut(found: Space, blocks: list[Block], budget: Budget) -> Mask:
+def _cut(found: Space, blocks: list[Block], budget: Budget, measure: Measure | None) -> Mask:
     """Remove from the front until the budget holds, then put back what still fits, best first."""
     original, facts = cost(found.program), structure(found.program)
 
@@ -172,16 +189,29 @@ def _cut(found: Space, blocks: list[Block], budget: Budget) -> Mask:
     def fits(gone: list[Block]) -> bool:
         return budget.holds(cost_after(found.program, mask(gone)), original)
 
-    low, high = 0, len(blocks)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(blocks[:middle]) else (middle + 1, high)
-    gone = blocks[:low]
-    for block in reversed(blocks[:low]):
+    def is_fast(gone: list[Block]) -> bool:
+        keep = mask(gone)
+        if measure is None or budget.latency_ms is None or facts.emptied(keep):
+            return True
+        return measure(pruning(found.program, keep)(found.program).program) <= budget.latency_ms
+
+    count = _fewest(0, len(blocks), lambda n: fits(blocks[:n]))
+    if budget.latency_ms is not None:
+        return mask(blocks[: _fewest(count, len(blocks), lambda n: is_fast(blocks[:n]))])
+    gone = blocks[:count]
+    for block in reversed(gone):
         later = any(b.choice == block.choice and b.order > block.order for b in gone)
         if not later and fits(rest := [b for b in gone if b is not block]):
             gone = rest
     return mask(gone)
+
+
+def _fewest(low: int, high: int, enough: Callable[[int], bool]) -> int:
+    """The least number from `low` to `high` that is enough; `high` is taken to be."""
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+    return low
 
 
 def _blocks(found: Space, scores: Scores) -> Iterator[Block]:
@@ -193,6 +223,15 @@ def _blocks(found: Space, scores: Scores) -> Iterator[Block]:
             units = ranked[fewer:more]
             floor = max(floor, float(scores[units].mean()))
             yield Block(number, order, tuple(units.tolist()), floor)
+
+
+def evenly(found: Space) -> Scores:
+    """Scores that take every width down in step."""
+    scores = np.zeros(structure(found.program).size)
+    for choice in found.choices:
+        units = choice.group.units
+        scores[units] = 1.0 - np.arange(len(units)) / len(units)
+    return scores
 
 
 def pruning(program: Program, keep: Mask) -> PruneChannels:

@@ -58,6 +58,14 @@ def test_the_description_is_that_of_the_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
 
 
+def test_who_holds_the_file_before_keeps_it_whole(tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"before")
+    (tmp_path / "held").hardlink_to(path)
+    export_onnx(residual(), IMAGES, path, exporter="legacy")
+    assert (tmp_path / "held").read_bytes() == b"before"
+
+
 @pytest.mark.parametrize("opset", [13, 17])
 def test_an_old_opset_is_honoured_by_the_older_exporter(tmp_path, opset):
     found = export_onnx(residual(), IMAGES, tmp_path / "m.onnx", opset=opset)

@@ -108,6 +108,7 @@ def test_models_take_turns_in_a_seeded_random_order(fake):
     rounds = [tuple(b[i : i + 2]) for b in blocks for i in range(4, 16, 2)]
     assert len(rounds) == 30
     assert set(rounds) == {("fast", "slow"), ("slow", "fast")}
+    assert any(len(set(rounds[i : i + 6])) == 2 for i in range(0, 30, 6))
     fake(["fast", "slow"], rounds=30, warmup=2)
     assert FakeWatch.calls == first
     FakeWatch.calls = []

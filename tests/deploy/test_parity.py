@@ -63,6 +63,14 @@ def test_one_wrong_weight_is_caught_with_figures(tmp_path):
         check_parity(model, path, IMAGES)
 
 
+def test_one_wrong_output_of_two_is_caught(tmp_path):
+    inputs = (noise(2, 4), noise(2, 6))
+    path = exported(seeded(TwoInputs), inputs, tmp_path)
+    tamper(path, 0.5)
+    with pytest.raises(ExportError, match="differ"):
+        check_parity(seeded(TwoInputs), path, inputs)
+
+
 def test_the_limit_can_be_set(tmp_path):
     model = residual()
     path = exported(model, IMAGES, tmp_path)

@@ -131,3 +131,34 @@ def test_no_branch_is_emptied():
     skewed[found.choices[0].group.units[:8]] -= 10
     small = pruning(start, project(found, skewed, Budget(macs=0.5)))(start).program
     assert all(m.in_channels > 0 for _, m in small.calls(nn.Conv2d))
+
+
+def milliseconds(start: Program) -> float:
+    """A device on which a thousand MACs take a millisecond, and the program itself another one."""
+    return 1.0 + cost(start).macs / 1e3
+
+
+def test_latency_is_met_by_what_was_measured():
+    start = wide()
+    allowed = 0.4 * milliseconds(start)
+    keep = project(space(start, align=4), scores(start), Budget(latency_ms=allowed), milliseconds)
+    after = milliseconds(pruning(start, keep)(start).program)
+    assert 0.9 * allowed < after <= allowed
+
+
+def test_latency_and_macs_hold_together():
+    start = wide()
+    budget = Budget(latency_ms=0.9 * milliseconds(start), macs=0.3)
+    small = pruning(start, project(space(start, align=4), scores(start), budget, milliseconds))(start).program
+    assert budget.holds(cost(small), cost(start))
+    assert milliseconds(small) <= 0.9 * milliseconds(start)
+
+
+def test_unreachable_latency_says_the_least():
+    with pytest.raises(BudgetError, match=r"a latency of 0\.5 ms cannot be reached: the least is"):
+        project(space(wide()), scores(wide()), Budget(latency_ms=0.5), milliseconds)
+
+
+def test_latency_without_a_device_is_refused():
+    with pytest.raises(BudgetError, match="needs a device to measure on"):
+        project(space(wide()), scores(wide()), Budget(latency_ms=0.5))
