@@ -3,8 +3,9 @@
 Every row gets the same number of training epochs in all, the weights and architecture stages included:
 
 * the network as it is;
-* DNAL at each budget: half of the epochs for the weights, an eighth for the gates, the rest to fine-tune;
-* DNAL's random mode: the same, with units ranked at random instead of by gates;
+* DNAL at each budget: a quarter of the epochs for the weights, an eighth for the gates, the rest to fine-tune (of
+  three splits, the best on the validation data of seed 0);
+* DNAL's random mode: the same, with units ranked at random instead of by gates, whose epochs go to fine-tuning;
 * uniform width: the same architecture with all widths scaled, trained from scratch.
 
 Selection is on validation data (none of these rows selects anything: the last weights count); test data is
@@ -97,9 +98,9 @@ def _rows(
         config = Dnal(
             align=align,
             random=random,
-            weights_epochs=epochs / 2,
+            weights_epochs=epochs / 4,
             architecture_epochs=0 if random else epochs / 8,
-            finetune_epochs=epochs / 2 if random else epochs * 3 / 8,
+            finetune_epochs=epochs * (3 / 4 if random else 5 / 8),
             learning_rate=preset.learning_rate,
             weight_decay=preset.weight_decay,
         )

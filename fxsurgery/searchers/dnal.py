@@ -72,7 +72,7 @@ class Dnal:
     most_steps: int = MAX_STEPS
     """No stage is longer."""
     learning_rate: float = 0.05
-    """Of the weights stage; the fine-tune stage starts at half of it."""
+    """The peak of the weights stage and, as in the paper, of the fine-tune stage."""
     weight_decay: float = 1e-4
     optimizer: OptimizerFactory | None = None
     """Takes parameters; used for the weights and fine-tune stages instead of SGD."""
@@ -169,8 +169,7 @@ def _trained(program: Program, config: Dnal, session: Session, stage: str) -> Pr
     steps = config.steps(session.task, config.finetune_epochs if tuning else config.weights_epochs)
     if not steps:
         return program
-    rate = config.learning_rate / 2 if tuning else config.learning_rate
-    optimizer = config.optimizer or sgd(rate, momentum=0.9, weight_decay=config.weight_decay)
+    optimizer = config.optimizer or sgd(config.learning_rate, momentum=0.9, weight_decay=config.weight_decay)
     model = program.trainable_copy()
     session.fit(model, Recipe(steps=steps, optimizer=optimizer, schedule=cosine()), stage)
     return program.with_weights(model)
