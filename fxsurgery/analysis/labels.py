@@ -8,9 +8,7 @@ height, width) carries one plane of shape (1, channels, 1, 1).
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from fxsurgery.analysis.atoms import FROZEN, Ids
+from fxsurgery.analysis.atoms import Ids
 
 
 @dataclass
@@ -44,6 +42,3 @@ def first_along(plane: Ids, kept: Sequence[int]) -> Ids:
 def is_frozen(ids: Ids) -> bool:
     """Whether roots `ids` are all frozen."""
     return not ids.any()
-
-
-__all__ = ["FROZEN", "Ids", "Labels", "along", "first_along", "is_frozen", "np", "padded", "varying"]

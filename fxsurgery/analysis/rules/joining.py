@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fxsurgery.analysis.labels import Ids, Labels, varying
+from fxsurgery.analysis.atoms import Ids
+from fxsurgery.analysis.labels import Labels, varying
 from fxsurgery.analysis.provenance import Provenance
 from fxsurgery.analysis.rules.call import Call, Rule
 

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxsurgery.analysis.labels import Ids, Labels, varying
+from fxsurgery.analysis.atoms import Ids
+from fxsurgery.analysis.labels import Labels, varying
 from fxsurgery.analysis.provenance import Provenance
 from fxsurgery.analysis.rules.call import Call, Rule, dims_of
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fxsurgery.analysis.labels import Ids, Labels, along, varying
+from fxsurgery.analysis.atoms import Ids
+from fxsurgery.analysis.labels import Labels, along, varying
 from fxsurgery.analysis.provenance import Contraction, Provenance
 from fxsurgery.analysis.rules.call import Call, Rule
 from fxsurgery.analysis.rules.pointwise import join

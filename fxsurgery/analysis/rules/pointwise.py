@@ -6,7 +6,8 @@ operand would not shrink.
 
 from collections.abc import Sequence
 
-from fxsurgery.analysis.labels import Ids, Labels, first_along, padded, varying
+from fxsurgery.analysis.atoms import Ids
+from fxsurgery.analysis.labels import Labels, first_along, padded, varying
 from fxsurgery.analysis.provenance import Provenance
 from fxsurgery.analysis.rules.call import Call, Rule
 

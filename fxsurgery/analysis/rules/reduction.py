@@ -5,7 +5,8 @@ A reduced label ends here. Only a sum does not notice that a silenced entry is g
 
 from collections.abc import Sequence
 
-from fxsurgery.analysis.labels import Ids, Labels, first_along, varying
+from fxsurgery.analysis.atoms import Ids
+from fxsurgery.analysis.labels import Labels, first_along, varying
 from fxsurgery.analysis.provenance import Provenance
 from fxsurgery.analysis.rules.call import Call, Rule, dims_of
 from fxsurgery.analysis.rules.pointwise import pointwise
