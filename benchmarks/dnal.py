@@ -62,10 +62,11 @@ def main() -> None:
             result = f"{name}, seed {seed}: test accuracy {done[-1]['test']:.4f}"
             print(f"{result}; about {pace * left:.0f} min left", flush=True)
         table.append({"network": name, **{k: [figures[k] for figures in done] for k in done[0]}})
-    columns = {"network": "", "MACs": ".3f", "params": ".3f", "validation": ".4f", "test": ".4f"}
+    columns = {"network": "", "MACs": ".3f", "params": ".3f", "pruned": ".3f", "validation": ".4f", "test": ".4f"}
     notes = (
         f"MACs and parameters as fractions of the network as it is. Every run trains for {epochs:g} epochs of "
-        f"{options.train:,} images in all. Widths are multiples of {options.align}."
+        f"{options.train:,} images in all. Widths are multiples of {options.align}. The last three columns are accuracies; "
+        "'pruned' is that on validation data right after the surgery, before fine-tuning."
     )
     title = f"DNAL, {options.preset} on Fashion-MNIST"
     print(write(Table(title, columns, table, options.seeds, notes), f"dnal-{options.preset}"))
@@ -108,7 +109,7 @@ def _rows(
             preset.model(seed), train_data=task, budget=Budget(macs=budget), trained=False, config=config,
             seed=seed, verbose=False,
         )  # fmt: skip
-        return figures(result.model, task)
+        return {**figures(result.model, task), "pruned": result.metrics["val, not fine-tuned"].after}
 
     rows: dict[str, Callable[[int], Figures]] = {"as it is": lambda seed: scratch(preset, seed)}
     for budget in budgets:

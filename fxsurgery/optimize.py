@@ -98,7 +98,10 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
     _announce(program, budget, config, progress, trained=trained)
     session = dnal.Session(task, seed, progress, device, measure)
     outcome = dnal.search(program, budget, config, session, trained=trained)
-    metrics = {"val": BeforeAfter(outcome.before.metric, outcome.after.metric)}
+    metrics = {
+        "val": BeforeAfter(outcome.before.metric, outcome.after.metric),
+        "val, not fine-tuned": BeforeAfter(outcome.before.metric, outcome.pruned.metric),
+    }
     if task.test_data is not None:
         ends = (outcome.trained, outcome.program)
         scores = [evaluate(p.graph_module, task, task.test_data, device=device).metric for p in ends]

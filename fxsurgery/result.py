@@ -37,7 +37,9 @@ class Result:
     """The user's model as it was captured."""
     metric_name: str
     metrics: Mapping[str, BeforeAfter]
-    """`val`, and `test` where test data was given: the metric of the model that was pruned, and of the result."""
+    """The metric of the model that was pruned and of the result: `val`, and `test` where test data was given.
+
+    `val, not fine-tuned` has the result's right after the surgery instead."""
     notes: tuple[str, ...] = ()
     """What a user should know: widths that stayed, gates that were undecided, parts left alone and why."""
     history: tuple[Mapping[str, Any], ...] = ()
@@ -72,12 +74,13 @@ class Result:
         rows = [
             ("parameters", BeforeAfter(before.params, after.params), "{:,.0f}"),
             ("MACs", BeforeAfter(before.macs, after.macs), "{:,.0f}"),
-            *((f"{split} {self.metric_name}", pair, "{:.4f}") for split, pair in self.metrics.items()),
+            *((f"{self.metric_name} ({split})", pair, "{:.4f}") for split, pair in self.metrics.items()),
         ]
-        lines = [f"{'':<16}{'before':>16}{'after':>16}{'ratio':>9}"]
+        width = max(len(name) for name, _, _ in rows) + 1
+        lines = [f"{'':<{width}}{'before':>16}{'after':>16}{'ratio':>9}"]
         for name, pair, form in rows:
             numbers = f"{form.format(pair.before):>16}{form.format(pair.after):>16}{pair.ratio:>9.3f}"
-            lines.append(f"{name:<16}{numbers}")
+            lines.append(f"{name:<{width}}{numbers}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def export_onnx(self, path: str | Path, **options: Any) -> OnnxModel:  # noqa: ANN401
