@@ -65,8 +65,8 @@ def main() -> None:
     columns = {"network": "", "MACs": ".3f", "params": ".3f", "pruned": ".3f", "validation": ".4f", "test": ".4f"}
     notes = (
         f"MACs and parameters as fractions of the network as it is. Every run trains for {epochs:g} epochs of "
-        f"{options.train:,} images in all. Widths are multiples of {options.align}. The last three columns are accuracies; "
-        "'pruned' is that on validation data right after the surgery, before fine-tuning."
+        f"{options.train:,} images in all. Widths are multiples of {options.align}. The last three columns are "
+        "accuracies; 'pruned' is that on validation data right after the surgery, before fine-tuning."
     )
     title = f"DNAL, {options.preset} on Fashion-MNIST"
     print(write(Table(title, columns, table, options.seeds, notes), f"dnal-{options.preset}"))
