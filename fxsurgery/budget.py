@@ -1,12 +1,10 @@
-"""What running a model takes, what it may take, and what a search may spend."""
+"""What running a model takes, and what it may take."""
 
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 from fxsurgery.errors import BudgetError
-from fxsurgery.program import Program
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,16 +13,8 @@ class Cost:
 
     params: int
     macs: int
-    latency_ms: float | None = None
     uncounted: tuple[str, ...] = ()
     """Operations on tensors that the MACs leave out, by name: elementwise work, pooling, norms."""
-
-
-class CostModel(Protocol):
-    """Counted by `analysis`, or measured by `deploy`."""
-
-    def __call__(self, program: Program) -> Cost:
-        """What running `program` once takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +50,3 @@ class Budget:
     def holds(self, cost: Cost, original: Cost) -> bool:
         """Whether `cost` is within every counted limit."""
         return all(getattr(cost, name) <= limit for name, limit in self.limits(original))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spend:
-    """What a search may spend; `None` is no limit. It is never overshot."""
-
-    epochs: float | None = None
-    seconds: float | None = None
