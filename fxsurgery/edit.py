@@ -1,6 +1,7 @@
 """The one place where a graph is changed."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor, fx, nn
 from torch.fx.node import Argument
@@ -61,6 +62,15 @@ class Editor:
             twin.update_kwarg(key, value)
         self.changes += 1
 
+    def fix_number(self, node: fx.Node, number: fx.Node, value: int) -> None:
+        """Let `node` use a constant where it still uses a number that the graph computes."""
+        twin, old = self.twin(node), self.twin(number)
+        if old in twin.all_input_nodes:
+            swap = partial(_swapped, old=old, value=value)
+            twin.args = fx.node.map_arg(twin.args, swap)
+            twin.kwargs = fx.node.map_arg(twin.kwargs, swap)
+            self.changes += 1
+
     def retarget(self, node: fx.Node, target: object, args: tuple[Argument, ...]) -> None:
         """Make `node` another function call, on `args` alone."""
         twin = self.twin(node)
@@ -113,3 +123,7 @@ class Editor:
         self._draft.delete_all_unused_submodules()
         self._draft.recompile()
         return replace(self.program, graph_module=self._draft.eval(), log=(*self.program.log, by))
+
+
+def _swapped(node: fx.Node, *, old: fx.Node, value: int) -> Argument:
+    return value if node is old else node

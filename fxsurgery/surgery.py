@@ -3,7 +3,7 @@
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Self, final
 
 import torch
@@ -143,7 +143,24 @@ def check_promise(result: Program, reference: Program | None, start: Program, *,
     limit = max((TOLERANCE.get(o.dtype, 0.0) for o in wanted), default=0.0)
     if measured > limit:
         raise VerifyError(f"{by} promised equal outputs; they differ by {measured:.1e} relative (limit {limit:.0e})")
+    _check_other_batch(result, reference, by=by)
     return measured
+
+
+def _check_other_batch(result: Program, reference: Program, *, by: str) -> None:
+    """A shape constant that holds the batch passes at the example batch alone."""
+    larger = tuple(torch.cat([x, x[:1]]) if x.dim() else x for x in reference.example_inputs)
+    try:
+        wanted = replace(reference, example_inputs=larger).run_examples()
+    except (RuntimeError, TypeError, ValueError):
+        return  # the program itself takes the example batch only
+    try:
+        got = replace(result, example_inputs=larger).run_examples()
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise VerifyError(f"{by} left a program that runs at the example batch size alone: {error}") from error
+    measured = max(map(relative_error, got, wanted), default=0.0)
+    if measured > max((TOLERANCE.get(o.dtype, 0.0) for o in wanted), default=0.0):
+        raise VerifyError(f"{by}: the outputs differ by {measured:.1e} relative at another batch size")
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> float:

@@ -1,7 +1,7 @@
 """What a program takes: parameters and multiply-accumulates, now and as a function of what survives.
 
-Both are sums of terms, each a constant times the surviving share of one or two dims (out channels, in
-channels), so one expression serves three uses: the count of a program, the count after a removal (a 0/1
+Both are sums of terms, each a constant times the surviving shares of the dims it runs over (out
+channels, in channels), so one expression serves three uses: the count of a program, the count after a removal (a 0/1
 gate a unit) and the differentiable expected cost under soft gates (DNAL).
 """
 
@@ -50,8 +50,8 @@ class ExpectedCost:
         self._slot = torch.repeat_interleave(torch.arange(len(distinct)), lengths)
         self._lengths = lengths.float()
         whole = len(distinct)
-        self._first = torch.tensor([p[0] if p else whole for p in pairs])
-        self._second = torch.tensor([p[1] if len(p) > 1 else whole for p in pairs])
+        most = max((len(p) for p in pairs), default=0)
+        self._factors = torch.tensor([p + [whole] * (most - len(p)) for p in pairs])
         amounts = torch.tensor(terms.amounts, dtype=torch.float64)
         self._weights = (amounts / amounts.sum()).float()
 
@@ -65,7 +65,7 @@ class ExpectedCost:
             self._move(gates.device)
         sums = torch.zeros_like(self._lengths).index_add(0, self._slot, gates[self._index].float())
         shares = torch.cat([sums / self._lengths, sums.new_ones(1)])
-        return (self._weights * shares[self._first] * shares[self._second]).sum()
+        return (self._weights * shares[self._factors].prod(dim=1)).sum()
 
     def _move(self, device: torch.device) -> None:
         for name, value in list(vars(self).items()):

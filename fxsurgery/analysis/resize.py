@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxsurgery.analysis.labels import Labels
-from fxsurgery.analysis.shapes import refit, target_name
+from fxsurgery.analysis.shapes import is_sized, refit, target_name
 from fxsurgery.analysis.structure import Mask, Structure, structure
 from fxsurgery.edit import Editor
 from fxsurgery.errors import StructureError
@@ -35,12 +35,27 @@ def resize(edit: Editor, keep: Mask) -> None:
     sliced = _slice_tensors(program, facts, keep)
     _refit_modules(edit, facts, sliced, keep)
     for node in program.nodes:
-        rewrite = _REWRITES.get(target_name(node)) if node.op in {"call_function", "call_method"} else None
+        rewrite = _REWRITES.get(target_name(node)) if is_sized(node) else None
         if rewrite is None or not isinstance(source := node.args[0], fx.Node):
             continue
         entering = facts.values[source.name]
         if isinstance(entering, Labels):
             rewrite(_Site(edit, facts, node, entering, facts.values[node.name], keep))
+            for number in node.all_input_nodes:
+                if _is_stale(facts, number, keep):
+                    edit.fix_number(node, number, facts.values[number.name])
+
+
+def _is_stale(facts: Structure, number: fx.Node, keep: Mask) -> bool:
+    """Whether a number that the graph computes would change with a dim that loses something.
+
+    Where it stood for that dim, it was rewritten; what is left of it means the old size.
+    """
+    for tensor, dims in facts.numbers.get(number.name, ()):
+        ids = facts.along(facts.values[tensor])
+        if any(d in ids and not keep[ids[d]].all() for d in dims):
+            return isinstance(facts.values[number.name], int)
+    return False
 
 
 def _slice_tensors(program: Program, facts: Structure, keep: Mask) -> dict[str, Tensor]:
@@ -54,8 +69,10 @@ def _slice_tensors(program: Program, facts: Structure, keep: Mask) -> dict[str, 
             if not keep[ids].all():
                 index = torch.from_numpy(np.flatnonzero(keep[ids])).to(tensor.device)
                 tensor = tensor.detach().index_select(dim, index)
-        if tensor is not tensors[name]:
-            by_id[id(tensors[name])] = tensor
+        if tensor is not (old := tensors[name]):
+            # One new parameter for all places that share the old one: tied weights stay tied.
+            is_parameter = isinstance(old, nn.Parameter)
+            by_id[id(old)] = nn.Parameter(tensor, old.requires_grad) if is_parameter else tensor
     named = [*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False)]
     return {name: by_id[id(t)] for name, t in named if id(t) in by_id}
 
@@ -178,7 +195,7 @@ def _moved_item(site: _Site, dim: int, item: Any) -> Any:  # noqa: ANN401
 def _narrow(site: _Site) -> None:
     dim = site.argument(1, "dim") % len(site.entering.shape)
     if site.shrinks(site.entering, dim):
-        start = site.number(site.argument(2, "start"), 0)
+        start = site.number(site.argument(2, "start"), 0) % site.entering.shape[dim]
         stop = start + site.number(site.argument(3, "length"), 0)
         low, high = site.surviving(dim, start), site.surviving(dim, stop)
         site.edit.retarget(site.node, torch.narrow, (site.node.args[0], dim, low, high - low))

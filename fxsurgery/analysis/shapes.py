@@ -47,14 +47,17 @@ def target_name(node: fx.Node) -> str:
 
 def is_sized(node: fx.Node) -> bool:
     """Whether `resize` rewrites the sizes among `node`'s arguments."""
-    return node.op in {"call_function", "call_method"} and target_name(node) in SIZED
+    if node.op not in {"call_function", "call_method"} or target_name(node) not in SIZED:
+        return False
+    computed_pad = target_name(node) == "pad" and len(node.all_input_nodes) > 1
+    return bool(node.args) and isinstance(node.args[0], fx.Node) and not computed_pad
 
 
 def hides_its_shape(node: fx.Node, root: nn.Module) -> bool:
     """Whether `node` may reshape by a constant that no rewrite reaches."""
     if node.op == "call_module":
         return isinstance(root.get_submodule(str(node.target)), CONSTANT_SHAPE)
-    return node.op in {"call_function", "call_method"} and target_name(node) not in SIZED | SHAPELESS
+    return node.op in {"call_function", "call_method"} and not is_sized(node) and target_name(node) not in SHAPELESS
 
 
 def is_resizable(module: nn.Module) -> bool:
@@ -76,7 +79,8 @@ def refit(module: nn.Module, tensors: Mapping[str, Tensor], groups: int | None) 
     new._parameters, new._buffers = dict(module._parameters), dict(module._buffers)  # noqa: SLF001
     for name, tensor in tensors.items():
         if (old := module._parameters.get(name)) is not None:  # noqa: SLF001
-            new._parameters[name] = nn.Parameter(tensor, requires_grad=old.requires_grad)  # noqa: SLF001
+            shared = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, old.requires_grad)
+            new._parameters[name] = shared  # noqa: SLF001
         else:
             new._buffers[name] = tensor  # noqa: SLF001
     for name, value in _sizes(new, groups).items():

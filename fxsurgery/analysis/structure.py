@@ -56,6 +56,8 @@ class Structure:
     group_width: Mapping[str, int]
     """Channels in one group of a grouped conv or norm that loses whole groups, by node."""
     uncounted: tuple[str, ...]
+    numbers: Mapping[str, tuple[tuple[str, tuple[int, ...]], ...]]
+    """By node that gives a number: the tensors (by node) and dims whose extents it came from."""
     size: int
     """One more than the largest id."""
 
@@ -112,6 +114,7 @@ def structure(program: Program) -> Structure:
         unknown={op: tuple(dict.fromkeys(nodes)) for op, nodes in state.unknown.items()},
         group_width=dict(state.group_width),
         uncounted=tuple(walk.uncounted),
+        numbers=walk.numbers(),
         size=state.atoms.count,
     )
 

@@ -20,16 +20,26 @@ from fxsurgery.analysis.macs import macs_of
 from fxsurgery.analysis.provenance import Provenance, Work
 from fxsurgery.analysis.rules import Call, rule_for
 from fxsurgery.analysis.rules.call import base_name
-from fxsurgery.analysis.rules.movement import CREATIONS, MOVES, SAME
-from fxsurgery.analysis.shapes import hides_its_shape, is_resizable, is_sized
+from fxsurgery.analysis.rules.movement import CREATIONS, LIKE, MOVES, SAME
+from fxsurgery.analysis.shapes import hides_its_shape, is_resizable, is_sized, target_name
 from fxsurgery.program import Program
 
-FREE = {*SAME, *MOVES, *CREATIONS, "slice", "cat", "stack", "roll", "flip"}
+FREE = {*SAME, *LIKE, *MOVES, *CREATIONS, "slice", "cat", "stack", "roll", "flip"}
 """Operations that compute nothing: not named among what the MACs leave out."""
 
 
 LAYER_NORMS = {"layer_norm", "native_layer_norm", "rms_norm"}
 GROUPED = {"convolution", "_convolution", "group_norm", "native_group_norm"}
+
+
+RESHAPES = {"view", "_unsafe_view", "reshape", "expand", "split", "slice", "repeat", "select", "constant_pad_nd"}
+"""Operations that are told sizes."""
+
+COUNTS = {"size", "numel", "len", "__len__", "nelement"}
+"""Functions and methods that give a tensor's extents."""
+
+_Source = tuple[fx.Node, tuple[int, ...]]
+"""A tensor, and those of its dims that a number came from."""
 
 
 class Walk(fx.Interpreter):
@@ -46,7 +56,7 @@ class Walk(fx.Interpreter):
         self.uncounted: dict[str, None] = {}
         self._labels: dict[int, Labels] = {}
         self._alive: list[Tensor] = list(metas.values())
-        self._sizes: dict[fx.Node, set[tuple[fx.Node, int | None]]] = {}
+        self._sizes: dict[fx.Node, set[_Source]] = {}
         self._batch = 1
         self._hidden = self._in_module = False
         self._label_parameters(on_meta)
@@ -56,7 +66,7 @@ class Walk(fx.Interpreter):
 
     def walk(self) -> None:
         """Run the program; `state` and `values` are complete afterwards."""
-        with torch.no_grad(), _Watch(self):
+        with torch.no_grad(), torch.device("meta"), _Watch(self):
             self.run(*self._inputs)
         self.state.run_later()
         self._make_product_grids()
@@ -84,8 +94,10 @@ class Walk(fx.Interpreter):
     def _book(self, node: fx.Node, result: object) -> None:
         leaves = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
         self.state.op = "shape used as a number"
-        if leaves and not is_sized(node):
-            self._freeze_sizes(node)
+        if leaves:
+            if not is_sized(node):
+                self._freeze_sizes(node)
+            self._sizes.pop(node, None)
         if node.op == "output":
             self.state.op = "the model's output"
             for leaf in leaves:
@@ -94,25 +106,30 @@ class Walk(fx.Interpreter):
 
     def _note_sizes(self, node: fx.Node) -> None:
         """Remember which dims the numbers that `node` gives or passes on came from."""
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        if name == "size" or (name == "getattr" and len(node.args) > 1 and node.args[1] == "shape"):
-            source = node.args[0]
-            dim = node.args[1] if name == "size" and len(node.args) > 1 else None
-            if isinstance(source, fx.Node):
-                self._sizes[node] = {(source, dim if isinstance(dim, int) else None)}
+        name = target_name(node)
+        source = node.args[0] if node.args else None
+        counts = name in COUNTS or (name == "getattr" and node.args[1] == "shape")
+        if counts and isinstance(source, fx.Node) and isinstance(self.env.get(source), Tensor):
+            dims = tuple(range(self.env[source].dim()))
+            chosen = node.args[1] if name == "size" and len(node.args) > 1 else node.kwargs.get("dim")
+            self._sizes[node] = {(source, (dims[chosen],) if isinstance(chosen, int) else dims)}
             return
-        sources = set[tuple[fx.Node, int | None]]().union(*(self._sizes.get(n, ()) for n in node.all_input_nodes))
-        if name == "getitem" and isinstance(node.args[1], int):
-            sources = {(tensor, node.args[1] if dim is None else dim) for tensor, dim in sources}
+        sources = set[_Source]().union(*(self._sizes.get(n, ()) for n in node.all_input_nodes))
+        if name == "getitem" and len(node.args) > 1 and not isinstance(node.args[1], fx.Node):
+            sources = {(tensor, _picked(dims, node.args[1])) for tensor, dims in sources}
         if sources:
             self._sizes[node] = sources
 
+    def numbers(self) -> dict[str, tuple[tuple[str, tuple[int, ...]], ...]]:
+        """By node: the tensors and dims that the number it gives came from."""
+        return {n.name: tuple((t.name, dims) for t, dims in found) for n, found in self._sizes.items()}
+
     def _freeze_sizes(self, node: fx.Node) -> None:
         for number in node.all_input_nodes:
-            for tensor, dim in self._sizes.get(number, ()) if not isinstance(self.env[number], Tensor) else ():
+            for tensor, dims in self._sizes.get(number, ()):
                 labels = self.labels(self.env[tensor])
-                for d in range(len(labels.shape)) if dim is None else [dim]:
-                    self.state.freeze(self.state.vector(labels, d))
+                for dim in dims:
+                    self.state.freeze(self.state.vector(labels, dim))
 
     def labels(self, tensor: Tensor) -> Labels:
         """What is known of a tensor; one that was not met before carries no label."""
@@ -176,16 +193,7 @@ class Walk(fx.Interpreter):
 
     def _hides_a_shape(self, call: Call) -> bool:
         """Whether labelled data is reshaped by numbers that stand where no rewrite reaches them."""
-        if call.name not in {
-            "view",
-            "_unsafe_view",
-            "reshape",
-            "expand",
-            "split",
-            "slice",
-            "repeat",
-            "select",
-        }:
+        if call.name not in RESHAPES:
             return False
         return self._hidden and any(t.planes for t in call.tensors())
 
@@ -217,6 +225,13 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         self._walk.meet(func, args, kwargs or {}, result)
         return result
+
+
+def _picked(dims: tuple[int, ...], index: object) -> tuple[int, ...]:
+    """Which dims an entry or a part of a shape came from."""
+    if len(dims) > 1 and isinstance(index, int):
+        return (dims[index],)
+    return dims[index] if len(dims) > 1 and isinstance(index, slice) else dims
 
 
 def _called(root: fx.GraphModule) -> list[tuple[str, nn.Module]]:

@@ -80,8 +80,12 @@ class PruneChannels(Rewrite):
         removed = set(np.flatnonzero(~keep).tolist())
         exact = not removed & structure(program).inexact
         if not exact:
-            edit.refuse("norm", "a norm runs over removed channels: the result equals no silenced program")
+            edit.refuse(
+                "output", "a norm, mean or softmax runs over removed channels: nothing silenced equals the result"
+            )
         reference = silenced(program, keep) if self.leaves == "nothing" else _fold(edit, keep)
+        if exact and reference is None and self.leaves == "nothing":
+            edit.refuse("output", "no gate can stand for some removed channels: the result is not proven")
         if exact and reference is not None:
             edit.prove_equal_to(reference)
         return Effect.LOSSY

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxsurgery.analysis.cost import cost, cost_after, mac_terms
 from fxsurgery.analysis.gating import gate_plan
 from fxsurgery.analysis.structure import structure
+from fxsurgery.capture import capture
 from fxsurgery.passes import PruneChannels
 from programs import program
 from zoo import ZOO
@@ -57,3 +59,23 @@ def test_expected_cost_has_a_gradient_for_every_unit():
 def test_uncounted_operations_are_named():
     assert "relu" in cost(program("Plain")).uncounted
     assert np.isin(["convolution", "view"], structure(program("Plain")).uncounted).sum() == 0
+
+
+class TokenMixer(nn.Module):
+    """Linear layers over positions: the channels only pass through them, and take their share of the work along."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        self.up, self.down = nn.Linear(64, 16), nn.Linear(16, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        mixed = self.down(self.up(y.flatten(2)).relu()).view(-1, 8, 8, 8)
+        return self.c(y + mixed)
+
+
+def test_channels_that_pass_a_linear_layer_are_counted_in_its_work():
+    start = capture(TokenMixer().eval(), torch.linspace(-1, 1, 384).reshape(2, 3, 8, 8))
+    for move in PruneChannels.candidates(start):
+        assert cost(move(start).program).macs == cost_after(start, move.keep(start)).macs

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fxsurgery.analysis.gating import silenced
 from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
-from fxsurgery.errors import SpecError, StructureError
+from fxsurgery.errors import SpecError, StructureError, VerifyError
 from fxsurgery.passes import PruneChannels
 from fxsurgery.program import Program
 from fxsurgery.surgery import relative_error
@@ -166,3 +166,125 @@ def test_shape_constants_follow_the_survivors():
         assert result.error is not None
         assert result.error < 1e-5
         assert result.program(torch.cat([IMAGE, IMAGE])).shape == (4, 4, 8, 8)
+
+
+def both(first: nn.Module, second: nn.Module, run) -> nn.Module:
+    """A model of two 1x1 convs to 8 channels, joined by `run`, and a head."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = first, second
+            self.head = nn.Conv2d(run.width, 5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(run(self.a(x), self.b(x)))
+
+    return lively(Model()).eval()
+
+
+def joined(width: int):
+    def mark(run):
+        run.width = width
+        return run
+
+    return mark
+
+
+@joined(8)
+def maxout(y: Tensor, z: Tensor) -> Tensor:
+    return y.view(y.shape[0], 4, y.shape[1] // 4, 8, 8).flatten(1, 2) + z
+
+
+@joined(8)
+def by_the_others_width(y: Tensor, z: Tensor) -> Tensor:
+    return torch.cat([z[:, : y.shape[1] // 2], z.split(y.shape[1] // 2, 1)[1]], 1) + torch.sort(z, 2).values
+
+
+@joined(16)
+def zeros_like(y: Tensor, z: Tensor) -> Tensor:
+    return torch.cat([y, torch.zeros_like(y)], 1) + torch.cat([z, z], 1)
+
+
+@joined(12)
+def created_zeros(y: Tensor, z: Tensor) -> Tensor:
+    return torch.cat([y + z, torch.zeros(y.size(0), 12 - y.size(1), 8, 8)], 1)
+
+
+@joined(8)
+def resized_to(y: Tensor, z: Tensor) -> Tensor:
+    return nn.functional.interpolate(y, size=z.shape[-2:]) + z
+
+
+@joined(8)
+def counted(y: Tensor, z: Tensor) -> Tensor:
+    return y * y.numel() / z.shape[1:][0]
+
+
+@joined(8)
+def by_keyword(y: Tensor, z: Tensor) -> Tensor:
+    return torch.reshape(input=y, shape=(-1, 8, 8, 8)) + torch.cat(torch.chunk(input=z, chunks=2, dim=1), 1)
+
+
+@joined(4)
+def narrowed_from_the_end(y: Tensor, z: Tensor) -> Tensor:
+    return y.narrow(1, -4, 4) + z[:, :4]
+
+
+@joined(8)
+def batch_in_the_shape(y: Tensor, z: Tensor) -> Tensor:
+    return (y.view(y.shape[0] * 4, -1, 8, 8) * 2).view(y.shape[0], -1, 8, 8) + z
+
+
+JOINS = [
+    maxout, by_the_others_width, zeros_like, created_zeros, resized_to, counted, by_keyword, narrowed_from_the_end,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("run", JOINS, ids=lambda run: run.__name__)
+def test_every_spelling_of_a_size_is_followed_or_frozen(run):
+    start = capture(both(nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), run), IMAGE)
+    for move in PruneChannels.candidates(start):
+        result = move(start)
+        assert result.program(torch.cat([IMAGE, IMAGE, IMAGE])).shape == (6, 5, 8, 8)
+        if result.error is not None:
+            assert result.error < 1e-5
+
+
+def test_sizes_of_the_image_do_not_freeze_its_channels():
+    start = capture(both(nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), resized_to), IMAGE)
+    assert [len(g.units) for g in structure(start).groups] == [8]
+
+
+def test_a_result_that_runs_at_one_batch_size_only_is_an_error():
+    start = capture(both(nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), batch_in_the_shape), IMAGE)
+    for move in PruneChannels.candidates(start):
+        try:
+            result = move(start)
+        except VerifyError:
+            continue
+        assert result.program(torch.cat([IMAGE, IMAGE[:1]])).shape == (3, 5, 8, 8)
+
+
+def test_tied_weights_stay_tied():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1))
+    model[3].weight = model[1].weight
+    start = capture(lively(model).eval(), IMAGE)
+    [move] = PruneChannels.candidates(start)
+    small = move(start).program.graph_module
+    assert small.get_submodule("3").weight is small.get_submodule("1").weight
+
+
+def test_what_is_not_proven_is_said():
+    class Sums(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(x) * self.a(x).exp().sum(1, keepdim=True)
+
+    [move] = PruneChannels.candidates(capture(lively(Sums()).eval(), IMAGE))
+    result = move(capture(lively(Sums()).eval(), IMAGE))
+    assert result.error is None
+    assert "not proven" in result.refusals[0].reason

@@ -17,9 +17,9 @@ MOVES = (
     "unbind pixel_shuffle pixel_unshuffle repeat unfold diagonal"
 ).split()
 CREATIONS = (
-    "ones zeros full empty arange new_zeros new_ones new_full new_empty zeros_like ones_like full_like "
-    "empty_like linspace scalar_tensor rand randn"
+    "ones zeros full empty arange new_zeros new_ones new_full new_empty linspace scalar_tensor rand randn"
 ).split()
+LIKE = ("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")
 
 
 def same(state: Provenance, call: Call) -> Sequence[Labels]:
@@ -105,7 +105,7 @@ def _compact(moved: Tensor) -> Ids:
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(SAME, same),
+    **dict.fromkeys((*SAME, *LIKE), same),
     **dict.fromkeys(MOVES, move),
     **dict.fromkeys(CREATIONS, creation),
     "slice": slicing,

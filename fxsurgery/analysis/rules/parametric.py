@@ -93,9 +93,9 @@ def _contracted(
     ndim, last = len(call.shape), len(call.shape) - 1
     state.contractions.append(Contraction(state.node, -1, inner))
     state.produced.append((state.node, leaving))
-    state.scales_with(inner, leaving)
     state.refresh(x)
     passing = [p for p in x.planes if varying(p) != [last]]
+    state.scales_with(inner, leaving, *(p.ravel() for p in passing))
     planes = [*passing, *state.labelled(call.shape, {last: leaving}).planes]
     if bias is not None:
         shape = (1,) * (ndim - len(bias.shape)) + bias.shape
