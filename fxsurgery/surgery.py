@@ -139,11 +139,16 @@ def check_promise(result: Program, reference: Program | None, start: Program, *,
         raise VerifyError(f"{by} changed output shapes {_shapes(wanted)} to {_shapes(got)}")
     if reference is None:
         return None
+    measured = _check_equal(got, wanted, by=f"{by} promised equal outputs; they")
+    _check_other_batch(result, reference, by=by)
+    return measured
+
+
+def _check_equal(got: list[Tensor], wanted: list[Tensor], *, by: str) -> float:
     measured = max(map(relative_error, got, wanted), default=0.0)
     limit = max((TOLERANCE.get(o.dtype, 0.0) for o in wanted), default=0.0)
     if measured > limit:
-        raise VerifyError(f"{by} promised equal outputs; they differ by {measured:.1e} relative (limit {limit:.0e})")
-    _check_other_batch(result, reference, by=by)
+        raise VerifyError(f"{by} differ by {measured:.1e} relative (limit {limit:.0e})")
     return measured
 
 
@@ -158,9 +163,7 @@ def _check_other_batch(result: Program, reference: Program, *, by: str) -> None:
         got = replace(result, example_inputs=larger).run_examples()
     except (RuntimeError, TypeError, ValueError) as error:
         raise VerifyError(f"{by} left a program that runs at the example batch size alone: {error}") from error
-    measured = max(map(relative_error, got, wanted), default=0.0)
-    if measured > max((TOLERANCE.get(o.dtype, 0.0) for o in wanted), default=0.0):
-        raise VerifyError(f"{by}: the outputs differ by {measured:.1e} relative at another batch size")
+    _check_equal(got, wanted, by=f"{by}: at another batch size the outputs")
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> float:

@@ -21,11 +21,10 @@ from fxsurgery.program import Program
 
 @dataclass(frozen=True, eq=False)
 class CostTerms:
-    """`amount[t] * share(dims[t][0]) * share(dims[t][1])`, summed over the terms t; share is a mean gate."""
+    """`amounts[t]` times the share of each of `dims[t]`, summed over the terms t; a share is a mean gate."""
 
     amounts: tuple[float, ...]
     dims: tuple[tuple[Ids, ...], ...]
-    size: int
 
     def total(self, keep: Mask) -> int:
         """The amount that is left of the original, exactly."""
@@ -76,7 +75,7 @@ class ExpectedCost:
 def mac_terms(program: Program) -> CostTerms:
     """MACs of one sample, by operation."""
     facts = structure(program)
-    return CostTerms(tuple(w.macs for w in facts.work), tuple(w.dims for w in facts.work), facts.size)
+    return CostTerms(tuple(w.macs for w in facts.work), tuple(w.dims for w in facts.work))
 
 
 @fact
@@ -84,7 +83,7 @@ def param_terms(program: Program) -> CostTerms:
     """Parameters, by tensor; buffers are not counted."""
     facts = structure(program)
     entries = [(float(p.numel()), tuple(facts.tensors.get(name, {}).values())) for name, p in _parameters(program)]
-    return CostTerms(tuple(a for a, _ in entries), tuple(d for _, d in entries), facts.size)
+    return CostTerms(tuple(a for a, _ in entries), tuple(d for _, d in entries))
 
 
 @fact

@@ -103,7 +103,7 @@ def structure(program: Program) -> Structure:
     state, find = walk.state, walk.state.atoms.find
     values = {name: _rooted(state, value) for name, value in walk.values.items()}
     return Structure(
-        tensors={name: {d: find(i) for d, i in ids.items() if find(i).any()} for name, (_, ids) in walk.dims.items()},
+        tensors={name: {d: find(i) for d, i in ids.items() if find(i).any()} for name, ids in walk.dims.items()},
         values=values,
         groups=tuple(_groups(state, program)),
         contractions=tuple(Contraction(c.node, c.dim, find(c.ids)) for c in state.contractions),

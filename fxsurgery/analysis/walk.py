@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
+from fxsurgery.analysis.atoms import Ids
 from fxsurgery.analysis.labels import Labels, varying
 from fxsurgery.analysis.macs import macs_of
 from fxsurgery.analysis.provenance import Provenance, Work
@@ -52,7 +53,7 @@ class Walk(fx.Interpreter):
         super().__init__(on_meta, garbage_collect_values=False)
         self.state = Provenance()
         self.values: dict[str, Any] = {}
-        self.dims: dict[str, tuple[Any, ...]] = {}
+        self.dims: dict[str, dict[int, Ids]] = {}
         self.uncounted: dict[str, None] = {}
         self._labels: dict[int, Labels] = {}
         self._alive: list[Tensor] = list(metas.values())
@@ -151,7 +152,7 @@ class Walk(fx.Interpreter):
                 self._remember(tensor, Labels(tuple(tensor.shape)))
                 continue
             ids = {d: self.state.atoms.fresh(n) for d, n in enumerate(tensor.shape) if n > 1}
-            self.dims[name] = (tensor, ids)
+            self.dims[name] = ids
             self._remember(tensor, self.state.labelled(tensor.shape, ids))
 
     def meet(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> None:  # noqa: ANN401
