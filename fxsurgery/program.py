@@ -1,9 +1,9 @@
 """The captured model that every other part of fxsurgery passes along."""
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Self, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,6 +11,7 @@ from torch.fx.node import Argument
 from torch.utils import _pytree as pytree
 
 from fxsurgery.errors import VerifyError
+from fxsurgery.inputs import Inputs
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -25,21 +26,37 @@ class Program:
     """
 
     graph_module: fx.GraphModule
-    example_inputs: tuple[Tensor, ...]
+    """Called as the user's model is; its graph has one placeholder for each leaf of the inputs' structure."""
+    example_inputs: tuple[Any, ...]
+    """Positional: tensors, or tuples, lists and dicts of them."""
     log: tuple[str, ...] = ()
     """Specs of the passes that made it, oldest first; `fxsurgery.passes.replay` rebuilds it from them."""
+    example_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """By name."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of the capture: modules kept whole and why, checks that could not be made."""
 
     def __post_init__(self) -> None:
         self.verify()
 
-    def __call__(self, *inputs: Tensor) -> object:
+    def __call__(self, *inputs: Any, **named: Any) -> object:  # noqa: ANN401
         """Run the model."""
-        return self.graph_module(*inputs)
+        return self.graph_module(*inputs, **named)
+
+    @property
+    def examples(self) -> Inputs:
+        """The example inputs, positional and named, as one."""
+        return Inputs(self.example_inputs, self.example_kwargs)
+
+    def on(self, examples: Inputs) -> Self:
+        """The same program with other example inputs."""
+        return replace(self, example_inputs=examples.args, example_kwargs=examples.kwargs)
 
     def run_examples(self) -> list[Tensor]:
         """The output tensors on the example inputs, in eval mode and without gradients."""
         with torch.no_grad():
-            output = self.graph_module(*(x.clone() for x in self.example_inputs))
+            examples = self.examples.clone()
+            output = self.graph_module(*examples.args, **examples.kwargs)
         return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
     def module(self, node: fx.Node) -> nn.Module:

@@ -3,7 +3,7 @@
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import ClassVar, Self, final
 
 import torch
@@ -154,13 +154,13 @@ def _check_equal(got: list[Tensor], wanted: list[Tensor], *, by: str) -> float:
 
 def _check_other_batch(result: Program, reference: Program, *, by: str) -> None:
     """A shape constant that holds the batch passes at the example batch alone."""
-    larger = tuple(torch.cat([x, x[:1]]) if x.dim() else x for x in reference.example_inputs)
+    larger = reference.examples.grown()
     try:
-        wanted = replace(reference, example_inputs=larger).run_examples()
+        wanted = reference.on(larger).run_examples()
     except (RuntimeError, TypeError, ValueError):
         return  # the program itself takes the example batch only
     try:
-        got = replace(result, example_inputs=larger).run_examples()
+        got = result.on(larger).run_examples()
     except (RuntimeError, TypeError, ValueError) as error:
         raise VerifyError(f"{by} left a program that runs at the example batch size alone: {error}") from error
     _check_equal(got, wanted, by=f"{by}: at another batch size the outputs")

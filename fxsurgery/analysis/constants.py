@@ -70,7 +70,7 @@ def leftovers(program: Program, silenced: Program, keep: Mask) -> list[Leftover]
     sites = [s for s in gate_plan(program).sites if not keep[s.ids].all()]
     reader = _Reader(silenced, {s.source.name for s in sites})
     with torch.no_grad():
-        reader.run(*silenced.example_inputs)
+        reader.run(*silenced.examples.clone().leaves, enable_io_processing=False)
     return [_leftover(site, reader.seen[site.source.name], keep) for site in sites]
 
 

@@ -61,14 +61,13 @@ class Walk(fx.Interpreter):
         self._batch = 1
         self._hidden = self._in_module = False
         self._label_parameters(on_meta)
-        self._inputs = [_meta(x) for x in program.example_inputs]
-        if self._inputs and self._inputs[0].dim():
-            self._batch = max(1, self._inputs[0].shape[0])
+        self._inputs = [_meta(x) if isinstance(x, Tensor) else x for x in program.examples.leaves]
+        self._batch = program.examples.batch or 1
 
     def walk(self) -> None:
         """Run the program; `state` and `values` are complete afterwards."""
         with torch.no_grad(), torch.device("meta"), _Watch(self):
-            self.run(*self._inputs)
+            self.run(*self._inputs, enable_io_processing=False)
         self.state.run_later()
         self._make_product_grids()
 
