@@ -1,12 +1,18 @@
 """The one place where a graph is changed."""
 
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor, fx, nn
 from torch.fx.node import Argument
 
+from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
+
+Reference = Callable[[Program, Inputs], list[Tensor]]
+"""Given a pass's result and inputs: what the result's outputs on them must be."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Editor:
         self.program = program
         self.changes = 0
         self.refusals: list[Refusal] = []
-        self.reference: Program | None = None
+        self.reference: Reference | None = None
         self._draft = program.draft()
         self._twins: dict[str, fx.Node] = {n.name: n for n in self._draft.graph.nodes}
 
@@ -71,6 +77,23 @@ class Editor:
             twin.kwargs = fx.node.map_arg(twin.kwargs, swap)
             self.changes += 1
 
+    def scale_number(self, node: fx.Node, number: fx.Node, up: int, down: int) -> fx.Node:
+        """`number * up // down`, computed right before `node`, which is still to be told to use it."""
+        with self._draft.graph.inserting_before(self.twin(node)):
+            product = self._draft.graph.call_function(operator.mul, (self.twin(number), up))
+            scaled = self._draft.graph.call_function(operator.floordiv, (product, down))
+        return self._added(scaled)
+
+    def entry(self, node: fx.Node, shape: fx.Node, dim: int) -> fx.Node:
+        """`shape[dim]`, read right before `node`, which is still to be told to use it."""
+        with self._draft.graph.inserting_before(self.twin(node)):
+            return self._added(self._draft.graph.call_function(operator.getitem, (self.twin(shape), dim)))
+
+    def _added(self, node: fx.Node) -> fx.Node:
+        self._twins[node.name] = node
+        self.changes += 1
+        return node
+
     def retarget(self, node: fx.Node, target: object, args: tuple[Argument, ...]) -> None:
         """Make `node` another function call, on `args` alone."""
         twin = self.twin(node)
@@ -84,9 +107,7 @@ class Editor:
         self._draft.add_submodule(path, module.eval()) if parent else setattr(self._draft, leaf, module.eval())
         with self._draft.graph.inserting_before(self.twin(before)):
             node = self._draft.graph.call_module(path, fx.node.map_arg(args, self.twin))
-        self._twins[node.name] = node
-        self.changes += 1
-        return node
+        return self._added(node)
 
     def rewire(self, node: fx.Node, old: fx.Node, new: fx.Node) -> None:
         """Let `node` read `new` where it read `old`."""
@@ -108,8 +129,8 @@ class Editor:
         """Say why a site that looked like a match is left alone."""
         self.refusals.append(Refusal(str(node), reason))
 
-    def prove_equal_to(self, reference: Program) -> None:
-        """Promise that the result's outputs equal those of `reference`, up to rounding; it is checked."""
+    def prove_equal_to(self, reference: Reference) -> None:
+        """Promise that the result's outputs equal what `reference` gives, up to rounding; it is checked."""
         self.reference = reference
 
     def twin(self, node: fx.Node) -> fx.Node:

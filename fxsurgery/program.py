@@ -48,16 +48,16 @@ class Program:
         """The example inputs, positional and named, as one."""
         return Inputs(self.example_inputs, self.example_kwargs)
 
-    def on(self, examples: Inputs) -> Self:
-        """The same program with other example inputs."""
-        return replace(self, example_inputs=examples.args, example_kwargs=examples.kwargs)
+    def outputs(self, inputs: Inputs) -> list[Tensor]:
+        """The output tensors on `inputs`, which are left alone, in eval mode and without gradients."""
+        own = inputs.clone()
+        with torch.no_grad():
+            output = self.graph_module(*own.args, **own.kwargs)
+        return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
     def run_examples(self) -> list[Tensor]:
-        """The output tensors on the example inputs, in eval mode and without gradients."""
-        with torch.no_grad():
-            examples = self.examples.clone()
-            output = self.graph_module(*examples.args, **examples.kwargs)
-        return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+        """The output tensors on the example inputs."""
+        return self.outputs(self.examples)
 
     def module(self, node: fx.Node) -> nn.Module:
         """The module that a `call_module` node calls."""

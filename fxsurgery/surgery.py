@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fxsurgery.edit import Editor, Refusal
+from fxsurgery.edit import Editor, Reference, Refusal
 from fxsurgery.errors import PassCrashedError, SurgeryError, VerifyError
 from fxsurgery.program import Program
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """Largest difference that counts as rounding, relative to the largest absolute reference value."""
+
+
+RUN_ERRORS = (RuntimeError, TypeError, ValueError, IndexError)
+"""What a program raises on inputs that it cannot take."""
 
 
 class Effect(enum.Enum):
@@ -79,7 +83,7 @@ class Rewrite(Pass):
         except Exception as error:
             raise PassCrashedError(f"{self} crashed, after {list(program.log)}: {error!r}") from error
         result = edit.finish(str(self))
-        reference = program if effect is Effect.EXACT else edit.reference
+        reference = itself(program) if effect is Effect.EXACT else edit.reference
         measured = check_promise(result, reference, program, by=str(self)) if edit.changes else None
         return PassResult(result, edit.changes, effect, tuple(edit.refusals), measured)
 
@@ -121,8 +125,13 @@ def chain(*passes: Pass) -> Chain:
     return Chain(passes)
 
 
-def check_promise(result: Program, reference: Program | None, start: Program, *, by: str) -> float | None:
-    """Compare `result` with `reference` on the example inputs; with `start` in shape only, without one.
+def itself(program: Program) -> Reference:
+    """The reference of what must compute the same as `program`."""
+    return lambda _, inputs: program.outputs(inputs)
+
+
+def check_promise(result: Program, reference: Reference | None, start: Program, *, by: str) -> float | None:
+    """Compare `result` with `reference` on the example inputs of `start`; with `start` in shape only, without one.
 
     Returns:
         The relative error: largest absolute difference over largest absolute reference value.
@@ -130,17 +139,18 @@ def check_promise(result: Program, reference: Program | None, start: Program, *,
     Raises:
         VerifyError: the outputs differ by more than rounding, or changed shape. It names `by`.
     """
+    examples = start.examples
     try:
-        got = result.run_examples()
-    except (RuntimeError, TypeError, ValueError) as error:
+        got = result.outputs(examples)
+    except RUN_ERRORS as error:
         raise VerifyError(f"{by} left a program that does not run: {error}") from error
-    wanted = (reference or start).run_examples()
+    wanted = (reference or itself(start))(result, examples)
     if [o.shape for o in got] != [o.shape for o in wanted]:
         raise VerifyError(f"{by} changed output shapes {_shapes(wanted)} to {_shapes(got)}")
     if reference is None:
         return None
     measured = _check_equal(got, wanted, by=f"{by} promised equal outputs; they")
-    _check_other_batch(result, reference, by=by)
+    _check_other_batch(result, reference, start, by=by)
     return measured
 
 
@@ -152,18 +162,18 @@ def _check_equal(got: list[Tensor], wanted: list[Tensor], *, by: str) -> float:
     return measured
 
 
-def _check_other_batch(result: Program, reference: Program, *, by: str) -> None:
+def _check_other_batch(result: Program, reference: Reference, start: Program, *, by: str) -> None:
     """A shape constant that holds the batch passes at the example batch alone."""
-    larger = reference.examples.grown()
+    larger = start.examples.grown()
     try:
-        wanted = reference.on(larger).run_examples()
-    except (RuntimeError, TypeError, ValueError):
+        start.outputs(larger)
+    except RUN_ERRORS:
         return  # the program itself takes the example batch only
     try:
-        got = result.on(larger).run_examples()
-    except (RuntimeError, TypeError, ValueError) as error:
+        got = result.outputs(larger)
+    except RUN_ERRORS as error:
         raise VerifyError(f"{by} left a program that runs at the example batch size alone: {error}") from error
-    _check_equal(got, wanted, by=f"{by}: at another batch size the outputs")
+    _check_equal(got, reference(result, larger), by=f"{by}: at another batch size the outputs")
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> float:

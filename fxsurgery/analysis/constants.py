@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from typing_extensions import override
 
 from fxsurgery.analysis.gating import GateSite, gate_plan
-from fxsurgery.analysis.shapes import refit
+from fxsurgery.analysis.refit import refit
 from fxsurgery.analysis.structure import Mask, structure
 from fxsurgery.edit import Editor
 from fxsurgery.program import Program

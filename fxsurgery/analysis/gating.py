@@ -1,8 +1,4 @@
-"""Where gates stand: at the data input of every node that mixes channels with a weight.
-
-`silenced` builds the reference that channel removal is proven against: the program with the removed
-units' gates at 0, everything else untouched.
-"""
+"""Where gates stand: at the data input of every node that mixes channels with a weight."""
 
 from dataclasses import dataclass
 
@@ -15,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from fxsurgery.analysis.atoms import Ids
 from fxsurgery.analysis.fact import fact
 from fxsurgery.analysis.labels import Labels
-from fxsurgery.analysis.structure import Mask, structure
+from fxsurgery.analysis.structure import structure
 from fxsurgery.edit import Editor
 from fxsurgery.gates import GateApply, GateVector
 from fxsurgery.program import Program
@@ -92,19 +88,3 @@ def insert_gates(edit: Editor, plan: GatePlan, gates: GateVector) -> None:
         apply = GateApply(plan.index(site.ids).to(gates.logits.device), site.dim)
         gated = edit.insert_call(f"{GATES}.apply{position}", apply, (site.source, vector), before=site.node)
         edit.rewire(site.node, site.source, gated)
-
-
-def silenced(program: Program, keep: Mask) -> Program | None:
-    """`program` with the gates of what `keep` leaves out at 0; `None` where a gate cannot stand for it."""
-    plan = gate_plan(program)
-    removed = np.flatnonzero(~keep)
-    if not np.isin(removed, plan.units).all():
-        return None
-    parameter = next(program.graph_module.parameters())
-    gates = GateVector(len(plan.units)).to(parameter.device, parameter.dtype)
-    with torch.no_grad():
-        gates.logits.copy_(torch.from_numpy(np.where(keep[plan.units], 1.0, -1.0)))
-    gates.mode = "hard"
-    edit = Editor(program)
-    insert_gates(edit, plan, gates)
-    return edit.finish("silenced")

@@ -52,6 +52,7 @@ class Provenance:
     produced: list[tuple[str, Ids]] = field(default_factory=list)
     work: list[Work] = field(default_factory=list)
     inexact: list[Ids] = field(default_factory=list)
+    inexact_nodes: dict[str, None] = field(default_factory=dict)
     ungateable: list[Ids] = field(default_factory=list)
     group_width: dict[str, int] = field(default_factory=dict)
     unknown: dict[str, list[str]] = field(default_factory=dict)
@@ -104,11 +105,14 @@ class Provenance:
         labels.planes = [p for p in map(self.canonical, labels.planes) if p is not None]
 
     def resolved(self, plane: Ids, prefer: Sequence[int] = ()) -> Ids | None:
-        """Tie entries until `plane` varies along one dim: one of `prefer` if it can, else the longest."""
+        """Tie entries until `plane` varies along one dim: one of `prefer` if it can, else the longest.
+
+        Dim 0 is the last choice: where it carries labels, the batch is folded into it.
+        """
         known = self.canonical(plane)
         if known is None or len(varying(known)) <= 1:
             return known
-        choice = [d for d in varying(known) if d in prefer] or varying(known)
+        choice = [d for d in varying(known) if d in prefer] or [d for d in varying(known) if d] or varying(known)
         kept = max(choice, key=lambda d: known.shape[d])
         self.union(known, first_along(known, [kept]))
         return self.canonical(first_along(known, [kept]))
@@ -160,6 +164,7 @@ class Provenance:
     def mark_inexact(self, ids: Ids) -> None:
         """Removing any of `ids` changes what is computed on the others (a norm or mean over them)."""
         self.inexact.append(ids.ravel())
+        self.inexact_nodes[self.node] = None
 
     def mark_ungateable(self, ids: Ids) -> None:
         """`ids` are consumed where no gate can stand in front."""

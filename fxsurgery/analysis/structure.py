@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import fx
 from torch.utils import _pytree as pytree
 
 from fxsurgery.analysis.atoms import Ids
@@ -29,7 +30,7 @@ class ChannelGroup:
     name: str
     """The first layer that produces them, as the user calls it; `#2` and so on where one has several."""
     producers: tuple[str, ...]
-    """The nodes that produce them."""
+    """The nodes that produce them; the tensor that holds them where none does."""
     units: Ids
     """Their roots, one entry a unit."""
 
@@ -56,6 +57,10 @@ class Structure:
     group_width: Mapping[str, int]
     """Channels in one group of a grouped conv or norm that loses whole groups, by node."""
     uncounted: tuple[str, ...]
+    inexact_nodes: frozenset[str]
+    """Nodes at which removal changes what is computed on the surviving units."""
+    masks: frozenset[str]
+    """Nodes that give tensors of truth values: as an index, one stands for as many dims as it has."""
     numbers: Mapping[str, tuple[tuple[str, tuple[int, ...]], ...]]
     """By node that gives a number: the tensors (by node) and dims whose extents it came from."""
     size: int
@@ -90,6 +95,10 @@ class Structure:
         units = set(group.units.tolist())
         return not units & self.inexact and not units & self.ungateable
 
+    def is_mask(self, node: fx.Node) -> bool:
+        """Whether `node` gives a tensor of truth values."""
+        return node.name in self.masks
+
     def group(self, name: str) -> ChannelGroup | None:
         """The channel group of that name."""
         return next((g for g in self.groups if g.name == name), None)
@@ -105,16 +114,18 @@ def structure(program: Program) -> Structure:
     return Structure(
         tensors={name: {d: find(i) for d, i in ids.items() if find(i).any()} for name, ids in walk.dims.items()},
         values=values,
-        groups=tuple(_groups(state, program)),
+        groups=tuple(_groups(walk, program)),
         contractions=tuple(Contraction(c.node, c.dim, find(c.ids)) for c in state.contractions),
         work=tuple(Work(w.node, w.op, w.macs, tuple(find(d) for d in w.dims)) for w in state.work),
         inexact=_members(state, state.inexact),
+        inexact_nodes=frozenset(state.inexact_nodes),
+        masks=frozenset(walk.masks),
         ungateable=_members(state, state.ungateable),
         freezes=tuple(state.freezes),
         unknown={op: tuple(dict.fromkeys(nodes)) for op, nodes in state.unknown.items()},
         group_width=dict(state.group_width),
         uncounted=tuple(walk.uncounted),
-        numbers=walk.numbers(),
+        numbers=walk.numbers.by_name(),
         size=state.atoms.count,
     )
 
@@ -132,20 +143,28 @@ def _members(state: Provenance, noted: list[Ids]) -> frozenset[int]:
     return frozenset(int(i) for ids in noted for i in np.unique(state.atoms.find(ids)) if i)
 
 
-def _groups(state: Provenance, program: Program) -> Iterator[ChannelGroup]:
-    """Units by the set of nodes that produce them, in the order in which these run."""
+def _groups(walk: Walk, program: Program) -> Iterator[ChannelGroup]:
+    """Units by the set of nodes that produce them, in the order in which these run.
+
+    What no node produces, as the channels of a learned query, goes by the tensor that holds it.
+    """
+    state = walk.state
     names = {n.name: str(n.target) if n.op == "call_module" else n.name for n in program.nodes}
     producers = dict[int, dict[str, None]]()
     for node, ids in state.produced:
         for unit in dict.fromkeys(state.atoms.find(ids).tolist()):
             producers.setdefault(unit, {})[node] = None
+    for name, dims in walk.dims.items():
+        for ids in dims.values():
+            for unit in dict.fromkeys(state.atoms.find(ids).tolist()):
+                producers.setdefault(unit, {name: None})
     producers.pop(0, None)
     units = dict[tuple[str, ...], list[int]]()
     for unit, nodes in producers.items():
         units.setdefault(tuple(nodes), []).append(unit)
     seen = dict[str, int]()
     for makers, members in units.items():
-        first = names[makers[0]]
+        first = names.get(makers[0], makers[0])
         seen[first] = seen.get(first, 0) + 1
         name = first if seen[first] == 1 else f"{first}#{seen[first]}"
         yield ChannelGroup(name, makers, np.asarray(members, np.int64))

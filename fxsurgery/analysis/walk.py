@@ -1,8 +1,8 @@
 """Run a program on meta tensors and let the rules see every ATen operation.
 
 The operations are met under a `TorchDispatchMode`, so the rules know ATen alone, while whatever they
-notice is booked under the node of the user's graph that is being run. A shape that the graph computes
-(`x.size(1) // 2`) and then uses as a number, not as a shape, freezes the dim that it came from.
+notice is booked under the node of the user's graph that is being run. What cannot run on meta tensors (a
+module kept whole, an operation without shapes) is looked up in one real run; what flows into it freezes.
 """
 
 import copy
@@ -18,29 +18,27 @@ from typing_extensions import override
 from fxsurgery.analysis.atoms import Ids
 from fxsurgery.analysis.labels import Labels, varying
 from fxsurgery.analysis.macs import macs_of
+from fxsurgery.analysis.numbers import Numbers
 from fxsurgery.analysis.provenance import Provenance, Work
+from fxsurgery.analysis.refit import is_resizable
 from fxsurgery.analysis.rules import Call, rule_for
 from fxsurgery.analysis.rules.call import base_name
 from fxsurgery.analysis.rules.movement import CREATIONS, LIKE, MOVES, SAME
-from fxsurgery.analysis.shapes import hides_its_shape, is_resizable, is_sized, target_name
+from fxsurgery.analysis.rules.recurrent import recurrent
+from fxsurgery.analysis.shapes import hides_its_shape, is_sized, target_name
 from fxsurgery.program import Program
 
-FREE = {*SAME, *LIKE, *MOVES, *CREATIONS, "slice", "cat", "stack", "roll", "flip"}
+FREE = {*SAME, *LIKE, *MOVES, *CREATIONS, "cat", "stack", "roll", "flip", "repeat", "pixel_shuffle", "index"}
 """Operations that compute nothing: not named among what the MACs leave out."""
-
 
 LAYER_NORMS = {"layer_norm", "native_layer_norm", "rms_norm"}
 GROUPED = {"convolution", "_convolution", "group_norm", "native_group_norm"}
 
-
 RESHAPES = {"view", "_unsafe_view", "reshape", "expand", "split", "slice", "repeat", "select", "constant_pad_nd"}
 """Operations that are told sizes."""
 
-COUNTS = {"size", "numel", "len", "__len__", "nelement"}
-"""Functions and methods that give a tensor's extents."""
-
-_Source = tuple[fx.Node, tuple[int, ...]]
-"""A tensor, and those of its dims that a number came from."""
+NO_META = (NotImplementedError, RuntimeError)
+"""What an operation raises that cannot run on meta tensors."""
 
 
 class Walk(fx.Interpreter):
@@ -55,11 +53,13 @@ class Walk(fx.Interpreter):
         self.values: dict[str, Any] = {}
         self.dims: dict[str, dict[int, Ids]] = {}
         self.uncounted: dict[str, None] = {}
+        self.numbers = Numbers()
+        self.masks = set[str]()
+        self._program = program
+        self._recorded: dict[str, Any] | None = None
         self._labels: dict[int, Labels] = {}
         self._alive: list[Tensor] = list(metas.values())
-        self._sizes: dict[fx.Node, set[_Source]] = {}
-        self._batch = 1
-        self._hidden = self._in_module = False
+        self._hidden = self._in_module = self._muted = False
         self._label_parameters(on_meta)
         self._inputs = [_meta(x) if isinstance(x, Tensor) else x for x in program.examples.leaves]
         self._batch = program.examples.batch or 1
@@ -73,10 +73,11 @@ class Walk(fx.Interpreter):
 
     def _make_product_grids(self) -> None:
         """Tie until every plane varies along one dim: then reshapes commute with the removal of units."""
+        waiting = [labels for labels in self._labels.values() if labels.planes]
         changed = True
         while changed:
             changed = False
-            for labels in self._labels.values():
+            for labels in waiting:
                 self.state.refresh(labels)
                 if any(len(varying(plane)) > 1 for plane in labels.planes):
                     self.state.resolve(labels)
@@ -86,10 +87,58 @@ class Walk(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         self.state.node, self.state.op = n.name, n.op
         self._hidden, self._in_module = hides_its_shape(n, self.module), n.op == "call_module"
-        self._note_sizes(n)
-        result = super().run_node(n)
+        self.numbers.note(n, self.env)
+        try:
+            result = super().run_node(n)
+        except NO_META:
+            result = self._looked_up(n)
+        finally:
+            self._muted = False
         self._book(n, result)
         return result
+
+    @override
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self.fetch_attr(target)
+        if isinstance(module, nn.RNNBase) and isinstance(args[0], Tensor) and is_resizable(module):
+            return self._recurrent(module, args, kwargs)
+        if _is_users(module) and not is_resizable(module):
+            raise NotImplementedError(f"{type(module).__name__} is kept whole")
+        return super().call_module(target, args, kwargs)
+
+    def _recurrent(self, module: nn.RNNBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._muted = True
+        result = module(*args, **kwargs)
+        source = self._current(args[0])
+        steps = args[0].numel() // args[0].shape[-1] // self._batch
+        units = recurrent(self.state, module, source, lambda name: self.labels(getattr(module, name)), steps)
+        output, states = result
+        hidden, cell = states if isinstance(states, tuple) else (states, None)
+        ends = [(output, units["output"]), (hidden, units["hidden"]), (cell, units["cell"])]
+        for tensor, ids in ends:
+            if isinstance(tensor, Tensor):
+                self._remember(tensor, self.state.labelled(tensor.shape, {tensor.dim() - 1: ids}))
+        for given in pytree.tree_leaves((args[1:], kwargs)):
+            if isinstance(given, Tensor):
+                self.state.freeze_all(self.labels(given))
+                self.state.freeze(units["hidden"])
+                self.state.freeze(units["cell"])
+        return result
+
+    def _looked_up(self, node: fx.Node) -> Any:
+        """What a node gives that cannot run on meta tensors, from a real run; its inputs freeze."""
+        given = pytree.tree_leaves([self.env.get(n) for n in node.all_input_nodes])
+        self.state.op = target_name(node)
+        for leaf in given:
+            if isinstance(leaf, Tensor):
+                self.state.freeze_all(self.labels(leaf))
+        self.state.unknown.setdefault(self.state.op, []).append(node.name)
+        if self._recorded is None:
+            with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():  # noqa: SLF001
+                recorder = _Recorder(self._program.graph_module)
+                recorder.run(*self._program.examples.clone().leaves, enable_io_processing=False)
+            self._recorded = recorder.metas
+        return self._recorded[node.name]
 
     def _book(self, node: fx.Node, result: object) -> None:
         leaves = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
@@ -97,39 +146,20 @@ class Walk(fx.Interpreter):
         if leaves:
             if not is_sized(node):
                 self._freeze_sizes(node)
-            self._sizes.pop(node, None)
+            self.numbers.forget(node)
+        if isinstance(result, Tensor) and result.dtype == torch.bool:
+            self.masks.add(node.name)
         if node.op == "output":
             self.state.op = "the model's output"
             for leaf in leaves:
                 self.state.freeze_all(self.labels(leaf))
         self.values[node.name] = pytree.tree_map_only(Tensor, self.labels, result)
 
-    def _note_sizes(self, node: fx.Node) -> None:
-        """Remember which dims the numbers that `node` gives or passes on came from."""
-        name = target_name(node)
-        source = node.args[0] if node.args else None
-        counts = name in COUNTS or (name == "getattr" and node.args[1] == "shape")
-        if counts and isinstance(source, fx.Node) and isinstance(self.env.get(source), Tensor):
-            dims = tuple(range(self.env[source].dim()))
-            chosen = node.args[1] if name == "size" and len(node.args) > 1 else node.kwargs.get("dim")
-            self._sizes[node] = {(source, (dims[chosen],) if isinstance(chosen, int) else dims)}
-            return
-        sources = set[_Source]().union(*(self._sizes.get(n, ()) for n in node.all_input_nodes))
-        if name == "getitem" and len(node.args) > 1 and not isinstance(node.args[1], fx.Node):
-            sources = {(tensor, _picked(dims, node.args[1])) for tensor, dims in sources}
-        if sources:
-            self._sizes[node] = sources
-
-    def numbers(self) -> dict[str, tuple[tuple[str, tuple[int, ...]], ...]]:
-        """By node: the tensors and dims that the number it gives came from."""
-        return {n.name: tuple((t.name, dims) for t, dims in found) for n, found in self._sizes.items()}
-
     def _freeze_sizes(self, node: fx.Node) -> None:
-        for number in node.all_input_nodes:
-            for tensor, dims in self._sizes.get(number, ()):
-                labels = self.labels(self.env[tensor])
-                for dim in dims:
-                    self.state.freeze(self.state.vector(labels, dim))
+        for tensor, dims in self.numbers.behind(node):
+            labels = self.labels(self.env[tensor])
+            for dim in dims:
+                self.state.freeze(self.state.vector(labels, dim))
 
     def labels(self, tensor: Tensor) -> Labels:
         """What is known of a tensor; one that was not met before carries no label."""
@@ -144,20 +174,19 @@ class Walk(fx.Interpreter):
 
     def _label_parameters(self, root: fx.GraphModule) -> None:
         """Fresh atoms for each dim of each parameter and buffer; none inside what cannot be resized."""
-        opaque = [n for n, m in _called(root) if not is_resizable(m)]
-        named = [*root.named_parameters(), *root.named_buffers()]
-        for name, tensor in named:
-            if any(name.startswith(f"{path}.") for path in opaque):
+        opaque = tuple(f"{n}." for n, m in _called(root) if not is_resizable(m))
+        for name, tensor in (*root.named_parameters(), *root.named_buffers()):
+            if name.startswith(opaque):
                 self._remember(tensor, Labels(tuple(tensor.shape)))
                 continue
             ids = {d: self.state.atoms.fresh(n) for d, n in enumerate(tensor.shape) if n > 1}
             self.dims[name] = ids
             self._remember(tensor, self.state.labelled(tensor.shape, ids))
 
-    def meet(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> None:  # noqa: ANN401
+    def meet(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> None:
         """Take one ATen operation in."""
         results = tuple(r for r in pytree.tree_leaves(result) if isinstance(r, Tensor))
-        if not results:
+        if not results or self._muted:
             return
         given = pytree.tree_map_only(Tensor, self._current, args)
         named = pytree.tree_map_only(Tensor, self._current, kwargs)
@@ -184,9 +213,9 @@ class Walk(fx.Interpreter):
         return [Labels(tuple(r.shape)) for r in call.results]
 
     def _keep_constants(self, call: Call, results: Sequence[Labels]) -> Sequence[Labels]:
-        """Freeze what a norm or grouped conv is told the size of where no module holds that number."""
+        """Freeze what a norm or grouped conv is told the size of where no rewrite reaches that number."""
         grouped = self.state.node in self.state.group_width and call.name in GROUPED
-        if (grouped or call.name in LAYER_NORMS) and not (self._in_module and len(call.tensors()) > 1):
+        if (grouped or call.name in LAYER_NORMS) and self._hidden:
             for labels in results:
                 self.state.freeze_all(labels)
         return results
@@ -227,11 +256,24 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def _picked(dims: tuple[int, ...], index: object) -> tuple[int, ...]:
-    """Which dims an entry or a part of a shape came from."""
-    if len(dims) > 1 and isinstance(index, int):
-        return (dims[index],)
-    return dims[index] if len(dims) > 1 and isinstance(index, slice) else dims
+class _Recorder(fx.Interpreter):
+    """One real run, of which the shapes are kept."""
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        super().__init__(graph_module)
+        self.metas: dict[str, Any] = {}
+
+    @override
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        self.metas[n.name] = pytree.tree_map_only(Tensor, _meta, result)
+        return result
+
+
+def _is_users(module: nn.Module) -> bool:
+    """Whether a called module has state and code of the user's own, as one that capture kept whole."""
+    own = not type(module).__module__.startswith(("torch.nn", "torch.ao.nn", "fxsurgery"))
+    return own and bool(list(module.state_dict()))
 
 
 def _called(root: fx.GraphModule) -> list[tuple[str, nn.Module]]:

@@ -3,8 +3,8 @@
 A unit is gone from all of its members at once (structure analysis). What it would still have contributed
 decides what the result equals:
 
-* `leaves="nothing"`: the unit's gate is closed at each consumer, and 0 is what it leaves. The result
-  equals the gated program everywhere; this is proven on the example inputs.
+* `leaves="nothing"`: the unit is silent, and 0 is what it leaves to each consumer. The result equals the
+  silenced program, whose norms run over the survivors; this is proven on the example inputs.
 * `leaves="constant"`: its producers and norms are scaled to 0 and their offsets stay, so it leaves a
   constant c, which every consumer's bias takes over: `b[o] += sum_k W[o, c, k] * c`. Equal to the silenced
   program wherever the consumer sees no zero padding; where it does, that is said in a refusal, and only
@@ -22,14 +22,14 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from typing_extensions import override
 
 from fxsurgery.analysis.constants import Leftover, leftovers, scale_silenced
-from fxsurgery.analysis.gating import silenced
+from fxsurgery.analysis.refit import refit
 from fxsurgery.analysis.resize import resize
-from fxsurgery.analysis.shapes import refit
+from fxsurgery.analysis.silence import silence
 from fxsurgery.analysis.structure import Mask, structure
-from fxsurgery.edit import Editor
+from fxsurgery.edit import Editor, Reference
 from fxsurgery.errors import SpecError
 from fxsurgery.program import Program
-from fxsurgery.surgery import Effect, Rewrite
+from fxsurgery.surgery import Effect, Rewrite, itself
 
 
 @dataclass(frozen=True)
@@ -77,24 +77,18 @@ class PruneChannels(Rewrite):
         if self.leaves not in {"nothing", "constant"}:
             raise SpecError(f"leaves={self.leaves!r}: say 'nothing' or 'constant'")
         resize(edit, keep)
-        removed = set(np.flatnonzero(~keep).tolist())
-        exact = not removed & structure(program).inexact
-        if not exact:
-            edit.refuse(
-                "output", "a norm, mean or softmax runs over removed channels: nothing silenced equals the result"
-            )
-        reference = silenced(program, keep) if self.leaves == "nothing" else _fold(edit, keep)
-        if exact and reference is None and self.leaves == "nothing":
-            edit.refuse("output", "no gate can stand for some removed channels: the result is not proven")
-        if exact and reference is not None:
+        reference = silence(program, keep) if self.leaves == "nothing" else _fold(edit, keep)
+        if reference is not None:
             edit.prove_equal_to(reference)
         return Effect.LOSSY
 
 
-def _fold(edit: Editor, keep: Mask) -> Program | None:
-    """Move constants into biases; the program that the result equals, unless padding is in the way."""
+def _fold(edit: Editor, keep: Mask) -> Reference | None:
+    """Move constants into biases; what the result equals, unless padding or a norm over channels is in the way."""
     reference = scale_silenced(edit.program, keep)
-    exact = True
+    exact = not set(np.flatnonzero(~keep).tolist()) & structure(edit.program).inexact
+    if not exact:
+        edit.refuse("output", "a norm, mean or softmax runs over removed channels: nothing silenced equals the result")
     for left in leftovers(edit.program, reference, keep):
         if left.is_zero:
             continue
@@ -111,7 +105,7 @@ def _fold(edit: Editor, keep: Mask) -> Program | None:
         resized = edit.module(path)
         old = resized.get_parameter("bias").detach() if module.bias is not None else torch.zeros_like(bias)
         edit.replace_module(path, _with_bias(resized, old + bias))
-    return reference if exact else None
+    return itself(reference) if exact else None
 
 
 def _foldable(edit: Editor, left: Leftover) -> _ConvNd | nn.Linear | None:

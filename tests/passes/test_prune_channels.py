@@ -5,14 +5,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxsurgery.analysis.gating import silenced
 from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
 from fxsurgery.errors import SpecError, StructureError, VerifyError
 from fxsurgery.passes import PruneChannels
 from fxsurgery.program import Program
 from fxsurgery.surgery import relative_error
-from programs import program
+from programs import program, silenced
 from zoo import REAL, ZOO, lively
 
 IMAGE = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8).sin()
@@ -36,10 +35,10 @@ def test_sliced_equals_silenced(name: str):
     start = program(name)
     move = random_third(start)
     result, reference = move(start), silenced(start, move.keep(start))
+    assert result.error is not None
+    assert result.error < 1e-5
     if reference is None or structure(start).inexact & set(np.flatnonzero(~move.keep(start)).tolist()):
-        assert result.error is None
-        assert result.refusals or reference is None
-        return
+        return  # no gate can stand for some of them; the proof above does without gates
     wanted, before = reference.run_examples(), start.run_examples()
     assert max(map(relative_error, result.program.run_examples(), wanted)) < 1e-5
     assert max(map(relative_error, wanted, before)) > 1e-3, "the channels must matter for this to mean anything"
@@ -275,7 +274,7 @@ def test_tied_weights_stay_tied():
     assert small.get_submodule("3").weight is small.get_submodule("1").weight
 
 
-def test_what_is_not_proven_is_said():
+def test_what_no_gate_can_stand_for_is_proven_as_well():
     class Sums(nn.Module):
         def __init__(self):
             super().__init__()
@@ -284,7 +283,7 @@ def test_what_is_not_proven_is_said():
         def forward(self, x: Tensor) -> Tensor:
             return self.b(x) * self.a(x).exp().sum(1, keepdim=True)
 
-    [move] = PruneChannels.candidates(capture(lively(Sums()).eval(), IMAGE))
-    result = move(capture(lively(Sums()).eval(), IMAGE))
-    assert result.error is None
-    assert "not proven" in result.refusals[0].reason
+    start = capture(lively(Sums()).eval(), IMAGE)
+    [move] = PruneChannels.candidates(start)
+    assert silenced(start, move.keep(start)) is None
+    assert move(start).error < 1e-6

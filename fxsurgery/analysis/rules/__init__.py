@@ -6,7 +6,7 @@ all of its inputs and is named in the report.
 
 import torch
 
-from fxsurgery.analysis.rules import joining, movement, parametric, pointwise, reduction
+from fxsurgery.analysis.rules import contraction, joining, lookup, movement, parametric, pointwise, reduction
 from fxsurgery.analysis.rules.call import Call, Rule, base_name
 
 RULES: dict[str, Rule] = {
@@ -15,6 +15,8 @@ RULES: dict[str, Rule] = {
     **joining.RULES,
     **reduction.RULES,
     **parametric.RULES,
+    **contraction.RULES,
+    **lookup.RULES,
 }
 
 

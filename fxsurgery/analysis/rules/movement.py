@@ -7,17 +7,21 @@ import torch
 from torch import Tensor
 
 from fxsurgery.analysis.atoms import Ids
-from fxsurgery.analysis.labels import Labels, varying
+from fxsurgery.analysis.labels import Labels, padded, varying
 from fxsurgery.analysis.provenance import Provenance
 from fxsurgery.analysis.rules.call import Call, Rule, dims_of
 
-SAME = ("clone", "contiguous", "_to_copy", "detach", "alias", "lift_fresh_copy", "dropout", "native_dropout")
+SAME = (
+    "clone contiguous _to_copy detach alias lift_fresh_copy dropout native_dropout feature_dropout bernoulli "
+    "view_of _reshape_alias_copy conj _conj _neg_view resolve_conj triu tril"
+).split()
 MOVES = (
-    "view _unsafe_view reshape permute transpose t squeeze unsqueeze expand select split split_with_sizes "
-    "unbind pixel_shuffle pixel_unshuffle repeat unfold diagonal"
+    "view _unsafe_view reshape permute transpose t squeeze unsqueeze expand select split split_with_sizes slice "
+    "unsafe_split unsafe_split_with_sizes unsafe_chunk unbind diagonal"
 ).split()
 CREATIONS = (
-    "ones zeros full empty arange new_zeros new_ones new_full new_empty linspace scalar_tensor rand randn"
+    "ones zeros full empty arange new_zeros new_ones new_full new_empty linspace scalar_tensor rand randn eye "
+    "new_empty_strided empty_strided randint randperm logspace"
 ).split()
 LIKE = ("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")
 
@@ -38,19 +42,18 @@ def move(state: Provenance, call: Call) -> Sequence[Labels]:
     return [state.without_overlap(output) for output in outputs]
 
 
-def slicing(state: Provenance, call: Call) -> Sequence[Labels]:
-    """A slice with a step other than 1 picks channels by number: frozen along the sliced dim."""
-    source: Labels = call.args[0]
-    if call.argument("step", 1) != 1:
-        _freeze_along(state, source, [call.argument("dim", 0) % len(source.shape)])
-    return move(state, call)
-
-
 def rotation(state: Provenance, call: Call) -> Sequence[Labels]:
-    """Roll and flip move channels by number: frozen along the moved dims."""
+    """Roll: the labels go round with the entries."""
     source: Labels = call.args[0]
-    _freeze_along(state, source, dims_of(call.argument("dims"), len(source.shape)))
-    return [Labels(call.shape, list(source.planes))]
+    shifts, dims = call.args[1], dims_of(call.argument("dims"), len(source.shape))
+    labels = Labels(call.shape)
+    for plane in source.planes:
+        if not call.argument("dims") and varying(plane):
+            state.freeze(plane)
+            continue
+        turned = [(shift, d) for shift, d in zip(shifts, dims, strict=True) if d in varying(plane)]
+        labels.planes.append(np.roll(plane, [s for s, _ in turned], [d for _, d in turned]) if turned else plane)
+    return [labels]
 
 
 def selection(state: Provenance, call: Call) -> Sequence[Labels]:
@@ -70,6 +73,82 @@ def channel_shuffle(state: Provenance, call: Call) -> Sequence[Labels]:
     state.union(hands, hands[:1])
     state.refresh(source)
     return move(state, call)
+
+
+def gated_halves(state: Provenance, call: Call) -> Sequence[Labels]:
+    """GLU: one half of a dim gates the other."""
+    source: Labels = call.args[0]
+    dim = int(call.argument("dim", -1)) % len(source.shape)
+    first, second = np.split(state.vector(source, dim), 2)
+    state.union(first, second)
+    state.refresh(source)
+    others = [p for p in source.planes if varying(p) != [dim]]
+    return [Labels(call.shape, [*others, *state.labelled(call.shape, {dim: first}).planes])]
+
+
+def tiling(state: Provenance, call: Call) -> Sequence[Labels]:
+    """`repeat`: the labels of a dim follow each other as often as its entries do."""
+    del state
+    source, counts = call.args[:2]
+    labels = Labels(call.shape)
+    for plane in source.planes:
+        wide = padded(plane, len(counts))
+        labels.planes.append(np.tile(wide, [n if size > 1 else 1 for n, size in zip(counts, wide.shape, strict=True)]))
+    return [labels]
+
+
+def mirroring(state: Provenance, call: Call) -> Sequence[Labels]:
+    """`flip`: the labels turn round with the entries."""
+    del state
+    source: Labels = call.args[0]
+    dims = dims_of(call.args[1], len(source.shape))
+    return [Labels(call.shape, [np.flip(plane, tuple(dims)) for plane in source.planes])]
+
+
+def pixel_shuffle(state: Provenance, call: Call) -> Sequence[Labels]:
+    """`pixel_shuffle`, `fold`: the channels that are the places of one patch are one."""
+    rows = _channels_alone(state, call.args[0]).reshape(call.shape[1], -1)
+    state.union(rows, rows[:, :1])
+    return [state.labelled(call.shape, {1: rows[:, 0]})]
+
+
+def patches(state: Provenance, call: Call) -> Sequence[Labels]:
+    """`unfold`, `pixel_unshuffle`: each channel becomes as many as there are places in a patch."""
+    channels = _channels_alone(state, call.args[0])
+    return [state.labelled(call.shape, {1: np.repeat(channels, call.shape[1] // len(channels))})]
+
+
+def _channels_alone(state: Provenance, source: Labels) -> Ids:
+    channels = state.vector(source, 1)
+    for plane in source.planes:
+        if varying(plane) != [1]:
+            state.freeze(plane)
+    return channels
+
+
+def windows(state: Provenance, call: Call) -> Sequence[Labels]:
+    """`Tensor.unfold`: windows along an unlabelled dim, in a new last dim."""
+    source: Labels = call.args[0]
+    _freeze_along(state, source, [int(call.args[1]) % len(source.shape)])
+    return [Labels(call.shape, [plane[..., None] for plane in source.planes])]
+
+
+def to_complex(state: Provenance, call: Call) -> Sequence[Labels]:
+    """`view_as_complex`: the two parts of a number are one."""
+    source: Labels = call.args[0]
+    last = len(source.shape) - 1
+    for plane in source.planes:
+        if last in varying(plane):
+            state.union(plane, plane[..., :1])
+    state.refresh(source)
+    return [Labels(call.shape, [plane[..., 0] for plane in source.planes])]
+
+
+def to_real(state: Provenance, call: Call) -> Sequence[Labels]:
+    """`view_as_real`: two parts in a new last dim."""
+    del state
+    source: Labels = call.args[0]
+    return [Labels(call.shape, [plane[..., None] for plane in source.planes])]
 
 
 def creation(state: Provenance, call: Call) -> Sequence[Labels]:
@@ -108,9 +187,17 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys((*SAME, *LIKE), same),
     **dict.fromkeys(MOVES, move),
     **dict.fromkeys(CREATIONS, creation),
-    "slice": slicing,
     "select": selection,
     **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), channel_shuffle),
     "roll": rotation,
-    "flip": rotation,
+    "glu": gated_halves,
+    "im2col": patches,
+    "col2im": pixel_shuffle,
+    "pixel_shuffle": pixel_shuffle,
+    "pixel_unshuffle": patches,
+    "repeat": tiling,
+    "flip": mirroring,
+    "unfold": windows,
+    "view_as_complex": to_complex,
+    "view_as_real": to_real,
 }

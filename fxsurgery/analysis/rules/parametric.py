@@ -1,4 +1,4 @@
-"""Convolutions, matrix products and norms: where channels end and new ones begin.
+"""Convolutions and norms: where channels end and new ones begin.
 
 A grouped convolution can lose whole groups, or the same inner channels of every group. Whole groups when
 there are at least as many groups as channels in one (depthwise always), inner channels otherwise.
@@ -22,7 +22,7 @@ def convolution(state: Provenance, call: Call) -> Sequence[Labels]:
     for dim in range(2, len(weight.shape)):
         state.freeze(state.vector(weight, dim))
     entering = state.vector(source, 1)
-    _freeze_spatial(state, source)
+    passing = [*_along_space(state, call, source), *(p for p in source.planes if varying(p) == [0])]
     own_in, own_out = (0, 1) if transposed else (1, 0)
     w_in, w_out = state.vector(weight, own_in), state.vector(weight, own_out)
     if groups == 1:
@@ -31,12 +31,15 @@ def convolution(state: Provenance, call: Call) -> Sequence[Labels]:
         state.scales_with(w_in, w_out)
     else:
         leaving = _grouped(state, entering, (w_in, w_out), groups, transposed=transposed)
+    state.scales_with(*state.work_dims, *(p.ravel() for p in passing))
     if groups == 1 or len(entering) > groups:
         state.contractions.append(Contraction(state.node, 1, entering))
         state.produced.append((state.node, leaving))
     if isinstance(bias, Labels):
         state.union(state.vector(bias, 0), leaving)
-    return [state.labelled(call.shape, {1: leaving})]
+    labels = state.labelled(call.shape, {1: leaving})
+    labels.planes += passing
+    return [state.without_overlap(labels)]
 
 
 def _grouped(state: Provenance, entering: Ids, weights: tuple[Ids, Ids], groups: int, *, transposed: bool) -> Ids:
@@ -63,45 +66,19 @@ def _grouped(state: Provenance, entering: Ids, weights: tuple[Ids, Ids], groups:
     return w_out
 
 
-def _freeze_spatial(state: Provenance, source: Labels) -> None:
+def _along_space(state: Provenance, call: Call, source: Labels) -> list[Ids]:
+    """Labels along convolved dims: neighbours change with each removal, so they pass only where the size stays."""
+    passing = list[Ids]()
     for plane in source.planes:
-        if varying(plane) != [1]:
+        if (dims := varying(plane)) == [1] or dims == [0]:
+            continue
+        if call.shape[dims[0]] == source.shape[dims[0]]:
+            state.mark_inexact(plane)
+            state.mark_ungateable(plane)
+            passing.append(plane)
+        else:
             state.freeze(plane)
-
-
-def product(state: Provenance, call: Call) -> Sequence[Labels]:
-    """`x @ y` for matrices, with a bias for addmm: the inner dim is contracted."""
-    bias, x, y = call.args[:3] if call.name == "addmm" else (None, *call.args[:2])
-    inner, leaving = state.vector(x, 1), state.vector(y, 1)
-    state.union(inner, state.vector(y, 0))
-    return [_contracted(state, call, (x, inner), bias, leaving)]
-
-
-def linear(state: Provenance, call: Call) -> Sequence[Labels]:
-    """`x @ weight.T + bias` over the last dim."""
-    x, weight = call.args[:2]
-    bias = call.argument("bias")
-    inner, leaving = state.vector(x, -1), state.vector(weight, 0)
-    state.union(inner, state.vector(weight, 1))
-    return [_contracted(state, call, (x, inner), bias, leaving)]
-
-
-def _contracted(
-    state: Provenance, call: Call, entering: tuple[Labels, Ids], bias: Labels | None, leaving: Ids
-) -> Labels:
-    x, inner = entering
-    ndim, last = len(call.shape), len(call.shape) - 1
-    state.contractions.append(Contraction(state.node, -1, inner))
-    state.produced.append((state.node, leaving))
-    state.refresh(x)
-    passing = [p for p in x.planes if varying(p) != [last]]
-    state.scales_with(inner, leaving, *(p.ravel() for p in passing))
-    planes = [*passing, *state.labelled(call.shape, {last: leaving}).planes]
-    if bias is not None:
-        shape = (1,) * (ndim - len(bias.shape)) + bias.shape
-        reshaped = [p.reshape([1] * (ndim - p.ndim) + list(p.shape)) for p in bias.planes]
-        planes = join(state, (call.shape, planes), (shape, reshaped))
-    return state.without_overlap(Labels(call.shape, planes))
+    return passing
 
 
 def channel_norm(state: Provenance, call: Call) -> Sequence[Labels]:
@@ -114,6 +91,10 @@ def channel_norm(state: Provenance, call: Call) -> Sequence[Labels]:
         else:
             state.freeze_all(vector)
     state.refresh(source)
+    if call.argument("training", call.argument("train", default=False)):
+        for plane in source.planes:
+            if varying(plane) != [1]:
+                state.mark_inexact(plane)
     first = Labels(call.shape, list(source.planes))
     return [first, *(Labels(tuple(r.shape)) for r in call.results[1:])]
 
@@ -137,17 +118,40 @@ def group_norm(state: Provenance, call: Call) -> Sequence[Labels]:
 
 
 def layer_norm(state: Provenance, call: Call) -> Sequence[Labels]:
-    """Statistics run over the trailing dims: removing there is inexact."""
+    """Statistics run over the trailing dims: removing there is inexact.
+
+    Where labels vary along those dims and others, as over (heads, width), a later consumer decides first.
+    """
+    source: Labels = call.args[0]
+    first = len(source.shape) - len(call.args[1])
+    if any(len(varying(p)) > 1 and varying(p)[0] < first for p in source.planes):
+        state.later(lambda: _normalised(state, call))
+    else:
+        _normalised(state, call)
+    return [Labels(call.shape, list(source.planes)), *(Labels(tuple(r.shape)) for r in call.results[1:])]
+
+
+def _normalised(state: Provenance, call: Call) -> None:
     source: Labels = call.args[0]
     shape: Sequence[int] = call.args[1]
     ndim = len(source.shape)
+    state.resolve(source)
     for offset, dim in enumerate(range(ndim - len(shape), ndim)):
         ids = state.vector(source, dim)
-        state.mark_inexact(ids)
+        if ids.any():
+            state.mark_inexact(ids)
         for affine in call.tensors()[1:]:
             state.union(state.vector(affine, offset), ids)
     state.refresh(source)
-    return [Labels(call.shape, list(source.planes)), *(Labels(tuple(r.shape)) for r in call.results[1:])]
+
+
+def weight_norm(state: Provenance, call: Call) -> Sequence[Labels]:
+    """`g * v / |v|` with the norm over all dims but one: `resize` makes up for what the norm loses."""
+    direction, magnitude = call.args[:2]
+    dim = int(call.argument("dim", 0)) % len(direction.shape)
+    state.union(state.vector(magnitude, dim), state.vector(direction, dim))
+    state.refresh(direction)
+    return [Labels(call.shape, list(direction.planes)), *(Labels(tuple(r.shape)) for r in call.results[1:])]
 
 
 def prelu(state: Provenance, call: Call) -> Sequence[Labels]:
@@ -165,10 +169,9 @@ BATCH_NORMS = (
 ).split()
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("convolution", "_convolution"), convolution),
-    **dict.fromkeys(("mm", "addmm"), product),
-    "linear": linear,
     **dict.fromkeys(BATCH_NORMS, channel_norm),
     **dict.fromkeys(("group_norm", "native_group_norm"), group_norm),
     **dict.fromkeys(("layer_norm", "native_layer_norm", "rms_norm"), layer_norm),
     "prelu": prelu,
+    **dict.fromkeys(("_weight_norm", "_weight_norm_interface"), weight_norm),
 }

@@ -11,7 +11,10 @@ from fxsurgery.analysis.provenance import Provenance
 from fxsurgery.analysis.rules.call import Call, Rule, dims_of
 from fxsurgery.analysis.rules.pointwise import pointwise
 
-REDUCTIONS = "sum mean amax amin max min var std linalg_vector_norm norm logsumexp prod argmax var_mean".split()
+REDUCTIONS = (
+    "sum mean amax amin max min var std linalg_vector_norm norm logsumexp prod argmax argmin var_mean std_mean "
+    "median any all count_nonzero"
+).split()
 POOLS = {
     f"{kind}{rank}d{tail}": rank
     for kind in (
@@ -51,23 +54,28 @@ def _after(state: Provenance, call: Call, plane: Ids, reduced: list[int]) -> Ids
     gone = [d for d in varying(plane) if d in reduced]
     if not gone:
         return plane
-    state.mark_ungateable(plane)
-    if call.name != "sum":
-        state.mark_inexact(plane)
     kept = [d for d in varying(plane) if d not in gone]
     if not kept:
+        state.mark_ungateable(plane)
+        if call.name != "sum":
+            state.mark_inexact(plane)
         return None
     state.union(plane, first_along(plane, kept))
     return state.canonical(first_along(plane, kept))
 
 
 def scan(state: Provenance, call: Call) -> Sequence[Labels]:
-    """Softmax and cumulative sums over a labelled dim depend on every entry of it."""
+    """Softmax and cumulative sums over a labelled dim depend on every entry of it; another dim is kept if it can."""
     source: Labels = call.args[0]
-    dim = call.args[1] % len(source.shape)
+    dim = call.args[1] % max(len(source.shape), 1)
+    for plane in source.planes:
+        if dim in varying(plane):
+            state.resolved(plane, [d for d in varying(plane) if d != dim])
+    state.refresh(source)
     for plane in source.planes:
         if dim in varying(plane):
             state.mark_inexact(plane)
+            state.mark_ungateable(plane)
     return [Labels(tuple(r.shape), list(source.planes)) for r in call.results]
 
 
@@ -86,6 +94,6 @@ def pooling(state: Provenance, call: Call) -> Sequence[Labels]:
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(REDUCTIONS, reduction),
-    **dict.fromkeys(("softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum"), scan),
+    **dict.fromkeys(("softmax", "_softmax", "_safe_softmax", "log_softmax", "_log_softmax", "cumsum"), scan),
     **dict.fromkeys(POOLS, pooling),
 }

@@ -1,0 +1,152 @@
+"""A module on resized tensors: which modules can be, and the size attributes that follow."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrize import is_parametrized
+
+RESIZABLE = (
+    _ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU, nn.Embedding, nn.EmbeddingBag,
+    nn.RNNBase, nn.RNNCellBase,
+)  # fmt: skip
+"""Modules with tensors that `refit` knows."""
+
+WEIGHT_NORMED = (_ConvNd, nn.Linear)
+"""Modules whose weight may be weight-normalised."""
+
+_WeightNorm = parametrizations._WeightNorm  # noqa: SLF001
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes that a module holds beside its tensors, where they changed."""
+
+    groups: int | None = None
+    channels: int | None = None
+    normalized: tuple[int, ...] | None = None
+    rows: Tensor | None = None
+    """Which rows of a weight-normalised weight are left."""
+
+    def __bool__(self) -> bool:
+        return any(size is not None for size in (self.groups, self.channels, self.normalized))
+
+
+def is_resizable(module: nn.Module) -> bool:
+    """Whether the tensors of a called module, if it has any, can be resized."""
+    if is_parametrized(module):
+        return is_weight_normed(module)
+    return isinstance(module, RESIZABLE) or not list(module.state_dict())
+
+
+def is_weight_normed(module: nn.Module) -> bool:
+    """Whether `weight`, and nothing else, is parametrised, by weight norm over all dims but the first."""
+    if not is_parametrized(module) or not isinstance(module, WEIGHT_NORMED):
+        return False
+    found = getattr(module, "parametrizations")  # noqa: B009 -- not declared on nn.Module
+    only = list(found) == ["weight"] and len(found["weight"]) == 1
+    return only and isinstance(found["weight"][0], _WeightNorm) and found["weight"][0].dim == 0
+
+
+def refit(module: nn.Module, tensors: Mapping[str, Tensor], sizes: Sizes | None = None) -> nn.Module:
+    """A copy of `module` on `tensors` (by their names in it), its size attributes to match.
+
+    Args:
+        module: one that `is_resizable`; it is left alone.
+        tensors: the resized parameters and buffers; the others are shared.
+        sizes: the new sizes that no tensor tells.
+    """
+    if is_weight_normed(module):
+        return _refit_weight_normed(module, tensors, sizes)
+    new = copy.copy(module)
+    new._parameters, new._buffers = dict(module._parameters), dict(module._buffers)  # noqa: SLF001
+    for name, tensor in tensors.items():
+        _put(new, name, tensor)
+    for name, value in _attributes(new, sizes or Sizes()).items():
+        setattr(new, name, value)
+    if isinstance(new, nn.RNNBase):
+        new._flat_weights = [getattr(new, name) for name in new._flat_weights_names]  # noqa: SLF001
+    return new
+
+
+def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
+    if (old := module._parameters.get(name)) is not None:  # noqa: SLF001
+        shared = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, old.requires_grad)
+        module._parameters[name] = shared  # noqa: SLF001
+    else:
+        module._buffers[name] = tensor  # noqa: SLF001
+
+
+def _refit_weight_normed(module: nn.Module, tensors: Mapping[str, Tensor], sizes: Sizes | None) -> nn.Module:
+    """The norm of a shorter row is smaller: its magnitude g shrinks with it, so that what is left of w stays.
+
+    w = g v / |v|, so w' = g' v' / |v'| with g' = g |v'| / |v| over the surviving rows.
+    """
+    magnitude_name, direction_name = "parametrizations.weight.original0", "parametrizations.weight.original1"
+    new = copy.deepcopy(module, {id(t): t for t in (*module.parameters(), *module.buffers())})
+    for name, tensor in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        _put(new.get_submodule(owner), leaf, tensor)
+    if direction_name in tensors:
+        with torch.no_grad():
+            old, short = _row_norms(module.get_parameter(direction_name)), _row_norms(tensors[direction_name])
+            magnitude = new.get_parameter(magnitude_name)
+            kept = old if sizes is None or sizes.rows is None else old[sizes.rows]
+            scaled = magnitude * (short / kept).reshape(magnitude.shape)
+        owner, _, leaf = magnitude_name.rpartition(".")
+        _put(new.get_submodule(owner), leaf, scaled)
+    for name, value in _attributes(new, sizes or Sizes()).items():
+        setattr(new, name, value)
+    return new
+
+
+def _row_norms(weight: Tensor) -> Tensor:
+    norms: Tensor = weight.detach().flatten(1).norm(dim=1)
+    return norms
+
+
+def _attributes(module: nn.Module, sizes: Sizes) -> dict[str, object]:  # noqa: C901, PLR0912 -- one line a kind
+    """The size attributes of a module with the tensors that it now has."""
+    found: dict[str, object] = {}
+    match module:
+        case _ConvNd():
+            groups = sizes.groups or module.groups
+            first, second = module.weight.shape[:2]
+            out, inner = (second * groups, first) if isinstance(module, _ConvTransposeNd) else (first, second * groups)
+            found = {"groups": groups, "in_channels": inner, "out_channels": out}
+        case nn.Linear():
+            found = {"out_features": module.weight.shape[0], "in_features": module.weight.shape[1]}
+        case nn.GroupNorm():
+            groups = sizes.groups or module.num_groups
+            found = {"num_groups": groups, "num_channels": sizes.channels or module.num_channels}
+        case nn.LayerNorm() | nn.RMSNorm():
+            found = {"normalized_shape": sizes.normalized or module.normalized_shape}
+        case nn.PReLU():
+            found = {"num_parameters": module.weight.numel()}
+        case nn.Embedding() | nn.EmbeddingBag():
+            found = {"embedding_dim": module.weight.shape[1]}
+        case nn.RNNBase():
+            found = _recurrent(module)
+        case nn.RNNCellBase():
+            found = {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
+        case _NormBase():
+            found = {"num_features": sizes.channels or module.num_features}
+        case _:
+            pass
+    return found
+
+
+def _recurrent(module: nn.RNNBase) -> dict[str, object]:
+    inner, outer = module.get_parameter("weight_ih_l0"), module.get_parameter("weight_hh_l0")
+    projected = getattr(module, "proj_size", 0) > 0
+    hidden = module.get_parameter("weight_hr_l0").shape[1] if projected else outer.shape[1]
+    return {
+        "input_size": inner.shape[1],
+        "hidden_size": hidden,
+        "proj_size": outer.shape[1] if projected else 0,
+    }

@@ -1,0 +1,90 @@
+"""Recurrent layers, taken whole: what a hidden unit is made of.
+
+A cell of LSTM or GRU has G = 4 or 3 gates (1 for a plain RNN). Hidden unit j is row j of each gate in the
+weights `(G * hidden, input)` and `(G * hidden, hidden)`, column j of the latter, and channel j of the output.
+All layers and directions have one hidden size, so they lose the same units. With a projection, the columns
+of `weight_hh` and the output belong to the projection, the gates to the cell.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from torch import nn
+
+from fxsurgery.analysis.atoms import Ids
+from fxsurgery.analysis.labels import Labels, varying
+from fxsurgery.analysis.provenance import Contraction, Provenance, Work
+
+GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
+
+Parameters = Callable[[str], Labels]
+"""The labels of a parameter of the layer, by its name."""
+
+
+def recurrent(
+    state: Provenance, module: nn.RNNBase, source: Labels, parameter: Parameters, steps: int
+) -> Mapping[str, Ids]:
+    """Tie what a hidden unit is made of; the units along the last dim of the output, and of each state.
+
+    Args:
+        state: the analysis.
+        module: the layer.
+        source: its input, (..., input size).
+        parameter: the labels of its parameters.
+        steps: samples times time steps, over samples: the work for one sample.
+
+    Returns:
+        `output`, `hidden` and `cell`: the units along the last dim of each.
+    """
+    for plane in source.planes:
+        if len(source.shape) - 1 not in varying(plane):
+            state.freeze(plane)
+    entering = state.vector(source, -1)
+    state.contractions.append(Contraction(state.node, -1, entering))
+    gates, projected = GATES[module.mode], getattr(module, "proj_size", 0) > 0
+    cell = _rows(state, parameter("weight_ih_l0"), gates)[0]
+    hidden = state.vector(parameter("weight_hr_l0"), 0) if projected else cell
+    sides = ("", "_reverse") if module.bidirectional else ("",)
+    for layer in range(module.num_layers):
+        for side in sides:
+            _tie(state, parameter, f"_l{layer}{side}", (entering, hidden, cell), module)
+        _count(state, (entering, hidden, cell), gates, steps * len(sides), projected=projected)
+        hidden = state.atoms.find(hidden)
+        entering = np.concatenate([hidden] * len(sides))
+    state.mark_ungateable(cell)
+    state.mark_ungateable(hidden)
+    state.produced.append((state.node, hidden))
+    if projected:
+        state.produced.append((state.node, cell))
+    return {"output": state.atoms.find(entering), "hidden": hidden, "cell": state.atoms.find(cell)}
+
+
+def _tie(
+    state: Provenance, parameter: Parameters, suffix: str, units: tuple[Ids, Ids, Ids], module: nn.RNNBase
+) -> None:
+    entering, hidden, cell = units
+    gates = GATES[module.mode]
+    kinds = ("ih", "hh")
+    for kind, columns in zip(kinds, (entering, hidden), strict=True):
+        weight = parameter(f"weight_{kind}{suffix}")
+        state.union(_rows(state, weight, gates), cell[None, :])
+        state.union(state.vector(weight, 1), columns)
+        if module.bias:
+            state.union(_rows(state, parameter(f"bias_{kind}{suffix}"), gates), cell[None, :])
+    if getattr(module, "proj_size", 0) > 0:
+        weight = parameter(f"weight_hr{suffix}")
+        state.union(state.vector(weight, 0), hidden)
+        state.union(state.vector(weight, 1), cell)
+
+
+def _rows(state: Provenance, labels: Labels, gates: int) -> Ids:
+    return state.vector(labels, 0).reshape(gates, -1)
+
+
+def _count(state: Provenance, units: tuple[Ids, Ids, Ids], gates: int, steps: int, *, projected: bool) -> None:
+    entering, hidden, cell = units
+    for columns in (entering, hidden):
+        macs = float(steps * gates * len(cell) * len(columns))
+        state.work.append(Work(state.node, "rnn", macs, (cell, columns)))
+    if projected:
+        state.work.append(Work(state.node, "rnn", float(steps * len(cell) * len(hidden)), (cell, hidden)))
