@@ -75,9 +75,15 @@ class Program:
                 yield node, module
 
     def draft(self) -> fx.GraphModule:
-        """A copy of graph and modules that shares every tensor: to edit, never to train."""
-        tensors = [*self.graph_module.parameters(), *self.graph_module.buffers()]
-        return copy.deepcopy(self.graph_module, {id(t): t for t in tensors})
+        """A copy of graph and modules that shares every tensor: to edit and then recompile, never to train."""
+        tensors = (*self.graph_module.parameters(), *self.graph_module.buffers())
+        known: dict[int, object] = {id(t): t for t in tensors}
+        twin = fx.GraphModule.__new__(fx.GraphModule)
+        _copy_state(self.graph_module, twin, known)
+        graph = copy.deepcopy(self.graph_module.graph)
+        graph.owning_module = twin
+        twin._graph = graph  # noqa: SLF001 -- the public way compiles it, and an edited draft is compiled anyway
+        return twin
 
     def trainable_copy(self) -> fx.GraphModule:
         """A copy that shares nothing: to train."""
@@ -102,6 +108,24 @@ class Program:
         called = {str(n.target) for n in self.nodes if n.op in {"call_module", "get_attr"}}
         if unused := sorted(_leaves(self.graph_module) - _covered(called, self.graph_module)):
             raise VerifyError(f"modules that no node calls: {', '.join(unused)}")
+
+
+def _copy_state(module: nn.Module, twin: nn.Module, known: dict[int, object]) -> nn.Module:
+    """Fill `twin` with the state of `module`: containers of its own, submodules of their own, the same tensors."""
+    known[id(module)] = twin
+    twin.__dict__.update(
+        {name: copy.copy(value) if isinstance(value, (dict, list)) else value for name, value in vars(module).items()}
+    )
+    children = twin.__dict__["_modules"]
+    for name, child in children.items():
+        children[name] = None if child is None else known.get(id(child)) or _twin(child, known)
+    return twin
+
+
+def _twin(module: nn.Module, known: dict[int, object]) -> nn.Module:
+    if type(module).__module__.startswith("torch.nn") and hasattr(nn, type(module).__name__):
+        return _copy_state(module, type(module).__new__(type(module)), known)
+    return copy.deepcopy(module, known)
 
 
 def _leaves(root: nn.Module) -> set[str]:

@@ -148,23 +148,54 @@ def _groups(walk: Walk, program: Program) -> Iterator[ChannelGroup]:
 
     What no node produces, as the channels of a learned query, goes by the tensor that holds it.
     """
-    state = walk.state
     names = {n.name: str(n.target) if n.op == "call_module" else n.name for n in program.nodes}
-    producers = dict[int, dict[str, None]]()
-    for node, ids in state.produced:
-        for unit in dict.fromkeys(state.atoms.find(ids).tolist()):
-            producers.setdefault(unit, {})[node] = None
+    makers = _Makers(walk.state.atoms.count)
+    for node, ids in walk.state.produced:
+        makers.add(node, walk.state.atoms.find(ids))
+    made = makers.owner > 0
     for name, dims in walk.dims.items():
-        for ids in dims.values():
-            for unit in dict.fromkeys(state.atoms.find(ids).tolist()):
-                producers.setdefault(unit, {name: None})
-    producers.pop(0, None)
-    units = dict[tuple[str, ...], list[int]]()
-    for unit, nodes in producers.items():
-        units.setdefault(tuple(nodes), []).append(unit)
+        for ids in map(walk.state.atoms.find, dims.values()):
+            if not made[ids].all():
+                makers.add(name, ids[~made[ids]])
     seen = dict[str, int]()
-    for makers, members in units.items():
-        first = names.get(makers[0], makers[0])
+    for nodes, units in makers.groups():
+        first = names.get(nodes[0], nodes[0])
         seen[first] = seen.get(first, 0) + 1
-        name = first if seen[first] == 1 else f"{first}#{seen[first]}"
-        yield ChannelGroup(name, makers, np.asarray(members, np.int64))
+        yield ChannelGroup(first if seen[first] == 1 else f"{first}#{seen[first]}", nodes, units)
+
+
+class _Makers:
+    """Which nodes make each unit: a number for each set of them, worked out on whole arrays."""
+
+    def __init__(self, size: int) -> None:
+        self.owner = np.zeros(size, np.int64)
+        self._rank = np.zeros(size, np.int64)
+        self._ranked = 0
+        self._sets: list[tuple[str, ...]] = [()]
+        self._numbers = dict[tuple[str, ...], int]()
+
+    def add(self, node: str, ids: Ids) -> None:
+        """`node` makes `ids`, roots in the order of its channels."""
+        units, places = np.unique(ids, return_index=True)
+        units = units[np.argsort(places)]
+        units = units[units > 0]
+        fresh = units[self.owner[units] == 0]
+        self._rank[fresh] = np.arange(self._ranked, self._ranked + len(fresh))
+        self._ranked += len(fresh)
+        for old in np.unique(self.owner[units]).tolist():
+            if node not in self._sets[old]:
+                self.owner[units[self.owner[units] == old]] = self._number((*self._sets[old], node))
+
+    def _number(self, nodes: tuple[str, ...]) -> int:
+        if nodes not in self._numbers:
+            self._numbers[nodes] = len(self._sets)
+            self._sets.append(nodes)
+        return self._numbers[nodes]
+
+    def groups(self) -> Iterator[tuple[tuple[str, ...], Ids]]:
+        """Each set of nodes with the units that they make, in the order in which they were first made."""
+        units = np.flatnonzero(self.owner)
+        units = units[np.argsort(self._rank[units])]
+        owners, firsts = np.unique(self.owner[units], return_index=True)
+        for owner in owners[np.argsort(firsts)].tolist():
+            yield self._sets[owner], units[self.owner[units] == owner]

@@ -18,6 +18,7 @@ from typing_extensions import override
 from fxsurgery.analysis.atoms import Ids
 from fxsurgery.analysis.labels import Labels, varying
 from fxsurgery.analysis.macs import macs_of
+from fxsurgery.analysis.meta import run_on_meta
 from fxsurgery.analysis.numbers import Numbers
 from fxsurgery.analysis.provenance import Provenance, Work
 from fxsurgery.analysis.refit import is_resizable
@@ -45,10 +46,10 @@ class Walk(fx.Interpreter):
     """One run of a program on meta tensors."""
 
     def __init__(self, program: Program) -> None:
+        super().__init__(program.graph_module, garbage_collect_values=False)
         tensors = [*program.graph_module.parameters(), *program.graph_module.buffers()]
-        metas = {id(t): _meta(t) for t in tensors}
-        on_meta = copy.deepcopy(program.graph_module, dict(metas))
-        super().__init__(on_meta, garbage_collect_values=False)
+        self._metas = {id(t): _meta(t) for t in tensors}
+        self._modules = dict[str, nn.Module]()
         self.state = Provenance()
         self.values: dict[str, Any] = {}
         self.dims: dict[str, dict[int, Ids]] = {}
@@ -58,9 +59,9 @@ class Walk(fx.Interpreter):
         self._program = program
         self._recorded: dict[str, Any] | None = None
         self._labels: dict[int, Labels] = {}
-        self._alive: list[Tensor] = list(metas.values())
+        self._alive = list[Tensor]()
         self._hidden = self._in_module = self._muted = False
-        self._label_parameters(on_meta)
+        self._label_parameters(program.graph_module)
         self._inputs = [_meta(x) if isinstance(x, Tensor) else x for x in program.examples.leaves]
         self._batch = program.examples.batch or 1
 
@@ -96,6 +97,25 @@ class Walk(fx.Interpreter):
             self._muted = False
         self._book(n, result)
         return result
+
+    @override
+    def fetch_attr(self, target: str) -> Any:
+        if target not in self._modules:
+            found = super().fetch_attr(target)
+            if not isinstance(found, nn.Module):
+                return self._metas.get(id(found), found) if isinstance(found, Tensor) else found
+            self._modules[target] = self._on_meta(found)
+        return self._modules[target]
+
+    def _on_meta(self, module: nn.Module) -> nn.Module:
+        """A copy of a called module on the meta parameters."""
+        if next(module.children(), None) is not None or isinstance(module, nn.RNNBase):
+            return copy.deepcopy(module, dict(self._metas))
+        new = copy.copy(module)
+        for kind in ("_parameters", "_buffers"):
+            own: dict[str, Tensor | None] = getattr(module, kind)
+            setattr(new, kind, {n: None if t is None else self._metas[id(t)] for n, t in own.items()})
+        return new
 
     @override
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -177,11 +197,11 @@ class Walk(fx.Interpreter):
         opaque = tuple(f"{n}." for n, m in _called(root) if not is_resizable(m))
         for name, tensor in (*root.named_parameters(), *root.named_buffers()):
             if name.startswith(opaque):
-                self._remember(tensor, Labels(tuple(tensor.shape)))
+                self._remember(self._metas[id(tensor)], Labels(tuple(tensor.shape)))
                 continue
             ids = {d: self.state.atoms.fresh(n) for d, n in enumerate(tensor.shape) if n > 1}
             self.dims[name] = ids
-            self._remember(tensor, self.state.labelled(tensor.shape, ids))
+            self._remember(self._metas[id(tensor)], self.state.labelled(tensor.shape, ids))
 
     def meet(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> None:
         """Take one ATen operation in."""
@@ -251,7 +271,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         del types
-        result = func(*args, **(kwargs or {}))
+        result = run_on_meta(func, args, kwargs or {})
         self._walk.meet(func, args, kwargs or {}, result)
         return result
 
