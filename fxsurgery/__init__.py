@@ -15,6 +15,7 @@ from fxsurgery.errors import (
     TrainingError,
     VerifyError,
 )
+from fxsurgery.inspection import Inspection, inspect
 from fxsurgery.optimize import optimize
 from fxsurgery.program import Program
 from fxsurgery.result import Result
@@ -30,6 +31,7 @@ __all__ = [
     "DeviceError",
     "Dnal",
     "ExportError",
+    "Inspection",
     "PassCrashedError",
     "Program",
     "Result",
@@ -40,5 +42,6 @@ __all__ = [
     "TrainingError",
     "VerifyError",
     "capture",
+    "inspect",
     "optimize",
 ]

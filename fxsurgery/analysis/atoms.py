@@ -7,6 +7,7 @@ arrays of atoms and work on whole arrays at once.
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 Ids = NDArray[np.int64]
 FROZEN: Ids = np.zeros(1, np.int64)
@@ -52,3 +53,38 @@ class Atoms:
             a, b = a[differ], b[differ]
             froze += len(np.unique(np.maximum(a, b)[(a == 0) | (b == 0)]))
             self._parent[np.maximum(a, b)] = np.minimum(a, b)
+
+
+class TracedAtoms(Atoms):
+    """Atoms that remember what froze each class: slower, for a report.
+
+    Classes are kept a second time without the frozen one, so that what froze one can be asked of its members.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._apart = Atoms()
+        self._causes: dict[int, int] = {}
+        self._events = 0
+
+    @override
+    def fresh(self, how_many: int) -> Ids:
+        self._apart.fresh(how_many)
+        return super().fresh(how_many)
+
+    @override
+    def union(self, left: Ids, right: Ids) -> int:
+        a, b = (self.find(x.ravel()) for x in np.broadcast_arrays(left, right))
+        free = (a != 0) & (b != 0)
+        self._apart.union(a[free], b[free])
+        froze = super().union(left, right)
+        if froze:
+            for root in np.unique(self._apart.find(np.maximum(a, b)[(a == 0) != (b == 0)])).tolist():
+                self._causes.setdefault(root, self._events)
+            self._events += 1
+        return froze
+
+    def cause(self, ids: Ids) -> int | None:
+        """The first of the unions that froze anything, by number, which froze one of `ids`; `None` if all are free."""
+        found = [self._causes[r] for r in np.unique(self._apart.find(ids)).tolist() if r in self._causes]
+        return min(found, default=None)

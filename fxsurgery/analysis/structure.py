@@ -146,15 +146,15 @@ def _members(state: Provenance, noted: list[Ids]) -> frozenset[int]:
 def _groups(walk: Walk, program: Program) -> Iterator[ChannelGroup]:
     """Units by the set of nodes that produce them, in the order in which these run.
 
-    What no node produces, as the channels of a learned query, goes by the tensor that holds it.
+    What no node produces, as the channels of a learned query, goes by the parameter that holds it.
     """
     names = {n.name: str(n.target) if n.op == "call_module" else n.name for n in program.nodes}
     makers = _Makers(walk.state.atoms.count)
     for node, ids in walk.state.produced:
         makers.add(node, walk.state.atoms.find(ids))
     made = makers.owner > 0
-    for name, dims in walk.dims.items():
-        for ids in map(walk.state.atoms.find, dims.values()):
+    for name, _ in program.graph_module.named_parameters():
+        for ids in map(walk.state.atoms.find, walk.dims.get(name, {}).values()):
             if not made[ids].all():
                 makers.add(name, ids[~made[ids]])
     seen = dict[str, int]()

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import override
 
-from fxsurgery.analysis.atoms import Ids
+from fxsurgery.analysis.atoms import Atoms, Ids
 from fxsurgery.analysis.labels import Labels, varying
 from fxsurgery.analysis.macs import macs_of
 from fxsurgery.analysis.meta import run_on_meta
@@ -38,6 +39,9 @@ GROUPED = {"convolution", "_convolution", "group_norm", "native_group_norm"}
 RESHAPES = {"view", "_unsafe_view", "reshape", "expand", "split", "slice", "repeat", "select", "constant_pad_nd"}
 """Operations that are told sizes."""
 
+ATEN = torch.ops.aten
+META = torch.device("meta")
+
 NO_META = (NotImplementedError, RuntimeError)
 """What an operation raises that cannot run on meta tensors."""
 
@@ -45,12 +49,12 @@ NO_META = (NotImplementedError, RuntimeError)
 class Walk(fx.Interpreter):
     """One run of a program on meta tensors."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, atoms: Atoms | None = None) -> None:
         super().__init__(program.graph_module, garbage_collect_values=False)
         tensors = [*program.graph_module.parameters(), *program.graph_module.buffers()]
         self._metas = {id(t): _meta(t) for t in tensors}
         self._modules = dict[str, nn.Module]()
-        self.state = Provenance()
+        self.state = Provenance(atoms or Atoms())
         self.values: dict[str, Any] = {}
         self.dims: dict[str, dict[int, Ids]] = {}
         self.uncounted: dict[str, None] = {}
@@ -99,6 +103,13 @@ class Walk(fx.Interpreter):
         return result
 
     @override
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The inputs of a node; a device that it names is the one of this run."""
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        moved = {k: META if k == "device" and v is not None else v for k, v in kwargs.items()}
+        return tuple(META if isinstance(a, torch.device) else a for a in args), moved
+
+    @override
     def fetch_attr(self, target: str) -> Any:
         if target not in self._modules:
             found = super().fetch_attr(target)
@@ -122,7 +133,7 @@ class Walk(fx.Interpreter):
         module = self.fetch_attr(target)
         if isinstance(module, nn.RNNBase) and isinstance(args[0], Tensor) and is_resizable(module):
             return self._recurrent(module, args, kwargs)
-        if _is_users(module) and not is_resizable(module):
+        if _is_kept_whole(module):
             raise NotImplementedError(f"{type(module).__name__} is kept whole")
         return super().call_module(target, args, kwargs)
 
@@ -154,10 +165,12 @@ class Walk(fx.Interpreter):
                 self.state.freeze_all(self.labels(leaf))
         self.state.unknown.setdefault(self.state.op, []).append(node.name)
         if self._recorded is None:
-            with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():  # noqa: SLF001
+            with _disable_current_modes(), torch.no_grad():
                 recorder = _Recorder(self._program.graph_module)
                 recorder.run(*self._program.examples.clone().leaves, enable_io_processing=False)
             self._recorded = recorder.metas
+            for name, macs in recorder.macs.items():
+                self.state.work.append(Work(name, "kept whole", macs / self._batch, ()))
         return self._recorded[node.name]
 
     def _book(self, node: fx.Node, result: object) -> None:
@@ -208,6 +221,8 @@ class Walk(fx.Interpreter):
         results = tuple(r for r in pytree.tree_leaves(result) if isinstance(r, Tensor))
         if not results or self._muted:
             return
+        if base_name(op) == "as_strided" and _is_reshape(args[0], results[0]):
+            op, args = ATEN.view.default, (args[0], list(results[0].shape))
         given = pytree.tree_map_only(Tensor, self._current, args)
         named = pytree.tree_map_only(Tensor, self._current, kwargs)
         call = Call(op, given, named, results)
@@ -282,6 +297,8 @@ class _Recorder(fx.Interpreter):
     def __init__(self, graph_module: fx.GraphModule) -> None:
         super().__init__(graph_module)
         self.metas: dict[str, Any] = {}
+        self.macs: dict[str, float] = {}
+        """Of the modules that were kept whole."""
 
     @override
     def run_node(self, n: fx.Node) -> Any:
@@ -289,11 +306,32 @@ class _Recorder(fx.Interpreter):
         self.metas[n.name] = pytree.tree_map_only(Tensor, _meta, result)
         return result
 
+    @override
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self.fetch_attr(target)
+        if not _is_kept_whole(module):
+            return super().call_module(target, args, kwargs)
+        with FlopCounterMode(display=False) as counter:
+            result = super().call_module(target, args, kwargs)
+        self.macs[target] = counter.get_total_flops() / 2
+        return result
 
-def _is_users(module: nn.Module) -> bool:
-    """Whether a called module has state and code of the user's own, as one that capture kept whole."""
+
+def _is_reshape(source: Tensor, result: Tensor) -> bool:
+    """Whether a strided view shows all entries of its source in their order.
+
+    Written in place, as pooling to one place does to keep channels last, it must show rows in their order.
+    """
+    if source is result:
+        return bool(result.dim() > 1 and result.numel() == len(result) * result.stride(0) and result.stride(1) == 1)
+    whole = source.numel() == result.numel() and source.storage_offset() == result.storage_offset()
+    return bool(whole and source.is_contiguous() and result.is_contiguous())
+
+
+def _is_kept_whole(module: nn.Module) -> bool:
+    """Whether a called module has state and code of the user's own: capture could not look into it."""
     own = not type(module).__module__.startswith(("torch.nn", "torch.ao.nn", "fxsurgery"))
-    return own and bool(list(module.state_dict()))
+    return own and bool(list(module.state_dict())) and not is_resizable(module)
 
 
 def _called(root: fx.GraphModule) -> list[tuple[str, nn.Module]]:

@@ -1,0 +1,173 @@
+"""What of a model surgery can reach, and why the rest stays: `fxsurgery.inspect`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+from typing_extensions import override
+
+from fxsurgery.analysis.atoms import Ids, TracedAtoms
+from fxsurgery.analysis.cost import cost
+from fxsurgery.analysis.structure import structure
+from fxsurgery.analysis.walk import Walk
+from fxsurgery.budget import Cost
+from fxsurgery.capture import capture
+from fxsurgery.program import Program
+
+
+@dataclass(frozen=True)
+class Width:
+    """Channels that can be removed one by one, with everything that lives and dies with them."""
+
+    name: str
+    """The layer that produces them first."""
+    units: int
+    producers: tuple[str, ...]
+    exact: bool
+    """Whether the others compute the same without them; not where a norm or softmax runs over them."""
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A layer whose work cannot shrink."""
+
+    name: str
+    macs: float
+    """For one sample."""
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """What surgery can reach of a model."""
+
+    program: Program
+    cost: Cost
+    """Parameters, and MACs of one sample."""
+    editable_macs: float
+    """The share of the MACs, 0 to 1, of layers that can lose inputs or outputs."""
+    editable_params: float
+    """The share of the parameters that some removable channel has a part in."""
+    widths: tuple[Width, ...]
+    fixed: tuple[Fixed, ...]
+    """The layers that cannot shrink, the largest first."""
+    notes: tuple[str, ...]
+    """Modules that were kept whole and why, operations without a rule, checks that could not be made."""
+
+    @override
+    def __str__(self) -> str:
+        """A page to read."""
+        lines = [
+            f"{self.cost.params:,} parameters, {self.cost.macs:,} MACs for one sample",
+            f"editable: {self.editable_macs:.1%} of the MACs, {self.editable_params:.1%} of the parameters",
+            f"{len(self.widths)} widths of {sum(w.units for w in self.widths):,} channels in all:",
+        ]
+        lines += [_line(width) for width in self.widths[:SHOWN]]
+        lines += [f"  and {len(self.widths) - SHOWN} more"] if len(self.widths) > SHOWN else []
+        total = self.cost.macs or 1
+        if self.fixed:
+            lines.append("cannot shrink:")
+        lines += [f"  {part.name}: {part.macs / total:.1%} of the MACs; {part.reason}" for part in self.fixed[:SHOWN]]
+        lines += [f"  and {len(self.fixed) - SHOWN} more"] if len(self.fixed) > SHOWN else []
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+SHOWN = 12
+"""Entries of a list that `str` shows."""
+
+
+def inspect(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any],
+    *,
+    leaf_modules: tuple[type[nn.Module], ...] = (),
+) -> Inspection:
+    """Say what of `model` surgery can reach, and why the rest stays as it is. The model is left alone.
+
+    Args:
+        model: any module, as for `fxsurgery.optimize`.
+        example_inputs: what it is called with: a tensor, a tuple of positional inputs, or a dict of inputs by name.
+        leaf_modules: types of modules to keep whole.
+
+    Raises:
+        CaptureError: the model cannot be taken as a graph; the message names the line or the module.
+        DataError: the example inputs do not fit the model.
+    """
+    if isinstance(example_inputs, Mapping):
+        program = capture(model, leaf_modules=leaf_modules, example_kwargs=dict(example_inputs))
+    elif isinstance(example_inputs, Tensor):
+        program = capture(model, example_inputs, leaf_modules=leaf_modules)
+    else:
+        program = capture(model, *example_inputs, leaf_modules=leaf_modules)
+    return inspect_program(program)
+
+
+def inspect_program(program: Program) -> Inspection:
+    """The same for a captured model."""
+    facts, whole = structure(program), cost(program)
+    work = [(w, any(ids.any() for ids in w.dims)) for w in facts.work]
+    total = sum(w.macs for w, _ in work) or 1.0
+    sizes = {name: p.numel() for name, p in program.graph_module.named_parameters()}
+    editable = sum(n for name, n in sizes.items() if any(ids.any() for ids in facts.tensors.get(name, {}).values()))
+    stuck = dict[str, float]()
+    for part, free in work:
+        if not free:
+            stuck[part.node] = stuck.get(part.node, 0.0) + part.macs
+    reasons = _Reasons(program) if stuck else None
+    fixed = [Fixed(_name(program, node), macs, reasons.of(node)) for node, macs in stuck.items() if reasons and macs]
+    unknown = tuple(
+        f"operation {op!r} (at {', '.join(nodes[:3])}) has no rule: what flows into it keeps its width"
+        for op, nodes in facts.unknown.items()
+    )
+    return Inspection(
+        program=program,
+        cost=whole,
+        editable_macs=sum(w.macs for w, free in work if free) / total,
+        editable_params=editable / (sum(sizes.values()) or 1),
+        widths=tuple(
+            Width(g.name, len(g.units), g.producers, not set(g.units.tolist()) & facts.inexact) for g in facts.groups
+        ),
+        fixed=tuple(sorted(fixed, key=lambda part: -part.macs)),
+        notes=(*program.notes, *unknown),
+    )
+
+
+class _Reasons:
+    """Why layers keep their widths: a second analysis, which remembers what froze what."""
+
+    def __init__(self, program: Program) -> None:
+        self._program, self._atoms = program, TracedAtoms()
+        self._nodes = {n.name: n for n in program.nodes}
+        self._walk = Walk(program, self._atoms)
+        self._walk.walk()
+
+    def of(self, name: str) -> str:
+        """Why the work of a node, or of a module kept whole, cannot shrink."""
+        node = self._nodes.get(name)
+        if node is None:
+            return "it is kept whole"
+        tensors = [n for n in self._walk.dims if n.startswith(f"{node.target}.")] if node.op == "call_module" else []
+        tensors += [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
+        ids = next((d for t in tensors if (d := self._walk.dims.get(t)) and len(d) > 1), None)
+        if ids is None:
+            return "it has no weight of its own" if not tensors else "nothing of its weight can be removed"
+        out, into = list(ids.items())[:2]
+        return f"outputs kept by {self._cause(out[1])}, inputs by {self._cause(into[1])}"
+
+    def _cause(self, ids: Ids) -> str:
+        event = self._atoms.cause(ids)
+        if event is None:
+            return "their size of 1"
+        freeze = self._walk.state.freezes[event]
+        return freeze.op if freeze.op == "the model's output" else f"{freeze.op} at {_name(self._program, freeze.node)}"
+
+
+def _name(program: Program, name: str) -> str:
+    node: fx.Node | None = next((n for n in program.nodes if n.name == name), None)
+    return str(node.target) if node is not None and node.op == "call_module" else name
+
+
+def _line(width: Width) -> str:
+    others = f" with {', '.join(width.producers[1:4])}" if len(width.producers) > 1 else ""
+    return f"  {width.name}: {width.units} channels{others}{'' if width.exact else ' (a norm runs over them)'}"
