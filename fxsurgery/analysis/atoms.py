@@ -19,6 +19,8 @@ class Atoms:
     def __init__(self) -> None:
         self._parent: Ids = np.zeros(1, np.int64)
         self.count = 1
+        self.version = 0
+        """Goes up with every union that changed anything."""
 
     def fresh(self, how_many: int) -> Ids:
         """New atoms, each its own class."""
@@ -50,6 +52,7 @@ class Atoms:
             differ = a != b
             if not differ.any():
                 return froze
+            self.version += 1
             a, b = a[differ], b[differ]
             froze += len(np.unique(np.maximum(a, b)[(a == 0) | (b == 0)]))
             self._parent[np.maximum(a, b)] = np.minimum(a, b)

@@ -17,6 +17,8 @@ class Labels:
 
     shape: tuple[int, ...]
     planes: list[Ids] = field(default_factory=list)
+    version: int = -1
+    """The version of the atoms that the planes were last brought up to."""
 
 
 def varying(plane: Ids) -> list[int]:

@@ -4,44 +4,56 @@ PyTorch works many shapes out by tracing a decomposition, a millisecond each. Wh
 shape and type of the input, that is all there is to know.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-TRUTH = frozenset(
-    "eq ne lt le gt ge isnan isinf isfinite isposinf isneginf logical_not logical_and logical_or signbit".split()
-)
-"""Pointwise operations whose result has another type."""
-
-BINARY = frozenset("add sub mul div".split())
-NORMS = frozenset("native_batch_norm _native_batch_norm_legit_no_training _batch_norm_no_update".split())
-
-
-def run_on_meta(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-    """What `op` gives on meta tensors."""
-    name = op._schema.name.removeprefix("aten::")  # noqa: SLF001
-    base = name.rstrip("_")
-    first = args[0] if args else None
-    if isinstance(first, Tensor) and first.is_floating_point():
-        if base in NORMS:
-            return torch.empty_like(first), first.new_empty((0,)), first.new_empty((0,))
-        if torch.Tag.pointwise in op.tags and base not in TRUTH and not kwargs and _is_like_first(base, args):
-            return first if name != base else torch.empty_like(first)
-    return op(*args, **kwargs)
-
-
-def _is_like_first(base: str, args: tuple[Any, ...]) -> bool:
-    first, *others = args
-    tensors = [a for a in others if isinstance(a, Tensor)]
-    if not tensors:
-        return all(isinstance(a, (int, float, str)) for a in others) and base in UNARY
-    return base in BINARY and all(t.shape == first.shape and t.dtype == first.dtype for t in tensors)
-
-
 UNARY = frozenset(
     "relu relu6 hardtanh hardswish hardsigmoid silu gelu sigmoid tanh leaky_relu elu mish softplus exp sqrt rsqrt "
     "add sub mul div pow neg abs square clamp clamp_min clamp_max reciprocal erf sin cos log".split()
 )
 """Pointwise operations on one tensor (and numbers) that keep its type."""
+
+BINARY = frozenset("add sub mul div".split())
+BATCH_NORMS = frozenset("native_batch_norm _native_batch_norm_legit_no_training _batch_norm_no_update".split())
+SAME_SHAPE = frozenset("_softmax _safe_softmax softmax".split())
+
+
+def run_on_meta(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    """What `op` gives on meta tensors."""
+    first = args[0] if args else None
+    if isinstance(first, Tensor) and first.is_floating_point() and not kwargs:
+        name = op._schema.name.removeprefix("aten::")  # noqa: SLF001
+        base = name.rstrip("_") if not name.startswith("_") else name
+        if base in BATCH_NORMS or base == "native_layer_norm":
+            return torch.empty_like(first), first.new_empty((0,)), first.new_empty((0,))
+        if base in SAME_SHAPE and not any(isinstance(a, Tensor) for a in args[1:]):
+            return torch.empty_like(first)
+        if base.startswith("upsample") and len(args) > 1 and isinstance(args[1], (list, tuple)):
+            return first.new_empty((*first.shape[:2], *args[1]))
+        if torch.Tag.pointwise in op.tags and (shape := _shape(base, args)) is not None:
+            if name != base:
+                return first
+            return torch.empty_like(first) if shape == first.shape else first.new_empty(shape)
+    return op(*args, **kwargs)
+
+
+def _shape(base: str, args: tuple[Any, ...]) -> tuple[int, ...] | None:
+    """The shape of a pointwise operation that keeps the type of its first input; `None` for any other."""
+    first, *others = args
+    tensors = [a for a in others if isinstance(a, Tensor)]
+    if not tensors:
+        plain = base in UNARY and all(isinstance(a, (int, float, str)) for a in others)
+        return tuple(first.shape) if plain else None
+    if base in BINARY and len(tensors) == 1 and tensors[0].dtype == first.dtype:
+        return _broadcast(first.shape, tensors[0].shape)
+    return None
+
+
+def _broadcast(left: Sequence[int], right: Sequence[int]) -> tuple[int, ...]:
+    ndim = max(len(left), len(right))
+    a, b = ((1,) * (ndim - len(s)) + tuple(s) for s in (left, right))
+    return tuple(y if x == 1 else x for x, y in zip(a, b, strict=True))

@@ -102,7 +102,10 @@ class Provenance:
 
     def refresh(self, labels: Labels) -> None:
         """Bring the planes of a tensor up to date with the unions so far."""
-        labels.planes = [p for p in map(self.canonical, labels.planes) if p is not None]
+        version = self.atoms.version
+        if labels.version != version:
+            labels.planes = [p for p in map(self.canonical, labels.planes) if p is not None]
+            labels.version = version
 
     def resolved(self, plane: Ids, prefer: Sequence[int] = ()) -> Ids | None:
         """Tie entries until `plane` varies along one dim: one of `prefer` if it can, else the longest.

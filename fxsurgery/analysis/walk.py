@@ -6,7 +6,7 @@ module kept whole, an operation without shapes) is looked up in one real run; wh
 """
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -174,7 +174,7 @@ class Walk(fx.Interpreter):
         return self._recorded[node.name]
 
     def _book(self, node: fx.Node, result: object) -> None:
-        leaves = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        leaves = list(_tensors(result))
         self.state.op = "shape used as a number"
         if leaves:
             if not is_sized(node):
@@ -186,7 +186,9 @@ class Walk(fx.Interpreter):
             self.state.op = "the model's output"
             for leaf in leaves:
                 self.state.freeze_all(self.labels(leaf))
-        self.values[node.name] = pytree.tree_map_only(Tensor, self.labels, result)
+        self.values[node.name] = (
+            self.labels(result) if isinstance(result, Tensor) else pytree.tree_map_only(Tensor, self.labels, result)
+        )
 
     def _freeze_sizes(self, node: fx.Node) -> None:
         for tensor, dims in self.numbers.behind(node):
@@ -218,23 +220,27 @@ class Walk(fx.Interpreter):
 
     def meet(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> None:
         """Take one ATen operation in."""
-        results = tuple(r for r in pytree.tree_leaves(result) if isinstance(r, Tensor))
+        results = (result,) if isinstance(result, Tensor) else tuple(_tensors(result))
         if not results or self._muted:
             return
         if base_name(op) == "as_strided" and _is_reshape(args[0], results[0]):
             op, args = ATEN.view.default, (args[0], list(results[0].shape))
-        given = pytree.tree_map_only(Tensor, self._current, args)
-        named = pytree.tree_map_only(Tensor, self._current, kwargs)
-        call = Call(op, given, named, results)
+        call = Call(op, self._given(args), {k: self._given(v) for k, v in kwargs.items()}, results)
         self.state.op, self.state.work_dims = call.name, ()
         for tensor, labels in zip(results, self._outcome(call), strict=True):
             self._remember(tensor, labels)
         self._count(call, args, result)
 
+    def _given(self, value: Any) -> Any:
+        """Arguments with labels for tensors; ATen nests no deeper than lists."""
+        if isinstance(value, Tensor):
+            return self._current(value)
+        return type(value)(map(self._given, value)) if isinstance(value, (list, tuple)) else value
+
     def _current(self, tensor: Tensor) -> Labels:
         labels = self.labels(tensor)
         self.state.refresh(labels)
-        return Labels(labels.shape, list(labels.planes))
+        return Labels(labels.shape, list(labels.planes), labels.version)
 
     def _outcome(self, call: Call) -> Sequence[Labels]:
         rule = rule_for(call)
@@ -332,6 +338,16 @@ def _is_kept_whole(module: nn.Module) -> bool:
     """Whether a called module has state and code of the user's own: capture could not look into it."""
     own = not type(module).__module__.startswith(("torch.nn", "torch.ao.nn", "fxsurgery"))
     return own and bool(list(module.state_dict())) and not is_resizable(module)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors of a value, however nested."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for leaf in pytree.tree_leaves(value):
+            if isinstance(leaf, Tensor):
+                yield leaf
 
 
 def _called(root: fx.GraphModule) -> list[tuple[str, nn.Module]]:

@@ -37,9 +37,8 @@ def convolution(state: Provenance, call: Call) -> Sequence[Labels]:
         state.produced.append((state.node, leaving))
     if isinstance(bias, Labels):
         state.union(state.vector(bias, 0), leaving)
-    labels = state.labelled(call.shape, {1: leaving})
-    labels.planes += passing
-    return [state.without_overlap(labels)]
+    planes = [*state.labelled(call.shape, {1: leaving}).planes, *passing]
+    return [state.without_overlap(Labels(call.shape, planes))]
 
 
 def _grouped(state: Provenance, entering: Ids, weights: tuple[Ids, Ids], groups: int, *, transposed: bool) -> Ids:
