@@ -5,11 +5,15 @@ The rules (`fxsurgery.analysis.rules`) talk to it and to nothing else.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from fxsurgery.analysis.atoms import FROZEN, Atoms, Ids
 from fxsurgery.analysis.labels import Labels, along, first_along, is_frozen, varying
+
+Attention = Literal["heads", "head_dim"]
+"""What attention can lose: whole heads, or the same channels of every head."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Provenance:
     """Mutable while the analysis runs; `Structure` is what is kept of it."""
 
     atoms: Atoms = field(default_factory=Atoms)
+    attention: Attention = "heads"
+    """What batched products keep apart where labels run over heads and the channels of each."""
     node: str = ""
     op: str = ""
     freezes: list[Freeze] = field(default_factory=list)

@@ -16,20 +16,19 @@ from fxsurgery.analysis.arguments import rewrite_arguments
 from fxsurgery.analysis.atoms import Ids
 from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.refit import Sizes, is_weight_normed, refit
-from fxsurgery.analysis.structure import Mask, Structure, structure
+from fxsurgery.analysis.structure import Mask, Structure
 from fxsurgery.edit import Editor
 from fxsurgery.errors import StructureError
 from fxsurgery.program import Program
 
 
-def resize(edit: Editor, keep: Mask) -> None:
-    """Edit the program down to the ids of `keep`.
+def resize(edit: Editor, facts: Structure, keep: Mask) -> None:
+    """Edit the program down to the ids of `keep`, which are those of `facts`.
 
     Raises:
         StructureError: a tensor would be left without any entry along a dim.
     """
     program = edit.program
-    facts = structure(program)
     if empty := facts.emptied(keep):
         names = dict.fromkeys(g.name for g in facts.groups for unit in empty if unit in g.units)
         raise StructureError(f"no channel would be left of {', '.join(names) or f'{len(empty)} tensors'}")

@@ -19,16 +19,16 @@ from fxsurgery.analysis.arguments import After
 from fxsurgery.analysis.atoms import Ids
 from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.refit import refit
-from fxsurgery.analysis.structure import Mask, structure
+from fxsurgery.analysis.structure import Mask, Structure
 from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
 
 
-def silence(program: Program, keep: Mask) -> Callable[[Program, Inputs], list[Tensor]]:
+def silence(program: Program, facts: Structure, keep: Mask) -> Callable[[Program, Inputs], list[Tensor]]:
     """The reference for what `keep` leaves of `program`: given the result and inputs, the outputs wanted."""
 
     def outputs(result: Program, inputs: Inputs) -> list[Tensor]:
-        run = _Silenced(program, result, keep, inputs.batch or 1)
+        run = _Silenced(program, result, After(facts, keep), inputs.batch or 1)
         with torch.no_grad():
             found = run.run(*inputs.clone().leaves, enable_io_processing=False)
         return [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor)]
@@ -39,10 +39,9 @@ def silence(program: Program, keep: Mask) -> Callable[[Program, Inputs], list[Te
 class _Silenced(fx.Interpreter):
     """Runs a program with some units silent."""
 
-    def __init__(self, program: Program, result: Program, keep: Mask, batch: int) -> None:
+    def __init__(self, program: Program, result: Program, after: After, batch: int) -> None:
         super().__init__(program.graph_module)
-        self._facts, self._keep = structure(program), keep
-        self._after = After(self._facts, keep)
+        self._after, self._facts, self._keep = after, after.facts, after.keep
         self._result = result.graph_module
         self._twins = {n.name: n for n in result.nodes}
         self._batch, self._own_batch = batch, program.examples.batch or 1

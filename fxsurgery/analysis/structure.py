@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from fxsurgery.analysis.atoms import Ids
 from fxsurgery.analysis.fact import fact
 from fxsurgery.analysis.labels import Labels, varying
-from fxsurgery.analysis.provenance import Contraction, Freeze, Provenance, Work
+from fxsurgery.analysis.provenance import Attention, Contraction, Freeze, Provenance, Work
 from fxsurgery.analysis.walk import Walk
 from fxsurgery.program import Program
 
@@ -106,8 +106,18 @@ class Structure:
 
 @fact
 def structure(program: Program) -> Structure:
-    """What changes together in `program`."""
-    walk = Walk(program)
+    """What changes together in `program`, where attention loses whole heads."""
+    return _analysed(program, "heads")
+
+
+@fact
+def head_dim_structure(program: Program) -> Structure:
+    """The same where attention loses channels, the same of every head."""
+    return _analysed(program, "head_dim")
+
+
+def _analysed(program: Program, attention: Attention) -> Structure:
+    walk = Walk(program, attention=attention)
     walk.walk()
     state, find = walk.state, walk.state.atoms.find
     values = {name: _rooted(state, value) for name, value in walk.values.items()}

@@ -21,12 +21,12 @@ from fxsurgery.analysis.labels import Labels, varying
 from fxsurgery.analysis.macs import macs_of
 from fxsurgery.analysis.meta import run_on_meta
 from fxsurgery.analysis.numbers import Numbers
-from fxsurgery.analysis.provenance import Provenance, Work
+from fxsurgery.analysis.provenance import Attention, Provenance, Work
 from fxsurgery.analysis.refit import is_resizable
 from fxsurgery.analysis.rules import Call, rule_for
 from fxsurgery.analysis.rules.call import base_name
 from fxsurgery.analysis.rules.movement import CREATIONS, LIKE, MOVES, SAME
-from fxsurgery.analysis.rules.recurrent import recurrent
+from fxsurgery.analysis.rules.recurrent import end_shapes, recurrent
 from fxsurgery.analysis.shapes import hides_its_shape, is_sized, target_name
 from fxsurgery.program import Program
 
@@ -49,12 +49,12 @@ NO_META = (NotImplementedError, RuntimeError)
 class Walk(fx.Interpreter):
     """One run of a program on meta tensors."""
 
-    def __init__(self, program: Program, atoms: Atoms | None = None) -> None:
+    def __init__(self, program: Program, atoms: Atoms | None = None, attention: Attention = "heads") -> None:
         super().__init__(program.graph_module, garbage_collect_values=False)
         tensors = [*program.graph_module.parameters(), *program.graph_module.buffers()]
         self._metas = {id(t): _meta(t) for t in tensors}
         self._modules = dict[str, nn.Module]()
-        self.state = Provenance(atoms or Atoms())
+        self.state = Provenance(atoms or Atoms(), attention)
         self.values: dict[str, Any] = {}
         self.dims: dict[str, dict[int, Ids]] = {}
         self.uncounted: dict[str, None] = {}
@@ -64,7 +64,7 @@ class Walk(fx.Interpreter):
         self._recorded: dict[str, Any] | None = None
         self._labels: dict[int, Labels] = {}
         self._alive = list[Tensor]()
-        self._hidden = self._in_module = self._muted = False
+        self._hidden = False
         self._label_parameters(program.graph_module)
         self._inputs = [_meta(x) if isinstance(x, Tensor) else x for x in program.examples.leaves]
         self._batch = program.examples.batch or 1
@@ -91,14 +91,12 @@ class Walk(fx.Interpreter):
     @override
     def run_node(self, n: fx.Node) -> Any:
         self.state.node, self.state.op = n.name, n.op
-        self._hidden, self._in_module = hides_its_shape(n, self.module), n.op == "call_module"
+        self._hidden = hides_its_shape(n, self.module)
         self.numbers.note(n, self.env)
         try:
             result = super().run_node(n)
         except NO_META:
             result = self._looked_up(n)
-        finally:
-            self._muted = False
         self._book(n, result)
         return result
 
@@ -138,23 +136,17 @@ class Walk(fx.Interpreter):
         return super().call_module(target, args, kwargs)
 
     def _recurrent(self, module: nn.RNNBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._muted = True
-        result = module(*args, **kwargs)
-        source = self._current(args[0])
-        steps = args[0].numel() // args[0].shape[-1] // self._batch
+        given, source = args[0], self._current(args[0])
+        steps = given.numel() // given.shape[-1] // self._batch
         units = recurrent(self.state, module, source, lambda name: self.labels(getattr(module, name)), steps)
-        output, states = result
-        hidden, cell = states if isinstance(states, tuple) else (states, None)
-        ends = [(output, units["output"]), (hidden, units["hidden"]), (cell, units["cell"])]
-        for tensor, ids in ends:
-            if isinstance(tensor, Tensor):
-                self._remember(tensor, self.state.labelled(tensor.shape, {tensor.dim() - 1: ids}))
-        for given in pytree.tree_leaves((args[1:], kwargs)):
-            if isinstance(given, Tensor):
-                self.state.freeze_all(self.labels(given))
-                self.state.freeze(units["hidden"])
-                self.state.freeze(units["cell"])
-        return result
+        ends = tuple(given.new_empty(shape) for shape in end_shapes(module, tuple(given.shape)))
+        for tensor, ids in zip(ends, units, strict=False):
+            self._remember(tensor, self.state.labelled(tensor.shape, {tensor.dim() - 1: ids}))
+        for start in _tensors([*args[1:], *kwargs.values()]):
+            self.state.freeze_all(self.labels(start))
+            for ids in units[1:]:
+                self.state.freeze(ids)
+        return (ends[0], ends[1:]) if len(ends) > 2 else ends
 
     def _looked_up(self, node: fx.Node) -> Any:
         """What a node gives that cannot run on meta tensors, from a real run; its inputs freeze."""
@@ -221,7 +213,7 @@ class Walk(fx.Interpreter):
     def meet(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> None:
         """Take one ATen operation in."""
         results = (result,) if isinstance(result, Tensor) else tuple(_tensors(result))
-        if not results or self._muted:
+        if not results:
             return
         if base_name(op) == "as_strided" and _is_reshape(args[0], results[0]):
             op, args = ATEN.view.default, (args[0], list(results[0].shape))

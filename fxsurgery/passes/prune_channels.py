@@ -22,10 +22,11 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from typing_extensions import override
 
 from fxsurgery.analysis.constants import Leftover, leftovers, scale_silenced
+from fxsurgery.analysis.provenance import Attention
 from fxsurgery.analysis.refit import refit
 from fxsurgery.analysis.resize import resize
 from fxsurgery.analysis.silence import silence
-from fxsurgery.analysis.structure import Mask, structure
+from fxsurgery.analysis.structure import Mask, Structure, head_dim_structure, structure
 from fxsurgery.edit import Editor, Reference
 from fxsurgery.errors import SpecError
 from fxsurgery.program import Program
@@ -40,6 +41,8 @@ class PruneChannels(Rewrite):
     drop: tuple[tuple[str, tuple[int, ...]], ...]
     """For each channel group, by name, the positions of the units to remove."""
     leaves: Literal["nothing", "constant"] = "nothing"
+    attention: Attention = "heads"
+    """What attention loses: whole heads, or channels, the same of every head."""
 
     @classmethod
     @override
@@ -53,12 +56,12 @@ class PruneChannels(Rewrite):
                     yield move
 
     def keep(self, program: Program) -> Mask:
-        """For each id of `program`'s structure, whether it stays.
+        """For each id of `facts(program)`, whether it stays.
 
         Raises:
             SpecError: no group has that name, or the group no such position.
         """
-        facts = structure(program)
+        facts = self.facts(program)
         removed = list[int]()
         for name, positions in self.drop:
             if (group := facts.group(name)) is None:
@@ -69,15 +72,26 @@ class PruneChannels(Rewrite):
             removed += group.units[list(positions)].tolist()
         return facts.mask(np.asarray(removed, np.int64))
 
+    def facts(self, program: Program) -> Structure:
+        """The structure that the groups are those of.
+
+        Raises:
+            SpecError: an option has no meaning.
+        """
+        if self.attention not in {"heads", "head_dim"}:
+            raise SpecError(f"attention={self.attention!r}: say 'heads' or 'head_dim'")
+        if self.leaves not in {"nothing", "constant"} or (self.leaves, self.attention) == ("constant", "head_dim"):
+            raise SpecError(f"leaves={self.leaves!r}: say 'nothing', or, with attention='heads', 'constant'")
+        return structure(program) if self.attention == "heads" else head_dim_structure(program)
+
     @override
     def rewrite(self, edit: Editor) -> Effect:
         program, keep = edit.program, self.keep(edit.program)
         if keep.all():
             return Effect.EXACT
-        if self.leaves not in {"nothing", "constant"}:
-            raise SpecError(f"leaves={self.leaves!r}: say 'nothing' or 'constant'")
-        resize(edit, keep)
-        reference = silence(program, keep) if self.leaves == "nothing" else _fold(edit, keep)
+        facts = self.facts(program)
+        resize(edit, facts, keep)
+        reference = silence(program, facts, keep) if self.leaves == "nothing" else _fold(edit, keep)
         if reference is not None:
             edit.prove_equal_to(reference)
         return Effect.LOSSY

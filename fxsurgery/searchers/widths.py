@@ -13,9 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils import _pytree as pytree
 
 from fxsurgery.analysis.cost import cost, cost_after
 from fxsurgery.analysis.gating import gate_plan
+from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.structure import ChannelGroup, Mask, Structure, structure
 from fxsurgery.budget import Budget, Cost
 from fxsurgery.errors import BudgetError, StructureError
@@ -138,8 +140,12 @@ def _step(facts: Structure, group: ChannelGroup, align: int) -> int | None:
 
 def _widths(facts: Structure, group: ChannelGroup) -> Iterator[NDArray[np.int64]]:
     for producer in group.producers:
-        planes = facts.values[producer].planes
-        yield from (plane.ravel() for plane in planes if np.isin(group.units, plane).any())
+        if producer in facts.tensors:
+            vectors = [*facts.tensors[producer].values()]
+        else:
+            given = pytree.tree_leaves(facts.values[producer], is_leaf=lambda v: isinstance(v, Labels))
+            vectors = [plane.ravel() for v in given if isinstance(v, Labels) for plane in v.planes]
+        yield from (vector for vector in vectors if np.isin(group.units, vector).any())
 
 
 def _counts(size: int, step: int) -> tuple[int, ...]:

@@ -205,7 +205,7 @@ class Recurrent(nn.Module):
     def __init__(self, layer: type[nn.RNNBase], **options: object) -> None:
         super().__init__()
         self.a, self.layer = nn.Linear(5, 12), layer(12, 10, batch_first=True, **options)
-        self.o = nn.Linear(20 if options.get("bidirectional") else 10, 3)
+        self.o = nn.Linear(options.get("proj_size", 20 if options.get("bidirectional") else 10), 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.o(self.layer(self.a(x))[0])
@@ -379,7 +379,8 @@ AWKWARD = {
     "decoder": (Decoder, IMAGE, 8 + 32 + 12 + 4),
     "U-Net": (UNet, IMAGE, 8 + 16 + 8 + 8),
     "LSTM": (lambda: Recurrent(nn.LSTM), SEQUENCE, 12 + 10),
-    "LSTM, projected": (lambda: Recurrent(nn.LSTM, num_layers=2), SEQUENCE, 12 + 10),
+    "LSTM, two layers": (lambda: Recurrent(nn.LSTM, num_layers=2), SEQUENCE, 12 + 10),
+    "LSTM, projected": (lambda: Recurrent(nn.LSTM, proj_size=4), image(3, TOKENS, 5), 12 + 10 + 4),
     "GRU, both ways": (lambda: Recurrent(nn.GRU, num_layers=2, bidirectional=True), SEQUENCE, 12 + 10),
     "last state": (LastState, SEQUENCE, 10),
     "weight norm": (WeightNormed, IMAGE, 8 + 6),
@@ -394,3 +395,13 @@ AWKWARD = {
     "learned queries": (LearnedQueries, image(2, 5), 8 + 12),
 }
 """Builder, example input, and the number of units."""
+
+HEAD_DIM_COUNTS = {
+    "attention": STREAM + FEED + 2 * HEAD_DIM,  # queries with keys, and values
+    "grouped queries by expand": STREAM + FEED + 2 * HEAD_DIM,
+    "rotary": STREAM + FEED + HEAD_DIM // 2 + HEAD_DIM,  # channels turn in pairs
+    "query-key norm": 2 * WIDTH + HEAD_DIM,  # values; a mean over the channels of a head keeps its heads
+    "packed attention": STREAM + HEAD_DIM,  # one reshape over queries, keys and values
+    "folded heads": STREAM + 2 * HEAD_DIM,
+}
+"""The number of units where attention loses channels of every head."""

@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.awkward import AWKWARD
-from fxsurgery.analysis.structure import structure
+from analysis.awkward import AWKWARD, HEAD_DIM_COUNTS
+from fxsurgery.analysis.provenance import Attention
+from fxsurgery.analysis.structure import head_dim_structure, structure
 from fxsurgery.capture import capture
 from fxsurgery.passes.prune_channels import PruneChannels
 from fxsurgery.program import Program
 from zoo import lively
+
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")
 
 
 def program(name: str) -> Program:
@@ -20,9 +23,9 @@ def program(name: str) -> Program:
     return capture(lively(model).eval(), example)
 
 
-def random_move(start: Program, seed: int, share: float = 0.3) -> PruneChannels:
+def random_move(start: Program, seed: int, share: float = 0.3, attention: Attention = "heads") -> PruneChannels:
     """Remove a random share of all units; those without which a tensor would be empty stay."""
-    facts, generator = structure(start), np.random.default_rng(seed)
+    facts, generator = PruneChannels((), attention=attention).facts(start), np.random.default_rng(seed)
     units = [(g.name, i, int(u)) for g in facts.groups for i, u in enumerate(g.units)]
     gone = {units[i][2] for i in generator.permutation(len(units))[: max(1, round(share * len(units)))]}
     while empty := facts.emptied(facts.mask(np.asarray(sorted(gone), np.int64))):
@@ -31,7 +34,7 @@ def random_move(start: Program, seed: int, share: float = 0.3) -> PruneChannels:
     for name, position, unit in units:
         if unit in gone:
             drop.setdefault(name, []).append(position)
-    return PruneChannels(tuple((name, tuple(positions)) for name, positions in drop.items()))
+    return PruneChannels(tuple((name, tuple(places)) for name, places in drop.items()), attention=attention)
 
 
 @pytest.mark.parametrize("name", AWKWARD)
@@ -46,6 +49,19 @@ def test_removal_equals_silence(name: str):
     start = program(name)
     for seed in range(4):
         result = random_move(start, seed)(start)
+        assert result.error is not None
+        assert result.error <= 1e-5
+        assert params(result.program) < params(start)
+
+
+@pytest.mark.parametrize("name", HEAD_DIM_COUNTS)
+def test_attention_can_lose_channels_of_every_head(name: str):
+    start = program(name)
+    facts = head_dim_structure(start)
+    found = {g.name: len(g.units) for g in facts.groups}
+    assert sum(found.values()) == HEAD_DIM_COUNTS[name], found
+    for seed in range(4):
+        result = random_move(start, seed, attention="head_dim")(start)
         assert result.error is not None
         assert result.error <= 1e-5
         assert params(result.program) < params(start)

@@ -1,7 +1,8 @@
 """Matrix products: one dim of each operand is summed over, and lives and dies as one.
 
 A batched product keeps the labels of its batch dims: attention loses whole heads, and all of a head's
-channels are one unit. Where there is but one head, its channels are units of their own.
+channels are one unit. Where there is but one head, its channels are units of their own; with
+`attention="head_dim"` they are so everywhere, the same channel of each head being one unit.
 """
 
 from collections.abc import Sequence
@@ -48,7 +49,7 @@ def batched_product(state: Provenance, call: Call) -> Sequence[Labels]:
     """`x @ y` for stacks of matrices (batch, rows, inner) and (batch, inner, columns)."""
     bias, x, y = call.args[:3] if call.name == "baddbmm" else (None, *call.args[:2])
     for operand in (x, y):
-        state.resolve(operand, [0])
+        state.resolve(operand, [0] if state.attention == "heads" else [1, 2])
     inner = state.vector(x, 2)
     state.union(inner, state.vector(y, 1))
     for operand in (x, y):

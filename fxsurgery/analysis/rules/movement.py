@@ -56,6 +56,45 @@ def rotation(state: Provenance, call: Call) -> Sequence[Labels]:
     return [labels]
 
 
+def viewing(state: Provenance, call: Call) -> Sequence[Labels]:
+    """`view`: labels are reshaped within the runs of dims that become runs of dims; the other dims stay of size 1."""
+    source: Labels = call.args[0]
+    runs = _runs(source.shape, call.shape)
+    return [
+        state.without_overlap(Labels(call.shape, [_viewed(p, source.shape, call.shape, runs) for p in source.planes]))
+    ]
+
+
+_Run = tuple[range, range]
+
+
+def _runs(old: Sequence[int], new: Sequence[int]) -> list[_Run]:
+    """The shortest runs of dims of `old` and of `new` that hold the same entries, in order."""
+    runs, i, j = list[_Run](), 0, 0
+    while i < len(old) or j < len(new):
+        start, left, right = (i, j), 1, 1
+        i, left = (i + 1, old[i]) if i < len(old) else (i, left)
+        j, right = (j + 1, new[j]) if j < len(new) else (j, right)
+        while left != right and (i < len(old) or j < len(new)):
+            if (left < right and i < len(old)) or j >= len(new):
+                i, left = i + 1, left * old[i]
+            else:
+                j, right = j + 1, right * new[j]
+        runs.append((range(start[0], i), range(start[1], j)))
+    return runs
+
+
+def _viewed(plane: Ids, old: Sequence[int], new: Sequence[int], runs: Sequence[_Run]) -> Ids:
+    whole, shape = [1] * len(old), [1] * len(new)
+    for before, after in runs:
+        if any(plane.shape[d] > 1 for d in before):
+            for d in before:
+                whole[d] = old[d]
+            for d in after:
+                shape[d] = new[d]
+    return np.broadcast_to(plane, whole).reshape(shape)
+
+
 def selection(state: Provenance, call: Call) -> Sequence[Labels]:
     """One entry of a dim, picked by number: that entry stays."""
     source: Labels = call.args[0]
@@ -165,8 +204,6 @@ def _freeze_along(state: Provenance, labels: Labels, dims: Sequence[int]) -> Non
 
 
 def _mover(call: Call) -> Callable[[Tensor], Tensor | Sequence[Tensor]]:
-    if call.name in {"view", "_unsafe_view", "reshape"}:
-        return lambda x: x.reshape(call.args[1])
     return lambda x: call.op(x, *call.args[1:], **call.kwargs)
 
 
@@ -187,6 +224,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys((*SAME, *LIKE), same),
     **dict.fromkeys(MOVES, move),
     **dict.fromkeys(CREATIONS, creation),
+    **dict.fromkeys(("view", "_unsafe_view", "reshape"), viewing),
     "select": selection,
     **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), channel_shuffle),
     "roll": rotation,

@@ -6,7 +6,7 @@ All layers and directions have one hidden size, so they lose the same units. Wit
 of `weight_hh` and the output belong to the projection, the gates to the cell.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 from torch import nn
@@ -21,9 +21,23 @@ Parameters = Callable[[str], Labels]
 """The labels of a parameter of the layer, by its name."""
 
 
+def end_shapes(module: nn.RNNBase, given: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The shapes of the output, of the last hidden state and, of an LSTM, the last cell state.
+
+    Args:
+        module: the layer.
+        given: the shape of its input, (..., input size), batched or not.
+    """
+    sides = 2 if module.bidirectional else 1
+    width = getattr(module, "proj_size", 0) or module.hidden_size
+    batch = () if len(given) < 3 else (given[0] if module.batch_first else given[1],)
+    shapes = [(*given[:-1], sides * width), (sides * module.num_layers, *batch, width)]
+    return [*shapes, (sides * module.num_layers, *batch, module.hidden_size)] if module.mode == "LSTM" else shapes
+
+
 def recurrent(
     state: Provenance, module: nn.RNNBase, source: Labels, parameter: Parameters, steps: int
-) -> Mapping[str, Ids]:
+) -> tuple[Ids, Ids, Ids]:
     """Tie what a hidden unit is made of; the units along the last dim of the output, and of each state.
 
     Args:
@@ -34,7 +48,7 @@ def recurrent(
         steps: samples times time steps, over samples: the work for one sample.
 
     Returns:
-        `output`, `hidden` and `cell`: the units along the last dim of each.
+        The units along the last dim of the output, of the hidden state and of the cell state.
     """
     for plane in source.planes:
         if len(source.shape) - 1 not in varying(plane):
@@ -56,7 +70,7 @@ def recurrent(
     state.produced.append((state.node, hidden))
     if projected:
         state.produced.append((state.node, cell))
-    return {"output": state.atoms.find(entering), "hidden": hidden, "cell": state.atoms.find(cell)}
+    return state.atoms.find(entering), hidden, state.atoms.find(cell)
 
 
 def _tie(
