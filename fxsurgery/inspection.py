@@ -144,16 +144,35 @@ class _Reasons:
 
     def of(self, name: str) -> str:
         """Why the work of a node, or of a module kept whole, cannot shrink."""
-        node = self._nodes.get(name)
-        if node is None:
+        node = self._nodes.get(name) or next((n for n in self._program.nodes if str(n.target) == name), None)
+        if node is None or (node.op == "call_module" and not self._weight(node) and self._has_state(node)):
             return "it is kept whole"
-        tensors = [n for n in self._walk.dims if n.startswith(f"{node.target}.")] if node.op == "call_module" else []
-        tensors += [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
-        ids = next((d for t in tensors if (d := self._walk.dims.get(t)) and len(d) > 1), None)
-        if ids is None:
-            return "it has no weight of its own" if not tensors else "nothing of its weight can be removed"
-        out, into = list(ids.items())[:2]
-        return f"outputs kept by {self._cause(out[1])}, inputs by {self._cause(into[1])}"
+        weight = self._weight(node)
+        if weight is None:
+            return "neither of what it multiplies can lose anything"
+        return f"outputs kept by {self._cause(weight[0])}, inputs by {self._entering(node, weight[1])}"
+
+    def _has_state(self, node: fx.Node) -> bool:
+        return bool(self._program.module(node).state_dict())
+
+    def _weight(self, node: fx.Node) -> tuple[Ids, Ids] | None:
+        """The ids along the first two dims of the weight that a node multiplies by."""
+        named = [n for n in self._walk.dims if n.startswith(f"{node.target}.")] if node.op == "call_module" else []
+        named += [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
+        found = (self._walk.dims.get(name, {}) for name in named)
+        return next(((dims[0], dims[1]) for dims in found if 0 in dims and 1 in dims), None)
+
+    def _entering(self, node: fx.Node, ids: Ids) -> str:
+        """What keeps the inputs of a node: where they were kept before they came here, that."""
+        event = self._atoms.cause(ids)
+        source = next(iter(node.all_input_nodes), None)
+        if event is None or self._walk.state.freezes[event].node != node.name:
+            return self._cause(ids)
+        while source is not None and source.op != "placeholder":
+            if (weight := self._weight(source)) is not None:
+                return self._cause(weight[0])
+            source = next(iter(source.all_input_nodes), None)
+        return "the model's input"
 
     def _cause(self, ids: Ids) -> str:
         event = self._atoms.cause(ids)

@@ -1,0 +1,99 @@
+"""`inspect`: how much surgery can reach, and an honest reason for the rest."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxsurgery
+from fxsurgery.inspection import inspect_program
+from programs import program
+
+IMAGE = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
+
+
+class HalfReachable(nn.Module):
+    """Two equal branches; an operation without a rule holds one of them on both sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1)
+        self.c, self.d = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x)) + self.d(torch.renorm(self.c(x), 2, 2, 1.0))
+
+
+def test_share_and_reasons_of_a_model_that_is_half_reachable():
+    model = HalfReachable()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    found = fxsurgery.inspect(model, IMAGE)
+    assert found.editable_macs == pytest.approx(0.5)
+    assert [(w.name, w.units, w.exact) for w in found.widths] == [("a", 8, True)]
+    assert {part.name for part in found.fixed} == {"c", "d"}
+    reasons = {part.name: part.reason for part in found.fixed}
+    assert "renorm" in reasons["c"]
+    assert "renorm" in reasons["d"]
+    assert "the model's output" in reasons["d"]
+    assert any("'renorm'" in note for note in found.notes)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_page_says_it_all():
+    page = str(fxsurgery.inspect(HalfReachable(), IMAGE))
+    assert "50.0% of the MACs" in page
+    assert "a: 8 channels" in page
+    assert "renorm" in page
+
+
+def test_widths_under_a_norm_are_marked():
+    found = inspect_program(program("GroupNormNet"))
+    assert {w.exact for w in found.widths} == {True, False} or all(not w.exact for w in found.widths)
+
+
+def test_everything_is_editable_in_a_plain_net():
+    found = inspect_program(program("Plain"))
+    assert found.editable_macs == 1.0
+    assert not found.fixed
+    assert found.editable_params > 0.9
+
+
+class Whole(nn.Module):
+    """Takes a decision by value, in a module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) if x.sum().item() > -1e9 else x
+
+
+class WithWhole(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.whole, self.b, self.c = nn.Conv2d(3, 8, 1), Whole(), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.whole(self.a(x))))
+
+
+def test_a_module_kept_whole_counts_as_fixed():
+    found = fxsurgery.inspect(WithWhole(), IMAGE, leaf_modules=(Whole,))
+    [whole] = [part for part in found.fixed if part.name == "whole"]
+    assert whole.macs == 8 * 8 * 8 * 8 * 9
+    assert [w.name for w in found.widths] == ["b"]
+
+
+def test_inputs_by_name_and_by_position_are_the_same():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.b(self.a(x).relu()) + y
+
+    x, y = torch.randn(2, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 3)
+    model = Two()
+    pages = {str(fxsurgery.inspect(model, given)) for given in ((x, y), [x, y], {"x": x, "y": y})}
+    assert len(pages) == 1
