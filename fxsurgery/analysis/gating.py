@@ -16,7 +16,7 @@ from fxsurgery.edit import Editor
 from fxsurgery.gates import GateApply, GateVector
 from fxsurgery.program import Program
 
-MIXING_MODULES = (_ConvNd, nn.Linear)
+MIXING_MODULES = (_ConvNd, nn.Linear, nn.RNNBase)
 GATES = "fxsurgery_gates"
 """Where the gate modules are kept in the model."""
 

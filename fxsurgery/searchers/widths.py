@@ -123,7 +123,7 @@ def space(program: Program, *, align: int = 8, inner_only: bool = False) -> Spac
         if len(counts) > 1:
             choices.append(Choice(group, counts))
     if not choices:
-        raise StructureError(_why_nothing(facts, align))
+        raise StructureError(_why_nothing(facts, gated, align))
     return Space(program, tuple(choices), align, tuple(unaligned))
 
 
@@ -152,9 +152,16 @@ def _counts(size: int, step: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys([size, *range(size - size % step, 0, -step)]))
 
 
-def _why_nothing(facts: Structure, align: int) -> str:
-    if facts.groups:
-        narrow = ", ".join(f"{g.name} ({len(g.units)})" for g in facts.groups[:5])
+def _why_nothing(facts: Structure, gated: set[int], align: int) -> str:
+    free = [g for g in facts.groups if set(g.units.tolist()) <= gated and facts.removable(g)]
+    if facts.groups and not free:
+        names = ", ".join(g.name for g in facts.groups[:5])
+        return (
+            f"no gate can stand for the channels of {names}: a norm or softmax runs over them, or something else than "
+            "a convolution, linear or recurrent layer reads them. The pass prune-channels can still remove them"
+        )
+    if free:
+        narrow = ", ".join(f"{g.name} ({len(g.units)})" for g in free[:5])
         return f"no channel can be removed in multiples of {align}: {narrow}. Pass a smaller align"
     tally = dict[str, int]()
     for freeze in facts.freezes:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-WIDTH, HEADS, HEAD_DIM, TOKENS = 16, 4, 8, 6
+WIDTH, HEADS, HEAD_DIM, TOKENS = 16, 4, 10, 6
 
 
 def rotate_half(x: Tensor) -> Tensor:

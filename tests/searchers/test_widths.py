@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from analysis.awkward import Attention
 from fxsurgery.analysis.cost import cost
 from fxsurgery.analysis.structure import structure
 from fxsurgery.budget import Budget
@@ -162,3 +163,24 @@ def test_unreachable_latency_says_the_least():
 def test_latency_without_a_device_is_refused():
     with pytest.raises(BudgetError, match="needs a device to measure on"):
         project(space(wide()), scores(wide()), Budget(latency_ms=0.5))
+
+
+def attention(rotary: bool) -> Program:
+    model = nn.Sequential(Attention(rotary=rotary), nn.Flatten(), nn.Linear(18, 4))
+    return capture(model.eval(), torch.linspace(-1, 1, 2 * 6 * 5).reshape(2, 6, 5))
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+def test_heads_go_whole_and_keep_their_projections_aligned(rotary: bool):
+    start = attention(rotary)
+    found = space(start, align=4)
+    assert {c.group.name: c.counts for c in found.choices}["0.q"] == (4, 2), "a head is 10 wide, so two go together"
+    keep = project(found, scores(start), Budget(macs=0.6))
+    small = pruning(start, keep)(start).program
+    assert small.module(next(n for n in small.nodes if n.target == "0.q")).out_features % 20 == 0
+
+
+def test_what_no_gate_can_stand_for_is_said():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(1, 8), nn.Conv2d(8, 4, 1))
+    with pytest.raises(StructureError, match="a norm or softmax runs over them"):
+        space(capture(model.eval(), IMAGE), align=1)

@@ -27,16 +27,27 @@ def stacking(state: Provenance, call: Call) -> Sequence[Labels]:
 
 
 def _joined(state: Provenance, parts: list[Labels], dim: int, shape: tuple[int, ...]) -> Labels:
-    for part in parts:
-        if any(dim in varying(p) and len(varying(p)) > 1 for p in part.planes):
-            state.resolve(part, [dim])
+    """Labels over several dims, as (heads, channels), stay so where every part has them: a consumer decides."""
+    along = [_along(part, dim) for part in parts]
+    dims = {tuple(varying(p)) for planes in along for p in planes}
+    if len(dims) > 1 or (any(len(d) > 1 for d in dims) and not all(len(planes) == 1 for planes in along)):
+        for part in parts:
+            if any(len(varying(p)) > 1 for p in _along(part, dim)):
+                state.resolve(part, [dim])
+        along = [_along(part, dim) for part in parts]
     planes = list[Ids]()
-    if any(dim in varying(p) for part in parts for p in part.planes):
+    if all(len(found) == 1 for found in along) and len({tuple(varying(p)) for (p,) in along}) == 1:
+        planes.append(np.concatenate([p for (p,) in along], axis=dim))
+    elif any(along):
         vectors = [state.vector(part, dim) for part in parts]
         planes.append(np.concatenate(vectors).reshape([-1 if d == dim else 1 for d in range(len(shape))]))
     others = [[p for p in part.planes if dim not in varying(p)] for part in parts]
     planes += _agreed(state, others)
     return state.without_overlap(Labels(shape, planes))
+
+
+def _along(part: Labels, dim: int) -> list[Ids]:
+    return [p for p in part.planes if dim in varying(p)]
 
 
 def _agreed(state: Provenance, others: list[list[Ids]]) -> list[Ids]:
