@@ -35,7 +35,7 @@ check: .venv/.installed-dev
 
 bench: .venv/.installed-dev
 	@echo "A benchmark is a module; --help tells its options. Tables land in benchmarks/results/."
-	@grep -ls __main__ benchmarks/*.py | sed -E 's|benchmarks/(.*)\.py|  $(BIN)/python -m benchmarks.\1 --help|'
+	@grep -ls __main__ benchmarks/*.py benchmarks/*/__main__.py | sed -E 's|/__main__||; s|benchmarks/(.*)\.py|  $(BIN)/python -m benchmarks.\1 --help|'
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fxsurgery needs Python 3.11 or later: make PYTHON=python3.11")'
