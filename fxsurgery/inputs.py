@@ -3,13 +3,16 @@
 The *batch* is dim 0 of the first tensor among them, and of every tensor that is as long there.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+
+Place: TypeAlias = tuple[str | int, ...]
+"""Where something is in a structure: keys, fields and indices, outermost first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +46,41 @@ class Inputs:
         args, kwargs = pytree.tree_map_only(Tensor, change, (self.args, dict(self.kwargs)))
         return type(self)(args, kwargs)
 
+    def resized(self, samples: int) -> Self:
+        """So many samples: the first ones, and over again where there are too few."""
+        if not self.batch:
+            return self
+        rows = torch.arange(samples) % self.batch
+        return self.map(lambda x: x[rows.to(x.device)] if self.is_batched(x) else x)
+
     def grown(self) -> Self:
         """One sample more: the first one again."""
-        return self.map(lambda x: torch.cat([x, x[:1]]) if self.is_batched(x) else x)
+        return self.resized((self.batch or 0) + 1)
 
     def clone(self) -> Self:
         """The same on memory of its own, for a model that writes to its inputs."""
         return self.map(lambda x: x.detach().clone())
+
+
+def tensors_in(value: object, at: Place = ()) -> Iterator[tuple[Place, Tensor]]:
+    """The tensors of any structure, such as a model's output or a batch, in order, and where they are.
+
+    Dicts, tuples, lists, dataclasses, and all that PyTorch's pytree knows. For inputs: the order of `Inputs.tensors`.
+    """
+    if isinstance(value, Tensor):
+        yield at, value
+        return
+    for key, part in _parts(value):
+        yield from tensors_in(part, (*at, key))
+
+
+def _parts(value: object) -> Iterable[tuple[str | int, object]]:
+    if isinstance(value, Mapping):
+        return [(str(key), part) for key, part in value.items()]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [(f.name, getattr(value, f.name, None)) for f in fields(value)]
+    if isinstance(value, tuple | list):
+        return zip(getattr(value, "_fields", range(len(value))), value, strict=True)
+    if type(value) in pytree.SUPPORTED_NODES:
+        return enumerate(pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)[0])
+    return ()

@@ -124,9 +124,15 @@ def _measure(target: str, seed: int) -> Measure:
 
     def latency_ms(program: Program) -> float:
         with tempfile.TemporaryDirectory(prefix="fxsurgery-") as folder:
-            one = tuple(x[:1] for x in program.example_inputs)
-            path = Path(folder) / "candidate.onnx"
-            exported = export_onnx(program.graph_module, one, path, exporter="legacy", check=False)
+            exported = export_onnx(
+                program.graph_module,
+                program.example_inputs,
+                Path(folder) / "candidate.onnx",
+                example_kwargs=program.example_kwargs,
+                exporter="legacy",
+                check=False,
+            )
+            one = program.examples.resized(1)
             report = device.compare({"candidate": exported}, one, rounds=100, seconds=3.0, seed=seed)
             return report["candidate"].p50_ms
 

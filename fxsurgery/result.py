@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 
 from fxsurgery.analysis.cost import cost
 from fxsurgery.budget import Cost
@@ -64,9 +64,14 @@ class Result:
         return self.program.log
 
     @property
-    def example_inputs(self) -> tuple[Tensor, ...]:
-        """Inputs that the model takes."""
+    def example_inputs(self) -> tuple[Any, ...]:
+        """Inputs that the model takes by position."""
         return self.program.example_inputs
+
+    @property
+    def example_kwargs(self) -> Mapping[str, Any]:
+        """Inputs that it takes by name."""
+        return self.program.example_kwargs
 
     def summary(self) -> str:
         """A table of before, after and ratio, with the notes."""
@@ -93,10 +98,10 @@ class Result:
         Raises:
             ExportError: the export fails, or ONNX Runtime disagrees with PyTorch.
         """
-        return export_onnx(self.model, self.example_inputs, path, **options)
+        return export_onnx(self.model, self.example_inputs, path, example_kwargs=self.example_kwargs, **options)
 
     def benchmark(self, device: str = "local", **options: Any) -> LatencyReport:  # noqa: ANN401
-        """Measure original and result side by side, interleaved in one process, through ONNX Runtime.
+        """Measure original and result side by side on one sample, interleaved in one process, through ONNX Runtime.
 
         Args:
             device: a target: `"local"`.
@@ -109,8 +114,12 @@ class Result:
         target = resolve_target(device)
         with tempfile.TemporaryDirectory(prefix="fxsurgery-") as folder:
             files = {
-                name: export_onnx(program.graph_module, program.example_inputs, Path(folder) / f"{name}.onnx")
+                name: export_onnx(
+                    program.graph_module,
+                    program.example_inputs,
+                    Path(folder) / f"{name}.onnx",
+                    example_kwargs=program.example_kwargs,
+                )
                 for name, program in (("original", self.original), ("result", self.program))
             }
-            one = tuple(x[:1] for x in self.example_inputs)
-            return target.compare(files, one, **options)
+            return target.compare(files, self.program.examples.resized(1), **options)

@@ -1,28 +1,21 @@
-"""Other inputs of the examples' kind: what the batch is, and seeded draws of any batch size."""
+"""Other inputs of the examples' kind: seeded draws of any batch size."""
 
 import torch
 from torch import Tensor
 
-
-def batch_size(example_inputs: tuple[Tensor, ...]) -> int:
-    """The length of the first input along dim 0; 1 where all are scalars."""
-    return next((len(x) for x in example_inputs if x.dim()), 1)
+from fxsurgery.inputs import Inputs
 
 
-def is_batched(example: Tensor, size: int) -> bool:
-    """Whether dim 0 of an input is the batch: one as long as `size`."""
-    return bool(example.dim()) and len(example) == size
-
-
-def seeded(example_inputs: tuple[Tensor, ...], size: int, seed: int) -> tuple[Tensor, ...]:
-    """Inputs shaped like the examples, with `size` samples.
+def seeded(examples: Inputs, samples: int | None, seed: int) -> Inputs:
+    """Inputs shaped like the examples, with so many samples; as many as the examples for `None`.
 
     Floats are the examples with noise, kept within their range, so that a model that takes a root does not see
-    negative numbers. Integers and booleans are the examples' own values dealt anew: no index leaves a vocabulary.
+    negative numbers. Integers are the examples' own values dealt anew: no index leaves a vocabulary. Masks are dealt
+    along their rows: none that lets something through is closed.
     """
-    own = batch_size(example_inputs)
     generator = torch.Generator().manual_seed(seed)
-    return tuple(_like(x, size if is_batched(x, own) else None, generator) for x in example_inputs)
+    rows = examples if samples is None else examples.resized(samples)
+    return rows.map(lambda x: _like(x, generator))
 
 
 def is_stuck(example: Tensor) -> bool:
@@ -30,14 +23,22 @@ def is_stuck(example: Tensor) -> bool:
     return not example.is_floating_point() and bool((example == example.flatten()[:1]).all())
 
 
-def _like(example: Tensor, size: int | None, generator: torch.Generator) -> Tensor:
-    if not example.dim():
+def _like(example: Tensor, generator: torch.Generator) -> Tensor:
+    if not example.dim() or not example.numel():
         return example.clone()
-    rows = example.clone() if size is None else example[torch.arange(size) % len(example)].clone()
     if not example.is_floating_point():
-        return rows.flatten()[torch.randperm(rows.numel(), generator=generator)].reshape(rows.shape)
-    noise = torch.randn(rows.shape, generator=generator)
-    if not example.numel() or example.min() == example.max():
-        return rows + noise.to(rows.dtype)
-    noisy = rows.float() + noise * example.float().std(correction=0)
-    return noisy.to(rows.dtype).clamp(example.min(), example.max())
+        return _dealt(example, generator)
+    noise = torch.randn(example.shape, generator=generator)
+    finite = example[example.isfinite()].double()
+    if not finite.numel() or finite.min() == finite.max():
+        return example + noise.to(example.dtype)
+    noisy = example.double() + noise * finite.std(correction=0)
+    return noisy.clamp(finite.min(), finite.max()).to(example.dtype).where(example.isfinite(), example)
+
+
+def _dealt(example: Tensor, generator: torch.Generator) -> Tensor:
+    """The same values in other places; in a mask, of zeros and ones, each row keeps its own."""
+    is_mask = example.dim() > 1 and bool(((example == 0) | (example == 1)).all())
+    order = torch.rand(example.shape if is_mask else (example.numel(),), generator=generator).argsort(-1)
+    values = example if is_mask else example.flatten()
+    return values.gather(-1, order).reshape(example.shape)

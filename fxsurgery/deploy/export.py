@@ -6,23 +6,27 @@ Neither exporter is trusted: a file is put in place only when ONNX Runtime agree
 import contextlib
 import hashlib
 import io
+import itertools
 import logging
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fxsurgery.deploy.inputs import batch_size, is_batched, seeded
+from fxsurgery.deploy.draws import seeded
+from fxsurgery.deploy.flat import Flat
+from fxsurgery.deploy.names import input_names, output_names, rename
 from fxsurgery.deploy.onnx_model import OnnxModel, Parity
-from fxsurgery.deploy.parity import check_parity, frozen_copy, outputs_of
+from fxsurgery.deploy.parity import check_parity, frozen_copy, frozen_inputs, output_of, outputs_of
 from fxsurgery.errors import ExportError
+from fxsurgery.inputs import Inputs
 
 Exporter = Literal["auto", "dynamo", "legacy"]
 OLDEST_DYNAMO_OPSET = 18
@@ -35,28 +39,41 @@ LARGEST_BATCH = 1 << 16
 class _Request:
     """What every exporter is asked for."""
 
-    inputs: tuple[Tensor, ...]
+    inputs: Inputs
     opset: int | None
     dynamic_batch: bool
+    names: tuple[str, ...]
+    """Of the input tensors, in the file that is kept."""
+    names_out: tuple[str, ...]
+
+    @property
+    def drafts(self) -> tuple[list[str], list[str]]:
+        """Names that no exporter gives an inner value; those wanted it may."""
+        return (
+            [f"fxsurgery.input.{i}" for i in range(len(self.names))],
+            [f"fxsurgery.output.{i}" for i in range(len(self.names_out))],
+        )
 
     @property
     def batch(self) -> int:
-        return batch_size(self.inputs)
+        return self.inputs.batch or 1
 
     @property
     def batched(self) -> list[bool]:
         """Which inputs have the batch along dim 0, and shall have any length there."""
-        return [self.dynamic_batch and is_batched(x, self.batch) for x in self.inputs]
+        return [self.dynamic_batch and self.inputs.is_batched(x) for x in self.inputs.tensors]
 
 
 _Writer = Callable[[nn.Module, Path, _Request], None]
+"""Takes the model as `Flat`."""
 
 
-def export_onnx(
+def export_onnx(  # noqa: PLR0913 -- what a user may want to say, each by name
     model: nn.Module,
-    example_inputs: tuple[Tensor, ...],
+    example_inputs: Sequence[Any],
     path: str | Path,
     *,
+    example_kwargs: Mapping[str, Any] | None = None,
     opset: int | None = None,
     dynamic_batch: bool = True,
     exporter: Exporter = "auto",
@@ -64,9 +81,15 @@ def export_onnx(
 ) -> OnnxModel:
     """Write `model` to `path` as one ONNX file.
 
+    The file's inputs are the tensors among the model's, named as its parameters of `forward`, or by the keys of
+    dicts; everything else among them is a constant of the file. Its outputs are the tensors of the model's output, of
+    any structure, in order, named by the keys of a dict or the fields of a dataclass.
+
     Args:
         model: it is not changed; a copy in eval mode on the CPU is exported.
-        example_inputs: its positional inputs. The batch is dim 0 of the first, and of each that is as long there.
+        example_inputs: its positional inputs: tensors, or tuples, lists and dicts of them. The batch is dim 0 of the
+            first tensor, and of each that is as long there; no other size is free.
+        example_kwargs: its inputs by name.
         path: where the file goes; written whole or not at all.
         opset: the operator set; the exporter's own choice unless said.
         dynamic_batch: whether the file takes any batch size.
@@ -83,10 +106,13 @@ def export_onnx(
         raise ExportError(f"cannot write {path}: there is no directory {path.parent}")
     if path.is_dir():
         raise ExportError(f"cannot write {path}: it is a directory")
-    if not example_inputs:
+    inputs = frozen_inputs(example_inputs, example_kwargs)
+    if not inputs.tensors:
         raise ExportError("export needs at least one example input")
     frozen = frozen_copy(model)
-    request = _Request(tuple(x.detach().cpu() for x in example_inputs), opset, dynamic_batch)
+    names = input_names(frozen, inputs)
+    names_out = output_names(output_of(frozen, inputs), names)
+    request = _Request(inputs, opset, dynamic_batch, tuple(names), tuple(names_out))
     _require_run(frozen, request)
     failures, last = list[str](), None
     for name in _order(exporter, opset):
@@ -108,7 +134,7 @@ def _order(exporter: Exporter, opset: int | None) -> tuple[str, ...]:
 
 def _require_run(model: nn.Module, request: _Request) -> None:
     """Without these, every exporter would fail, each with its own riddle."""
-    if not outputs_of(model, request.inputs):
+    if not request.names_out:
         raise ExportError("the model gives no tensor")
     if request.dynamic_batch:
         try:
@@ -129,12 +155,14 @@ def _export_with(
         content = draft.read_bytes()
         draft.replace(path)
     digest = hashlib.sha256(content).hexdigest()
-    return OnnxModel(path, opset, name, len(content), digest, parity, "; ".join(failures) or None)
+    return OnnxModel(
+        path, opset, name, len(content), digest, request.names, request.names_out, parity, "; ".join(failures) or None
+    )
 
 
 def _parity(name: str, model: nn.Module, path: Path, request: _Request) -> Parity:
     return check_parity(
-        model, path, request.inputs, dynamic_batch=request.dynamic_batch,
+        model, path, request.inputs.args, example_kwargs=request.inputs.kwargs, dynamic_batch=request.dynamic_batch,
         reexport=lambda twin, file: _write(name, twin, file, request),
     )  # fmt: skip
 
@@ -146,9 +174,12 @@ def _write(name: str, model: nn.Module, path: Path, request: _Request) -> int:
         raise ExportError(f"no exporter is named {name!r}; there are: auto, {', '.join(_WRITERS)}")
     try:
         with _quiet(), torch.no_grad():
-            writer(model, path, request)
-        onnx.checker.check_model(path)
+            writer(Flat(model, request.inputs), path, request)
         file = onnx.load(path, load_external_data=False)
+        wanted = (*request.names, *request.names_out)
+        rename(file, dict(zip(itertools.chain(*request.drafts), wanted, strict=True)))
+        onnx.save(file, path)
+        onnx.checker.check_model(path)
     except Exception as error:
         raise ExportError(f"the exporter failed: {_reason(error)}") from error
     found = max((o.version for o in file.opset_import if o.domain in {"", "ai.onnx"}), default=0)
@@ -162,32 +193,27 @@ def _dynamo(model: nn.Module, path: Path, request: _Request) -> None:
     # A batch of one would be taken for a constant.
     examples = seeded(request.inputs, max(2, request.batch), 0) if request.dynamic_batch else request.inputs
     torch.onnx.export(
-        model, examples, path, dynamo=True, opset_version=request.opset, external_data=False, verbose=False,
-        dynamic_shapes=tuple({0: batch} if b else None for b in request.batched),
-        input_names=_names("input", len(examples)),
-        output_names=_names("output", len(outputs_of(model, examples))),
+        model, tuple(examples.tensors), path, dynamo=True, opset_version=request.opset, external_data=False,
+        verbose=False, dynamic_shapes=(tuple({0: batch} if b else None for b in request.batched),),
+        input_names=request.drafts[0], output_names=request.drafts[1],
     )  # fmt: skip
 
 
 def _legacy(model: nn.Module, path: Path, request: _Request) -> None:
-    names = _names("input", len(request.inputs))
-    outputs = outputs_of(model, request.inputs)
-    grown = outputs_of(model, seeded(request.inputs, request.batch + 1, 0)) if request.dynamic_batch else outputs
-    names_out = _names("output", len(outputs))
+    flat = Inputs(tuple(request.inputs.tensors))
+    outputs = outputs_of(model, flat)
+    grown = outputs_of(model, flat.grown()) if request.dynamic_batch else outputs
     grows = [a.shape[:1] != b.shape[:1] for a, b in zip(outputs, grown, strict=True)]
+    names, names_out = request.drafts
     open_ = [*zip(names, request.batched, strict=True), *zip(names_out, grows, strict=True)]
     torch.onnx.export(
-        model, request.inputs, path, dynamo=False, opset_version=request.opset or OLDEST_DYNAMO_OPSET,
+        model, flat.args, path, dynamo=False, opset_version=request.opset or OLDEST_DYNAMO_OPSET,
         input_names=names, output_names=names_out,
         dynamic_axes={name: {0: "batch"} for name, is_open in open_ if is_open},
     )  # fmt: skip
 
 
 _WRITERS: dict[str, _Writer] = {"dynamo": _dynamo, "legacy": _legacy}
-
-
-def _names(kind: str, count: int) -> list[str]:
-    return [kind] if count == 1 else [f"{kind}_{i}" for i in range(count)]
 
 
 def _reason(error: BaseException) -> str:
@@ -201,11 +227,16 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters print, log and warn; what matters of it comes as an error, or shows in the check."""
+    """The exporters print, log and warn; what matters of it comes as an error, or shows in the check.
+
+    The fast path of PyTorch's attention is one operator that ONNX does not have; meanwhile it is off.
+    """
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(value=False)
     try:
         with (
             warnings.catch_warnings(),
@@ -215,5 +246,6 @@ def _quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(value=fast)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

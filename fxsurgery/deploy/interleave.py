@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.session import CPU
 from fxsurgery.deploy.stopwatch import Stopwatch
 from fxsurgery.errors import DeviceError
+from fxsurgery.inputs import Inputs
 
 FEWEST_ROUNDS = 3
 """Made after each loading, however short the time is."""
@@ -59,7 +59,7 @@ class Block:
     processor_seconds: float
 
 
-def interleaved(models: Models, inputs: tuple[Tensor, ...], plan: Plan) -> list[Block]:
+def interleaved(models: Models, inputs: Inputs, plan: Plan) -> list[Block]:
     """Run all models in turns, in a new random order each round.
 
     Raises:

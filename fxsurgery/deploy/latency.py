@@ -11,22 +11,21 @@ for the process, which holds all the models and PyTorch.
 
 import datetime
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
-from torch import Tensor
 from typing_extensions import override
 
-from fxsurgery.deploy.inputs import batch_size
 from fxsurgery.deploy.interleave import Block, Models, Plan, Seconds, interleaved
 from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.session import CPU
 from fxsurgery.deploy.stopwatch import processor
 from fxsurgery.errors import DeviceError
+from fxsurgery.inputs import Inputs
 
 CONTENDED_BELOW = 0.95
 """Processor time over wall time, per thread, of a run that had its processors to itself."""
@@ -97,10 +96,11 @@ class LatencyReport:
         return "\n".join(rows)
 
 
-def compare_latency(
+def compare_latency(  # noqa: PLR0913 -- what a user may want to say, each by name
     models: Models,
-    inputs: tuple[Tensor, ...],
+    example_inputs: Sequence[Any],
     *,
+    example_kwargs: Mapping[str, Any] | None = None,
     rounds: int = 200,
     warmup: int = 10,
     threads: int = 1,
@@ -111,7 +111,8 @@ def compare_latency(
 
     Args:
         models: ONNX files by name.
-        inputs: what to run them on, the batch along dim 0.
+        example_inputs: what to run them on, as the model in PyTorch is called: tensors, or tuples, lists and dicts.
+        example_kwargs: the same by name.
         rounds: runs of each model that count, at most.
         warmup: rounds after each of five loadings, which do not; at most a fifth of the time goes to them.
         threads: of ONNX Runtime.
@@ -123,10 +124,10 @@ def compare_latency(
         ExportError: a file cannot be loaded or run.
     """
     plan = Plan(rounds=rounds, warmup=warmup, threads=threads, seconds=seconds, seed=seed)
-    return measure(models, inputs, plan)
+    return measure(models, Inputs(tuple(example_inputs), example_kwargs or {}), plan)
 
 
-def measure_latency(model: Path | OnnxModel, inputs: tuple[Tensor, ...], **options: Any) -> LatencyReport:  # noqa: ANN401
+def measure_latency(model: Path | OnnxModel, example_inputs: Sequence[Any], **options: Any) -> LatencyReport:  # noqa: ANN401
     """Measure one model, named as its file; options as of `compare_latency`.
 
     Raises:
@@ -134,10 +135,10 @@ def measure_latency(model: Path | OnnxModel, inputs: tuple[Tensor, ...], **optio
         ExportError: the file cannot be loaded or run.
     """
     path = model.path if isinstance(model, OnnxModel) else Path(model)
-    return compare_latency({path.stem: model}, inputs, **options)
+    return compare_latency({path.stem: model}, example_inputs, **options)
 
 
-def measure(models: Models, inputs: tuple[Tensor, ...], plan: Plan) -> LatencyReport:
+def measure(models: Models, inputs: Inputs, plan: Plan) -> LatencyReport:
     """Measure models side by side, as planned.
 
     Raises:
@@ -154,7 +155,7 @@ def measure(models: Models, inputs: tuple[Tensor, ...], plan: Plan) -> LatencyRe
         provider=plan.provider,
         runtime=f"onnxruntime {onnxruntime.__version__}",
         threads=plan.threads,
-        batch=batch_size(inputs),
+        batch=inputs.batch or 1,
         loads=len(blocks),
         seed=plan.seed,
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

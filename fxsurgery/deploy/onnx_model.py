@@ -35,6 +35,9 @@ class OnnxModel:
     """The one that wrote it: `"dynamo"` or `"legacy"`."""
     bytes: int
     sha256: str
+    inputs: tuple[str, ...]
+    """A name for each tensor of the example inputs, in order; the file may lack those that the model does not use."""
+    outputs: tuple[str, ...]
     parity: Parity | None
     """`None` where the check was switched off."""
     fallback_reason: str | None = None

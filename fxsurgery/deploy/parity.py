@@ -9,18 +9,20 @@ model is checked as it is, and again as a twin whose all-zero weights are random
 
 import copy
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from fxsurgery.deploy.inputs import batch_size, is_stuck, seeded
+from fxsurgery.deploy.draws import is_stuck, seeded
+from fxsurgery.deploy.names import input_names
 from fxsurgery.deploy.onnx_model import Parity
 from fxsurgery.deploy.session import open_session, run_session
 from fxsurgery.errors import ExportError
+from fxsurgery.inputs import Inputs, tensors_in
 from fxsurgery.surgery import TOLERANCE, relative_error
 
 LABEL_TOLERANCE = 1e-3
@@ -33,8 +35,9 @@ Reexport = Callable[[nn.Module, Path], object]
 def check_parity(
     model: nn.Module,
     onnx_path: str | Path,
-    example_inputs: tuple[Tensor, ...],
+    example_inputs: Sequence[Any],
     *,
+    example_kwargs: Mapping[str, Any] | None = None,
     dynamic_batch: bool = True,
     rtol: float | None = None,
     reexport: Reexport | None = None,
@@ -44,7 +47,8 @@ def check_parity(
     Args:
         model: it is not changed; a copy in eval mode on the CPU is run.
         onnx_path: the ONNX file.
-        example_inputs: the model's positional inputs.
+        example_inputs: the model's positional inputs: tensors, or tuples, lists and dicts.
+        example_kwargs: its inputs by name.
         dynamic_batch: whether the file takes another batch size than the examples'.
         rtol: the largest relative error that passes. By default 1e-4 for float32: sums in another order differ by
             1e-5 at most in deep models, while a wrong operator or weight differs by far more than 1e-4.
@@ -55,7 +59,7 @@ def check_parity(
         ExportError: the file does not load or run, its outputs have other shapes or types, they differ, or they
             would have agreed with anything.
     """
-    model, inputs = frozen_copy(model), tuple(x.detach().cpu() for x in example_inputs)
+    model, inputs = frozen_copy(model), frozen_inputs(example_inputs, example_kwargs)
     parity = _compare(model, Path(onnx_path), inputs, dynamic_batch=dynamic_batch, rtol=rtol)
     lively = _enlivened(model)
     if reexport is not None and lively is not None and (parity.constant_outputs or _hides(model)):
@@ -66,7 +70,7 @@ def check_parity(
         errors = tuple(map(max, parity.errors, again.errors))
         parity = replace(again, error=max(errors), errors=errors, enlivened=True)
     if len(parity.constant_outputs) == len(parity.errors):
-        raise ExportError(_vacuous(Path(onnx_path), inputs))
+        raise ExportError(_vacuous(Path(onnx_path), model, inputs))
     return parity
 
 
@@ -82,31 +86,45 @@ def frozen_copy(model: nn.Module) -> nn.Module:
         raise ExportError(f"the model cannot be copied: {error}") from error
 
 
-def outputs_of(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+def frozen_inputs(example_inputs: Sequence[Any], example_kwargs: Mapping[str, Any] | None) -> Inputs:
+    """The inputs, positional and by name, on the CPU."""
+    return Inputs(tuple(example_inputs), example_kwargs or {}).map(lambda x: x.detach().cpu())
+
+
+def output_of(model: nn.Module, inputs: Inputs) -> object:
+    """The model's output, of any structure.
+
+    Raises:
+        ExportError: it does not run.
+    """
+    own = inputs.clone()
+    try:
+        with torch.no_grad():
+            output: object = model(*own.args, **own.kwargs)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs.tensors)
+        raise ExportError(f"the model does not run on inputs of shape {shapes}: {error}") from error
+    return output
+
+
+def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """The model's output tensors, in order.
 
     Raises:
         ExportError: it does not run.
     """
-    try:
-        with torch.no_grad():
-            output = model(*(x.clone() for x in inputs))
-    except Exception as error:
-        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-        raise ExportError(f"the model does not run on inputs of shape {shapes}: {error}") from error
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    return [tensor for _, tensor in tensors_in(output_of(model, inputs))]
 
 
-def _compare(
-    model: nn.Module, path: Path, examples: tuple[Tensor, ...], *, dynamic_batch: bool, rtol: float | None
-) -> Parity:
-    session = open_session(path)
-    own = batch_size(examples)
+def _compare(model: nn.Module, path: Path, examples: Inputs, *, dynamic_batch: bool, rtol: float | None) -> Parity:
+    session, names = open_session(path), input_names(model, examples)
+    own = examples.batch or 1
     sizes = (own, own + 1) if dynamic_batch else (own,)
     errors = list[list[float]]()
     for size, seed in [(own, 0), (sizes[-1], 1)]:
         inputs = seeded(examples, size, seed)
-        wanted, got = outputs_of(model, inputs), run_session(session, inputs)
+        wanted = outputs_of(model, inputs)
+        got = run_session(session, dict(zip(names, inputs.tensors, strict=True)))
         if (kinds := _kinds(got)) != _kinds(wanted):
             raise ExportError(f"at batch size {size} ONNX Runtime gives {kinds}, not {_kinds(wanted)}")
         errors.append([*map(_gap, got, wanted)])
@@ -160,7 +178,7 @@ def _enlivened(model: nn.Module) -> nn.Module | None:
     return lively
 
 
-def _vacuous(path: Path, inputs: tuple[Tensor, ...]) -> str:
-    stuck = [str(i) for i, x in enumerate(inputs) if is_stuck(x)]
+def _vacuous(path: Path, model: nn.Module, inputs: Inputs) -> str:
+    stuck = [name for name, x in zip(input_names(model, inputs), inputs.tensors, strict=True) if is_stuck(x)]
     hint = f"; example input {', '.join(stuck)} holds one value only, give varied ones" if stuck else ""
     return f"{path.name} cannot be checked: the model's outputs hardly depend on its inputs{hint}"

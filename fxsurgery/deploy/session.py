@@ -1,8 +1,7 @@
 """ONNX Runtime: load a file, run it on tensors."""
 
-import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,29 +38,28 @@ def open_session(path: Path, threads: int = 1, provider: str = CPU) -> onnxrunti
     return session
 
 
-def feed_of(session: onnxruntime.InferenceSession, inputs: Sequence[Tensor]) -> Mapping[str, Any]:
-    """What a session is run on: arrays by input name, from tensors by position.
+def feed_of(session: onnxruntime.InferenceSession, inputs: Mapping[str, Tensor]) -> Mapping[str, Any]:
+    """What a session is run on: arrays by name, from named tensors; by position where the file has other names.
+
+    An exporter may drop what the model does not use.
 
     Raises:
         ExportError: the file takes other inputs.
     """
     names = [i.name for i in session.get_inputs()]
-    if len(names) == len(inputs):
-        places = list(range(len(inputs)))
-    else:
-        # The older exporter drops what the model does not use; our names carry the position.
-        numbers = [re.fullmatch(r"input_(\d+)", name) for name in names]
-        places = [int(m[1]) for m in numbers if m and int(m[1]) < len(inputs)]
-    if len(places) != len(names):
-        raise ExportError(f"the file takes {len(names)} inputs ({', '.join(names)}); {len(inputs)} were given")
+    if not set(names) <= set(inputs):
+        if len(names) != len(inputs):
+            given = f"{len(inputs)} were given ({', '.join(inputs)})"
+            raise ExportError(f"the file takes {len(names)} inputs ({', '.join(names)}); {given}")
+        inputs = dict(zip(names, inputs.values(), strict=True))
     try:
-        return {name: inputs[i].detach().cpu().numpy() for name, i in zip(names, places, strict=True)}
+        return {name: inputs[name].detach().cpu().numpy() for name in names}
     except TypeError as error:
         raise ExportError(f"an input has a type that ONNX Runtime's arrays lack: {error}") from error
 
 
-def run_session(session: onnxruntime.InferenceSession, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Run a session on tensors, by position.
+def run_session(session: onnxruntime.InferenceSession, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """Run a session on named tensors.
 
     Raises:
         ExportError: it does not run.

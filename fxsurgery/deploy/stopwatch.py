@@ -5,11 +5,11 @@ import platform
 import time
 from pathlib import Path
 
-from torch import Tensor
-
+from fxsurgery.deploy.names import input_names
 from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.session import feed_of, open_session
 from fxsurgery.errors import ExportError
+from fxsurgery.inputs import Inputs
 
 
 class Stopwatch:
@@ -20,7 +20,7 @@ class Stopwatch:
         ExportError: the file cannot be loaded or run, or is no longer the one that was exported.
     """
 
-    def __init__(self, model: Path | OnnxModel, inputs: tuple[Tensor, ...], threads: int, provider: str) -> None:
+    def __init__(self, model: Path | OnnxModel, inputs: Inputs, threads: int, provider: str) -> None:
         path = model.path if isinstance(model, OnnxModel) else Path(model)
         began = time.perf_counter()
         self._session = open_session(path, threads, provider)
@@ -31,7 +31,10 @@ class Stopwatch:
             raise ExportError(f"{path} has changed since it was exported")
         # One thread: its own time alone, so that other threads of this process count as disturbance.
         self._clock = time.thread_time if threads == 1 else time.process_time
-        self._feed = feed_of(self._session, inputs)
+        names = model.inputs if isinstance(model, OnnxModel) else input_names(None, inputs)
+        if len(names) != len(inputs.tensors):
+            raise ExportError(f"{path.name} was exported for {len(names)} inputs; {len(inputs.tensors)} were given")
+        self._feed = feed_of(self._session, dict(zip(names, inputs.tensors, strict=True)))
         try:
             self.first_ms = self.run()[0] * 1e3
         except Exception as error:  # onnxruntime's errors share no public base

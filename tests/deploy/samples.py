@@ -1,5 +1,7 @@
 """Small models of one trait each, seeded, for the deploy tests."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, fx, nn
 
@@ -55,6 +57,44 @@ class Tokens(nn.Module):
         return self.head(self.embedding(tokens).mean(1))
 
 
+class Reader(nn.Module):
+    """Tokens and a mask of those that count, by name: (batch, length) twice, to logits (batch, 3) and tokens' features.
+
+    Its output is named as one of its layers and as its input, on purpose.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.linear = nn.Embedding(11, 8), nn.Linear(8, 8)
+        self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, scale: float = 1.0) -> dict[str, object]:
+        x = self.linear(self.embedding(input_ids)) * scale
+        x = x + self.attention(x, x, x, key_padding_mask=~attention_mask, need_weights=False)[0]
+        return {"logits": self.head(x.mean(1)), "linear": x, "attention_mask": attention_mask, "caches": [None]}
+
+
+@dataclass
+class Found:
+    """A dataclass that PyTorch has never heard of."""
+
+    boxes: Tensor
+    scores: tuple[Tensor, Tensor]
+    note: str = ""
+
+
+class Finder(nn.Module):
+    """A dict of a list of features to a dataclass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.box, self.score = nn.Linear(6, 4), nn.Linear(6, 1)
+
+    def forward(self, features: dict[str, list[Tensor]]) -> Found:
+        low, high = features["levels"]
+        return Found(self.box(low + high), (self.score(low), self.score(high)))
+
+
 class FixedBatch(nn.Module):
     """A model that works on two samples only."""
 
@@ -86,6 +126,14 @@ def seeded(build: type[nn.Module], seed: int = 0) -> nn.Module:
 def noise(*shape: int, seed: int = 0) -> Tensor:
     """Normal noise."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def reading(batch: int = 2, seed: int = 0) -> dict[str, object]:
+    """What `Reader` is called with: at least two tokens of each row count."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, 11, (batch, 7), generator=generator)
+    lengths = torch.randint(2, 7, (batch, 1), generator=generator)
+    return {"input_ids": tokens, "attention_mask": torch.arange(7) < lengths, "scale": 0.5}
 
 
 def residual() -> fx.GraphModule:

@@ -4,6 +4,8 @@ import copy
 import hashlib
 import logging
 import warnings
+from collections import UserDict
+from dataclasses import replace
 
 import onnx
 import onnxruntime
@@ -12,13 +14,16 @@ import torch
 from torch import nn
 
 from deploy.samples import (
+    Finder,
     FixedBatch,
     HardToTrace,
     IgnoresFirst,
+    Reader,
     Residual,
     Tokens,
     TwoInputs,
     noise,
+    reading,
     residual,
     seeded,
 )
@@ -80,7 +85,7 @@ def test_a_new_opset_is_honoured_by_the_current_exporter(tmp_path):
 
 def test_an_exporter_that_gives_another_opset_is_refused(tmp_path, monkeypatch):
     real = export._WRITERS["legacy"]
-    other = dict(export._WRITERS, dynamo=lambda m, p, r: real(m, p, export._Request(r.inputs, 15, r.dynamic_batch)))
+    other = dict(export._WRITERS, dynamo=lambda m, p, r: real(m, p, replace(r, opset=15)))
     monkeypatch.setattr(export, "_WRITERS", other)
     with pytest.raises(ExportError, match="opset 18 was asked for, but the exporter gave 15"):
         export_onnx(residual(), IMAGES, tmp_path / "m.onnx", opset=18, exporter="dynamo")
@@ -175,6 +180,95 @@ def test_integer_inputs(tmp_path, exporter):
     found = export_onnx(seeded(Tokens), (tokens,), tmp_path / "m.onnx", exporter=exporter)
     assert found.parity.error < 1e-5
     assert found.parity.spread > 0.01
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "legacy"])
+def test_inputs_by_name_and_a_dict_of_outputs(tmp_path, exporter):
+    model = seeded(Reader)
+    found = export_onnx(model, (), tmp_path / "m.onnx", example_kwargs=reading(), exporter=exporter)
+    assert found.inputs == ("input_ids", "attention_mask")
+    assert found.outputs == ("logits", "linear", "output_attention_mask")
+    assert found.parity.error < 1e-5
+    assert found.parity.spread > 0.01
+    file = onnx.load(found.path)
+    assert [i.name for i in file.graph.input] == list(found.inputs)
+    assert [o.name for o in file.graph.output] == list(found.outputs)
+    assert {"embedding.weight", "head.weight"} <= {i.name for i in file.graph.initializer}
+    asked = reading(5, seed=1)
+    logits, _, mask = run(found.path, asked["input_ids"], asked["attention_mask"])
+    torch.testing.assert_close(logits, model(**asked)["logits"])
+    assert torch.equal(mask, asked["attention_mask"])
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "legacy"])
+def test_nested_inputs_and_a_dataclass_of_outputs(tmp_path, exporter):
+    model, features = seeded(Finder), {"levels": [noise(3, 6), noise(3, 6, seed=1)]}
+    found = export_onnx(model, (features,), tmp_path / "m.onnx", exporter=exporter)
+    assert found.inputs == ("levels_0", "levels_1")
+    assert found.outputs == ("boxes", "scores_0", "scores_1")
+    wanted = model(features)
+    for got, output in zip(run(found.path, *features["levels"]), (wanted.boxes, *wanted.scores), strict=True):
+        torch.testing.assert_close(got, output)
+
+
+def test_the_output_object_of_a_transformers_model(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "vocab_size": 11}
+    model = transformers.DistilBertForSequenceClassification(transformers.DistilBertConfig(**sizes)).eval()
+    asked = {k: v.long() for k, v in reading().items() if k != "scale"}
+    found = export_onnx(model, (), tmp_path / "m.onnx", example_kwargs=asked)
+    assert (found.exporter, found.inputs, found.outputs) == ("dynamo", tuple(asked), ("logits",))
+    assert found.parity.error < 1e-4 < found.parity.spread
+
+
+def test_equal_keys_are_told_apart_by_what_holds_them(tmp_path):
+    class Pairs(nn.Module):
+        def forward(self, left, right):
+            return {"sum": {"x": left["x"] + right["x"]}, "x": left["x"] - right["x"]}
+
+    pair = ({"x": noise(2, 3)}, {"x": noise(2, 3, seed=1)})
+    found = export_onnx(Pairs(), pair, tmp_path / "m.onnx", exporter="legacy")
+    assert found.inputs == ("left_x", "right_x")
+    assert found.outputs == ("output_sum_x", "output_x")
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "legacy"])
+def test_an_output_given_twice_and_an_input_given_back(tmp_path, exporter):
+    class Echo(nn.Module):
+        def forward(self, x):
+            y = x.exp()
+            return y, y, x
+
+    found = export_onnx(Echo(), (noise(2, 3),), tmp_path / "m.onnx", exporter=exporter)
+    assert [tuple(o.shape) for o in run(found.path, noise(4, 3))] == [(4, 3)] * 3
+
+
+def test_an_inner_value_makes_way_for_a_name_that_is_wanted(tmp_path):
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.x = nn.Parameter(noise(3))
+
+        def forward(self, x):
+            return {"add": (x + self.x).exp()}
+
+    for exporter in ("dynamo", "legacy"):
+        found = export_onnx(Sum(), (noise(2, 3),), tmp_path / "m.onnx", exporter=exporter)
+        assert (found.inputs, found.outputs) == (("x",), ("add",))
+        assert found.parity.error < 1e-5
+
+
+def test_a_container_that_pytorch_does_not_know_is_refused_as_input(tmp_path):
+    class Batch(UserDict):
+        pass
+
+    with pytest.raises(ExportError, match="give tuples, lists and dicts"):
+        export_onnx(seeded(Finder), (Batch(levels=[noise(3, 6)]), noise(1)), tmp_path / "m.onnx")
+
+
+def test_attention_keeps_its_fast_path_afterwards(tmp_path):
+    export_onnx(seeded(Reader), (), tmp_path / "m.onnx", example_kwargs=reading(), exporter="legacy")
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_a_model_of_one_batch_size_is_exported_as_such_only_when_asked(tmp_path):

@@ -7,10 +7,11 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from deploy.samples import Residual, noise, residual, seeded
+from deploy.samples import IgnoresFirst, Reader, Residual, noise, reading, residual, seeded
 from fxsurgery.deploy import compare_latency, export_onnx, interleave, resolve_target
 from fxsurgery.deploy.latency import measure_latency, ratio_of
 from fxsurgery.errors import DeviceError, ExportError
+from fxsurgery.inputs import Inputs
 
 X = (noise(2, 3, 8, 8),)
 
@@ -158,6 +159,24 @@ def test_a_report_says_what_was_measured_and_how(file):
         report["c"]
 
 
+def test_a_model_called_by_name_is_measured_as_it_is_called(tmp_path):
+    file = export_onnx(seeded(Reader), (), tmp_path / "m.onnx", example_kwargs=reading(), exporter="legacy")
+    models = {"described": file, "bare": file.path}
+    report = compare_latency(models, (), example_kwargs=reading(3), rounds=3, warmup=0)
+    assert (report.batch, report["bare"].runs) == (3, 3)
+
+
+def test_inputs_that_an_exporter_dropped_are_not_fed(tmp_path):
+    inputs = (noise(3, 4), noise(3, 6))
+    file = export_onnx(seeded(IgnoresFirst), inputs, tmp_path / "m.onnx", exporter="legacy")
+    assert file.inputs == ("x", "y")
+    assert compare_latency({"a": file}, inputs, rounds=1)["a"].runs == 1
+    with pytest.raises(ExportError, match="was exported for 2 inputs; 1 were given"):
+        compare_latency({"a": file}, inputs[1:], rounds=1)
+    with pytest.raises(ExportError, match=r"the file takes 1 inputs \(y\); 2 were given \(input_0, input_1\)"):
+        compare_latency({"a": file.path}, inputs, rounds=1)
+
+
 def test_two_threads_can_be_asked_for(file):
     assert compare_latency({"a": file}, X, rounds=2, warmup=0, threads=2).threads == 2
 
@@ -186,5 +205,5 @@ def test_what_cannot_be_measured_is_refused(file, tmp_path):
 
 
 def test_the_local_target_measures_as_asked(file):
-    report = resolve_target("local").compare({"a": file}, X, rounds=3, warmup=0)
+    report = resolve_target("local").compare({"a": file}, Inputs(X), rounds=3, warmup=0)
     assert (report["a"].runs, report.provider) == (3, "CPUExecutionProvider")

@@ -7,10 +7,11 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from deploy.samples import Constant, Residual, Tokens, TwoInputs, noise, residual, seeded
+from deploy.samples import Constant, Reader, Residual, Tokens, TwoInputs, noise, reading, residual, seeded
 from fxsurgery.deploy import check_parity, export_onnx
-from fxsurgery.deploy.inputs import seeded as other_inputs
+from fxsurgery.deploy.draws import seeded as other_inputs
 from fxsurgery.errors import ExportError
+from fxsurgery.inputs import Inputs
 
 IMAGES = (noise(2, 3, 8, 8),)
 
@@ -69,6 +70,14 @@ def test_one_wrong_output_of_two_is_caught(tmp_path):
     tamper(path, 0.5)
     with pytest.raises(ExportError, match="differ"):
         check_parity(seeded(TwoInputs), path, inputs)
+
+
+def test_a_wrong_file_of_a_model_called_by_name_is_caught(tmp_path):
+    path = exported(seeded(Reader), (), tmp_path, example_kwargs=reading())
+    assert check_parity(seeded(Reader), path, (), example_kwargs=reading()).error < 1e-5
+    tamper(path, 0.5)
+    with pytest.raises(ExportError, match="differ"):
+        check_parity(seeded(Reader), path, (), example_kwargs=reading())
 
 
 def test_the_limit_can_be_set(tmp_path):
@@ -158,7 +167,7 @@ def test_a_model_that_ignores_its_input_is_refused(tmp_path):
 
 
 def test_integers_that_cannot_vary_are_named(tmp_path):
-    with pytest.raises(ExportError, match="example input 0 holds one value only"):
+    with pytest.raises(ExportError, match="example input tokens holds one value only"):
         exported(seeded(Tokens), (torch.zeros(2, 7, dtype=torch.long),), tmp_path)
 
 
@@ -192,13 +201,27 @@ def test_a_model_whose_signal_has_died_down_is_still_compared_on_its_own_scale(t
         check_parity(model, path, IMAGES)
 
 
+def test_masks_are_dealt_within_their_rows():
+    mask = torch.tensor([[True, False, False, False], [True, True, True, False]])
+    dealt, causal = other_inputs(Inputs((mask,), {"causal": torch.ones(4, 4).tril().long()}), 3, 0).tensors
+    assert dealt.sum(1).tolist() == [1, 3, 1]
+    assert causal.sum(1).tolist() == [1, 2, 3, 4]
+    assert not torch.equal(dealt[:2], mask)
+
+
+def test_what_is_infinite_stays_so():
+    [found] = other_inputs(Inputs((torch.tensor([[0.0, 1.0, -torch.inf]]),)), 2, 0).tensors
+    assert found.isneginf().tolist() == [[False, False, True]] * 2
+    assert found[:, :2].min() >= 0
+
+
 def test_other_inputs_keep_to_what_the_examples_hold():
     examples = (torch.rand(4, 3), torch.arange(8).reshape(4, 2), noise(5, 2), torch.tensor(2.0))
-    floats, integers, unbatched, scalar = other_inputs(examples, 7, 0)
+    floats, integers, unbatched, scalar = other_inputs(Inputs(examples), 7, 0).tensors
     assert (floats.shape, integers.shape, unbatched.shape) == ((7, 3), (7, 2), (5, 2))
     assert floats.min() >= examples[0].min()
     assert set(integers.flatten().tolist()) <= set(range(8))
     assert scalar == 2.0
-    again, other = other_inputs(examples, 7, 0), other_inputs(examples, 7, 1)
-    assert torch.equal(again[0], floats)
-    assert not torch.equal(other[0], floats)
+    again, other = (other_inputs(Inputs(examples), 7, seed).tensors[0] for seed in (0, 1))
+    assert torch.equal(again, floats)
+    assert not torch.equal(other, floats)

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import onnxruntime
-from torch import Tensor
 
 from fxsurgery.deploy.latency import LatencyReport
 from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.targets.local import Local
 from fxsurgery.errors import DeviceError
+from fxsurgery.inputs import Inputs
 
 CUDA = "CUDAExecutionProvider"
 KNOWN = "'local' or 'cpu' (this machine's CPU), 'cuda' (its GPU, with onnxruntime-gpu)"
@@ -27,7 +27,7 @@ class Target(Protocol):
     def compare(
         self,
         models: Mapping[str, Path | OnnxModel],
-        inputs: tuple[Tensor, ...],
+        inputs: Inputs,
         **options: Any,  # noqa: ANN401
     ) -> LatencyReport:
         """Measure models side by side."""

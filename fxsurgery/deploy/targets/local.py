@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from fxsurgery.deploy.interleave import Plan
 from fxsurgery.deploy.latency import LatencyReport, measure
 from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.session import CPU
+from fxsurgery.inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Local:
     def compare(
         self,
         models: Mapping[str, Path | OnnxModel],
-        inputs: tuple[Tensor, ...],
+        inputs: Inputs,
         **options: Any,  # noqa: ANN401
     ) -> LatencyReport:
         """Measure models side by side; options as of `fxsurgery.deploy.compare_latency`.
