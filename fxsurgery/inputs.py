@@ -3,6 +3,7 @@
 The *batch* is dim 0 of the first tensor among them, and of every tensor that is as long there.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Self, TypeAlias
@@ -56,6 +57,32 @@ class Inputs:
     def grown(self) -> Self:
         """One sample more: the first one again."""
         return self.resized((self.batch or 0) + 1)
+
+    def joined(self, other: Self) -> Self:
+        """The samples of both; what is not batched as it is here.
+
+        Raises:
+            ValueError: the other differs in structure, or in a size other than the batch.
+        """
+        structures = [pytree.tree_structure((x.args, dict(x.kwargs))) for x in (self, other)]
+        if structures[0] != structures[1]:
+            raise ValueError("inputs of another structure cannot be joined")
+        pairs = zip(self.tensors, other.tensors, strict=True)
+        try:
+            both = iter([torch.cat([x, y]) if self.is_batched(x) else x for x, y in pairs])
+        except RuntimeError as error:
+            raise ValueError(f"inputs of other sizes cannot be joined: {error}") from error
+        return self.map(lambda _: next(both))
+
+    def names(self, forward: Callable[..., Any]) -> list[str]:
+        """What `forward` calls each positional input, then the names of the others."""
+        names = list[str]()
+        for parameter in inspect.signature(forward).parameters.values():
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                names += [f"{parameter.name}_{i}" for i in range(len(self.args) - len(names))]
+            elif parameter.kind in {parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD}:
+                names.append(parameter.name)
+        return [*names[: len(self.args)], *self.kwargs]
 
     def clone(self) -> Self:
         """The same on memory of its own, for a model that writes to its inputs."""

@@ -1,10 +1,14 @@
 """Takes a user's `nn.Module` as a `Program`, or says which of its lines stands in the way.
 
-Front end 1: symbolic tracing of a private copy, accepted only when checked against the model.
+Symbolic tracing of a private copy comes first, since its graph holds for any size of the inputs. Where it
+fails, the model is run and recorded (`fxsurgery.capture.recorded`). Either graph is accepted only when it is
+checked against the model.
 """
 
 import copy
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,63 +16,94 @@ from torch.nn.parameter import is_lazy
 
 from fxsurgery.capture import trials
 from fxsurgery.capture.blame import untraceable
-from fxsurgery.capture.build import build, check_unassigned, check_unshared, lost_error, lost_tensors
+from fxsurgery.capture.build import build, check_unassigned, check_unshared, left_over
 from fxsurgery.capture.checks import Comparison, shapes
+from fxsurgery.capture.recorded import Recorded, recorded
 from fxsurgery.capture.tracer import CaptureTracer
 from fxsurgery.errors import CaptureError, DataError
+from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
 
 __all__ = ["capture"]
 
 
-def capture(model: nn.Module, *example_inputs: Tensor, leaf_modules: tuple[type[nn.Module], ...] = ()) -> Program:
+def capture(
+    model: nn.Module,
+    *example_inputs: Any,  # noqa: ANN401 -- whatever the model takes
+    leaf_modules: tuple[type[nn.Module], ...] = (),
+    example_kwargs: Mapping[str, Any] | None = None,
+) -> Program:
     """Take `model` as a program, checked to compute and to train as the model does.
 
-    The model is left exactly as it is, and so is the state of the random number generators.
+    The model is left exactly as it is, and so is the state of the random number generators. What a graph
+    cannot hold is kept whole with the smallest module around it, and named in `Program.notes`.
 
     Args:
         model: any module, in either mode; the program is in eval mode and shares no tensor with it.
-        example_inputs: positional inputs, batch first.
+        example_inputs: positional inputs, batch first: tensors, or tuples, lists and dicts of them.
         leaf_modules: types of modules to keep whole, as one node of the graph each.
+        example_kwargs: inputs by name.
 
     Raises:
         CaptureError: the model cannot be taken as a graph; the message names the line or the module.
         DataError: the example inputs do not fit the model.
     """
-    _check_inputs(example_inputs)
-    _check_kind(model, leaf_modules)
-    with trials.contained():
-        private = _copied(model)
-        inputs = tuple(x.detach().clone() for x in example_inputs)
-        _check_runs(private, inputs)
-        graph_module, entered = _trace(private, inputs, leaf_modules)
-        check_unshared(graph_module, model)
-        Comparison(private, graph_module, entered).check(inputs)
-        return Program(graph_module, inputs)
-
-
-def _check_inputs(inputs: Sequence[object]) -> None:
-    if not inputs:
+    inputs = _ordered(model, Inputs(example_inputs, dict(example_kwargs or {})))
+    if not inputs.tensors:
         raise DataError("no example inputs: capture(model, x) wants what the model takes, batch first")
-    for position, value in enumerate(inputs):
-        if not isinstance(value, Tensor):
-            raise DataError(f"example input {position} is a {type(value).__name__}, not a tensor")
+    _check_kind(model)
+    with trials.contained():
+        inputs = inputs.clone()
+        private = _copied(model)
+        _check_runs(private, inputs)
+        found = _captured(private, inputs, leaf_modules)
+        check_unshared(found.graph_module, model)
+        return Program(found.graph_module, inputs.args, (), inputs.kwargs, found.notes)
 
 
-def _check_kind(model: nn.Module, leaf_modules: tuple[type[nn.Module], ...]) -> None:
+def _ordered(model: nn.Module, inputs: Inputs) -> Inputs:
+    """The named inputs in the order of the signature."""
+    known = list(inspect.signature(model.forward).parameters)
+    order = sorted(inputs.kwargs, key=lambda name: known.index(name) if name in known else len(known))
+    return Inputs(inputs.args, {name: inputs.kwargs[name] for name in order})
+
+
+def _captured(model: nn.Module, inputs: Inputs, leaf_modules: tuple[type[nn.Module], ...]) -> Recorded:
+    symbolic = _symbolic(model, inputs, leaf_modules)
+    if isinstance(symbolic, Recorded):
+        return symbolic
+    try:
+        return _checked(model, recorded(_copied(model), inputs, leaf_modules), inputs)
+    except CaptureError as error:
+        raise error from symbolic
+
+
+def _symbolic(model: nn.Module, inputs: Inputs, leaf_modules: tuple[type[nn.Module], ...]) -> Recorded | CaptureError:
+    """The traced and checked graph, or why there is none."""
+    if inputs.kwargs or not all(isinstance(a, Tensor) for a in inputs.args):
+        return CaptureError("symbolic tracing takes positional tensors alone")
+    try:
+        return _checked(model, _trace(model, inputs, leaf_modules), inputs)
+    except CaptureError as error:
+        return error
+
+
+def _checked(model: nn.Module, found: Recorded, inputs: Inputs) -> Recorded:
+    notes = Comparison(model, found.graph_module, found.entered).check(inputs)
+    return Recorded(found.graph_module, found.entered, (*found.notes, *notes))
+
+
+def _check_kind(model: nn.Module) -> None:
     if type(model).__name__ == "OptimizedModule":
         raise CaptureError("the model comes from torch.compile: pass the module that was compiled")
     if "forward" in vars(model):
         raise CaptureError("the model's forward was replaced on the object: pass the unwrapped model")
     if any(map(is_lazy, model.parameters())):
         raise CaptureError("the model has lazy parameters, which have no shape yet: run one batch through it")
-    whole = [module for module in model.modules() if isinstance(module, leaf_modules)]
-    for path, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule) and module not in whole:
-            raise CaptureError(
-                f"{f'`{path}`' if path else 'the model'} is a ScriptModule, whose code cannot be traced: use "
-                "the Python module that was scripted"
-            )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError(
+            "the model is a ScriptModule, whose code cannot be traced: use the Python module that was scripted"
+        )
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -81,7 +116,7 @@ def _copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _check_runs(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _check_runs(model: nn.Module, inputs: Inputs) -> None:
     try:
         outcome = trials.run_eval(copy.deepcopy(model), inputs)
     except Exception as error:
@@ -94,21 +129,25 @@ def _check_runs(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         raise CaptureError(f"the model's output is not a tensor: {kinds}")
 
 
-def _trace(
-    model: nn.Module, inputs: tuple[Tensor, ...], leaf_modules: tuple[type[nn.Module], ...]
-) -> tuple[fx.GraphModule, tuple[str, ...]]:
+def _trace(model: nn.Module, inputs: Inputs, leaf_modules: tuple[type[nn.Module], ...]) -> Recorded:
     # train() first: a model may keep values worked out from its parameters until it is trained again.
     traced = copy.deepcopy(model).train().eval()
-    tracer = CaptureTracer(len(inputs), leaf_modules)
+    tracer = CaptureTracer(len(inputs.args), leaf_modules)
     try:
         graph = tracer.trace(traced)
     except Exception as error:
         raise untraceable(error, model, next(reversed(tracer.inside), "")) from error
+    if wrapped := [n for n in graph.nodes if n.op == "call_function" and not _is_of_torch(n)]:
+        raise CaptureError(f"the function {wrapped[0].target} is not torch's, and tracing does not look into it")
     check_unassigned(traced)
     graph_module = build(traced, graph, set(model.state_dict()))
-    if lost := lost_tensors(graph_module, model):
-        raise lost_error(lost, _reached_in_training(model, len(inputs), leaf_modules))
-    return graph_module, tuple(tracer.entered)
+    notes = left_over(graph_module, model, _reached_in_training(model, len(inputs.args), leaf_modules))
+    return Recorded(graph_module, tuple(tracer.entered), notes)
+
+
+def _is_of_torch(node: fx.Node) -> bool:
+    module = getattr(node.target, "__module__", None) or "torch"
+    return module.partition(".")[0] in {"torch", "_operator", "builtins", "math"}
 
 
 def _reached_in_training(model: nn.Module, inputs: int, leaf_modules: tuple[type[nn.Module], ...]) -> tuple[str, ...]:

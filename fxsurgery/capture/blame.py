@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fxsurgery.capture.recorder import OffenceError
 from fxsurgery.capture.tracer import UntraceableError
 from fxsurgery.errors import CaptureError
 
@@ -73,6 +74,16 @@ def untraceable(error: Exception, model: nn.Module, path: str) -> CaptureError:
         f"  in {module}{where and f', {where}'}\n"
         f"  {type(error).__name__}: {_first_line(error)}\n"
         f"{remedy}{_keep_whole(model, path) if path or where else ''}."
+    )
+
+
+def offended(error: OffenceError, model: nn.Module) -> CaptureError:
+    """The error to raise for what a graph cannot hold, in the module that nothing can be kept whole around."""
+    name = type(model).__name__
+    where = user_line(error)
+    return CaptureError(
+        f"the model cannot be taken as a graph: {error}.\n  in the model itself ({name}){where and f', {where}'}\n"
+        f"{error.remedy}, or move that code to a small module of its own, which is then kept whole."
     )
 
 

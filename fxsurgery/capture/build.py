@@ -68,20 +68,27 @@ def lost_tensors(graph_module: fx.GraphModule, model: nn.Module) -> list[str]:
     return [name for name, tensor in _state(model) if name in own and id(tensor) not in found]
 
 
-def lost_error(lost: Sequence[str], reached_in_training: Sequence[str]) -> CaptureError:
-    """The error to raise for lost tensors, given what train mode reaches: modules and parameters by path."""
+def left_over(graph_module: fx.GraphModule, model: nn.Module, reached_in_training: Sequence[str]) -> tuple[str, ...]:
+    """What to say of tensors that no forward uses, and that the graph module is without.
+
+    Args:
+        graph_module: the graph.
+        model: what it was taken of.
+        reached_in_training: modules and parameters, by path, that forward uses in train mode.
+
+    Raises:
+        CaptureError: train mode alone uses them, so that the graph module would not train as the model does.
+    """
+    lost = lost_tensors(graph_module, model)
     names = ", ".join(lost[:6]) + (f" and {len(lost) - 6} more" if len(lost) > 6 else "")
     trained = [n for n in lost if any(n == path or n.startswith(f"{path}.") for path in reached_in_training)]
     if trained:
         modules = ", ".join(dict.fromkeys(name.partition(".")[0] for name in trained))
-        return CaptureError(
+        raise CaptureError(
             f"these tensors are only reached in train mode, and a captured model would lose them: {names}. "
             f"Build the model without {modules} (aux_logits=False or the like), or set it to None."
         )
-    return CaptureError(
-        f"these tensors are never used in forward, and a captured model would lose them: {names}. "
-        "Delete them from the model, or use them."
-    )
+    return (f"never used in forward, and left out: {names}",) if lost else ()
 
 
 def check_unshared(graph_module: fx.GraphModule, model: nn.Module) -> None:

@@ -11,16 +11,17 @@ The last catches a backward of the user's own, a region without gradients, a det
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fxsurgery.capture import trials
 from fxsurgery.capture.tracer import reads_training
 from fxsurgery.errors import CaptureError
+from fxsurgery.inputs import Inputs
 
-Run = Callable[[nn.Module, Sequence[Tensor]], trials.Outcome]
+Run = Callable[[nn.Module, Inputs], trials.Outcome]
 
 IRREPRODUCIBLE = 1000.0
 """A model that differs from itself by this many tolerances cannot be checked."""
@@ -35,8 +36,8 @@ class Comparison:
     entered: tuple[str, ...]
     """Paths of the modules that tracing went into."""
 
-    def check(self, inputs: Sequence[Tensor]) -> None:
-        """Run every check.
+    def check(self, inputs: Inputs) -> tuple[str, ...]:
+        """Run every check; what could not be compared is said.
 
         Raises:
             CaptureError: the graph is not the model; the message says in which mode and where.
@@ -46,9 +47,9 @@ class Comparison:
         self._check_eval(first, "the graph does not compute what the model does")
         if _runs(trials.run_eval, self.model, other):
             self._check_eval(other, "a shape of the example inputs got baked in: at another batch size")
-        self._check_train(inputs, other)
+        return self._check_train(inputs, other)
 
-    def _check_eval(self, inputs: Sequence[Tensor], meaning: str) -> None:
+    def _check_eval(self, inputs: Inputs, meaning: str) -> None:
         if trouble := self._trouble(trials.run_eval, inputs):
             raise CaptureError(
                 f"{meaning}, in eval mode, {trouble}. Does forward ask for the type of its input, draw random "
@@ -56,17 +57,17 @@ class Comparison:
                 "whole with leaf_modules=(ThatModule,)."
             )
 
-    def _check_train(self, inputs: Sequence[Tensor], other: Sequence[Tensor]) -> None:
+    def _check_train(self, inputs: Inputs, other: Inputs) -> tuple[str, ...]:
         # BatchNorm wants more than one value a channel, and a batch of one has none but its own statistics.
-        if inputs[0].shape[:1] == (1,) and _runs(trials.run_train, self.model, other):
+        if inputs.batch == 1 and _runs(trials.run_train, self.model, other):
             inputs = other
         try:
             trials.run_train(copy.deepcopy(self.model), inputs)
-        except Exception as error:
-            raise CaptureError(
-                "the model does not run forward and backward in train mode on inputs of shape "
-                f"{shapes(inputs)}, so its graph cannot be checked there: {type(error).__name__}: {error}"
-            ) from error
+        except Exception as error:  # noqa: BLE001 -- whatever the user's model raises in train mode
+            return (
+                "train mode was not compared: the model does not run forward and backward in it on inputs of shape "
+                f"{shapes(inputs)} ({type(error).__name__}: {_first_line(error)})",
+            )
         trouble = self._trouble(trials.run_train, inputs)
         if trouble.startswith(("output", "only")):
             raise CaptureError(f"in train mode, {trouble}. {self._train_hint()}")
@@ -76,8 +77,9 @@ class Comparison:
                 "without gradients or a buffer update got lost in tracing. Rewrite it in torch operations, or "
                 "keep its module whole with leaf_modules=(ThatModule,)."
             )
+        return ()
 
-    def _trouble(self, run: Run, inputs: Sequence[Tensor]) -> str:
+    def _trouble(self, run: Run, inputs: Inputs) -> str:
         """What differs, in words; empty where nothing does."""
         model, graph_module = copy.deepcopy(self.model), copy.deepcopy(self.graph_module)
         trials.enliven(model, graph_module)
@@ -111,12 +113,16 @@ class Comparison:
         )
 
 
-def shapes(inputs: Sequence[Tensor]) -> str:
+def shapes(inputs: Inputs) -> str:
     """The shapes of the inputs, as text."""
-    return ", ".join(str(tuple(x.shape)) for x in inputs)
+    return ", ".join(str(tuple(x.shape)) for x in inputs.tensors)
 
 
-def _runs(run: Run, model: nn.Module, inputs: Sequence[Tensor]) -> bool:
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")
+
+
+def _runs(run: Run, model: nn.Module, inputs: Inputs) -> bool:
     try:
         run(copy.deepcopy(model), inputs)
     except Exception:  # noqa: BLE001 - the user's model may refuse a batch size in any way it likes

@@ -16,6 +16,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from fxsurgery.capture.attention import expanded, is_plain
+
 CONSTRUCTORS = (
     torch.arange,
     torch.as_tensor,
@@ -63,12 +65,8 @@ class CaptureTracer(fx.Tracer):
 
     @override
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return (
-            super().is_leaf_module(m, module_qualified_name)
-            or isinstance(m, self._leaf_modules)
-            or is_parametrized(m)
-            or (_is_stateless(m) and reads_training(m))
-        )
+        del module_qualified_name
+        return is_leaf(m, self._leaf_modules)
 
     @override
     def create_args_for_root(
@@ -95,6 +93,8 @@ class CaptureTracer(fx.Tracer):
         if not self.is_leaf_module(m, path):
             refuse_hooks(m, path)
             self.entered.append(path)
+            if isinstance(m, nn.MultiheadAttention):
+                forward = expanded(m)
         result: object = super().call_module(m, forward, args, kwargs)
         del self.inside[depth:]
         return result
@@ -120,6 +120,28 @@ class CaptureTracer(fx.Tracer):
                     f"the forward pass enters a region of {name}, which tracing would silently drop",
                     "Take it out of forward (to freeze a part, set requires_grad=False on its parameters)",
                 )
+
+
+def is_leaf(module: nn.Module, leaf_modules: tuple[type[nn.Module], ...]) -> bool:
+    """Whether a module is one node of the graph: torch's own layers, and what cannot be looked into.
+
+    Attention and transformer layers of torch are looked into, where what they do can be written out.
+    """
+    if isinstance(module, (*leaf_modules, torch.jit.ScriptModule)) or is_parametrized(module):
+        return True
+    if isinstance(module, nn.MultiheadAttention):
+        return not is_plain(module)
+    if isinstance(module, COMPOSED):
+        return False
+    torchs = type(module).__module__.startswith(("torch.nn", "torch.ao.nn"))
+    return torchs or (_is_stateless(module) and reads_training(module))
+
+
+COMPOSED = (
+    nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder,
+    nn.TransformerEncoderLayer, nn.TransformerDecoderLayer,
+)  # fmt: skip
+"""Modules of torch that are made of others."""
 
 
 def refuse_hooks(module: nn.Module, path: str) -> None:

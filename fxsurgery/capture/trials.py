@@ -1,7 +1,7 @@
 """Seeded runs of a model that leave no trace: inputs to try it on, and what it computes and learns on them."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxsurgery.capture.recorder import returned_structure
+from fxsurgery.errors import CaptureError
+from fxsurgery.inputs import Inputs
 from fxsurgery.surgery import relative_error
 
 SEED = 20_011
@@ -65,21 +68,23 @@ def seed_all() -> None:
         torch.cuda.manual_seed_all(SEED)
 
 
-def run_eval(model: nn.Module, inputs: Sequence[Tensor]) -> Outcome:
+def run_eval(model: nn.Module, inputs: Inputs) -> Outcome:
     """The outputs in eval mode. `model` is used up: hand in a copy."""
     model.train().eval()
     seed_all()
+    own = inputs.clone()
     with torch.no_grad():
-        return Outcome(named_leaves(model(*(x.detach().clone() for x in inputs))))
+        return Outcome(named_leaves(model(*own.args, **own.kwargs)))
 
 
-def run_train(model: nn.Module, inputs: Sequence[Tensor]) -> Outcome:
+def run_train(model: nn.Module, inputs: Inputs) -> Outcome:
     """Outputs, gradients and buffers of one training step. `model` is used up: hand in a copy."""
     model.train()
     seed_all()
-    leaves = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs]
-    outputs = named_leaves(model(*(x.clone() for x in leaves)))
-    sources = {f"input {i}": x for i, x in enumerate(leaves) if x.requires_grad}
+    leaves = inputs.map(lambda x: x.detach().clone().requires_grad_(x.is_floating_point()))
+    own = leaves.map(lambda x: x.clone())
+    outputs = named_leaves(model(*own.args, **own.kwargs))
+    sources = {f"input {i}": x for i, x in enumerate(leaves.tensors) if x.requires_grad}
     parameters = model.named_parameters(remove_duplicate=False)
     sources |= {name: p for name, p in parameters if p.requires_grad}
     buffers = {name: b.detach().clone() for name, b in model.named_buffers(remove_duplicate=False)}
@@ -87,9 +92,9 @@ def run_train(model: nn.Module, inputs: Sequence[Tensor]) -> Outcome:
 
 
 def named_leaves(output: object) -> dict[str, object]:
-    """The leaves of a nested output by their place in it."""
-    leaves, _ = pytree.tree_flatten_with_path(output)
-    return {f"output{pytree.keystr(path)}": leaf for path, leaf in leaves}
+    """The tensors of a nested output, and its other leaves, by their order in it."""
+    plain = returned_structure(output, CaptureError)
+    return {f"output[{i}]": leaf for i, leaf in enumerate(pytree.tree_leaves(plain))}
 
 
 def enliven(model: nn.Module, twin: nn.Module) -> None:
@@ -106,18 +111,15 @@ def enliven(model: nn.Module, twin: nn.Module) -> None:
         parameter.data.copy_(model.get_parameter(name).data)
 
 
-def noisy(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The inputs, with seeded noise on the floating-point ones."""
+def noisy(inputs: Inputs) -> Inputs:
+    """The inputs, with seeded noise on the floating-point ones; the values of the others are dealt anew."""
     generator = torch.Generator().manual_seed(SEED)
-    return tuple(_noisy(x, generator) if x.is_floating_point() else x for x in inputs)
+    return inputs.map(lambda x: _noisy(x, generator) if x.is_floating_point() else _dealt(x, generator))
 
 
-def doubled(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def doubled(inputs: Inputs) -> Inputs:
     """Twice the batch: the inputs and noisy ones after them, where they have a batch dimension."""
-    batch = inputs[0].shape[:1]
-    return tuple(
-        torch.cat([x, y]) if x.ndim and x.shape[:1] == batch else x for x, y in zip(inputs, noisy(inputs), strict=True)
-    )
+    return inputs.joined(noisy(inputs))
 
 
 def difference(got: Outcome, wanted: Outcome) -> tuple[float, str]:
@@ -172,6 +174,11 @@ def _noisy(x: Tensor, generator: torch.Generator) -> Tensor:
     spread = float(x.double().std(correction=0)) if x.numel() else 0.0
     noise = torch.randn(x.shape, generator=generator).to(x)
     return x + noise * (0.3 * spread or 1.0)
+
+
+def _dealt(x: Tensor, generator: torch.Generator) -> Tensor:
+    order = torch.randperm(x.numel(), generator=generator).to(x.device)
+    return x.flatten()[order].reshape(x.shape)
 
 
 def _gradients(outputs: list[object], sources: dict[str, Tensor]) -> dict[str, Tensor | None]:

@@ -1,0 +1,85 @@
+"""`nn.MultiheadAttention` written out, so that its heads are visible in the graph.
+
+    attention(q, k, v) = softmax(q k^T / sqrt(d) + mask) v, for each of the heads, each d wide.
+
+One projection gives queries, keys and values where all three are of the same input. The module's parameters
+stay where they are.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether `attention` computes what the module does."""
+    return (
+        type(module) is nn.MultiheadAttention
+        and module.in_proj_weight is not None
+        and module.bias_k is None
+        and module.bias_v is None
+        and not module.add_zero_attn
+    )
+
+
+def expanded(module: nn.MultiheadAttention) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The module's forward, in operations on its parameters; batched inputs only."""
+
+    def forward(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,  # noqa: FBT001, FBT002 -- the signature that is replaced
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,  # noqa: FBT001, FBT002 -- as above
+        is_causal: bool = False,  # noqa: FBT001, FBT002 -- as above
+    ) -> tuple[Tensor, Tensor | None]:
+        q, k, v = _projected(module, query, key, value)
+        mask = _mask(module, attn_mask, key_padding_mask, q)
+        if need_weights:
+            scores = (q * module.head_dim**-0.5) @ k.transpose(-2, -1)
+            weights = (scores if mask is None else scores + mask).softmax(-1)
+            weights = F.dropout(weights, module.dropout, module.training)
+            mixed, shown = weights @ v, weights.mean(1) if average_attn_weights else weights
+        else:
+            causal = is_causal and key_padding_mask is None
+            dropout = module.dropout if module.training else 0.0
+            mixed = F.scaled_dot_product_attention(q, k, v, None if causal else mask, dropout, causal)
+            shown = None
+        result = module.out_proj(mixed.transpose(1, 2).flatten(2))
+        return result if module.batch_first else result.transpose(0, 1), shown
+
+    return forward
+
+
+def _projected(module: nn.MultiheadAttention, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys and values, (batch, heads, length, width of a head)."""
+    weight, bias = module.in_proj_weight, module.in_proj_bias
+    rows = inputs if module.batch_first else tuple(x.transpose(0, 1) for x in inputs)
+    if inputs[0] is inputs[1] and inputs[1] is inputs[2]:
+        packed = F.linear(rows[0], weight, bias).chunk(3, -1)
+        parts = [packed[i] for i in range(3)]
+    else:
+        weights, biases = torch.chunk(weight, 3), [None] * 3 if bias is None else torch.chunk(bias, 3)
+        parts = [F.linear(rows[i], weights[i], biases[i]) for i in range(3)]
+    return tuple(part.unflatten(-1, (module.num_heads, module.head_dim)).transpose(1, 2) for part in parts)
+
+
+def _mask(module: nn.MultiheadAttention, attn: Tensor | None, padding: Tensor | None, like: Tensor) -> Tensor | None:
+    """What is added to the scores, broadcastable to (batch, heads, length, length)."""
+    if attn is not None:
+        attn = _additive(attn, like)
+        attn = attn.unflatten(0, (-1, module.num_heads)) if attn.dim() == 3 else attn
+    if padding is None:
+        return attn
+    padding = _additive(padding, like)[:, None, None, :]
+    return padding if attn is None else attn + padding
+
+
+def _additive(mask: Tensor, like: Tensor) -> Tensor:
+    if mask.dtype is not torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, float("-inf"))

@@ -1,0 +1,194 @@
+"""Front end 2, as a whole: record, align, keep whole what offends, and build the graph module."""
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+from torch.utils import _pytree as pytree
+
+from fxsurgery.capture.alignment import Alignment
+from fxsurgery.capture.blame import offended, untraceable, user_line
+from fxsurgery.capture.build import build, left_over
+from fxsurgery.capture.recorder import OffenceError, Recording, record
+from fxsurgery.capture.tracer import is_leaf
+from fxsurgery.inputs import Inputs
+
+ATTEMPTS = 40
+"""How many modules may be found that have to be kept whole."""
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """A graph module, and what a user should know of it."""
+
+    graph_module: fx.GraphModule
+    entered: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass
+class _Search:
+    """The modules that turned out to have to stay whole, with the reason."""
+
+    model: nn.Module
+    leaf_modules: tuple[type[nn.Module], ...]
+    kept: dict[str, str] = field(default_factory=dict)
+
+    def is_leaf(self, module: nn.Module, path: str) -> bool:
+        return path in self.kept or is_leaf(module, self.leaf_modules)
+
+    def keep(self, error: OffenceError) -> bool:
+        """Keep the offending module whole, or the one around it; `False` when that would be the model itself."""
+        path = error.path
+        while path and (path in self.kept or self.is_leaf(self.model.get_submodule(path), path)):
+            path = path.rpartition(".")[0]
+        while path and not _is_called(self.model.get_submodule(path)):
+            path = path.rpartition(".")[0]
+        if path:
+            where = user_line(error)
+            self.kept[path] = f"{error}{where and f', {where}'}"
+        return bool(path)
+
+    def notes(self) -> tuple[str, ...]:
+        outer = [p for p in self.kept if not any(p.startswith(f"{o}.") for o in self.kept)]
+        kinds = {p: type(self.model.get_submodule(p)).__name__ for p in outer}
+        return tuple(f"`{p}` ({kinds[p]}) is kept whole: {self.kept[p]}" for p in outer)
+
+
+def recorded(model: nn.Module, inputs: Inputs, leaf_modules: tuple[type[nn.Module], ...]) -> Recorded:
+    """Record `model`, a private copy that is used up.
+
+    Raises:
+        CaptureError: something in the model's own forward cannot be held by a graph; it says what and where.
+    """
+    search = _Search(model, leaf_modules)
+    own = set(model.state_dict())
+    for _ in range(ATTEMPTS):
+        try:
+            return _attempt(search, inputs, own)
+        except OffenceError as error:
+            if not search.keep(error):
+                raise offended(error, model) from error
+    raise offended(OffenceError("", f"more than {ATTEMPTS} modules of it would have to be kept whole"), model)
+
+
+def _attempt(search: _Search, inputs: Inputs, own: set[str]) -> Recorded:
+    model, notes = search.model, list[str]()
+    model.train().eval()
+    first_inputs = inputs.resized(2) if inputs.batch == 1 and _takes(model, inputs.resized(2)) else inputs
+    first = larger = _record(search, first_inputs)
+    if first_inputs.batch and _takes(model, first_inputs.grown()):
+        larger = _record(search, first_inputs.grown())
+    else:
+        notes.append("captured for this number of inputs only: the model takes no other batch size")
+    trained = _train(search, first_inputs)
+    batched = next((i for i, x in enumerate(inputs.leaves) if isinstance(x, Tensor) and inputs.is_batched(x)), 0)
+    Alignment(first, larger, trained or first, first_inputs.batch or 1, batched).align()
+    model.eval()
+    _follow_device(first, inputs)
+    graph, codegen = _finished(model, first, inputs)
+    for name, constant in first.constants.items():
+        model.register_buffer(name, constant.detach().clone(), persistent=False)
+    graph_module = build(model, graph, own)
+    if codegen is not None:
+        graph_module.graph.set_codegen(codegen)
+        graph_module.recompile()
+    seen = () if trained is None else trained.graph.nodes
+    reached = [str(n.target) for n in seen if n.op in {"call_module", "get_attr"}]
+    notes += [*search.notes(), *left_over(graph_module, model, reached)]
+    return Recorded(graph_module, first.entered, tuple(notes))
+
+
+def _record(search: _Search, inputs: Inputs) -> Recording:
+    state = [(b, b.detach().clone()) for b in search.model.buffers()]
+    try:
+        return record(search.model, inputs, search.is_leaf)
+    except OffenceError:
+        raise
+    except Exception as error:
+        raise untraceable(error, search.model, "") from error
+    finally:
+        with torch.no_grad():
+            for buffer, value in state:
+                buffer.copy_(value)
+
+
+def _train(search: _Search, inputs: Inputs) -> Recording | None:
+    """A recording in train mode; `None` where the model does not run in it on these inputs."""
+    search.model.train()
+    try:
+        return _record(search, inputs) if _takes(search.model, inputs) else None
+    finally:
+        search.model.eval()
+
+
+def _takes(model: nn.Module, inputs: Inputs) -> bool:
+    state = [(b, b.detach().clone()) for b in model.buffers()]
+    own = inputs.clone()
+    try:
+        with torch.no_grad():
+            model(*own.args, **own.kwargs)
+    except Exception:  # noqa: BLE001 -- the user's model may refuse inputs in any way it likes
+        return False
+    finally:
+        with torch.no_grad():
+            for buffer, value in state:
+                buffer.copy_(value)
+    return True
+
+
+def _follow_device(recording: Recording, inputs: Inputs) -> None:
+    """A device that forward took from its input stays the input's."""
+    graph, devices = recording.graph, {x.device for x in inputs.tensors}
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    made = list[fx.Node]()
+
+    def device(value: Any) -> Any:
+        if not isinstance(value, torch.device) or value not in devices:
+            return value
+        if not made:
+            tensors = [n for n, x in zip(placeholders, inputs.leaves, strict=True) if isinstance(x, Tensor)]
+            with graph.inserting_after(placeholders[-1]):
+                made.append(graph.call_function(getattr, (tensors[0], "device")))
+        return made[0]
+
+    for node in list(graph.nodes):
+        if node.op in {"call_function", "call_method"}:
+            node.args = tuple(device(a) for a in node.args)
+            node.kwargs = {k: device(v) for k, v in node.kwargs.items()}
+
+
+def _finished(model: nn.Module, recording: Recording, inputs: Inputs) -> tuple[fx.Graph, _PyTreeCodeGen | None]:
+    """The graph with its output, and how it is called where that is not by plain positional tensors."""
+    graph = recording.graph
+    leaves, spec = pytree.tree_flatten(recording.output)
+    simple = not inputs.kwargs and all(isinstance(a, Tensor) for a in inputs.args) and _is_simple(recording.output)
+    graph.output(recording.output if simple else leaves)
+    for node in reversed(list(graph.nodes)):
+        reads = node.op == "get_attr" or node.target in {getattr, operator.getitem}
+        if reads and not node.users:
+            graph.erase_node(node)
+    names = inputs.names(model.forward)
+    if simple:
+        for node, name in zip([n for n in graph.nodes if n.op == "placeholder"], names, strict=True):
+            node.target = name
+            node._rename(name)  # noqa: SLF001 -- so that the generated forward takes it by this name
+        return graph, None
+    in_spec = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))[1]
+    return graph, _PyTreeCodeGen(_PyTreeInfo(names, in_spec, spec))
+
+
+def _is_simple(output: Any) -> bool:
+    if isinstance(output, (tuple, list)):
+        return type(output) in {tuple, list} and all(map(_is_simple, output))
+    if isinstance(output, Mapping):
+        return type(output) is dict and all(map(_is_simple, output.values()))
+    return True
+
+
+def _is_called(module: nn.Module) -> bool:
+    return not isinstance(module, (nn.ModuleList, nn.ModuleDict))
