@@ -28,7 +28,7 @@ def samples() -> list[Sample]:
 
 def _build(name: str) -> tuple[nn.Module, Inputs]:
     if name in DETECTION:
-        model = tv.get_model(name, weights=None, weights_backbone=None, **_detection_sizes(name))
+        model = tv.get_model(name, weights=None, weights_backbone=None, **_detection_options(name))
         return model, Inputs(([torch.rand(3, 160, 192), torch.rand(3, 176, 160)],))
     if name in SEGMENTATION:
         return tv.get_model(name, weights=None, weights_backbone=None), Inputs((torch.randn(1, 3, 128, 128),))
@@ -39,8 +39,11 @@ def _build(name: str) -> tuple[nn.Module, Inputs]:
     return tv.get_model(name, weights=None, **options), Inputs((torch.randn(1, 3, size, size),))
 
 
-def _detection_sizes(name: str) -> dict[str, int]:
-    return {} if name.startswith("ssd") else {"min_size": 160, "max_size": 224}
+def _detection_options(name: str) -> dict[str, float]:
+    """Small images; and boxes that an untrained net is not sure of count, or it would find none."""
+    options: dict[str, float] = {} if name.startswith("ssd") else {"min_size": 160, "max_size": 224}
+    prefix = "box_" if "rcnn" in name else ""
+    return {**options, f"{prefix}score_thresh": 0.0, f"{prefix}detections_per_img": 10}
 
 
 def _video(name: str) -> tuple[nn.Module, Inputs]:

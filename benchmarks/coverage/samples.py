@@ -41,7 +41,7 @@ class Sample:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # noqa: TID251 -- nn.Module initialisers draw from the global generator only
             model, inputs = self.build()
-        return enliven(model, seed).eval(), inputs
+        return enliven(model, inputs, seed), inputs
 
 
 def named(name: str) -> Sample:

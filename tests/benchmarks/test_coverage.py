@@ -15,6 +15,8 @@ from benchmarks.coverage.sweep import Settings, isolated, settle
 from benchmarks.tables import Header
 from fxsurgery import CaptureError, ExportError, PassCrashedError, VerifyError, capture
 from fxsurgery.analysis.structure import structure
+from fxsurgery.inputs import Inputs
+from fxsurgery.surgery import relative_error
 
 ABOUT = Header(command="python -m benchmarks.coverage", date="2026-01-02", cpu="Some CPU", cores=2, torch="2.15.0")
 
@@ -70,12 +72,28 @@ def test_awkward_nets_run_and_answer_to_their_input(sample):
 
 
 def test_lively_weights_are_neither_zero_nor_constant():
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1))
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 4, 1))
     nn.init.zeros_(net[2].weight)
-    enliven(net, seed=0)
+    nn.init.ones_(net[3].weight)
+    enliven(net, Inputs((torch.randn(1, 3, 6, 6),)), seed=0)
     assert all(p.std() > 0.01 for p in net.parameters())
-    assert net[1].running_var.min() >= 0.5
-    assert net[1].running_mean.abs().max() > 0
+    assert net[3].weight.min() >= 0.5
+
+
+def test_lively_statistics_are_near_those_of_the_activations_but_not_them():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    x = 50 + 10 * torch.randn(1, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    enliven(net, Inputs((x,)), seed=0)
+    given = net[0](torch.cat([x, torch.zeros_like(x)])).detach()
+    assert (net[1].running_var / given.var((0, 2, 3))).log().abs().max() < 1.5
+    assert (net[1].running_mean - given.mean((0, 2, 3))).abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["torchvision/mobilenet_v2", "torchvision/efficientnet_b0"])
+def test_a_deep_net_still_answers_to_its_input(name):
+    model, inputs = named(name).example(0)
+    with torch.no_grad():
+        assert relative_error(model(inputs.args[0].flip(-1)), model(*inputs.args)) > 0.05
 
 
 def test_a_removal_is_seeded_and_leaves_every_tensor_something():
