@@ -1,7 +1,7 @@
 """The front door: a model in, a smaller one out."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from fxsurgery.budget import Budget
 from fxsurgery.capture import capture
 from fxsurgery.deploy import export_onnx, resolve_target
 from fxsurgery.errors import DataError, SurgeryError
+from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
 from fxsurgery.result import BeforeAfter, Result
 from fxsurgery.searchers import dnal
 from fxsurgery.searchers.dnal import Dnal
 from fxsurgery.searchers.widths import Measure, space
 from fxsurgery.training import Progress, Task, evaluate, resolve
+from fxsurgery.training.calls import addressed
 
 METHODS = ("dnal",)
 
@@ -35,7 +37,8 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
     metric: Callable[..., Any] | None = None,
     trained: bool = True,
     config: Dnal | None = None,
-    example_inputs: Sequence[Tensor] | None = None,
+    example_inputs: Sequence[Any] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
     leaf_modules: tuple[type[nn.Module], ...] = (),
     batch_size: int = 64,
     seed: int = 0,
@@ -48,16 +51,19 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
     Args:
         model: any module that `fxsurgery.capture.capture` can take.
         method: `"dnal"`.
-        train_data: a `DataLoader`, a `Dataset`, or a tuple of tensors or arrays `(inputs, targets)`; or a
-            ready `fxsurgery.training.Task`, which then carries validation data, loss and metric too.
+        train_data: a `DataLoader`, a `Dataset`, tensors or arrays `(inputs, targets)`, or a dict of them; or a
+            ready `fxsurgery.training.Task`, which then carries validation data, loss and metric too. Batches may be
+            dicts, with a key `labels`, `label`, `targets`, `target` or `y`: the model is called by name with the rest.
         val_data: the same; everything is selected on it.
         test_data: the same; looked at once, for the result.
         budget: what the result may take; half the MACs unless said.
-        loss: `loss(output, target)`, a scalar; cross-entropy unless said.
+        loss: `loss(output, target)`, a scalar, `output` being just what the model gives; cross-entropy unless said,
+            of the output or of its `logits`.
         metric: `metric(output, target)`, higher is better; accuracy for the default loss.
         trained: whether the model's weights are trained. If not, they are trained first.
         config: the method's own settings.
-        example_inputs: what to capture the model on; from the training data unless said.
+        example_inputs: what to capture the model on, by position; from the training data unless said.
+        example_kwargs: the same by name.
         leaf_modules: module classes that the capture shall not look into.
         batch_size: for data given as tensors or as a `Dataset`.
         seed: the same seed gives the same result on the same machine.
@@ -93,7 +99,9 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
         task = Task.of(
             train_data, val_data, test_data=test_data, loss=loss, metric=metric, batch_size=batch_size, seed=seed
         )
-    program = _captured(model, task, example_inputs, leaf_modules)
+    given = example_inputs is not None or example_kwargs is not None
+    examples = Inputs(tuple(example_inputs or ()), example_kwargs or {}) if given else addressed(model, task.examples())
+    program = _captured(model, examples, leaf_modules)
     progress = Progress(verbose=verbose)
     _announce(program, budget, config, progress, trained=trained)
     session = dnal.Session(task, seed, progress, device, measure)
@@ -111,7 +119,7 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
         original=outcome.trained,
         metric_name=task.metric_name,
         metrics=metrics,
-        notes=(*_left_alone(program), *outcome.notes, *_latency_note(outcome, budget, measure)),
+        notes=(*program.notes, *_left_alone(program), *outcome.notes, *_latency_note(outcome, budget, measure)),
         history=tuple(progress.history),
         gates=outcome.gates,
         seed=seed,
@@ -155,14 +163,12 @@ def _require_data(train_data: object, val_data: object) -> None:
         )
 
 
-def _captured(
-    model: nn.Module, task: Task, example_inputs: Sequence[Tensor] | None, leaf_modules: tuple[type[nn.Module], ...]
-) -> Program:
-    examples = tuple(example_inputs) if example_inputs is not None else task.example_inputs()
+def _captured(model: nn.Module, examples: Inputs, leaf_modules: tuple[type[nn.Module], ...]) -> Program:
     tensor = next((t for t in (*model.parameters(), *model.buffers())), None)
     if tensor is not None:
-        examples = tuple(x.to(tensor.device) for x in examples)
-    return capture(model, *examples, leaf_modules=leaf_modules)
+        examples = examples.map(lambda x: x.to(tensor.device))
+    named = {"example_kwargs": examples.kwargs} if examples.kwargs else {}
+    return capture(model, *examples.args, leaf_modules=leaf_modules, **named)
 
 
 def _announce(program: Program, budget: Budget | None, config: Dnal, progress: Progress, *, trained: bool) -> None:
@@ -173,6 +179,8 @@ def _announce(program: Program, budget: Budget | None, config: Dnal, progress: P
     for name in ("params", "macs"):
         target = f", budget {wanted[name]:,.0f}" if name in wanted else ""
         progress.note(f"{name}: {getattr(whole, name):,} now, {getattr(least, name):,} at the least{target}")
+    for note in program.notes:
+        progress.note(f"note: {note}")
     if trained:
         progress.note("taking the weights as trained; pass trained=False to train them first")
 

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,82 @@ def test_any_loss_not_only_classification():
     assert result.cost[1].macs <= 0.5 * result.cost[0].macs
 
 
+@dataclass
+class Answer:
+    logits: Tensor
+    features: Tensor
+
+
+class Reader(nn.Module):
+    """Tokens and a mask of those that count to logits (batch, 2), called by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(7, 16)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.body, self.head = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16)), nn.Linear(16, 2)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Answer:
+        x = self.embedding(input_ids)
+        x = x + self.attention(x, x, x, key_padding_mask=~attention_mask, need_weights=False)[0]
+        features = ((x + self.body(x)) * attention_mask[..., None]).sum(1)
+        return Answer(self.head(features), features)
+
+
+def texts(samples: int = 64) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(samples)
+    ids = torch.randint(0, 7, (samples, 5), generator=generator)
+    mask = torch.arange(5) < torch.randint(1, 6, (samples, 1), generator=generator)
+    return {"input_ids": ids, "attention_mask": mask, "labels": ((ids == 3) & mask).any(1).long()}
+
+
+def reader() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Reader()
+
+
+def test_batches_that_are_dicts_and_an_output_that_is_an_object(tmp_path: Path):
+    model = reader().train()
+    before = fingerprint(model)
+    result = quick(
+        model,
+        train_data=texts(),
+        val_data=texts(32),
+        loss=lambda output, target: nn.functional.cross_entropy(output.logits, target),
+        metric=lambda output, target: (output.logits.argmax(1) == target).float().mean(),
+    )
+    assert same(fingerprint(model), before)
+    assert result.cost[1].macs <= 0.5 * result.cost[0].macs
+    assert list(result.example_kwargs) == ["input_ids", "attention_mask"]
+    asked = {k: v for k, v in texts(3).items() if k != "labels"}
+    assert result.model(**asked)["logits"].shape == (3, 2)
+    file = result.export_onnx(tmp_path / "small.onnx", exporter="legacy")
+    assert (file.inputs, file.outputs) == (("input_ids", "attention_mask"), ("logits", "features"))
+    assert result.benchmark(rounds=3, seconds=1.0).batch == 1
+
+
+def test_examples_may_be_given_by_name():
+    asked = {k: v[:3] for k, v in texts().items() if k != "labels"}
+    result = quick(reader(), train_data=texts(), val_data=texts(32), example_kwargs=asked)
+    assert result.program.examples.batch == 3
+    assert result.metric_name == "accuracy"
+
+
+def test_what_capture_noted_is_told_before_training_and_in_the_summary(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def noting(*args, **options):
+        return replace(capture(*args, **options), notes=("`5` is kept whole: a test",))
+
+    monkeypatch.setattr(front_door, "capture", noting)
+    result = quick(net(), verbose=True)
+    shown = capsys.readouterr().err
+    assert 0 < shown.index("note: `5` is kept whole: a test") < shown.index("architecture: step")
+    assert result.notes[0] == "`5` is kept whole: a test"
+    assert "note: `5` is kept whole: a test" in result.summary()
+
+
 def test_a_budget_in_milliseconds_is_met_as_measured(monkeypatch: pytest.MonkeyPatch):
     """On a made-up device, so that the test does not depend on how busy this one is."""
 
@@ -202,6 +279,6 @@ def test_malformed_budgets_are_refused(limits: dict[str, float]):
 def test_public_names_are_these():
     assert sorted(fxsurgery.__all__) == [
         "Budget", "BudgetError", "CaptureError", "Cost", "DataError", "DeviceError", "Dnal", "ExportError",
-        "PassCrashedError", "Program", "Result", "SpecError", "StructureError", "SurgeryError", "Task",
-        "TrainingError", "VerifyError", "capture", "optimize",
+        "Inspection", "PassCrashedError", "Program", "Result", "SpecError", "StructureError", "SurgeryError", "Task",
+        "TrainingError", "VerifyError", "capture", "inspect", "optimize",
     ]  # fmt: skip

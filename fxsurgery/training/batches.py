@@ -4,7 +4,7 @@ The order of a shuffled epoch is a function of the seed and the epoch alone.
 """
 
 import math
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from typing_extensions import override
 
 from fxsurgery.errors import DataError
+from fxsurgery.inputs import Inputs, tensors_in
 from fxsurgery.training.seeding import mix
 
 Loader: TypeAlias = DataLoader[Any]
@@ -23,22 +24,22 @@ COUNTED_BATCHES = 1000
 """How far a loader without a length is read to learn how long it is."""
 
 
-class Arrays(Dataset[tuple[Tensor, ...]]):
-    """Tensors of equal length, read a whole batch at a time."""
+class Arrays(Dataset[Any]):
+    """Tensors of equal length, in tuples and dicts, read a whole batch at a time."""
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.tensors = tuple(tensors)
+    def __init__(self, tensors: Any) -> None:  # noqa: ANN401
+        self.tensors = tensors
 
     def __len__(self) -> int:
-        return len(self.tensors[0])
+        return samples(self.tensors)
 
     @override
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        return tuple(t[index] for t in self.tensors)
+    def __getitem__(self, index: int) -> Any:
+        return pytree.tree_map(lambda t: t[index], self.tensors)
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
+    def __getitems__(self, indices: list[int]) -> Any:  # noqa: ANN401
         """The batch itself: nothing is left to collate."""
-        return tuple(t[torch.as_tensor(indices)] for t in self.tensors)
+        return self[torch.as_tensor(indices)]  # type: ignore[index]
 
 
 class Batches(Sampler[list[int]]):
@@ -69,7 +70,7 @@ def loader_of(data: object, batch_size: int, seed: int | None, name: str) -> Loa
     """A loader of `data`; shuffled when a seed is given. A `DataLoader` is taken as it is.
 
     Args:
-        data: a `DataLoader`, a `Dataset`, or a tuple of tensors or arrays, the last one the target.
+        data: a `DataLoader`, a `Dataset`, or tensors or arrays in a tuple, the last one the target, or in a dict.
         batch_size: for anything but a `DataLoader`.
         seed: of the shuffle; `None` keeps the order.
         name: what messages call the data.
@@ -83,13 +84,14 @@ def loader_of(data: object, batch_size: int, seed: int | None, name: str) -> Loa
         return data
     if isinstance(data, IterableDataset):
         return DataLoader(data, batch_size=batch_size)
-    if isinstance(data, tuple | list):
+    if isinstance(data, tuple | list | Mapping):
         arrays = Arrays(_tensors(data, name))
         return DataLoader(arrays, batch_sampler=_order(arrays, batch_size, seed, name), collate_fn=_as_is)
     if isinstance(data, Dataset):
         return DataLoader(data, batch_sampler=_order(data, batch_size, seed, name))
     raise DataError(
-        f"{name} must be a DataLoader, a Dataset, or a tuple of tensors (inputs, target), not {describe(data)}"
+        f"{name} must be a DataLoader, a Dataset, or a tuple of tensors (inputs, target) or a dict of them, "
+        f"not {describe(data)}"
     )
 
 
@@ -105,18 +107,26 @@ def _as_is(batch: Any) -> Any:  # noqa: ANN401
     return batch
 
 
-def _tensors(data: Sequence[object], name: str) -> list[Tensor]:
+def _tensors(data: tuple[Any, ...] | list[Any] | Mapping[str, Any], name: str) -> Any:  # noqa: ANN401
+    """The arrays as tensors, in plain tuples and dicts; inputs may be a dict within a tuple."""
     if len(data) < 2:
         raise DataError(f"{name} must hold inputs and a target, (x, y); got {describe(data)}")
-    if wrong := [x for x in data if not isinstance(x, Tensor | np.ndarray) or not x.ndim]:
+    parts = data.values() if isinstance(data, Mapping) else data
+    arrays = [x for part in parts for x in (part.values() if isinstance(part, Mapping) else [part])]
+    if wrong := [x for x in arrays if not isinstance(x, Tensor | np.ndarray) or not x.ndim]:
         raise DataError(
             f"{name} must hold tensors or arrays of samples, not {describe(wrong[0])}; "
             "wrap a list of batches or samples in a DataLoader"
         )
-    tensors = [_tensor(x) for x in data]
-    if len({len(t) for t in tensors}) > 1:
-        raise DataError(f"{name} holds different numbers of samples: {describe(tensors)}")
-    return tensors
+    if len({len(x) for x in arrays}) > 1:
+        raise DataError(f"{name} holds different numbers of samples: {describe(data)}")
+    return _plain(data)
+
+
+def _plain(data: Any) -> Any:  # noqa: ANN401
+    if isinstance(data, Mapping):
+        return {key: _plain(value) for key, value in data.items()}
+    return tuple(map(_plain, data)) if isinstance(data, tuple | list) else _tensor(data)
 
 
 def _tensor(array: Any) -> Tensor:  # noqa: ANN401
@@ -179,15 +189,21 @@ def set_epoch(loader: Loader, epoch: int) -> None:
 
 def samples(batch: object) -> int:
     """How many samples a batch has: the length of its first tensor."""
-    return next((len(x) for x in pytree.tree_leaves(batch) if isinstance(x, Tensor) and x.dim()), 1)
+    return next((len(x) for _, x in tensors_in(batch) if x.dim()), 1)
 
 
 def describe(value: object) -> str:
     """Types, shapes and dtypes, for messages."""
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | np.ndarray):
         return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, tuple | list) and len(value) <= 6:
         return f"{type(value).__name__}({', '.join(map(describe, value))})"
-    if isinstance(value, dict) and len(value) <= 6:
-        return f"dict({', '.join(f'{k}={describe(v)}' for k, v in value.items())})"
+    if isinstance(value, Mapping) and len(value) <= 6:
+        return f"{type(value).__name__}({', '.join(f'{k}={describe(v)}' for k, v in value.items())})"
     return type(value).__name__
+
+
+def describe_inputs(inputs: Inputs) -> str:
+    """The same of what a model is called with."""
+    named = [f"{name}={describe(value)}" for name, value in inputs.kwargs.items()]
+    return f"({', '.join([*map(describe, inputs.args), *named])})"

@@ -138,7 +138,7 @@ def test_global_random_states_are_untouched():
     task, model = digits(100), net(dropout=0.5)
     fit(model, task, recipe(), device="cpu")
     evaluate(model, task)
-    task.example_inputs()
+    task.examples()
     assert states() == before
 
 
@@ -233,7 +233,7 @@ def test_loss_that_does_not_fit_is_told_with_shapes_and_cause():
 
 def test_batch_that_does_not_fit_the_model_is_told_with_shapes():
     data = (torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.long))
-    with pytest.raises(DataError, match=r"the model cannot take inputs tuple\(\(4, 3, 8, 8\) float32\)"):
+    with pytest.raises(DataError, match=r"the model cannot take inputs \(\(4, 3, 8, 8\) float32\)"):
         fit(net(), Task.of(data, data), recipe(), device="cpu")
 
 

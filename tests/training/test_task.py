@@ -1,14 +1,16 @@
 """What a task takes, and what it refuses."""
 
+from collections import UserDict
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from fxsurgery.errors import DataError
 from fxsurgery.training import Task, steps_for
-from fxsurgery.training.batches import set_epoch
+from fxsurgery.training.batches import samples, set_epoch
 
 
 def arrays(samples=10):
@@ -49,7 +51,7 @@ def test_validation_data_keep_their_order():
 def test_takes_tensors_arrays_datasets_and_loaders(data):
     task = Task.of(data, data, test_data=data, batch_size=4)
     assert [len(y) for _, y in task.val_data] == [4, 4, 2]
-    assert task.example_inputs()[0].shape == (2, 3)
+    assert task.examples().tensors[0].shape == (2, 3)
     assert len(task.test_data) == 3
 
 
@@ -59,9 +61,77 @@ def test_numpy_doubles_and_short_integers_become_what_torch_expects():
     assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
 
 
-def test_example_inputs_span_batches_of_one():
+def test_examples_span_batches_of_one():
     loader = DataLoader(TensorDataset(*arrays()), batch_size=1)
-    assert Task(loader, loader).example_inputs(3)[0].shape == (3, 3)
+    assert torch.equal(Task(loader, loader).examples(3).tensors[0], arrays()[0][:3])
+
+
+def texts(samples=10):
+    return {
+        "input_ids": torch.arange(samples * 4).reshape(samples, 4) % 7,
+        "attention_mask": torch.arange(4) <= torch.arange(samples)[:, None] % 4,
+        "labels": torch.arange(samples) % 2,
+    }
+
+
+class Rows(Dataset):
+    """Samples that are dicts."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        return {key: value[index] for key, value in texts().items()}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        texts(),
+        {key: value.numpy() for key, value in texts().items()},
+        UserDict(texts()),
+        ({key: texts()[key] for key in ("input_ids", "attention_mask")}, texts()["labels"]),
+        Rows(),
+        DataLoader(Rows(), batch_size=4),
+    ],
+    ids=["dict", "arrays", "user dict", "dict and target", "dataset", "loader"],
+)
+def test_inputs_in_a_dict_go_by_name(data):
+    task = Task.of(data, data, batch_size=4)
+    batch = next(iter(task.val_data))
+    inputs, target = task.take_apart(batch)
+    assert (inputs.args, list(inputs.kwargs)) == ((), ["input_ids", "attention_mask"])
+    assert torch.equal(inputs.kwargs["input_ids"], texts()["input_ids"][:4])
+    assert target.tolist() == [0, 1, 0, 1]
+    assert samples(batch) == 4
+    found = task.examples().kwargs
+    assert [(k, v.shape, v.dtype) for k, v in found.items()] == [
+        ("input_ids", (2, 4), torch.int64),
+        ("attention_mask", (2, 4), torch.bool),
+    ]
+
+
+def test_a_batch_within_an_unregistered_mapping_is_counted_and_split():
+    task = Task.of(texts(), texts())
+    inputs, target = task.take_apart(UserDict(texts(6)))
+    assert samples(UserDict(texts(6))) == inputs.batch == len(target) == 6
+
+
+def test_examples_stop_where_the_padding_changes():
+    loader = DataLoader([{"ids": torch.arange(n), "y": n} for n in (3, 3, 5)], batch_size=1)
+    assert Task(loader, loader).examples(3).kwargs["ids"].shape == (2, 3)
+
+
+def test_examples_slice_only_what_is_batched():
+    task = Task.of(arrays(), arrays(), batch_size=4, split=lambda b: ((b[0], torch.eye(3), 2.0, "mean"), b[1]))
+    x, table, factor, how = task.examples().args
+    assert (x.shape, table.shape, factor, how) == ((2, 3), (3, 3), 2.0, "mean")
+
+
+def test_inputs_without_a_batch_are_refused():
+    task = Task.of(arrays(), arrays(), split=lambda b: ({"temperature": torch.tensor(1.0)}, b[1]))
+    with pytest.raises(DataError, match=r"no tensor .* has a batch dimension: \(temperature=\(\) float32\)"):
+        task.examples()
 
 
 def test_metric_is_accuracy_for_the_default_loss_and_else_the_loss():
@@ -82,6 +152,8 @@ def test_metric_is_accuracy_for_the_default_loss_and_else_the_loss():
         (None, "no train_data"),
         ((torch.zeros(0, 3), torch.zeros(0)), "train_data has no samples"),
         ((torch.zeros(3, 3), torch.zeros(2)), "different numbers of samples"),
+        ({"x": torch.zeros(3, 3), "y": torch.zeros(2)}, "different numbers of samples"),
+        ({"x": ["a", "b"], "y": torch.zeros(2)}, "must hold tensors or arrays of samples, not list"),
         ((torch.zeros(3, 3),), "inputs and a target"),
         ([(torch.zeros(3, 3), torch.zeros(3))] * 2, "wrap a list of batches"),
         (7, "must be a DataLoader, a Dataset, or a tuple"),
@@ -93,15 +165,21 @@ def test_refuses_data_that_it_cannot_use(train, message):
 
 
 def test_batch_that_cannot_be_split_says_how_to():
-    loader = DataLoader([{"image": torch.zeros(3), "label": 1}] * 4, batch_size=2)
-    with pytest.raises(DataError, match=r"dict\(image=\(2, 3\) float32, label=\(2,\) int64\).*give split="):
-        Task.of(loader, loader).example_inputs()
+    loader = DataLoader([{"image": torch.zeros(3), "class": 1}] * 4, batch_size=2)
+    with pytest.raises(DataError, match=r"dict\(image=\(2, 3\) float32, class=\(2,\) int64\).*give split="):
+        Task.of(loader, loader).examples()
+
+
+def test_a_dict_with_two_keys_for_the_target_is_not_guessed():
+    batch = {**texts(), "label": texts()["labels"]}
+    with pytest.raises(DataError, match="cannot tell inputs from target"):
+        Task.of(texts(), texts()).take_apart(batch)
 
 
 def test_split_that_fails_is_told_with_the_batch():
     task = Task.of(arrays(), arrays(), split=lambda batch: batch["x"])
     with pytest.raises(DataError, match=r"split must turn a batch into \(inputs, target\); on tuple"):
-        task.example_inputs()
+        task.examples()
 
 
 class Stream(IterableDataset):
