@@ -227,6 +227,10 @@ def _why(row: Row) -> str:
     return f"{row.status}: {row.reason}" if row.reason else row.status
 
 
+def _opaque(row: Row) -> str:
+    return "; ".join(note for note in row.notes if "kept whole" in note)
+
+
 def _rounding(row: Row) -> str:
     pairs = [name for name in ("error", "second error") if f"{name} in float64" in row.figures]
     return ", ".join(f"{name} {row.figures[name]:.1e}, {row.figures[f'{name} in float64']:.1e}" for name in pairs)
