@@ -100,6 +100,12 @@ def _check_kind(model: nn.Module) -> None:
         raise CaptureError("the model's forward was replaced on the object: pass the unwrapped model")
     if any(map(is_lazy, model.parameters())):
         raise CaptureError("the model has lazy parameters, which have no shape yet: run one batch through it")
+    own = {name.partition(".")[0] for name in (*dict(model.named_children()), *model.state_dict())}
+    if taken := sorted(own & {"code", "graph"}):
+        raise CaptureError(
+            f"the model has a module or tensor called `{taken[0]}`, a name that torch.fx.GraphModule keeps for "
+            "itself: call it something else"
+        )
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError(
             "the model is a ScriptModule, whose code cannot be traced: use the Python module that was scripted"

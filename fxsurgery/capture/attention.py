@@ -17,7 +17,7 @@ def is_plain(module: nn.Module) -> bool:
     """Whether `attention` computes what the module does."""
     return (
         type(module) is nn.MultiheadAttention
-        and module.in_proj_weight is not None
+        and getattr(module, "in_proj_weight", None) is not None
         and module.bias_k is None
         and module.bias_v is None
         and not module.add_zero_attn
@@ -27,12 +27,12 @@ def is_plain(module: nn.Module) -> bool:
 def expanded(module: nn.MultiheadAttention) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """The module's forward, in operations on its parameters; batched inputs only."""
 
-    def forward(
+    def forward(  # noqa: PLR0913, PLR0917 -- the signature of the module's own
         query: Tensor,
         key: Tensor,
         value: Tensor,
         key_padding_mask: Tensor | None = None,
-        need_weights: bool = True,  # noqa: FBT001, FBT002 -- the signature that is replaced
+        need_weights: bool = True,  # noqa: FBT001, FBT002 -- the signature of the module's own
         attn_mask: Tensor | None = None,
         average_attn_weights: bool = True,  # noqa: FBT001, FBT002 -- as above
         is_causal: bool = False,  # noqa: FBT001, FBT002 -- as above
@@ -49,30 +49,34 @@ def expanded(module: nn.MultiheadAttention) -> Callable[..., tuple[Tensor, Tenso
             dropout = module.dropout if module.training else 0.0
             mixed = F.scaled_dot_product_attention(q, k, v, None if causal else mask, dropout, causal)
             shown = None
-        result = module.out_proj(mixed.transpose(1, 2).flatten(2))
-        return result if module.batch_first else result.transpose(0, 1), shown
+        # Length first whatever the inputs are, as the module does it: dropout draws in the order of memory.
+        result = module.out_proj(mixed.permute(2, 0, 1, 3).flatten(2))
+        return result.transpose(0, 1) if module.batch_first else result, shown
 
     return forward
 
 
 def _projected(module: nn.MultiheadAttention, *inputs: Tensor) -> tuple[Tensor, ...]:
     """Queries, keys and values, (batch, heads, length, width of a head)."""
-    weight, bias = module.in_proj_weight, module.in_proj_bias
+    weight: Tensor = module.in_proj_weight
+    bias: Tensor | None = module.in_proj_bias
     rows = inputs if module.batch_first else tuple(x.transpose(0, 1) for x in inputs)
     if inputs[0] is inputs[1] and inputs[1] is inputs[2]:
         packed = F.linear(rows[0], weight, bias).chunk(3, -1)
         parts = [packed[i] for i in range(3)]
     else:
-        weights, biases = torch.chunk(weight, 3), [None] * 3 if bias is None else torch.chunk(bias, 3)
+        weights = torch.chunk(weight, 3)
+        biases = (None, None, None) if bias is None else torch.chunk(bias, 3)
         parts = [F.linear(rows[i], weights[i], biases[i]) for i in range(3)]
-    return tuple(part.unflatten(-1, (module.num_heads, module.head_dim)).transpose(1, 2) for part in parts)
+    heads = (module.num_heads, module.head_dim)
+    return tuple(torch.unflatten(part, -1, heads).transpose(1, 2) for part in parts)
 
 
 def _mask(module: nn.MultiheadAttention, attn: Tensor | None, padding: Tensor | None, like: Tensor) -> Tensor | None:
     """What is added to the scores, broadcastable to (batch, heads, length, length)."""
     if attn is not None:
         attn = _additive(attn, like)
-        attn = attn.unflatten(0, (-1, module.num_heads)) if attn.dim() == 3 else attn
+        attn = torch.unflatten(attn, 0, (-1, module.num_heads)) if attn.dim() == 3 else attn
     if padding is None:
         return attn
     padding = _additive(padding, like)[:, None, None, :]

@@ -64,10 +64,8 @@ class Comparison:
         try:
             trials.run_train(copy.deepcopy(self.model), inputs)
         except Exception as error:  # noqa: BLE001 -- whatever the user's model raises in train mode
-            return (
-                "train mode was not compared: the model does not run forward and backward in it on inputs of shape "
-                f"{shapes(inputs)} ({type(error).__name__}: {_first_line(error)})",
-            )
+            what = f"inputs of shape {shapes(inputs)} ({type(error).__name__}: {_first_line(error)})"
+            return (f"train mode was not compared: the model does not run forward and backward in it on {what}",)
         trouble = self._trouble(trials.run_train, inputs)
         if trouble.startswith(("output", "only")):
             raise CaptureError(f"in train mode, {trouble}. {self._train_hint()}")

@@ -1,7 +1,6 @@
 """Front end 2, as a whole: record, align, keep whole what offends, and build the graph module."""
 
 import operator
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.utils import _pytree as pytree
 from fxsurgery.capture.alignment import Alignment
 from fxsurgery.capture.blame import offended, untraceable, user_line
 from fxsurgery.capture.build import build, left_over
+from fxsurgery.capture.outputs import CONSTANTS
 from fxsurgery.capture.recorder import OffenceError, Recording, record
 from fxsurgery.capture.tracer import is_leaf
 from fxsurgery.inputs import Inputs
@@ -99,7 +99,7 @@ def _attempt(search: _Search, inputs: Inputs, own: set[str]) -> Recorded:
         graph_module.recompile()
     seen = () if trained is None else trained.graph.nodes
     reached = [str(n.target) for n in seen if n.op in {"call_module", "get_attr"}]
-    notes += [*search.notes(), *left_over(graph_module, model, reached)]
+    notes += [*search.notes(), *first.notes, *left_over(graph_module, model, reached)]
     return Recorded(graph_module, first.entered, tuple(notes))
 
 
@@ -165,9 +165,10 @@ def _follow_device(recording: Recording, inputs: Inputs) -> None:
 def _finished(model: nn.Module, recording: Recording, inputs: Inputs) -> tuple[fx.Graph, _PyTreeCodeGen | None]:
     """The graph with its output, and how it is called where that is not by plain positional tensors."""
     graph = recording.graph
-    leaves, spec = pytree.tree_flatten(recording.output)
-    simple = not inputs.kwargs and all(isinstance(a, Tensor) for a in inputs.args) and _is_simple(recording.output)
-    graph.output(recording.output if simple else leaves)
+    leaves, spec = recording.output
+    output = pytree.tree_unflatten(leaves, spec)
+    simple = not inputs.kwargs and all(isinstance(a, Tensor) for a in inputs.args) and _is_simple(output)
+    graph.output(output if simple else leaves)
     for node in reversed(list(graph.nodes)):
         reads = node.op == "get_attr" or node.target in {getattr, operator.getitem}
         if reads and not node.users:
@@ -183,11 +184,11 @@ def _finished(model: nn.Module, recording: Recording, inputs: Inputs) -> tuple[f
 
 
 def _is_simple(output: Any) -> bool:
-    if isinstance(output, (tuple, list)):
-        return type(output) in {tuple, list} and all(map(_is_simple, output))
-    if isinstance(output, Mapping):
-        return type(output) is dict and all(map(_is_simple, output.values()))
-    return True
+    if type(output) in {tuple, list}:
+        return all(map(_is_simple, output))
+    if type(output) is dict:
+        return all(map(_is_simple, output.values()))
+    return isinstance(output, (fx.Node, *CONSTANTS))
 
 
 def _is_called(module: nn.Module) -> bool:

@@ -7,10 +7,8 @@ a graph cannot hold (a value read out of a tensor, an `autograd.Function`, a reg
 is an `OffenceError` that names the module it happened in, which can then be kept whole.
 """
 
-import builtins
 import functools
 import operator
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +22,8 @@ from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from fxsurgery.capture.attention import expanded, is_plain
+from fxsurgery.capture.outputs import CONSTANTS, plain_structure, unknown_types
+from fxsurgery.capture.spelling import REFLECTED, spelled
 from fxsurgery.inputs import Inputs
 
 VALUES = {
@@ -32,32 +32,8 @@ VALUES = {
 }  # fmt: skip
 """Methods that read a value out of a tensor."""
 
-STATE = {"requires_grad_", "register_hook", "backward", "retain_grad", "set_", "share_memory_", "resize_"}
+STATE = {"register_hook", "backward", "retain_grad", "set_", "share_memory_", "resize_"}
 """Methods that a graph cannot repeat."""
-
-DUNDERS = {
-    "__getitem__": operator.getitem, "__setitem__": operator.setitem,
-    "__add__": operator.add, "__sub__": operator.sub, "__mul__": operator.mul, "__truediv__": operator.truediv,
-    "__floordiv__": operator.floordiv, "__mod__": operator.mod, "__pow__": operator.pow,
-    "__matmul__": operator.matmul, "__neg__": operator.neg, "__invert__": operator.invert, "__abs__": builtins.abs,
-    "__and__": operator.and_, "__or__": operator.or_, "__xor__": operator.xor,
-    "__lshift__": operator.lshift, "__rshift__": operator.rshift,
-    "__eq__": operator.eq, "__ne__": operator.ne, "__lt__": operator.lt, "__le__": operator.le,
-    "__gt__": operator.gt, "__ge__": operator.ge,
-    "__iadd__": operator.iadd, "__isub__": operator.isub, "__imul__": operator.imul, "__itruediv__": operator.itruediv,
-    "__ifloordiv__": operator.ifloordiv, "__ipow__": operator.ipow, "__iand__": operator.iand, "__ior__": operator.ior,
-}  # fmt: skip
-REFLECTED = {
-    "__radd__": operator.add, "__rsub__": operator.sub, "__rmul__": operator.mul, "__rtruediv__": operator.truediv,
-    "__rdiv__": operator.truediv, "__rfloordiv__": operator.floordiv, "__rpow__": operator.pow,
-    "__rmatmul__": operator.matmul, "__rmod__": operator.mod, "__rand__": operator.and_, "__ror__": operator.or_,
-    "__rxor__": operator.xor,
-}  # fmt: skip
-
-CONSTANTS = (
-    int, float, complex, bool, str, type(None), type(...), torch.dtype, torch.device, torch.layout, torch.memory_format,
-)  # fmt: skip
-"""What may stand among a node's arguments beside tensors."""
 
 
 class OffenceError(Exception):
@@ -73,12 +49,13 @@ class Recording:
     """What one run did."""
 
     graph: fx.Graph
-    output: Any
-    """The structure that the model returned, with nodes for its tensors."""
+    output: tuple[list[Any], pytree.TreeSpec]
+    """What the model returned: nodes for its tensors, and the structure."""
     constants: Mapping[str, Tensor]
     """Tensors that no recorded call made, by the names under which the graph reads them."""
     entered: tuple[str, ...]
     """Paths of the modules whose code was recorded."""
+    notes: tuple[str, ...] = ()
 
 
 def record(model: nn.Module, inputs: Inputs, is_leaf: Callable[[nn.Module, str], bool]) -> Recording:
@@ -93,29 +70,22 @@ def record(model: nn.Module, inputs: Inputs, is_leaf: Callable[[nn.Module, str],
         recorder.bind(leaf, recorder.graph.placeholder(f"input_{position}"))
     with _listening(recorder):
         returned = model(*inputs.args, **inputs.kwargs)
-    output = recorder.argument(returned_structure(returned, recorder.offence))
-    return Recording(recorder.graph, output, recorder.constants, tuple(dict.fromkeys(recorder.entered)))
+    leaves, spec = pytree.tree_flatten(plain_structure(returned, recorder.offence))
+    output = [recorder.argument(leaf) for leaf in leaves], spec
+    entered = tuple(dict.fromkeys(recorder.entered))
+    return Recording(recorder.graph, output, recorder.constants, entered, _notes(model, entered, returned))
 
 
-def returned_structure(returned: Any, offence: Callable[[str], Exception]) -> Any:
-    """The output as tuples, lists and dicts where PyTorch does not know its type."""
-    leaves, spec = pytree.tree_flatten(returned)
-    plain = [_plain(leaf, offence) for leaf in leaves]
-    return pytree.tree_unflatten(plain, spec)
-
-
-def _plain(leaf: Any, offence: Callable[[str], Exception]) -> Any:
-    if isinstance(leaf, (Tensor, *CONSTANTS)):
-        return leaf
-    if isinstance(leaf, Mapping):
-        return {k: returned_structure(v, offence) for k, v in leaf.items()}
-    fields = getattr(leaf, "__dataclass_fields__", None)
-    if fields is not None:
-        return {k: returned_structure(getattr(leaf, k), offence) for k in fields}
-    kind = type(leaf).__name__
-    if "cache" in kind.lower():
-        raise offence(f"the output holds a {kind}, the keys and values of earlier tokens: call it with use_cache=False")
-    raise offence(f"the output holds a {kind}, which is neither a tensor nor a dict, tuple, list or dataclass of them")
+def _notes(model: nn.Module, entered: tuple[str, ...], returned: Any) -> tuple[str, ...]:
+    modules = {path: model.get_submodule(path) for path in entered}
+    hooked = [path for path, m in modules.items() if m._forward_hooks or m._forward_pre_hooks]  # noqa: SLF001
+    return (
+        *(
+            f"the output's {kind} comes as a dict: PyTorch's pytree does not know it"
+            for kind in unknown_types(returned)
+        ),
+        *(f"the forward hooks of `{path}` ran in the recording, and what they did is in the graph" for path in hooked),
+    )
 
 
 @contextmanager
@@ -128,7 +98,7 @@ def _listening(recorder: "_Recorder") -> Iterator[None]:
 
     def applied(cls: type, *args: Any, **kwargs: Any) -> Any:
         if recorder.quiet:
-            return apply.__func__(cls, *args, **kwargs)
+            return apply.__get__(None, cls)(*args, **kwargs)
         raise recorder.offence(f"the torch.autograd.Function {cls.__name__} is called, whose backward would be lost")
 
     with ExitStack() as stack:
@@ -181,11 +151,8 @@ class _Recorder(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         if self.quiet or name in {"_set_grad_enabled", "set_grad_enabled"}:
             return func(*args, **kwargs)
-        if name in VALUES:
-            raise self.offence(f"the value of a tensor is read (Tensor.{name})")
-        if name in STATE or name == "__set__":
-            raise self.offence(f"Tensor.{name} is called, which acts on the tensor's own state")
-        before = None if name == "__get__" else (self.argument(args), self.argument(kwargs))
+        self._refuse(func, name, args)
+        before = None if name in {"__get__", "__set__"} else (self.argument(args), self.argument(kwargs))
         self.quiet += 1
         try:
             out = func(*args, **kwargs)
@@ -196,10 +163,27 @@ class _Recorder(TorchFunctionMode):
         if name != "__setitem__" and not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(out)):
             return out
         self._check_surroundings((args, kwargs))
-        node = self._node(func, name, *before)
-        if name != "__setitem__":
-            self.bind(out, node)
-        return out
+        node = self._spelled(func, name, before)
+        if name == "__setitem__":
+            return out
+        in_place = kwargs.get("inplace") or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
+        return self._bound(out, node, () if in_place else (args, kwargs))
+
+    def _spelled(self, func: Any, name: str, given: tuple[Any, Any]) -> fx.Node:
+        spelling = spelled(func, name)
+        if spelling is None:
+            raise self.offence(f"the function {name} of {getattr(func, '__module__', None)} cannot be named in a graph")
+        args, kwargs = given
+        return self._made(self.graph.create_node(*spelling, args[::-1] if name in REFLECTED else args, kwargs))
+
+    def _refuse(self, func: Any, name: str, args: tuple[Any, ...]) -> None:
+        if name in VALUES:
+            raise self.offence(f"the value of a tensor is read (Tensor.{name})")
+        # To ask for the gradient of a value changes nothing of what is computed.
+        asks = name == "requires_grad_" or (name == "__set__" and func.__self__.__name__ == "requires_grad")
+        asks = asks and (len(args) == 1 or args[1] is True)
+        if name in STATE or (name in {"__set__", "requires_grad_"} and not asks):
+            raise self.offence(f"Tensor.{name} is called, which acts on the tensor's own state")
 
     def _attribute(self, getter: Any, tensor: Tensor, out: Any) -> Any:
         """`x.T`, `x.shape`: a tensor is recorded, anything else is a number of this run."""
@@ -207,20 +191,9 @@ class _Recorder(TorchFunctionMode):
         if isinstance(out, Tensor) and name != "grad":
             if name == "data":
                 raise self.offence("Tensor.data is read, which takes it out of the graph of gradients")
-            self.bind(out, self.graph.call_function(getattr, (self.argument(tensor), name)))
+            read = self.graph.create_node("call_function", getattr, (self.argument(tensor), name))
+            return self._bound(out, self._made(read), tensor)
         return out
-
-    def _node(self, func: Any, name: str, args: Any, kwargs: Any) -> fx.Node:
-        if name in DUNDERS:
-            return self._made(self.graph.call_function(DUNDERS[name], args, kwargs))
-        if name in REFLECTED:
-            return self._made(self.graph.call_function(REFLECTED[name], (args[1], args[0])))
-        method = getattr(torch.Tensor, name, None)
-        if method is func or getattr(func, "__module__", None) == "torch._tensor":
-            return self._made(self.graph.call_method(name, args, kwargs))
-        if not _is_importable(func):
-            raise self.offence(f"the function {name} of {getattr(func, '__module__', None)} cannot be named in a graph")
-        return self._made(self.graph.call_function(func, args, kwargs))
 
     def _made(self, node: fx.Node) -> fx.Node:
         node.meta["inside"] = self._where.inside[-1]
@@ -253,14 +226,13 @@ class _Recorder(TorchFunctionMode):
 
     def _whole(self, run: Callable[..., Any], path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before = self.argument(args), self.argument(kwargs)
-        self._check_surroundings((args, kwargs))
+        self._check_surroundings((args, kwargs, list(self._model.get_submodule(path).parameters())))
         self.quiet += 1
         try:
             out = run(*args, **kwargs)
         finally:
             self.quiet -= 1
-        self.bind(out, self._made(self.graph.call_module(path, *before)))
-        return out
+        return self._bound(out, self._made(self.graph.call_module(path, *before)), (args, kwargs))
 
     def argument(self, value: Any) -> Any:
         """`value` with nodes for what the graph made."""
@@ -268,22 +240,23 @@ class _Recorder(TorchFunctionMode):
             return self._nodes[id(value)]
         if isinstance(value, Tensor):
             return self._named_tensor(value)
-        if isinstance(value, (list, tuple)):
-            parts = [self.argument(v) for v in value]
-            plain = tuple if isinstance(value, torch.Size) else type(value)
-            return plain(*parts) if hasattr(value, "_fields") else plain(parts)
-        if isinstance(value, dict):
-            return {k: self.argument(v) for k, v in value.items()} if type(value) is dict else self._record(value)
-        if isinstance(value, slice):
-            return slice(*(self.argument(v) for v in (value.start, value.stop, value.step)))
+        if isinstance(value, (list, tuple, dict, slice)) or type(value) in pytree.SUPPORTED_NODES:
+            return self._nested(value)
         if isinstance(value, CONSTANTS):
             return value
         if hasattr(value, "__index__") and not isinstance(value, nn.Module):
             return int(value)
         raise self.offence(f"a {type(value).__name__} is handed to a torch function or a module that is kept whole")
 
-    def _record(self, value: Any) -> Any:
-        """A dict of another type, as a model's output: its own structure with nodes in it."""
+    def _nested(self, value: Any) -> Any:
+        if isinstance(value, slice):
+            return slice(*(self.argument(v) for v in (value.start, value.stop, value.step)))
+        if isinstance(value, (list, tuple)):
+            parts = [self.argument(v) for v in value]
+            plain = tuple if isinstance(value, torch.Size) else type(value)
+            return plain(*parts) if hasattr(value, "_fields") else plain(parts)
+        if type(value) is dict:
+            return {k: self.argument(v) for k, v in value.items()}
         leaves, spec = pytree.tree_flatten(value)
         if len(leaves) == 1 and leaves[0] is value:
             return {k: self.argument(v) for k, v in value.items()}
@@ -299,11 +272,23 @@ class _Recorder(TorchFunctionMode):
         # At the top: a constant that is written to in place must be read once.
         self._alive.append(tensor)
         with self.graph.inserting_after(self._last_input()):
-            self._nodes[id(tensor)] = self.graph.create_node("get_attr", name)
-        return self._nodes[id(tensor)]
+            node: fx.Node = self.graph.create_node("get_attr", name)
+        self._nodes[id(tensor)] = node
+        return node
 
     def _last_input(self) -> fx.Node:
-        return [n for n in self.graph.nodes if n.op == "placeholder"][-1]
+        inputs: list[fx.Node] = [n for n in self.graph.nodes if n.op == "placeholder"]
+        return inputs[-1]
+
+    def _bound(self, out: Any, node: fx.Node, given: Any) -> Any:
+        """`out`, bound to `node`, and told apart from what was given: in eval mode, dropout gives back its input."""
+        known = {id(leaf) for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor)}
+        if any(id(leaf) in known for leaf in pytree.tree_leaves(out)):
+            self.quiet += 1
+            out = pytree.tree_map_only(Tensor, lambda x: x.view_as(x) if id(x) in known else x, out)
+            self.quiet -= 1
+        self.bind(out, node)
+        return out
 
     def bind(self, value: Any, node: fx.Node) -> None:
         """Let `value`, and what is in it, be what `node` gives."""
@@ -313,13 +298,14 @@ class _Recorder(TorchFunctionMode):
         self._alive.append(value)
         if isinstance(value, Tensor):
             return
+        read: Any = operator.getitem
         if isinstance(value, Mapping):
-            parts = [(operator.getitem, k, v) for k, v in value.items()]
+            parts = dict(value)
         elif isinstance(value, (list, tuple)):
-            parts = [(operator.getitem, i, v) for i, v in enumerate(value)]
+            parts = dict(enumerate(value))
         else:
-            parts = [(getattr, k, v) for k, v in getattr(value, "__dict__", {}).items()]
-        for read, key, part in parts:
+            read, parts = getattr, getattr(value, "__dict__", {})
+        for key, part in parts.items():
             if not isinstance(part, CONSTANTS):
                 self.bind(part, self._made(self.graph.call_function(read, (node, key))))
 
@@ -327,13 +313,3 @@ class _Recorder(TorchFunctionMode):
 def _is_batched(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     query = args[0] if args else kwargs.get("query")
     return isinstance(query, Tensor) and query.dim() == 3
-
-
-@functools.cache
-def _is_importable(func: Callable[..., Any]) -> bool:
-    """Whether generated code can name a function."""
-    try:
-        root, *path = fx.node._get_qualified_name(func).split(".")  # noqa: SLF001 -- what the code will call it
-        return functools.reduce(getattr, path, sys.modules[root]) is func
-    except (AttributeError, KeyError, RuntimeError):
-        return False

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxsurgery.capture.recorder import returned_structure
+from fxsurgery.capture.outputs import plain_structure
 from fxsurgery.errors import CaptureError
 from fxsurgery.inputs import Inputs
 from fxsurgery.surgery import relative_error
@@ -93,7 +93,7 @@ def run_train(model: nn.Module, inputs: Inputs) -> Outcome:
 
 def named_leaves(output: object) -> dict[str, object]:
     """The tensors of a nested output, and its other leaves, by their order in it."""
-    plain = returned_structure(output, CaptureError)
+    plain = plain_structure(output, CaptureError)
     return {f"output[{i}]": leaf for i, leaf in enumerate(pytree.tree_leaves(plain))}
 
 
