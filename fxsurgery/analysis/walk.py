@@ -157,7 +157,8 @@ class Walk(fx.Interpreter):
                 self.state.freeze_all(self.labels(leaf))
         self.state.unknown.setdefault(self.state.op, []).append(node.name)
         if self._recorded is None:
-            with _disable_current_modes(), torch.no_grad():
+            device = next((x.device for x in self._program.examples.tensors), torch.device("cpu"))
+            with _disable_current_modes(), torch.no_grad(), device:
                 recorder = _Recorder(self._program.graph_module)
                 recorder.run(*self._program.examples.clone().leaves, enable_io_processing=False)
             self._recorded = recorder.metas
