@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from benchmarks.coverage.record import Journal, first_line
+from benchmarks.coverage.record import Journal, first_line, without_paths
 from fxsurgery import capture
 from fxsurgery.analysis.cost import CostTerms, cost, mac_terms, param_terms
 from fxsurgery.analysis.resize import resize
@@ -79,7 +79,7 @@ def _run(journal: Journal, model: nn.Module, inputs: Inputs, removal: Removal) -
     journal.arm()
     with journal.stage("capture"):
         program = _captured(model, inputs)
-    journal.row.captured, journal.row.notes = True, list(program.notes)
+    journal.row.captured, journal.row.notes = True, [without_paths(note) for note in program.notes]
     result = _shrunk(journal, replace(program), removal)
     if result is None:
         return

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import resource
 import signal
 import time
@@ -110,10 +111,16 @@ class Journal:
 
 
 def first_line(error: BaseException | str, width: int = 240) -> str:
-    """The first line that says something, with the type of an error in front."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    """The first line that says something, the type of an error in front; no list of units, no path of this machine."""
+    text = without_paths(next((line.strip() for line in str(error).splitlines() if line.strip()), ""))
+    text = re.sub(r"prune-channels\(drop=.*?\),leaves=.*?\)", "prune-channels", text)
     kind = f"{type(error).__name__}: " if isinstance(error, BaseException) else ""
     return (kind + text)[:width]
+
+
+def without_paths(text: str) -> str:
+    """The text with files named from where they are installed, or from the repository."""
+    return re.sub(r"[^\s(`'\"]*/site-packages/", "", text).replace(f"{Path.cwd()}/", "")
 
 
 def _reset_peak() -> float:

@@ -148,7 +148,7 @@ def _sections(rows: Sequence[Row], lists: Sequence[str], tools: Sequence[str]) -
     yield from _memory(rows)
     yield from _listing("Not passed by fxsurgery", [r for r in ours if r.status != "pass"], _why)
     yield from _listing("Export to ONNX that failed", [r for r in ours if r.onnx not in {"", "ok"}], lambda r: r.onnx)
-    yield from _listing("Opaque parts that fxsurgery names", [r for r in ours if r.notes], lambda r: "; ".join(r.notes))
+    yield from _listing("Opaque parts that fxsurgery names", [r for r in ours if _opaque(r)], _opaque)
     yield from _listing(
         "Operations without a rule (what they touch stays as it is)",
         [r for r in ours if r.unknown],

@@ -16,6 +16,7 @@ from benchmarks.tables import Header
 from fxsurgery import CaptureError, ExportError, PassCrashedError, VerifyError, capture
 from fxsurgery.analysis.structure import structure
 from fxsurgery.inputs import Inputs
+from fxsurgery.passes import PruneChannels
 from fxsurgery.surgery import relative_error
 
 ABOUT = Header(command="python -m benchmarks.coverage", date="2026-01-02", cpu="Some CPU", cores=2, torch="2.15.0")
@@ -32,8 +33,8 @@ def row(model, tool="fxsurgery", status="pass", reason="", onnx="", notes=(), le
 
 
 ROWS = [
-    row("awkward/A", analysis=0.2, rewrite=0.1),
-    row("awkward/B", analysis=0.5, rewrite=0.5, onnx="the original too: ExportError: no", notes=["fft kept whole"]),
+    row("awkward/A", analysis=0.2, rewrite=0.1, notes=["for this number of inputs only"]),
+    row("awkward/B", analysis=0.5, rewrite=0.5, onnx="the original too: ExportError: no", notes=["fft is kept whole"]),
     row("awkward/C", status="refused", reason="capture: CaptureError: a branch", left=1.0),
     row("awkward/A", "torch-pruning", "right", build=0.3, prune=0.3),
     row("awkward/B", "torch-pruning", "unchecked", build=0.3, prune=0.2),
@@ -184,7 +185,7 @@ def test_the_page_counts_and_names_what_did_not_pass():
     assert "| awkward | torch-pruning | 3 | 3 | 1 | 1 | 0 | 0 | 0 | 0 | 1 | 0.50 |" in page
     assert "## Not passed by fxsurgery: 1\n\n* awkward/C: refused: capture: CaptureError: a branch" in page
     assert "## Export to ONNX that failed: 1\n\n* awkward/B: the original too: ExportError: no" in page
-    assert "## Opaque parts that fxsurgery names: 1\n\n* awkward/B: fft kept whole" in page
+    assert "## Opaque parts that fxsurgery names: 1\n\n* awkward/B: fft is kept whole\n" in page
     assert "## Not pruned, or wrong, by torch-pruning: 1\n\n* awkward/C: hung: build: over 120 CPU-s" in page
 
 
@@ -197,6 +198,11 @@ def test_page_and_all_rows_are_written(tmp_path):
 
 def test_a_reason_is_one_line():
     assert first_line(ValueError("\nfirst\nsecond")) == "ValueError: first"
+    assert first_line("at (/x/lib/site-packages/torch/nn.py:3)") == "at (torch/nn.py:3)"
+    spec = PruneChannels((("a", (0, 1)), ("b", (2,))))
+    assert (
+        first_line(f"{spec} changed output shapes (1,) to (2,)") == "prune-channels changed output shapes (1,) to (2,)"
+    )
 
 
 @pytest.mark.slow
