@@ -12,9 +12,11 @@ from torch.utils import _pytree as pytree
 from fxsurgery.capture.alignment import Alignment
 from fxsurgery.capture.blame import offended, untraceable, user_line
 from fxsurgery.capture.build import build, left_over
+from fxsurgery.capture.norms import lift, make_plain
 from fxsurgery.capture.outputs import CONSTANTS
 from fxsurgery.capture.recorder import OffenceError, Recording, record
 from fxsurgery.capture.tracer import is_leaf
+from fxsurgery.errors import CaptureError
 from fxsurgery.inputs import Inputs
 
 ATTEMPTS = 40
@@ -59,8 +61,16 @@ class _Search:
         return tuple(f"`{p}` ({kinds[p]}) is kept whole: {self.kept[p]}" for p in outer)
 
 
-def recorded(model: nn.Module, inputs: Inputs, leaf_modules: tuple[type[nn.Module], ...]) -> Recorded:
+def recorded(
+    model: nn.Module, inputs: Inputs, leaf_modules: tuple[type[nn.Module], ...], reached: tuple[str, ...] = ()
+) -> Recorded:
     """Record `model`, a private copy that is used up.
+
+    Args:
+        model: the copy.
+        inputs: what it runs on.
+        leaf_modules: types that are kept whole.
+        reached: modules and parameters that are known to be used in train mode.
 
     Raises:
         CaptureError: something in the model's own forward cannot be held by a graph; it says what and where.
@@ -69,28 +79,28 @@ def recorded(model: nn.Module, inputs: Inputs, leaf_modules: tuple[type[nn.Modul
     own = set(model.state_dict())
     for _ in range(ATTEMPTS):
         try:
-            return _attempt(search, inputs, own)
+            return _attempt(search, inputs, own, reached)
         except OffenceError as error:
             if not search.keep(error):
                 raise offended(error, model) from error
     raise offended(OffenceError("", f"more than {ATTEMPTS} modules of it would have to be kept whole"), model)
 
 
-def _attempt(search: _Search, inputs: Inputs, own: set[str]) -> Recorded:
+def _attempt(search: _Search, inputs: Inputs, own: set[str], reached: tuple[str, ...]) -> Recorded:
     model, notes = search.model, list[str]()
     model.train().eval()
-    first_inputs = inputs.resized(2) if inputs.batch == 1 and _takes(model, inputs.resized(2)) else inputs
-    first = larger = _record(search, first_inputs)
-    if first_inputs.batch and _takes(model, first_inputs.grown()):
-        larger = _record(search, first_inputs.grown())
-    else:
+    first, larger, batch = _recorded_twice(search, inputs)
+    trained = _trained(search, inputs.resized(batch) if batch else inputs)
+    if larger is None:
         notes.append("captured for this number of inputs only: the model takes no other batch size")
-    trained = _train(search, first_inputs)
     batched = next((i for i, x in enumerate(inputs.leaves) if isinstance(x, Tensor) and inputs.is_batched(x)), 0)
-    Alignment(first, larger, trained or first, first_inputs.batch or 1, batched).align()
-    model.eval()
+    lifted = lift(first.graph, model)
+    if larger is not None:
+        lift(larger.graph, model)
+    Alignment(first, larger or first, trained or first, batch or 1, batched).align()
     _follow_device(first, inputs)
     graph, codegen = _finished(model, first, inputs)
+    make_plain(graph, model, lifted)
     for name, constant in first.constants.items():
         model.register_buffer(name, constant.detach().clone(), persistent=False)
     graph_module = build(model, graph, own)
@@ -98,9 +108,18 @@ def _attempt(search: _Search, inputs: Inputs, own: set[str]) -> Recorded:
         graph_module.graph.set_codegen(codegen)
         graph_module.recompile()
     seen = () if trained is None else trained.graph.nodes
-    reached = [str(n.target) for n in seen if n.op in {"call_module", "get_attr"}]
+    reached = (*reached, *(str(n.target) for n in seen if n.op in {"call_module", "get_attr"}))
     notes += [*search.notes(), *first.notes, *left_over(graph_module, model, reached)]
     return Recorded(graph_module, first.entered, tuple(notes))
+
+
+def _recorded_twice(search: _Search, inputs: Inputs) -> tuple[Recording, Recording | None, int | None]:
+    """In eval mode, at a batch size of two or more where the model takes it, and at one more; and the first size."""
+    batch = inputs.batch
+    if batch == 1 and (first := _tried(search, inputs.resized(2))) is not None:
+        return first, _tried(search, inputs.resized(3)), 2
+    first = _record(search, inputs)
+    return first, _tried(search, inputs.grown()) if batch else None, batch
 
 
 def _record(search: _Search, inputs: Inputs) -> Recording:
@@ -117,28 +136,23 @@ def _record(search: _Search, inputs: Inputs) -> Recording:
                 buffer.copy_(value)
 
 
-def _train(search: _Search, inputs: Inputs) -> Recording | None:
+def _tried(search: _Search, inputs: Inputs) -> Recording | None:
+    """A recording; `None` where the model does not run on these inputs."""
+    try:
+        return _record(search, inputs)
+    except CaptureError:
+        return None
+
+
+def _trained(search: _Search, inputs: Inputs) -> Recording | None:
     """A recording in train mode; `None` where the model does not run in it on these inputs."""
     search.model.train()
     try:
-        return _record(search, inputs) if _takes(search.model, inputs) else None
+        if (found := _tried(search, inputs)) is not None:
+            lift(found.graph, search.model)
+        return found
     finally:
         search.model.eval()
-
-
-def _takes(model: nn.Module, inputs: Inputs) -> bool:
-    state = [(b, b.detach().clone()) for b in model.buffers()]
-    own = inputs.clone()
-    try:
-        with torch.no_grad():
-            model(*own.args, **own.kwargs)
-    except Exception:  # noqa: BLE001 -- the user's model may refuse inputs in any way it likes
-        return False
-    finally:
-        with torch.no_grad():
-            for buffer, value in state:
-                buffer.copy_(value)
-    return True
 
 
 def _follow_device(recording: Recording, inputs: Inputs) -> None:
@@ -165,10 +179,12 @@ def _follow_device(recording: Recording, inputs: Inputs) -> None:
 def _finished(model: nn.Module, recording: Recording, inputs: Inputs) -> tuple[fx.Graph, _PyTreeCodeGen | None]:
     """The graph with its output, and how it is called where that is not by plain positional tensors."""
     graph = recording.graph
-    leaves, spec = recording.output
-    output = pytree.tree_unflatten(leaves, spec)
+    ending = next(iter(reversed(graph.nodes)))
+    spec = recording.structure
+    output = pytree.tree_unflatten(list(ending.args[0]), spec)
     simple = not inputs.kwargs and all(isinstance(a, Tensor) for a in inputs.args) and _is_simple(output)
-    graph.output(output if simple else leaves)
+    if simple:
+        ending.args = (output,)
     for node in reversed(list(graph.nodes)):
         reads = node.op == "get_attr" or node.target in {getattr, operator.getitem}
         if reads and not node.users:

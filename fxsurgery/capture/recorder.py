@@ -49,8 +49,9 @@ class Recording:
     """What one run did."""
 
     graph: fx.Graph
-    output: tuple[list[Any], pytree.TreeSpec]
-    """What the model returned: nodes for its tensors, and the structure."""
+    """It returns the flat list of what the model returned."""
+    structure: pytree.TreeSpec
+    """The structure of what the model returned."""
     constants: Mapping[str, Tensor]
     """Tensors that no recorded call made, by the names under which the graph reads them."""
     entered: tuple[str, ...]
@@ -71,21 +72,19 @@ def record(model: nn.Module, inputs: Inputs, is_leaf: Callable[[nn.Module, str],
     with _listening(recorder):
         returned = model(*inputs.args, **inputs.kwargs)
     leaves, spec = pytree.tree_flatten(plain_structure(returned, recorder.offence))
-    output = [recorder.argument(leaf) for leaf in leaves], spec
+    recorder.graph.output([recorder.argument(leaf) for leaf in leaves])
     entered = tuple(dict.fromkeys(recorder.entered))
-    return Recording(recorder.graph, output, recorder.constants, entered, _notes(model, entered, returned))
+    return Recording(recorder.graph, spec, recorder.constants, entered, _notes(model, entered, returned))
 
 
 def _notes(model: nn.Module, entered: tuple[str, ...], returned: Any) -> tuple[str, ...]:
     modules = {path: model.get_submodule(path) for path in entered}
     hooked = [path for path, m in modules.items() if m._forward_hooks or m._forward_pre_hooks]  # noqa: SLF001
-    return (
-        *(
-            f"the output's {kind} comes as a dict: PyTorch's pytree does not know it"
-            for kind in unknown_types(returned)
-        ),
-        *(f"the forward hooks of `{path}` ran in the recording, and what they did is in the graph" for path in hooked),
-    )
+    notes = [f"the output's {kind} comes as a dict, since pytree does not know it" for kind in unknown_types(returned)]
+    if hooked:
+        named = ", ".join(f"`{path}`" for path in hooked[:3]) + (f" and {len(hooked) - 3} more" if hooked[3:] else "")
+        notes.append(f"the forward hooks of {named} ran in the recording: what they did is in the graph")
+    return tuple(notes)
 
 
 @contextmanager
