@@ -8,10 +8,9 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Argument
-from torch.utils import _pytree as pytree
 
 from fxsurgery.errors import VerifyError
-from fxsurgery.inputs import Inputs
+from fxsurgery.inputs import Inputs, tensors_in
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -53,7 +52,7 @@ class Program:
         own = inputs.clone()
         with torch.no_grad():
             output = self.graph_module(*own.args, **own.kwargs)
-        return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+        return [tensor for _, tensor in tensors_in(output)]
 
     def run_examples(self) -> list[Tensor]:
         """The output tensors on the example inputs."""

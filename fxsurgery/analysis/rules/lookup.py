@@ -65,13 +65,17 @@ def index_select(state: Provenance, call: Call) -> Sequence[Labels]:
 
 
 def gathering(state: Provenance, call: Call) -> Sequence[Labels]:
-    """Entries of one dim are picked for each place: `gather`, `sort` and `topk` along it."""
+    """Entries of one dim are picked for each place: `gather`, `sort` and `topk` along it.
+
+    Indices that are handed in have sizes of their own, which do not shrink.
+    """
     source: Labels = call.args[0]
     ndim = len(source.shape)
     dim = int(call.argument("dim", -1)) % ndim if ndim else 0
     _freeze_along(state, source, [dim])
     for other in call.tensors()[1:]:
         state.freeze_all(other)
+        _freeze_along(state, source, [d for d, size in enumerate(other.shape) if size > 1])
     kept = [p for p in source.planes if all(call.shape[d] == source.shape[d] for d in varying(p))]
     for plane in source.planes:
         if not any(plane is k for k in kept):
