@@ -9,6 +9,10 @@ class CaptureError(SurgeryError):
     """A model cannot be taken as a graph; the message names the user's file and line where it can."""
 
 
+class TrainOnlyError(CaptureError):
+    """A model uses parts in train mode alone, which the graph of its eval mode would lose."""
+
+
 class VerifyError(SurgeryError):
     """A graph breaks an invariant of `Program`, or a pass broke what it promised about the outputs."""
 

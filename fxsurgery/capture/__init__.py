@@ -11,16 +11,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fxsurgery.capture import trials
-from fxsurgery.capture.blame import untraceable
-from fxsurgery.capture.build import build, check_unassigned, check_unshared, left_over
+from fxsurgery.capture.build import check_unshared
 from fxsurgery.capture.checks import Comparison, shapes
 from fxsurgery.capture.recorded import Recorded, recorded
-from fxsurgery.capture.tracer import CaptureTracer
-from fxsurgery.errors import CaptureError, DataError
+from fxsurgery.capture.symbolic import traced, traced_in_training, used_by
+from fxsurgery.errors import CaptureError, DataError, TrainOnlyError
 from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
 
@@ -69,23 +68,20 @@ def _ordered(model: nn.Module, inputs: Inputs) -> Inputs:
 
 
 def _captured(model: nn.Module, inputs: Inputs, leaf_modules: tuple[type[nn.Module], ...]) -> Recorded:
-    symbolic = _symbolic(model, inputs, leaf_modules)
-    if isinstance(symbolic, Recorded):
-        return symbolic
+    reason, reached = CaptureError("symbolic tracing takes positional tensors alone"), tuple[str, ...]()
+    if not inputs.kwargs and all(isinstance(a, Tensor) for a in inputs.args):
+        trained = traced_in_training(model, len(inputs.args), leaf_modules)
+        reached = used_by(trained)
+        try:
+            return _checked(model, traced(model, len(inputs.args), leaf_modules, trained), inputs)
+        except CaptureError as error:
+            reason = error
     try:
-        return _checked(model, recorded(_copied(model), inputs, leaf_modules), inputs)
+        return _checked(model, recorded(_copied(model), inputs, leaf_modules, reached), inputs)
     except CaptureError as error:
-        raise error from symbolic
-
-
-def _symbolic(model: nn.Module, inputs: Inputs, leaf_modules: tuple[type[nn.Module], ...]) -> Recorded | CaptureError:
-    """The traced and checked graph, or why there is none."""
-    if inputs.kwargs or not all(isinstance(a, Tensor) for a in inputs.args):
-        return CaptureError("symbolic tracing takes positional tensors alone")
-    try:
-        return _checked(model, _trace(model, inputs, leaf_modules), inputs)
-    except CaptureError as error:
-        return error
+        if isinstance(reason, TrainOnlyError):
+            raise reason from error
+        raise error from reason
 
 
 def _checked(model: nn.Module, found: Recorded, inputs: Inputs) -> Recorded:
@@ -133,33 +129,3 @@ def _check_runs(model: nn.Module, inputs: Inputs) -> None:
     if not any(isinstance(leaf, Tensor) for leaf in leaves):
         kinds = ", ".join(type(leaf).__name__ for leaf in leaves) or "nothing"
         raise CaptureError(f"the model's output is not a tensor: {kinds}")
-
-
-def _trace(model: nn.Module, inputs: Inputs, leaf_modules: tuple[type[nn.Module], ...]) -> Recorded:
-    # train() first: a model may keep values worked out from its parameters until it is trained again.
-    traced = copy.deepcopy(model).train().eval()
-    tracer = CaptureTracer(len(inputs.args), leaf_modules)
-    try:
-        graph = tracer.trace(traced)
-    except Exception as error:
-        raise untraceable(error, model, next(reversed(tracer.inside), "")) from error
-    if wrapped := [n for n in graph.nodes if n.op == "call_function" and not _is_of_torch(n)]:
-        raise CaptureError(f"the function {wrapped[0].target} is not torch's, and tracing does not look into it")
-    check_unassigned(traced)
-    graph_module = build(traced, graph, set(model.state_dict()))
-    notes = left_over(graph_module, model, _reached_in_training(model, len(inputs.args), leaf_modules))
-    return Recorded(graph_module, tuple(tracer.entered), notes)
-
-
-def _is_of_torch(node: fx.Node) -> bool:
-    module = getattr(node.target, "__module__", None) or "torch"
-    return module.partition(".")[0] in {"torch", "_operator", "builtins", "math"}
-
-
-def _reached_in_training(model: nn.Module, inputs: int, leaf_modules: tuple[type[nn.Module], ...]) -> tuple[str, ...]:
-    """Paths of the modules and parameters that forward uses in train mode; none where it cannot be traced."""
-    try:
-        graph = CaptureTracer(inputs, leaf_modules).trace(copy.deepcopy(model).train())
-    except Exception:  # noqa: BLE001 - only the wording of an error hangs on it
-        return ()
-    return tuple(str(node.target) for node in graph.nodes if node.op in {"call_module", "get_attr"})

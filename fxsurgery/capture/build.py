@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, fx, nn
 
 from fxsurgery.capture.tracer import CONSTRUCTORS
-from fxsurgery.errors import CaptureError
+from fxsurgery.errors import CaptureError, TrainOnlyError
 
 
 def build(traced: nn.Module, graph: fx.Graph, own: set[str]) -> fx.GraphModule:
@@ -77,14 +77,14 @@ def left_over(graph_module: fx.GraphModule, model: nn.Module, reached_in_trainin
         reached_in_training: modules and parameters, by path, that forward uses in train mode.
 
     Raises:
-        CaptureError: train mode alone uses them, so that the graph module would not train as the model does.
+        TrainOnlyError: train mode alone uses them, so that the graph module would not train as the model does.
     """
     lost = lost_tensors(graph_module, model)
     names = ", ".join(lost[:6]) + (f" and {len(lost) - 6} more" if len(lost) > 6 else "")
     trained = [n for n in lost if any(n == path or n.startswith(f"{path}.") for path in reached_in_training)]
     if trained:
         modules = ", ".join(dict.fromkeys(name.partition(".")[0] for name in trained))
-        raise CaptureError(
+        raise TrainOnlyError(
             f"these tensors are only reached in train mode, and a captured model would lose them: {names}. "
             f"Build the model without {modules} (aux_logits=False or the like), or set it to None."
         )

@@ -9,12 +9,13 @@ With the model f and the graph g, on copies, under one seed, up to rounding:
 The last catches a backward of the user's own, a region without gradients, a detach that was lost.
 """
 
-import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from fxsurgery.capture import trials
 from fxsurgery.capture.tracer import reads_training
@@ -43,30 +44,36 @@ class Comparison:
             CaptureError: the graph is not the model; the message says in which mode and where.
         """
         noisy, other = trials.noisy(inputs), trials.doubled(inputs)
-        first = noisy if _runs(trials.run_eval, self.model, noisy) else inputs
-        self._check_eval(first, "the graph does not compute what the model does")
-        if _runs(trials.run_eval, self.model, other):
-            self._check_eval(other, "a shape of the example inputs got baked in: at another batch size")
-        return self._check_train(inputs, other)
-
-    def _check_eval(self, inputs: Inputs, meaning: str) -> None:
-        if trouble := self._trouble(trials.run_eval, inputs):
-            raise CaptureError(
-                f"{meaning}, in eval mode, {trouble}. Does forward ask for the type of its input, draw random "
-                "numbers of a fixed size, or keep a value from call to call? Rewrite that, or keep the module "
-                "whole with leaf_modules=(ThatModule,)."
-            )
-
-    def _check_train(self, inputs: Inputs, other: Inputs) -> tuple[str, ...]:
+        self._check_eval((noisy, inputs), "the graph does not compute what the model does")
+        self._check_eval((other,), "a shape of the example inputs got baked in: at another batch size")
         # BatchNorm wants more than one value a channel, and a batch of one has none but its own statistics.
-        if inputs.batch == 1 and _runs(trials.run_train, self.model, other):
-            inputs = other
-        try:
-            trials.run_train(copy.deepcopy(self.model), inputs)
-        except Exception as error:  # noqa: BLE001 -- whatever the user's model raises in train mode
-            what = f"inputs of shape {shapes(inputs)} ({type(error).__name__}: {_first_line(error)})"
-            return (f"train mode was not compared: the model does not run forward and backward in it on {what}",)
-        trouble = self._trouble(trials.run_train, inputs)
+        return self._check_train((other, inputs) if inputs.batch == 1 else (inputs,))
+
+    def _check_eval(self, choices: tuple[Inputs, ...], meaning: str) -> None:
+        for inputs in choices:
+            wanted = self._run(trials.run_eval, inputs)
+            if isinstance(wanted, trials.Outcome):
+                if trouble := self._trouble(trials.run_eval, inputs, wanted):
+                    raise CaptureError(
+                        f"{meaning}, in eval mode, {trouble}. Does forward ask for the type of its input, draw random "
+                        "numbers of a fixed size, or keep a value from call to call? Rewrite that, or keep the module "
+                        "whole with leaf_modules=(ThatModule,)."
+                    )
+                return
+
+    def _check_train(self, choices: tuple[Inputs, ...]) -> tuple[str, ...]:
+        reason = ""
+        for run in (trials.run_train, partial(trials.run_train, of_inputs=False)):
+            for inputs in choices:
+                wanted = self._run(run, inputs)
+                if isinstance(wanted, trials.Outcome):
+                    self._refuse_train(self._trouble(run, inputs, wanted))
+                    return ()
+                reason = reason or f"{shapes(inputs)} ({type(wanted).__name__}: {_first_line(wanted)})"
+        what = "the model does not run forward and backward in it on inputs of shape"
+        return (f"train mode was not compared: {what} {reason}",)
+
+    def _refuse_train(self, trouble: str) -> None:
         if trouble.startswith(("output", "only")):
             raise CaptureError(f"in train mode, {trouble}. {self._train_hint()}")
         if trouble:
@@ -75,21 +82,29 @@ class Comparison:
                 "without gradients or a buffer update got lost in tracing. Rewrite it in torch operations, or "
                 "keep its module whole with leaf_modules=(ThatModule,)."
             )
-        return ()
 
-    def _trouble(self, run: Run, inputs: Inputs) -> str:
-        """What differs, in words; empty where nothing does."""
-        model, graph_module = copy.deepcopy(self.model), copy.deepcopy(self.graph_module)
-        trials.enliven(model, graph_module)
-        wanted = run(copy.deepcopy(model), inputs)
+    @cached_property
+    def _lively(self) -> dict[str, Tensor]:
+        return trials.lively(self.model)
+
+    def _run(self, run: Run, inputs: Inputs) -> trials.Outcome | Exception:
+        """What the model does; the exception where it refuses, as it may in any way it likes."""
         try:
-            got = run(graph_module, inputs)
+            return run(trials.lively_copy(self.model, self._lively), inputs)
+        except Exception as error:  # noqa: BLE001 -- handed on as a value
+            return error
+
+    def _trouble(self, run: Run, inputs: Inputs, wanted: trials.Outcome) -> str:
+        """What differs, in words; empty where nothing does."""
+        try:
+            got = run(trials.lively_copy(self.graph_module, self._lively), inputs)
         except Exception as error:  # noqa: BLE001 - whatever the user's operations raise is the finding
             return f"only the graph fails: {type(error).__name__}: {error}"
         excess, where = trials.difference(got, wanted)
         if excess <= 1:
             return ""
-        noise, _ = trials.difference(run(model, inputs), wanted)
+        again = self._run(run, inputs)
+        noise = trials.difference(again, wanted)[0] if isinstance(again, trials.Outcome) else torch.inf
         if noise > IRREPRODUCIBLE:
             raise CaptureError(f"the model cannot be checked: {where} changes from run to run under one seed")
         return "" if excess <= 10 * noise else f"{where} differs (by {excess:.1e} times the tolerance)"
@@ -118,14 +133,6 @@ def shapes(inputs: Inputs) -> str:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "")
-
-
-def _runs(run: Run, model: nn.Module, inputs: Inputs) -> bool:
-    try:
-        run(copy.deepcopy(model), inputs)
-    except Exception:  # noqa: BLE001 - the user's model may refuse a batch size in any way it likes
-        return False
-    return True
 
 
 def _called(path: str, module: nn.Module) -> str:

@@ -111,7 +111,9 @@ class CaptureTracer(fx.Tracer):
     ) -> fx.Node:
         if kind.startswith("call_"):
             self._refuse_other_surroundings()
-        return super().create_node(kind, target, args, kwargs, name, type_expr)
+        node = super().create_node(kind, target, args, kwargs, name, type_expr)
+        node.meta["inside"] = self.inside[-1] if self.inside else ""
+        return node
 
     def _refuse_other_surroundings(self) -> None:
         for name, state in _surroundings().items():

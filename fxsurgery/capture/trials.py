@@ -1,7 +1,8 @@
 """Seeded runs of a model that leave no trace: inputs to try it on, and what it computes and learns on them."""
 
+import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -77,11 +78,14 @@ def run_eval(model: nn.Module, inputs: Inputs) -> Outcome:
         return Outcome(named_leaves(model(*own.args, **own.kwargs)))
 
 
-def run_train(model: nn.Module, inputs: Inputs) -> Outcome:
-    """Outputs, gradients and buffers of one training step. `model` is used up: hand in a copy."""
+def run_train(model: nn.Module, inputs: Inputs, *, of_inputs: bool = True) -> Outcome:
+    """Outputs, gradients and buffers of one training step, with gradients of the inputs too or without.
+
+    `model` is used up: hand in a copy.
+    """
     model.train()
     seed_all()
-    leaves = inputs.map(lambda x: x.detach().clone().requires_grad_(x.is_floating_point()))
+    leaves = inputs.map(lambda x: x.detach().clone().requires_grad_(of_inputs and x.is_floating_point()))
     own = leaves.map(lambda x: x.clone())
     outputs = named_leaves(model(*own.args, **own.kwargs))
     sources = {f"input {i}": x for i, x in enumerate(leaves.tensors) if x.requires_grad}
@@ -97,18 +101,24 @@ def named_leaves(output: object) -> dict[str, object]:
     return {f"output[{i}]": leaf for i, leaf in enumerate(pytree.tree_leaves(plain))}
 
 
-def enliven(model: nn.Module, twin: nn.Module) -> None:
-    """Give random values to the parameters that are all zero or nearly so: a zero head equals any other.
-
-    `twin` gets the same ones; it has parameters of the same names.
-    """
+def lively(model: nn.Module) -> dict[str, Tensor]:
+    """Random values for the parameters that are all zero or nearly so, by every name: a zero head equals any other."""
     generator = torch.Generator().manual_seed(SEED)
+    found = dict[int, Tensor]()
     for parameter in model.parameters():
         if parameter.is_floating_point() and parameter.numel() and parameter.detach().abs().max() < QUIET:
-            noise = torch.randn(parameter.shape, generator=generator) * 0.02
-            parameter.data.copy_(noise)
+            found[id(parameter)] = torch.randn(parameter.shape, generator=generator) * 0.02
+    names = model.named_parameters(remove_duplicate=False)
+    return {name: found[id(parameter)] for name, parameter in names if id(parameter) in found}
+
+
+def lively_copy(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
+    """A copy with these values for the parameters of these names."""
+    twin = copy.deepcopy(model)
     for name, parameter in twin.named_parameters():
-        parameter.data.copy_(model.get_parameter(name).data)
+        if name in values:
+            parameter.data.copy_(values[name])
+    return twin
 
 
 def noisy(inputs: Inputs) -> Inputs:
