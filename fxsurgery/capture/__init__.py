@@ -54,6 +54,7 @@ def capture(
     with trials.contained():
         inputs = inputs.clone()
         private = _copied(model)
+        check_unshared(private, model)
         _check_runs(private, inputs)
         found = _captured(private, inputs, leaf_modules)
         check_unshared(found.graph_module, model)

@@ -1,8 +1,9 @@
-"""Three recordings of one model become one graph that is right at any batch size and in either mode.
+"""Four recordings of one model become one graph that is right for any values, at any batch size, in either mode.
 
 Two in eval mode, at batch sizes b and b + 1: a number that differs is alpha * batch + beta. One in train mode:
 a flag that is False in eval and True in train is the module's own `training`; a rate that is 0 in eval and p in
 train is p times it. So what is written into `F.dropout(x, p, training)` or `sdpa(dropout_p=p)` stays alive.
+One on other values: a number that differs depends on them, and no graph can hold it.
 """
 
 import math
@@ -16,17 +17,18 @@ from torch import Tensor, fx
 
 from fxsurgery.capture.recorder import OffenceError, Recording
 
-Triple = tuple[Any, Any, Any]
-"""One argument in the three recordings: the first, at the larger batch, in train mode."""
+Four = tuple[Any, Any, Any, Any]
+"""One argument in the four recordings: the first, at the larger batch, in train mode, on other values."""
 
 
 @dataclass
 class Alignment:
-    """Makes the graph of `first` stand for all three; a missing recording is the first itself."""
+    """Makes the graph of `first` stand for all four; a missing recording is the first itself."""
 
     first: Recording
     larger: Recording
     trained: Recording
+    redrawn: Recording
     batch: int
     """The batch size of `first`; that of `larger` is one more."""
     batched: int
@@ -44,31 +46,35 @@ class Alignment:
         for other, what in (
             (self.larger, "what is computed depends on the batch size"),
             (self.trained, "train mode does other things than eval mode"),
+            (self.redrawn, "what is computed depends on the values of the inputs"),
         ):
             columns.append(_paired(nodes, list(other.graph.nodes), what))
         twins = {twin: node for column in columns for node, twin in zip(nodes, column, strict=True)}
         self._merge_constants(nodes)
         for row in zip(*columns, strict=True):
             given = [fx.node.map_arg((n.args, n.kwargs), twins.__getitem__) for n in row]
-            row[0].args, row[0].kwargs = self._merged(row[0], (given[0], given[1], given[2]))
+            row[0].args, row[0].kwargs = self._merged(row[0], (given[0], given[1], given[2], given[3]))
 
     def _merge_constants(self, nodes: list[fx.Node]) -> None:
         for name, constant in self.first.constants.items():
-            other = self.larger.constants[name]
-            if constant is not other and not _equal(constant, other):
+            others = (self.larger.constants[name], self.redrawn.constants[name])
+            if not all(constant is other or _equal(constant, other) for other in others):
                 node = next(n for n in nodes if n.op == "get_attr" and n.target == name)
                 user = next(iter(node.users), node)
                 raise OffenceError(_inside(user), "a tensor is used that no recorded call made (a scripted function?)")
 
-    def _merged(self, node: fx.Node, given: Triple) -> Any:
+    def _merged(self, node: fx.Node, given: Four) -> Any:
         one = given[0]
         if isinstance(one, (list, tuple)) and all(type(v) is type(one) and len(v) == len(one) for v in given):
-            parts = [self._merged(node, (a, b, c)) for a, b, c in zip(*given, strict=True)]
+            parts = [self._merged(node, four) for four in zip(*given, strict=True)]
             return type(one)(*parts) if hasattr(one, "_fields") else type(one)(parts)
         if isinstance(one, dict) and all(isinstance(v, dict) and v.keys() == one.keys() for v in given):
-            return {k: self._merged(node, (one[k], given[1][k], given[2][k])) for k in one}
+            return {k: self._merged(node, (one[k], given[1][k], given[2][k], given[3][k])) for k in one}
         if all(isinstance(v, slice) for v in given):
             return slice(*(self._merged(node, tuple(getattr(v, k) for v in given)) for k in ("start", "stop", "step")))
+        if not _same(one, given[3]):
+            what = f"an argument of {node.target} depends on the values of the inputs: {one}, {given[3]}"
+            raise OffenceError(_inside(node), what)
         if not _same(one, given[1]):
             return self._number(node, one, given[1])
         return one if _same(one, given[2]) else self._flag(node, one, given[2])

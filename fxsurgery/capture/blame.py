@@ -82,7 +82,7 @@ def offended(error: OffenceError, model: nn.Module) -> CaptureError:
     name = type(model).__name__
     where = user_line(error)
     return CaptureError(
-        f"the model cannot be taken as a graph: {error}.\n  in the model itself ({name}){where and f', {where}'}\n"
+        f"the model cannot be taken as a graph: {error}.\n  in the model ({name}){where and f', {where}'}\n"
         f"{error.remedy}, or move that code to a small module of its own, which is then kept whole."
     )
 

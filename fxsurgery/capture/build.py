@@ -91,10 +91,10 @@ def left_over(graph_module: fx.GraphModule, model: nn.Module, reached_in_trainin
     return (f"never used in forward, and left out: {names}",) if lost else ()
 
 
-def check_unshared(graph_module: fx.GraphModule, model: nn.Module) -> None:
-    """Refuse a graph module that shares memory with the user's model."""
+def check_unshared(twin: nn.Module, model: nn.Module) -> None:
+    """Refuse a copy, or a graph module, that shares memory with the user's model."""
     users = {tensor.untyped_storage().data_ptr() for _, tensor in _state(model)} - {0}
-    if shared := [name for name, t in _state(graph_module) if t.untyped_storage().data_ptr() in users]:
+    if shared := [name for name, t in _state(twin) if t.untyped_storage().data_ptr() in users]:
         raise CaptureError(f"copying the model shares {', '.join(shared)}: does it define __deepcopy__?")
 
 

@@ -64,7 +64,7 @@ def _owner(node: fx.Node, model: nn.Module) -> str:
         return ""
     own = all(_is_own(given[name], f"{path}.{name}", getattr(module, name)) for name in _TENSORS)
     same = (given["eps"], given["momentum"]) == (module.eps, module.momentum)
-    return path if own and same and module.training == given["training"] else ""
+    return path if own and same and isinstance(given["training"], bool) else ""
 
 
 def _bound(node: fx.Node) -> dict[str, Any]:

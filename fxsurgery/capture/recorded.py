@@ -1,5 +1,6 @@
 """Front end 2, as a whole: record, align, keep whole what offends, and build the graph module."""
 
+import copy
 import operator
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from fxsurgery.capture.norms import lift, make_plain
 from fxsurgery.capture.outputs import CONSTANTS
 from fxsurgery.capture.recorder import OffenceError, Recording, record
 from fxsurgery.capture.tracer import is_leaf
+from fxsurgery.capture.trials import noisy
 from fxsurgery.errors import CaptureError
 from fxsurgery.inputs import Inputs
 
@@ -89,15 +91,18 @@ def recorded(
 def _attempt(search: _Search, inputs: Inputs, own: set[str], reached: tuple[str, ...]) -> Recorded:
     model, notes = search.model, list[str]()
     model.train().eval()
-    first, larger, batch = _recorded_twice(search, inputs)
-    trained = _trained(search, inputs.resized(batch) if batch else inputs)
+    first, batch = _first(search, inputs)
+    sized = inputs.resized(batch) if batch else inputs
+    larger = _tried(search, sized.grown()) if batch else None
     if larger is None:
         notes.append("captured for this number of inputs only: the model takes no other batch size")
-    batched = next((i for i, x in enumerate(inputs.leaves) if isinstance(x, Tensor) and inputs.is_batched(x)), 0)
+    trained, redrawn = _tried(search, sized, training=True), _tried(search, noisy(sized))
     lifted = lift(first.graph, model)
-    if larger is not None:
-        lift(larger.graph, model)
-    Alignment(first, larger or first, trained or first, batch or 1, batched).align()
+    for other in (larger, trained, redrawn):
+        if other is not None:
+            lift(other.graph, model)
+    batched = next((i for i, x in enumerate(inputs.leaves) if isinstance(x, Tensor) and inputs.is_batched(x)), 0)
+    Alignment(first, larger or first, trained or first, redrawn or first, batch or 1, batched).align()
     _follow_device(first, inputs)
     graph, codegen = _finished(model, first, inputs)
     make_plain(graph, model, lifted)
@@ -113,46 +118,30 @@ def _attempt(search: _Search, inputs: Inputs, own: set[str], reached: tuple[str,
     return Recorded(graph_module, first.entered, tuple(notes))
 
 
-def _recorded_twice(search: _Search, inputs: Inputs) -> tuple[Recording, Recording | None, int | None]:
-    """In eval mode, at a batch size of two or more where the model takes it, and at one more; and the first size."""
-    batch = inputs.batch
-    if batch == 1 and (first := _tried(search, inputs.resized(2))) is not None:
-        return first, _tried(search, inputs.resized(3)), 2
-    first = _record(search, inputs)
-    return first, _tried(search, inputs.grown()) if batch else None, batch
+def _first(search: _Search, inputs: Inputs) -> tuple[Recording, int | None]:
+    """In eval mode, at a batch size of two or more where the model takes it; and that size."""
+    if inputs.batch == 1 and (found := _tried(search, inputs.resized(2))) is not None:
+        return found, 2
+    return _record(search, inputs), inputs.batch
 
 
-def _record(search: _Search, inputs: Inputs) -> Recording:
-    state = [(b, b.detach().clone()) for b in search.model.buffers()]
+def _record(search: _Search, inputs: Inputs, *, training: bool = False) -> Recording:
+    # On a copy: what a forward keeps for the next one must not be there yet.
+    model = copy.deepcopy(search.model).train().train(training)
     try:
-        return record(search.model, inputs, search.is_leaf)
+        return record(model, inputs, search.is_leaf)
     except OffenceError:
         raise
     except Exception as error:
         raise untraceable(error, search.model, "") from error
-    finally:
-        with torch.no_grad():
-            for buffer, value in state:
-                buffer.copy_(value)
 
 
-def _tried(search: _Search, inputs: Inputs) -> Recording | None:
-    """A recording; `None` where the model does not run on these inputs."""
+def _tried(search: _Search, inputs: Inputs, *, training: bool = False) -> Recording | None:
+    """A recording; `None` where the model does not run on these inputs, or in this mode."""
     try:
-        return _record(search, inputs)
+        return _record(search, inputs, training=training)
     except CaptureError:
         return None
-
-
-def _trained(search: _Search, inputs: Inputs) -> Recording | None:
-    """A recording in train mode; `None` where the model does not run in it on these inputs."""
-    search.model.train()
-    try:
-        if (found := _tried(search, inputs)) is not None:
-            lift(found.graph, search.model)
-        return found
-    finally:
-        search.model.eval()
 
 
 def _follow_device(recording: Recording, inputs: Inputs) -> None:

@@ -23,17 +23,14 @@ from typing_extensions import override
 
 from fxsurgery.capture.attention import expanded, is_plain
 from fxsurgery.capture.outputs import CONSTANTS, plain_structure, unknown_types
+from fxsurgery.capture.refusals import sized_by_values, unrepeatable
 from fxsurgery.capture.spelling import REFLECTED, spelled
 from fxsurgery.inputs import Inputs
 
-VALUES = {
-    "__bool__", "item", "tolist", "numpy", "__int__", "__float__", "__index__", "__complex__", "__array__", "data_ptr",
-    "__contains__", "__format__",
-}  # fmt: skip
-"""Methods that read a value out of a tensor."""
-
-STATE = {"register_hook", "backward", "retain_grad", "set_", "share_memory_", "resize_"}
-"""Methods that a graph cannot repeat."""
+UNREGISTERED = (
+    "a module or parameter is used that is not registered in the model",
+    "Keep it as an attribute, in nn.ModuleList or in nn.ParameterList, not in a plain list",
+)
 
 
 class OffenceError(Exception):
@@ -71,6 +68,7 @@ def record(model: nn.Module, inputs: Inputs, is_leaf: Callable[[nn.Module, str],
         recorder.bind(leaf, recorder.graph.placeholder(f"input_{position}"))
     with _listening(recorder):
         returned = model(*inputs.args, **inputs.kwargs)
+    recorder.refuse_assigned()
     leaves, spec = pytree.tree_flatten(plain_structure(returned, recorder.offence))
     recorder.graph.output([recorder.argument(leaf) for leaf in leaves])
     entered = tuple(dict.fromkeys(recorder.entered))
@@ -130,16 +128,24 @@ class _Recorder(TorchFunctionMode):
         self._paths: dict[nn.Module, str] = {}
         for path, module in model.named_modules():
             self._paths.setdefault(module, path)
-        own = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
         self._named: dict[int, str] = {}
-        for name, tensor in own:
+        for name, tensor in _state(model):
             self._named.setdefault(id(tensor), name)
         self._nodes: dict[int, fx.Node] = {}
+        self._makers: dict[int, str] = {}
         self._alive: list[object] = []
 
-    def offence(self, what: str) -> OffenceError:
+    def offence(self, what: str, remedy: str = "Write it in differentiable torch operations") -> OffenceError:
         """The error for what a graph cannot hold, at the module that is running."""
-        return OffenceError(self._where.inside[-1], what)
+        return OffenceError(self._where.inside[-1], what, remedy)
+
+    def refuse_assigned(self) -> None:
+        """Refuse a run that put another tensor in the place of a buffer or parameter."""
+        for name, tensor in _state(self._model):
+            if id(tensor) not in self._named:
+                path, _, own = name.rpartition(".")
+                what = f"forward assigns the buffer `{own}`, and a graph would not"
+                raise OffenceError(path, what, f"Update it in place (self.{own}.copy_(...))")
 
     @override
     def __torch_function__(
@@ -150,8 +156,10 @@ class _Recorder(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         if self.quiet or name in {"_set_grad_enabled", "set_grad_enabled"}:
             return func(*args, **kwargs)
-        self._refuse(func, name, args)
+        if reason := unrepeatable(func, name, args):
+            raise self.offence(*reason)
         before = None if name in {"__get__", "__set__"} else (self.argument(args), self.argument(kwargs))
+        self._refuse_size(name, args, before)
         self.quiet += 1
         try:
             out = func(*args, **kwargs)
@@ -175,14 +183,10 @@ class _Recorder(TorchFunctionMode):
         args, kwargs = given
         return self._made(self.graph.create_node(*spelling, args[::-1] if name in REFLECTED else args, kwargs))
 
-    def _refuse(self, func: Any, name: str, args: tuple[Any, ...]) -> None:
-        if name in VALUES:
-            raise self.offence(f"the value of a tensor is read (Tensor.{name})")
-        # To ask for the gradient of a value changes nothing of what is computed.
-        asks = name == "requires_grad_" or (name == "__set__" and func.__self__.__name__ == "requires_grad")
-        asks = asks and (len(args) == 1 or args[1] is True)
-        if name in STATE or (name in {"__set__", "requires_grad_"} and not asks):
-            raise self.offence(f"Tensor.{name} is called, which acts on the tensor's own state")
+    def _refuse_size(self, name: str, args: tuple[Any, ...], given: Any) -> None:
+        nodes = [n for n in pytree.tree_leaves(given) if isinstance(n, fx.Node)]
+        if self._where.inside[-1] and sized_by_values(name, args) and any(n.meta.get("varies") for n in nodes):
+            raise self.offence(f"the size of what {name} gives depends on the values of the inputs")
 
     def _attribute(self, getter: Any, tensor: Tensor, out: Any) -> Any:
         """`x.T`, `x.shape`: a tensor is recorded, anything else is a number of this run."""
@@ -196,6 +200,7 @@ class _Recorder(TorchFunctionMode):
 
     def _made(self, node: fx.Node) -> fx.Node:
         node.meta["inside"] = self._where.inside[-1]
+        node.meta["varies"] = any(n.op == "placeholder" or n.meta.get("varies") for n in node.all_input_nodes)
         return node
 
     def _check_surroundings(self, given: Any) -> None:
@@ -220,8 +225,16 @@ class _Recorder(TorchFunctionMode):
         else:
             self.entered.append(path)
             out = run(*args, **kwargs)
+            self._remember(out, path)
         self._where.inside.pop()
         return out
+
+    def _remember(self, out: Any, path: str) -> None:
+        """Objects that only a module kept whole could give to a graph, by the module that made them."""
+        for leaf in pytree.tree_leaves(out):
+            if not isinstance(leaf, (Tensor, *CONSTANTS)):
+                self._makers.setdefault(id(leaf), path)
+                self._alive.append(leaf)
 
     def _whole(self, run: Callable[..., Any], path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before = self.argument(args), self.argument(kwargs)
@@ -245,7 +258,8 @@ class _Recorder(TorchFunctionMode):
             return value
         if hasattr(value, "__index__") and not isinstance(value, nn.Module):
             return int(value)
-        raise self.offence(f"a {type(value).__name__} is handed to a torch function or a module that is kept whole")
+        what = f"a {type(value).__name__} is handed to a torch function or a module that is kept whole"
+        raise OffenceError(self._makers.get(id(value), self._where.inside[-1]), what)
 
     def _nested(self, value: Any) -> Any:
         if isinstance(value, slice):
@@ -264,6 +278,8 @@ class _Recorder(TorchFunctionMode):
     def _named_tensor(self, tensor: Tensor) -> fx.Node:
         name = self._named.get(id(tensor))
         if name is None:
+            if isinstance(tensor, nn.Parameter):
+                raise self.offence(*UNREGISTERED)
             if tensor.requires_grad:
                 raise self.offence("a tensor with gradients is used that no recorded call made (a scripted function?)")
             name = f"_constant_{len(self.constants)}"
@@ -307,6 +323,11 @@ class _Recorder(TorchFunctionMode):
         for key, part in parts.items():
             if not isinstance(part, CONSTANTS):
                 self.bind(part, self._made(self.graph.call_function(read, (node, key))))
+
+
+def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
 
 
 def _is_batched(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
