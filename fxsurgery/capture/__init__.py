@@ -122,6 +122,8 @@ def _copied(model: nn.Module) -> nn.Module:
 def _check_runs(model: nn.Module, inputs: Inputs) -> None:
     try:
         outcome = trials.run_eval(copy.deepcopy(model), inputs)
+    except CaptureError:
+        raise
     except Exception as error:
         raise DataError(
             f"the model does not take example inputs of shape {shapes(inputs)}: {type(error).__name__}: {error}"

@@ -6,16 +6,18 @@ train is p times it. So what is written into `F.dropout(x, p, training)` or `sdp
 One on other values: a number that differs depends on them, and no graph can hold it.
 """
 
+import functools
 import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fxsurgery.capture.recorder import OffenceError, Recording
+from fxsurgery.capture.recording import OffenceError, Recording
 
 Four = tuple[Any, Any, Any, Any]
 """One argument in the four recordings: the first, at the larger batch, in train mode, on other values."""
@@ -61,7 +63,7 @@ class Alignment:
             if not all(constant is other or _equal(constant, other) for other in others):
                 node = next(n for n in nodes if n.op == "get_attr" and n.target == name)
                 user = next(iter(node.users), node)
-                raise OffenceError(_inside(user), "a tensor is used that no recorded call made (a scripted function?)")
+                raise _offence(user, "a tensor is used that no recorded call made (a scripted function?)")
 
     def _merged(self, node: fx.Node, given: Four) -> Any:
         one = given[0]
@@ -74,14 +76,14 @@ class Alignment:
             return slice(*(self._merged(node, tuple(getattr(v, k) for v in given)) for k in ("start", "stop", "step")))
         if not _same(one, given[3]):
             what = f"an argument of {node.target} depends on the values of the inputs: {one}, {given[3]}"
-            raise OffenceError(_inside(node), what)
+            raise _offence(node, what)
         if not _same(one, given[1]):
             return self._number(node, one, given[1])
         return one if _same(one, given[2]) else self._flag(node, one, given[2])
 
     def _number(self, node: fx.Node, one: Any, other: Any) -> fx.Node:
         if not all(isinstance(v, int) and not isinstance(v, bool) for v in (one, other)):
-            raise OffenceError(_inside(node), f"an argument of {node.target} depends on the batch size: {one}, {other}")
+            raise _offence(node, f"an argument of {node.target} depends on the batch size: {one}, {other}")
         slope = other - one
         offset = one - slope * self.batch
         size = self._once("size", lambda g, inputs: g.call_method("size", (inputs[self.batched], 0)))
@@ -94,7 +96,7 @@ class Alignment:
         path = _inside(node)
         is_rate = isinstance(one, (int, float)) and one == 0.0 and isinstance(other, float)
         if (one, other) != (False, True) and not is_rate:
-            raise OffenceError(path, f"an argument of {node.target} is {one} in eval mode and {other} in train mode")
+            raise _offence(node, f"an argument of {node.target} is {one} in eval mode and {other} in train mode")
         target = f"{path}.training" if path else "training"
         flag = self._once(target, lambda g, _: g.create_node("get_attr", target))
         if isinstance(other, bool):
@@ -113,13 +115,16 @@ class Alignment:
 
 
 def _paired(nodes: list[fx.Node], others: list[fx.Node], what: str) -> list[fx.Node]:
-    for a, b in zip(nodes, others, strict=False):
-        if (a.op, a.target) != (b.op, b.target):
-            raise OffenceError(_common(_inside(a), _inside(b)), f"{what}: {a.target} against {b.target}")
-    if len(nodes) != len(others):
-        longer = max(nodes, others, key=len)
-        raise OffenceError(_inside(longer[min(len(nodes), len(others))]), what)
-    return others
+    keys = [[(n.op, n.target) for n in column] for column in (nodes, others)]
+    if keys[0] == keys[1]:
+        return others
+    found = SequenceMatcher(a=keys[0], b=keys[1], autojunk=False).get_opcodes()
+    _, a, b, c, d = next(opcode for opcode in found if opcode[0] != "equal")
+    only, instead = nodes[a:b], others[c:d]
+    path = functools.reduce(_common, map(_inside, (*only, *instead)))
+    names = [", ".join(str(n.target) for n in some[:3]) or "nothing" for some in (only, instead)]
+    line = str((*only, *instead)[0].meta.get("line", ""))
+    raise OffenceError(path, f"{what}: {names[0]} against {names[1]}", line=line)
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -129,6 +134,10 @@ def _same(one: Any, other: Any) -> bool:
         return False
     both_nan = isinstance(one, float) and math.isnan(one) and math.isnan(other)
     return both_nan or bool(one == other)
+
+
+def _offence(node: fx.Node, what: str) -> OffenceError:
+    return OffenceError(_inside(node), what, line=str(node.meta.get("line", "")))
 
 
 def _inside(node: fx.Node) -> str:

@@ -1,5 +1,6 @@
 """Turns what went wrong while tracing into words: the user's file and line, what happened, what to do."""
 
+import functools
 import linecache
 import re
 import sysconfig
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fxsurgery.capture.recorder import OffenceError
+from fxsurgery.capture.recording import OffenceError
 from fxsurgery.capture.tracer import UntraceableError
 from fxsurgery.errors import CaptureError
 
@@ -89,10 +90,20 @@ def offended(error: OffenceError, model: nn.Module) -> CaptureError:
 
 def user_line(error: BaseException) -> str:
     """`file:line: source` of the deepest frame in the user's code; empty where there is none."""
+    if isinstance(error, OffenceError) and error.line:
+        return error.line
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]
-    if not frames:
-        return ""
-    file, line = frames[-1].filename, frames[-1].lineno or 0
+    return _shown(frames[-1].filename, frames[-1].lineno or 0) if frames else ""
+
+
+def running_line() -> str:
+    """`file:line: source` of the deepest frame in the user's code that is now running."""
+    frames = (frame for frame, _ in traceback.walk_stack(None) if _is_users(frame.f_code.co_filename))
+    frame = next(frames, None)
+    return "" if frame is None else _shown(frame.f_code.co_filename, frame.f_lineno)
+
+
+def _shown(file: str, line: int) -> str:
     source = linecache.getline(file, line).strip()
     return f"{file}:{line}" + (f": `{source}`" if source else "")
 
@@ -120,6 +131,7 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "")
 
 
+@functools.cache
 def _is_users(file: str) -> bool:
     in_library = file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file
     in_library = in_library or file.startswith("<frozen") or "/site-packages/numpy/" in file

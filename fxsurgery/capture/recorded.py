@@ -15,9 +15,10 @@ from fxsurgery.capture.blame import offended, untraceable, user_line
 from fxsurgery.capture.build import build, left_over
 from fxsurgery.capture.norms import lift, make_plain
 from fxsurgery.capture.outputs import CONSTANTS
-from fxsurgery.capture.recorder import OffenceError, Recording, record
+from fxsurgery.capture.recorder import record
+from fxsurgery.capture.recording import OffenceError, Recording
 from fxsurgery.capture.tracer import is_leaf
-from fxsurgery.capture.trials import noisy
+from fxsurgery.capture.trials import redrawn
 from fxsurgery.errors import CaptureError
 from fxsurgery.inputs import Inputs
 
@@ -96,13 +97,13 @@ def _attempt(search: _Search, inputs: Inputs, own: set[str], reached: tuple[str,
     larger = _tried(search, sized.grown()) if batch else None
     if larger is None:
         notes.append("captured for this number of inputs only: the model takes no other batch size")
-    trained, redrawn = _tried(search, sized, training=True), _tried(search, noisy(sized))
+    trained, other = _tried(search, sized, training=True), _tried(search, redrawn(sized))
     lifted = lift(first.graph, model)
-    for other in (larger, trained, redrawn):
-        if other is not None:
-            lift(other.graph, model)
+    for recording in (larger, trained, other):
+        if recording is not None:
+            lift(recording.graph, model)
     batched = next((i for i, x in enumerate(inputs.leaves) if isinstance(x, Tensor) and inputs.is_batched(x)), 0)
-    Alignment(first, larger or first, trained or first, redrawn or first, batch or 1, batched).align()
+    Alignment(first, larger or first, trained or first, other or first, batch or 1, batched).align()
     _follow_device(first, inputs)
     graph, codegen = _finished(model, first, inputs)
     make_plain(graph, model, lifted)

@@ -22,7 +22,9 @@ from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from fxsurgery.capture.attention import expanded, is_plain
+from fxsurgery.capture.blame import running_line
 from fxsurgery.capture.outputs import CONSTANTS, plain_structure, unknown_types
+from fxsurgery.capture.recording import REWRITE, OffenceError, Recording
 from fxsurgery.capture.refusals import sized_by_values, unrepeatable
 from fxsurgery.capture.spelling import REFLECTED, spelled
 from fxsurgery.inputs import Inputs
@@ -31,29 +33,6 @@ UNREGISTERED = (
     "a module or parameter is used that is not registered in the model",
     "Keep it as an attribute, in nn.ModuleList or in nn.ParameterList, not in a plain list",
 )
-
-
-class OffenceError(Exception):
-    """A graph cannot hold what happened; `path` is the innermost of the user's modules where it did."""
-
-    def __init__(self, path: str, what: str, remedy: str = "Write it in differentiable torch operations") -> None:
-        super().__init__(what)
-        self.path, self.remedy = path, remedy
-
-
-@dataclass(frozen=True, eq=False)
-class Recording:
-    """What one run did."""
-
-    graph: fx.Graph
-    """It returns the flat list of what the model returned."""
-    structure: pytree.TreeSpec
-    """The structure of what the model returned."""
-    constants: Mapping[str, Tensor]
-    """Tensors that no recorded call made, by the names under which the graph reads them."""
-    entered: tuple[str, ...]
-    """Paths of the modules whose code was recorded."""
-    notes: tuple[str, ...] = ()
 
 
 def record(model: nn.Module, inputs: Inputs, is_leaf: Callable[[nn.Module, str], bool]) -> Recording:
@@ -96,11 +75,16 @@ def _listening(recorder: "_Recorder") -> Iterator[None]:
     def applied(cls: type, *args: Any, **kwargs: Any) -> Any:
         if recorder.quiet:
             return apply.__get__(None, cls)(*args, **kwargs)
+        if cls.__name__ == "BackwardHookFunction":
+            raise recorder.offence("backward hooks are registered, which would be lost", "Remove them before capture")
         raise recorder.offence(f"the torch.autograd.Function {cls.__name__} is called, whose backward would be lost")
 
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(nn.Module, "__call__", called))
         stack.enter_context(mock.patch.object(torch.autograd.Function, "apply", classmethod(applied)))
+        # It reads the mask for a hint that saves time; the mask itself is applied in any case.
+        hint = mock.patch.object(nn.modules.transformer, "_detect_is_causal_mask", _is_told_causal)
+        stack.enter_context(hint)
         stack.enter_context(mock.patch.object(torch.compiler, "_is_compiling_flag", new=True))
         stack.enter_context(mock.patch.object(torch.compiler, "_is_exporting_flag", new=True))
         stack.enter_context(recorder)
@@ -133,17 +117,19 @@ class _Recorder(TorchFunctionMode):
             self._named.setdefault(id(tensor), name)
         self._nodes: dict[int, fx.Node] = {}
         self._makers: dict[int, str] = {}
+        self._whole_ones = set[str]()
         self._alive: list[object] = []
 
-    def offence(self, what: str, remedy: str = "Write it in differentiable torch operations") -> OffenceError:
+    def offence(self, what: str, remedy: str = REWRITE) -> OffenceError:
         """The error for what a graph cannot hold, at the module that is running."""
         return OffenceError(self._where.inside[-1], what, remedy)
 
     def refuse_assigned(self) -> None:
         """Refuse a run that put another tensor in the place of a buffer or parameter."""
         for name, tensor in _state(self._model):
-            if id(tensor) not in self._named:
-                path, _, own = name.rpartition(".")
+            path, _, own = name.rpartition(".")
+            in_whole = any(f"{path}.".startswith(f"{whole}.") for whole in self._whole_ones)
+            if id(tensor) not in self._named and not in_whole:
                 what = f"forward assigns the buffer `{own}`, and a graph would not"
                 raise OffenceError(path, what, f"Update it in place (self.{own}.copy_(...))")
 
@@ -199,7 +185,7 @@ class _Recorder(TorchFunctionMode):
         return out
 
     def _made(self, node: fx.Node) -> fx.Node:
-        node.meta["inside"] = self._where.inside[-1]
+        node.meta["inside"], node.meta["line"] = self._where.inside[-1], running_line()
         node.meta["varies"] = any(n.op == "placeholder" or n.meta.get("varies") for n in node.all_input_nodes)
         return node
 
@@ -210,7 +196,7 @@ class _Recorder(TorchFunctionMode):
         if torch.is_grad_enabled() == self._where.grad:
             return
         if any(isinstance(x, Tensor) and x.requires_grad for x in pytree.tree_leaves(given)):
-            raise self.offence("the forward pass turns gradients off or on for something that has them")
+            raise self.offence("gradients are turned off or on, by torch.no_grad or by an autograd.Function")
 
     def call(self, run: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Meet a module call: record it whole if it is a leaf, what it does otherwise."""
@@ -237,6 +223,7 @@ class _Recorder(TorchFunctionMode):
                 self._alive.append(leaf)
 
     def _whole(self, run: Callable[..., Any], path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._whole_ones.add(path)
         before = self.argument(args), self.argument(kwargs)
         self._check_surroundings((args, kwargs, list(self._model.get_submodule(path).parameters())))
         self.quiet += 1
@@ -323,6 +310,11 @@ class _Recorder(TorchFunctionMode):
         for key, part in parts.items():
             if not isinstance(part, CONSTANTS):
                 self.bind(part, self._made(self.graph.call_function(read, (node, key))))
+
+
+def _is_told_causal(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:  # noqa: FBT001 -- torch's signature
+    del mask, size
+    return is_causal is True
 
 
 def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -11,7 +11,7 @@ from fxsurgery.capture.blame import untraceable
 from fxsurgery.capture.build import build, check_unassigned, left_over
 from fxsurgery.capture.norms import lift, make_plain
 from fxsurgery.capture.recorded import Recorded
-from fxsurgery.capture.recorder import OffenceError, Recording
+from fxsurgery.capture.recording import OffenceError, Recording
 from fxsurgery.capture.tracer import CaptureTracer
 from fxsurgery.errors import CaptureError
 

@@ -127,6 +127,12 @@ def noisy(inputs: Inputs) -> Inputs:
     return inputs.map(lambda x: _noisy(x, generator) if x.is_floating_point() else _dealt(x, generator))
 
 
+def redrawn(inputs: Inputs) -> Inputs:
+    """Other inputs, each with the mean and the spread that it has; the values of the integer ones are dealt anew."""
+    generator = torch.Generator().manual_seed(SEED)
+    return inputs.map(lambda x: _redrawn(x, generator) if x.is_floating_point() else _dealt(x, generator))
+
+
 def doubled(inputs: Inputs) -> Inputs:
     """Twice the batch: the inputs and noisy ones after them, where they have a batch dimension."""
     return inputs.joined(noisy(inputs))
@@ -184,6 +190,12 @@ def _noisy(x: Tensor, generator: torch.Generator) -> Tensor:
     spread = float(x.double().std(correction=0)) if x.numel() else 0.0
     noise = torch.randn(x.shape, generator=generator).to(x)
     return x + noise * (0.3 * spread or 1.0)
+
+
+def _redrawn(x: Tensor, generator: torch.Generator) -> Tensor:
+    values = x.double()
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device)
+    return (values.mean() + noise * (values.std(correction=0) or 1.0)).to(x) if x.numel() else x
 
 
 def _dealt(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from capture.parity import kept_whole, taken
 from fxsurgery.capture import capture
 from fxsurgery.errors import CaptureError
 
@@ -59,60 +60,105 @@ def refused(model, *inputs, match, leaf_modules=()):
     return str(caught.value)
 
 
-def test_an_autograd_function_is_named():
-    text = refused(Around(Call(Reversal.apply)), match="autograd.Function Reversal")
-    assert "`between` (Call)" in text
+def kept(model, *inputs, reason, path="between", kind=Call):
+    """The model is taken with one module kept whole, which trains as it did."""
+    program = taken(model, *(inputs or (X,)))
+    assert kept_whole(program) == [path]
+    assert reason in program.notes[0]
+    assert "test_hazards.py" in program.notes[0]
+    assert len(list(program.calls(kind))) == 1
+    return program
+
+
+@pytest.mark.parametrize("function", [Reversal, SilentReversal])
+def test_an_autograd_function_keeps_its_module_whole(function):
+    kept(Around(Call(function.apply)), reason="autograd.Function")
+    with torch.no_grad():
+        capture(Around(Call(function.apply)), X)
+
+
+@pytest.mark.parametrize("function", [Reversal, SilentReversal])
+def test_an_autograd_function_of_the_model_itself_is_refused(function):
+    class Whole(Around):
+        def forward(self, x):
+            return function.apply(super().forward(x))
+
+    text = refused(Whole(nn.ReLU()), match="autograd.Function")
+    assert "in the model (Whole)" in text
     assert "test_hazards.py" in text
 
 
-def test_an_autograd_function_without_operations_shows_in_the_gradients():
-    refused(Around(Call(SilentReversal.apply)), match="gradient of .*autograd.Function")
+def test_a_backward_of_its_own_that_recording_cannot_see_shows_in_the_gradients():
+    apply = Reversal.apply
+
+    class Hidden(Around):
+        def forward(self, x):
+            return torch.utils.checkpoint.checkpoint(apply, super().forward(x), use_reentrant=False)
+
+    refused(Hidden(nn.ReLU()), match="autograd.Function")
 
 
-def test_gradients_are_checked_under_no_grad_too():
-    with torch.no_grad():
-        refused(Around(Call(SilentReversal.apply)), match="gradient of .*autograd.Function")
-
-
-def test_an_autograd_function_survives_in_a_leaf():
-    program = capture(Around(Call(Reversal.apply)), X, leaf_modules=(Call,))
-    assert len(list(program.calls(Call))) == 1
-
-
-def test_a_no_grad_region_is_named():
+def test_a_no_grad_region_keeps_its_module_whole():
     def frozen(x):
         with torch.no_grad():
             return x * 2
 
-    text = refused(Around(Call(frozen)), match="torch.no_grad")
-    assert "`return x * 2`" in text
+    program = kept(Around(Call(frozen)), reason="gradients are turned off")
+    assert "`return x * 2`" in program.notes[0]
 
 
-def test_a_forward_decorated_with_no_grad_is_named():
+def test_a_no_grad_region_around_a_layer_is_refused_in_the_model_itself():
+    class Frozen(Around):
+        def forward(self, x):
+            with torch.no_grad():
+                x = self.first(x)
+            return self.last(x)
+
+    text = refused(Frozen(nn.ReLU()), match="gradients are turned off")
+    assert "`x = self.first(x)`" in text
+
+
+def test_a_forward_decorated_with_no_grad_is_kept_whole():
     class Frozen(nn.Module):
         @torch.no_grad()
         def forward(self, x):
             return x * 2
 
-    refused(Around(Frozen()), match="torch.no_grad")
+    kept(Around(Frozen()), reason="gradients are turned off", kind=Frozen)
 
 
-def test_an_autocast_region_is_named():
+def test_an_autocast_region_keeps_its_module_whole():
     def half(x):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return x @ x.T
+            return (x @ x.T @ x).float()
 
-    refused(Call(half), match="autocast on cpu")
+    kept(Around(Call(half)), reason="autocast region")
+    refused(Call(half), match="autocast region")
 
 
 @pytest.mark.parametrize("path", ["", "between"])
 @pytest.mark.parametrize(
-    "register", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"]
+    ("register", "hook"),
+    [
+        ("register_forward_hook", lambda _module, _inputs, output: output * 2),
+        ("register_forward_pre_hook", lambda _module, inputs: (inputs[0] * 2,)),
+    ],
 )
-def test_hooks_of_an_inlined_module_are_refused(path, register):
+def test_what_forward_hooks_do_is_in_the_graph(path, register, hook):
     model = Around(Call(torch.relu))
-    getattr(model.get_submodule(path), register)(lambda *_: None)
-    refused(model, match=f"{path or 'the model itself'}.* has .*hooks")
+    getattr(model.get_submodule(path), register)(hook)
+    (note,) = taken(model, X).notes
+    assert f"the forward hooks of `{path}` ran" in note
+
+
+def test_backward_hooks_keep_their_module_whole():
+    model = Around(Call(torch.relu))
+    model.between.register_full_backward_hook(lambda _module, gradients, _outputs: (gradients[0] * 2,))
+    program = taken(model, X)
+    assert kept_whole(program) == ["between"]
+    model = Around(nn.ReLU())
+    model.register_full_backward_hook(lambda _module, gradients, _outputs: None)
+    refused(model, match="hook")
 
 
 def test_hooks_of_a_leaf_stay_with_it():
@@ -121,19 +167,86 @@ def test_hooks_of_a_leaf_stay_with_it():
     torch.testing.assert_close(capture(model, X)(X), model(X))
 
 
-def test_a_functional_dropout_that_bakes_the_train_flag_in_is_refused():
-    class Dropping(nn.Module):
+class Dropping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return functional.dropout(self.linear(x), 0.5, self.training)
+
+
+class Norm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("var", torch.ones(3))
+
+    def forward(self, x):
+        return functional.batch_norm(x, self.mean, self.var, training=self.training)
+
+
+class Recorded(Around):
+    """Symbolic tracing cannot take it."""
+
+    def forward(self, x):
+        assert bool(x.shape[0])
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("around", [Around, Recorded])
+@pytest.mark.parametrize("between", [Dropping, Norm])
+def test_a_train_flag_handed_to_a_function_follows_the_mode(around, between):
+    program = taken(around(between()), X)
+    assert [n.target for n in program.nodes if str(n.target).endswith("training")] == ["between.training"]
+    assert not kept_whole(program)
+
+
+def test_a_norm_with_an_activation_in_it_becomes_torchs_own():
+    class NormAct(nn.BatchNorm1d):
+        def __init__(self, width):
+            super().__init__(width)
+            self.act = nn.ReLU()
+
+        def forward(self, x):
+            if self.training:
+                self.num_batches_tracked.add_(1)
+            mean, var = self.running_mean, self.running_var
+            x = functional.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, self.eps)
+            return self.act(x)
+
+    for around in (Around, Recorded):
+        model = around(NormAct(3))
+        program = taken(model, X)
+        assert [type(m) for _, m in program.calls(nn.Module)] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+        assert program.graph_module.state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_branch_on_the_mode_keeps_its_module_whole():
+    class Branching(nn.Module):
         def __init__(self):
             super().__init__()
             self.linear = nn.Linear(3, 3)
 
         def forward(self, x):
-            return functional.dropout(self.linear(x), 0.5, self.training)
+            return self.linear(x).tanh() if self.training else self.linear(x)
 
-    text = refused(Around(Dropping()), match="`between` .*Dropping.* reads self.training")
-    assert "test_hazards.py" in text
-    assert "leaf_modules" in text
-    capture(Around(Dropping()), X, leaf_modules=(Dropping,))
+    program = taken(Around(Branching()), X)
+    assert kept_whole(program) == ["between"]
+    assert "train mode does other things than eval mode" in program.notes[0]
+
+
+def test_a_value_given_back_by_a_dropout_is_not_taken_for_it():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop, self.linear = nn.Dropout(0.5), nn.Linear(3, 3)
+
+        def forward(self, x):
+            assert bool(x.shape[0])
+            return x + self.linear(self.drop(x))
+
+    assert not kept_whole(taken(nn.Sequential(nn.Linear(3, 3), Residual()), X))
 
 
 def test_a_module_that_overrides_train_is_named():
@@ -153,11 +266,44 @@ def test_a_module_that_overrides_train_is_named():
     refused(Around(FrozenNorm()), match=r"`between` .*FrozenNorm.* overrides train\(\)")
 
 
-def test_a_batch_size_that_got_baked_in_is_refused():
+def test_a_batch_size_is_not_baked_in():
     def flatten(x):
-        return x.reshape(x.shape[0] if isinstance(x, torch.Tensor) else 2, 3)
+        size = x.shape[0] if isinstance(x, torch.Tensor) else 2
+        return x.reshape(size, 3) + torch.zeros(2 * size + 1, 3)[size + 1 :] * torch.ones(size)[:, None]
 
-    refused(Around(Call(flatten)), match="got baked in.*only the graph fails")
+    for batch in (1, 2, 5):
+        program = taken(Around(Call(flatten)), X[:1].repeat(batch, 1))
+        assert program(torch.randn(7, 3)).shape == (7, 3)
+        assert not program.notes
+
+
+def test_a_branch_on_the_batch_size_keeps_its_module_whole():
+    def narrow(x):
+        return x * 2 if int(x.shape[0]) == 3 else x
+
+    kept(Around(Call(narrow)), reason="depends on the batch size")
+    refused(Call(narrow), match="depends on the batch size")
+
+
+def test_a_branch_that_both_recorded_sizes_take_is_found_at_twice_the_batch():
+    refused(Around(Call(lambda x: x * 2 if int(x.shape[0]) > 3 else x)), match="at another batch size")
+
+
+def test_a_size_that_depends_on_values_keeps_its_module_whole():
+    def positive(x):
+        assert bool(x.shape[0])
+        return x + x[x > 0].sum() / (x[x > 0].shape[0] + 1)
+
+    kept(Around(Call(positive)), reason="depends on the values of the inputs")
+
+
+def test_a_number_that_depends_on_values_is_refused_in_the_model_itself():
+    def counting(x):
+        assert bool(x.shape[0])
+        return x * (x > 0).nonzero().shape[0]
+
+    text = refused(Call(counting), match="depends on the values")
+    assert "`return x * (x > 0).nonzero().shape[0]`" in text
 
 
 def test_a_model_of_one_batch_size_is_taken():
@@ -165,32 +311,35 @@ def test_a_model_of_one_batch_size_is_taken():
     assert torch.equal(program(X), X * 2)
 
 
-def test_random_numbers_that_got_baked_in_are_refused():
-    refused(Around(Call(lambda x: x + torch.randn(3))), match="does not compute what the model does.*random")
+def test_random_numbers_are_drawn_anew():
+    program = taken(Around(Call(lambda x: x + torch.randn(3))), X)
+    assert not torch.equal(program(X), program(X))
+
+
+def secret(x):
+    """Does what no front end sees: it tells the recording from a run."""
+    return x * 2 if isinstance(x, torch.Tensor) and not torch.compiler.is_compiling() else x
 
 
 def test_a_different_computation_behind_a_zero_head_is_found():
-    model = Around(Call(lambda x: x * 2 if isinstance(x, torch.Tensor) else x))
+    model = Around(Call(secret))
     nn.init.zeros_(model.last.weight)
     nn.init.zeros_(model.last.bias)
     refused(model, match="does not compute what the model does")
 
 
 def test_example_inputs_of_zeros_do_not_make_the_check_vacuous():
-    model = Call(lambda x: x * 2 if isinstance(x, torch.Tensor) else x)
-    refused(model, torch.zeros(1, 3), match="does not compute what the model does.*differs")
+    refused(Call(secret), torch.zeros(1, 3), match="does not compute what the model does.*differs")
 
 
-def test_a_parameter_that_is_never_used_is_named():
-    model = Around(nn.ReLU())
+@pytest.mark.parametrize("around", [Around, Recorded])
+def test_what_is_never_used_is_left_out_and_named(around):
+    model = around(nn.ReLU())
     model.spare = nn.Linear(3, 3)
-    refused(model, match=r"never used in forward.*spare\.weight, spare\.bias")
-
-
-def test_a_persistent_buffer_that_is_never_used_is_named():
-    model = Around(nn.ReLU())
     model.register_buffer("mean", torch.zeros(3))
-    refused(model, match=r"never used in forward.*mean")
+    program = taken(model, X)
+    assert program.notes == ("never used in forward, and left out: spare.weight, spare.bias, mean",)
+    assert set(program.graph_module.state_dict()) == {"first.weight", "first.bias", "last.weight", "last.bias"}
 
 
 def test_a_head_of_train_mode_alone_is_named():
@@ -233,6 +382,16 @@ def test_a_warm_cache_does_not_bake_a_parameter_in():
     assert len(model.between.cache) == 1
 
 
+def test_a_cache_that_fills_while_it_is_recorded_does_not_bake_a_parameter_in():
+    class Lazy(Cached):
+        def forward(self, x):
+            assert bool(x.shape[0])
+            return super().forward(x)
+
+    program = taken(Around(Lazy()).eval(), X)
+    assert "between.table" in program.graph_module.state_dict()
+
+
 def test_a_buffer_in_a_branch_is_not_baked_in():
     class Initialised(nn.Module):
         def __init__(self):
@@ -243,26 +402,31 @@ def test_a_buffer_in_a_branch_is_not_baked_in():
             return x if self.ready else x * 0
 
     refused(Initialised(), match="Python branch")
+    kept(Around(Initialised()), reason="Python branch", kind=Initialised)
 
 
 def test_a_batch_of_one_is_doubled_for_train_mode():
     capture(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), X[:1])
 
 
-def test_a_model_that_cannot_train_is_refused():
+def test_a_model_that_cannot_train_is_taken_with_a_note():
     class Strict(nn.Module):
         def forward(self, x):
             if self.training:
                 raise NotImplementedError("inference only")
             return x
 
-    refused(nn.Sequential(nn.Linear(3, 3), Strict()), match="does not run .* in train mode.*inference only")
+    (note,) = capture(nn.Sequential(nn.Linear(3, 3), Strict()), X).notes
+    assert note.startswith("train mode was not compared")
+    assert "inference only" in note
 
 
 def test_scripted_compiled_and_patched_models_are_refused():
     with pytest.warns(FutureWarning, match="jit.script"):
         scripted = torch.jit.script(nn.Linear(3, 3))
-    refused(Around(scripted), match="`between` is a ScriptModule")
+    program = capture(Around(scripted), X)
+    assert len(list(program.calls(torch.jit.ScriptModule))) == 1
+    refused(scripted, match="is a ScriptModule")
     patched = Around(nn.ReLU())
     patched.forward = torch.relu
     refused(patched, match="forward was replaced")
