@@ -7,11 +7,11 @@ checked against the model.
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from fxsurgery.capture import trials
@@ -47,10 +47,11 @@ def capture(
         CaptureError: the model cannot be taken as a graph; the message names the line or the module.
         DataError: the example inputs do not fit the model.
     """
-    inputs = _ordered(model, Inputs(example_inputs, dict(example_kwargs or {})))
+    inputs = Inputs(example_inputs, dict(example_kwargs or {}))
     if not inputs.tensors:
         raise DataError("no example inputs: capture(model, x) wants what the model takes, batch first")
     _check_kind(model)
+    inputs = _ordered(model, inputs)
     with trials.contained():
         inputs = inputs.clone()
         private = _copied(model)
@@ -58,7 +59,15 @@ def capture(
         _check_runs(private, inputs)
         found = _captured(private, inputs, leaf_modules)
         check_unshared(found.graph_module, model)
-        return Program(found.graph_module, inputs.args, (), inputs.kwargs, found.notes)
+        notes = (*found.notes, *_scripted(found.graph_module))
+        return Program(found.graph_module, inputs.args, (), inputs.kwargs, notes)
+
+
+def _scripted(graph_module: fx.GraphModule) -> Iterator[str]:
+    called = dict.fromkeys(str(node.target) for node in graph_module.graph.nodes if node.op == "call_module")
+    for path in called:
+        if isinstance(graph_module.get_submodule(path), torch.jit.ScriptModule):
+            yield f"`{path}` (ScriptModule) is kept whole: compiled code cannot be looked into"
 
 
 def _ordered(model: nn.Module, inputs: Inputs) -> Inputs:
@@ -93,6 +102,10 @@ def _checked(model: nn.Module, found: Recorded, inputs: Inputs) -> Recorded:
 def _check_kind(model: nn.Module) -> None:
     if type(model).__name__ == "OptimizedModule":
         raise CaptureError("the model comes from torch.compile: pass the module that was compiled")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError(
+            "the model is a ScriptModule, whose code cannot be traced: use the Python module that was scripted"
+        )
     if "forward" in vars(model):
         raise CaptureError("the model's forward was replaced on the object: pass the unwrapped model")
     if any(map(is_lazy, model.parameters())):
@@ -102,10 +115,6 @@ def _check_kind(model: nn.Module) -> None:
         raise CaptureError(
             f"the model has a module or tensor called `{taken[0]}`, a name that torch.fx.GraphModule keeps for "
             "itself: call it something else"
-        )
-    if isinstance(model, torch.jit.ScriptModule):
-        raise CaptureError(
-            "the model is a ScriptModule, whose code cannot be traced: use the Python module that was scripted"
         )
 
 

@@ -7,13 +7,9 @@ a graph cannot hold (a value read out of a tensor, an `autograd.Function`, a reg
 is an `OffenceError` that names the module it happened in, which can then be kept whole.
 """
 
-import functools
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,8 +17,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
-from fxsurgery.capture.attention import expanded, is_plain
+from fxsurgery.capture.attention import expanded
 from fxsurgery.capture.blame import running_line
+from fxsurgery.capture.listening import listening
 from fxsurgery.capture.outputs import CONSTANTS, plain_structure, unknown_types
 from fxsurgery.capture.recording import REWRITE, OffenceError, Recording
 from fxsurgery.capture.refusals import sized_by_values, unrepeatable
@@ -45,7 +42,7 @@ def record(model: nn.Module, inputs: Inputs, is_leaf: Callable[[nn.Module, str],
     inputs = inputs.clone()
     for position, leaf in enumerate(inputs.leaves):
         recorder.bind(leaf, recorder.graph.placeholder(f"input_{position}"))
-    with _listening(recorder):
+    with listening(recorder.call, recorder.refuse_function), recorder:
         returned = model(*inputs.args, **inputs.kwargs)
     recorder.refuse_assigned()
     leaves, spec = pytree.tree_flatten(plain_structure(returned, recorder.offence))
@@ -64,41 +61,6 @@ def _notes(model: nn.Module, entered: tuple[str, ...], returned: Any) -> tuple[s
     return tuple(notes)
 
 
-@contextmanager
-def _listening(recorder: "_Recorder") -> Iterator[None]:
-    """Every torch call, module call and autograd function goes by `recorder`; all is put back after."""
-    call, apply = nn.Module.__call__, torch.autograd.Function.__dict__["apply"]
-
-    def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return recorder.call(functools.partial(call, module), module, args, kwargs)
-
-    def applied(cls: type, *args: Any, **kwargs: Any) -> Any:
-        if recorder.quiet:
-            return apply.__get__(None, cls)(*args, **kwargs)
-        if cls.__name__ == "BackwardHookFunction":
-            raise recorder.offence("backward hooks are registered, which would be lost", "Remove them before capture")
-        raise recorder.offence(f"the torch.autograd.Function {cls.__name__} is called, whose backward would be lost")
-
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(nn.Module, "__call__", called))
-        stack.enter_context(mock.patch.object(torch.autograd.Function, "apply", classmethod(applied)))
-        # It reads the mask for a hint that saves time; the mask itself is applied in any case.
-        hint = mock.patch.object(nn.modules.transformer, "_detect_is_causal_mask", _is_told_causal)
-        stack.enter_context(hint)
-        stack.enter_context(mock.patch.object(torch.compiler, "_is_compiling_flag", new=True))
-        stack.enter_context(mock.patch.object(torch.compiler, "_is_exporting_flag", new=True))
-        stack.enter_context(recorder)
-        yield
-
-
-@dataclass
-class _Where:
-    """Where the run is."""
-
-    inside: list[str] = field(default_factory=lambda: [""])
-    grad: bool = field(default_factory=torch.is_grad_enabled)
-
-
 class _Recorder(TorchFunctionMode):
     """Writes down one run."""
 
@@ -108,7 +70,8 @@ class _Recorder(TorchFunctionMode):
         self.constants: dict[str, Tensor] = {}
         self.entered: list[str] = [""]
         self.quiet = 0
-        self._model, self._is_leaf, self._where = model, is_leaf, _Where()
+        self._model, self._is_leaf = model, is_leaf
+        self._inside, self._gradients = [""], torch.is_grad_enabled()
         self._paths: dict[nn.Module, str] = {}
         for path, module in model.named_modules():
             self._paths.setdefault(module, path)
@@ -122,7 +85,15 @@ class _Recorder(TorchFunctionMode):
 
     def offence(self, what: str, remedy: str = REWRITE) -> OffenceError:
         """The error for what a graph cannot hold, at the module that is running."""
-        return OffenceError(self._where.inside[-1], what, remedy)
+        return OffenceError(self._inside[-1], what, remedy)
+
+    def refuse_function(self, name: str) -> None:
+        """Refuse an autograd function, unless it runs in a module that is kept whole."""
+        if self.quiet:
+            return
+        if name == "BackwardHookFunction":
+            raise self.offence("backward hooks are registered, which would be lost", "Remove them before capture")
+        raise self.offence(f"the torch.autograd.Function {name} is called, whose backward would be lost")
 
     def refuse_assigned(self) -> None:
         """Refuse a run that put another tensor in the place of a buffer or parameter."""
@@ -171,7 +142,7 @@ class _Recorder(TorchFunctionMode):
 
     def _refuse_size(self, name: str, args: tuple[Any, ...], given: Any) -> None:
         nodes = [n for n in pytree.tree_leaves(given) if isinstance(n, fx.Node)]
-        if self._where.inside[-1] and sized_by_values(name, args) and any(n.meta.get("varies") for n in nodes):
+        if self._inside[-1] and sized_by_values(name, args) and any(n.meta.get("varies") for n in nodes):
             raise self.offence(f"the size of what {name} gives depends on the values of the inputs")
 
     def _attribute(self, getter: Any, tensor: Tensor, out: Any) -> Any:
@@ -185,7 +156,7 @@ class _Recorder(TorchFunctionMode):
         return out
 
     def _made(self, node: fx.Node) -> fx.Node:
-        node.meta["inside"], node.meta["line"] = self._where.inside[-1], running_line()
+        node.meta["inside"], node.meta["line"] = self._inside[-1], running_line()
         node.meta["varies"] = any(n.op == "placeholder" or n.meta.get("varies") for n in node.all_input_nodes)
         return node
 
@@ -193,7 +164,7 @@ class _Recorder(TorchFunctionMode):
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 raise self.offence("the forward pass enters an autocast region, which would be lost")
-        if torch.is_grad_enabled() == self._where.grad:
+        if torch.is_grad_enabled() == self._gradients:
             return
         if any(isinstance(x, Tensor) and x.requires_grad for x in pytree.tree_leaves(given)):
             raise self.offence("gradients are turned off or on, by torch.no_grad or by an autograd.Function")
@@ -203,17 +174,18 @@ class _Recorder(TorchFunctionMode):
         path = self._paths.get(module)
         if self.quiet or path is None or module is self._model:
             return run(*args, **kwargs)
-        self._where.inside.append(path)
-        if is_plain(module) and _is_batched(args, kwargs) and not self._is_leaf(module, path):
-            out = expanded(module)(*args, **kwargs)  # type: ignore[arg-type]
-        elif self._is_leaf(module, path):
-            out = self._whole(run, path, args, kwargs)
-        else:
+        self._inside.append(path)
+        try:
+            if self._is_leaf(module, path):
+                return self._whole(run, path, args, kwargs)
+            if isinstance(module, nn.MultiheadAttention) and _is_batched(args, kwargs):
+                return expanded(module)(*args, **kwargs)
             self.entered.append(path)
             out = run(*args, **kwargs)
             self._remember(out, path)
-        self._where.inside.pop()
-        return out
+            return out
+        finally:
+            self._inside.pop()
 
     def _remember(self, out: Any, path: str) -> None:
         """Objects that only a module kept whole could give to a graph, by the module that made them."""
@@ -246,7 +218,7 @@ class _Recorder(TorchFunctionMode):
         if hasattr(value, "__index__") and not isinstance(value, nn.Module):
             return int(value)
         what = f"a {type(value).__name__} is handed to a torch function or a module that is kept whole"
-        raise OffenceError(self._makers.get(id(value), self._where.inside[-1]), what)
+        raise OffenceError(self._makers.get(id(value), self._inside[-1]), what)
 
     def _nested(self, value: Any) -> Any:
         if isinstance(value, slice):
@@ -310,11 +282,6 @@ class _Recorder(TorchFunctionMode):
         for key, part in parts.items():
             if not isinstance(part, CONSTANTS):
                 self.bind(part, self._made(self.graph.call_function(read, (node, key))))
-
-
-def _is_told_causal(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:  # noqa: FBT001 -- torch's signature
-    del mask, size
-    return is_causal is True
 
 
 def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -132,7 +132,7 @@ def is_leaf(module: nn.Module, leaf_modules: tuple[type[nn.Module], ...]) -> boo
     if isinstance(module, (*leaf_modules, torch.jit.ScriptModule)) or is_parametrized(module):
         return True
     if isinstance(module, nn.MultiheadAttention):
-        return not is_plain(module)
+        return not is_plain(module) or any(getattr(module, kind) for kind in HOOKS)
     if isinstance(module, COMPOSED):
         return False
     torchs = type(module).__module__.startswith(("torch.nn", "torch.ao.nn"))

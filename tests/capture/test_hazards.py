@@ -426,6 +426,7 @@ def test_scripted_compiled_and_patched_models_are_refused():
         scripted = torch.jit.script(nn.Linear(3, 3))
     program = capture(Around(scripted), X)
     assert len(list(program.calls(torch.jit.ScriptModule))) == 1
+    assert kept_whole(program) == ["between"]
     refused(scripted, match="is a ScriptModule")
     patched = Around(nn.ReLU())
     patched.forward = torch.relu

@@ -5,6 +5,7 @@ import torch
 from torchvision import models
 from torchvision.ops import StochasticDepth
 
+from capture.parity import kept_whole
 from fxsurgery.capture import capture
 from fxsurgery.errors import CaptureError
 
@@ -53,3 +54,20 @@ def test_more_models_are_taken(name):
 @pytest.mark.slow
 def test_vision_transformers_are_taken():
     taken("vit_b_16", 224)
+
+
+@pytest.mark.slow
+def test_a_detector_is_taken_but_for_what_depends_on_the_values():
+    model = models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(
+        weights=None, weights_backbone=None, min_size=128, max_size=160
+    )
+    images = [torch.rand(3, 120, 150), torch.rand(3, 130, 140)]
+    program = capture(model, images)
+    assert sorted(kept_whole(program)) == ["roi_heads", "rpn", "transform"]
+    assert any("this number of inputs only" in note for note in program.notes)
+    assert any("targets should not be none" in note for note in program.notes)
+    assert any(str(node.target).startswith("backbone.body") for node in program.nodes)
+    with torch.no_grad():
+        found, wanted = program(images), model.eval()(images)
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)

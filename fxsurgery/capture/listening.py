@@ -1,0 +1,43 @@
+"""While a model is recorded, its module calls and autograd functions are met, and torch takes its traceable ways."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+Call = Callable[[Callable[..., Any], nn.Module, tuple[Any, ...], dict[str, Any]], Any]
+"""Called in place of a module, with the call that it stands for and its arguments."""
+
+
+@contextmanager
+def listening(meet: Call, refuse: Callable[[str], None]) -> Iterator[None]:
+    """Every module call goes by `meet`, the name of every autograd function by `refuse`; all is put back after."""
+    call, apply = nn.Module.__call__, torch.autograd.Function.__dict__["apply"]
+
+    def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return meet(functools.partial(call, module), module, args, kwargs)
+
+    def applied(cls: type, *args: Any, **kwargs: Any) -> Any:
+        refuse(cls.__name__)
+        return apply.__get__(None, cls)(*args, **kwargs)
+
+    with ExitStack() as stack:
+        for place, name, value in (
+            (nn.Module, "__call__", called),
+            (torch.autograd.Function, "apply", classmethod(applied)),
+            (torch.compiler, "_is_compiling_flag", True),
+            (torch.compiler, "_is_exporting_flag", True),
+            # It reads the mask for a hint that saves time; the mask itself is applied in any case.
+            (nn.modules.transformer, "_detect_is_causal_mask", _is_told_causal),
+        ):
+            stack.enter_context(mock.patch.object(place, name, value))
+        yield
+
+
+def _is_told_causal(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:  # noqa: FBT001 -- torch's signature
+    del mask, size
+    return is_causal is True
