@@ -17,6 +17,10 @@ class VerifyError(SurgeryError):
     """A graph breaks an invariant of `Program`, or a pass broke what it promised about the outputs."""
 
 
+class DifferError(VerifyError):
+    """A program does not compute what was promised."""
+
+
 class PassCrashedError(SurgeryError):
     """A pass raised: a bug of the pass. The cause is chained; the message names the pass and the log."""
 

@@ -92,6 +92,12 @@ class Program:
         """The same program on the weights of `trained`, a trained copy of it. `trained` is taken over."""
         return replace(self, graph_module=trained.eval())
 
+    def in_double(self) -> Self:
+        """The same program in float64, on memory of its own: to tell rounding from a mistake."""
+        wide = self.examples.map(lambda x: x.double() if x.is_floating_point() else x.clone())
+        graph_module = self.trainable_copy().double()
+        return replace(self, graph_module=graph_module, example_inputs=wide.args, example_kwargs=wide.kwargs)
+
     def text(self) -> str:
         """One line a node, in execution order; equal text means equal structure."""
         return "\n".join(_line(self.graph_module, node) for node in self.nodes)

@@ -8,6 +8,7 @@ Every (model, tool) runs in a process of its own, on one thread and under limits
 import argparse
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,17 @@ from benchmarks.coverage.child import TOOLS
 from benchmarks.coverage.record import Row
 from benchmarks.coverage.samples import LISTS, Sample, listed
 from benchmarks.coverage.sweep import Settings, sweep
+
+QUIET = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "PYTHONWARNINGS": "ignore",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_VERBOSITY": "critical",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+}
+"""One thread each, and silence: set before the libraries are loaded."""
 
 RUNS = Path(__file__).parents[1] / "runs" / "coverage.jsonl"
 
@@ -104,4 +116,6 @@ def _commit() -> str:
 
 
 if __name__ == "__main__":
+    if any(os.environ.get(name) != value for name, value in QUIET.items()):
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.coverage", *sys.argv[1:]], {**os.environ, **QUIET})
     main()

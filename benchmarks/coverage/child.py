@@ -1,14 +1,13 @@
-"""One model under one tool, in a process of its own: `python -m benchmarks.coverage.child MODEL TOOL --out ROW`.
+"""One model under one tool, in a process of its own.
 
 Libraries are imported, the tool has run on a tiny net and the model is built before the limit counts.
 """
 
-import argparse
 import contextlib
 import importlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -25,37 +24,29 @@ TOOLS = {
 }
 
 
-def main() -> None:
-    """Run, and leave the row in a file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("tool", choices=TOOLS)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--ratio", type=float, default=0.3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=int, default=0)
-    options = parser.parse_args()
+def prepare(tools: Iterable[str]) -> None:
+    """Import what the models and tools need, and run each tool on a tiny net: what first use costs counts for none."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    journal = Journal(Row(options.model, options.tool), options.out, options.limit)
     with _quiet():
-        cover(journal, ratio=options.ratio, seed=options.seed)
+        for tool in sorted(tools):
+            _use(Journal(Row("", tool)), _tiny(), Inputs((torch.randn(1, 3, 8, 8),)), 0.3, 0)
 
 
 def cover(journal: Journal, *, ratio: float, seed: int) -> None:
     """Build the journal's model and take it through its tool."""
     sample = named(journal.row.model)
-    _use(Journal(Row("", journal.row.tool)), _tiny(), Inputs((torch.randn(1, 3, 8, 8),)), ratio, seed)
     journal.arm()
     try:
-        with journal.stage("model"):
+        with _quiet(), journal.stage("model"):
             model, inputs = sample.example(seed)
             with torch.no_grad():
                 model(*inputs.clone().args, **inputs.clone().kwargs)
     except Exception as error:  # noqa: BLE001 - it is the answer
         journal.end("unbuilt", first_line(error))
         return
-    _use(journal, model, inputs, ratio, seed, exported=sample.exported)
+    with _quiet():
+        _use(journal, model, inputs, ratio, seed, exported=sample.exported)
 
 
 def _use(
@@ -80,7 +71,3 @@ def _quiet() -> Iterator[None]:
     """Models and exporters print as they please; the row is what counts."""
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
-
-
-if __name__ == "__main__":
-    main()

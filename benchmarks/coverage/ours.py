@@ -186,7 +186,7 @@ def _proven(journal: Journal, pruning: PruneChannels, program: Program, result: 
         return True
     journal.arm()
     try:
-        precise = pruning(_in_float64(program)).error
+        precise = pruning(program.in_double()).error
     except Exception as failure:  # noqa: BLE001 - models with float32 constants do not run in float64
         journal.end("wrong", f"{name} {error:.1e} in float32; float64: {first_line(failure)}")
         return False
@@ -195,11 +195,6 @@ def _proven(journal: Journal, pruning: PruneChannels, program: Program, result: 
         journal.end("wrong", f"{name} {error:.1e} in float32, {precise} in float64")
         return False
     return True
-
-
-def _in_float64(program: Program) -> Program:
-    wide = program.with_weights(program.trainable_copy().double())
-    return wide.on(program.examples.map(lambda x: x.double() if x.is_floating_point() else x))
 
 
 def _removable(terms: CostTerms) -> float:

@@ -1,34 +1,29 @@
 """Runs models under tools, each pair in a process of its own, and keeps one line a pair in the run file.
 
+The processes are forked off one that has imported the libraries and run each tool once on a tiny net.
+
 A process that reaches its limit (CPU seconds, twice that on the clock, memory) is killed; its row, which it
 wrote as it went, then says `hung` and in which stage.
 """
 
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
-from benchmarks.coverage.record import Row, memory_mib
+from benchmarks.coverage import child
+from benchmarks.coverage.record import Journal, Row, memory_mib
 from benchmarks.coverage.samples import Sample
 
+FORK = multiprocessing.get_context("fork")
 SPARE_MIB = 3 * 1024
 POLL_S = 0.25
-QUIET = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "PYTHONWARNINGS": "ignore",
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_VERBOSITY": "critical",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-}
 
 
 @dataclass(frozen=True)
@@ -47,6 +42,7 @@ Pair = tuple[Sample, str]
 
 def sweep(pairs: Sequence[Pair], settings: Settings) -> Iterator[Row]:
     """The row of each pair as it comes: first those that share the machine, then the heavy ones alone."""
+    child.prepare({tool for _, tool in pairs})
     light = [pair for pair in pairs if not pair[0].heavy]
     heavy = [pair for pair in pairs if pair[0].heavy]
     for batch, jobs in ((light, settings.jobs), (heavy, 1)):
@@ -64,15 +60,20 @@ def isolated(model: str, tool: str, settings: Settings, memory_limit_mib: float)
     """The row of one pair, from a process of its own."""
     with tempfile.TemporaryDirectory(prefix="coverage-") as folder:
         out, complaints = Path(folder) / "row.json", Path(folder) / "stderr"
-        command = [sys.executable, "-m", "benchmarks.coverage.child", model, tool, f"--out={out}",
-                   f"--ratio={settings.ratio}", f"--seed={settings.seed}", f"--limit={settings.limit_s}"]  # fmt: skip
-        with complaints.open("w", encoding="utf-8") as stderr:
-            process = subprocess.Popen(
-                command, stdout=subprocess.DEVNULL, stderr=stderr, env={**os.environ, **QUIET, "TMPDIR": folder}
-            )
-            killed = _watch(process, memory_limit_mib, 20 * settings.limit_s)
+        journal = Journal(Row(model, tool), out, settings.limit_s)
+        process = FORK.Process(target=_run, args=(journal, settings, complaints))
+        process.start()
+        killed = _watch(process, memory_limit_mib, 20 * settings.limit_s)
         row = Row.read(out.read_text(encoding="utf-8")) if out.exists() else Row(model, tool)
-        return settle(row, process.returncode, killed, _last_line(complaints), settings)
+        return settle(row, process.exitcode or 0, killed, _last_line(complaints), settings)
+
+
+def _run(journal: Journal, settings: Settings, complaints: Path) -> None:
+    """What the forked process does."""
+    tempfile.tempdir = str(complaints.parent)
+    with complaints.open("w", encoding="utf-8") as stderr:
+        os.dup2(stderr.fileno(), 2)
+        child.cover(journal, ratio=settings.ratio, seed=settings.seed)
 
 
 def settle(row: Row, code: int, killed: str, complaint: str, settings: Settings) -> Row:
@@ -90,26 +91,26 @@ def settle(row: Row, code: int, killed: str, complaint: str, settings: Settings)
     return row
 
 
-def _watch(process: subprocess.Popen[bytes], memory_limit_mib: float, patience_s: float) -> str:
+def _watch(process: ForkProcess, memory_limit_mib: float, patience_s: float) -> str:
     """Wait for the process; what it was killed for, if it was."""
     began = time.monotonic()
     try:
-        while process.poll() is None:
-            used = memory_mib(process.pid, "VmRSS")
+        while process.is_alive():
+            used = memory_mib(process.pid or 0, "VmRSS")
             if used > memory_limit_mib:
                 return _kill(process, f"{memory_limit_mib / 1024:.1f} GiB")
             if patience_s and time.monotonic() - began > patience_s:
                 return _kill(process, f"{patience_s:.0f} s")
-            time.sleep(POLL_S)
+            process.join(POLL_S)
     finally:
-        if process.poll() is None:
+        if process.is_alive():
             _kill(process, "")
     return ""
 
 
-def _kill(process: "subprocess.Popen[bytes]", why: str) -> str:
+def _kill(process: ForkProcess, why: str) -> str:
     process.kill()
-    process.wait()
+    process.join()
     return why
 
 

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
-from fxsurgery.errors import SpecError, StructureError, VerifyError
+from fxsurgery.errors import DifferError, SpecError, StructureError, VerifyError
 from fxsurgery.passes import PruneChannels
 from fxsurgery.program import Program
-from fxsurgery.surgery import relative_error
+from fxsurgery.surgery import itself, relative_error
 from programs import program, silenced
 from zoo import REAL, ZOO, lively
 
@@ -287,3 +287,28 @@ def test_what_no_gate_can_stand_for_is_proven_as_well():
     [move] = PruneChannels.candidates(start)
     assert silenced(start, move.keep(start)) is None
     assert move(start).error < 1e-6
+
+
+class Amplified(nn.Module):
+    """Rounding of the first layer's sums, a million times over."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 64, 3), nn.Conv2d(64, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(1e6 * self.b(self.a(x)))
+
+
+def test_grown_rounding_is_told_from_a_mistake_in_float64():
+    start = capture(lively(Amplified()).eval(), IMAGE)
+    result = PruneChannels((("a", (0, 5, 7, 11, 30)),))(start)
+    assert result.error < 1e-6
+    assert "in float64" in result.refusals[-1].reason
+
+
+def test_a_mistake_shows_in_float64_as_well(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fxsurgery.passes.prune_channels.silence", lambda program, *_: itself(program))
+    start = capture(lively(Amplified()).eval(), IMAGE)
+    with pytest.raises(DifferError, match="promised equal outputs"):
+        PruneChannels((("a", (0, 5)),))(start)
