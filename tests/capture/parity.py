@@ -31,7 +31,7 @@ def assert_same(program, model, *args, **kwargs):
     if isinstance(sums[0], torch.Tensor):
         for total in sums:
             total.backward()
-        theirs = dict(theirs.named_parameters())
+        theirs = dict(theirs.named_parameters(remove_duplicate=False))
         for name, parameter in ours.named_parameters():
             torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-3, atol=1e-4)
 
