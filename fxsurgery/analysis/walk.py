@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
 from fxsurgery.analysis.atoms import Atoms, Ids
@@ -22,6 +21,7 @@ from fxsurgery.analysis.macs import macs_of
 from fxsurgery.analysis.meta import run_on_meta
 from fxsurgery.analysis.numbers import Numbers
 from fxsurgery.analysis.provenance import Attention, Provenance, Work
+from fxsurgery.analysis.real_run import is_kept_whole, on_meta, run_for_real
 from fxsurgery.analysis.refit import is_resizable
 from fxsurgery.analysis.rules import Call, rule_for
 from fxsurgery.analysis.rules.call import base_name
@@ -52,7 +52,7 @@ class Walk(fx.Interpreter):
     def __init__(self, program: Program, atoms: Atoms | None = None, attention: Attention = "heads") -> None:
         super().__init__(program.graph_module, garbage_collect_values=False)
         tensors = [*program.graph_module.parameters(), *program.graph_module.buffers()]
-        self._metas = {id(t): _meta(t) for t in tensors}
+        self._metas = {id(t): on_meta(t) for t in tensors}
         self._modules = dict[str, nn.Module]()
         self.state = Provenance(atoms or Atoms(), attention)
         self.values: dict[str, Any] = {}
@@ -66,7 +66,7 @@ class Walk(fx.Interpreter):
         self._alive = list[Tensor]()
         self._hidden = False
         self._label_parameters(program.graph_module)
-        self._inputs = [_meta(x) if isinstance(x, Tensor) else x for x in program.examples.leaves]
+        self._inputs = [on_meta(x) if isinstance(x, Tensor) else x for x in program.examples.leaves]
         self._batch = program.examples.batch or 1
 
     def walk(self) -> None:
@@ -131,7 +131,7 @@ class Walk(fx.Interpreter):
         module = self.fetch_attr(target)
         if isinstance(module, nn.RNNBase) and isinstance(args[0], Tensor) and is_resizable(module):
             return self._recurrent(module, args, kwargs)
-        if _is_kept_whole(module):
+        if is_kept_whole(module):
             raise NotImplementedError(f"{type(module).__name__} is kept whole")
         return super().call_module(target, args, kwargs)
 
@@ -157,10 +157,7 @@ class Walk(fx.Interpreter):
                 self.state.freeze_all(self.labels(leaf))
         self.state.unknown.setdefault(self.state.op, []).append(node.name)
         if self._recorded is None:
-            device = next((x.device for x in self._program.examples.tensors), torch.device("cpu"))
-            with _disable_current_modes(), torch.no_grad(), device:
-                recorder = _Recorder(self._program.graph_module)
-                recorder.run(*self._program.examples.clone().leaves, enable_io_processing=False)
+            recorder = run_for_real(self._program)
             self._recorded = recorder.metas
             for name, macs in recorder.macs.items():
                 self.state.work.append(Work(name, "kept whole", macs / self._batch, ()))
@@ -290,32 +287,6 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-class _Recorder(fx.Interpreter):
-    """One real run, of which the shapes are kept."""
-
-    def __init__(self, graph_module: fx.GraphModule) -> None:
-        super().__init__(graph_module)
-        self.metas: dict[str, Any] = {}
-        self.macs: dict[str, float] = {}
-        """Of the modules that were kept whole."""
-
-    @override
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        self.metas[n.name] = pytree.tree_map_only(Tensor, _meta, result)
-        return result
-
-    @override
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        module = self.fetch_attr(target)
-        if not _is_kept_whole(module):
-            return super().call_module(target, args, kwargs)
-        with FlopCounterMode(display=False) as counter:
-            result = super().call_module(target, args, kwargs)
-        self.macs[target] = counter.get_total_flops() / 2
-        return result
-
-
 def _is_reshape(source: Tensor, result: Tensor) -> bool:
     """Whether a strided view shows all entries of its source in their order.
 
@@ -325,12 +296,6 @@ def _is_reshape(source: Tensor, result: Tensor) -> bool:
         return bool(result.dim() > 1 and result.numel() == len(result) * result.stride(0) and result.stride(1) == 1)
     whole = source.numel() == result.numel() and source.storage_offset() == result.storage_offset()
     return bool(whole and source.is_contiguous() and result.is_contiguous())
-
-
-def _is_kept_whole(module: nn.Module) -> bool:
-    """Whether a called module has state and code of the user's own: capture could not look into it."""
-    own = not type(module).__module__.startswith(("torch.nn", "torch.ao.nn", "fxsurgery"))
-    return own and bool(list(module.state_dict())) and not is_resizable(module)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -346,8 +311,3 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 def _called(root: fx.GraphModule) -> list[tuple[str, nn.Module]]:
     paths = dict.fromkeys(str(n.target) for n in root.graph.nodes if n.op == "call_module")
     return [(path, root.get_submodule(path)) for path in paths]
-
-
-def _meta(tensor: Tensor) -> Tensor:
-    on_meta = tensor.detach().to("meta")
-    return nn.Parameter(on_meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else on_meta
