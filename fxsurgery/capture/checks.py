@@ -2,7 +2,7 @@
 
 With the model f and the graph g, on copies, under one seed, up to rounding:
 
-    f(x) = g(x) in eval mode, on the example batch x and on twice the batch;
+    f(x) = g(x) in eval mode, on the example batch x, where they are called twice, and on twice the batch;
     f(x) = g(x) in train mode, with equal buffers after it;
     d<v, f(x)>/dp = d<v, g(x)>/dp for every parameter and input p and a random v.
 
@@ -44,16 +44,16 @@ class Comparison:
             CaptureError: the graph is not the model; the message says in which mode and where.
         """
         noisy, other = trials.noisy(inputs), trials.doubled(inputs)
-        self._check_eval((noisy, inputs), "the graph does not compute what the model does")
-        self._check_eval((other,), "a shape of the example inputs got baked in: at another batch size")
+        self._check_eval(trials.run_twice, (noisy, inputs), "the graph does not compute what the model does")
+        self._check_eval(trials.run_eval, (other,), "a shape of the example inputs got baked in: at another batch size")
         # BatchNorm wants more than one value a channel, and a batch of one has none but its own statistics.
         return self._check_train((other, inputs) if inputs.batch == 1 else (inputs,))
 
-    def _check_eval(self, choices: tuple[Inputs, ...], meaning: str) -> None:
+    def _check_eval(self, run: Run, choices: tuple[Inputs, ...], meaning: str) -> None:
         for inputs in choices:
-            wanted = self._run(trials.run_eval, inputs)
+            wanted = self._run(run, inputs)
             if isinstance(wanted, trials.Outcome):
-                if trouble := self._trouble(trials.run_eval, inputs, wanted):
+                if trouble := self._trouble(run, inputs, wanted):
                     raise CaptureError(
                         f"{meaning}, in eval mode, {trouble}. Does forward ask for the type of its input, draw random "
                         "numbers of a fixed size, or keep a value from call to call? Rewrite that, or keep the module "

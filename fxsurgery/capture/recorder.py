@@ -22,14 +22,9 @@ from fxsurgery.capture.blame import running_line
 from fxsurgery.capture.listening import listening
 from fxsurgery.capture.outputs import CONSTANTS, plain_structure, unknown_types
 from fxsurgery.capture.recording import REWRITE, OffenceError, Recording
-from fxsurgery.capture.refusals import sized_by_values, unrepeatable
+from fxsurgery.capture.refusals import UNREGISTERED, sized_by_values, unrepeatable
 from fxsurgery.capture.spelling import REFLECTED, spelled
 from fxsurgery.inputs import Inputs
-
-UNREGISTERED = (
-    "a module or parameter is used that is not registered in the model",
-    "Keep it as an attribute, in nn.ModuleList or in nn.ParameterList, not in a plain list",
-)
 
 
 def record(model: nn.Module, inputs: Inputs, is_leaf: Callable[[nn.Module, str], bool]) -> Recording:
@@ -48,16 +43,18 @@ def record(model: nn.Module, inputs: Inputs, is_leaf: Callable[[nn.Module, str],
     leaves, spec = pytree.tree_flatten(plain_structure(returned, recorder.offence))
     recorder.graph.output([recorder.argument(leaf) for leaf in leaves])
     entered = tuple(dict.fromkeys(recorder.entered))
-    return Recording(recorder.graph, spec, recorder.constants, entered, _notes(model, entered, returned))
+    return Recording(recorder.graph, spec, recorder.constants, entered, _notes(model, recorder, returned))
 
 
-def _notes(model: nn.Module, entered: tuple[str, ...], returned: Any) -> tuple[str, ...]:
-    modules = {path: model.get_submodule(path) for path in entered}
+def _notes(model: nn.Module, recorder: "_Recorder", returned: Any) -> tuple[str, ...]:
+    modules = {path: model.get_submodule(path) for path in dict.fromkeys(recorder.entered)}
     hooked = [path for path, m in modules.items() if m._forward_hooks or m._forward_pre_hooks]  # noqa: SLF001
     notes = [f"the output's {kind} comes as a dict, since pytree does not know it" for kind in unknown_types(returned)]
     if hooked:
         named = ", ".join(f"`{path}`" for path in hooked[:3]) + (f" and {len(hooked) - 3} more" if hooked[3:] else "")
         notes.append(f"the forward hooks of {named} ran in the recording: what they did is in the graph")
+    if recorder.sized:
+        notes.append(f"a size depends on the values of the inputs, and may hold for such as these: {recorder.sized[0]}")
     return tuple(notes)
 
 
@@ -70,6 +67,8 @@ class _Recorder(TorchFunctionMode):
         self.constants: dict[str, Tensor] = {}
         self.entered: list[str] = [""]
         self.quiet = 0
+        self.sized = list[str]()
+        """Lines of the model's own forward where a size depends on the values of the inputs."""
         self._model, self._is_leaf = model, is_leaf
         self._inside, self._gradients = [""], torch.is_grad_enabled()
         self._paths: dict[nn.Module, str] = {}
@@ -142,8 +141,11 @@ class _Recorder(TorchFunctionMode):
 
     def _refuse_size(self, name: str, args: tuple[Any, ...], given: Any) -> None:
         nodes = [n for n in pytree.tree_leaves(given) if isinstance(n, fx.Node)]
-        if self._inside[-1] and sized_by_values(name, args) and any(n.meta.get("varies") for n in nodes):
+        if not sized_by_values(name, args) or not any(n.meta.get("varies") for n in nodes):
+            return
+        if self._inside[-1]:
             raise self.offence(f"the size of what {name} gives depends on the values of the inputs")
+        self.sized.append(running_line())
 
     def _attribute(self, getter: Any, tensor: Tensor, out: Any) -> Any:
         """`x.T`, `x.shape`: a tensor is recorded, anything else is a number of this run."""
@@ -188,9 +190,9 @@ class _Recorder(TorchFunctionMode):
             self._inside.pop()
 
     def _remember(self, out: Any, path: str) -> None:
-        """Objects that only a module kept whole could give to a graph, by the module that made them."""
+        """What no recorded call made: only its module, kept whole, could give it to a graph."""
         for leaf in pytree.tree_leaves(out):
-            if not isinstance(leaf, (Tensor, *CONSTANTS)):
+            if not isinstance(leaf, CONSTANTS) and id(leaf) not in self._nodes and id(leaf) not in self._named:
                 self._makers.setdefault(id(leaf), path)
                 self._alive.append(leaf)
 
@@ -240,7 +242,10 @@ class _Recorder(TorchFunctionMode):
             if isinstance(tensor, nn.Parameter):
                 raise self.offence(*UNREGISTERED)
             if tensor.requires_grad:
-                raise self.offence("a tensor with gradients is used that no recorded call made (a scripted function?)")
+                what = (
+                    "a tensor with gradients is made by no call that can be recorded (torch.func, a tensor subclass?)"
+                )
+                raise OffenceError(self._makers.get(id(tensor), self._inside[-1]), what)
             name = f"_constant_{len(self.constants)}"
             self.constants[name] = tensor
         # At the top: a constant that is written to in place must be read once.

@@ -20,6 +20,12 @@ VALUES = {
 STATE = {"register_hook", "backward", "retain_grad", "set_", "share_memory_", "resize_"}
 """Methods that a graph cannot repeat."""
 
+UNREGISTERED = (
+    "a module or parameter is used that is not registered in the model",
+    "Keep it as an attribute, in nn.ModuleList or in nn.ParameterList, not in a plain list",
+)
+"""What a tensor tells that is a parameter and has no name."""
+
 SIZED_BY_VALUES = frozenset("nonzero argwhere masked_select unique unique_consecutive nms".split())
 """Functions whose result is as large as the values say."""
 

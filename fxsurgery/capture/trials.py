@@ -78,6 +78,12 @@ def run_eval(model: nn.Module, inputs: Inputs) -> Outcome:
         return Outcome(named_leaves(model(*own.args, **own.kwargs)))
 
 
+def run_twice(model: nn.Module, inputs: Inputs) -> Outcome:
+    """The outputs of two calls in eval mode, one after the other. `model` is used up: hand in a copy."""
+    first, second = run_eval(model, inputs).outputs, run_eval(model, inputs).outputs
+    return Outcome(first | {f"{name} of a second call": value for name, value in second.items()})
+
+
 def run_train(model: nn.Module, inputs: Inputs, *, of_inputs: bool = True) -> Outcome:
     """Outputs, gradients and buffers of one training step, with gradients of the inputs too or without.
 

@@ -98,6 +98,21 @@ def test_a_backward_of_its_own_that_recording_cannot_see_shows_in_the_gradients(
     refused(Hidden(nn.ReLU()), match="autograd.Function")
 
 
+def test_functional_transforms_keep_their_module_whole():
+    model = Around(Call(torch.vmap(lambda row: row * 2)))
+    assert kept_whole(taken(model, X)) == ["between"]
+
+
+def test_a_size_that_depends_on_values_in_the_model_itself_is_noted():
+    def masked(x):
+        assert bool(x.shape[0])
+        return x + x[x > 0].sum()
+
+    (note,) = taken(Call(masked), X).notes
+    assert "a size depends on the values of the inputs" in note
+    assert "test_hazards.py" in note
+
+
 def test_a_no_grad_region_keeps_its_module_whole():
     def frozen(x):
         with torch.no_grad():
@@ -390,6 +405,18 @@ def test_a_cache_that_fills_while_it_is_recorded_does_not_bake_a_parameter_in():
 
     program = taken(Around(Lazy()).eval(), X)
     assert "between.table" in program.graph_module.state_dict()
+
+
+@pytest.mark.parametrize("around", [Around, Recorded])
+def test_a_number_that_grows_from_call_to_call_is_refused(around):
+    class Growing(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return x * self.calls
+
+    refused(around(Growing()), match=r"output\[0\] of a second call differs.*from call to call")
 
 
 def test_a_buffer_in_a_branch_is_not_baked_in():
