@@ -1,6 +1,8 @@
 """Where training runs: the device, and the `Accelerator` for it."""
 
+import atexit
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -11,6 +13,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from fxsurgery.errors import DeviceError
 
 Device = str | torch.device | None
+
+_SECONDS_TO_LET_GO = 0.5
 
 
 def resolve(device: Device) -> torch.device:
@@ -58,11 +62,24 @@ def accelerated(
         target = resolve(device)
         if processes() == 1:
             stack.enter_context(_own_accelerate_state())
+        elif not torch.distributed.is_initialized():
+            atexit.register(_leave_the_group)
         try:
             accelerator = Accelerator(cpu=target.type == "cpu", mixed_precision=mixed_precision, device_placement=False)
         except ValueError as error:
             raise DeviceError(f"cannot train on {target} with precision {mixed_precision}: {error}") from error
         yield accelerator, target if processes() == 1 else accelerator.device
+
+
+def _leave_the_group() -> None:
+    """End the process group that Accelerate started and leaves running.
+
+    gloo's threads stay even so, and one that lets go of its last tensor needs the interpreter's lock for it: one
+    that asks for the lock of an interpreter already on its way out aborts the process. So they get it here.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        time.sleep(_SECONDS_TO_LET_GO)
 
 
 @contextmanager
