@@ -12,6 +12,9 @@ from typing_extensions import override
 Ids = NDArray[np.int64]
 FROZEN: Ids = np.zeros(1, np.int64)
 
+_SMALL = 4096
+"""Entries up to which arrays are compared by their bytes."""
+
 
 class Atoms:
     """The atoms of one program, and which of them are one."""
@@ -34,28 +37,46 @@ class Atoms:
 
     def find(self, ids: Ids) -> Ids:
         """The root of each id, in the shape of `ids`."""
-        roots = self._parent[ids]
-        while True:
-            above = self._parent[roots]
-            if (above == roots).all():
-                break
-            roots = above
-        self._parent[ids] = roots
+        parent = self._parent
+        roots = parent[ids]
+        above = parent[roots]
+        if _same(above, roots):
+            return roots
+        while not _same(above, roots):
+            roots, above = above, parent[above]
+        parent[ids] = roots
         return roots
+
+    def find_one(self, atom: int) -> int:
+        """The root of one atom."""
+        item = self._parent.item
+        while (above := item(atom)) != atom:
+            atom = above
+        return atom
 
     def union(self, left: Ids, right: Ids) -> int:
         """Make `left` and `right` one, element by element under broadcasting; how many froze by it."""
-        a, b = (x.ravel() for x in np.broadcast_arrays(left, right))
+        if left.shape == right.shape:
+            a, b = left.ravel(), right.ravel()
+        else:
+            a, b = (x.ravel() for x in np.broadcast_arrays(left, right))
         froze = 0
         while True:
             a, b = self.find(a), self.find(b)
-            differ = a != b
-            if not differ.any():
+            if _same(a, b):
                 return froze
+            differ = a != b
             self.version += 1
             a, b = a[differ], b[differ]
             froze += len(np.unique(np.maximum(a, b)[(a == 0) | (b == 0)]))
             self._parent[np.maximum(a, b)] = np.minimum(a, b)
+
+
+def _same(left: Ids, right: Ids) -> bool:
+    """Whether two arrays of one shape are equal; most are small, where comparing their bytes is the fastest."""
+    if left.size < _SMALL:
+        return left.tobytes() == right.tobytes()
+    return bool((left == right).all())
 
 
 class TracedAtoms(Atoms):

@@ -26,6 +26,11 @@ def varying(plane: Ids) -> list[int]:
     return [dim for dim, size in enumerate(plane.shape) if size > 1]
 
 
+def is_vector(plane: Ids) -> bool:
+    """Whether `plane` varies along one dim at most."""
+    return max(plane.shape, default=1) == plane.size
+
+
 def along(ids: Ids, dim: int, ndim: int) -> Ids:
     """`ids` as a plane of `ndim` dims that varies along `dim` alone."""
     return ids.reshape([-1 if d == dim else 1 for d in range(ndim)])

@@ -4,12 +4,13 @@ PyTorch works many shapes out by tracing a decomposition, a millisecond each. Wh
 shape and type of the input, that is all there is to know.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+
+from fxsurgery.analysis.direct import broadcast
 
 UNARY = frozenset(
     "relu relu6 hardtanh hardswish hardsigmoid silu gelu sigmoid tanh leaky_relu elu mish softplus exp sqrt rsqrt "
@@ -49,11 +50,5 @@ def _shape(base: str, args: tuple[Any, ...]) -> tuple[int, ...] | None:
         plain = base in UNARY and all(isinstance(a, (int, float, str)) for a in others)
         return tuple(first.shape) if plain else None
     if base in BINARY and len(tensors) == 1 and tensors[0].dtype == first.dtype:
-        return _broadcast(first.shape, tensors[0].shape)
+        return broadcast(first.shape, tensors[0].shape)
     return None
-
-
-def _broadcast(left: Sequence[int], right: Sequence[int]) -> tuple[int, ...]:
-    ndim = max(len(left), len(right))
-    a, b = ((1,) * (ndim - len(s)) + tuple(s) for s in (left, right))
-    return tuple(y if x == 1 else x for x, y in zip(a, b, strict=True))

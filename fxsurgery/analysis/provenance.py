@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from fxsurgery.analysis.atoms import FROZEN, Atoms, Ids
-from fxsurgery.analysis.labels import Labels, along, first_along, is_frozen, varying
+from fxsurgery.analysis.labels import Labels, along, first_along, is_frozen, is_vector, varying
 
 Attention = Literal["heads", "head_dim"]
 """What attention can lose: whole heads, or the same channels of every head."""
@@ -98,8 +98,8 @@ class Provenance:
         """
         plane = self.atoms.find(plane)
         for dim in varying(plane):
-            head = plane[(slice(None),) * dim + (slice(0, 1),)]
-            if (plane == head).all():
+            last = (0,) * dim + (-1,) + (0,) * (plane.ndim - dim - 1)
+            if plane.item(0) == plane[last] and (plane == (head := plane.take([0], dim))).all():
                 plane = head
         if plane.size == 1:
             self.freeze(plane)
@@ -107,11 +107,19 @@ class Provenance:
         return None if is_frozen(plane) else plane
 
     def refresh(self, labels: Labels) -> None:
-        """Bring the planes of a tensor up to date with the unions so far."""
-        version = self.atoms.version
-        if labels.version != version:
+        """Bring the planes of a tensor up to date with the unions so far, their entries not always to roots."""
+        if labels.version == self.atoms.version:
+            return
+        if not all(map(self._is_alive, labels.planes)):
             labels.planes = [p for p in map(self.canonical, labels.planes) if p is not None]
-            labels.version = version
+        labels.version = self.atoms.version
+
+    def _is_alive(self, plane: Ids) -> bool:
+        """Whether a plane plainly is as it should be, though not in roots: it starts free and ends otherwise."""
+        if not is_vector(plane) or plane.size == 1:
+            return False
+        first = self.atoms.find_one(plane.item(0))
+        return first != 0 and first != self.atoms.find_one(plane.item(-1))
 
     def resolved(self, plane: Ids, prefer: Sequence[int] = ()) -> Ids | None:
         """Tie entries until `plane` varies along one dim: one of `prefer` if it can, else the longest.
@@ -128,6 +136,9 @@ class Provenance:
 
     def resolve(self, labels: Labels, prefer: Sequence[int] = ()) -> None:
         """`resolved` for each plane of a tensor."""
+        self.refresh(labels)
+        if all(map(is_vector, labels.planes)):
+            return
         planes = (self.resolved(plane, prefer) for plane in labels.planes)
         labels.planes = [plane for plane in planes if plane is not None]
 

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from fxsurgery.analysis.atoms import Ids
 from fxsurgery.analysis.fact import fact
-from fxsurgery.analysis.labels import Labels, varying
+from fxsurgery.analysis.labels import Labels, is_frozen, varying
 from fxsurgery.analysis.provenance import Attention, Contraction, Freeze, Provenance, Work
 from fxsurgery.analysis.walk import Walk
 from fxsurgery.program import Program
@@ -75,6 +75,9 @@ class Structure:
 
     def emptied(self, keep: Mask) -> list[int]:
         """One unit of each tensor dim of which nothing would be left: empty when `keep` is legal."""
+        gone = np.flatnonzero(~keep)
+        if not len(gone):
+            return []
         return sorted({int(ids.max()) for ids in self.vectors() if not keep[ids].any()})
 
     def vectors(self) -> Iterator[Ids]:
@@ -122,7 +125,7 @@ def _analysed(program: Program, attention: Attention) -> Structure:
     state, find = walk.state, walk.state.atoms.find
     values = {name: _rooted(state, value) for name, value in walk.values.items()}
     return Structure(
-        tensors={name: {d: find(i) for d, i in ids.items() if find(i).any()} for name, ids in walk.dims.items()},
+        tensors={name: _rooted_dims(state, ids) for name, ids in walk.dims.items()},
         values=values,
         groups=tuple(_groups(walk, program)),
         contractions=tuple(Contraction(c.node, c.dim, find(c.ids)) for c in state.contractions),
@@ -140,17 +143,25 @@ def _analysed(program: Program, attention: Attention) -> Structure:
     )
 
 
+def _rooted_dims(state: Provenance, dims: Mapping[int, Ids]) -> dict[int, Ids]:
+    rooted = {dim: state.atoms.find(ids) for dim, ids in dims.items()}
+    return {dim: ids for dim, ids in rooted.items() if not is_frozen(ids)}
+
+
 def _rooted(state: Provenance, value: Any) -> Any:  # noqa: ANN401
     def root(labels: Labels) -> Labels:
-        rooted = Labels(labels.shape, list(labels.planes))
-        state.refresh(rooted)
-        return rooted
+        state.refresh(labels)
+        return Labels(labels.shape, [state.atoms.find(plane) for plane in labels.planes])
 
+    if isinstance(value, Labels):
+        return root(value)
     return pytree.tree_map_only(Labels, root, value, is_leaf=lambda v: isinstance(v, Labels))
 
 
 def _members(state: Provenance, noted: list[Ids]) -> frozenset[int]:
-    return frozenset(int(i) for ids in noted for i in np.unique(state.atoms.find(ids)) if i)
+    if not noted:
+        return frozenset()
+    return frozenset(np.unique(state.atoms.find(np.concatenate(noted))).tolist()) - {0}
 
 
 def _groups(walk: Walk, program: Program) -> Iterator[ChannelGroup]:
@@ -179,20 +190,20 @@ class _Makers:
 
     def __init__(self, size: int) -> None:
         self.owner = np.zeros(size, np.int64)
-        self._rank = np.zeros(size, np.int64)
+        self._rank, self._place = np.zeros(size, np.int64), np.zeros(size, np.int64)
         self._ranked = 0
         self._sets: list[tuple[str, ...]] = [()]
         self._numbers = dict[tuple[str, ...], int]()
 
     def add(self, node: str, ids: Ids) -> None:
         """`node` makes `ids`, roots in the order of its channels."""
-        units, places = np.unique(ids, return_index=True)
-        units = units[np.argsort(places)]
-        units = units[units > 0]
+        # The first place of each unit: of several writes to one entry, the last one stays.
+        self._place[ids[::-1]] = np.arange(len(ids))[::-1]
+        units = ids[(self._place[ids] == np.arange(len(ids))) & (ids > 0)]
         fresh = units[self.owner[units] == 0]
         self._rank[fresh] = np.arange(self._ranked, self._ranked + len(fresh))
         self._ranked += len(fresh)
-        for old in np.unique(self.owner[units]).tolist():
+        for old in set(self.owner[units].tolist()):
             if node not in self._sets[old]:
                 self.owner[units[self.owner[units] == old]] = self._number((*self._sets[old], node))
 

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
 from fxsurgery.analysis.atoms import Atoms, Ids
-from fxsurgery.analysis.labels import Labels, varying
+from fxsurgery.analysis.direct import Plain, plain_function, plain_module
+from fxsurgery.analysis.labels import Labels, is_vector
 from fxsurgery.analysis.macs import macs_of
 from fxsurgery.analysis.meta import run_on_meta
 from fxsurgery.analysis.numbers import Numbers
@@ -53,7 +54,7 @@ class Walk(fx.Interpreter):
         super().__init__(program.graph_module, garbage_collect_values=False)
         tensors = [*program.graph_module.parameters(), *program.graph_module.buffers()]
         self._metas = {id(t): on_meta(t) for t in tensors}
-        self._modules = dict[str, nn.Module]()
+        self._modules, self._called = dict[str, nn.Module](), dict[str, nn.Module]()
         self.state = Provenance(atoms or Atoms(), attention)
         self.values: dict[str, Any] = {}
         self.dims: dict[str, dict[int, Ids]] = {}
@@ -71,7 +72,7 @@ class Walk(fx.Interpreter):
 
     def walk(self) -> None:
         """Run the program; `state` and `values` are complete afterwards."""
-        with torch.no_grad(), torch.device("meta"), _Watch(self):
+        with torch.no_grad():
             self.run(*self._inputs, enable_io_processing=False)
         self.state.run_later()
         self._make_product_grids()
@@ -84,7 +85,7 @@ class Walk(fx.Interpreter):
             changed = False
             for labels in waiting:
                 self.state.refresh(labels)
-                if any(len(varying(plane)) > 1 for plane in labels.planes):
+                if not all(map(is_vector, labels.planes)):
                     self.state.resolve(labels)
                     changed = True
 
@@ -93,12 +94,36 @@ class Walk(fx.Interpreter):
         self.state.node, self.state.op = n.name, n.op
         self._hidden = hides_its_shape(n, self.module)
         self.numbers.note(n, self.env)
-        try:
-            result = super().run_node(n)
-        except NO_META:
-            result = self._looked_up(n)
+        if (result := self._plain(n)) is None:
+            try:
+                with META, _Watch(self):
+                    result = super().run_node(n)
+            except NO_META:
+                result = self._looked_up(n)
         self._book(n, result)
         return result
+
+    def _plain(self, node: fx.Node) -> Tensor | None:
+        """What a node gives whose one ATen operation is plain to see; it is taken in here."""
+        if node.op not in {"call_module", "call_function"} or node.kwargs:
+            return None
+        args = [self.env[a] if isinstance(a, fx.Node) else a for a in node.args]
+        if node.op == "call_module":
+            plain = plain_module(self._module(str(node.target)), args, self._meta)
+        else:
+            plain = plain_function(node.target, args)
+        if isinstance(plain, Plain):
+            self.meet(plain.op, plain.args, {}, plain.result)
+            return plain.result
+        return plain
+
+    def _module(self, path: str) -> nn.Module:
+        if path not in self._called:
+            self._called[path] = self._program.graph_module.get_submodule(path)
+        return self._called[path]
+
+    def _meta(self, tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else self._metas[id(tensor)]
 
     @override
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:

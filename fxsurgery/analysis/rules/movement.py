@@ -209,7 +209,7 @@ def _mover(call: Call) -> Callable[[Tensor], Tensor | Sequence[Tensor]]:
 
 def _moved(plane: Ids, shape: tuple[int, ...], mover: Callable[[Tensor], Tensor | Sequence[Tensor]]) -> list[Ids]:
     """The planes of each result; a dim that stays broadcast (stride 0) stays of size 1."""
-    moved = mover(torch.from_numpy(np.ascontiguousarray(plane)).expand(shape))
+    moved = mover(torch.from_numpy(np.require(plane, requirements=["C", "W"])).expand(shape))
     return [_compact(moved)] if isinstance(moved, Tensor) else [_compact(part) for part in moved]
 
 
