@@ -37,6 +37,7 @@ class Editor:
         self.refusals: list[Refusal] = []
         self.reference: Reference | None = None
         self._draft = program.draft()
+        self._dropped = False
         self._twins: dict[str, fx.Node] = {n.name: n for n in self._draft.graph.nodes}
 
     def replace_module(self, path: str, new: nn.Module) -> None:
@@ -97,6 +98,7 @@ class Editor:
     def retarget(self, node: fx.Node, target: object, args: tuple[Argument, ...]) -> None:
         """Make `node` another function call, on `args` alone."""
         twin = self.twin(node)
+        self._dropped = True
         twin.op, twin.target, twin.kwargs = "call_function", target, {}  # type: ignore[assignment]
         twin.args = fx.node.map_arg(args, self.twin)
         self.changes += 1
@@ -123,6 +125,7 @@ class Editor:
     def erase(self, node: fx.Node) -> None:
         """Drop `node`, which nothing reads any more."""
         self._draft.graph.erase_node(self.twin(node))
+        self._dropped = True
         self.changes += 1
 
     def refuse(self, node: fx.Node | str, reason: str) -> None:
@@ -141,7 +144,8 @@ class Editor:
         """The edited program, verified; the input program itself when nothing changed."""
         if not self.changes:
             return self.program
-        self._draft.delete_all_unused_submodules()
+        if self._dropped:
+            self._draft.delete_all_unused_submodules()
         self._draft.recompile()
         return replace(self.program, graph_module=self._draft.eval(), log=(*self.program.log, by))
 

@@ -1,6 +1,7 @@
 """The captured model that every other part of fxsurgery passes along."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar
@@ -118,13 +119,20 @@ class Program:
 def _copy_state(module: nn.Module, twin: nn.Module, known: dict[int, object]) -> nn.Module:
     """Fill `twin` with the state of `module`: containers of its own, submodules of their own, the same tensors."""
     known[id(module)] = twin
-    twin.__dict__.update(
-        {name: copy.copy(value) if isinstance(value, (dict, list)) else value for name, value in vars(module).items()}
-    )
+    state = twin.__dict__
+    for name, value in vars(module).items():
+        if type(value) in _CONTAINERS:
+            state[name] = value.copy()
+        else:
+            state[name] = copy.copy(value) if isinstance(value, (dict, list)) else value
     children = twin.__dict__["_modules"]
     for name, child in children.items():
         children[name] = None if child is None else known.get(id(child)) or _twin(child, known)
     return twin
+
+
+_CONTAINERS = {dict, list, OrderedDict}
+"""What copies itself, much faster than `copy.copy` does it."""
 
 
 def _twin(module: nn.Module, known: dict[int, object]) -> nn.Module:
@@ -142,7 +150,8 @@ def _covered(called: set[str], root: nn.Module) -> set[str]:
     return {
         leaf
         for leaf in _leaves(root)
-        if any(leaf == c or leaf.startswith(f"{c}.") or c.startswith(f"{leaf}.") for c in called)
+        if leaf in called
+        or any(leaf.startswith(f"{c}.") or c.startswith(f"{leaf}.") for c in called)
     }
 
 

@@ -25,11 +25,15 @@ class Atoms:
         self.version = 0
         """Goes up with every union that changed anything."""
 
+    def reserve(self, how_many: int) -> None:
+        """Make room for that many atoms more."""
+        room = np.zeros(max(0, self.count + how_many - len(self._parent)), np.int64)
+        self._parent = np.concatenate([self._parent, room])
+
     def fresh(self, how_many: int) -> Ids:
         """New atoms, each its own class."""
         if self.count + how_many > len(self._parent):
-            room = np.zeros(max(how_many, len(self._parent)), np.int64)
-            self._parent = np.concatenate([self._parent, room])
+            self.reserve(max(how_many, len(self._parent)))
         new = np.arange(self.count, self.count + how_many, dtype=np.int64)
         self._parent[new] = new
         self.count += how_many
@@ -68,8 +72,10 @@ class Atoms:
             differ = a != b
             self.version += 1
             a, b = a[differ], b[differ]
-            froze += len(np.unique(np.maximum(a, b)[(a == 0) | (b == 0)]))
-            self._parent[np.maximum(a, b)] = np.minimum(a, b)
+            high, low = np.maximum(a, b), np.minimum(a, b)
+            frozen = high[low == 0]
+            froze += len(set(frozen.tolist()))
+            self._parent[high] = low
 
 
 def _same(left: Ids, right: Ids) -> bool:
@@ -92,6 +98,11 @@ class TracedAtoms(Atoms):
         self._events = 0
 
     @override
+    def reserve(self, how_many: int) -> None:
+        """Make room for that many atoms more."""
+        room = np.zeros(max(0, self.count + how_many - len(self._parent)), np.int64)
+        self._parent = np.concatenate([self._parent, room])
+
     def fresh(self, how_many: int) -> Ids:
         self._apart.fresh(how_many)
         return super().fresh(how_many)

@@ -85,7 +85,7 @@ def _batch_norm(module: Any, x: Tensor, meta: Meta) -> Plain | None:
         return None
     vectors = map(meta, (module.weight, module.bias, module.running_mean, module.running_var))
     args = (x, *vectors, module.momentum, module.eps)
-    return Plain(ATEN._native_batch_norm_legit_no_training.default, args, torch.empty_like(x))  # noqa: SLF001
+    return Plain(ATEN._native_batch_norm_legit_no_training.default, args, x.new_empty(x.shape))  # noqa: SLF001
 
 
 def _linear(module: Any, x: Tensor, meta: Meta) -> Plain | None:
@@ -101,11 +101,22 @@ def _layer_norm(module: Any, x: Tensor, meta: Meta) -> Plain | None:
     if list(x.shape[-len(shape) :]) != shape:
         return None
     args = (x, shape, meta(module.weight), meta(module.bias), module.eps)
-    return Plain(ATEN.layer_norm.default, args, torch.empty_like(x))
+    return Plain(ATEN.layer_norm.default, args, x.new_empty(x.shape))
+
+
+def _to_one_place(module: Any, x: Tensor, meta: Meta) -> Plain | None:  # noqa: ANN401
+    """Adaptive average pooling to size 1 is a mean, and PyTorch runs it as one."""
+    del meta
+    places = x.dim() - 2
+    wanted = module.output_size if isinstance(module.output_size, tuple) else (module.output_size,) * places
+    if places != _PLACES[type(module)] or any(size != 1 for size in wanted):
+        return None
+    dims = list(range(-places, 0))
+    return Plain(ATEN.mean.dim, (x, dims, True), x.new_empty((*x.shape[:2], *wanted)))
 
 
 def _pointwise(op: Any) -> Callable[[Any, Tensor, Meta], Plain]:  # noqa: ANN401
-    return lambda module, x, meta: Plain(op, (x,), torch.empty_like(x))
+    return lambda module, x, meta: Plain(op, (x,), x.new_empty(x.shape))
 
 
 def _nothing(module: Any, x: Tensor, meta: Meta) -> Tensor:  # noqa: ANN401
@@ -113,10 +124,13 @@ def _nothing(module: Any, x: Tensor, meta: Meta) -> Tensor:  # noqa: ANN401
     return x
 
 
+_PLACES = {nn.AdaptiveAvgPool1d: 1, nn.AdaptiveAvgPool2d: 2, nn.AdaptiveAvgPool3d: 3}
+
 _MODULES: dict[type, Callable[[Any, Tensor, Meta], Plain | Tensor | None]] = {
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _convolution),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _batch_norm),
     **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity), _nothing),
+    **dict.fromkeys(_PLACES, _to_one_place),
     nn.Linear: _linear,
     nn.LayerNorm: _layer_norm,
     nn.ReLU: _pointwise(ATEN.relu.default),

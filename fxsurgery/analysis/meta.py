@@ -4,6 +4,7 @@ PyTorch works many shapes out by tracing a decomposition, a millisecond each. Wh
 shape and type of the input, that is all there is to know.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,26 +21,39 @@ UNARY = frozenset(
 
 BINARY = frozenset("add sub mul div".split())
 BATCH_NORMS = frozenset("native_batch_norm _native_batch_norm_legit_no_training _batch_norm_no_update".split())
+_CAT = torch.ops.aten.cat.default
 SAME_SHAPE = frozenset("_softmax _safe_softmax softmax".split())
 
 
 def run_on_meta(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
     """What `op` gives on meta tensors."""
     first = args[0] if args else None
+    if op is _CAT and not kwargs and (shape := _joined(*args)) is not None:
+        return args[0][0].new_empty(shape)
     if isinstance(first, Tensor) and first.is_floating_point() and not kwargs:
         name = op._schema.name.removeprefix("aten::")  # noqa: SLF001
         base = name.rstrip("_") if not name.startswith("_") else name
         if base in BATCH_NORMS or base == "native_layer_norm":
-            return torch.empty_like(first), first.new_empty((0,)), first.new_empty((0,))
+            return first.new_empty(first.shape), first.new_empty((0,)), first.new_empty((0,))
         if base in SAME_SHAPE and not any(isinstance(a, Tensor) for a in args[1:]):
-            return torch.empty_like(first)
+            return first.new_empty(first.shape)
         if base.startswith("upsample") and len(args) > 1 and isinstance(args[1], (list, tuple)):
             return first.new_empty((*first.shape[:2], *args[1]))
         if torch.Tag.pointwise in op.tags and (shape := _shape(base, args)) is not None:
             if name != base:
                 return first
-            return torch.empty_like(first) if shape == first.shape else first.new_empty(shape)
+            return first.new_empty(first.shape) if shape == first.shape else first.new_empty(shape)
     return op(*args, **kwargs)
+
+
+def _joined(tensors: Sequence[Tensor], dim: int = 0) -> tuple[int, ...] | None:
+    """The shape of a concatenation; `None` unless all parts have one type and number of dims."""
+    first = tensors[0]
+    if any(t.dtype != first.dtype or t.dim() != first.dim() or not t.dim() for t in tensors):
+        return None
+    shape = list(first.shape)
+    shape[dim] = sum(t.shape[dim] for t in tensors)
+    return tuple(shape)
 
 
 def _shape(base: str, args: tuple[Any, ...]) -> tuple[int, ...] | None:

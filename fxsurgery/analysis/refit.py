@@ -41,7 +41,8 @@ def is_resizable(module: nn.Module) -> bool:
     """Whether the tensors of a called module, if it has any, can be resized."""
     if is_parametrized(module):
         return is_weight_normed(module)
-    return isinstance(module, RESIZABLE) or not list(module.state_dict())
+    is_bare = not (module._parameters or module._buffers or module._modules)  # noqa: SLF001
+    return is_bare or isinstance(module, RESIZABLE) or not list(module.state_dict())
 
 
 def is_weight_normed(module: nn.Module) -> bool:
@@ -63,12 +64,12 @@ def refit(module: nn.Module, tensors: Mapping[str, Tensor], sizes: Sizes | None 
     """
     if is_weight_normed(module):
         return _refit_weight_normed(module, tensors, sizes)
-    new = copy.copy(module)
+    new = type(module).__new__(type(module))
+    vars(new).update(vars(module))
     new._parameters, new._buffers = dict(module._parameters), dict(module._buffers)  # noqa: SLF001
     for name, tensor in tensors.items():
         _put(new, name, tensor)
-    for name, value in _attributes(new, sizes or Sizes()).items():
-        setattr(new, name, value)
+    vars(new).update(_attributes(new, sizes or Sizes()))
     if isinstance(new, nn.RNNBase):
         new._flat_weights = [getattr(new, name) for name in new._flat_weights_names]  # noqa: SLF001
     return new

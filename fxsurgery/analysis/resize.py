@@ -59,9 +59,10 @@ def _slice_tensors(program: Program, facts: Structure, keep: Mask) -> dict[str, 
 def _refit_modules(edit: Editor, facts: Structure, sliced: Mapping[str, Tensor], keep: Mask) -> None:
     called = {str(n.target): n for n in edit.program.nodes if n.op == "call_module"}
     for path, own in _by_module(called, sliced).items():
-        sizes = _sizes(facts, called[path], edit.program.module(called[path]), keep)
+        module = edit.program.module(called[path])
+        sizes = _sizes(facts, called[path], module, keep) if _states_sizes(module, called[path], facts) else Sizes()
         if own or sizes:
-            edit.replace_module(path, refit(edit.program.module(called[path]), own, sizes))
+            edit.replace_module(path, refit(module, own, sizes))
     read = {str(n.target) for n in edit.program.nodes if n.op == "get_attr"}
     for path in sorted(read & set(sliced)):
         edit.replace_tensor(path, sliced[path])
@@ -77,6 +78,12 @@ def _by_module(paths: Mapping[str, fx.Node], sliced: Mapping[str, Tensor]) -> di
         if path:
             own[path][name.removeprefix(f"{path}.")] = tensor
     return own
+
+
+def _states_sizes(module: nn.Module, node: fx.Node, facts: Structure) -> bool:
+    """Whether a module may hold sizes that its tensors do not tell."""
+    normed = isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _NormBase))
+    return normed or node.name in facts.group_width or is_weight_normed(module)
 
 
 def _sizes(facts: Structure, node: fx.Node, module: nn.Module, keep: Mask) -> Sizes:

@@ -49,10 +49,10 @@ def is_rewritten(node: fx.Node) -> bool:
     return is_sized(node) or (tuned and bool(node.args))
 
 
-def hides_its_shape(node: fx.Node, root: nn.Module) -> bool:
-    """Whether `node` may reshape by a constant that no rewrite reaches."""
-    if node.op == "call_module":
-        return isinstance(root.get_submodule(str(node.target)), WHOLE)
+def hides_its_shape(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether `node`, which calls `module` if it calls any, may reshape by a constant that no rewrite reaches."""
+    if module is not None:
+        return isinstance(module, WHOLE)
     if node.op not in {"call_function", "call_method"}:
         return False
     unreached = target_name(node) in SIZED and not is_sized(node)

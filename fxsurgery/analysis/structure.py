@@ -123,11 +123,12 @@ def _analysed(program: Program, attention: Attention) -> Structure:
     walk = Walk(program, attention=attention)
     walk.walk()
     state, find = walk.state, walk.state.atoms.find
+    tensors = {name: _rooted_dims(state, ids) for name, ids in walk.dims.items()}
     values = {name: _rooted(state, value) for name, value in walk.values.items()}
     return Structure(
-        tensors={name: _rooted_dims(state, ids) for name, ids in walk.dims.items()},
+        tensors=tensors,
         values=values,
-        groups=tuple(_groups(walk, program)),
+        groups=tuple(_groups(walk, tensors, program)),
         contractions=tuple(Contraction(c.node, c.dim, find(c.ids)) for c in state.contractions),
         work=tuple(Work(w.node, w.op, w.macs, tuple(find(d) for d in w.dims)) for w in state.work),
         inexact=_members(state, state.inexact),
@@ -164,7 +165,7 @@ def _members(state: Provenance, noted: list[Ids]) -> frozenset[int]:
     return frozenset(np.unique(state.atoms.find(np.concatenate(noted))).tolist()) - {0}
 
 
-def _groups(walk: Walk, program: Program) -> Iterator[ChannelGroup]:
+def _groups(walk: Walk, tensors: Mapping[str, Mapping[int, Ids]], program: Program) -> Iterator[ChannelGroup]:
     """Units by the set of nodes that produce them, in the order in which these run.
 
     What no node produces, as the channels of a learned query, goes by the parameter that holds it.
@@ -174,8 +175,9 @@ def _groups(walk: Walk, program: Program) -> Iterator[ChannelGroup]:
     for node, ids in walk.state.produced:
         makers.add(node, walk.state.atoms.find(ids))
     made = makers.owner > 0
+    made[0] = True
     for name, _ in program.graph_module.named_parameters():
-        for ids in map(walk.state.atoms.find, walk.dims.get(name, {}).values()):
+        for ids in tensors.get(name, {}).values():
             if not made[ids].all():
                 makers.add(name, ids[~made[ids]])
     seen = dict[str, int]()

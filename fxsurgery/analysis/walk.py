@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
 from fxsurgery.analysis.atoms import Atoms, Ids
 from fxsurgery.analysis.direct import Plain, plain_function, plain_module
-from fxsurgery.analysis.labels import Labels, is_vector
+from fxsurgery.analysis.labels import Labels, along, is_vector
 from fxsurgery.analysis.macs import macs_of
 from fxsurgery.analysis.meta import run_on_meta
 from fxsurgery.analysis.numbers import Numbers
@@ -52,8 +53,8 @@ class Walk(fx.Interpreter):
 
     def __init__(self, program: Program, atoms: Atoms | None = None, attention: Attention = "heads") -> None:
         super().__init__(program.graph_module, garbage_collect_values=False)
-        tensors = [*program.graph_module.parameters(), *program.graph_module.buffers()]
-        self._metas = {id(t): on_meta(t) for t in tensors}
+        named = [*program.graph_module.named_parameters(), *program.graph_module.named_buffers()]
+        self._metas = {id(t): on_meta(t) for _, t in named}
         self._modules, self._called = dict[str, nn.Module](), dict[str, nn.Module]()
         self.state = Provenance(atoms or Atoms(), attention)
         self.values: dict[str, Any] = {}
@@ -66,7 +67,7 @@ class Walk(fx.Interpreter):
         self._labels: dict[int, Labels] = {}
         self._alive = list[Tensor]()
         self._hidden = False
-        self._label_parameters(program.graph_module)
+        self._label_tensors(program.graph_module, named)
         self._inputs = [on_meta(x) if isinstance(x, Tensor) else x for x in program.examples.leaves]
         self._batch = program.examples.batch or 1
 
@@ -92,7 +93,7 @@ class Walk(fx.Interpreter):
     @override
     def run_node(self, n: fx.Node) -> Any:
         self.state.node, self.state.op = n.name, n.op
-        self._hidden = hides_its_shape(n, self.module)
+        self._hidden = hides_its_shape(n, self._module(str(n.target)) if n.op == "call_module" else None)
         self.numbers.note(n, self.env)
         if (result := self._plain(n)) is None:
             try:
@@ -222,16 +223,26 @@ class Walk(fx.Interpreter):
         self._alive.append(tensor)
         return labels
 
-    def _label_parameters(self, root: fx.GraphModule) -> None:
+    def _label_tensors(self, root: fx.GraphModule, named: Sequence[tuple[str, Tensor]]) -> None:
         """Fresh atoms for each dim of each parameter and buffer; none inside what cannot be resized."""
-        opaque = tuple(f"{n}." for n, m in _called(root) if not is_resizable(m))
-        for name, tensor in (*root.named_parameters(), *root.named_buffers()):
-            if name.startswith(opaque):
-                self._remember(self._metas[id(tensor)], Labels(tuple(tensor.shape)))
-                continue
-            ids = {d: self.state.atoms.fresh(n) for d, n in enumerate(tensor.shape) if n > 1}
-            self.dims[name] = ids
-            self._remember(self._metas[id(tensor)], self.state.labelled(tensor.shape, ids))
+        opaque, kernels = list[str](), set[str]()
+        for path, module in _called(root):
+            if not is_resizable(module):
+                opaque.append(f"{path}.")
+            elif isinstance(module, _ConvNd):
+                kernels.add(f"{path}.weight")
+        whole = tuple(opaque)
+        self.state.atoms.reserve(sum(sum(tensor.shape) for _, tensor in named))
+        for name, tensor in named:
+            shape = tuple(tensor.shape)
+            labels = Labels(shape)
+            if not name.startswith(whole):
+                # The places of a kernel are no channels: nothing is removed along them.
+                own = shape[:2] if name in kernels else shape
+                ids = {d: self.state.atoms.fresh(n) for d, n in enumerate(own) if n > 1}
+                self.dims[name] = ids
+                labels.planes = [along(vector, d, len(shape)) for d, vector in ids.items()]
+            self._remember(self._metas[id(tensor)], labels)
 
     def meet(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> None:
         """Take one ATen operation in."""
@@ -250,7 +261,9 @@ class Walk(fx.Interpreter):
         """Arguments with labels for tensors; ATen nests no deeper than lists."""
         if isinstance(value, Tensor):
             return self._current(value)
-        return type(value)(map(self._given, value)) if isinstance(value, (list, tuple)) else value
+        if isinstance(value, (list, tuple)) and not all(type(v) is int for v in value):
+            return type(value)(map(self._given, value))
+        return value
 
     def _current(self, tensor: Tensor) -> Labels:
         labels = self.labels(tensor)
