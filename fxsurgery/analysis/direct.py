@@ -5,12 +5,14 @@ stands here is what such a run would show, for the layers that networks are made
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 ATEN = torch.ops.aten
 
@@ -38,19 +40,104 @@ def plain_module(module: nn.Module, args: Sequence[Any], meta: Meta) -> Plain | 
     return work_out(module, args[0], meta)
 
 
-def plain_function(target: Any, args: Sequence[Any]) -> Plain | None:  # noqa: ANN401
-    """What calling a function on positional `args` does; `None` where it has to be run."""
-    if len(args) == 2 and (op := _JOINS.get(target)) is not None:
-        left, right = args
-        if isinstance(left, Tensor) and isinstance(right, Tensor) and _are_alike(left, right):
-            in_place = target in _IN_PLACE
-            result = left if in_place else left.new_empty(broadcast(left.shape, right.shape))
-            return Plain(op, (left, right), result)
-    return None
+def plain_function(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Plain | Tensor | None:  # noqa: ANN401
+    """What calling a function, or a method of `args[0]` by its name, does; `None` where it has to be run."""
+    work_out = _FUNCTIONS.get(target)
+    if work_out is None or not args or not isinstance(args[0], Tensor) or not args[0].is_meta:
+        return None
+    return work_out(*args, **kwargs)
 
 
-def _are_alike(left: Tensor, right: Tensor) -> bool:
-    return left.dtype == right.dtype and left.is_floating_point() and left.is_meta and right.is_meta
+def computes_no_tensor(target: Any, args: Sequence[Any]) -> bool:  # noqa: ANN401
+    """Whether a function, or a method of `args[0]`, plainly works on numbers and containers alone."""
+    if target in _ON_SHAPES:
+        return True
+    if target is getattr:
+        return args[1] in {"shape", "ndim", "dtype", "device"}
+    if target is operator.getitem and isinstance(args[0], (tuple, list, dict)):
+        return not isinstance(args[1], Tensor)
+    plain = getattr(target, "__module__", None) in {"_operator", "math"}
+    return plain and not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(args))
+
+
+def _joined(op: Any, *, in_place: bool = False) -> "_Function":  # noqa: ANN401
+    def work_out(left: Tensor, right: Any = None, **rest: Any) -> Plain | None:  # noqa: ANN401
+        if rest or not left.is_floating_point():
+            return None
+        if isinstance(right, (int, float)) and not isinstance(right, bool):
+            return Plain(op, (left, right), left if in_place else left.new_empty(left.shape))
+        if not isinstance(right, Tensor) or right.dtype != left.dtype or not right.is_meta:
+            return None
+        shape = broadcast(left.shape, right.shape)
+        return Plain(op, (left, right), left if in_place else left.new_empty(shape))
+
+    return work_out
+
+
+def _reshaped(reshape: Callable[..., Tensor]) -> "_Function":
+    def work_out(x: Tensor, *args: Any, **kwargs: Any) -> Plain | None:  # noqa: ANN401
+        result = reshape(x, *args, **kwargs)
+        if result.dtype != x.dtype:
+            return None
+        return Plain(ATEN.view.default, (x, list(result.shape)), result)
+
+    return work_out
+
+
+def _permute(x: Tensor, *dims: Any, **rest: Any) -> Plain | None:  # noqa: ANN401
+    if rest:
+        return None
+    order = list(dims[0]) if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else list(dims)
+    return Plain(ATEN.permute.default, (x, order), x.permute(order))
+
+
+def _transpose(x: Tensor, *dims: Any, **rest: Any) -> Plain | None:  # noqa: ANN401
+    if rest:
+        return None
+    return Plain(ATEN.transpose.int, (x, *dims), x.transpose(*dims))
+
+
+def _functional_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Plain | None:
+    if weight.dim() != 2 or x.dtype != weight.dtype or x.shape[-1] != weight.shape[1]:
+        return None
+    return Plain(ATEN.linear.default, (x, weight, bias), x.new_empty((*x.shape[:-1], weight.shape[0])))
+
+
+def _functional_layer_norm(  # noqa: PLR0913, PLR0917 -- as PyTorch has them
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Plain | None:
+    shape = list(normalized_shape)
+    if list(x.shape[-len(shape) :]) != shape:
+        return None
+    return Plain(ATEN.layer_norm.default, (x, shape, weight, bias, eps), x.new_empty(x.shape))
+
+
+def _softmax(x: Tensor, dim: int | None = None, **rest: Any) -> Plain | None:  # noqa: ANN401
+    if dim is None or rest.keys() - {"_stacklevel"} or not x.is_floating_point():
+        return None
+    return Plain(ATEN._softmax.default, (x, dim, False), x.new_empty(x.shape))  # noqa: SLF001
+
+
+def _contiguous(x: Tensor, **rest: Any) -> Plain | None:  # noqa: ANN401
+    return None if rest else Plain(ATEN.clone.default, (x,), x.contiguous())
+
+
+def _activation(op: Any) -> "_Function":  # noqa: ANN401
+    def work_out(x: Tensor, *_: Any, inplace: bool = False, **rest: Any) -> Plain:  # noqa: ANN401
+        del rest
+        return Plain(op, (x,), x if inplace else x.new_empty(x.shape))
+
+    return work_out
+
+
+def _dropped(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor | None:  # noqa: FBT001, FBT002
+    """Dropout as PyTorch has it."""
+    del p, inplace
+    return None if training else x
 
 
 def broadcast(left: Sequence[int], right: Sequence[int]) -> tuple[int, ...]:
@@ -148,9 +235,34 @@ _MODULES: dict[type, Callable[[Any, Tensor, Meta], Plain | Tensor | None]] = {
     nn.Softplus: _pointwise(ATEN.softplus.default),
 }
 
-_IN_PLACE = {operator.iadd, operator.imul, operator.isub}
-_JOINS: dict[Any, Any] = {
-    **dict.fromkeys((operator.add, operator.iadd, torch.add), ATEN.add.Tensor),
-    **dict.fromkeys((operator.mul, operator.imul, torch.mul), ATEN.mul.Tensor),
-    **dict.fromkeys((operator.sub, operator.isub, torch.sub), ATEN.sub.Tensor),
+_Function = Callable[..., Plain | Tensor | None]
+
+_FUNCTIONS: dict[Any, _Function] = {
+    **dict.fromkeys((operator.add, torch.add, "add"), _joined(ATEN.add.Tensor)),
+    **dict.fromkeys((operator.mul, torch.mul, "mul"), _joined(ATEN.mul.Tensor)),
+    **dict.fromkeys((operator.sub, torch.sub, "sub"), _joined(ATEN.sub.Tensor)),
+    **dict.fromkeys((operator.truediv, torch.div, "div"), _joined(ATEN.div.Tensor)),
+    **dict.fromkeys((operator.iadd, "add_"), _joined(ATEN.add.Tensor, in_place=True)),
+    **dict.fromkeys((operator.imul, "mul_"), _joined(ATEN.mul.Tensor, in_place=True)),
+    **dict.fromkeys((torch.flatten, "flatten"), _reshaped(torch.flatten)),
+    **dict.fromkeys((torch.reshape, "reshape"), _reshaped(Tensor.reshape)),
+    **dict.fromkeys((torch.unflatten, "unflatten"), _reshaped(Tensor.unflatten)),
+    **dict.fromkeys((torch.unsqueeze, "unsqueeze"), _reshaped(Tensor.unsqueeze)),
+    "view": _reshaped(Tensor.view),
+    **dict.fromkeys((torch.permute, "permute"), _permute),
+    **dict.fromkeys((torch.transpose, "transpose"), _transpose),
+    **dict.fromkeys((F.softmax, torch.softmax, "softmax"), _softmax),
+    "contiguous": _contiguous,
+    F.linear: _functional_linear,
+    F.layer_norm: _functional_layer_norm,
+    F.dropout: _dropped,
+    **dict.fromkeys((F.relu, torch.relu, "relu"), _activation(ATEN.relu.default)),
+    **dict.fromkeys((F.silu,), _activation(ATEN.silu.default)),
+    **dict.fromkeys((F.gelu,), _activation(ATEN.gelu.default)),
+    **dict.fromkeys((F.hardswish,), _activation(ATEN.hardswish.default)),
+    **dict.fromkeys((F.hardsigmoid,), _activation(ATEN.hardsigmoid.default)),
+    **dict.fromkeys((torch.sigmoid, "sigmoid"), _activation(ATEN.sigmoid.default)),
+    **dict.fromkeys((torch.tanh, "tanh"), _activation(ATEN.tanh.default)),
 }
+
+_ON_SHAPES = {"size", "dim", "numel", "ndimension", "nelement", torch._assert}  # noqa: SLF001

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
 from fxsurgery.analysis.atoms import Atoms, Ids
-from fxsurgery.analysis.direct import Plain, plain_function, plain_module
+from fxsurgery.analysis.direct import Plain, computes_no_tensor, plain_function, plain_module
 from fxsurgery.analysis.labels import Labels, along, is_vector
 from fxsurgery.analysis.macs import macs_of
 from fxsurgery.analysis.meta import run_on_meta
@@ -67,6 +67,7 @@ class Walk(fx.Interpreter):
         self._labels: dict[int, Labels] = {}
         self._alive = list[Tensor]()
         self._hidden = False
+        self._watch = _Watch(self)
         self._label_tensors(program.graph_module, named)
         self._inputs = [on_meta(x) if isinstance(x, Tensor) else x for x in program.examples.leaves]
         self._batch = program.examples.batch or 1
@@ -95,28 +96,31 @@ class Walk(fx.Interpreter):
         self.state.node, self.state.op = n.name, n.op
         self._hidden = hides_its_shape(n, self._module(str(n.target)) if n.op == "call_module" else None)
         self.numbers.note(n, self.env)
-        if (result := self._plain(n)) is None:
-            try:
-                with META, _Watch(self):
-                    result = super().run_node(n)
-            except NO_META:
-                result = self._looked_up(n)
+        if n.op in {"placeholder", "get_attr", "output"}:
+            result = super().run_node(n)
+        else:
+            result = self._called_node(n)
         self._book(n, result)
         return result
 
-    def _plain(self, node: fx.Node) -> Tensor | None:
-        """What a node gives whose one ATen operation is plain to see; it is taken in here."""
-        if node.op not in {"call_module", "call_function"} or node.kwargs:
-            return None
-        args = [self.env[a] if isinstance(a, fx.Node) else a for a in node.args]
-        if node.op == "call_module":
-            plain = plain_module(self._module(str(node.target)), args, self._meta)
-        else:
-            plain = plain_function(node.target, args)
-        if isinstance(plain, Plain):
-            self.meet(plain.op, plain.args, {}, plain.result)
-            return plain.result
-        return plain
+    def _called_node(self, node: fx.Node) -> Any:
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        try:
+            if node.op == "call_module":
+                plain = None if kwargs else plain_module(self._module(str(node.target)), args, self._meta)
+            else:
+                plain = plain_function(node.target, args, kwargs)
+            if isinstance(plain, Plain):
+                self.meet(plain.op, plain.args, {}, plain.result)
+                return plain.result
+            if plain is not None:
+                return plain
+            if node.op != "call_module" and computes_no_tensor(node.target, args):
+                return getattr(self, node.op)(node.target, args, kwargs)
+            with META, self._watch:
+                return getattr(self, node.op)(node.target, args, kwargs)
+        except NO_META:
+            return self._looked_up(node)
 
     def _module(self, path: str) -> nn.Module:
         if path not in self._called:
