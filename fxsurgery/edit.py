@@ -43,7 +43,7 @@ class Editor:
     def replace_module(self, path: str, new: nn.Module) -> None:
         """Put `new` where the module at `path` stands; every call of it follows."""
         parent, _, leaf = path.rpartition(".")
-        setattr(self._draft.get_submodule(parent), leaf, new.eval())
+        setattr(self._draft.get_submodule(parent), leaf, new.eval() if new.training else new)
         self.changes += 1
 
     def module(self, path: str) -> nn.Module:

@@ -114,6 +114,19 @@ class Provenance:
             labels.planes = [p for p in map(self.canonical, labels.planes) if p is not None]
         labels.version = self.atoms.version
 
+    def stale(self, several: Iterable[Labels]) -> list[Labels]:
+        """Those with a plane that is frozen, constant or varies along several dims; the others are up to date."""
+        found, vectors, firsts, lasts = list[Labels](), list[Labels](), list[int](), list[int]()
+        for labels in several:
+            if all(plane.size > 1 and is_vector(plane) for plane in labels.planes):
+                vectors += [labels] * len(labels.planes)
+                firsts += [plane.item(0) for plane in labels.planes]
+                lasts += [plane.item(-1) for plane in labels.planes]
+            else:
+                found.append(labels)
+        first, last = (self.atoms.find(np.array(ends, np.int64)) for ends in (firsts, lasts))
+        return [*found, *(vectors[i] for i in np.flatnonzero((first == 0) | (first == last)))]
+
     def _is_alive(self, plane: Ids) -> bool:
         """Whether a plane plainly is as it should be, though not in roots: it starts free and ends otherwise."""
         if not is_vector(plane) or plane.size == 1:

@@ -78,13 +78,19 @@ class Structure:
         gone = np.flatnonzero(~keep)
         if not len(gone):
             return []
-        return sorted({int(ids.max()) for ids in self.vectors() if not keep[ids].any()})
+        vectors = list(self.vectors())
+        starts = np.cumsum([0, *map(len, vectors[:-1])])
+        left = np.logical_or.reduceat(keep[np.concatenate(vectors)], starts)
+        return sorted({int(vectors[i].max()) for i in np.flatnonzero(~left)})
 
     def vectors(self) -> Iterator[Ids]:
         """Every labelled dim: of parameters and buffers, and of what flows between nodes."""
         for dims in self.tensors.values():
             yield from dims.values()
         for value in self.values.values():
+            if isinstance(value, Labels):
+                yield from (plane.ravel() for plane in value.planes)
+                continue
             for labels in pytree.tree_leaves(value, is_leaf=lambda v: isinstance(v, Labels)):
                 if isinstance(labels, Labels):
                     yield from (plane.ravel() for plane in labels.planes)

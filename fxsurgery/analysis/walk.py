@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from fxsurgery.analysis.atoms import Atoms, Ids
 from fxsurgery.analysis.direct import Plain, computes_no_tensor, plain_function, plain_module
-from fxsurgery.analysis.labels import Labels, along, is_vector
+from fxsurgery.analysis.labels import Labels, along
 from fxsurgery.analysis.macs import macs_of
 from fxsurgery.analysis.meta import run_on_meta
 from fxsurgery.analysis.numbers import Numbers
@@ -82,14 +82,12 @@ class Walk(fx.Interpreter):
     def _make_product_grids(self) -> None:
         """Tie until every plane varies along one dim: then reshapes commute with the removal of units."""
         waiting = [labels for labels in self._labels.values() if labels.planes]
-        changed = True
-        while changed:
-            changed = False
-            for labels in waiting:
-                self.state.refresh(labels)
-                if not all(map(is_vector, labels.planes)):
-                    self.state.resolve(labels)
-                    changed = True
+        while True:
+            version = self.state.atoms.version
+            for labels in self.state.stale(waiting):
+                self.state.resolve(labels)
+            if self.state.atoms.version == version:
+                return
 
     @override
     def run_node(self, n: fx.Node) -> Any:
