@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor, fx, nn
 from typing_extensions import override
 
@@ -72,6 +73,8 @@ class Inspection:
         lines += [f"  and {len(self.fixed) - SHOWN} more"] if len(self.fixed) > SHOWN else []
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
+
+_NONE: Ids = np.zeros(0, np.int64)
 
 SHOWN = 12
 """Entries of a list that `str` shows."""
@@ -159,8 +162,10 @@ class _Reasons:
         """The ids along the first two dims of the weight that a node multiplies by."""
         named = [n for n in self._walk.dims if n.startswith(f"{node.target}.")] if node.op == "call_module" else []
         named += [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
-        found = (self._walk.dims.get(name, {}) for name in named)
-        return next(((dims[0], dims[1]) for dims in found if 0 in dims and 1 in dims), None)
+        state = dict(self._program.graph_module.named_parameters()) | dict(self._program.graph_module.named_buffers())
+        known = (self._walk.dims[name] for name in named if name in self._walk.dims and state[name].dim() > 1)
+        # A dim of size 1 has no units.
+        return next(((dims.get(0, _NONE), dims.get(1, _NONE)) for dims in known), None)
 
     def _entering(self, node: fx.Node, ids: Ids) -> str:
         """What keeps the inputs of a node: where they were kept before they came here, that."""

@@ -150,8 +150,7 @@ def _covered(called: set[str], root: nn.Module) -> set[str]:
     return {
         leaf
         for leaf in _leaves(root)
-        if leaf in called
-        or any(leaf.startswith(f"{c}.") or c.startswith(f"{leaf}.") for c in called)
+        if leaf in called or any(leaf.startswith(f"{c}.") or c.startswith(f"{leaf}.") for c in called)
     }
 
 

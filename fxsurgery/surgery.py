@@ -2,8 +2,9 @@
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import ClassVar, Self, final
 
 import torch
@@ -12,7 +13,9 @@ from typing_extensions import override
 
 from fxsurgery.edit import Editor, Reference, Refusal
 from fxsurgery.errors import DifferError, PassCrashedError, SurgeryError, VerifyError
+from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
+from fxsurgery.seeding import seeded
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """Largest difference that counts as rounding, relative to the largest absolute reference value."""
@@ -158,10 +161,10 @@ def check_promise(result: Program, reference: Reference | None, start: Program, 
     """
     examples = start.examples
     try:
-        got = result.outputs(examples)
+        got = _drawn(result.outputs, examples)
     except RUN_ERRORS as error:
         raise VerifyError(f"{by} left a program that does not run: {error}") from error
-    wanted = (reference or itself(start))(result, examples)
+    wanted = _drawn(partial(reference or itself(start), result), examples)
     if [o.shape for o in got] != [o.shape for o in wanted]:
         raise VerifyError(f"{by} changed output shapes {_shapes(wanted)} to {_shapes(got)}")
     if reference is None:
@@ -169,6 +172,13 @@ def check_promise(result: Program, reference: Reference | None, start: Program, 
     measured = _check_equal(got, wanted, by=f"{by} promised equal outputs; they")
     _check_other_batch(result, reference, start, by=by)
     return measured
+
+
+def _drawn(run: Callable[[Inputs], list[Tensor]], inputs: Inputs) -> list[Tensor]:
+    """What `run` gives on `inputs`; what is drawn at random is the same in every run."""
+    device = next((x.device for x in inputs.tensors), torch.device("cpu"))
+    with seeded(0, device):
+        return run(inputs)
 
 
 def _check_equal(got: list[Tensor], wanted: list[Tensor], *, by: str) -> float:
@@ -183,14 +193,14 @@ def _check_other_batch(result: Program, reference: Reference, start: Program, *,
     """A shape constant that holds the batch passes at the example batch alone."""
     larger = start.examples.grown()
     try:
-        start.outputs(larger)
+        _drawn(start.outputs, larger)
     except RUN_ERRORS:
         return  # the program itself takes the example batch only
     try:
-        got = result.outputs(larger)
+        got = _drawn(result.outputs, larger)
     except RUN_ERRORS as error:
         raise VerifyError(f"{by} left a program that runs at the example batch size alone: {error}") from error
-    _check_equal(got, reference(result, larger), by=f"{by}: at another batch size the outputs")
+    _check_equal(got, _drawn(partial(reference, result), larger), by=f"{by}: at another batch size the outputs")
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> float:

@@ -98,11 +98,6 @@ class TracedAtoms(Atoms):
         self._events = 0
 
     @override
-    def reserve(self, how_many: int) -> None:
-        """Make room for that many atoms more."""
-        room = np.zeros(max(0, self.count + how_many - len(self._parent)), np.int64)
-        self._parent = np.concatenate([self._parent, room])
-
     def fresh(self, how_many: int) -> Ids:
         self._apart.fresh(how_many)
         return super().fresh(how_many)

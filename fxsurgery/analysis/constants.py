@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from typing_extensions import override
 
 from fxsurgery.analysis.gating import GateSite, gate_plan
-from fxsurgery.analysis.refit import refit
+from fxsurgery.analysis.refit import refit, scale_name
 from fxsurgery.analysis.structure import Mask, structure
 from fxsurgery.edit import Editor
 from fxsurgery.program import Program
@@ -56,12 +56,13 @@ def scale_silenced(program: Program, keep: Mask) -> Program:
         produces = node.name in producing and isinstance(module, (_ConvNd, nn.Linear))
         scales = isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm)) and module.weight is not None
         dim = 1 if isinstance(module, _ConvTransposeNd) else 0
-        ids = facts.tensors.get(f"{path}.weight", {}).get(dim)
+        name = scale_name(module)
+        ids = facts.tensors.get(f"{path}.{name}", {}).get(dim)
         if not (produces or scales) or ids is None or keep[ids].all():
             continue
-        weight = module.get_parameter("weight").detach().clone()
+        weight = module.get_parameter(name).detach().clone()
         index = torch.from_numpy(np.flatnonzero(~keep[ids])).to(weight.device)
-        edit.replace_module(path, refit(module, {"weight": weight.index_fill_(dim, index, 0.0)}, None))
+        edit.replace_module(path, refit(module, {name: weight.index_fill_(dim, index, 0.0)}, None))
     return edit.finish("scale-silenced")
 
 

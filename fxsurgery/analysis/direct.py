@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 ATEN = torch.ops.aten
@@ -103,7 +103,7 @@ def _functional_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     return Plain(ATEN.linear.default, (x, weight, bias), x.new_empty((*x.shape[:-1], weight.shape[0])))
 
 
-def _functional_layer_norm(  # noqa: PLR0913, PLR0917 -- as PyTorch has them
+def _functional_layer_norm(
     x: Tensor,
     normalized_shape: Sequence[int],
     weight: Tensor | None = None,
@@ -149,7 +149,7 @@ def broadcast(left: Sequence[int], right: Sequence[int]) -> tuple[int, ...]:
     return tuple(y if x == 1 else x for x, y in zip(a, b, strict=True))
 
 
-def _convolution(module: Any, x: Tensor, meta: Meta) -> Plain | None:
+def _convolution(module: Any, x: Tensor, meta: Meta) -> Plain | None:  # noqa: ANN401
     weight, padding = module.weight, module.padding
     if module.padding_mode != "zeros" or isinstance(padding, str) or x.dim() != weight.dim():
         return None
@@ -167,7 +167,7 @@ def _convolution(module: Any, x: Tensor, meta: Meta) -> Plain | None:
     return Plain(ATEN.convolution.default, (x, meta(weight), meta(module.bias), *rest), result)
 
 
-def _batch_norm(module: Any, x: Tensor, meta: Meta) -> Plain | None:
+def _batch_norm(module: Any, x: Tensor, meta: Meta) -> Plain | None:  # noqa: ANN401
     if module.running_mean is None or x.dim() < 2 or x.shape[1] != module.num_features:
         return None
     vectors = map(meta, (module.weight, module.bias, module.running_mean, module.running_var))
@@ -175,7 +175,7 @@ def _batch_norm(module: Any, x: Tensor, meta: Meta) -> Plain | None:
     return Plain(ATEN._native_batch_norm_legit_no_training.default, args, x.new_empty(x.shape))  # noqa: SLF001
 
 
-def _linear(module: Any, x: Tensor, meta: Meta) -> Plain | None:
+def _linear(module: Any, x: Tensor, meta: Meta) -> Plain | None:  # noqa: ANN401
     weight = module.weight
     if "weight" not in module._parameters or x.dtype != weight.dtype or x.shape[-1] != weight.shape[1]:  # noqa: SLF001
         return None
@@ -183,7 +183,7 @@ def _linear(module: Any, x: Tensor, meta: Meta) -> Plain | None:
     return Plain(ATEN.linear.default, (x, meta(weight), meta(module.bias)), result)
 
 
-def _layer_norm(module: Any, x: Tensor, meta: Meta) -> Plain | None:
+def _layer_norm(module: Any, x: Tensor, meta: Meta) -> Plain | None:  # noqa: ANN401
     shape = list(module.normalized_shape)
     if list(x.shape[-len(shape) :]) != shape:
         return None
@@ -203,7 +203,11 @@ def _to_one_place(module: Any, x: Tensor, meta: Meta) -> Plain | None:  # noqa: 
 
 
 def _pointwise(op: Any) -> Callable[[Any, Tensor, Meta], Plain]:  # noqa: ANN401
-    return lambda module, x, meta: Plain(op, (x,), x.new_empty(x.shape))
+    def work_out(module: Any, x: Tensor, meta: Meta) -> Plain:  # noqa: ANN401
+        del module, meta
+        return Plain(op, (x,), x.new_empty(x.shape))
+
+    return work_out
 
 
 def _nothing(module: Any, x: Tensor, meta: Meta) -> Tensor:  # noqa: ANN401
@@ -251,16 +255,16 @@ _FUNCTIONS: dict[Any, _Function] = {
     "view": _reshaped(Tensor.view),
     **dict.fromkeys((torch.permute, "permute"), _permute),
     **dict.fromkeys((torch.transpose, "transpose"), _transpose),
-    **dict.fromkeys((F.softmax, torch.softmax, "softmax"), _softmax),
+    **dict.fromkeys((functional.softmax, torch.softmax, "softmax"), _softmax),
     "contiguous": _contiguous,
-    F.linear: _functional_linear,
-    F.layer_norm: _functional_layer_norm,
-    F.dropout: _dropped,
-    **dict.fromkeys((F.relu, torch.relu, "relu"), _activation(ATEN.relu.default)),
-    **dict.fromkeys((F.silu,), _activation(ATEN.silu.default)),
-    **dict.fromkeys((F.gelu,), _activation(ATEN.gelu.default)),
-    **dict.fromkeys((F.hardswish,), _activation(ATEN.hardswish.default)),
-    **dict.fromkeys((F.hardsigmoid,), _activation(ATEN.hardsigmoid.default)),
+    functional.linear: _functional_linear,
+    functional.layer_norm: _functional_layer_norm,
+    functional.dropout: _dropped,
+    **dict.fromkeys((functional.relu, torch.relu, "relu"), _activation(ATEN.relu.default)),
+    **dict.fromkeys((functional.silu,), _activation(ATEN.silu.default)),
+    **dict.fromkeys((functional.gelu,), _activation(ATEN.gelu.default)),
+    **dict.fromkeys((functional.hardswish,), _activation(ATEN.hardswish.default)),
+    **dict.fromkeys((functional.hardsigmoid,), _activation(ATEN.hardsigmoid.default)),
     **dict.fromkeys((torch.sigmoid, "sigmoid"), _activation(ATEN.sigmoid.default)),
     **dict.fromkeys((torch.tanh, "tanh"), _activation(ATEN.tanh.default)),
 }

@@ -31,19 +31,28 @@ def run_on_meta(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     if op is _CAT and not kwargs and (shape := _joined(*args)) is not None:
         return args[0][0].new_empty(shape)
     if isinstance(first, Tensor) and first.is_floating_point() and not kwargs:
-        name = op._schema.name.removeprefix("aten::")  # noqa: SLF001
-        base = name.rstrip("_") if not name.startswith("_") else name
-        if base in BATCH_NORMS or base == "native_layer_norm":
-            return first.new_empty(first.shape), first.new_empty((0,)), first.new_empty((0,))
-        if base in SAME_SHAPE and not any(isinstance(a, Tensor) for a in args[1:]):
-            return first.new_empty(first.shape)
-        if base.startswith("upsample") and len(args) > 1 and isinstance(args[1], (list, tuple)):
-            return first.new_empty((*first.shape[:2], *args[1]))
-        if torch.Tag.pointwise in op.tags and (shape := _shape(base, args)) is not None:
-            if name != base:
-                return first
-            return first.new_empty(first.shape) if shape == first.shape else first.new_empty(shape)
+        known = _known(op, args)
+        if known is not None:
+            return known
     return op(*args, **kwargs)
+
+
+def _known(op: OpOverload, args: tuple[Any, ...]) -> Any:  # noqa: ANN401
+    """What plainly has the type of the first argument; `None` for any other operation."""
+    first = args[0]
+    name = op._schema.name.removeprefix("aten::")  # noqa: SLF001
+    base = name.rstrip("_") if not name.startswith("_") else name
+    if base in BATCH_NORMS or base == "native_layer_norm":
+        return first.new_empty(first.shape), first.new_empty((0,)), first.new_empty((0,))
+    if base in SAME_SHAPE and not any(isinstance(a, Tensor) for a in args[1:]):
+        return first.new_empty(first.shape)
+    if base.startswith("upsample") and len(args) > 1 and isinstance(args[1], (list, tuple)):
+        return first.new_empty((*first.shape[:2], *args[1]))
+    if torch.Tag.pointwise in op.tags and (shape := _shape(base, args)) is not None:
+        if name != base:
+            return first
+        return first.new_empty(shape)
+    return None
 
 
 def _joined(tensors: Sequence[Tensor], dim: int = 0) -> tuple[int, ...] | None:

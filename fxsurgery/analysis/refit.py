@@ -30,11 +30,12 @@ class Sizes:
     groups: int | None = None
     channels: int | None = None
     normalized: tuple[int, ...] | None = None
+    unflattened: tuple[int, ...] | None = None
     rows: Tensor | None = None
     """Which rows of a weight-normalised weight are left."""
 
     def __bool__(self) -> bool:
-        return any(size is not None for size in (self.groups, self.channels, self.normalized))
+        return any(size is not None for size in (self.groups, self.channels, self.normalized, self.unflattened))
 
 
 def is_resizable(module: nn.Module) -> bool:
@@ -52,6 +53,11 @@ def is_weight_normed(module: nn.Module) -> bool:
     found = getattr(module, "parametrizations")  # noqa: B009 -- not declared on nn.Module
     only = list(found) == ["weight"] and len(found["weight"]) == 1
     return only and isinstance(found["weight"][0], _WeightNorm) and found["weight"][0].dim == 0
+
+
+def scale_name(module: nn.Module) -> str:
+    """The tensor of a module that scales its outputs: at 0 in an output's row, that output is its bias."""
+    return "parametrizations.weight.original0" if is_weight_normed(module) else "weight"
 
 
 def refit(module: nn.Module, tensors: Mapping[str, Tensor], sizes: Sizes | None = None) -> nn.Module:
@@ -127,6 +133,8 @@ def _attributes(module: nn.Module, sizes: Sizes) -> dict[str, object]:  # noqa: 
             found = {"num_groups": groups, "num_channels": sizes.channels or module.num_channels}
         case nn.LayerNorm() | nn.RMSNorm():
             found = {"normalized_shape": sizes.normalized or module.normalized_shape}
+        case nn.Unflatten():
+            found = {"unflattened_size": sizes.unflattened or module.unflattened_size}
         case nn.PReLU():
             found = {"num_parameters": module.weight.numel()}
         case nn.Embedding() | nn.EmbeddingBag():

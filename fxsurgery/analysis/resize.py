@@ -82,8 +82,8 @@ def _by_module(paths: Mapping[str, fx.Node], sliced: Mapping[str, Tensor]) -> di
 
 def _states_sizes(module: nn.Module, node: fx.Node, facts: Structure) -> bool:
     """Whether a module may hold sizes that its tensors do not tell."""
-    normed = isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _NormBase))
-    return normed or node.name in facts.group_width or is_weight_normed(module)
+    told = isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _NormBase, nn.Unflatten))
+    return told or node.name in facts.group_width or is_weight_normed(module)
 
 
 def _sizes(facts: Structure, node: fx.Node, module: nn.Module, keep: Mask) -> Sizes:
@@ -91,6 +91,8 @@ def _sizes(facts: Structure, node: fx.Node, module: nn.Module, keep: Mask) -> Si
     entering = facts.values[node.all_input_nodes[0].name] if node.all_input_nodes else None
     if not isinstance(entering, Labels):
         return Sizes()
+    if isinstance(module, nn.Unflatten):
+        return _unflattened(module, facts, facts.values[node.name], keep)
     by_dim = {d: ids for d, ids in facts.along(entering).items() if not keep[ids].all()}
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         first = len(entering.shape) - len(module.normalized_shape)
@@ -105,6 +107,14 @@ def _sizes(facts: Structure, node: fx.Node, module: nn.Module, keep: Mask) -> Si
         return Sizes()
     channels = int(keep[by_dim[1]].sum()) if isinstance(module, (nn.GroupNorm, _NormBase)) else None
     return Sizes(groups=_groups(facts, node, by_dim, keep), channels=channels)
+
+
+def _unflattened(module: nn.Unflatten, facts: Structure, leaving: Labels, keep: Mask) -> Sizes:
+    """The sizes into which a dim is split, of those that are written out."""
+    left = {d: int(keep[ids].sum()) for d, ids in facts.along(leaving).items() if not keep[ids].all()}
+    first = int(module.dim) % (len(leaving.shape) - len(module.unflattened_size) + 1)
+    sizes = [n if n == -1 else left.get(first + d, n) for d, n in enumerate(map(int, module.unflattened_size))]
+    return Sizes(unflattened=tuple(sizes)) if left else Sizes()
 
 
 def _groups(facts: Structure, node: fx.Node, by_dim: Mapping[int, Ids], keep: Mask) -> int | None:

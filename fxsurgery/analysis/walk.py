@@ -27,12 +27,12 @@ from fxsurgery.analysis.real_run import is_kept_whole, on_meta, run_for_real
 from fxsurgery.analysis.refit import is_resizable
 from fxsurgery.analysis.rules import Call, rule_for
 from fxsurgery.analysis.rules.call import base_name
-from fxsurgery.analysis.rules.movement import CREATIONS, LIKE, MOVES, SAME
+from fxsurgery.analysis.rules.movement import CREATIONS, DRAWS, LIKE, MOVES, SAME
 from fxsurgery.analysis.rules.recurrent import end_shapes, recurrent
 from fxsurgery.analysis.shapes import hides_its_shape, is_sized, target_name
 from fxsurgery.program import Program
 
-FREE = {*SAME, *LIKE, *MOVES, *CREATIONS, "cat", "stack", "roll", "flip", "repeat", "pixel_shuffle", "index"}
+FREE = {*SAME, *LIKE, *DRAWS, *MOVES, *CREATIONS, "cat", "stack", "roll", "flip", "repeat", "pixel_shuffle", "index"}
 """Operations that compute nothing: not named among what the MACs leave out."""
 
 LAYER_NORMS = {"layer_norm", "native_layer_norm", "rms_norm"}
@@ -94,10 +94,7 @@ class Walk(fx.Interpreter):
         self.state.node, self.state.op = n.name, n.op
         self._hidden = hides_its_shape(n, self._module(str(n.target)) if n.op == "call_module" else None)
         self.numbers.note(n, self.env)
-        if n.op in {"placeholder", "get_attr", "output"}:
-            result = super().run_node(n)
-        else:
-            result = self._called_node(n)
+        result = self._called_node(n) if n.op.startswith("call") else super().run_node(n)
         self._book(n, result)
         return result
 

@@ -122,7 +122,10 @@ def _paired(nodes: list[fx.Node], others: list[fx.Node], what: str) -> list[fx.N
     _, a, b, c, d = next(opcode for opcode in found if opcode[0] != "equal")
     only, instead = nodes[a:b], others[c:d]
     path = functools.reduce(_common, map(_inside, (*only, *instead)))
-    names = [", ".join(str(n.target) for n in some[:3]) or "nothing" for some in (only, instead)]
+    names = [
+        ", ".join(str(getattr(n.target, "__name__", n.target)) for n in some[:3]) or "nothing"
+        for some in (only, instead)
+    ]
     line = str((*only, *instead)[0].meta.get("line", ""))
     raise OffenceError(path, f"{what}: {names[0]} against {names[1]}", line=line)
 
@@ -156,3 +159,7 @@ def _common(left: str, right: str) -> str:
 
 def _equal(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a, b))
+
+
+def _named(node: fx.Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))

@@ -92,13 +92,13 @@ def user_line(error: BaseException) -> str:
     """`file:line: source` of the deepest frame in the user's code; empty where there is none."""
     if isinstance(error, OffenceError) and error.line:
         return error.line
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_users(f.filename)]
     return _shown(frames[-1].filename, frames[-1].lineno or 0) if frames else ""
 
 
 def running_line() -> str:
     """`file:line: source` of the deepest frame in the user's code that is now running."""
-    frames = (frame for frame, _ in traceback.walk_stack(None) if _is_users(frame.f_code.co_filename))
+    frames = (frame for frame, _ in traceback.walk_stack(None) if is_users(frame.f_code.co_filename))
     frame = next(frames, None)
     return "" if frame is None else _shown(frame.f_code.co_filename, frame.f_lineno)
 
@@ -132,7 +132,8 @@ def _first_line(error: Exception) -> str:
 
 
 @functools.cache
-def _is_users(file: str) -> bool:
+def is_users(file: str) -> bool:
+    """Whether a file is none of Python's, torch's or ours."""
     in_library = file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file
     in_library = in_library or file.startswith("<frozen") or "/site-packages/numpy/" in file
     return not in_library and not any(file.startswith(f"{ours}/") for ours in _OURS)

@@ -3,10 +3,14 @@
 import inspect
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, fx, nn
 
 from fxsurgery.capture.tracer import CONSTRUCTORS
 from fxsurgery.errors import CaptureError, TrainOnlyError
+
+SIZED_APART = {torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn}
+"""Functions that take the sizes of their result one by one, or in a tuple."""
 
 
 def build(traced: nn.Module, graph: fx.Graph, own: set[str]) -> fx.GraphModule:
@@ -23,6 +27,9 @@ def build(traced: nn.Module, graph: fx.Graph, own: set[str]) -> fx.GraphModule:
         # Else the generated code asks torch.fx to patch a global "torch.arange" in every later tracing.
         if node.target in CONSTRUCTORS:
             node.meta.pop("is_wrapped", None)
+        # A graph module is read back by tracing its code, and these take a traced size in a tuple alone.
+        if node.target in SIZED_APART and node.args and not isinstance(node.args[0], (tuple, list)):
+            node.args = (tuple(node.args),)
     graph_module = fx.GraphModule(traced, plain)
     buffers = dict(traced.named_buffers(remove_duplicate=False))
     for path in {str(node.target) for node in plain.nodes if node.op == "get_attr"}:

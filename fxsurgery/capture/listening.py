@@ -1,7 +1,7 @@
 """While a model is recorded, its module calls and autograd functions are met, and torch takes its traceable ways."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -14,8 +14,13 @@ Call = Callable[[Callable[..., Any], nn.Module, tuple[Any, ...], dict[str, Any]]
 
 
 @contextmanager
-def listening(meet: Call, refuse: Callable[[str], None]) -> Iterator[None]:
-    """Every module call goes by `meet`, the name of every autograd function by `refuse`; all is put back after."""
+def listening(
+    meet: Call, refuse: Callable[[str], None], stand_ins: Iterable[tuple[object, str, Callable[..., Any]]]
+) -> Iterator[None]:
+    """Every module call goes by `meet`, the name of every autograd function by `refuse`; all is put back after.
+
+    `stand_ins` are put in the place of functions: a module, a name in it, and what is called instead.
+    """
     call, apply = nn.Module.__call__, torch.autograd.Function.__dict__["apply"]
 
     def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -33,6 +38,7 @@ def listening(meet: Call, refuse: Callable[[str], None]) -> Iterator[None]:
             (torch.compiler, "_is_exporting_flag", True),
             # It reads the mask for a hint that saves time; the mask itself is applied in any case.
             (nn.modules.transformer, "_detect_is_causal_mask", _is_told_causal),
+            *stand_ins,
         ):
             stack.enter_context(mock.patch.object(place, name, value))
         yield

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from fxsurgery.capture.alignment import Alignment
 from fxsurgery.capture.blame import offended, untraceable, user_line
 from fxsurgery.capture.build import build, left_over
+from fxsurgery.capture.functions import Function, innermost, name_of
 from fxsurgery.capture.norms import lift, make_plain
 from fxsurgery.capture.outputs import CONSTANTS
 from fxsurgery.capture.recorder import record
@@ -23,7 +24,7 @@ from fxsurgery.errors import CaptureError
 from fxsurgery.inputs import Inputs
 
 ATTEMPTS = 40
-"""How many modules may be found that have to be kept whole."""
+"""How many modules and functions may be found that have to be kept whole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,31 +38,44 @@ class Recorded:
 
 @dataclass
 class _Search:
-    """The modules that turned out to have to stay whole, with the reason."""
+    """The modules and functions that turned out to have to stay whole, with the reason."""
 
     model: nn.Module
     leaf_modules: tuple[type[nn.Module], ...]
     kept: dict[str, str] = field(default_factory=dict)
+    functions: dict[Function, str] = field(default_factory=dict)
 
     def is_leaf(self, module: nn.Module, path: str) -> bool:
         return path in self.kept or is_leaf(module, self.leaf_modules)
 
     def keep(self, error: OffenceError) -> bool:
-        """Keep the offending module whole, or the one around it; `False` when that would be the model itself."""
+        """Keep the offending module whole, or the one around it; rather than the model itself, a function in it.
+
+        `False` when there is neither.
+        """
         path = error.path
         while path and (path in self.kept or self.is_leaf(self.model.get_submodule(path), path)):
             path = path.rpartition(".")[0]
         while path and not _is_called(self.model.get_submodule(path)):
             path = path.rpartition(".")[0]
+        where = user_line(error)
+        reason = f"{error}{where and f', {where}'}"
         if path:
-            where = user_line(error)
-            self.kept[path] = f"{error}{where and f', {where}'}"
-        return bool(path)
+            self.kept[path] = reason
+            return True
+        function = next((f for f in innermost(error.__traceback__) if f not in self.functions), None)
+        if function is not None:
+            self.functions[function] = reason
+        return function is not None
 
-    def notes(self) -> tuple[str, ...]:
+    def notes(self, graph: fx.Graph) -> tuple[str, ...]:
+        """What is kept whole, of the functions those that `graph` calls, and why."""
+        called = {n.target for n in graph.nodes if n.op == "call_function"}
+        functions = [f for f in self.functions if f in called]
         outer = [p for p in self.kept if not any(p.startswith(f"{o}.") for o in self.kept)]
         kinds = {p: type(self.model.get_submodule(p)).__name__ for p in outer}
-        return tuple(f"`{p}` ({kinds[p]}) is kept whole: {self.kept[p]}" for p in outer)
+        modules = [f"`{p}` ({kinds[p]}) is kept whole: {self.kept[p]}" for p in outer]
+        return (*modules, *(f"the function `{name_of(f)}` is kept whole: {self.functions[f]}" for f in functions))
 
 
 def recorded(
@@ -115,7 +129,7 @@ def _attempt(search: _Search, inputs: Inputs, own: set[str], reached: tuple[str,
         graph_module.recompile()
     seen = () if trained is None else trained.graph.nodes
     reached = (*reached, *(str(n.target) for n in seen if n.op in {"call_module", "get_attr"}))
-    notes += [*search.notes(), *first.notes, *left_over(graph_module, model, reached)]
+    notes += [*search.notes(first.graph), *first.notes, *left_over(graph_module, model, reached)]
     return Recorded(graph_module, first.entered, tuple(notes))
 
 
@@ -130,7 +144,7 @@ def _record(search: _Search, inputs: Inputs, *, training: bool = False) -> Recor
     # On a copy: what a forward keeps for the next one must not be there yet.
     model = copy.deepcopy(search.model).train().train(training)
     try:
-        return record(model, inputs, search.is_leaf)
+        return record(model, inputs, search.is_leaf, search.functions)
     except OffenceError:
         raise
     except Exception as error:

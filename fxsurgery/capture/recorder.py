@@ -8,7 +8,7 @@ is an `OffenceError` that names the module it happened in, which can then be kep
 """
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,16 +19,25 @@ from typing_extensions import override
 
 from fxsurgery.capture.attention import expanded
 from fxsurgery.capture.blame import running_line
+from fxsurgery.capture.functions import Function, stand_ins
 from fxsurgery.capture.listening import listening
 from fxsurgery.capture.outputs import CONSTANTS, plain_structure, unknown_types
 from fxsurgery.capture.recording import REWRITE, OffenceError, Recording
-from fxsurgery.capture.refusals import UNREGISTERED, sized_by_values, unrepeatable
+from fxsurgery.capture.refusals import UNREGISTERED, goes_over, sized_by_values, unrepeatable
 from fxsurgery.capture.spelling import REFLECTED, spelled
 from fxsurgery.inputs import Inputs
 
 
-def record(model: nn.Module, inputs: Inputs, is_leaf: Callable[[nn.Module, str], bool]) -> Recording:
+def record(
+    model: nn.Module, inputs: Inputs, is_leaf: Callable[[nn.Module, str], bool], whole: Iterable[Function] = ()
+) -> Recording:
     """Run `model`, a private copy in the mode that is asked about, and write down what it does.
+
+    Args:
+        model: the copy.
+        inputs: what it runs on.
+        is_leaf: whether a module, at its path, is kept whole.
+        whole: functions that are kept whole.
 
     Raises:
         OffenceError: it does something that a graph cannot hold.
@@ -37,7 +46,8 @@ def record(model: nn.Module, inputs: Inputs, is_leaf: Callable[[nn.Module, str],
     inputs = inputs.clone()
     for position, leaf in enumerate(inputs.leaves):
         recorder.bind(leaf, recorder.graph.placeholder(f"input_{position}"))
-    with listening(recorder.call, recorder.refuse_function), recorder:
+    met = [place for function in whole for place in stand_ins(function, recorder.call_function)]
+    with listening(recorder.call, recorder.refuse_function, met), recorder:
         returned = model(*inputs.args, **inputs.kwargs)
     recorder.refuse_assigned()
     leaves, spec = pytree.tree_flatten(plain_structure(returned, recorder.offence))
@@ -69,6 +79,8 @@ class _Recorder(TorchFunctionMode):
         self.quiet = 0
         self.sized = list[str]()
         """Lines of the model's own forward where a size depends on the values of the inputs."""
+        self._sizes = False
+        """Whether the size of what the running call gives depends on the values of the inputs."""
         self._model, self._is_leaf = model, is_leaf
         self._inside, self._gradients = [""], torch.is_grad_enabled()
         self._paths: dict[nn.Module, str] = {}
@@ -115,7 +127,7 @@ class _Recorder(TorchFunctionMode):
         if reason := unrepeatable(func, name, args):
             raise self.offence(*reason)
         before = None if name in {"__get__", "__set__"} else (self.argument(args), self.argument(kwargs))
-        self._refuse_size(name, args, before)
+        self._refuse_size(name, args, kwargs, before)
         self.quiet += 1
         try:
             out = func(*args, **kwargs)
@@ -139,13 +151,16 @@ class _Recorder(TorchFunctionMode):
         args, kwargs = given
         return self._made(self.graph.create_node(*spelling, args[::-1] if name in REFLECTED else args, kwargs))
 
-    def _refuse_size(self, name: str, args: tuple[Any, ...], given: Any) -> None:
+    def _refuse_size(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], given: Any) -> None:
         nodes = [n for n in pytree.tree_leaves(given) if isinstance(n, fx.Node)]
+        if goes_over(name, args, kwargs) and any(n.meta.get("sized") for n in nodes):
+            raise self.offence("Python goes over a tensor as long as the values of the inputs say")
         if not sized_by_values(name, args) or not any(n.meta.get("varies") for n in nodes):
             return
         if self._inside[-1]:
             raise self.offence(f"the size of what {name} gives depends on the values of the inputs")
         self.sized.append(running_line())
+        self._sizes = True
 
     def _attribute(self, getter: Any, tensor: Tensor, out: Any) -> Any:
         """`x.T`, `x.shape`: a tensor is recorded, anything else is a number of this run."""
@@ -159,6 +174,8 @@ class _Recorder(TorchFunctionMode):
 
     def _made(self, node: fx.Node) -> fx.Node:
         node.meta["inside"], node.meta["line"] = self._inside[-1], running_line()
+        node.meta["sized"] = self._sizes or any(n.meta.get("sized") for n in node.all_input_nodes)
+        self._sizes = False
         node.meta["varies"] = any(n.op == "placeholder" or n.meta.get("varies") for n in node.all_input_nodes)
         return node
 
@@ -189,6 +206,19 @@ class _Recorder(TorchFunctionMode):
         finally:
             self._inside.pop()
 
+    def call_function(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Meet a function that is kept whole."""
+        if self.quiet:
+            return function(*args, **kwargs)
+
+        def node(*given: Any) -> fx.Node:
+            made = self.graph.call_function(function, *given)
+            # Read back, a graph module is traced through its code: the function is to be left out of that too.
+            made.meta["is_wrapped"] = True
+            return made
+
+        return self._run_whole(function, args, kwargs, node)
+
     def _remember(self, out: Any, path: str) -> None:
         """What no recorded call made: only its module, kept whole, could give it to a graph."""
         for leaf in pytree.tree_leaves(out):
@@ -198,14 +228,24 @@ class _Recorder(TorchFunctionMode):
 
     def _whole(self, run: Callable[..., Any], path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._whole_ones.add(path)
+        self._check_surroundings(list(self._model.get_submodule(path).parameters()))
+        return self._run_whole(run, args, kwargs, lambda *given: self.graph.call_module(path, *given))
+
+    def _run_whole(
+        self,
+        run: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        node: Callable[[Any, Any], fx.Node],
+    ) -> Any:
         before = self.argument(args), self.argument(kwargs)
-        self._check_surroundings((args, kwargs, list(self._model.get_submodule(path).parameters())))
+        self._check_surroundings((args, kwargs))
         self.quiet += 1
         try:
             out = run(*args, **kwargs)
         finally:
             self.quiet -= 1
-        return self._bound(out, self._made(self.graph.call_module(path, *before)), (args, kwargs))
+        return self._bound(out, self._made(node(*before)), (args, kwargs))
 
     def argument(self, value: Any) -> Any:
         """`value` with nodes for what the graph made."""

@@ -1,5 +1,6 @@
 """Torch calls that no graph can repeat, and what to do about each."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -47,3 +48,9 @@ def sized_by_values(name: str, args: tuple[Any, ...]) -> bool:
     if name == "__getitem__":
         return any(isinstance(x, Tensor) and x.dtype is torch.bool for x in pytree.tree_leaves(args[1]))
     return name in SIZED_BY_VALUES or (name == "where" and len(args) == 1)
+
+
+def goes_over(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call gives each entry along the first dim of a tensor, as a loop over it does."""
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    return name == "__iter__" or (name == "unbind" and dim == 0)

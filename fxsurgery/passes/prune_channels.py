@@ -23,7 +23,7 @@ from typing_extensions import override
 
 from fxsurgery.analysis.constants import Leftover, leftovers, scale_silenced
 from fxsurgery.analysis.provenance import Attention
-from fxsurgery.analysis.refit import refit
+from fxsurgery.analysis.refit import refit, scale_name
 from fxsurgery.analysis.resize import resize
 from fxsurgery.analysis.silence import silence
 from fxsurgery.analysis.structure import Mask, Structure, head_dim_structure, structure
@@ -131,7 +131,7 @@ def _foldable(edit: Editor, left: Leftover) -> _ConvNd | nn.Linear | None:
 
 
 def _kept_outputs(program: Program, path: str, module: _ConvNd | nn.Linear, keep: Mask) -> Mask:
-    ids = structure(program).tensors.get(f"{path}.weight", {}).get(0)
+    ids = structure(program).tensors.get(f"{path}.{scale_name(module)}", {}).get(0)
     return np.ones(module.weight.shape[0], bool) if ids is None else keep[ids]
 
 
@@ -145,5 +145,5 @@ def _bias_for(module: _ConvNd | nn.Linear, constants: Tensor) -> Tensor:
 
 def _with_bias(module: nn.Module, bias: Tensor) -> nn.Module:
     new = refit(module, {}, None)
-    new.bias = nn.Parameter(bias, requires_grad=module.get_parameter("weight").requires_grad)
+    new.bias = nn.Parameter(bias, requires_grad=next(module.parameters()).requires_grad)
     return new

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs, tensors_in
-from fxsurgery.training.seeding import mix
+from fxsurgery.seeding import mix
 
 Loader: TypeAlias = DataLoader[Any]
 COUNTED_BATCHES = 1000

@@ -11,11 +11,11 @@ from accelerate.utils import send_to_device
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fxsurgery.seeding import seeded
 from fxsurgery.training.batches import epoch_of
 from fxsurgery.training.borrowing import borrowed
 from fxsurgery.training.calls import predict
 from fxsurgery.training.device import Device
-from fxsurgery.training.seeding import seeded
 from fxsurgery.training.task import Task
 
 

@@ -8,11 +8,11 @@ import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
+from fxsurgery.seeding import seeded
 from fxsurgery.training.batches import Loader, count, samples, set_epoch
 from fxsurgery.training.borrowing import borrowed
 from fxsurgery.training.calls import loss_of, metric_of, predict
 from fxsurgery.training.device import Device
-from fxsurgery.training.seeding import seeded
 from fxsurgery.training.task import Task
 
 

@@ -21,6 +21,7 @@ from accelerate.utils import broadcast, send_to_device
 from torch import Tensor, nn
 
 from fxsurgery.errors import TrainingError
+from fxsurgery.seeding import flushed_denormals, mix, reseed, seeded
 from fxsurgery.training.batches import Drawn, Loader, epoch_of, samples, set_epoch
 from fxsurgery.training.borrowing import borrowed, prepared, training_only
 from fxsurgery.training.calls import loss_of, predict
@@ -28,7 +29,6 @@ from fxsurgery.training.device import Device, accelerated, processes
 from fxsurgery.training.evaluate import Score, evaluate
 from fxsurgery.training.progress import Progress, Standing
 from fxsurgery.training.recipe import Recipe
-from fxsurgery.training.seeding import flushed_denormals, mix, reseed, seeded
 from fxsurgery.training.task import Task
 
 RECORDS = 50

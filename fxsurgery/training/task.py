@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs
+from fxsurgery.seeding import seeded
 from fxsurgery.training.batches import Loader, describe, describe_inputs, epoch_of, loader_of
-from fxsurgery.training.seeding import seeded
 
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
 Metric: TypeAlias = Callable[[Any, Any], float | Tensor]

@@ -321,6 +321,18 @@ def test_a_number_that_depends_on_values_is_refused_in_the_model_itself():
     assert "`return x * (x > 0).nonzero().shape[0]`" in text
 
 
+def test_a_loop_as_long_as_the_values_say_is_refused_in_the_model_itself():
+    def by_class(x):
+        assert bool(x.shape[0])
+        kinds = (x > 0).sum(1)
+        for kind in torch.unique(kinds):
+            x = x * torch.where(kinds == kind, kind, kind + 1).unsqueeze(1)
+        return x
+
+    text = refused(Call(by_class), match="goes over a tensor as long as the values")
+    assert "`for kind in torch.unique(kinds):`" in text
+
+
 def test_a_model_of_one_batch_size_is_taken():
     program = capture(Call(lambda x: x.reshape(2, 3) * 2), X)
     assert torch.equal(program(X), X * 2)

@@ -312,3 +312,49 @@ def test_a_mistake_shows_in_float64_as_well(monkeypatch: pytest.MonkeyPatch):
     start = capture(lively(Amplified()).eval(), IMAGE)
     with pytest.raises(DifferError, match="promised equal outputs"):
         PruneChannels((("a", (0, 5)),))(start)
+
+
+def test_an_unflatten_layer_follows():
+    model = nn.Sequential(
+        nn.Linear(5, 32), nn.Unflatten(1, (8, 2, 2)), nn.ConvTranspose2d(8, 6, 2), nn.ReLU(), nn.Conv2d(6, 2, 1)
+    )
+    start = capture(lively(model).eval(), torch.randn(2, 5))
+    (first, *_) = structure(start).groups
+    result = PruneChannels(((first.name, (1, 4)),))(start)
+    assert result.error is not None
+    assert result.error < 1e-5
+    assert result.program.graph_module.get_submodule("1").unflattened_size == (6, 2, 2)
+    assert model[1].unflattened_size == (8, 2, 2)
+
+
+def test_constants_move_into_the_bias_of_a_weight_normed_layer():
+    second = nn.utils.parametrizations.weight_norm(nn.Linear(8, 6))
+    model = nn.Sequential(nn.Linear(4, 8), nn.Sigmoid(), second, nn.ReLU(), nn.Linear(6, 2))
+    start = capture(lively(model).eval(), torch.randn(3, 4))
+    result = PruneChannels((("0", (1, 5)), ("2", (0,))), "constant")(start)
+    assert result.error is not None
+    assert result.error < 1e-5
+    assert not result.refusals
+
+
+class Noisy(nn.Module):
+    """A variational autoencoder that draws in eval mode as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.encode = nn.Sequential(nn.Linear(6, 10), nn.ReLU())
+        self.mean, self.spread, self.decode = nn.Linear(10, 4), nn.Linear(10, 4), nn.Linear(4, 6)
+
+    def forward(self, x):
+        x = self.encode(x)
+        return self.decode(self.mean(x) + torch.randn_like(self.spread(x)) * self.spread(x).exp())
+
+
+def test_a_model_that_draws_is_compared_on_the_same_draws():
+    start = capture(lively(Noisy()).eval(), torch.randn(3, 6))
+    assert [len(g.units) for g in structure(start).groups] == [10]
+    state = torch.random.get_rng_state()
+    result = PruneChannels((("encode.0", (1, 2, 7)),))(start)
+    assert result.error is not None
+    assert result.error < 1e-5
+    assert torch.equal(state, torch.random.get_rng_state())

@@ -12,7 +12,7 @@ from fxsurgery.analysis.provenance import Provenance
 from fxsurgery.analysis.rules.call import Call, Rule, dims_of
 
 SAME = (
-    "clone contiguous _to_copy detach alias lift_fresh_copy dropout native_dropout feature_dropout bernoulli "
+    "clone contiguous _to_copy detach alias lift_fresh_copy dropout native_dropout feature_dropout "
     "view_of _reshape_alias_copy conj _conj _neg_view resolve_conj triu tril"
 ).split()
 MOVES = (
@@ -23,7 +23,8 @@ CREATIONS = (
     "ones zeros full empty arange new_zeros new_ones new_full new_empty linspace scalar_tensor rand randn eye "
     "new_empty_strided empty_strided randint randperm logspace"
 ).split()
-LIKE = ("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")
+LIKE = ("zeros_like", "ones_like", "full_like", "empty_like")
+DRAWS = ("rand_like", "randn_like", "randint_like", "bernoulli", "normal", "uniform", "exponential")
 
 
 def same(state: Provenance, call: Call) -> Sequence[Labels]:
@@ -190,6 +191,13 @@ def to_real(state: Provenance, call: Call) -> Sequence[Labels]:
     return [Labels(call.shape, [plane[..., None] for plane in source.planes])]
 
 
+def draw(state: Provenance, call: Call) -> Sequence[Labels]:
+    """Random numbers, as many as the input has entries: of fewer, all are others, and nothing can be compared."""
+    for labels in call.tensors():
+        state.freeze_all(labels)
+    return creation(state, call)
+
+
 def creation(state: Provenance, call: Call) -> Sequence[Labels]:
     """A new tensor carries no label."""
     del state
@@ -224,6 +232,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys((*SAME, *LIKE), same),
     **dict.fromkeys(MOVES, move),
     **dict.fromkeys(CREATIONS, creation),
+    **dict.fromkeys(DRAWS, draw),
     **dict.fromkeys(("view", "_unsafe_view", "reshape"), viewing),
     "select": selection,
     **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), channel_shuffle),
