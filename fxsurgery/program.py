@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import Argument
+from torch.fx.node import Argument, map_aggregate
 
 from fxsurgery.errors import VerifyError
 from fxsurgery.inputs import Inputs, tensors_in
@@ -97,6 +97,12 @@ class Program:
         """The same program in float64, on memory of its own: to tell rounding from a mistake."""
         wide = self.examples.map(lambda x: x.double() if x.is_floating_point() else x.clone())
         graph_module = self.trainable_copy().double()
+        for node in graph_module.graph.nodes:
+            # What the model itself takes to float32, for precision, would be rounded there.
+            node.args, node.kwargs = map_aggregate((node.args, node.kwargs), _widened)
+            if node.op == "call_method" and node.target == "float":
+                node.target = "double"
+        graph_module.recompile()
         return replace(self, graph_module=graph_module, example_inputs=wide.args, example_kwargs=wide.kwargs)
 
     def text(self) -> str:
@@ -114,6 +120,10 @@ class Program:
         called = {str(n.target) for n in self.nodes if n.op in {"call_module", "get_attr"}}
         if unused := sorted(_leaves(self.graph_module) - _covered(called, self.graph_module)):
             raise VerifyError(f"modules that no node calls: {', '.join(unused)}")
+
+
+def _widened(value: Any) -> Any:  # noqa: ANN401 -- any argument of a node
+    return torch.float64 if value is torch.float32 else value
 
 
 def _copy_state(module: nn.Module, twin: nn.Module, known: dict[int, object]) -> nn.Module:

@@ -11,3 +11,23 @@ def test_an_in_place_first_operation_leaves_the_examples_alone():
     first = program.run_examples()
     assert torch.equal(first[0], program.run_examples()[0])
     assert bool((program.example_inputs[0] == -1).all())
+
+
+class Precise(nn.Module):
+    """It computes in float32 whatever its own type is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x).to(torch.float32).float()
+        return self.last(x * torch.arange(x.shape[1], dtype=torch.float32))
+
+
+def test_in_double_nothing_is_rounded_to_float32():
+    start = capture(Precise().eval(), torch.randn(3, 4))
+    (wide,) = start.in_double().run_examples()
+    assert wide.dtype == torch.float64
+    assert 0 < (wide - start.run_examples()[0]).abs().max() < 1e-4
+    assert start.run_examples()[0].dtype == torch.float32

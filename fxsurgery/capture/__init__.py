@@ -35,7 +35,8 @@ def capture(
     """Take `model` as a program, checked to compute and to train as the model does.
 
     The model is left exactly as it is, and so is the state of the random number generators. What a graph
-    cannot hold is kept whole with the smallest module around it, and named in `Program.notes`.
+    cannot hold is kept whole with the smallest module around it, or as the function of yours that does it where
+    that module would be the model, and named in `Program.notes`.
 
     Args:
         model: any module, in either mode; the program is in eval mode and shares no tensor with it.
