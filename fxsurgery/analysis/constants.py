@@ -39,9 +39,11 @@ class Leftover:
         return not bool(self.values.any())
 
     @property
-    def is_exact(self) -> bool:
-        """Whether a bias replaces them everywhere: not where the consumer pads with zeros."""
-        return self.is_zero or (self.uniform and not _pads(self.site))
+    def obstacle(self) -> str:
+        """Why no bias replaces them everywhere; empty where one does."""
+        if self.is_zero or (self.uniform and not _pads(self.site)):
+            return ""
+        return "differs at zero-padded borders" if self.uniform else "is no constant"
 
 
 def scale_silenced(program: Program, keep: Mask) -> Program:

@@ -127,7 +127,7 @@ def _paired(nodes: list[fx.Node], others: list[fx.Node], what: str) -> list[fx.N
         for some in (only, instead)
     ]
     line = str((*only, *instead)[0].meta.get("line", ""))
-    raise OffenceError(path, f"{what}: {names[0]} against {names[1]}", line=line)
+    raise OffenceError(path, f"{what}: {names[0]} against {names[1]}", "Compute the same in every run", line)
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -110,8 +110,8 @@ def _fold(edit: Editor, keep: Mask) -> Reference | None:
             edit.refuse(left.site.node, "what removed channels leave cannot be folded into this consumer")
             exact = False
             continue
-        if not left.is_exact:
-            edit.refuse(left.site.node, "what removed channels leave differs at zero-padded borders")
+        if left.obstacle:
+            edit.refuse(left.site.node, f"what removed channels leave {left.obstacle}")
             exact = False
         path = str(left.site.node.target)
         kept = torch.from_numpy(np.flatnonzero(_kept_outputs(edit.program, path, module, keep)))

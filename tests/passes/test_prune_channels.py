@@ -358,3 +358,10 @@ def test_a_model_that_draws_is_compared_on_the_same_draws():
     assert result.error is not None
     assert result.error < 1e-5
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_what_is_left_and_is_no_constant_is_told_from_borders():
+    model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 2))
+    start = capture(lively(model).eval(), torch.arange(6).reshape(2, 3))
+    result = PruneChannels((("0", (0, 3)),), "constant")(start)
+    assert [(r.node, r.reason) for r in result.refusals] == [("_1", "what removed channels leave is no constant")]
