@@ -54,6 +54,8 @@ class Numbers:
 
 def counts(node: fx.Node) -> bool:
     """Whether `node` reads the extents of its first input."""
+    if node.op == "call_module":
+        return False
     name = target_name(node)
     return name in COUNTS or (name == "getattr" and bool(node.args[1] == "shape"))
 

@@ -162,6 +162,8 @@ def _rooted(state: Provenance, value: Any) -> Any:  # noqa: ANN401
 
     if isinstance(value, Labels):
         return root(value)
+    if not isinstance(value, (tuple, list, dict)):
+        return value
     return pytree.tree_map_only(Labels, root, value, is_leaf=lambda v: isinstance(v, Labels))
 
 

@@ -201,9 +201,10 @@ class Walk(fx.Interpreter):
             self.state.op = "the model's output"
             for leaf in leaves:
                 self.state.freeze_all(self.labels(leaf))
-        self.values[node.name] = (
-            self.labels(result) if isinstance(result, Tensor) else pytree.tree_map_only(Tensor, self.labels, result)
-        )
+        if isinstance(result, Tensor):
+            self.values[node.name] = self.labels(result)
+        else:
+            self.values[node.name] = pytree.tree_map_only(Tensor, self.labels, result) if leaves else result
 
     def _freeze_sizes(self, node: fx.Node) -> None:
         for tensor, dims in self.numbers.behind(node):

@@ -1,6 +1,7 @@
 """The graph module of a traced graph: the user's tensors under the user's names, and all of them."""
 
 import inspect
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -30,6 +31,7 @@ def build(traced: nn.Module, graph: fx.Graph, own: set[str]) -> fx.GraphModule:
         # A graph module is read back by tracing its code, and these take a traced size in a tuple alone.
         if node.target in SIZED_APART and node.args and not isinstance(node.args[0], (tuple, list)):
             node.args = (tuple(node.args),)
+    _drop_rank_checks(plain)
     graph_module = fx.GraphModule(traced, plain)
     buffers = dict(traced.named_buffers(remove_duplicate=False))
     for path in {str(node.target) for node in plain.nodes if node.op == "get_attr"}:
@@ -41,6 +43,24 @@ def build(traced: nn.Module, graph: fx.Graph, own: set[str]) -> fx.GraphModule:
             value = value if path in buffers else value.detach().clone()
             owner.register_buffer(name, value, persistent=path in own)
     return graph_module.eval()
+
+
+def _drop_rank_checks(graph: fx.Graph) -> None:
+    """Leave out `torch._assert(x.ndim == 4)`: the layers that follow check it as well, and such nodes are many."""
+    for check in [n for n in graph.nodes if n.target is torch._assert]:  # noqa: SLF001
+        condition = check.args[0]
+        if not isinstance(condition, fx.Node) or condition.target is not operator.eq:
+            continue
+        rank, number = condition.args
+        if isinstance(number, int) and isinstance(rank, fx.Node) and _is_rank(rank):
+            graph.erase_node(check)
+            for node in (condition, rank):
+                if not node.users:
+                    graph.erase_node(node)
+
+
+def _is_rank(node: fx.Node) -> bool:
+    return (node.target is getattr and node.args[1] == "ndim") or (node.op == "call_method" and node.target == "dim")
 
 
 def check_unassigned(traced: nn.Module) -> None:
