@@ -60,7 +60,9 @@ def _drop_rank_checks(graph: fx.Graph) -> None:
 
 
 def _is_rank(node: fx.Node) -> bool:
-    return (node.target is getattr and node.args[1] == "ndim") or (node.op == "call_method" and node.target == "dim")
+    return bool(node.target is getattr and node.args[1] == "ndim") or (
+        node.op == "call_method" and node.target == "dim"
+    )
 
 
 def check_unassigned(traced: nn.Module) -> None:

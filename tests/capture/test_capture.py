@@ -278,3 +278,22 @@ def test_functional_models_run_at_other_sizes():
             return functional.adaptive_avg_pool2d(x, 1).view(x.size(0), -1)
 
     assert capture(Pool(), image(1))(image(7)).shape == (7, 4)
+
+
+def test_checks_of_the_rank_are_left_out_and_others_stay():
+    class Checked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x):
+            torch._assert(x.ndim == 2, "rank")
+            torch._assert(x.dim() == 2, "rank")
+            torch._assert(x.shape[1] == 3, "width")
+            return self.linear(x)
+
+    program = capture(Checked(), torch.randn(2, 3))
+    assert [n.args[1] for n in program.nodes if n.target is torch._assert] == ["width"]
+    assert not [n for n in program.nodes if n.target == "dim" or (n.target is getattr and n.args[1] == "ndim")]
+    with pytest.raises(AssertionError, match="width"):
+        program(torch.randn(2, 4))
