@@ -97,6 +97,8 @@ class Provenance:
         A dim whose entries are all one unit cannot lose it: the unit is frozen.
         """
         plane = self.atoms.find(plane)
+        if not plane.size:
+            return None
         for dim in varying(plane):
             last = (0,) * dim + (-1,) + (0,) * (plane.ndim - dim - 1)
             if plane.item(0) == plane[last] and (plane == (head := plane.take([0], dim))).all():
@@ -129,7 +131,7 @@ class Provenance:
 
     def _is_alive(self, plane: Ids) -> bool:
         """Whether a plane plainly is as it should be, though not in roots: it starts free and ends otherwise."""
-        if not is_vector(plane) or plane.size == 1:
+        if not is_vector(plane) or plane.size <= 1:
             return False
         first = self.atoms.find_one(plane.item(0))
         return first != 0 and first != self.atoms.find_one(plane.item(-1))
