@@ -75,8 +75,7 @@ class Structure:
 
     def emptied(self, keep: Mask) -> list[int]:
         """One unit of each tensor dim of which nothing would be left: empty when `keep` is legal."""
-        gone = np.flatnonzero(~keep)
-        if not len(gone):
+        if keep.all():
             return []
         vectors = list(self.vectors())
         starts = np.cumsum([0, *map(len, vectors[:-1])])

@@ -79,8 +79,6 @@ class _Recorder(TorchFunctionMode):
         self.quiet = 0
         self.sized = list[str]()
         """Lines of the model's own forward where a size depends on the values of the inputs."""
-        self._sizes = False
-        """Whether the size of what the running call gives depends on the values of the inputs."""
         self._model, self._is_leaf = model, is_leaf
         self._inside, self._gradients = [""], torch.is_grad_enabled()
         self._paths: dict[nn.Module, str] = {}
@@ -127,7 +125,7 @@ class _Recorder(TorchFunctionMode):
         if reason := unrepeatable(func, name, args):
             raise self.offence(*reason)
         before = None if name in {"__get__", "__set__"} else (self.argument(args), self.argument(kwargs))
-        self._refuse_size(name, args, kwargs, before)
+        sized = self._is_sized(name, args, kwargs, before)
         self.quiet += 1
         try:
             out = func(*args, **kwargs)
@@ -139,6 +137,7 @@ class _Recorder(TorchFunctionMode):
             return out
         self._check_surroundings((args, kwargs))
         node = self._spelled(func, name, before)
+        node.meta["sized"] |= sized
         if name == "__setitem__":
             return out
         in_place = kwargs.get("inplace") or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
@@ -151,16 +150,17 @@ class _Recorder(TorchFunctionMode):
         args, kwargs = given
         return self._made(self.graph.create_node(*spelling, args[::-1] if name in REFLECTED else args, kwargs))
 
-    def _refuse_size(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], given: Any) -> None:
+    def _is_sized(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], given: Any) -> bool:
+        """Whether the size of what a call gives depends on the values of the inputs, which a module may not do."""
         nodes = [n for n in pytree.tree_leaves(given) if isinstance(n, fx.Node)]
         if goes_over(name, args, kwargs) and any(n.meta.get("sized") for n in nodes):
             raise self.offence("Python goes over a tensor as long as the values of the inputs say")
         if not sized_by_values(name, args) or not any(n.meta.get("varies") for n in nodes):
-            return
+            return False
         if self._inside[-1]:
             raise self.offence(f"the size of what {name} gives depends on the values of the inputs")
         self.sized.append(running_line())
-        self._sizes = True
+        return True
 
     def _attribute(self, getter: Any, tensor: Tensor, out: Any) -> Any:
         """`x.T`, `x.shape`: a tensor is recorded, anything else is a number of this run."""
@@ -174,8 +174,7 @@ class _Recorder(TorchFunctionMode):
 
     def _made(self, node: fx.Node) -> fx.Node:
         node.meta["inside"], node.meta["line"] = self._inside[-1], running_line()
-        node.meta["sized"] = self._sizes or any(n.meta.get("sized") for n in node.all_input_nodes)
-        self._sizes = False
+        node.meta["sized"] = any(n.meta.get("sized") for n in node.all_input_nodes)
         node.meta["varies"] = any(n.op == "placeholder" or n.meta.get("varies") for n in node.all_input_nodes)
         return node
 
