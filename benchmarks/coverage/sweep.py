@@ -61,6 +61,7 @@ def isolated(model: str, tool: str, settings: Settings, memory_limit_mib: float)
     with tempfile.TemporaryDirectory(prefix="coverage-") as folder:
         out, complaints = Path(folder) / "row.json", Path(folder) / "stderr"
         journal = Journal(Row(model, tool), out, settings.limit_s)
+        complaints.touch()  # A process killed at once never came to open it.
         process = FORK.Process(target=_run, args=(journal, settings, complaints))
         process.start()
         killed = _watch(process, memory_limit_mib, 20 * settings.limit_s)
