@@ -38,6 +38,7 @@ class Editor:
         self.reference: Reference | None = None
         self._draft = program.draft()
         self._dropped = False
+        self._rewired = False
         self._twins: dict[str, fx.Node] = {n.name: n for n in self._draft.graph.nodes}
 
     def replace_module(self, path: str, new: nn.Module) -> None:
@@ -137,7 +138,8 @@ class Editor:
         self.reference = reference
 
     def twin(self, node: fx.Node) -> fx.Node:
-        """The copy's node of this name."""
+        """The copy's node of this name; to change, since it is not known whether it will be."""
+        self._rewired = True
         return self._twins[node.name]
 
     def finish(self, by: str) -> Program:
@@ -146,8 +148,15 @@ class Editor:
             return self.program
         if self._dropped:
             self._draft.delete_all_unused_submodules()
-        self._draft.recompile()
-        return replace(self.program, graph_module=self._draft.eval(), log=(*self.program.log, by))
+        self._compile()
+        return replace(self.program, graph_module=self._draft, log=(*self.program.log, by))
+
+    def _compile(self) -> None:
+        """Where no node was touched, what was compiled for the program's graph is right for its copy as well."""
+        if self._rewired:
+            self._draft.recompile()
+        else:
+            type(self._draft).forward = type(self.program.graph_module).forward
 
 
 def _swapped(node: fx.Node, *, old: fx.Node, value: int) -> Argument:

@@ -76,10 +76,8 @@ class Program:
 
     def draft(self) -> fx.GraphModule:
         """A copy of graph and modules that shares every tensor: to edit and then recompile, never to train."""
-        tensors = (*self.graph_module.parameters(), *self.graph_module.buffers())
-        known: dict[int, object] = {id(t): t for t in tensors}
         twin = fx.GraphModule.__new__(fx.GraphModule)
-        _copy_state(self.graph_module, twin, known)
+        _copy_state(self.graph_module, twin, {})
         graph = copy.deepcopy(self.graph_module.graph)
         graph.owning_module = twin
         twin._graph = graph  # noqa: SLF001 -- the public way compiles it, and an edited draft is compiled anyway
@@ -118,7 +116,8 @@ class Program:
         if self.graph_module.training:
             raise VerifyError("a program is kept in eval mode; train a trainable_copy() of it")
         called = {str(n.target) for n in self.nodes if n.op in {"call_module", "get_attr"}}
-        if unused := sorted(_leaves(self.graph_module) - _covered(called, self.graph_module)):
+        leaves = _leaves(self.graph_module)
+        if unused := sorted(leaves - _covered(called, leaves)):
             raise VerifyError(f"modules that no node calls: {', '.join(unused)}")
 
 
@@ -148,18 +147,19 @@ _CONTAINERS = {dict, list, OrderedDict}
 def _twin(module: nn.Module, known: dict[int, object]) -> nn.Module:
     if type(module).__module__.startswith("torch.nn") and hasattr(nn, type(module).__name__):
         return _copy_state(module, type(module).__new__(type(module)), known)
+    known |= {id(t): t for t in (*module.parameters(), *module.buffers())}
     return copy.deepcopy(module, known)
 
 
 def _leaves(root: nn.Module) -> set[str]:
-    return {name for name, module in root.named_modules() if name and not list(module.children())}
+    return {name for name, module in root.named_modules() if name and next(module.children(), None) is None}
 
 
-def _covered(called: set[str], root: nn.Module) -> set[str]:
+def _covered(called: set[str], leaves: set[str]) -> set[str]:
     """The leaves that a call, or the reading of an attribute, reaches."""
     return {
         leaf
-        for leaf in _leaves(root)
+        for leaf in leaves
         if leaf in called or any(leaf.startswith(f"{c}.") or c.startswith(f"{leaf}.") for c in called)
     }
 

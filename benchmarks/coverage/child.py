@@ -32,9 +32,7 @@ def prepare(tools: Iterable[str]) -> None:
     with _quiet():
         for tool in sorted(tools):
             _use(Journal(Row("", tool)), _tiny(), Inputs((torch.randn(1, 3, 8, 8),)), 0.3, 0)
-    # Else whoever happens to fill the garbage collector's quota pays for going over all that the libraries made.
-    gc.collect()
-    gc.freeze()
+    _leave_to_the_past()
 
 
 def cover(journal: Journal, *, ratio: float, seed: int) -> None:
@@ -49,6 +47,7 @@ def cover(journal: Journal, *, ratio: float, seed: int) -> None:
     except Exception as error:  # noqa: BLE001 - it is the answer
         journal.end("unbuilt", first_line(error))
         return
+    _leave_to_the_past()
     with _quiet():
         _use(journal, model, inputs, ratio, seed, exported=sample.exported)
 
@@ -63,6 +62,12 @@ def _use(
             tool.run(journal, model, inputs, tool.Removal(ratio, seed, exported))
         else:
             tool.run(journal, model, inputs, ratio)
+
+
+def _leave_to_the_past() -> None:
+    """Else whoever happens to fill the garbage collector's quota pays for going over all that others made."""
+    gc.collect()
+    gc.freeze()
 
 
 def _tiny() -> nn.Module:

@@ -4,6 +4,7 @@ Running a module on meta tensors costs up to a millisecond, most of it Python th
 stands here is what such a run would show, for the layers that networks are made of; all else is run.
 """
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +18,15 @@ from torch.utils import _pytree as pytree
 ATEN = torch.ops.aten
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Plain:
     """One ATen operation on meta tensors, and what it gives."""
 
     op: Any
     args: tuple[Any, ...]
-    result: Tensor
+    result: Tensor | tuple[Tensor, ...]
+    before: "tuple[Plain, ...]" = ()
+    """What is run first, on whose results it works."""
 
 
 Meta = Callable[[Tensor | None], Any]
@@ -120,6 +123,65 @@ def _softmax(x: Tensor, dim: int | None = None, **rest: Any) -> Plain | None:  #
     if dim is None or rest.keys() - {"_stacklevel"} or not x.is_floating_point():
         return None
     return Plain(ATEN._softmax.default, (x, dim, False), x.new_empty(x.shape))  # noqa: SLF001
+
+
+def _mean(
+    x: Tensor,
+    dim: int | Sequence[int] | None = None,
+    keepdim: bool = False,  # noqa: FBT001, FBT002 -- as PyTorch has it
+    **rest: Any,  # noqa: ANN401
+) -> Plain | None:
+    if rest or dim is None or dim == () or not x.is_floating_point():
+        return None
+    dims = [d % x.dim() for d in (dim if isinstance(dim, Sequence) else (dim,))]
+    shape = [1 if d in dims else n for d, n in enumerate(x.shape) if keepdim or d not in dims]
+    return Plain(ATEN.mean.dim, (x, dims, keepdim), x.new_empty(shape))
+
+
+def _unbind(x: Tensor, dim: int = 0) -> Plain:
+    return Plain(ATEN.unbind.int, (x, dim), x.unbind(dim))
+
+
+def _attention(  # noqa: PLR0913 -- as PyTorch has it
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,  # noqa: FBT001, FBT002
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Plain | None:
+    """Two batched products with a softmax between them: softmax(q kᵀ) v, the heads being part of the batch."""
+    del is_causal, scale
+    *batch, rows, width = query.shape
+    columns, out = key.shape[-2], value.shape[-1]
+    plain = list(key.shape) == [*batch, columns, width] and list(value.shape) == [*batch, columns, out]
+    if dropout_p or enable_gqa or not batch or not plain or not query.dtype == key.dtype == value.dtype:
+        return None
+    if attn_mask is not None and broadcast((*batch, rows, columns), attn_mask.shape) != (*batch, rows, columns):
+        return None
+    steps, heads, new = list[Plain](), math.prod(batch), query.new_empty
+
+    def run(op: Any, *args: Any, shape: Sequence[int]) -> Tensor:  # noqa: ANN401
+        result = new(shape)
+        steps.append(Plain(op, args, result))
+        return result
+
+    def view(x: Tensor, *shape: int) -> Tensor:
+        return run(ATEN.view.default, x, list(shape), shape=shape)
+
+    turned = run(ATEN.transpose.int, key, -2, -1, shape=(*batch, width, columns))
+    stacks = view(query, heads, rows, width), view(turned, heads, width, columns)
+    scores = view(run(ATEN.bmm.default, *stacks, shape=(heads, rows, columns)), *batch, rows, columns)
+    if attn_mask is not None:
+        scores = run(ATEN.add.Tensor, scores, attn_mask, shape=scores.shape)
+    weights = run(ATEN._safe_softmax.default, scores, -1, shape=scores.shape)  # noqa: SLF001
+    stacks = view(weights, heads, rows, columns), view(value, heads, columns, out)
+    view(run(ATEN.bmm.default, *stacks, shape=(heads, rows, out)), *batch, rows, out)
+    *before, last = steps
+    return Plain(last.op, last.args, last.result, tuple(before))
 
 
 def _contiguous(x: Tensor, **rest: Any) -> Plain | None:  # noqa: ANN401
@@ -257,6 +319,9 @@ _FUNCTIONS: dict[Any, _Function] = {
     **dict.fromkeys((torch.transpose, "transpose"), _transpose),
     **dict.fromkeys((functional.softmax, torch.softmax, "softmax"), _softmax),
     "contiguous": _contiguous,
+    **dict.fromkeys((torch.mean, "mean"), _mean),
+    **dict.fromkeys((torch.unbind, "unbind"), _unbind),
+    functional.scaled_dot_product_attention: _attention,
     functional.linear: _functional_linear,
     functional.layer_norm: _functional_layer_norm,
     functional.dropout: _dropped,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fxsurgery.analysis.atoms import Ids
 
 
-@dataclass
+@dataclass(slots=True)
 class Labels:
     """The abstract value of one tensor: its shape and its planes, at most one for each dim in the end."""
 

@@ -33,7 +33,7 @@ class Numbers:
             chosen = _chosen(node)
             self._sources[node] = {(source, (dims[chosen],) if isinstance(chosen, int) else dims)}
             return
-        sources = set[Source]().union(*(self._sources.get(n, ()) for n in node.all_input_nodes))
+        sources = self.behind(node)
         if target_name(node) == "getitem" and len(node.args) > 1 and not isinstance(node.args[1], fx.Node):
             sources = {(tensor, _picked(dims, node.args[1])) for tensor, dims in sources}
         if sources:
@@ -45,6 +45,8 @@ class Numbers:
 
     def behind(self, node: fx.Node) -> set[Source]:
         """The tensors and dims that the numbers among `node`'s inputs came from."""
+        if not self._sources:
+            return set()
         return set[Source]().union(*(self._sources.get(n, ()) for n in node.all_input_nodes))
 
     def by_name(self) -> dict[str, tuple[tuple[str, tuple[int, ...]], ...]]:

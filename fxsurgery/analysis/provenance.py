@@ -16,7 +16,7 @@ Attention = Literal["heads", "head_dim"]
 """What attention can lose: whole heads, or the same channels of every head."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Freeze:
     """`count` units may not be removed, since `op` at `node` needs them all."""
 
@@ -25,7 +25,7 @@ class Freeze:
     count: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Contraction:
     """`node` sums over the labelled dim `dim` of its first input, weighted: a channel-mixing consumer."""
 
@@ -34,7 +34,7 @@ class Contraction:
     ids: Ids
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Work:
     """Multiply-accumulates for one sample; they scale with the surviving share of each of `dims`."""
 
@@ -161,15 +161,12 @@ class Provenance:
         """The roots along `dim`, all frozen where it carries no label. Resolves the tensor towards `dim`."""
         dim %= len(labels.shape)
         self.resolve(labels, [dim])
-        found: Ids | None = None
-        for plane in labels.planes:
-            if varying(plane) != [dim]:
-                continue
-            if found is None:
-                found = self.atoms.find(plane.ravel())
-            else:
-                self.freeze(plane)
-        return np.zeros(labels.shape[dim], np.int64) if found is None else self.atoms.find(found)
+        along_it = [plane for plane in labels.planes if plane.shape[dim] > 1 and varying(plane) == [dim]]
+        if not along_it:
+            return np.zeros(labels.shape[dim], np.int64)
+        for plane in along_it[1:]:
+            self.freeze(plane)
+        return self.atoms.find(along_it[0].ravel())
 
     def labelled(self, shape: Iterable[int], vectors: Mapping[int, Ids]) -> Labels:
         """A tensor of `shape` labelled along each dim of `vectors`."""

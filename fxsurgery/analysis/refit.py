@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.utils import parametrizations
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils import parametrizations, parametrize
 
 RESIZABLE = (
     _ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU, nn.Embedding, nn.EmbeddingBag,
@@ -44,6 +43,11 @@ def is_resizable(module: nn.Module) -> bool:
         return is_weight_normed(module)
     is_bare = not (module._parameters or module._buffers or module._modules)  # noqa: SLF001
     return is_bare or isinstance(module, RESIZABLE) or not list(module.state_dict())
+
+
+def is_parametrized(module: nn.Module) -> bool:
+    """Whether some tensor of `module` is computed from others, as PyTorch's parametrizations have it."""
+    return "parametrizations" in module._modules and parametrize.is_parametrized(module)  # noqa: SLF001 -- asked often
 
 
 def is_weight_normed(module: nn.Module) -> bool:

@@ -39,21 +39,33 @@ def resize(edit: Editor, facts: Structure, keep: Mask) -> None:
 
 def _slice_tensors(program: Program, facts: Structure, keep: Mask) -> dict[str, Tensor]:
     """Every parameter and buffer that shrinks, sliced; a tied one under each of its names."""
-    root = program.graph_module
-    tensors = dict(root.named_parameters()) | dict(root.named_buffers())
-    by_id = dict[int, Tensor]()
+    everywhere = _tensors(program.graph_module)
+    tensors = dict(everywhere)
+    by_id, left = dict[int, Tensor](), dict[bytes, Tensor | None]()
     for name, dims in facts.tensors.items():
         tensor = tensors[name]
         for dim, ids in dims.items():
-            if not keep[ids].all():
-                index = torch.from_numpy(np.flatnonzero(keep[ids])).to(tensor.device)
-                tensor = tensor.detach().index_select(dim, index)
+            # The vectors of a norm, and the weights around it, have the same units.
+            if (known := ids.tobytes()) not in left:
+                left[known] = None if keep[ids].all() else torch.from_numpy(np.flatnonzero(keep[ids]))
+            if (index := left[known]) is not None:
+                tensor = tensor.detach().index_select(dim, index.to(tensor.device))
         if tensor is not (old := tensors[name]):
             # One new parameter for all places that share the old one: tied weights stay tied.
             is_parameter = isinstance(old, nn.Parameter)
             by_id[id(old)] = nn.Parameter(tensor, old.requires_grad) if is_parameter else tensor
-    named = [*root.named_parameters(remove_duplicate=False), *root.named_buffers(remove_duplicate=False)]
-    return {name: by_id[id(t)] for name, t in named if id(t) in by_id}
+    return {name: by_id[id(t)] for name, t in everywhere if id(t) in by_id}
+
+
+def _tensors(root: nn.Module) -> list[tuple[str, Tensor]]:
+    """The parameters and buffers of a module under all their names."""
+    return [
+        (f"{path}.{name}" if path else name, tensor)
+        for path, module in root.named_modules(remove_duplicate=False)
+        for own in (module._parameters, module._buffers)  # noqa: SLF001 -- one walk for all, where the public way takes four
+        for name, tensor in own.items()
+        if tensor is not None
+    ]
 
 
 def _refit_modules(edit: Editor, facts: Structure, sliced: Mapping[str, Tensor], keep: Mask) -> None:

@@ -55,7 +55,7 @@ class Walk(fx.Interpreter):
         super().__init__(program.graph_module, garbage_collect_values=False)
         named = [*program.graph_module.named_parameters(), *program.graph_module.named_buffers()]
         self._metas = {id(t): on_meta(t) for _, t in named}
-        self._modules, self._called = dict[str, nn.Module](), dict[str, nn.Module]()
+        self._modules, self._called = dict[str, nn.Module](), _called(program.graph_module)
         self.state = Provenance(atoms or Atoms(), attention)
         self.values: dict[str, Any] = {}
         self.dims: dict[str, dict[int, Ids]] = {}
@@ -68,7 +68,7 @@ class Walk(fx.Interpreter):
         self._alive = list[Tensor]()
         self._hidden = False
         self._watch = _Watch(self)
-        self._label_tensors(program.graph_module, named)
+        self._label_tensors(named)
         self._inputs = [on_meta(x) if isinstance(x, Tensor) else x for x in program.examples.leaves]
         self._batch = program.examples.batch or 1
 
@@ -106,7 +106,8 @@ class Walk(fx.Interpreter):
             else:
                 plain = plain_function(node.target, args, kwargs)
             if isinstance(plain, Plain):
-                self.meet(plain.op, plain.args, {}, plain.result)
+                for step in (*plain.before, plain):
+                    self.meet(step.op, step.args, {}, step.result)
                 return plain.result
             if plain is not None:
                 return plain
@@ -118,8 +119,6 @@ class Walk(fx.Interpreter):
             return self._looked_up(node)
 
     def _module(self, path: str) -> nn.Module:
-        if path not in self._called:
-            self._called[path] = self._program.graph_module.get_submodule(path)
         return self._called[path]
 
     def _meta(self, tensor: Tensor | None) -> Tensor | None:
@@ -223,24 +222,26 @@ class Walk(fx.Interpreter):
         self._alive.append(tensor)
         return labels
 
-    def _label_tensors(self, root: fx.GraphModule, named: Sequence[tuple[str, Tensor]]) -> None:
+    def _label_tensors(self, named: Sequence[tuple[str, Tensor]]) -> None:
         """Fresh atoms for each dim of each parameter and buffer; none inside what cannot be resized."""
         opaque, kernels = list[str](), set[str]()
-        for path, module in _called(root):
+        for path, module in self._called.items():
             if not is_resizable(module):
                 opaque.append(f"{path}.")
             elif isinstance(module, _ConvNd):
                 kernels.add(f"{path}.weight")
         whole = tuple(opaque)
-        self.state.atoms.reserve(sum(sum(tensor.shape) for _, tensor in named))
+        fresh, start = self.state.atoms.fresh(sum(sum(tensor.shape) for _, tensor in named)), 0
         for name, tensor in named:
             shape = tuple(tensor.shape)
             labels = Labels(shape)
             if not name.startswith(whole):
                 # The places of a kernel are no channels: nothing is removed along them.
                 own = shape[:2] if name in kernels else shape
-                ids = {d: self.state.atoms.fresh(n) for d, n in enumerate(own) if n > 1}
-                self.dims[name] = ids
+                ids = self.dims[name] = {}
+                for d, n in enumerate(own):
+                    if n > 1:
+                        ids[d], start = fresh[start : start + n], start + n
                 labels.planes = [along(vector, d, len(shape)) for d, vector in ids.items()]
             self._remember(self._metas[id(tensor)], labels)
 
@@ -346,6 +347,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
                 yield leaf
 
 
-def _called(root: fx.GraphModule) -> list[tuple[str, nn.Module]]:
+def _called(root: fx.GraphModule) -> dict[str, nn.Module]:
     paths = dict.fromkeys(str(n.target) for n in root.graph.nodes if n.op == "call_module")
-    return [(path, root.get_submodule(path)) for path in paths]
+    return {path: root.get_submodule(path) for path in paths}

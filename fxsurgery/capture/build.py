@@ -54,9 +54,11 @@ def _drop_rank_checks(graph: fx.Graph) -> None:
         rank, number = condition.args
         if isinstance(number, int) and isinstance(rank, fx.Node) and _is_rank(rank):
             graph.erase_node(check)
-            for node in (condition, rank):
-                if not node.users:
-                    graph.erase_node(node)
+            if not condition.users:
+                graph.erase_node(condition)
+    # The message of such a check reads the rank once more.
+    for node in [n for n in graph.nodes if not n.users and _is_rank(n)]:
+        graph.erase_node(node)
 
 
 def _is_rank(node: fx.Node) -> bool:

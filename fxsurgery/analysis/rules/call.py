@@ -1,5 +1,6 @@
 """One execution of an ATen operation, as the rules see it."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.provenance import Provenance
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Call:
     """`op(*args, **kwargs)`: tensors among the arguments are `Labels`, the results are meta tensors."""
 
@@ -52,6 +53,7 @@ Rule = Callable[[Provenance, Call], Sequence[Labels]]
 """Gives the labels of each result tensor, in order."""
 
 
+@functools.cache
 def base_name(op: OpOverload) -> str:
     """`relu` for `aten::relu_.default`; a leading underscore is kept."""
     name: str = op._schema.name.split("::")[1]  # noqa: SLF001

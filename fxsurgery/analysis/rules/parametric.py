@@ -19,8 +19,9 @@ def convolution(state: Provenance, call: Call) -> Sequence[Labels]:
     """Input channels are contracted with the weight's, output channels are the weight's own."""
     source, weight, bias = call.args[:3]
     transposed, groups = bool(call.args[6]), int(call.args[8])
-    for dim in range(2, len(weight.shape)):
-        state.freeze(state.vector(weight, dim))
+    if any(varying(plane)[-1] > 1 for plane in weight.planes):
+        for dim in range(2, len(weight.shape)):
+            state.freeze(state.vector(weight, dim))
     entering = state.vector(source, 1)
     passing = [*_along_space(state, call, source), *(p for p in source.planes if varying(p) == [0])]
     own_in, own_out = (0, 1) if transposed else (1, 0)
@@ -84,10 +85,12 @@ def channel_norm(state: Provenance, call: Call) -> Sequence[Labels]:
     """Batch norm: every statistic and affine vector belongs to the channel."""
     source: Labels = call.args[0]
     channels = state.vector(source, 1)
-    for vector in call.tensors()[1:]:
-        if vector.shape == (source.shape[1],):
-            state.union(state.vector(vector, 0), channels)
-        else:
+    vectors = call.tensors()[1:]
+    own = [state.vector(v, 0) for v in vectors if v.shape == (source.shape[1],)]
+    if own:
+        state.union(np.stack(own), channels)
+    for vector in vectors:
+        if vector.shape != (source.shape[1],):
             state.freeze_all(vector)
     state.refresh(source)
     if call.argument("training", call.argument("train", default=False)):
