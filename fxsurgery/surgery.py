@@ -21,6 +21,9 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torc
 """Largest difference that counts as rounding, relative to the largest absolute reference value."""
 
 
+_PART = 2**20
+"""Entries that are compared at a time."""
+
 RUN_ERRORS = (RuntimeError, TypeError, ValueError, IndexError)
 """What a program raises on inputs that it cannot take."""
 
@@ -204,13 +207,31 @@ def _check_other_batch(result: Program, reference: Reference, start: Program, *,
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> float:
-    """Largest absolute difference over the largest absolute value wanted; NaN in both places is equal."""
-    if not wanted.numel():
-        return 0.0
-    got, wanted = got.detach().double(), wanted.detach().double()
-    difference = torch.where((got == wanted) | (got.isnan() & wanted.isnan()), 0.0, (got - wanted).abs())
-    scale = wanted.nan_to_num(0.0, 0.0, 0.0).abs().max().clamp_min(1e-12)
-    return float((difference / scale).nan_to_num(nan=torch.inf).max())
+    """Largest absolute difference over the largest absolute value wanted; infinite where the shapes differ."""
+    return absolute_error(got, wanted) / max(magnitude(wanted), 1e-12)
+
+
+def absolute_error(got: Tensor, wanted: Tensor) -> float:
+    """Largest absolute difference, NaN in both places being equal; infinite where the shapes differ."""
+    if got.shape != wanted.shape:
+        return torch.inf
+    worst = 0.0
+    for a, b in zip(_in_parts(got), _in_parts(wanted), strict=True):
+        off = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
+        worst = max(worst, float(off.nan_to_num(nan=torch.inf, posinf=torch.inf).max()))
+    return worst
+
+
+def magnitude(tensor: Tensor) -> float:
+    """The largest absolute value of a tensor, NaN and infinity left out; 0 if it has none."""
+    parts = (part.nan_to_num(0.0, 0.0, 0.0).abs().max() for part in _in_parts(tensor))
+    return max(map(float, parts), default=0.0)
+
+
+def _in_parts(tensor: Tensor) -> Iterator[Tensor]:
+    """The entries in float64, so many at a time that the working memory stays small however large the tensor is."""
+    for part in torch.split(tensor.detach().flatten(), _PART) if tensor.numel() else ():
+        yield part.double()
 
 
 def _shapes(outputs: list[Tensor]) -> list[tuple[int, ...]]:

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from fxsurgery import capture
+from fxsurgery.edit import Editor
 
 
 def test_an_in_place_first_operation_leaves_the_examples_alone():
@@ -31,3 +32,22 @@ def test_in_double_nothing_is_rounded_to_float32():
     assert wide.dtype == torch.float64
     assert 0 < (wide - start.run_examples()[0]).abs().max() < 1e-4
     assert start.run_examples()[0].dtype == torch.float32
+
+
+def test_an_edit_of_modules_alone_leaves_the_compiled_code_and_the_program_as_they_were():
+    start = capture(nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval(), torch.randn(2, 4))
+    before = start.run_examples()[0]
+    edit = Editor(start)
+    edit.replace_module("0", nn.Linear(4, 5))
+    wider = edit.finish("wider")
+    assert wider.run_examples()[0].shape == (2, 5)
+    assert torch.equal(start.run_examples()[0], before)
+    # What is edited later is compiled for itself.
+    (last,) = [n for n in wider.nodes if n.op == "output"]
+    again = Editor(wider)
+    again.set_argument(last, 0, next(n for n in wider.nodes if n.op == "placeholder"))
+    again.erase(next(n for n in reversed(wider.nodes) if n.op == "call_module"))
+    assert again.finish("short").run_examples()[0].shape == (2, 4)
+    assert wider.run_examples()[0].shape == (2, 5)
+    assert start.graph_module.code == wider.graph_module.code
+    assert wider.trainable_copy()(torch.randn(3, 4)).shape == (3, 5)

@@ -142,7 +142,7 @@ def _unbind(x: Tensor, dim: int = 0) -> Plain:
     return Plain(ATEN.unbind.int, (x, dim), x.unbind(dim))
 
 
-def _attention(  # noqa: PLR0913 -- as PyTorch has it
+def _attention(  # noqa: PLR0913, PLR0917 -- as PyTorch has it
     query: Tensor,
     key: Tensor,
     value: Tensor,

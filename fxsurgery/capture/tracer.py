@@ -64,6 +64,17 @@ class CaptureTracer(fx.Tracer):
         """Paths of the modules now being called, outermost first; after an error, where it happened."""
 
     @override
+    def trace(
+        self, root: nn.Module | Callable[..., object], concrete_args: dict[str, object] | None = None
+    ) -> fx.Graph:
+        """The graph of `root`, which is let go afterwards."""
+        try:
+            return super().trace(root, concrete_args)
+        finally:
+            # torch.fx leaves a closure behind that holds itself and this tracer.
+            self.root, self.tensor_attrs, self.submodule_paths = nn.Module(), {}, None
+
+    @override
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         del module_qualified_name
         return is_leaf(m, self._leaf_modules)

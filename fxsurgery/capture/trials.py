@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxsurgery.capture.outputs import plain_structure
 from fxsurgery.errors import CaptureError
 from fxsurgery.inputs import Inputs
-from fxsurgery.surgery import relative_error
+from fxsurgery.surgery import absolute_error, magnitude
 
 SEED = 20_011
 TOLERANCE = {
@@ -98,7 +98,13 @@ def run_train(model: nn.Module, inputs: Inputs, *, of_inputs: bool = True) -> Ou
     parameters = model.named_parameters(remove_duplicate=False)
     sources |= {name: p for name, p in parameters if p.requires_grad}
     buffers = {name: b.detach().clone() for name, b in model.named_buffers(remove_duplicate=False)}
-    return Outcome(outputs, _gradients(list(outputs.values()), sources), buffers)
+    gradients = _gradients(list(outputs.values()), sources)
+    return Outcome({name: _cut_off(value) for name, value in outputs.items()}, gradients, buffers)
+
+
+def _cut_off(value: object) -> object:
+    """A tensor without the history that would keep its model alive; whether it had one can still be told."""
+    return value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
 
 
 def named_leaves(output: object) -> dict[str, object]:
@@ -121,6 +127,9 @@ def lively(model: nn.Module) -> dict[str, Tensor]:
 def lively_copy(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
     """A copy with these values for the parameters of these names."""
     twin = copy.deepcopy(model)
+    if isinstance(twin, fx.GraphModule):
+        # Else module and graph hold each other, and the copy stays until the garbage collector comes round.
+        twin.graph.owning_module = None
     for name, parameter in twin.named_parameters():
         if name in values:
             parameter.data.copy_(values[name])
@@ -151,7 +160,7 @@ def difference(got: Outcome, wanted: Outcome) -> tuple[float, str]:
     """
     if lone := sorted(got.outputs.keys() ^ wanted.outputs.keys()):
         return torch.inf, f"{lone[0]} (only one of them has it)"
-    scales = [_scale(g) for g in wanted.gradients.values() if g is not None]
+    scales = [magnitude(g) for g in wanted.gradients.values() if g is not None]
     floor = FLOOR * max(scales, default=0.0)
     found = [(_excess(got.outputs[k], wanted.outputs[k], 0.0), k) for k in got.outputs]
     if any(excess > 1 for excess, _ in found):
@@ -172,19 +181,13 @@ def _excess(got: object, wanted: object, floor: float) -> float:
     if (got.shape, got.dtype, got.requires_grad) != (wanted.shape, wanted.dtype, wanted.requires_grad):
         return torch.inf
     got, wanted = _real(got), _real(wanted)
-    scale = max(_scale(wanted), 1e-12)
-    error = relative_error(got, wanted) * scale / max(scale, floor)
+    error = absolute_error(got, wanted) / max(magnitude(wanted), floor, 1e-12)
     limit = TOLERANCE.get(wanted.dtype, 0.0)
     return error / limit if limit else (torch.inf if error else 0.0)
 
 
 def _cuda_is_on() -> bool:
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
-
-
-def _scale(tensor: Tensor) -> float:
-    values = tensor.detach().double().nan_to_num(0.0, 0.0, 0.0).abs()
-    return float(values.max()) if values.numel() else 0.0
 
 
 def _real(tensor: Tensor) -> Tensor:

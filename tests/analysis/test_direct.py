@@ -83,6 +83,8 @@ FUNCTIONS = {
     "activations": lambda x: functional.gelu(functional.silu(torch.tanh(x).sigmoid()), approximate="tanh"),
     "dropout": lambda x: functional.dropout(functional.relu(x, inplace=True), 0.5, training=False),
     "hard activations": lambda x: functional.hardswish(functional.hardsigmoid(x)),
+    "means": lambda x: x.view(-1, 2, 4).mean((1,), keepdim=True).flatten(1).repeat(1, 2) + x.mean(dim=1, keepdim=True),
+    "unbound": lambda x: torch.cat([y * y for y in x.view(-1, 2, 4).unbind(1)], 1) + torch.unbind(x[None])[0],
     "nothing of it": lambda x: torch.cat([x[:, :0], x[:, 0:]], 1),
     "bits": lambda x: x * (x > 0).view(torch.uint8).float(),
 }
@@ -91,6 +93,34 @@ FUNCTIONS = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions(name: str, monkeypatch: pytest.MonkeyPatch):
     assert_same_facts(capture(lively(Called(FUNCTIONS[name])).eval(), torch.randn(2, 6)), monkeypatch)
+
+
+class Attention(nn.Module):
+    """Attention over `heads` heads of width 4, between linear layers."""
+
+    def __init__(self, heads: int, **kwargs):
+        super().__init__()
+        self.heads, self.kwargs = heads, kwargs
+        self.into, self.out = nn.ModuleList([nn.Linear(6, 4 * heads) for _ in "qkv"]), nn.Linear(4 * heads, 3)
+
+    def forward(self, x):
+        query, key, value = (layer(x).view(len(x), -1, self.heads, 4).transpose(1, 2) for layer in self.into)
+        mixed = functional.scaled_dot_product_attention(query, key, value, **self.kwargs)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+ATTENTION = {
+    "heads": lambda: Attention(3),
+    "one head": lambda: Attention(1),
+    "causal": lambda: Attention(3, is_causal=True, scale=0.3),
+    "a mask": lambda: Attention(2, attn_mask=torch.randn(5, 5)),
+    "a mask of its own for each head": lambda: Attention(2, attn_mask=torch.randn(2, 5, 5) > -1),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention(name: str, monkeypatch: pytest.MonkeyPatch):
+    assert_same_facts(capture(lively(ATTENTION[name]()).eval(), torch.randn(2, 5, 6)), monkeypatch)
 
 
 def pooled(layer: nn.Module) -> nn.Module:

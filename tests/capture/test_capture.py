@@ -1,12 +1,13 @@
 """What a captured program is, and what capture leaves alone."""
 
 import copy
+import gc
 import random
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
@@ -297,3 +298,20 @@ def test_checks_of_the_rank_are_left_out_and_others_stay():
     assert not [n for n in program.nodes if n.target == "dim" or (n.target is getattr and n.args[1] == "ndim")]
     with pytest.raises(AssertionError, match="width"):
         program(torch.randn(2, 4))
+
+
+def alive():
+    return {id(m): m for m in gc.get_objects() if issubclass(type(m), (Net, fx.GraphModule))}
+
+
+def test_no_copy_of_the_model_waits_for_the_garbage_collector():
+    model = Net()
+    gc.collect()
+    others = alive()
+    gc.disable()
+    try:
+        program = capture(model, image())
+        left = alive().keys() - others.keys()
+    finally:
+        gc.enable()
+    assert left == {id(program.graph_module)}
