@@ -1,6 +1,6 @@
 """What of a model surgery can reach, and why the rest stays: `fxsurgery.inspect`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from fxsurgery.analysis.atoms import Ids, TracedAtoms
 from fxsurgery.analysis.cost import cost
-from fxsurgery.analysis.structure import structure
+from fxsurgery.analysis.structure import Structure, structure
 from fxsurgery.analysis.walk import Walk
 from fxsurgery.budget import Cost
 from fxsurgery.capture import capture
@@ -19,11 +19,13 @@ from fxsurgery.program import Program
 
 @dataclass(frozen=True)
 class Width:
-    """Channels that can be removed one by one, with everything that lives and dies with them."""
+    """Units that can be removed one by one, each with everything that lives and dies with it."""
 
     name: str
     """The layer that produces them first."""
     units: int
+    channels: int
+    """Channels of that layer that they are: as many as units, or several a unit, as where a unit is a head."""
     producers: tuple[str, ...]
     exact: bool
     """Whether the others compute the same without them; not where a norm or softmax runs over them."""
@@ -62,7 +64,7 @@ class Inspection:
         lines = [
             f"{self.cost.params:,} parameters, {self.cost.macs:,} MACs for one sample",
             f"editable: {self.editable_macs:.1%} of the MACs, {self.editable_params:.1%} of the parameters",
-            f"{len(self.widths)} widths of {sum(w.units for w in self.widths):,} channels in all:",
+            f"{len(self.widths)} widths of {sum(w.units for w in self.widths):,} removable units in all:",
         ]
         lines += [_line(width) for width in self.widths[:SHOWN]]
         lines += [f"  and {len(self.widths) - SHOWN} more"] if len(self.widths) > SHOWN else []
@@ -128,12 +130,32 @@ def inspect_program(program: Program) -> Inspection:
         cost=whole,
         editable_macs=sum(w.macs for w, free in work if free) / total,
         editable_params=editable / (sum(sizes.values()) or 1),
-        widths=tuple(
-            Width(g.name, len(g.units), g.producers, not set(g.units.tolist()) & facts.inexact) for g in facts.groups
-        ),
+        widths=tuple(_widths(program, facts)),
         fixed=tuple(sorted(fixed, key=lambda part: -part.macs)),
         notes=(*program.notes, *unknown),
     )
+
+
+def _widths(program: Program, facts: Structure) -> Iterator[Width]:
+    nodes = {n.name: n for n in program.nodes}
+    group_of = np.full(facts.size, -1)
+    for number, group in enumerate(facts.groups):
+        group_of[group.units] = number
+        own = _tensors_of(facts, group.producers[0], nodes.get(group.producers[0]))
+        channels = [int((group_of[ids] == number).sum()) for dims in own for ids in dims.values()]
+        exact = not set(group.units.tolist()) & facts.inexact
+        units = len(group.units)
+        yield Width(group.name, units, max(units, *channels, 0), group.producers, exact)
+
+
+def _tensors_of(facts: Structure, producer: str, node: fx.Node | None) -> list[Mapping[int, Ids]]:
+    """The units along the dims of the tensors that a producer holds or is told."""
+    if node is None:
+        return [facts.tensors[producer]]
+    if node.op == "call_module":
+        return [dims for name, dims in facts.tensors.items() if name.startswith(f"{node.target}.")]
+    read = (str(n.target) for n in node.all_input_nodes if n.op == "get_attr")
+    return [facts.tensors[name] for name in read if name in facts.tensors]
 
 
 class _Reasons:
@@ -194,4 +216,7 @@ def _name(program: Program, name: str) -> str:
 
 def _line(width: Width) -> str:
     others = f" with {', '.join(width.producers[1:4])}" if len(width.producers) > 1 else ""
-    return f"  {width.name}: {width.units} channels{others}{'' if width.exact else ' (a norm runs over them)'}"
+    each, rest = divmod(width.channels, width.units)
+    many = f"{width.channels} channels in {width.units} units" if rest else f"{width.units} units of {each} channels"
+    size = f"{width.units} channels" if width.channels == width.units else many
+    return f"  {width.name}: {size}{others}{'' if width.exact else ' (a norm runs over them)'}"

@@ -45,6 +45,24 @@ def test_page_says_it_all():
     assert "renorm" in page
 
 
+class Heads(nn.Module):
+    """Attention over four heads of width 6, whose queries, keys and values one layer makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(24, 72), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(len(x), -1, 3, 4, 6).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_where_a_unit_is_several_channels_both_are_told():
+    found = fxsurgery.inspect(Heads(), torch.randn(2, 7, 24))
+    assert [(w.name, w.units, w.channels) for w in found.widths] == [("qkv", 4, 72)]
+    assert "qkv: 4 units of 18 channels" in str(found)
+
+
 def test_widths_under_a_norm_are_marked():
     found = inspect_program(program("GroupNormNet"))
     assert {w.exact for w in found.widths} == {True, False} or all(not w.exact for w in found.widths)

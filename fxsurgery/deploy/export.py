@@ -123,7 +123,16 @@ def export_onnx(  # noqa: PLR0913 -- what a user may want to say, each by name
         except ExportError as error:
             failures.append(f"{name}: {error}")
             last = error
-    raise ExportError(f"{path.name} was not written. {' | '.join(failures)}") from last
+    raise ExportError(f"{path.name} was not written. {' | '.join(failures)}{_about_types(frozen)}") from last
+
+
+def _about_types(model: nn.Module) -> str:
+    """What stands in the way of models in types for which ONNX Runtime has few operators; empty for others."""
+    types = {t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()}
+    names = sorted(str(dtype).removeprefix("torch.") for dtype in types & {torch.float64, torch.bfloat16})
+    if not names:
+        return ""
+    return f". ONNX Runtime has few operators in {' and '.join(names)} on the CPU: export a copy in float32 (.float())"
 
 
 def _order(exporter: Exporter, opset: int | None) -> tuple[str, ...]:

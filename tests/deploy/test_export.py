@@ -321,3 +321,11 @@ def test_a_torchvision_model(tmp_path):
     found = export_onnx(model, (x,), tmp_path / "m.onnx")
     assert found.exporter == "dynamo"
     assert found.parity.error < 1e-4 < found.parity.spread
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_type_that_onnx_runtime_cannot_run_is_named_with_what_to_do(tmp_path, dtype):
+    model, x = nn.Conv2d(3, 4, 3).to(dtype), torch.randn(2, 3, 8, 8, dtype=dtype)
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(ExportError, match=rf"few operators in {name} on the CPU: export a copy in float32"):
+        export_onnx(model, (x,), tmp_path / "m.onnx")
