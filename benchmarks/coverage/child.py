@@ -58,10 +58,12 @@ def _use(
     tool = importlib.import_module(TOOLS[journal.row.tool])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # noqa: TID251 -- the rivals, and dropout, draw from the global generator only
-        if journal.row.tool == "fxsurgery":
-            tool.run(journal, model, inputs, tool.Removal(ratio, seed, exported))
-        else:
-            tool.run(journal, model, inputs, ratio)
+        ours = journal.row.tool == "fxsurgery"
+        try:
+            tool.run(journal, model, inputs, tool.Removal(ratio, seed, exported) if ours else ratio)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, it is this model's verdict
+            stage = journal.row.stage
+            journal.end(tool.verdict(error, stage) if ours else "failed", f"{stage}: {first_line(error)}")
 
 
 def _leave_to_the_past() -> None:

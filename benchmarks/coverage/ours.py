@@ -48,11 +48,22 @@ class Removal:
 
 
 def run(journal: Journal, model: nn.Module, inputs: Inputs, removal: Removal) -> None:
-    """Take `model` through all stages; the verdict is the journal's."""
-    try:
-        _run(journal, model, inputs, removal)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is this model's verdict
-        journal.end(verdict(error, journal.row.stage), f"{journal.row.stage}: {first_line(error)}")
+    """Take `model` through all stages; the verdict is the journal's, or of the error that ends it."""
+    journal.arm()
+    with journal.stage("capture"):
+        program = _captured(model, inputs)
+    journal.row.captured, journal.row.notes = True, [without_paths(note) for note in program.notes]
+    result = _shrunk(journal, replace(program), removal)
+    if result is None:
+        return
+    journal.arm()
+    with journal.stage("train"):
+        failure = _train(result.program, model, inputs)
+    if failure:
+        journal.end("crash", f"train: {failure}")
+        return
+    if _again(journal, result.program, removal):
+        _finish(journal, model, result.program, removal)
 
 
 def verdict(error: BaseException, stage: str) -> str:
@@ -73,24 +84,6 @@ def choose(facts: Structure, ratio: float, seed: int) -> Drop:
         keep[emptied] = True
     gone = ((group.name, np.flatnonzero(~keep[group.units]).tolist()) for group in facts.groups)
     return tuple((name, tuple(positions)) for name, positions in gone if positions)
-
-
-def _run(journal: Journal, model: nn.Module, inputs: Inputs, removal: Removal) -> None:
-    journal.arm()
-    with journal.stage("capture"):
-        program = _captured(model, inputs)
-    journal.row.captured, journal.row.notes = True, [without_paths(note) for note in program.notes]
-    result = _shrunk(journal, replace(program), removal)
-    if result is None:
-        return
-    journal.arm()
-    with journal.stage("train"):
-        failure = _train(result.program, model, inputs)
-    if failure:
-        journal.end("crash", f"train: {failure}")
-        return
-    if _again(journal, result.program, removal):
-        _finish(journal, model, result.program, removal)
 
 
 def _shrunk(journal: Journal, program: Program, removal: Removal) -> PassResult | None:

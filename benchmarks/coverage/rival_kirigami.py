@@ -8,19 +8,12 @@ from torch import nn
 from torch_kirigami import DependencyGraph
 from torch_kirigami.pruning import Greedy, GroupMagnitude, ParameterBudget, Pruner
 
-from benchmarks.coverage.record import Journal, first_line
+from benchmarks.coverage.record import Journal
 from fxsurgery.inputs import Inputs
 
 
 def run(journal: Journal, model: nn.Module, inputs: Inputs, ratio: float) -> None:
-    """Take `model` through all stages; the verdict is the journal's."""
-    try:
-        _run(journal, model, inputs, ratio)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is this model's verdict
-        journal.end("failed", f"{journal.row.stage}: {first_line(error)}")
-
-
-def _run(journal: Journal, model: nn.Module, inputs: Inputs, ratio: float) -> None:
+    """Take `model` through all stages; the verdict is the journal's, or the error that ends it."""
     row = journal.row
     before = sum(p.numel() for p in model.parameters())
     journal.arm()

@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 from torchvision.models import VisionTransformer
 
-from benchmarks.coverage.record import Journal, first_line
+from benchmarks.coverage.record import Journal
 from fxsurgery.inputs import Inputs
 from fxsurgery.surgery import relative_error
 
@@ -30,14 +30,7 @@ INCOMPARABLE = ("Std", "Attention", "LSTM", "GRU", "Parametrized", "Softmax")
 
 
 def run(journal: Journal, model: nn.Module, inputs: Inputs, ratio: float) -> None:
-    """Take `model` through all stages; the verdict is the journal's."""
-    try:
-        _run(journal, model, inputs, ratio)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is this model's verdict
-        journal.end("failed", f"{journal.row.stage}: {first_line(error)}")
-
-
-def _run(journal: Journal, model: nn.Module, inputs: Inputs, ratio: float) -> None:
+    """Take `model` through all stages; the verdict is the journal's, or the error that ends it."""
     row = journal.row
     original = copy.deepcopy(model)
     before = sum(p.numel() for p in model.parameters())
