@@ -32,7 +32,7 @@ class Settings:
 
     ratio: float = 0.3
     seed: int = 0
-    limit_s: int = 120
+    limit_s: int = 150
     jobs: int = 2
     commit: str = ""
 
