@@ -147,6 +147,8 @@ def _sections(rows: Sequence[Row], lists: Sequence[str], tools: Sequence[str]) -
     yield from _stages(ours)
     yield from _memory(rows)
     yield from _listing("Not passed by fxsurgery", [r for r in ours if r.status != "pass"], _why)
+    slow = [r for r in ours if r.status == "pass" and (work_s(r) or 0.0) > 1.0]
+    yield from _listing("Analysis and rewrite above one CPU second", slow, lambda r: f"{work_s(r):.2f}")
     yield from _listing("Export to ONNX that failed", [r for r in ours if r.onnx not in {"", "ok"}], lambda r: r.onnx)
     yield from _listing("Opaque parts that fxsurgery names", [r for r in ours if _opaque(r)], _opaque)
     yield from _listing(
