@@ -133,7 +133,7 @@ def test_an_error_says_what_became_of_the_model(error, stage, status):
     ],
 )
 def test_a_process_that_died_leaves_a_verdict(code, tool, killed, status, reason):
-    settled = settle(Row("awkward/A", tool, stage="prune"), code, killed, "boom", Settings())
+    settled = settle(Row("awkward/A", tool, stage="prune"), code, killed, "boom", Settings(limit_s=120))
     assert (settled.status, settled.reason) == (status, reason)
 
 
