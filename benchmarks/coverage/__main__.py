@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.coverage import report
@@ -94,7 +95,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--memory", action="store_true", help="only resnet50, alone, for its peak memory")
     parser.add_argument("--runs", type=Path, default=RUNS, help="the run file")
     parser.add_argument("--results", type=Path, default=report.RESULTS, help="where the table goes")
-    return parser.parse_args()
+    options = parser.parse_args()
+    missing = [tool for tool in options.tools if find_spec(tool.replace("-", "_")) is None]
+    if missing and not options.table:
+        parser.error(
+            f"{missing[0]} is not installed: pip install -c constraints.txt '.[rivals]', or leave it out with --tools"
+        )
+    return options
 
 
 def _choice(known: dict[str, str]) -> "argparse._ActionType":

@@ -1,9 +1,11 @@
 import json
+import sys
 
 import pytest
 import torch
 from torch import nn
 
+from benchmarks.coverage import __main__ as command
 from benchmarks.coverage import report
 from benchmarks.coverage.__main__ import read, todo
 from benchmarks.coverage.child import cover
@@ -236,3 +238,13 @@ def test_the_libraries_know_every_model_of_the_list(name):
     samples = listed([name])
     assert len({sample.name for sample in samples}) == len(samples) >= 25
     samples[0].example(0)
+
+
+def test_a_rival_that_is_not_installed_is_named_with_what_to_do(monkeypatch, capsys):
+    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "torch_kirigami" else object())
+    monkeypatch.setattr(sys, "argv", ["coverage", "--tools", "fxsurgery,torch-kirigami"])
+    with pytest.raises(SystemExit):
+        command._options()
+    assert "torch-kirigami is not installed: pip install" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["coverage", "--table"])
+    assert command._options().table
