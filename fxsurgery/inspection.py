@@ -145,7 +145,7 @@ def _widths(program: Program, facts: Structure) -> Iterator[Width]:
         channels = [int((group_of[ids] == number).sum()) for dims in own for ids in dims.values()]
         exact = not set(group.units.tolist()) & facts.inexact
         units = len(group.units)
-        yield Width(group.name, units, max(units, *channels, 0), group.producers, exact)
+        yield Width(group.name, units, max([units, *channels]), group.producers, exact)
 
 
 def _tensors_of(facts: Structure, producer: str, node: fx.Node | None) -> list[Mapping[int, Ids]]:

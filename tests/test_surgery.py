@@ -88,6 +88,16 @@ def test_bad_specs_are_refused_and_never_run(spec: str, message: str):
         parse(spec)
 
 
+def test_relative_error_looks_at_every_part_of_a_large_tensor():
+    wanted = torch.ones(3, 700_001)
+    got = wanted.clone()
+    got[2, 699_000] = 1.5
+    assert relative_error(got, wanted) == pytest.approx(0.5)
+    wanted[0, 0] = 4.0
+    assert relative_error(got, wanted) == pytest.approx(0.75)
+    assert relative_error(got, wanted[:2]) == float("inf")
+
+
 def test_relative_error_sees_nan_and_infinity():
     nan, one = torch.tensor([torch.nan]), torch.tensor([1.0])
     assert relative_error(nan, nan) == 0.0

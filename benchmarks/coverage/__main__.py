@@ -87,9 +87,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--lists", type=_choice(LISTS), default=list(LISTS), help=f"of {','.join(LISTS)}")
     parser.add_argument("--tools", type=_choice(TOOLS), default=list(TOOLS), help=f"of {','.join(TOOLS)}")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes at a time")
-    parser.add_argument("--limit", type=int, default=150, help="CPU seconds a pair, and for each check after the proof")
-    parser.add_argument("--ratio", type=float, default=0.3, help="share of the units that goes")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--limit", type=int, default=Settings.limit_s, help="CPU seconds a pair, and for each check after the proof"
+    )
+    parser.add_argument("--ratio", type=float, default=Settings.ratio, help="share of the units that goes")
+    parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--resume", action="store_true", help="skip the pairs that the run file has")
     parser.add_argument("--table", action="store_true", help="only write the table")
     parser.add_argument("--memory", action="store_true", help="only resnet50, alone, for its peak memory")

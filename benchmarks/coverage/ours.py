@@ -247,7 +247,7 @@ def _exports(model: nn.Module, inputs: Inputs) -> str:
             try:
                 export_onnx(model, inputs.args, Path(folder) / "model.onnx", dynamic_batch=dynamic, **by_name)
             except ExportError as error:
-                failure = failure or first_line(error)
+                failure = first_line(error)  # that of the easier wish counts
             except Exception as error:  # noqa: BLE001 - it is the answer
                 return first_line(error)
             else:

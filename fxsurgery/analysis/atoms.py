@@ -25,15 +25,10 @@ class Atoms:
         self.version = 0
         """Goes up with every union that changed anything."""
 
-    def reserve(self, how_many: int) -> None:
-        """Make room for that many atoms more."""
-        room = np.zeros(max(0, self.count + how_many - len(self._parent)), np.int64)
-        self._parent = np.concatenate([self._parent, room])
-
     def fresh(self, how_many: int) -> Ids:
         """New atoms, each its own class."""
         if self.count + how_many > len(self._parent):
-            self.reserve(max(how_many, len(self._parent)))
+            self._parent = np.concatenate([self._parent, np.zeros(max(how_many, len(self._parent)), np.int64)])
         new = np.arange(self.count, self.count + how_many, dtype=np.int64)
         self._parent[new] = new
         self.count += how_many

@@ -122,10 +122,7 @@ def _paired(nodes: list[fx.Node], others: list[fx.Node], what: str) -> list[fx.N
     _, a, b, c, d = next(opcode for opcode in found if opcode[0] != "equal")
     only, instead = nodes[a:b], others[c:d]
     path = functools.reduce(_common, map(_inside, (*only, *instead)))
-    names = [
-        ", ".join(str(getattr(n.target, "__name__", n.target)) for n in some[:3]) or "nothing"
-        for some in (only, instead)
-    ]
+    names = [", ".join(map(_named, some[:3])) or "nothing" for some in (only, instead)]
     line = str((*only, *instead)[0].meta.get("line", ""))
     raise OffenceError(path, f"{what}: {names[0]} against {names[1]}", "Compute the same in every run", line)
 
