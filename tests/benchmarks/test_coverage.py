@@ -248,3 +248,10 @@ def test_a_rival_that_is_not_installed_is_named_with_what_to_do(monkeypatch, cap
     assert "torch-kirigami is not installed: pip install" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["coverage", "--table"])
     assert command._options().table
+
+
+def test_removals_that_took_over_a_second_are_listed():
+    rows = [row("timm/a", analysis=0.9, rewrite=0.2), row("timm/b", analysis=0.5, rewrite=0.2)]
+    page = report.page(rows, ABOUT)
+    assert "above one CPU second: 1" in page
+    assert "* timm/a: 1.10" in page
