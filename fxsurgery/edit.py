@@ -1,8 +1,8 @@
 """The one place where a graph is changed."""
 
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from torch import Tensor, fx, nn
@@ -23,6 +23,17 @@ class Refusal:
     reason: str
 
 
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """Where the entries of a result's parameter come from: what an optimizer knows of them goes with them."""
+
+    name: str
+    """The parameter of the program before."""
+    index: Mapping[int, Tensor] = field(default_factory=dict)
+    """By dim: for each entry of the new parameter, the entry of the old one; -1 for one that is new. Other dims
+    are what they were."""
+
+
 class Editor:
     """A private copy of a program's graph, and the only way to change it.
 
@@ -35,6 +46,8 @@ class Editor:
         self.program = program
         self.changes = 0
         self.refusals: list[Refusal] = []
+        self.origins: dict[str, Origin] = {}
+        """By parameter of the result, for those that are made of entries of one before."""
         self.reference: Reference | None = None
         self._draft = program.draft()
         self._dropped = False
@@ -111,6 +124,37 @@ class Editor:
         with self._draft.graph.inserting_before(self.twin(before)):
             node = self._draft.graph.call_module(path, fx.node.map_arg(args, self.twin))
         return self._added(node)
+
+    def insert_function(
+        self, target: Callable[..., object], args: tuple[Argument, ...], *, before: fx.Node, **named: Argument
+    ) -> fx.Node:
+        """Call a function of torch or `operator` on `args`, right before `before`. The new node is returned."""
+        args, named = fx.node.map_arg(args, self.twin), fx.node.map_arg(named, self.twin)
+        with self._draft.graph.inserting_before(self.twin(before)):
+            return self._added(self._draft.graph.call_function(target, args, named))
+
+    def new_path(self, stem: str) -> str:
+        """`stem`, with a number where a module or tensor of that name is there already."""
+        parent, _, leaf = stem.rpartition(".")
+        owner: object = self._draft
+        for part in parent.split(".") if parent else ():
+            owner = getattr(owner, part, None)
+        number = 1
+        while hasattr(owner, leaf if number == 1 else f"{leaf}_{number}"):
+            number += 1
+        return stem if number == 1 else f"{stem}_{number}"
+
+    def carry(self, name: str, origin: Origin) -> None:
+        """Say that parameter `name` of the result is made of entries of one of the program."""
+        self.origins[name] = origin
+
+    def replace_uses(self, old: fx.Node, new: fx.Node, readers: Iterable[fx.Node] | None = None) -> None:
+        """Let `readers`, or all that read `old` but `new` itself, read `new` instead."""
+        before, after = self.twin(old), self.twin(new)
+        for reader in list(before.users) if readers is None else [self.twin(r) for r in readers]:
+            if reader is not after:
+                reader.replace_input_with(before, after)
+        self.changes += 1
 
     def rewire(self, node: fx.Node, old: fx.Node, new: fx.Node) -> None:
         """Let `node` read `new` where it read `old`."""

@@ -2,8 +2,8 @@
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import ClassVar, Self, final
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fxsurgery.edit import Editor, Reference, Refusal
+from fxsurgery.edit import Editor, Origin, Reference, Refusal
 from fxsurgery.errors import DifferError, PassCrashedError, SurgeryError, VerifyError
 from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
@@ -37,6 +37,17 @@ class Effect(enum.Enum):
     """They keep their shapes; the values want retraining."""
 
 
+class Trains(enum.Enum):
+    """What training does to the result of a pass whose effect is `EXACT`."""
+
+    ALIKE = "alike"
+    """The same steps lead it and the program before to the same outputs."""
+    ON = "on"
+    """It starts from the same outputs in train mode as well, statistics of norms included, and goes its own way."""
+    NO = "no"
+    """It is made for inference: in train mode it computes something else."""
+
+
 @dataclass(frozen=True)
 class PassResult:
     """The program after a pass: the input itself when `changes` is 0."""
@@ -47,6 +58,8 @@ class PassResult:
     refusals: tuple[Refusal, ...] = ()
     error: float | None = None
     """Largest relative difference from what was promised; `None` where only shapes were promised."""
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+    """By parameter, for those that are made of entries of one before; `training.carry_state` takes them."""
 
 
 class Pass(ABC):
@@ -67,6 +80,7 @@ class Rewrite(Pass):
     """A pass that edits the graph. A subclass is a frozen dataclass; its fields are its options."""
 
     name: ClassVar[str]
+    trains: ClassVar[Trains] = Trains.ON
 
     @classmethod
     def candidates(cls, program: Program) -> Iterator[Self]:
@@ -95,7 +109,7 @@ class Rewrite(Pass):
         except DifferError as error:
             measured = self._in_double(program, error)
             edit.refuse("output", f"rounding grows in this model: in float64 the difference is {measured:.1e}, {error}")
-        return PassResult(result, edit.changes, effect, tuple(edit.refusals), measured)
+        return PassResult(result, edit.changes, effect, tuple(edit.refusals), measured, edit.origins)
 
     @final
     def _in_double(self, program: Program, error: DifferError) -> float:

@@ -1,56 +1,112 @@
 """What every pass owes, on every tiny model. A new pass is covered the day it is listed."""
 
 import copy
+import functools
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from fxsurgery.passes import ALL, InsertGates, parse, replay
+from fxsurgery.deploy import export_onnx
+from fxsurgery.errors import SpecError
+from fxsurgery.passes import ALL, parse, replay
 from fxsurgery.program import Program
-from fxsurgery.surgery import Effect, Rewrite, relative_error
+from fxsurgery.surgery import Effect, PassResult, Rewrite, Trains, relative_error
 from programs import program
-from zoo import ZOO
+from zoo import BATCH_NORMS, ZOO
+
+AFTER = {"remove-gates": "insert-gates", "extract-subnet": "elasticise"}
+"""Passes that undo what another has done, and that other: they are tried on its results."""
+
+
+@functools.cache
+def start_of(name: str) -> Program:
+    """`Plain`, or `Plain+insert-gates`: the tiny model after the first candidate of that pass."""
+    plain, _, first = name.partition("+")
+    if not first:
+        return program(plain)
+    move = next(iter(ALL[first].candidates(program(plain))), None)
+    return program(plain) if move is None else move(program(plain)).program
+
+
+def _starts() -> list[tuple[str, type[Rewrite]]]:
+    plain = [(name, pass_type) for name in ZOO for pass_type in ALL.values()]
+    return plain + [(f"{n}+{AFTER[p.name]}", p) for n in ZOO for p in ALL.values() if AFTER.get(p.name) in ALL]
+
 
 CASES = [
-    pytest.param(name, move, id=f"{name}-{str(move)[:60]}")
-    for name in ZOO
-    for pass_type in ALL.values()
-    for move in pass_type.candidates(program(name))
-] + [
-    pytest.param(f"{name}+gates", move, id=f"{name}+gates-{move}")
-    for name in ZOO
-    for gated in [InsertGates()(program(name)).program]
-    for move in ALL["remove-gates"].candidates(gated)
+    pytest.param(name, move, id=f"{name}-{str(move)[:70]}")
+    for name, pass_type in _starts()
+    for move in pass_type.candidates(start_of(name))
 ]
+FIRST = {(case.values[0], type(case.values[1])): case for case in reversed(CASES)}
+"""One candidate for each pass and model."""
+
+every_case = pytest.mark.parametrize(("name", "move"), CASES)
 
 
-def start_of(name: str) -> Program:
-    plain, _, gated = name.partition("+")
-    return InsertGates()(program(plain)).program if gated else program(plain)
+@functools.lru_cache(maxsize=8)
+def outcome(name: str, move: Rewrite) -> PassResult:
+    return move(start_of(name))
 
 
-def after_steps(start: Program, steps: int = 3) -> list[torch.Tensor]:
-    """The outputs after a few plain SGD steps in train mode: norm statistics and gradients take part."""
+def outputs_of(model: nn.Module, start: Program) -> list[Tensor]:
+    output = model(*start.example_inputs)
+    return list(output) if isinstance(output, tuple) else [output]
+
+
+def is_ours(name: str) -> bool:
+    """Whether a parameter belongs to a search, which trains it in its own time: gates, elastic kernels."""
+    return "fxsurgery_" in name
+
+
+def trained(start: Program, learning_rate: float, steps: int = 3) -> tuple[Program, set[str]]:
+    """The program after a few plain SGD steps in train mode, and the parameters that no gradient reached."""
     model = start.trainable_copy().train()
-    parameters = [p for n, p in model.named_parameters() if "fxsurgery_gates" not in n]
-    optimizer = torch.optim.SGD(parameters, lr=1e-3)
+    parameters = {n: p for n, p in model.named_parameters() if not is_ours(n)}
+    optimizer = torch.optim.SGD(parameters.values(), lr=learning_rate)
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
+        if isinstance(module, nn.Dropout):
             module.p = 0.0
-    for _ in range(steps):
+    unreached = set(parameters)
+    for step in range(steps):
         optimizer.zero_grad()
-        output = model(*start.example_inputs)
-        leaves = output if isinstance(output, tuple) else (output,)
-        torch.stack([leaf.square().mean() for leaf in leaves]).sum().backward()
+        loss = torch.zeros(())
+        for output in outputs_of(model, start):
+            wanted = torch.linspace(-1, 1, output.numel()).roll(7 * step).view_as(output)
+            loss = loss + (output - wanted).square().mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        unreached -= {n for n, p in parameters.items() if p.grad is not None and p.grad.any()}
         optimizer.step()
-    return start.with_weights(model).run_examples()
+    return start.with_weights(model), unreached
+
+
+def worst(got: Program, wanted: Program) -> float:
+    return max(map(relative_error, got.run_examples(), wanted.run_examples()))
+
+
+def norms(of: Program) -> int:
+    return sum(1 for _ in of.calls(*BATCH_NORMS))
+
+
+def twins(of: Program) -> set[tuple[str, int, int]]:
+    """Pairs of output rows that compute the same: equal weights and, where there is one, equal biases."""
+    found = set[tuple[str, int, int]]()
+    for path, module in of.graph_module.named_modules():
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+            rows = module.weight.detach().flatten(1)
+            rows = rows if module.bias is None else torch.cat([rows, module.bias.detach()[:, None]], 1)
+            equal = (rows[:, None] == rows[None]).all(-1).triu(1)
+            found |= {(path, int(i), int(j)) for i, j in equal.nonzero()}
+    return found
 
 
 def test_every_pass_has_a_candidate_somewhere():
     assert {type(case.values[1]).name for case in CASES} == set(ALL)
 
 
-@pytest.mark.parametrize(("name", "move"), CASES)
+@every_case
 def test_input_is_left_alone(name: str, move: Rewrite):
     start = start_of(name)
     text, weights = start.text(), copy.deepcopy(start.graph_module.state_dict())
@@ -61,72 +117,104 @@ def test_input_is_left_alone(name: str, move: Rewrite):
     assert all(torch.equal(after[key], weights[key]) for key in weights)
 
 
-@pytest.mark.parametrize(("name", "move"), CASES)
+@every_case
 def test_changes_are_told_truly(name: str, move: Rewrite):
-    start = start_of(name)
-    result = move(start)
+    start, result = start_of(name), outcome(name, move)
     assert (result.program is start) == (result.changes == 0)
     assert (result.program.text() == start.text()) == (result.changes == 0)
 
 
-@pytest.mark.parametrize(("name", "move"), CASES)
+@every_case
 def test_outputs_keep_their_shapes_at_another_batch_size(name: str, move: Rewrite):
     start = start_of(name)
     larger = tuple(torch.cat([x, x, x]) for x in start.example_inputs)
-    got, wanted = move(start).program(*larger), start(*larger)
+    got, wanted = outcome(name, move).program(*larger), start(*larger)
     pairs = zip(got, wanted, strict=True) if isinstance(wanted, tuple) else [(got, wanted)]
     assert all(a.shape == b.shape for a, b in pairs)
 
 
-@pytest.mark.parametrize(("name", "move"), CASES)
+@every_case
 def test_exact_means_exact(name: str, move: Rewrite):
-    start = start_of(name)
-    result = move(start)
+    result = outcome(name, move)
     if result.effect is not Effect.EXACT:
         pytest.skip("not promised here")
-    errors = map(relative_error, result.program.run_examples(), start.run_examples())
-    assert max(errors) < 1e-5
+    assert worst(result.program, start_of(name)) < 1e-5
 
 
-@pytest.mark.parametrize(("name", "move"), CASES)
+@every_case
 def test_exact_stays_exact_while_training(name: str, move: Rewrite):
-    start = start_of(name)
-    result = move(start)
-    if result.effect is not Effect.EXACT or move.name == "fold-bn":
-        pytest.skip("not promised here: a folded batch norm is for inference")
-    assert max(map(relative_error, after_steps(result.program), after_steps(start))) < 1e-4
+    """The same steps lead to the same outputs, or, for what goes its own way, three steps that move nothing but the
+    statistics of norms do. A new norm takes its own from the example inputs: it repeats them up to n / (n - 1).
+    """
+    start, result = start_of(name), outcome(name, move)
+    if result.effect is not Effect.EXACT or move.trains is Trains.NO:
+        pytest.skip("not promised here")
+    rate = 1e-2 if move.trains is Trains.ALIKE else 0.0
+    limit = 1e-4 if norms(result.program) <= norms(start) else 2e-2
+    assert worst(trained(result.program, rate)[0], trained(start, rate)[0]) < limit
 
 
-@pytest.mark.parametrize(("name", "move"), CASES)
+@every_case
 def test_result_trains_every_parameter(name: str, move: Rewrite):
-    result = move(start_of(name)).program
-    model = result.trainable_copy().train()
-    output = model(*result.example_inputs)
-    leaves = output if isinstance(output, tuple) else (output,)
-    torch.stack([(leaf * torch.linspace(-1, 1, leaf.numel()).view_as(leaf)).sum() for leaf in leaves]).sum().backward()
-    dead = [
-        n for n, p in model.named_parameters() if "fxsurgery_gates" not in n and (p.grad is None or not p.grad.any())
-    ]
-    assert not dead
+    start, result = start_of(name), outcome(name, move)
+    if move.trains is Trains.NO:
+        pytest.skip("not promised here")
+    after, unreached = trained(result.program, 1e-2)
+    assert unreached <= trained(start, 1e-2)[1]
+    assert all(output.isfinite().all() for output in after.run_examples())
+    assert twins(after) <= twins(start)
 
 
-@pytest.mark.parametrize(("name", "move"), CASES)
+@every_case
 def test_spec_reads_back(name: str, move: Rewrite):
     assert parse(str(move)) == move
 
 
-@pytest.mark.parametrize(("name", "move"), CASES)
+@every_case
 def test_log_replays(name: str, move: Rewrite):
-    result = move(start_of(name)).program
+    result = outcome(name, move).program
     replayed = replay(result.log, program(name.partition("+")[0]))
     assert replayed.text() == result.text()
-    assert max(map(relative_error, replayed.run_examples(), result.run_examples())) == 0.0
+    assert worst(replayed, result) == 0.0
 
 
-@pytest.mark.parametrize(("name", "move"), CASES)
-def test_a_second_round_of_surgery_works(name: str, move: Rewrite):
-    once = move(start_of(name)).program
+@every_case
+def test_a_second_application_works_or_is_refused(name: str, move: Rewrite):
+    once = outcome(name, move).program
+    try:
+        again = move(once)
+    except SpecError as error:
+        assert str(error)  # the place is gone
+        return
+    assert again.changes or again.refusals or once is start_of(name)
+
+
+@every_case
+def test_channels_can_still_be_pruned_afterwards(name: str, move: Rewrite):
+    once = outcome(name, move).program
     for again in ALL["prune-channels"].candidates(once):
         error = again(once).error
         assert error is None or error < 1e-5
         break
+
+
+@every_case
+def test_origins_name_parameters_and_their_entries(name: str, move: Rewrite):
+    start, result = start_of(name), outcome(name, move)
+    before, after = (dict(p.graph_module.named_parameters()) for p in (start, result.program))
+    for own, origin in result.origins.items():
+        sizes = list(before[origin.name].shape)
+        assert after[own].dim() == len(sizes)
+        for dim, index in origin.index.items():
+            assert int(index.min()) >= -1
+            assert int(index.max()) < sizes[dim]
+            sizes[dim] = len(index)
+        assert list(after[own].shape) == sizes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "move"), list(FIRST.values()))
+def test_onnx_of_the_result_agrees(name: str, move: Rewrite, tmp_path):
+    result = outcome(name, move).program
+    written = export_onnx(result.graph_module, result.example_inputs, tmp_path / "model.onnx")
+    assert written.parity is not None

@@ -285,9 +285,44 @@ class PReLUNet(nn.Module):
         return self.head(self.slope(self.b(x)).mean((2, 3)))
 
 
+class Attention(nn.Module):
+    """A vision transformer's block: patches, attention of two heads, a feed-forward part, layer norms before each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, stride=4)
+        self.norm1, self.norm2, self.norm = nn.LayerNorm(8), nn.LayerNorm(8), nn.LayerNorm(8)
+        self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
+        self.fc1, self.fc2 = nn.Linear(8, 12), nn.Linear(12, 8)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v)
+        x = x + self.proj(y.transpose(1, 2).flatten(2))
+        x = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return self.head(self.norm(x).mean(1))
+
+
+class PooledLinear(nn.Module):
+    """ECToNAS's nets: convolution cells with max and average pooling, of odd sizes, then two hidden linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell1 = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.MaxPool2d(2), nn.BatchNorm2d(6), nn.ReLU())
+        self.cell2 = nn.Sequential(nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AvgPool2d(3, 2, ceil_mode=True))
+        self.dense1, self.dense2 = nn.Linear(6 * 2 * 2, 10), nn.Linear(10, 10)
+        self.head = nn.Linear(10, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cell2(self.cell1(x)).flatten(1)
+        return self.head(F.relu(self.dense2(F.relu(self.dense1(x)))))
+
+
 _TINY = (
     Plain, Residual, InvertedResidual, DenseCat, ShuffleSplit, Grouped, SharedConv, TwoHeads, FlattenLinear,
-    NoNorm, Conv1dNet, GroupNormNet, PReLUNet,
+    NoNorm, Conv1dNet, GroupNormNet, PReLUNet, Attention, PooledLinear,
 )  # fmt: skip
 
 REAL_SIZES = {

@@ -7,16 +7,15 @@ the input of each mixing consumer.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from typing_extensions import override
 
 from fxsurgery.analysis.gating import GateSite, gate_plan
+from fxsurgery.analysis.reading import read_values
 from fxsurgery.analysis.refit import refit, scale_name
 from fxsurgery.analysis.structure import Mask, structure
 from fxsurgery.edit import Editor
@@ -71,27 +70,8 @@ def scale_silenced(program: Program, keep: Mask) -> Program:
 def leftovers(program: Program, silenced: Program, keep: Mask) -> list[Leftover]:
     """What the units that `keep` leaves out leave at each consumer, read off a run of `silenced`."""
     sites = [s for s in gate_plan(program).sites if not keep[s.ids].all()]
-    reader = _Reader(silenced, {s.source.name for s in sites})
-    with torch.no_grad():
-        reader.run(*silenced.examples.clone().leaves, enable_io_processing=False)
-    return [_leftover(site, reader.seen[site.source.name], keep) for site in sites]
-
-
-class _Reader(fx.Interpreter):
-    """Runs a program and keeps what some nodes give."""
-
-    def __init__(self, program: Program, wanted: set[str]) -> None:
-        super().__init__(program.graph_module)
-        self._wanted = wanted
-        self.seen: dict[str, Tensor] = {}
-
-    @override
-    def run_node(self, n: fx.Node) -> Any:
-        """Run a node; a wanted value is copied, as a later node may write into it."""
-        result = super().run_node(n)
-        if n.name in self._wanted:
-            self.seen[n.name] = result.detach().clone()
-        return result
+    seen = read_values(silenced, {s.source.name for s in sites})
+    return [_leftover(site, seen[site.source.name], keep) for site in sites]
 
 
 def _leftover(site: GateSite, value: Tensor, keep: Mask) -> Leftover:

@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from fxsurgery.edit import Editor
 from fxsurgery.program import Program
-from fxsurgery.surgery import Effect, Rewrite
+from fxsurgery.surgery import Effect, Rewrite, Trains
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -30,6 +30,7 @@ class FoldBn(Rewrite):
     """Fold every `BatchNorm(conv(x))` and `BatchNorm1d(linear(x))` that can be."""
 
     name: ClassVar[str] = "fold-bn"
+    trains: ClassVar[Trains] = Trains.NO
 
     @classmethod
     @override
@@ -49,6 +50,8 @@ class FoldBn(Rewrite):
                 continue
             edit.replace_module(str(before.target), _fused(program.module(before), norm))
             edit.bypass(node)
+        if not edit.changes and not edit.refusals:
+            edit.refuse("output", "no batch norm follows a convolution or linear layer")
         return Effect.EXACT
 
 

@@ -16,7 +16,7 @@ from fxsurgery.analysis.gating import GATES, gate_plan, insert_gates
 from fxsurgery.edit import Editor
 from fxsurgery.gates import GateVector
 from fxsurgery.program import Program
-from fxsurgery.surgery import Effect, Rewrite
+from fxsurgery.surgery import Effect, Rewrite, Trains
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class InsertGates(Rewrite):
     """One gate for each unit that can be removed exactly."""
 
     name: ClassVar[str] = "insert-gates"
+    trains: ClassVar[Trains] = Trains.ALIKE
 
     @classmethod
     @override

@@ -12,7 +12,7 @@ from typing_extensions import override
 from fxsurgery.edit import Editor
 from fxsurgery.gates import GateApply, GateVector
 from fxsurgery.program import Program
-from fxsurgery.surgery import Effect, Rewrite
+from fxsurgery.surgery import Effect, Rewrite, Trains
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class RemoveGates(Rewrite):
     """Drop every `GateApply` and the `GateVector` that feeds them."""
 
     name: ClassVar[str] = "remove-gates"
+    trains: ClassVar[Trains] = Trains.ALIKE
 
     @classmethod
     @override
@@ -30,6 +31,8 @@ class RemoveGates(Rewrite):
     @override
     def rewrite(self, edit: Editor) -> Effect:
         open_ = True
+        if not any(True for _ in edit.program.calls(GateVector)):
+            edit.refuse("output", "there are no gates")
         for node, _ in edit.program.calls(GateApply):
             edit.bypass(node)
         for node, vector in edit.program.calls(GateVector):
