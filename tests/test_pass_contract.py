@@ -143,8 +143,9 @@ def test_exact_means_exact(name: str, move: Rewrite):
 
 @every_case
 def test_exact_stays_exact_while_training(name: str, move: Rewrite):
-    """The same steps lead to the same outputs, or, for what goes its own way, three steps that move nothing but the
-    statistics of norms do. A new norm takes its own from the example inputs: it repeats them up to n / (n - 1).
+    """The same steps lead to the same outputs; for what goes its own way, steps that move statistics of norms alone.
+
+    A new norm takes its statistics from the example inputs: it repeats them up to n / (n - 1).
     """
     start, result = start_of(name), outcome(name, move)
     if result.effect is not Effect.EXACT or move.trains is Trains.NO:
@@ -183,10 +184,9 @@ def test_a_second_application_works_or_is_refused(name: str, move: Rewrite):
     once = outcome(name, move).program
     try:
         again = move(once)
-    except SpecError as error:
-        assert str(error)  # the place is gone
-        return
-    assert again.changes or again.refusals or once is start_of(name)
+    except SpecError:
+        return  # the place that it names is gone
+    assert again.changes or again.refusals
 
 
 @every_case

@@ -12,7 +12,13 @@ from fxsurgery.passes.remove_gates import RemoveGates
 from fxsurgery.program import Program
 from fxsurgery.surgery import Rewrite
 
-ALL: dict[str, type[Rewrite]] = {p.name: p for p in (FoldBn, InsertGates, PruneChannels, RemoveGates)}
+PASSES: tuple[type[Rewrite], ...] = (
+    FoldBn,
+    InsertGates,
+    PruneChannels,
+    RemoveGates,
+)
+ALL: dict[str, type[Rewrite]] = {p.name: p for p in PASSES}
 
 
 def parse(spec: str) -> Rewrite:
@@ -47,4 +53,13 @@ def replay(log: Iterable[str], program: Program) -> Program:
     return program
 
 
-__all__ = ["ALL", "FoldBn", "InsertGates", "PruneChannels", "RemoveGates", "parse", "replay"]
+__all__ = [
+    "ALL",
+    "PASSES",
+    "FoldBn",
+    "InsertGates",
+    "PruneChannels",
+    "RemoveGates",
+    "parse",
+    "replay",
+]
