@@ -1,4 +1,4 @@
-"""Rewrite the size arguments of a program's nodes to what survives a removal.
+"""Rewrite the size arguments of a program's nodes to what there is after units went or were copied.
 
 A size is a constant, or a number that the graph computes. The latter stays as it is where it comes out right
 by itself (`x.size(1)` of a tensor that shrinks as well); where the batch is folded into it, it is scaled by
@@ -16,11 +16,11 @@ from torch import fx
 from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.numbers import counts, extents
 from fxsurgery.analysis.shapes import is_rewritten, target_name
-from fxsurgery.analysis.structure import Mask, Structure
+from fxsurgery.analysis.structure import Counts, Structure
 from fxsurgery.edit import Editor
 
 
-def rewrite_arguments(edit: Editor, facts: Structure, keep: Mask) -> None:
+def rewrite_arguments(edit: Editor, facts: Structure, keep: Counts) -> None:
     """Bring every size among the arguments of the program's nodes up to date."""
     after = After(facts, keep)
     for node in edit.program.nodes:
@@ -38,10 +38,10 @@ def rewrite_arguments(edit: Editor, facts: Structure, keep: Mask) -> None:
 
 @dataclass
 class After:
-    """The sizes after the removal: of tensors, and of the numbers that are computed from them."""
+    """The sizes after the change: of tensors, and of the numbers that are computed from them."""
 
     facts: Structure
-    keep: Mask
+    keep: Counts
     _known: dict[fx.Node, Any] = field(default_factory=dict)
 
     def size(self, labels: Labels, dim: int) -> int:
@@ -216,7 +216,10 @@ def _moved_item(site: _Site, dim: int, item: Any) -> Any:
         return slice(site.surviving(dim, start), site.surviving(dim, stop))
     picked = [n % size for n in range(*slice(start, stop, step).indices(size))]
     ids = site.after.facts.along(site.entering)[dim]
-    return [site.surviving(dim, n) for n in picked if site.after.keep[ids[n]]]
+    first = [site.surviving(dim, n) for n in picked]
+    return [
+        start + n for start, place in zip(first, picked, strict=True) for n in range(int(site.after.keep[ids[place]]))
+    ]
 
 
 def _narrow(site: _Site) -> None:

@@ -28,7 +28,7 @@ def silence(program: Program, facts: Structure, keep: Mask) -> Callable[[Program
     """The reference for what `keep` leaves of `program`: given the result and inputs, the outputs wanted."""
 
     def outputs(result: Program, inputs: Inputs) -> list[Tensor]:
-        run = _Silenced(program, result, After(facts, keep), inputs.batch or 1)
+        run = _Silenced(program, result, facts, keep)
         with torch.no_grad():
             found = run.run(*inputs.clone().leaves, enable_io_processing=False)
         return [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor)]
@@ -39,12 +39,12 @@ def silence(program: Program, facts: Structure, keep: Mask) -> Callable[[Program
 class _Silenced(fx.Interpreter):
     """Runs a program with some units silent."""
 
-    def __init__(self, program: Program, result: Program, after: After, batch: int) -> None:
+    def __init__(self, program: Program, result: Program, facts: Structure, keep: Mask) -> None:
         super().__init__(program.graph_module)
-        self._after, self._facts, self._keep = after, after.facts, after.keep
+        self._after, self._facts, self._keep = After(facts, keep), facts, keep
         self._result = result.graph_module
         self._twins = {n.name: n for n in result.nodes}
-        self._batch, self._own_batch = batch, program.examples.batch or 1
+        self._own_batch = program.examples.batch or 1
 
     @override
     def run_node(self, n: fx.Node) -> Any:

@@ -21,6 +21,13 @@ from fxsurgery.analysis.walk import Walk
 from fxsurgery.program import Program
 
 Mask = NDArray[np.bool_]
+Counts = NDArray[np.bool_] | NDArray[np.int64]
+"""For each id, how many of it there are after a change of sizes: a `Mask` where nothing is copied."""
+
+
+def stays(counts: Counts, ids: Ids) -> bool:
+    """Whether a dim along which `ids` run is what it was."""
+    return bool((counts[ids] == 1).all())
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,13 +80,13 @@ class Structure:
         keep[0] = True
         return keep
 
-    def emptied(self, keep: Mask) -> list[int]:
+    def emptied(self, keep: Counts) -> list[int]:
         """One unit of each tensor dim of which nothing would be left: empty when `keep` is legal."""
         if keep.all():
             return []
         vectors = list(self.vectors())
         starts = np.cumsum([0, *map(len, vectors[:-1])])
-        left = np.logical_or.reduceat(keep[np.concatenate(vectors)], starts)
+        left = np.logical_or.reduceat(keep[np.concatenate(vectors)] > 0, starts)
         return sorted({int(vectors[i].max()) for i in np.flatnonzero(~left)})
 
     def vectors(self) -> Iterator[Ids]:

@@ -5,18 +5,26 @@ import re
 from collections.abc import Iterable
 
 from fxsurgery.errors import SpecError
+from fxsurgery.passes.deepen import Deepen
 from fxsurgery.passes.fold_bn import FoldBn
 from fxsurgery.passes.insert_gates import InsertGates
+from fxsurgery.passes.low_rank import LowRank
 from fxsurgery.passes.prune_channels import PruneChannels
 from fxsurgery.passes.remove_gates import RemoveGates
+from fxsurgery.passes.split_edge import SplitEdge
+from fxsurgery.passes.widen import Widen
 from fxsurgery.program import Program
 from fxsurgery.surgery import Rewrite
 
 PASSES: tuple[type[Rewrite], ...] = (
+    Deepen,
     FoldBn,
     InsertGates,
+    LowRank,
     PruneChannels,
     RemoveGates,
+    SplitEdge,
+    Widen,
 )
 ALL: dict[str, type[Rewrite]] = {p.name: p for p in PASSES}
 
@@ -56,10 +64,14 @@ def replay(log: Iterable[str], program: Program) -> Program:
 __all__ = [
     "ALL",
     "PASSES",
+    "Deepen",
     "FoldBn",
     "InsertGates",
+    "LowRank",
     "PruneChannels",
     "RemoveGates",
+    "SplitEdge",
+    "Widen",
     "parse",
     "replay",
 ]

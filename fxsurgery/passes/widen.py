@@ -1,0 +1,88 @@
+"""Widen channel groups by copies of their units (Net2Wider: Chen, Goodfellow, Shlens 2016; methods, section 3).
+
+    g(j) = j for the old units, a random old one for the new;   x'[j] = x[g(j)]
+    W'[o, j] = s[o's layer, j] W[o, g(j)],   s > 0 random,   sum of s over {k : g(k) = g(j)} = 1
+
+A copied unit takes along its row of every producer, its entries of every norm, and its place in every residual
+sum, concatenation, depthwise convolution and head of attention. Each consumer splits its column between the
+copies at random: with equal shares they would get equal gradients and stay equal for ever. Exact, in train mode
+as well (batch norm sees equal channels). Under a layer norm only where all that it runs over is copied equally
+often. Copies stand beside their unit, which is the formula up to the order of the channels.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from typing_extensions import override
+
+from fxsurgery.analysis.growth import enlarge, growth
+from fxsurgery.analysis.structure import ChannelGroup, Counts, structure
+from fxsurgery.edit import Editor
+from fxsurgery.errors import SpecError
+from fxsurgery.program import Program
+from fxsurgery.surgery import Effect, Rewrite
+
+
+@dataclass(frozen=True)
+class Widen(Rewrite):
+    """Add units to channel groups, each a copy of one that is there."""
+
+    name: ClassVar[str] = "widen"
+    add: tuple[tuple[str, int], ...]
+    """For each channel group, by name, how many units to add. A multiple of its size copies all equally often."""
+    seed: int = 0
+    """Of the choice of the units to copy, and of the shares."""
+
+    @classmethod
+    @override
+    def candidates(cls, program: Program) -> Iterator[Self]:
+        """A quarter more of each channel group; twice as many where a norm runs over it."""
+        for group in structure(program).groups:
+            size = len(group.units)
+            for more in (max(1, size // 4), size):
+                move = cls(((group.name, more),))
+                trial = Editor(program)
+                if size > 1 and growth(program).obstacle(counts := move.counts(program)) is None:
+                    if enlarge(trial, counts, torch.Generator()) is None:
+                        yield move
+                    break
+
+    def counts(self, program: Program) -> Counts:
+        """For each id of the program's structure, how many there are afterwards.
+
+        Raises:
+            SpecError: no group has that name, or a number is not positive.
+        """
+        facts, rng = structure(program), random.Random(self.seed)
+        counts = np.ones(facts.size, np.int64)
+        for name, more in self.add:
+            if (group := facts.group(name)) is None:
+                known = ", ".join(g.name for g in facts.groups)
+                raise SpecError(f"no channel group is named {name!r}; there are: {known or 'none'}")
+            if more < 1:
+                raise SpecError(f"{name}: {more} units to add; say 1 or more")
+            for unit in _chosen(group, more, rng):
+                counts[unit] += 1
+        return counts
+
+    @override
+    def rewrite(self, edit: Editor) -> Effect:
+        counts = self.counts(edit.program)
+        if obstacle := growth(edit.program).obstacle(counts):
+            edit.refuse(*obstacle)
+        elif reason := enlarge(edit, counts, torch.Generator().manual_seed(self.seed)):
+            edit.refuse("output", reason)
+        elif not edit.changes:
+            edit.refuse("output", "there is no unit to add to")
+        return Effect.EXACT
+
+
+def _chosen(group: ChannelGroup, more: int, rng: random.Random) -> list[int]:
+    """Units to copy: all of them as often as that goes, then random ones."""
+    units: list[int] = group.units.tolist()
+    rounds, rest = divmod(more, len(units))
+    return units * rounds + [rng.choice(units) for _ in range(rest)]
