@@ -26,7 +26,13 @@ from fxsurgery.edit import Editor
 from fxsurgery.program import Program
 
 NORMS = {"layer_norm", "rms_norm", "group_norm"}
+PRODUCTS = {"addmm": 2, "mm": 1, "matmul": 1}
+"""Functions that sum over dim 0 of a matrix, and the place of it among their arguments."""
 NORM_MODULES = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+
+
+_COUNTED = "it would count every copy of a unit"
+_SUMMED = "a sum, a softmax or a recurrent layer over the units would count every copy of one"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +42,7 @@ class Growth:
     contracted: dict[str, int]
     """Parameters that weigh units, by name, and the dim along which they do."""
     blocked: dict[int, str]
-    """Units that cannot be copied, and the node that would count every copy."""
+    """Units that cannot be copied, and the node that would count every copy; empty where several might."""
     together: tuple[tuple[str, Ids], ...]
     """Nodes whose norm runs over these units: all are copied equally often, or none is."""
 
@@ -44,7 +50,7 @@ class Growth:
         """The node that stands in the way of so many copies, and why; `None` if nothing does."""
         for unit in np.flatnonzero(counts > 1).tolist():
             if unit in self.blocked:
-                return self.blocked[unit], "it would count every copy of a unit"
+                return self.blocked[unit] or "output", _COUNTED if self.blocked[unit] else _SUMMED
         for node, ids in self.together:
             if len(set(counts[ids].tolist())) > 1:
                 return node, "its norm runs over units that are not all copied equally often"
@@ -71,7 +77,7 @@ def growth(program: Program) -> Growth:
         if name in contracted and user.name not in weighed[id(parameter)]:
             ids = facts.tensors.get(name, {}).get(contracted[name], np.zeros(1, np.int64))
             blocked |= dict.fromkeys(ids.tolist(), user.name)
-    blocked |= dict.fromkeys(facts.ungateable, "a sum, a softmax or a product of activations")
+    blocked |= dict.fromkeys(facts.ungateable, "")
     together, alone = list[tuple[str, Ids]](), dict[int, str]()
     for name in sorted(facts.inexact_nodes):
         vectors = [ids for value in _entering(facts, nodes[name]) for ids in facts.along(value).values()]
@@ -96,10 +102,11 @@ def enlarge(edit: Editor, counts: Counts, generator: torch.Generator) -> str | N
         weights, since the program lays units out in several ways at once. `None` when it is done.
     """
     facts, shares = structure(edit.program), _shares(edit.program, counts, generator)
-    trial = Editor(edit.program)
-    resize(trial, facts, counts, shares)
-    if not _kept_apart(edit.program, structure(trial.finish("trial")), counts):
-        return "the copies of different channels would be mixed up: they meet in more than one order"
+    if _stand_in_rows(facts, counts):
+        trial = Editor(edit.program)
+        resize(trial, facts, counts, shares)
+        if not _kept_apart(edit.program, structure(trial.finish("trial")), counts):
+            return "the copies of different channels would be mixed up: they meet in more than one order"
     resize(edit, facts, counts, shares)
     return None
 
@@ -110,13 +117,12 @@ def _weight(program: Program, node: fx.Node, facts: Structure) -> tuple[nn.Param
         return None, 0
     if node.op == "call_module":
         return _own_weight(program.module(node))
-    if node.op != "call_function" or node.target not in MIXING_FUNCTIONS:
-        return None
-    weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+    place, dim = (1, 1) if node.target in MIXING_FUNCTIONS else (PRODUCTS.get(target_name(node), -1), 0)
+    weight = node.args[place] if 0 <= place < len(node.args) else node.kwargs.get("weight")
     if not isinstance(weight, fx.Node) or weight.op != "get_attr":
         return None
     found = _attribute(program, str(weight.target))
-    return (found, 1) if isinstance(found, nn.Parameter) else None
+    return (found, dim) if isinstance(found, nn.Parameter) else None
 
 
 def _own_weight(module: nn.Module) -> tuple[nn.Parameter, int] | None:
@@ -171,6 +177,11 @@ def _shares(program: Program, counts: Counts, generator: torch.Generator) -> Sha
         draws /= draws.sum(dim=1, keepdim=True)
         found[name] = (dim, draws[torch.from_numpy(inverse[index]), torch.from_numpy(copy)])
     return found
+
+
+def _stand_in_rows(facts: Structure, counts: Counts) -> bool:
+    """Whether a copied unit has several entries in a row anywhere: only then is the order of its copies a question."""
+    return any(bool(((ids[1:] == ids[:-1]) & (counts[ids[1:]] > 1)).any()) for ids in facts.vectors())
 
 
 def _kept_apart(program: Program, after: Structure, counts: Counts) -> bool:
