@@ -13,24 +13,20 @@ looked at once a run. A run that was done before is not run again: delete `runs/
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from benchmarks.data import Splits, fashion_mnist
 from benchmarks.models import PRESETS, Preset, uniform
+from benchmarks.runs import RUNS, Figures, once
 from benchmarks.tables import Table, write
 from fxsurgery import Budget, Dnal, Task, optimize
 from fxsurgery.analysis.cost import cost
 from fxsurgery.capture import capture
 from fxsurgery.training import Recipe, cosine, evaluate, fit, sgd, steps_for
-
-RUNS = Path(__file__).parent / "runs"
-Figures = dict[str, float]
 
 
 def main() -> None:
@@ -56,7 +52,7 @@ def main() -> None:
         for seed in options.seeds:
             key = f"dnal-{options.preset}-{name}-{epochs:g}-{options.train}-{options.align}-{seed}".replace(" ", "_")
             known = (RUNS / f"{key}.json").exists()
-            done.append(_once(key, lambda run=run, seed=seed: run(seed)))
+            done.append(once(key, lambda run=run, seed=seed: run(seed)))
             fresh, left = fresh + (not known), left - 1
             pace = (time.monotonic() - began) / fresh / 60 if fresh else 0.0
             result = f"{name}, seed {seed}: test accuracy {done[-1]['test']:.4f}"
@@ -124,17 +120,6 @@ def _task(preset: Preset, data: Splits, seed: int) -> Task:
     parts = ((part.images, part.labels) for part in (data.train, data.validation))
     test = (data.test.images, data.test.labels)
     return Task.of(*parts, test_data=test, batch_size=preset.batch_size, seed=seed)
-
-
-def _once(key: str, run: Callable[[], Figures]) -> Figures:
-    """What `run` gives, or gave when it was last run under this key."""
-    path = RUNS / f"{key}.json"
-    if path.exists():
-        return json.loads(path.read_text())  # type: ignore[no-any-return]
-    RUNS.mkdir(exist_ok=True)
-    figures = run()
-    path.write_text(json.dumps(figures))
-    return figures
 
 
 if __name__ == "__main__":

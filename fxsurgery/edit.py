@@ -1,14 +1,15 @@
 """The one place where a graph is changed."""
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor, fx, nn
 from torch.fx.node import Argument
 
 from fxsurgery.inputs import Inputs
+from fxsurgery.origins import Origin
 from fxsurgery.program import Program
 
 Reference = Callable[[Program, Inputs], list[Tensor]]
@@ -21,17 +22,6 @@ class Refusal:
 
     node: str
     reason: str
-
-
-@dataclass(frozen=True, eq=False)
-class Origin:
-    """Where the entries of a result's parameter come from: what an optimizer knows of them goes with them."""
-
-    name: str
-    """The parameter of the program before."""
-    index: Mapping[int, Tensor] = field(default_factory=dict)
-    """By dim: for each entry of the new parameter, the entry of the old one; -1 for one that is new. Other dims
-    are what they were."""
 
 
 class Editor:

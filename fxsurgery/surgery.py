@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fxsurgery.edit import Editor, Origin, Reference, Refusal
+from fxsurgery.edit import Editor, Reference, Refusal
 from fxsurgery.errors import DifferError, PassCrashedError, SurgeryError, VerifyError
 from fxsurgery.inputs import Inputs
+from fxsurgery.origins import Origin, compose
 from fxsurgery.program import Program
 from fxsurgery.seeding import seeded
 
@@ -150,6 +151,7 @@ class Chain(Pass):
             Effect.EXACT if exact else Effect.LOSSY,
             tuple(refusal for r in results for refusal in r.refusals),
             max(errors, default=None),
+            compose(program, results),
         )
 
     @override

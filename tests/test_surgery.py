@@ -9,7 +9,7 @@ from torch import nn
 
 from fxsurgery.edit import Editor
 from fxsurgery.errors import PassCrashedError, SpecError, VerifyError
-from fxsurgery.passes import FoldBn, InsertGates, PruneChannels, RemoveGates, parse
+from fxsurgery.passes import FoldBn, InsertGates, PruneChannels, RemoveGates, Widen, parse
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite, chain, relative_error
 from programs import program
@@ -71,6 +71,13 @@ def test_a_chain_is_exact_when_its_passes_are():
     assert (exact.effect, lossy.effect) == (Effect.EXACT, Effect.LOSSY)
     assert lossy.program.log == (str(move), "fold-bn")
     assert min(lossy.changes, exact.changes) > 0
+
+
+def test_a_chain_tells_where_entries_come_from_through_all_of_its_passes():
+    start = program("Plain")
+    narrow, wide = PruneChannels((("body.0", (0, 5)),)), Widen((("body.0", 6),))
+    index = chain(narrow, wide)(start).origins["body.0.weight"].index[0]
+    assert index.tolist() == [1, 1, 2, 2, 3, 3, 4, 4, 6, 6, 7, 7]
 
 
 @pytest.mark.parametrize(

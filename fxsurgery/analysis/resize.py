@@ -19,8 +19,9 @@ from fxsurgery.analysis.atoms import Ids
 from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.refit import Sizes, is_weight_normed, refit
 from fxsurgery.analysis.structure import Counts, Structure, stays
-from fxsurgery.edit import Editor, Origin
+from fxsurgery.edit import Editor
 from fxsurgery.errors import StructureError
+from fxsurgery.origins import Origin
 
 Shares = Mapping[str, tuple[int, Tensor]]
 """By parameter: a dim, and by what each of its new entries is multiplied."""

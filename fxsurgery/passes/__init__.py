@@ -5,25 +5,41 @@ import re
 from collections.abc import Iterable
 
 from fxsurgery.errors import SpecError
+from fxsurgery.passes.add_conv_cell import AddConvCell
+from fxsurgery.passes.add_pool import AddPool
 from fxsurgery.passes.deepen import Deepen
+from fxsurgery.passes.elasticise import Elasticise
+from fxsurgery.passes.extract_subnet import ExtractSubnet
 from fxsurgery.passes.fold_bn import FoldBn
 from fxsurgery.passes.insert_gates import InsertGates
 from fxsurgery.passes.low_rank import LowRank
+from fxsurgery.passes.narrow_branch import NarrowBranch
 from fxsurgery.passes.prune_channels import PruneChannels
 from fxsurgery.passes.remove_gates import RemoveGates
+from fxsurgery.passes.remove_layer import RemoveLayer
+from fxsurgery.passes.remove_pool import RemovePool
 from fxsurgery.passes.split_edge import SplitEdge
+from fxsurgery.passes.svd_shrink import SvdShrink
 from fxsurgery.passes.widen import Widen
 from fxsurgery.program import Program
 from fxsurgery.surgery import Rewrite
 
 PASSES: tuple[type[Rewrite], ...] = (
+    AddConvCell,
+    AddPool,
     Deepen,
+    Elasticise,
+    ExtractSubnet,
     FoldBn,
     InsertGates,
     LowRank,
+    NarrowBranch,
     PruneChannels,
     RemoveGates,
+    RemoveLayer,
+    RemovePool,
     SplitEdge,
+    SvdShrink,
     Widen,
 )
 ALL: dict[str, type[Rewrite]] = {p.name: p for p in PASSES}
@@ -64,13 +80,21 @@ def replay(log: Iterable[str], program: Program) -> Program:
 __all__ = [
     "ALL",
     "PASSES",
+    "AddConvCell",
+    "AddPool",
     "Deepen",
+    "Elasticise",
+    "ExtractSubnet",
     "FoldBn",
     "InsertGates",
     "LowRank",
+    "NarrowBranch",
     "PruneChannels",
     "RemoveGates",
+    "RemoveLayer",
+    "RemovePool",
     "SplitEdge",
+    "SvdShrink",
     "Widen",
     "parse",
     "replay",

@@ -4,16 +4,24 @@
 
 One gate a unit, however many layers produce or consume it. The gates are off (1) when inserted, so the
 outputs stay as they are.
+
+    x + f(x)  ->  x + f(x) * g[index]              residual="independent"
+
+What flows in a residual stream then has no gate of its own; each branch has gates where the sum reads it, after
+its norm and activation, so that gate 0 is what `narrow-branch` makes of it. The shortcut, where it is the stream
+itself, has none: its channels live on. (The published DNAL code discards those that a branch has closed.)
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 from typing_extensions import override
 
+from fxsurgery.analysis.branches import independent_gates, insert_independent
 from fxsurgery.analysis.gating import GATES, gate_plan, insert_gates
 from fxsurgery.edit import Editor
+from fxsurgery.errors import SpecError
 from fxsurgery.gates import GateVector
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite, Trains
@@ -25,23 +33,34 @@ class InsertGates(Rewrite):
 
     name: ClassVar[str] = "insert-gates"
     trains: ClassVar[Trains] = Trains.ALIKE
+    residual: Literal["tied", "independent"] = "tied"
+    """The gates of a residual stream: one a channel, or one a channel of each branch."""
 
     @classmethod
     @override
     def candidates(cls, program: Program) -> Iterator[Self]:
         if len(gate_plan(program).units):
             yield cls()
+        if independent_gates(program).branches:
+            yield cls("independent")
 
     @override
     def rewrite(self, edit: Editor) -> Effect:
         program = edit.program
+        if self.residual not in {"tied", "independent"}:
+            raise SpecError(f"residual={self.residual!r}: say 'tied' or 'independent'")
         if any(isinstance(module, GateVector) for _, module in program.calls(GateVector)):
             edit.refuse(f"{GATES}.vector", "the program has gates already")
             return Effect.EXACT
-        plan = gate_plan(program)
-        if not len(plan.units):
+        independent = self.residual == "independent"
+        size = independent_gates(program).size if independent else len(gate_plan(program).units)
+        if not size:
             edit.refuse("output", "no channel can be removed: each is frozen, or consumed where no gate fits")
             return Effect.EXACT
         parameter = next(program.graph_module.parameters())
-        insert_gates(edit, plan, GateVector(len(plan.units)).to(parameter.device, parameter.dtype))
+        gates = GateVector(size).to(parameter.device, parameter.dtype)
+        if independent:
+            insert_independent(edit, independent_gates(program), gates)
+        else:
+            insert_gates(edit, gate_plan(program), gates)
         return Effect.EXACT

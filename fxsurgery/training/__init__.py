@@ -1,6 +1,7 @@
 """The one training loop: a task, how to train on it, and what is seen of it."""
 
 from fxsurgery.training.batchnorm import recalibrate
+from fxsurgery.training.carry import carry_state
 from fxsurgery.training.device import resolve
 from fxsurgery.training.evaluate import Score, evaluate
 from fxsurgery.training.loop import FitReport, Hooks, StepInfo, fit
@@ -35,6 +36,7 @@ __all__ = [
     "StepInfo",
     "Task",
     "adamw",
+    "carry_state",
     "constant",
     "cosine",
     "evaluate",

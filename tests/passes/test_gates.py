@@ -4,26 +4,31 @@ import pytest
 import torch
 from torch import nn
 
-from fxsurgery.analysis.gating import gate_plan
+from fxsurgery.analysis.branches import independent_gates
+from fxsurgery.analysis.gating import gate_plan, insert_gates
+from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
-from fxsurgery.gates import GateVector
-from fxsurgery.passes import InsertGates, PruneChannels, RemoveGates
+from fxsurgery.edit import Editor
+from fxsurgery.errors import SpecError
+from fxsurgery.gates import GateApply, GateVector
+from fxsurgery.passes import InsertGates, NarrowBranch, PruneChannels, RemoveGates, parse
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, relative_error
 from programs import program
 from zoo import ZOO
 
 
-def gated(start: Program) -> tuple[Program, GateVector]:
-    result = InsertGates()(start).program
+def gated(start: Program, residual: str = "tied") -> tuple[Program, GateVector]:
+    result = InsertGates(residual)(start).program
     [(_, vector)] = result.calls(GateVector)
     return result, vector
 
 
+@pytest.mark.parametrize("residual", ["tied", "independent"])
 @pytest.mark.parametrize("name", ZOO)
-def test_inserting_and_removing_is_the_identity(name: str):
+def test_inserting_and_removing_is_the_identity(name: str, residual: str):
     start = program(name)
-    there = InsertGates()(start)
+    there = InsertGates(residual)(start)
     back = RemoveGates()(there.program)
     assert (there.effect, back.effect) == (Effect.EXACT, Effect.EXACT)
     assert there.error == 0.0
@@ -80,3 +85,57 @@ def test_nothing_to_gate_is_refused_with_the_reason():
     result = InsertGates()(start)
     assert result.changes == 0
     assert "no channel can be removed" in result.refusals[0].reason
+
+
+def test_gates_are_tied_unless_said():
+    assert parse("insert-gates") == InsertGates() == InsertGates("tied")
+    start = program("Residual")
+    edit, plan = Editor(start), gate_plan(start)
+    insert_gates(edit, plan, GateVector(len(plan.units)))
+    assert InsertGates()(start).program.text() == edit.finish("by hand").text()
+    with pytest.raises(SpecError, match="say 'tied' or 'independent'"):
+        InsertGates("apart")(start)
+
+
+def test_independent_gates_are_one_a_channel_of_each_branch():
+    """Tied: 6 inside, 8 and 12 in the streams. Apart: 6 inside, and 8 + 12 + 12 for three branches."""
+    start = program("Residual")
+    assert len(gated(start)[1].logits) == 6 + 8 + 12
+    result, vector = gated(start, "independent")
+    assert len(vector.logits) == 6 + 8 + 12 + 12
+    readers = {str(n.args[0]): str(next(iter(n.users))) for n, _ in result.calls(GateApply)}
+    assert readers == {"relu": "conv2", "bn2": "add", "bn3": "add_1", "project_1": "add_1"}
+
+
+def test_without_sums_independent_gates_are_the_tied_ones():
+    start = program("DenseCat")
+    assert gated(start, "independent")[0].text() == gated(start)[0].text()
+
+
+def test_closed_independent_gates_are_narrowed_branches_and_pruned_channels():
+    start = program("Residual")
+    closed, vector = gated(start, "independent")
+    plan = independent_gates(start)
+    vector.mode = "hard"
+    open_ = torch.rand(1 + plan.size, generator=torch.Generator().manual_seed(0)) > 0.4
+    open_[0] = True
+    with torch.no_grad():
+        vector.logits.copy_(open_[1:].float() - 0.5)
+    inner = structure(start).group("conv1")
+    position = {unit: i for i, unit in enumerate(inner.units.tolist())}
+    lost = tuple(position[u] for u, stays in zip(plan.inner.units.tolist(), open_[1:], strict=False) if not stays)
+    drop = tuple((b.operand.name, tuple((~open_[index]).nonzero().flatten().tolist())) for b, index in plan.entries())
+    assert lost
+    assert all(channels for _, channels in drop)
+    smaller = NarrowBranch(drop)(PruneChannels((("conv1", lost),))(start).program).program
+    assert max(map(relative_error, smaller.run_examples(), closed.run_examples())) < 1e-5
+
+
+def test_every_independent_gate_gets_a_gradient():
+    start, vector = gated(program("Residual"), "independent")
+    vector.mode = "soft"
+    model = start.trainable_copy().train()
+    many = torch.randn(32, *start.example_inputs[0].shape[1:], generator=torch.Generator().manual_seed(0))
+    model(many).square().sum().backward()
+    [own] = [m for m in model.modules() if isinstance(m, GateVector)]
+    assert (own.logits.grad != 0).all()

@@ -1,0 +1,177 @@
+"""Residual blocks whose shortcut is the identity: what can be skipped, in depth, without touching any other layer.
+
+    y = x + f(x)    ->    y = x
+
+`f` is whatever stands between the value x and the sum: convolutions, norms, squeeze-and-excite gates, attention,
+layer scale, stochastic depth. It is found backwards from the sum: the nodes that serve nothing but the branch. What
+they read from outside must include x; it may include other values (a mask, an embedding) that others read as well.
+A projection shortcut is no identity: neither operand of its sum is read by the other.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from fxsurgery.analysis.fact import fact
+from fxsurgery.analysis.labels import Labels
+from fxsurgery.analysis.pointwise import pointwise
+from fxsurgery.analysis.shapes import target_name
+from fxsurgery.analysis.structure import structure
+from fxsurgery.program import Program
+
+SUMS = {"add", "add_", "iadd", "__add__", "__iadd__", "__radd__"}
+"""Functions and methods that add two tensors."""
+
+_IN_PLACE = {"iadd", "isub", "imul", "itruediv", "setitem"}
+_MOVING = {"view", "reshape", "permute", "transpose", "flatten", "unflatten", "contiguous"}
+
+
+@dataclass(frozen=True, eq=False)
+class IdentityBlock:
+    """`sum = skip + branch`, where the branch is computed from what the skip carries."""
+
+    sum: fx.Node
+    skip: fx.Node
+    """The operand that takes the short way: x, or an identity (a dropout, say) of it."""
+    branch: fx.Node
+    """The other operand: the last of `inner`."""
+    inner: tuple[fx.Node, ...]
+    """Everything that serves the branch alone, in execution order; at least one of them has parameters."""
+    reads: tuple[fx.Node, ...]
+    """What the branch reads from outside: x, and whatever else it needs (masks, sizes, shared norms)."""
+
+
+@fact
+def identity_blocks(program: Program) -> tuple[IdentityBlock, ...]:
+    """Every residual sum with an identity shortcut, in execution order. Blocks may hold others."""
+    found = dict[fx.Node, IdentityBlock]()
+    for node in program.nodes:
+        if (operands := sum_operands(node)) is None:
+            continue
+        first, second = operands
+        scaled = node.kwargs.get("alpha", 1) != 1  # the second operand, which is no identity then
+        for skip, branch in ((first, second), (second, first))[: 1 if scaled else 2]:
+            if node not in found and (block := _block(program, node, skip, branch, found)) is not None:
+                found[node] = block
+    return tuple(found.values())
+
+
+def shape_of(program: Program, node: fx.Node) -> tuple[int, ...] | None:
+    """The shape of a node's value on the example inputs; `None` if it is no tensor."""
+    value = structure(program).values.get(node.name)
+    return value.shape if isinstance(value, Labels) else None
+
+
+def has_parameters(program: Program, node: fx.Node) -> bool:
+    """Whether `node` is a layer: it calls a module with parameters, or reads a parameter."""
+    if node.op == "call_module":
+        return any(True for _ in program.module(node).parameters())
+    if node.op != "get_attr":
+        return False
+    owner, _, leaf = str(node.target).rpartition(".")
+    return isinstance(getattr(program.graph_module.get_submodule(owner), leaf), nn.Parameter)
+
+
+def writes_into(program: Program, node: fx.Node) -> fx.Node | None:
+    """The value that `node` overwrites with its own, as `nn.ReLU(inplace=True)` and `x.add_(y)` do."""
+    if not node.args or not isinstance(node.args[0], fx.Node) or node.op in {"placeholder", "get_attr", "output"}:
+        return None
+    if node.op == "call_module":
+        return node.args[0] if getattr(program.module(node), "inplace", False) else None
+    name = target_name(node)
+    marked = (name.endswith("_") and not name.endswith("__")) or name.startswith("__i") or name in _IN_PLACE
+    return node.args[0] if marked or node.kwargs.get("inplace") is True else None
+
+
+def sum_operands(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """The two tensors that `node` adds; `None` if it is no plain sum of two nodes."""
+    if node.op not in {"call_function", "call_method"} or target_name(node) not in SUMS:
+        return None
+    first = node.args[0] if node.args else node.kwargs.get("input")
+    second = node.args[1] if len(node.args) > 1 else node.kwargs.get("other")
+    if not isinstance(first, fx.Node) or not isinstance(second, fx.Node) or first is second:
+        return None
+    return first, second
+
+
+def gives_zero(program: Program, node: fx.Node) -> bool:
+    """Whether `node` gives 0 whatever it reads, in train mode as well."""
+    if node.op == "get_attr":
+        owner, _, leaf = str(node.target).rpartition(".")
+        value = getattr(program.graph_module.get_submodule(owner), leaf)
+        return isinstance(value, Tensor) and not value.any()
+    inputs = node.all_input_nodes
+    module = program.module(node) if node.op == "call_module" else None
+    if isinstance(module, (nn.Linear, _ConvNd, _NormBase, nn.GroupNorm, nn.LayerNorm)):
+        own = [getattr(module, name, None) for name in ("weight", "bias")]
+        return isinstance(own[0], Tensor) and not any(t.any() for t in own if isinstance(t, Tensor))
+    if target_name(node) in {"mul", "mul_", "imul"} and node.op != "call_module":
+        return any(gives_zero(program, n) for n in inputs)
+    fact = pointwise(program, node)
+    keeps = fact is not None and fact.keeps_zero and not isinstance(module, (nn.AlphaDropout, nn.FeatureAlphaDropout))
+    moves = node.op == "call_method" and target_name(node) in _MOVING
+    return (keeps or moves) and gives_zero(program, inputs[0])
+
+
+def _block(
+    program: Program, node: fx.Node, skip: fx.Node, branch: fx.Node, known: Mapping[fx.Node, IdentityBlock]
+) -> IdentityBlock | None:
+    if shape_of(program, skip) is None or shape_of(program, skip) != shape_of(program, node):
+        return None
+    stream = _stream(program, skip, known)
+    inner = _serving(program, branch, node, stream)
+    reads = tuple(dict.fromkeys(i for n in inner for i in n.all_input_nodes if i not in set(inner)))
+    if not stream.intersection(reads) or not any(has_parameters(program, n) for n in inner):
+        return None
+    if any(writes_into(program, n) in stream for n in inner):
+        return None  # the branch changes what the shortcut carries
+    return IdentityBlock(node, skip, branch, inner, reads)
+
+
+def _stream(program: Program, skip: fx.Node, known: Mapping[fx.Node, IdentityBlock]) -> set[fx.Node]:
+    """The nodes that `skip` gives on unchanged: itself, what it is an identity of, the shortcuts of earlier blocks."""
+    stream, node = {skip}, skip
+    while True:
+        fact = pointwise(program, node)
+        if fact is not None and fact.is_identity:
+            node = node.all_input_nodes[0]
+        elif node in known:
+            node = known[node].skip
+        else:
+            return stream
+        stream.add(node)
+
+
+def _serving(program: Program, branch: fx.Node, reader: fx.Node, stream: set[fx.Node]) -> tuple[fx.Node, ...]:
+    """The nodes that serve `reader` through `branch` and nothing else; none if `branch` has another reader."""
+    order = {n: i for i, n in enumerate(program.nodes)}
+    serving, waiting = {reader}, [branch]
+    while waiting:
+        waiting.sort(key=order.__getitem__)
+        node = waiting.pop()  # the latest first: all its readers have been seen
+        if node in serving or node in stream or node.op == "placeholder":
+            continue
+        if (writers := _writers(program, node, serving)) is None:
+            continue
+        serving |= {node, *writers}
+        waiting += [i for n in (node, *writers) for i in n.all_input_nodes]
+    return tuple(sorted(serving - {reader}, key=order.__getitem__))
+
+
+def _writers(program: Program, node: fx.Node, serving: set[fx.Node]) -> set[fx.Node] | None:
+    """The readers of `node` that only write into it, or into a view of it; `None` if others read it than `serving`.
+
+    `mask[a:b] = 1` is such a reader: nothing reads what it gives.
+    """
+    found, waiting = set[fx.Node](), [user for user in node.users if user not in serving]
+    while waiting:
+        user = waiting.pop()
+        dead_end = not user.users and writes_into(program, user) in {node, *found}
+        if user.op == "output" or not (user.users or dead_end) or serving.intersection(user.users):
+            return None
+        waiting += [n for n in user.users if n not in found]
+        found.add(user)
+    return found

@@ -1,0 +1,253 @@
+"""What pools and convolutions with windows compute, and which values of a program are feature maps."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
+
+from fxsurgery.analysis.fact import fact
+from fxsurgery.analysis.pointwise import only_reader, pointwise
+from fxsurgery.analysis.positions import Axis, Map, nearest
+from fxsurgery.analysis.real_run import run_for_real
+from fxsurgery.analysis.shapes import target_name
+from fxsurgery.program import Program
+
+AVERAGE: dict[int, Callable[..., nn.Module]] = {3: nn.AvgPool1d, 4: nn.AvgPool2d, 5: nn.AvgPool3d}
+MAXIMUM: dict[int, Callable[..., nn.Module]] = {3: nn.MaxPool1d, 4: nn.MaxPool2d, 5: nn.MaxPool3d}
+"""By the number of dims of a map, the batch among them."""
+
+LOCAL = 3
+"""A larger window that is the whole map was chosen for that: it is global."""
+
+_MODULES = {1: (nn.AvgPool1d, nn.MaxPool1d), 2: (nn.AvgPool2d, nn.MaxPool2d), 3: (nn.AvgPool3d, nn.MaxPool3d)}
+_RANKS = {f"{kind}_pool{rank}d": rank for kind in ("avg", "max") for rank in (1, 2, 3)}
+_CONV_RANKS = {f"conv{rank}d": rank for rank in (1, 2, 3)}
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool with windows; one entry a dim. Its node may call a module or a function."""
+
+    kind: Literal["average", "max"]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    counts_padding: bool
+    divisor: int | None
+    gives_indices: bool
+
+    def shares(self, dim: int, size: int, windows: int) -> Tensor:
+        """What each position counts in each window, along one dim: (windows, size). Of a max pool: all alike."""
+        found = torch.zeros(windows, size, dtype=torch.float64)
+        kernel, padding = self.kernel[dim], self.padding[dim]
+        for window in range(windows):
+            start = window * self.stride[dim] - padding
+            seen = [p for p in range(start, start + self.dilation[dim] * kernel, self.dilation[dim]) if 0 <= p < size]
+            within = min(start + kernel, size + padding) - start if self.counts_padding else len(seen)
+            found[window, seen] = 1 / within if self.divisor is None else 1.0
+        return found / self.divisor if self.divisor is not None and dim == 0 else found
+
+
+def read_pool(program: Program, node: fx.Node) -> Pool | None:
+    """The pool with windows that `node` computes; `None` if it is none. Adaptive and global ones have no windows."""
+    if node.op == "call_module":
+        module = program.module(node)
+        if not isinstance(module, (_AvgPoolNd, _MaxPoolNd)):
+            return None
+        rank = next(r for r, types in _MODULES.items() if isinstance(module, types))
+        return _pool(isinstance(module, _AvgPoolNd), rank, lambda name, _, default: getattr(module, name, default))
+    if node.op != "call_function" or (rank := _RANKS.get(target_name(node), 0)) == 0:
+        return None
+
+    def given(name: str, position: int, default: Any) -> Any:  # noqa: ANN401 -- an argument of any type
+        return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+    numbers = [given("kernel_size", 1, None), given("stride", 2, None), given("padding", 3, 0)]
+    if any(isinstance(n, fx.Node) for given_ in numbers for n in _listed(given_)):
+        return None
+    return _pool(target_name(node).startswith("avg"), rank, given)
+
+
+def _pool(is_average: bool, rank: int, given: Callable[[str, int, Any], Any]) -> Pool:  # noqa: FBT001
+    kernel = _each(given("kernel_size", 1, None), rank)
+    stride = given("stride", 2, None)
+    return Pool(
+        kind="average" if is_average else "max",
+        kernel=kernel,
+        stride=kernel if stride is None or not _listed(stride) else _each(stride, rank),
+        padding=_each(given("padding", 3, 0), rank),
+        dilation=(1,) * rank if is_average else _each(given("dilation", 4, 1), rank),
+        counts_padding=is_average and bool(given("count_include_pad", 5, 1)),
+        divisor=given("divisor_override", 6, None) if is_average else None,
+        gives_indices=not is_average and bool(given("return_indices", 6, 0)),
+    )
+
+
+def _listed(value: Any) -> Sequence[Any]:  # noqa: ANN401
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _each(value: Any, rank: int) -> tuple[int, ...]:  # noqa: ANN401
+    listed = tuple(_listed(value))
+    return tuple(map(int, listed * rank if len(listed) == 1 else listed))
+
+
+@dataclass(frozen=True)
+class Stencil:
+    """The windows of a convolution or pool, one entry a dim."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[float, ...]
+    dilation: tuple[int, ...]
+
+    @property
+    def is_point(self) -> bool:
+        """Whether each window is one position, and each position has its window."""
+        return set(self.kernel) == {1} == set(self.stride) and not any(self.padding)
+
+    def through(self, dim: int, axis: Axis) -> Axis:
+        """Where the centres of the windows lie along `dim`."""
+        return axis.through(self.kernel[dim], self.stride[dim], self.padding[dim], self.dilation[dim])
+
+
+def read_stencil(program: Program, node: fx.Node, sizes: Callable[[fx.Node], Sequence[int]]) -> Stencil | None:
+    """The windows of the convolution or pool that `node` computes; `None` if it is neither.
+
+    Args:
+        program: the node's.
+        node: any node.
+        sizes: gives the shape of a node's value: a function's weight tells its kernel.
+    """
+    if (pool := read_pool(program, node)) is not None:
+        return Stencil(pool.kernel, pool.stride, pool.padding, pool.dilation)
+    if node.op == "call_module":
+        module = program.module(node)
+        if not isinstance(module, _ConvNd) or module.transposed:
+            return None
+        return _stencil(tuple(module.kernel_size), module.stride, module.padding, module.dilation)
+    if node.op != "call_function" or target_name(node) not in _CONV_RANKS:
+        return None
+    weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+    if not isinstance(weight, fx.Node):
+        return None
+    given = [
+        node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+        for name, position, default in (("stride", 3, 1), ("padding", 4, 0), ("dilation", 5, 1))
+    ]
+    return _stencil(tuple(sizes(weight))[2:], *given)
+
+
+def _stencil(kernel: tuple[int, ...], stride: Any, padding: Any, dilation: Any) -> Stencil:  # noqa: ANN401
+    rank = len(kernel)
+    dilation = _each(dilation, rank)
+    around: tuple[float, ...]
+    if padding == "same":
+        around = tuple((k - 1) * d / 2 for k, d in zip(kernel, dilation, strict=True))
+    else:
+        around = _each(0 if padding == "valid" else padding, rank)
+    return Stencil(kernel, _each(stride, rank), around, dilation)
+
+
+@fact
+def feature_maps(program: Program) -> dict[str, tuple[int, ...]]:
+    """The nodes that give (batch, channels, *positions), in execution order, with their shapes.
+
+    Convolutions and pools give such maps, images are some, and so is what keeps the shape of one: a norm, an
+    activation, a sum.
+    """
+    metas, found = run_for_real(program).metas, dict[str, tuple[int, ...]]()
+    for node in program.nodes:
+        value = metas.get(node.name)
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() not in AVERAGE:
+            continue
+        windowed = read_stencil(program, node, lambda n: metas[n.name].shape)
+        sources = [found[i.name] for i in node.all_input_nodes if i.name in found]
+        is_image = node.op == "placeholder" and value.dim() > 3
+        keeps = tuple(value.shape) in sources and target_name(node) not in _PERMUTING
+        joined = target_name(node) in {"cat", "concat"} and any(s[2:] == value.shape[2:] for s in sources)
+        if windowed is not None or is_image or keeps or joined:
+            found[node.name] = tuple(value.shape)
+    return found
+
+
+_PERMUTING = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "view", "reshape", "matmul", "bmm"}
+
+
+def block_ends(program: Program) -> Iterator[fx.Node]:
+    """Where all that goes on is one map: after a convolution, sum or concatenation the last norm or activation.
+
+    Images too, if there is no convolution.
+    """
+    maps = feature_maps(program)
+    starts = [node for node in program.nodes if node.name in maps and _is_conv(program, node)]
+    joins = [node for node in program.nodes if node.name in maps and target_name(node) in _JOINING]
+    starts = starts or [node for node in program.nodes if node.name in maps and node.op == "placeholder"]
+    ends = set[fx.Node]()
+    for start in (*starts, *joins):
+        node = start
+        while (reader := only_reader(node)) is not None and reader.name in maps and _keeps_place(program, reader):
+            node = reader
+        ends.add(node)
+    yield from (node for node in _alone(program) if node in ends)
+
+
+_JOINING = {"add", "iadd", "add_", "cat", "concat"}
+
+
+def _alone(program: Program) -> Iterator[fx.Node]:
+    """The maps beside which, once they are there, no other map is waiting to be read."""
+    maps, order = feature_maps(program), {node: place for place, node in enumerate(program.nodes)}
+    waiting = -1
+    for node in program.nodes:
+        if node.name not in maps:
+            continue
+        if waiting <= order[node]:
+            yield node
+        waiting = max(waiting, *(order[reader] for reader in node.users), 0)
+
+
+def _is_conv(program: Program, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(program.module(node), _ConvNd)
+    return node.op == "call_function" and target_name(node) in _CONV_RANKS
+
+
+def _keeps_place(program: Program, node: fx.Node) -> bool:
+    norm = node.op == "call_module" and isinstance(program.module(node), (_BatchNorm, nn.GroupNorm, nn.PReLU))
+    return norm or pointwise(program, node) is not None
+
+
+def spread(found: Sequence[fx.Node], most: int) -> list[fx.Node]:
+    """At most so many of the nodes, evenly spread, the last one among them."""
+    return [found[len(found) * (i + 1) // min(most, len(found)) - 1] for i in range(min(most, len(found)))]
+
+
+def halved(old: Sequence[int], new: Sequence[int]) -> Map:
+    """A map of shape `old`, the batch first, before and after a 2 x 2 pool of stride 2 that leaves shape `new`."""
+    axes, factors = list[tuple[Axis, Axis] | None]([None]), list[Tensor | None]([None])
+    for before, now in zip(old[2:], new[2:], strict=True):
+        pair = (Axis(), Axis().through(2, 2, 0, 1))
+        axes.append(pair)
+        factors.append(nearest(*pair, before, now))
+    return Map(tuple(old[1:]), tuple(new[1:]), tuple(factors), tuple(axes))
+
+
+def too_small(shape: Sequence[int]) -> str | None:
+    """Why a map of this shape, the batch first, cannot be pooled; `None` if it can."""
+    if min(shape[2:]) >= 2:
+        return None
+    return f"nothing is left to pool: the map has {' x '.join(map(str, shape[2:]))} positions"
+
+
+def readable(program: Program, node: fx.Node) -> str | None:
+    """Why nothing can be put between a map and its readers; `None` if something can."""
+    if node.name not in feature_maps(program):
+        return "it gives no feature map: (batch, channels, *positions)"
+    return None if node.users else "nothing reads it"

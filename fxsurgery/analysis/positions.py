@@ -1,0 +1,240 @@
+"""Where the positions of a feature map lie, and what a dense layer makes of fewer or more of them.
+
+A dense layer that reads a flattened map has a weight for each channel and position: `W[o, c, p]`. On a map of other
+positions q it reads
+
+    W'[o, c, q] = sum_p T[q, p] W[o, c, p]        T: (new, old) positions, a product of one factor a dim
+
+* The old map is exactly `x_old[p] = sum_q A[p, q] x_new[q]`, as where an average pool A goes: T is A transposed, and
+  `W' x_new = W x_old` (w / 4 for each of the four under a 2 x 2 window; overlapping windows add up).
+* Otherwise T matches places (`nearest`). Where positions get fewer, each old one gives its weight to the nearest new
+  one: under a 2 x 2 pool, the sum over each window. Where they get more, each old one shares its weight equally among
+  those new ones that it is nearest to.
+
+Every row of weights keeps its sum over positions (T's columns sum to 1), so a channel that is constant over space
+counts as it did. That is why the last row and column of an odd map, which a pool without `ceil_mode` does not see, are
+added to the window next to them: dropped, their share of each channel's mean would be gone as well.
+
+Source: ECToNAS, appendix A.2 (methods, section 3, "add pool"). The paper pools the weights themselves: with their mean
+(a quarter of what the pooled map needs) or their maximum.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Choice = Literal["structured", "random", "largest"]
+"""What a new position takes of the weights it stands for: their sum, one of them at random, the largest |w|."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where the positions of a map lie along one dim: at `start + step * i` on a map that others are measured on."""
+
+    start: float = 0.0
+    step: float = 1.0
+
+    def through(self, kernel: int, stride: int, padding: float, dilation: int) -> "Axis":
+        """Where the centres of windows lie."""
+        return Axis(self.start + self.step * ((kernel - 1) * dilation / 2 - padding), self.step * stride)
+
+    def stretched(self, size: int, new: int) -> "Axis":
+        """Where `new` positions lie that cover `size` ones evenly, as after an adaptive pool or an upsampling."""
+        return Axis(self.start + self.step * (size / new - 1) / 2, self.step * size / new)
+
+    def centres(self, size: int) -> Tensor:
+        """The place of each position, (size,)."""
+        return self.start + self.step * torch.arange(size, dtype=torch.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Map:
+    """A feature map before and after the change, the batch left out: (channels, *positions)."""
+
+    old: tuple[int, ...]
+    new: tuple[int, ...]
+    factors: tuple[Tensor | None, ...]
+    """For each dim, how weights of the old entries make those of the new ones: (new, old)."""
+    axes: tuple[tuple[Axis, Axis] | None, ...]
+    """For each dim, where old and new positions lie; `None` for channels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Which entry of which map each entry of a value is, before and after the change."""
+
+    maps: tuple[Map, ...]
+    old: Any
+    """Tensors of the value's structure and old shape: entries, counted through all maps."""
+    new: Any
+
+    @classmethod
+    def of(cls, own: Map, batch: int) -> "Layout":
+        """The value is the map itself."""
+        old, new = (torch.arange(math.prod(s)).reshape(1, *s).expand(batch, *s) for s in (own.old, own.new))
+        return cls((own,), old, new)
+
+    def axis(self, dim: int) -> tuple[Map, int] | None:
+        """The map, and the dim of it, that `dim` of the value runs along; `None` if it is no such dim."""
+        old, new = (_vector(index, dim) for index in (self.old, self.new))
+        start = (0, 0)
+        for own in self.maps:
+            end = (start[0] + math.prod(own.old), start[1] + math.prod(own.new))
+            if start[0] <= int(old[0]) < end[0]:
+                dims = {_running(old - start[0], own.old), _running(new - start[1], own.new)}
+                found = dims.pop()
+                return None if dims or found is None else (own, found)
+            start = end
+        return None
+
+    def columns(self) -> tuple[Tensor, Tensor] | None:
+        """The entries along the last dim, old and new; `None` where those of other rows are not alike."""
+        found = list[Tensor]()
+        for index in (self.old, self.new):
+            rows = index.reshape(-1, index.shape[-1])
+            apart = rows - rows[:, :1]
+            if not torch.equal(apart, apart[:1].expand_as(apart)) or len(rows[0].unique()) < rows.shape[1]:
+                return None
+            found.append(rows[0])
+        return found[0], found[1]
+
+    def channels(self) -> Tensor | None:
+        """How the old channels of a value (batch, channels, ...) make the new ones: (new, old); `None`: not known."""
+        old, new = self._channels(_vector(self.old, 1), 0), self._channels(_vector(self.new, 1), 1)
+        if old is None or new is None:
+            return None
+        found = torch.zeros(len(new), len(old), dtype=torch.float64)
+        for row, (own, to) in enumerate(new):
+            for column, (other, at) in enumerate(old):
+                if own == other:
+                    factor = self.maps[own].factors[0]
+                    found[row, column] = float(to == at) if factor is None else factor[to, at]
+        return found
+
+    def _channels(self, vector: Tensor, side: int) -> list[tuple[int, int]] | None:
+        found, starts = list[tuple[int, int]](), [0]
+        for own in self.maps:
+            starts.append(starts[-1] + math.prod((own.old, own.new)[side]))
+        for entry in vector.tolist():
+            at = next(i for i, end in enumerate(starts[1:]) if entry < end)
+            own = self.maps[at]
+            found.append((at, (entry - starts[at]) // max(math.prod((own.old, own.new)[side][1:]), 1)))
+        return found
+
+
+def _vector(index: Tensor, dim: int) -> Tensor:
+    """The entries along one dim, at the start of all others."""
+    return index[tuple(slice(None) if d == dim else 0 for d in range(index.dim()))]
+
+
+def _running(entries: Tensor, shape: Sequence[int]) -> int | None:
+    """The dim of a map of `shape` along which `entries` run from first to last; `None` if there is none."""
+    for dim, size in enumerate(shape):
+        stride = math.prod(shape[dim + 1 :])
+        runs = size == len(entries) and torch.equal(entries - entries[0], stride * torch.arange(size))
+        if runs and int(entries[0]) // stride % size == 0 and (size > 1 or dim):
+            return dim
+    return None
+
+
+def nearest(old: Axis, new: Axis, old_size: int, new_size: int) -> Tensor:
+    """Which new positions stand for which old ones, by place: (new, old), each column sums to 1.
+
+    Between two that are equally near, the first. An old position that no new one is nearest to, where they get more,
+    gives its weight to the one nearest to it.
+    """
+    places, others = old.centres(old_size), new.centres(new_size)
+    apart = (others[:, None] - places[None]).abs().mul(2**20).round()
+    to_new = nn.functional.one_hot(apart.argmin(0), new_size).T.double()
+    if new_size <= old_size:
+        return to_new
+    shares = nn.functional.one_hot(apart.argmin(1), old_size).double()
+    counts = shares.sum(0, keepdim=True)
+    return torch.where(counts > 0, shares / counts.clamp(min=1), to_new)
+
+
+def aggregate(weight: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
+    """`W'[o, q] = sum_p T[q, p] W[o, p]`: (out, *old) to (out, *new), with T's factor for each dim, `None` for none."""
+    found = weight.float() if weight.dtype in {torch.float16, torch.bfloat16} else weight
+    for dim, factor in enumerate(factors, start=1):
+        if factor is not None:
+            found = torch.tensordot(found, factor.to(found.device, found.dtype), ([dim], [1])).movedim(-1, dim)
+    return found.to(weight.dtype).contiguous()
+
+
+def chosen(scores: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
+    """For each new position, the old one of the highest score among those it stands for; -1 where it has none.
+
+    Args:
+        scores: (rows, *old).
+        factors: which new position each old one goes to.
+
+    Returns:
+        (rows, new positions), counted through the flattened old ones.
+    """
+    target, count = torch.zeros((), dtype=torch.int64), 1
+    for size, factor in zip(scores.shape[1:], factors, strict=True):
+        own = torch.arange(size) if factor is None else factor.argmax(0)
+        target = (target[..., None] * (size if factor is None else len(factor)) + own).reshape(*target.shape, size)
+        count *= size if factor is None else len(factor)
+    order = scores.flatten(1).argsort(1)
+    ranks = order.argsort(1)
+    best = torch.full((len(scores), count), -1, device=scores.device)
+    index = target.flatten().to(scores.device).expand_as(ranks)
+    best = best.scatter_reduce(1, index, ranks, "amax")
+    return order.gather(1, best.clamp(min=0)).masked_fill(best < 0, -1)
+
+
+@dataclass(frozen=True)
+class Take:
+    """How dense weights are taken over."""
+
+    choice: Choice = "structured"
+    seed: int = 0
+
+
+class Taker:
+    """Makes the weights for a changed map of those for the old one."""
+
+    def __init__(self, take: Take) -> None:
+        self._choice, self._generator = take.choice, torch.Generator().manual_seed(take.seed)
+
+    def columns(
+        self, weight: Tensor, maps: Sequence[Map], columns: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """A dense weight, (out, in), for the new columns, and which old columns they are, if they are any.
+
+        Args:
+            weight: of the old columns.
+            maps: that both are columns of.
+            columns: the entries, counted through all maps, that old and new columns are.
+        """
+        old, new = (index.to(weight.device) for index in columns)
+        full = weight.new_zeros(len(weight), sum(math.prod(m.old) for m in maps))
+        full[:, old] = weight
+        origin = torch.full((full.shape[1],), -1, device=weight.device)
+        origin[old] = torch.arange(len(old), device=weight.device)
+        parts, sources, start = list[Tensor](), list[Tensor](), 0
+        for own in maps:
+            end = start + math.prod(own.old)
+            part, source = self.entries(full[:, start:end].reshape(-1, *own.old), own.factors)
+            parts.append(part)
+            sources.append(origin[start:end] if source is None else origin[start:end][source])
+            start = end
+        index = torch.cat(sources)[new].cpu() if self._choice == "random" else None
+        return torch.cat(parts, 1)[:, new].contiguous(), index
+
+    def entries(self, weight: Tensor, factors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
+        """The new weight, (out, new entries), of one for a map, and the old entries it is made of, if it is any."""
+        if self._choice == "structured" or all(factor is None for factor in factors):
+            return aggregate(weight, factors).flatten(1), None
+        if self._choice == "largest":
+            index = chosen(weight.abs(), factors)
+            return weight.flatten(1).gather(1, index.clamp(min=0)).masked_fill(index < 0, 0), None
+        draws = torch.rand(1, *weight.shape[1:], generator=self._generator)
+        index = chosen(draws, factors)[0].to(weight.device)
+        return weight.flatten(1)[:, index], index  # each new entry stands for some old one where they get fewer

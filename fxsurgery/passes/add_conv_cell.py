@@ -1,0 +1,194 @@
+"""Insert ECToNAS's cell after a feature map: convolution 3 x 3, pool 2 x 2, batch norm, ReLU (methods, section 3).
+
+    x  ->  relu(norm(pool(conv(x))))
+
+Each part starts as near to the identity as it can be. The convolution (padding 1, no bias: the norm has one) passes
+channel j on by its centre tap. The norm undoes the statistics of what it normalises, measured on the example inputs in
+train mode: running_var is the variance, running_mean the mean, weight = sqrt(running_var + eps), bias = running_mean.
+ReLU is the identity on maps that are never negative. The pool halves the map, and dense layers behind it sum their
+weights over each window, as `add-pool` does (`analysis.positions`). With a pool the effect is lossy; with
+`kind="none"`, after a node whose values are never negative, and with the channels it had, it is exact.
+
+Other channels than x has: the first ones are x's own. Where there are more, the others are random filters, and what
+they add to each consumer starts with weights of 0 (a gradient reaches those at the first step, and the filters at the
+second). Where there are fewer, the last channels of x are lost. Consumers can be dense layers and convolutions.
+
+In a program without a convolution, images are the maps: the cell goes in front of the first flattening, which makes a
+CNN of a feed-forward network.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
+from typing_extensions import override
+
+from fxsurgery.analysis.pointwise import pointwise
+from fxsurgery.analysis.pooling import (
+    AVERAGE,
+    MAXIMUM,
+    block_ends,
+    feature_maps,
+    halved,
+    read_pool,
+    readable,
+    spread,
+    too_small,
+)  # fmt: skip
+from fxsurgery.analysis.positions import Axis, Map
+from fxsurgery.analysis.reading import read_values
+from fxsurgery.analysis.reshaping import Change, Consequences, follow
+from fxsurgery.edit import Editor, Refusal
+from fxsurgery.errors import SpecError
+from fxsurgery.program import Program
+from fxsurgery.surgery import Effect, Rewrite
+
+MOST = 3
+"""Places that candidates name."""
+CONVS: dict[int, Callable[..., _ConvNd]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
+NORMS: dict[int, Callable[..., nn.Module]] = {3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+"""By the number of dims of a map, the batch among them."""
+
+_RUN_ERRORS = (RuntimeError, TypeError, ValueError, IndexError)
+
+
+@dataclass(frozen=True)
+class AddConvCell(Rewrite):
+    """Convolve and pool a feature map, starting near the identity."""
+
+    name: ClassVar[str] = "add-conv-cell"
+
+    after: str
+    """The node of the map: (batch, channels, *positions)."""
+    channels: int | None = None
+    """Of the cell's output; `None`: as many as the map has."""
+    kind: Literal["average", "max", "none"] = "average"
+    """Of the pool."""
+    ceil: bool = False
+    """Whether an odd last row and column has a window of its own."""
+    seed: int = 0
+    """Of the random filters."""
+
+    @classmethod
+    @override
+    def candidates(cls, program: Program) -> Iterator[Self]:
+        """Both kinds of pool after the blocks of a convolution, at a few places evenly spread; none at the last."""
+        maps, found = feature_maps(program), list[fx.Node]()
+        for node in spread(list(block_ends(program)), 2 * MOST):
+            move = cls(node.name, ceil=_is_odd(maps[node.name]))
+            if readable(program, node) is None and not isinstance(move._planned(program, node), Refusal):
+                found.append(node)
+        places = spread(found, MOST)
+        for node in places:
+            yield cls(node.name, None, "average", _is_odd(maps[node.name]))
+            yield cls(node.name, None, "max", _is_odd(maps[node.name]))
+        if places:
+            yield cls(places[-1].name, None, "none")
+
+    @override
+    def rewrite(self, edit: Editor) -> Effect:
+        program, node = edit.program, self._node(edit.program)
+        if reason := readable(program, node):
+            edit.refuse(node, reason)
+            return Effect.LOSSY
+        planned = self._planned(program, node)
+        if isinstance(planned, Refusal):
+            edit.refuse(planned.node, planned.reason)
+            return Effect.LOSSY
+        cell, found = planned
+        before, last = next(n for n in program.nodes if n in node.users), node
+        readers = list(node.users)
+        stem = node.target if node.op == "call_module" else node.name
+        for part, module in cell.items():
+            last = edit.insert_call(edit.new_path(f"{stem}_cell_{part}"), module, (last,), before=before)
+        edit.replace_uses(node, last, readers)
+        found.apply(edit)
+        keeps = self.kind == "none" and self.channels in {None, feature_maps(program)[node.name][1]}
+        return Effect.EXACT if keeps and _is_non_negative(program, node) else Effect.LOSSY
+
+    def _node(self, program: Program) -> fx.Node:
+        if self.kind not in {"average", "max", "none"}:
+            raise SpecError(f"kind={self.kind!r}: say 'average', 'max' or 'none'")
+        if self.channels is not None and self.channels < 1:
+            raise SpecError(f"channels={self.channels}: say 1 or more, or None for those of the map")
+        found = next((n for n in program.nodes if n.name == self.after), None)
+        if found is None:
+            raise SpecError(f"no node is named {self.after!r}; maps are {', '.join(feature_maps(program)) or 'none'}")
+        return found
+
+    def _planned(self, program: Program, node: fx.Node) -> tuple[dict[str, nn.Module], Consequences] | Refusal:
+        """The modules of the cell by name, and what must follow; or why it cannot be."""
+        if self.kind != "none" and (reason := too_small(feature_maps(program)[node.name])):
+            return Refusal(str(node), reason)
+        value = read_values(program, {node.name})[node.name]
+        try:
+            live = read_values(program, {node.name}, training=True)[node.name]
+        except _RUN_ERRORS as error:
+            return Refusal(str(node), f"the program gives no statistics in train mode: {str(error).splitlines()[0]}")
+        with torch.no_grad():
+            cell = self._cell(program, live)
+            if cell is None:
+                return Refusal(str(node), "no statistics for a batch norm: the example inputs give one value a channel")
+            result = nn.Sequential(*cell.values())(value)
+        found = follow(program, Change(node, result, self._map(value, result)))
+        return found if isinstance(found, Refusal) else (cell, found)
+
+    def _map(self, value: Tensor, result: Tensor) -> Map:
+        old, new = tuple(value.shape[1:]), tuple(result.shape[1:])
+        if self.kind == "none":
+            axes = ((Axis(), Axis()),) * (value.dim() - 2)
+            own = Map(old, new, (None,) * len(old), (None, *axes))
+        else:
+            own = halved(value.shape, result.shape)
+        factor = None if old[0] == new[0] else torch.eye(new[0], old[0], dtype=torch.float64)
+        return Map(old, new, (factor, *own.factors[1:]), own.axes)
+
+    def _cell(self, program: Program, live: Tensor) -> dict[str, nn.Module] | None:
+        """The cell in eval mode, after a map whose values in train mode are `live`; `None` without statistics."""
+        rank, inner = live.dim(), live.shape[1]
+        outer = inner if self.channels is None else self.channels
+        trains = next((p.requires_grad for p in program.graph_module.parameters()), True)
+        like: dict[str, Any] = {"device": live.device, "dtype": live.dtype}
+        conv = CONVS[rank](inner, outer, 3, padding=1, bias=False, **like)
+        conv.weight = nn.Parameter(_taps(conv, self.seed))
+        cell: dict[str, nn.Module] = {"conv": conv}
+        if self.kind != "none":
+            cell["pool"] = (AVERAGE if self.kind == "average" else MAXIMUM)[rank](2, ceil_mode=self.ceil)
+        values = nn.Sequential(*cell.values())(live).double().transpose(0, 1).flatten(1)
+        if values.shape[1] < 2:
+            return None
+        norm: Any = NORMS[rank](outer, **like)
+        mean, variance = values.mean(1), values.var(1)
+        weight = (variance + norm.eps).sqrt()
+        measured = {"running_mean": mean, "running_var": variance, "weight": weight, "bias": mean}
+        norm.load_state_dict({**norm.state_dict(), **measured})
+        cell |= {"norm": norm, "act": nn.ReLU()}
+        return {part: module.requires_grad_(trains).eval() for part, module in cell.items()}
+
+
+def _is_odd(shape: tuple[int, ...]) -> bool:
+    return any(size % 2 for size in shape[2:])
+
+
+def _taps(conv: _ConvNd, seed: int) -> Tensor:
+    """(out, in, 3, ...): channel j passes on as output j; outputs beyond them are random, as after He et al."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(conv.weight.shape, generator=generator, dtype=torch.float64)
+    weight *= (2 / weight[0].numel()) ** 0.5
+    kept = min(conv.weight.shape[:2])
+    weight[:kept] = 0.0
+    centre = weight.flatten(2)[:, :, 3 ** len(conv.kernel_size) // 2]
+    centre[range(kept), range(kept)] = 1.0
+    return weight.to(conv.weight)
+
+
+def _is_non_negative(program: Program, node: fx.Node) -> bool:
+    """Whether no value of a map is ever negative: an activation that gives none is before, and then pools at most."""
+    fact = pointwise(program, node)
+    if fact is not None and fact.is_non_negative:
+        return True
+    passes = (fact is not None and fact.is_identity) or read_pool(program, node) is not None
+    return passes and bool(node.all_input_nodes) and _is_non_negative(program, node.all_input_nodes[0])

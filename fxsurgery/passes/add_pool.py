@@ -1,0 +1,101 @@
+"""Insert a 2 x 2 pool of stride 2 after a feature map (ECToNAS, appendix A.2; methods, section 3, "add pool").
+
+    x  ->  pool(x)        and, in the dense layers that see positions,        W'[o, c, q] = sum_{p in q} W[o, c, p]
+
+Convolutions and everything else that takes a map of any size keep their weights. The first dense layers downstream
+have a weight for each position; each new position stands for the old ones that it lies nearest to, through whatever
+strides and borders are between (`analysis.positions`), and takes the *sum* of their weights: what the pooled map lacks
+of the old one is then its detail alone. The result on x is what the program gives where each window of x is replaced
+by its mean, if nothing but flattening is between. For a max pool the sum is the default as well.
+
+Ablations: `weights="largest"` keeps the weight of the largest magnitude, which the paper has for max pools (13.4 %; its
+code takes the largest signed one, and the mean for average pools); `"random"` keeps one of each window at random, its
+control. The effect is always lossy. Where nothing dense sees positions, as before a global mean, no weight changes.
+
+Odd sizes: with `ceil`, the last window is smaller (TensorFlow's "same"); without, no window sees the last row and
+column, whose weights the window next to them takes over (`analysis.positions` says why).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
+
+from torch import fx
+from typing_extensions import override
+
+from fxsurgery.analysis.pooling import AVERAGE, MAXIMUM, block_ends, feature_maps, halved, readable, spread, too_small
+from fxsurgery.analysis.positions import Choice, Take
+from fxsurgery.analysis.reading import read_values
+from fxsurgery.analysis.reshaping import Change, Consequences, follow
+from fxsurgery.edit import Editor, Refusal
+from fxsurgery.errors import SpecError
+from fxsurgery.program import Program
+from fxsurgery.surgery import Effect, Rewrite
+
+MOST = 4
+"""Places that candidates name."""
+
+
+@dataclass(frozen=True)
+class AddPool(Rewrite):
+    """Pool a feature map, and let the dense layers behind it read fewer positions."""
+
+    name: ClassVar[str] = "add-pool"
+
+    after: str
+    """The node of the map: (batch, channels, *positions)."""
+    kind: Literal["average", "max"] = "average"
+    ceil: bool = False
+    """Whether an odd last row and column has a window of its own."""
+    weights: Choice = "structured"
+    """What a dense layer keeps of the weights of a window."""
+    seed: int = 0
+    """Of the choice of random weights."""
+
+    @classmethod
+    @override
+    def candidates(cls, program: Program) -> Iterator[Self]:
+        """Both kinds after the blocks of a convolution, at a few places evenly spread."""
+        maps, found = feature_maps(program), list[fx.Node]()
+        for node in spread(list(block_ends(program)), 3 * MOST):
+            move = cls(node.name, ceil=any(n % 2 for n in maps[node.name][2:]))
+            if not too_small(maps[node.name]) and isinstance(move._follow(program, node), Consequences):
+                found.append(node)
+        for node in spread(found, MOST):
+            ceil = any(n % 2 for n in maps[node.name][2:])
+            yield cls(node.name, "average", ceil)
+            yield cls(node.name, "max", ceil)
+
+    @override
+    def rewrite(self, edit: Editor) -> Effect:
+        program, node = edit.program, self._node(edit.program)
+        if reason := readable(program, node) or too_small(feature_maps(program)[node.name]):
+            edit.refuse(node, reason)
+            return Effect.LOSSY
+        found = self._follow(program, node)
+        if isinstance(found, Refusal):
+            edit.refuse(found.node, found.reason)
+            return Effect.LOSSY
+        shape = feature_maps(program)[node.name]
+        stem = f"{node.target if node.op == 'call_module' else node.name}_pool"
+        pool = (AVERAGE if self.kind == "average" else MAXIMUM)[len(shape)](2, ceil_mode=self.ceil)
+        first = next(n for n in program.nodes if n in node.users)
+        edit.replace_uses(node, edit.insert_call(edit.new_path(stem), pool, (node,), before=first))
+        found.apply(edit)
+        return Effect.LOSSY
+
+    def _node(self, program: Program) -> fx.Node:
+        if self.kind not in {"average", "max"}:
+            raise SpecError(f"kind={self.kind!r}: say 'average' or 'max'")
+        if self.weights not in {"structured", "random", "largest"}:
+            raise SpecError(f"weights={self.weights!r}: say 'structured', 'random' or 'largest'")
+        found = next((n for n in program.nodes if n.name == self.after), None)
+        if found is None:
+            raise SpecError(f"no node is named {self.after!r}; maps are {', '.join(feature_maps(program)) or 'none'}")
+        return found
+
+    def _follow(self, program: Program, node: fx.Node) -> Consequences | Refusal:
+        value = read_values(program, {node.name})[node.name]
+        pool = (AVERAGE if self.kind == "average" else MAXIMUM)[value.dim()](2, ceil_mode=self.ceil)
+        pooled = pool(value)
+        return follow(program, Change(node, pooled, halved(value.shape, pooled.shape)), Take(self.weights, self.seed))

@@ -1,0 +1,246 @@
+"""Add a layer after an activation: Net2Deeper (ECToNAS, Eq. 3; methods, section 3, "deepen").
+
+    f(x)  ->  f(norm(I f(x)))
+
+I is the identity: the unit matrix, or a convolution that passes each channel on by its centre tap. f is applied
+once more, so the outputs stay the same if and only if f is idempotent, f(f(x)) = f(x), as ReLU is ("piecewise
+linear", as the paper has it, is not enough: LeakyReLU is no such f); for any other f the result is lossy.
+
+The norm must be the identity as well, in train mode too, where it uses the mean m and the biased variance v of the
+batch. Its statistics are those measured on the example inputs in train mode, over n values a channel, and it
+undoes them:
+
+    running_mean = m, running_var = v n / (n - 1), weight = sqrt(running_var + eps), bias = running_mean
+
+exact in eval mode, and in train mode up to sqrt(n / (n - 1)). The usual pair (mean 0, variance 1, weight 1, bias 0)
+is the identity in eval mode alone: the first step in train mode normalises what was not normalised before.
+"""
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
+from typing_extensions import override
+
+from fxsurgery.analysis.blocks import shape_of
+from fxsurgery.analysis.pointwise import ACTIVATIONS, PASSING, pointwise
+from fxsurgery.analysis.reading import read_values
+from fxsurgery.analysis.shapes import target_name
+from fxsurgery.analysis.structure import structure
+from fxsurgery.edit import Editor
+from fxsurgery.errors import SpecError
+from fxsurgery.program import Program
+from fxsurgery.surgery import Effect, Rewrite, Trains
+
+KEEPING = (
+    *ACTIVATIONS, *PASSING, _NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU,
+    _AvgPoolNd, _MaxPoolNd, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd,
+)  # fmt: skip
+"""Modules whose channels are those of their input, at the same dim."""
+
+CONVS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
+BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+"""By the number of dims of a value."""
+
+
+@dataclass(frozen=True)
+class Deepen(Rewrite):
+    """Insert an identity layer, with a norm where the layer before has one, and the same activation again."""
+
+    name: ClassVar[str] = "deepen"
+    trains: ClassVar[Trains] = Trains.ON
+
+    after: str
+    """The node of the activation."""
+    kernel: int = 3
+    """Of the new convolution, where it is one; odd. A map of one position is given a kernel of 1."""
+    norm: Literal["auto", "batch", "none"] = "auto"
+    """Whether a batch norm follows the new layer: `auto` is as after the layer before."""
+
+    @classmethod
+    @override
+    def candidates(cls, program: Program) -> Iterator[Self]:
+        """Every activation that is not a gate, which is one that only scales other values."""
+        for node in program.nodes:
+            site, move = _site(program, node), cls(node.name)
+            if isinstance(site, str) or all(target_name(reader) in {"mul", "imul", "mul_"} for reader in node.users):
+                continue
+            if not _normed(move, site) or _unmeasurable(program, site) is None:
+                yield move
+
+    @override
+    def rewrite(self, edit: Editor) -> Effect:
+        program, node = edit.program, self._node(edit.program)
+        site = _site(program, node)
+        if isinstance(site, str):
+            edit.refuse(node, site)
+            return Effect.EXACT
+        added = [_identity(site, self.kernel, bias=not _normed(self, site))]
+        if _normed(self, site):
+            if site.is_last and site.dims > 2:
+                edit.refuse(node, f"a batch norm takes the channels at dim 1; here they are at dim {site.dims - 1}")
+                return Effect.EXACT
+            if reason := _unmeasurable(program, site):
+                edit.refuse(node, reason)
+                return Effect.EXACT
+            added.append(_undoing(site, read_values(program, {node.name}, training=True)[node.name]))
+        _insert(edit, site, added)
+        fact = pointwise(program, node)
+        return Effect.EXACT if fact is not None and fact.is_idempotent else Effect.LOSSY
+
+    def _node(self, program: Program) -> fx.Node:
+        if self.kernel not in range(1, sys.maxsize, 2):
+            raise SpecError(f"kernel={self.kernel!r}: say an odd number; an even kernel has no centre tap")
+        if self.norm not in {"auto", "batch", "none"}:
+            raise SpecError(f"norm={self.norm!r}: say 'auto', 'batch' or 'none'")
+        found = next((n for n in program.nodes if n.name == self.after), None)
+        if found is None:
+            known = ", ".join(n.name for n in program.nodes if isinstance(_site(program, n), _Site))
+            raise SpecError(f"no node is named {self.after!r}; a layer can go after {known or 'none'}")
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Site:
+    """An activation, and what the layer after it must be."""
+
+    node: fx.Node
+    path: str
+    """The new modules are kept beside what is there."""
+    like: Tensor
+    """A parameter whose type, device and training the new ones share."""
+    shape: tuple[int, ...]
+    is_last: bool
+    """The channels are along the last dim: a linear layer's. Otherwise along dim 1: a convolution's."""
+    norm: _BatchNorm | None
+    """The batch norm between the layer before and the activation."""
+
+    @property
+    def dims(self) -> int:
+        return len(self.shape)
+
+    @property
+    def channels(self) -> int:
+        return self.shape[-1 if self.is_last else 1]
+
+
+def _site(program: Program, node: fx.Node) -> _Site | str:
+    """What can go after `node`, or why nothing can."""
+    fact, shape = pointwise(program, node), shape_of(program, node)
+    if fact is None or fact.is_identity or shape is None:
+        return "it is no activation: no function of single entries without parameters"
+    if not node.users:
+        return "nothing reads it"
+    if node.op == "call_method" and not hasattr(torch, str(node.target)):
+        return f"there is no function torch.{node.target} to call again"
+    layer, norm = _producer(program, node)
+    is_last = _is_last(program, node, layer, shape)
+    if is_last is None:
+        return "which dim carries the channels is not known"
+    owner = node if node.op == "call_module" else layer
+    like = next((program.module(layer) if layer is not None else program.graph_module).parameters())
+    return _Site(node, str(owner.target) if owner else node.name, like, shape, is_last, norm)
+
+
+def _is_last(program: Program, node: fx.Node, layer: fx.Node | None, shape: tuple[int, ...]) -> bool | None:
+    """Whether the channels are along the last dim, as of a linear layer, or along dim 1; `None`: not known."""
+    module = program.module(layer) if layer is not None else None
+    if isinstance(module, nn.Linear):
+        return True if len(shape) > 1 else None
+    if isinstance(module, _ConvNd):
+        return False if len(shape) == len(module.kernel_size) + 2 else None
+    labels = structure(program).values[node.name]
+    dims = set(structure(program).along(labels))
+    if dims == {len(shape) - 1} and len(shape) > 1:
+        return True
+    return False if dims == {1} and len(shape) in CONVS else None
+
+
+def _producer(program: Program, node: fx.Node) -> tuple[fx.Node | None, _BatchNorm | None]:
+    """The linear layer or convolution before `node`, if only what keeps channels is between, and the batch norm."""
+    norm: _BatchNorm | None = None
+    while True:
+        inputs = node.all_input_nodes
+        if not inputs or (node.op == "call_module" and not isinstance(program.module(node), KEEPING)):
+            return None, norm
+        known = node.op == "call_module" or pointwise(program, node) is not None
+        if not known and target_name(node) not in {"add", "iadd", "add_", "max_pool1d", "max_pool2d", "avg_pool2d"}:
+            return None, norm
+        node = inputs[0]
+        if node.op != "call_module":
+            continue
+        module = program.module(node)
+        if isinstance(module, nn.Linear) or (isinstance(module, _ConvNd) and not module.transposed):
+            return node, norm
+        norm = norm or (module if isinstance(module, _BatchNorm) else None)
+
+
+def _normed(move: Deepen, site: _Site) -> bool:
+    """Whether a batch norm follows the new layer."""
+    if move.norm != "auto":
+        return move.norm == "batch"
+    return site.norm is not None and not (site.is_last and site.dims > 2)
+
+
+def _unmeasurable(program: Program, site: _Site) -> str | None:
+    """Why the program gives no statistics in train mode: some norm has a single value a channel."""
+    shapes = {node.name: shape_of(program, node) for node, _ in program.calls(_BatchNorm)}
+    for name, shape in {**shapes, site.node.name: site.shape}.items():
+        channels = site.channels if name == site.node.name else (shape or (1, 1))[1]
+        if shape is not None and torch.Size(shape).numel() <= channels:
+            return f"no statistics for a batch norm: the example inputs give %{name} one value a channel"
+    return None
+
+
+def _identity(site: _Site, kernel: int, *, bias: bool) -> nn.Module:
+    """The layer that passes each channel on."""
+    like, channels = site.like, site.channels
+    layer: nn.Linear | _ConvNd
+    weight = torch.eye(channels, device=like.device, dtype=like.dtype)
+    if site.is_last:
+        layer = nn.Linear(channels, channels, bias, like.device, like.dtype)
+    else:
+        sizes = tuple(kernel if extent > 1 else 1 for extent in site.shape[2:])
+        around = tuple(size // 2 for size in sizes)
+        build: Callable[..., _ConvNd] = CONVS[site.dims]
+        layer = build(channels, channels, sizes, padding=around, bias=bias, device=like.device, dtype=like.dtype)
+        weight = F.pad(weight.reshape(channels, channels, *(1 for _ in sizes)), [n for n in around[::-1] for _ in "<>"])
+    layer.weight = nn.Parameter(weight)
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(torch.zeros_like(layer.bias))
+    return layer.requires_grad_(like.requires_grad)
+
+
+def _undoing(site: _Site, values: Tensor) -> nn.Module:
+    """A batch norm that undoes the statistics of `values`, (batch, channels, ...)."""
+    norm = BATCH_NORMS[site.dims](site.channels, device=site.like.device, dtype=site.like.dtype)
+    if site.norm is not None:
+        norm.eps, norm.momentum = site.norm.eps, site.norm.momentum
+    by_channel = values.double().transpose(0, 1).flatten(1)
+    mean, variance = by_channel.mean(1), by_channel.var(1)
+    measured = {"running_mean": mean, "running_var": variance, "weight": (variance + norm.eps).sqrt(), "bias": mean}
+    norm.load_state_dict({**norm.state_dict(), **measured})
+    return norm.requires_grad_(site.like.requires_grad)
+
+
+def _insert(edit: Editor, site: _Site, added: list[nn.Module]) -> None:
+    """Call `added` and the activation once more on what the activation gives; its readers read the result."""
+    node, last = site.node, site.node
+    readers, before = list(node.users), node.next
+    for module, stem in zip(added, ("deeper", "deeper_norm"), strict=False):
+        last = edit.insert_call(edit.new_path(f"{site.path}_{stem}"), module, (last,), before=before)
+    if node.op == "call_module":
+        again = copy.deepcopy(edit.program.module(node))
+        last = edit.insert_call(edit.new_path(f"{site.path}_deeper_act"), again, (last,), before=before)
+    else:
+        function = getattr(torch, node.target) if isinstance(node.target, str) else node.target
+        last = edit.insert_function(function, (last, *node.args[1:]), before=before, **node.kwargs)
+    edit.replace_uses(node, last, readers)

@@ -1,0 +1,166 @@
+"""Make a supernet of a program: widths, depths and kernel sizes that can be switched (SparseNAS, section 4).
+
+    consumer(x)  ->  consumer(mask(x))     a unit that is masked at every consumer is a unit that is not there
+    x + f(x)     ->  x + switch(f(x))      f(x) or 0
+    conv(x)      ->  conv(x, T)            the kernel, or its centre times a learned matrix, 1 at the start
+
+What can be elastic is worked out by `analysis.elasticity`; nothing is reordered, a mask goes by the importance of
+its units. All begin at their largest, so the outputs stay as they are, and the weights are the user's.
+`fxsurgery.elastic` switches a trainable copy; `extract-subnet` makes a plain network of a configuration.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from typing_extensions import override
+
+from fxsurgery.analysis.atoms import Ids
+from fxsurgery.analysis.elasticity import (
+    KernelChoice,
+    Stage,
+    WidthChoice,
+    elastic_groups,
+    kernel_choices,
+    residual_streams,
+    stages,
+    width_choices,
+)
+from fxsurgery.analysis.gating import gate_plan
+from fxsurgery.analysis.structure import structure
+from fxsurgery.edit import Editor
+from fxsurgery.elastic import (
+    ELASTIC,
+    ELASTIC_CONVS,
+    BlockSwitch,
+    KernelMatrices,
+    UnitMask,
+    elastic_space,
+)
+from fxsurgery.errors import SpecError
+from fxsurgery.program import Program
+from fxsurgery.surgery import Effect, Rewrite, Trains
+
+
+@dataclass(frozen=True)
+class Elasticise(Rewrite):
+    """Elastic widths of channel groups, depths of stages and sizes of kernels, wherever a program has them."""
+
+    name: ClassVar[str] = "elasticise"
+    trains: ClassVar[Trains] = Trains.ALIKE
+    widths: tuple[float, ...] = (0.5, 0.75, 1.0)
+    """The share of its units that a channel group may keep; the whole is always one of them."""
+    align: int = 1
+    """Widths are multiples of this where layers allow it."""
+    inner_only: bool = False
+    """Leave the widths of residual streams alone."""
+    depth: bool = True
+    shallowest: int = 1
+    """The least number of blocks that a stage keeps; at 0 a block that stands alone can go as well."""
+    kernel: bool = True
+
+    @classmethod
+    @override
+    def candidates(cls, program: Program) -> Iterator[Self]:
+        if elastic_space(program).size == 1 and any(cls()._choices(program)):  # noqa: SLF001
+            yield cls()
+
+    def _choices(self, program: Program) -> tuple[tuple[WidthChoice, ...], tuple[Stage, ...], tuple[KernelChoice, ...]]:
+        """What becomes elastic.
+
+        Raises:
+            SpecError: an option has no meaning.
+        """
+        if wrong := [share for share in self.widths if not 0 < share <= 1]:
+            raise SpecError(f"widths={self.widths}: {wrong[0]} is no share of the whole, above 0 and at most 1")
+        if self.align < 1 or self.shallowest < 0:
+            raise SpecError(f"align={self.align}, shallowest={self.shallowest}: say at least 1, and at least 0")
+        return (
+            width_choices(program, self.widths, self.align, inner_only=self.inner_only),
+            stages(program, self.shallowest) if self.depth else (),
+            kernel_choices(program)[0] if self.kernel else (),
+        )
+
+    @override
+    def rewrite(self, edit: Editor) -> Effect:
+        program = edit.program
+        widths, depths, kernels = self._choices(program)
+        if elastic_space(program).size > 1:
+            edit.refuse("output", "the program is a supernet already")
+            return Effect.EXACT
+        self._refuse_the_rest(edit, widths)
+        _insert_masks(edit, widths)
+        for stage in depths:
+            _insert_switches(edit, stage, self.shallowest)
+        for choice in kernels:
+            _insert_kernel(edit, choice)
+        if not edit.changes and not edit.refusals:
+            edit.refuse("output", "nothing can be elastic: no width, no repeated residual block, no kernel above 3")
+        return Effect.EXACT
+
+    def _refuse_the_rest(self, edit: Editor, widths: Sequence[WidthChoice]) -> None:
+        """Say which widths and kernels stay, of those that were to become elastic."""
+        if any(share < 1 for share in self.widths):
+            exact, elastic = set(elastic_groups(edit.program)), {choice.group for choice in widths}
+            streams = residual_streams(edit.program) if self.inner_only else frozenset()
+            for group in structure(edit.program).groups:
+                if group not in exact:
+                    edit.refuse(group.name, "no mask can stand for its units: a norm runs over them, or no layer mixes")
+                elif group not in elastic and streams.isdisjoint(group.units.tolist()):
+                    edit.refuse(group.name, f"its {len(group.units)} units take one width alone")
+        if self.kernel:
+            for node, reason in kernel_choices(edit.program)[1].items():
+                edit.refuse(node, f"its kernel stays: {reason}")
+
+
+def _insert_masks(edit: Editor, choices: Sequence[WidthChoice]) -> None:
+    """A mask in front of every consumer that reads an elastic unit."""
+    number, owner = (np.full(structure(edit.program).size, -1) for _ in range(2))
+    for position, choice in enumerate(choices):
+        number[choice.order], owner[choice.order] = np.arange(len(choice.order)), position
+    count = 0
+    for site in gate_plan(edit.program).sites:
+        met = [choices[n] for n in np.unique(owner[site.ids]) if n >= 0]
+        if not met:
+            continue
+        mask = UnitMask(
+            tuple((c.group.name, c.counts) for c in met), torch.from_numpy(_places(site.ids, met)), site.dim
+        ).to(next(edit.program.graph_module.parameters()).device)
+        masked = edit.insert_call(f"{ELASTIC}.mask{count}", mask, (site.source,), before=site.node)
+        edit.rewire(site.node, site.source, masked)
+        count += 1
+
+
+def _places(ids: Ids, choices: Sequence[WidthChoice]) -> Ids:
+    """The number of each channel's unit among those of the elastic groups at this site, as `UnitMask` has it."""
+    places, start = np.full(len(ids), -1, np.int64), 0
+    for choice in choices:
+        rank = {int(unit): start + n for n, unit in enumerate(choice.order)}
+        places = np.array([rank.get(int(unit), place) for unit, place in zip(ids, places, strict=True)], np.int64)
+        start += len(choice.order)
+    return places
+
+
+def _insert_switches(edit: Editor, stage: Stage, shallowest: int) -> None:
+    options = tuple(range(shallowest, len(stage.blocks) + 1))
+    for position, block in enumerate(stage.blocks[shallowest:], start=shallowest):
+        for residual in block:
+            switch = BlockSwitch(stage.name, position, options)
+            path = edit.new_path(f"{ELASTIC}.switch_{residual.sum.name}")
+            switched = edit.insert_call(path, switch, (residual.branch,), before=residual.sum)
+            edit.rewire(residual.sum, residual.branch, switched)
+
+
+def _insert_kernel(edit: Editor, choice: KernelChoice) -> None:
+    first = choice.nodes[0]
+    conv = edit.program.module(first)
+    kind, weight = ELASTIC_CONVS[type(conv)], conv.get_parameter("weight")
+    matrices = KernelMatrices(choice.path, choice.sizes).to(weight.device, weight.dtype)
+    matrices.requires_grad_(weight.requires_grad)
+    path = edit.new_path(f"{ELASTIC}.kernel_{choice.path.replace('.', '_')}")
+    transform = edit.insert_call(path, matrices, (), before=first)
+    edit.replace_module(choice.path, kind.of(conv, choice.sizes))  # type: ignore[arg-type]
+    for node in choice.nodes:
+        edit.set_argument(node, "transform", transform)

@@ -1,0 +1,163 @@
+"""Make a plain network of one configuration of a supernet (SparseNAS, section 4).
+
+    units that a mask silences         are removed, with every slice that lives and dies with them
+    x + 0                              x; the branch leaves with its layers
+    conv(x, T)                         the conv whose kernel is W T
+
+The result has no module of ours, and equals the supernet that runs in that configuration; this is proven on the
+example inputs. The same training steps keep them equal, but for a kernel whose matrix is no longer orthonormal:
+there the supernet's steps go to W, the result's to W T.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from torch import fx
+from torch.nn.modules.conv import _ConvNd
+from typing_extensions import override
+
+from fxsurgery.analysis.blocks import identity_blocks
+from fxsurgery.analysis.resize import resize
+from fxsurgery.analysis.structure import structure
+from fxsurgery.edit import Editor
+from fxsurgery.elastic import (
+    BlockSwitch,
+    ElasticConv,
+    KernelMatrices,
+    Picks,
+    Subnet,
+    UnitMask,
+    activate,
+    centre,
+    elastic_space,
+    is_whole,
+)
+from fxsurgery.origins import Origin
+from fxsurgery.program import Program
+from fxsurgery.surgery import Effect, Rewrite, Trains, itself
+
+
+@dataclass(frozen=True)
+class ExtractSubnet(Rewrite):
+    """The fields are those of `Subnet`; what they do not name is at its largest."""
+
+    name: ClassVar[str] = "extract-subnet"
+    trains: ClassVar[Trains] = Trains.ALIKE
+    widths: Picks = ()
+    depths: Picks = ()
+    kernels: Picks = ()
+
+    @classmethod
+    @override
+    def candidates(cls, program: Program) -> Iterator[Self]:
+        """One drawn at random, the smallest, the largest."""
+        space = elastic_space(program)
+        if space.size == 1 or not is_whole(program.graph_module):
+            return
+        random = space.sample(torch.Generator().manual_seed(0))
+        for subnet in dict.fromkeys((random, space.smallest, space.largest)):
+            yield cls.of(subnet)
+
+    @classmethod
+    def of(cls, subnet: Subnet) -> Self:
+        """The pass that extracts `subnet`."""
+        return cls(subnet.widths, subnet.depths, subnet.kernels)
+
+    @override
+    def rewrite(self, edit: Editor) -> Effect:
+        program, space = edit.program, elastic_space(edit.program)
+        if space.size == 1:
+            edit.refuse("output", "the program is no supernet: elasticise makes one of it")
+            return Effect.EXACT
+        if not is_whole(program.graph_module):
+            edit.refuse("output", "the supernet does not run at its largest: activate(model, Subnet()) first")
+            return Effect.EXACT
+        subnet = space.complete(Subnet(self.widths, self.depths, self.kernels))
+        model = program.trainable_copy()
+        activate(model, subnet)
+        sliced = program.with_weights(model)
+        _remove_units(edit, sliced)
+        gone = _remove_blocks(edit, sliced)
+        _settle_kernels(edit, sliced, gone)
+        for node, _ in (*program.calls(UnitMask), *program.calls(BlockSwitch)):
+            if node not in gone:
+                edit.bypass(node)
+        _forget_origins(edit, gone)
+        if subnet == space.largest:
+            return Effect.EXACT
+        edit.prove_equal_to(itself(sliced))
+        return Effect.LOSSY
+
+
+def _remove_units(edit: Editor, sliced: Program) -> None:
+    """Remove what a mask of `sliced` silences."""
+    facts, removed = structure(edit.program), set[int]()
+    for node, mask in sliced.calls(UnitMask):
+        entering = facts.values[node.name]
+        ids = facts.along(entering).get(mask.dim % len(entering.shape))
+        if ids is not None:
+            removed |= set(ids[(mask.place >= mask.limit).cpu().numpy()].tolist())
+    if removed:
+        resize(edit, facts, facts.mask(np.array(sorted(removed))))
+
+
+def _remove_blocks(edit: Editor, sliced: Program) -> set[fx.Node]:
+    """Let the shortcut stand for the sum of each block that `sliced` has off; the nodes that are gone."""
+    program = edit.program
+    off = {node.name for node, switch in sliced.calls(BlockSwitch) if not switch.is_on}
+    blocks = [block for block in identity_blocks(program) if block.branch.name in off]
+    gone = {node for block in blocks for node in (*block.inner, block.sum)}
+    for block in reversed(blocks):  # of two in a row, the later one's shortcut is the earlier one's sum
+        edit.replace_uses(block.sum, block.skip)
+    for node in reversed(program.nodes if blocks else ()):
+        idle = node.op not in {"placeholder", "output"} and node.users and not edit.twin(node).users
+        if idle or node in gone:  # idle is, as a mask or a size may be, what those blocks alone have read
+            gone.add(node)
+            _erase(edit, node)
+    return gone
+
+
+def _erase(edit: Editor, node: fx.Node) -> None:
+    """Drop `node` and what still reads it: numbers that `resize` has worked out for what is gone as well."""
+    for reader in list(edit.twin(node).users):
+        _erase(edit, reader)
+    edit.erase(node)
+
+
+def _settle_kernels(edit: Editor, sliced: Program, gone: set[fx.Node]) -> None:
+    """A plain conv for every elastic one that stays, in the size that `sliced` has it in."""
+    for node, _ in edit.program.calls(ElasticConv):
+        if node in gone:
+            continue
+        path, conv = str(node.target), edit.module(str(node.target))
+        if isinstance(conv, ElasticConv):  # the first of its calls
+            conv = _plain(edit, path, conv, sliced)
+        plain = edit.insert_call(path, conv, (node.args[0],), before=node)
+        edit.replace_uses(node, plain)
+        edit.erase(node)
+    for node, _ in edit.program.calls(KernelMatrices):
+        if node not in gone:
+            edit.erase(node)
+
+
+def _plain(edit: Editor, path: str, conv: ElasticConv, sliced: Program) -> _ConvNd:
+    """The conv at `path`; what an optimizer knows of a smaller kernel is what it knows of the centre."""
+    matrices = next(m for _, m in sliced.calls(KernelMatrices) if m.conv == path)
+    if matrices.size != matrices.sizes[0]:
+        name = f"{path}.weight"
+        index = dict(edit.origins[name].index) if name in edit.origins else {}
+        for dim, (whole, small) in enumerate(zip(matrices.sizes[0], matrices.size, strict=True), start=2):
+            index[dim] = centre((whole,), (small,))
+        edit.carry(name, Origin(name, index))
+    with torch.no_grad():
+        return conv.plain(matrices())
+
+
+def _forget_origins(edit: Editor, gone: set[fx.Node]) -> None:
+    """Parameters that left with their blocks come from nowhere."""
+    left = {str(n.target) for n in edit.program.nodes if n not in gone and n.op in {"call_module", "get_attr"}}
+    for name in [name for name in edit.origins if not any(f"{name}.".startswith(f"{path}.") for path in left)]:
+        del edit.origins[name]

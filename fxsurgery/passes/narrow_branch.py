@@ -1,0 +1,106 @@
+"""Remove channels from one branch of a residual sum, which keeps its width (methods, section 1, beyond the paper (b)).
+
+    y = x + f(x)    ->    y = x + scatter(f'(x))        scatter puts zeros where channels are missing
+
+f' has lost the rows of its last layer, and all that is private to them: norms, scales, slopes. The stream keeps
+every channel, with what the shortcut and the other branches give. So the result equals, exactly, the program whose
+gates at the input of the sum (`insert-gates(residual='independent')`) are 0 there: whatever the branch's last
+function makes of a zero, since the gate stands behind it. This is proven on the example inputs.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from typing_extensions import override
+
+from fxsurgery.analysis.branches import Branch, branches, scatter
+from fxsurgery.analysis.resize import resize
+from fxsurgery.edit import Editor
+from fxsurgery.errors import SpecError
+from fxsurgery.gates import GateApply, GateVector
+from fxsurgery.program import Program
+from fxsurgery.surgery import Effect, Rewrite, itself
+
+
+@dataclass(frozen=True)
+class NarrowBranch(Rewrite):
+    """Remove channels of branches, which are named by the node that gives them."""
+
+    name: ClassVar[str] = "narrow-branch"
+    drop: tuple[tuple[str, tuple[int, ...]], ...]
+    """For each branch, by name, the channels to remove, as it has them now."""
+
+    @classmethod
+    @override
+    def candidates(cls, program: Program) -> Iterator[Self]:
+        """The last quarter of each branch, one branch at a time."""
+        for branch in branches(program).found:
+            units = branch.units
+            if cut := len(units) // 4:
+                yield cls(((branch.operand.name, branch.channels(units[-cut:])),))
+
+    @override
+    def rewrite(self, edit: Editor) -> Effect:
+        chosen = self._chosen(edit)
+        if edit.refusals:
+            return Effect.EXACT
+        facts = branches(edit.program).facts
+        resize(edit, facts, facts.mask(np.concatenate([branch.ids[lost] for branch, lost in chosen])))
+        for branch, lost in chosen:
+            scatter(edit, branch.operand, [c for c in range(len(branch.ids)) if c not in lost])
+        edit.prove_equal_to(itself(_closed(edit.program, chosen)))
+        return Effect.LOSSY
+
+    def _chosen(self, edit: Editor) -> list[tuple[Branch, list[int]]]:
+        """The branches with the channels that each loses; what cannot be is refused."""
+        known, chosen = branches(edit.program), list[tuple[Branch, list[int]]]()
+        for name, positions in self.drop:
+            branch = known.branch(name)
+            if branch is None and name not in known.refused:
+                names = ", ".join([*(b.operand.name for b in known.found), *known.refused])
+                raise SpecError(f"no sum adds a branch that is named {name!r}; there are: {names or 'none'}")
+            if branch is None:
+                edit.refuse(name, known.refused[name])
+            elif lost := _checked(branch, positions):
+                chosen.append((branch, lost))
+                if reason := _obstacle(branch, lost):
+                    edit.refuse(name, reason)
+        if not chosen and not edit.refusals:
+            edit.refuse("output", "no channel is named")
+        return chosen
+
+
+def _checked(branch: Branch, positions: tuple[int, ...]) -> list[int]:
+    width = len(branch.ids)
+    if beyond := [p for p in positions if not 0 <= p < width]:
+        raise SpecError(f"{branch.operand.name} has {width} channels; there is no channel {beyond[0]}")
+    return sorted(set(positions))
+
+
+def _obstacle(branch: Branch, lost: list[int]) -> str | None:
+    units = branch.ids[lost]
+    if (units == 0).any():
+        return f"channel {lost[int(np.argmin(units))]} is not this branch's alone"
+    if apart := sorted(set(branch.channels(units)) - set(lost)):
+        return f"channel {apart[0]} goes with those that are named"
+    return "no channel would be left: remove the block instead" if len(lost) == len(branch.ids) else None
+
+
+def _closed(program: Program, chosen: list[tuple[Branch, list[int]]]) -> Program:
+    """The program with gates at the input of the sums: 0 for what is to go."""
+    edit, parameter = Editor(program), next(program.graph_module.parameters())
+    for position, (branch, lost) in enumerate(chosen):
+        at, width = branch.operand, len(branch.ids)
+        gates = GateVector(width)
+        gates.mode = "hard"
+        with torch.no_grad():
+            gates.logits.fill_(1.0)[lost] = -1.0
+        path = f"fxsurgery_closed.{position}"
+        vector = edit.insert_call(f"{path}.gates", gates.to(parameter.device, parameter.dtype), (), before=at.reader)
+        apply = GateApply(torch.arange(1, width + 1, device=parameter.device), at.dim)
+        node = edit.insert_call(f"{path}.closed", apply, (at.source, vector), before=at.reader)
+        edit.rewire(at.reader, at.source, node)
+    return edit.finish("closed")

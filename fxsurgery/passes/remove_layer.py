@@ -1,0 +1,294 @@
+"""Take a layer out: a dense layer, a convolution cell, or a residual block whose shortcut is the identity.
+
+* Dense (ECToNAS, appendix A.1). Two linear layers with nothing but pointwise functions between become one, without
+  those: `W = W2 W1`, `b = W2 b1 + b2` (rows are outputs; the paper's `W1 W2`). Exact if only identities stood between;
+  otherwise it equals the program without the activations, which is proven on the example inputs. A dropout between is
+  an identity in eval mode alone, so it makes the result lossy.
+* Cell: a linear layer or convolution with the pool, norm, activation and dropout after it. Where its output has the
+  shape of its input, its readers read the input. Where it has not, they take the cell's affine map
+  `A x + a` (`analysis.cells`) into their weights, `W'[o, c] = sum_j W[o, j] A[j, c]`, biases `b' = b + W a`, and dense
+  layers downstream are given weights for the new positions (`analysis.reshaping`). Two kernels do not become one of
+  size k1 + k2 - 1, which would cost more than what was removed: A sums over the taps. Lossy.
+* Block: `x + f(x)` becomes x, and all that served f goes. Exact if f gives 0, as a block whose last norm starts at
+  weight 0 and bias 0 does; otherwise lossy.
+
+A module that other nodes call stays for them. No layer is removed whose output the program gives out, nor one
+without which an input, or every parameter, would be out of use.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from typing_extensions import override
+
+from fxsurgery.analysis.blocks import (
+    IdentityBlock,
+    gives_zero,
+    has_parameters,
+    identity_blocks,
+    shape_of,
+    sum_operands,
+    writes_into,
+)
+from fxsurgery.analysis.cells import (
+    Cell,
+    affine,
+    following_norm,
+    has_offset,
+    is_global_pool,
+    is_matrix,
+    map_past,
+    passes_constants,
+    read_cell,
+)
+from fxsurgery.analysis.pointwise import calls_of
+from fxsurgery.analysis.reading import read_values
+from fxsurgery.analysis.refit import is_parametrized, refit
+from fxsurgery.analysis.reshaping import Change, Consequences, follow
+from fxsurgery.edit import Editor, Refusal
+from fxsurgery.errors import SpecError
+from fxsurgery.program import Program
+from fxsurgery.surgery import Effect, Rewrite, Trains, itself
+
+Plan = Callable[[Editor], Effect]
+"""The edits of a removal that can be made."""
+
+
+@dataclass(frozen=True)
+class RemoveLayer(Rewrite):
+    """Remove the layer, or the residual block, at a node."""
+
+    name: ClassVar[str] = "remove-layer"
+    trains: ClassVar[Trains] = Trains.ON
+
+    layer: str
+    """The node that calls the linear layer or convolution; of a block, the node of its sum."""
+
+    @classmethod
+    @override
+    def candidates(cls, program: Program) -> Iterator[Self]:
+        for node in program.nodes:
+            if _is_place(program, node) and not isinstance(_plan(program, node), Refusal):
+                yield cls(node.name)
+
+    @override
+    def rewrite(self, edit: Editor) -> Effect:
+        program = edit.program
+        node = next((n for n in program.nodes if n.name == self.layer), None)
+        if node is None:
+            known = ", ".join(n.name for n in program.nodes if _is_place(program, n))
+            raise SpecError(f"no node is named {self.layer!r}; layers and sums are {known or 'not there'}")
+        plan = _plan(program, node)
+        if isinstance(plan, Refusal):
+            edit.refuse(plan.node, plan.reason)
+            return Effect.EXACT
+        return plan(edit)
+
+
+def _is_place(program: Program, node: fx.Node) -> bool:
+    return read_cell(program, node) is not None or sum_operands(node) is not None
+
+
+def _plan(program: Program, node: fx.Node) -> Plan | Refusal:
+    """What removing the layer at `node` takes, or why it cannot be removed."""
+    if (cell := read_cell(program, node)) is not None:
+        if any(user.op == "output" for user in cell.end.users) or not cell.end.users:
+            return Refusal(node.name, "the program gives out what it computes")
+        return _cuts(program, node, {node, *cell.tail}, cell.source) or _cell_plan(program, cell)
+    if sum_operands(node) is None:
+        return Refusal(node.name, "it calls no linear layer or convolution, and is no sum")
+    block = next((b for b in identity_blocks(program) if b.sum is node), None)
+    if block is None:
+        return Refusal(node.name, "no operand of this sum is computed from the other alone: no identity shortcut")
+    return _cuts(program, node, {node, *block.inner}, block.skip) or (lambda edit: _remove_block(edit, block))
+
+
+def _cuts(program: Program, node: fx.Node, gone: set[fx.Node], onto: fx.Node) -> Refusal | None:
+    """Why the program would be none without `gone`, whose last node's readers then read `onto`."""
+    (output,) = (n for n in program.nodes if n.op == "output")
+
+    def needed(without: set[fx.Node]) -> set[fx.Node]:
+        found, waiting = set[fx.Node](), [output]
+        while waiting:
+            read = waiting.pop()
+            read = onto if read in without else read
+            if read not in found:
+                found.add(read)
+                waiting += read.all_input_nodes
+        return found
+
+    before, after = needed(set()), needed(gone)
+    if lost := [n for n in program.nodes if n.op == "placeholder" and n in before - after]:
+        return Refusal(node.name, f"the output would no longer depend on the input %{lost[0]}")
+    if not any(has_parameters(program, n) for n in after):
+        return Refusal(node.name, "no parameter would be left")
+    return None
+
+
+# Blocks.
+
+
+def _remove_block(edit: Editor, block: IdentityBlock) -> Effect:
+    is_zero = gives_zero(edit.program, block.branch)
+    _redirect(edit, block.sum, block.skip)
+    _erase(edit, [*block.inner, block.sum])
+    return Effect.EXACT if is_zero else Effect.LOSSY
+
+
+# Dense layers.
+
+
+def _fixed(program: Program, node: fx.Node) -> str | None:
+    """Why the weights of the layer that `node` calls cannot be replaced."""
+    path, module = str(node.target), program.module(node)
+    if (calls := calls_of(program)[path]) > 1:
+        return f"{path} is called {calls} times"
+    if is_parametrized(module):
+        return f"the weight of {path} is computed from other tensors"
+    everywhere = program.graph_module.named_parameters(remove_duplicate=False)
+    own = {id(p) for p in module.parameters()}
+    if sum(id(p) in own for _, p in everywhere) > len(own):
+        return f"{path} shares a tensor with another module"
+    return None
+
+
+def _merge(edit: Editor, cell: Cell, reader: fx.Node) -> Effect:
+    """Two linear layers become one, at the second's place."""
+    program, path = edit.program, str(reader.target)
+    second = program.module(reader)
+    weight = second.get_parameter("weight").detach()
+    matrix, offset = affine(program, cell)
+    edit.replace_module(path, refit(second, {"weight": (weight.double() @ matrix).to(weight.dtype)}))
+    if has_offset(program, cell):
+        _shift(edit, reader, weight.double() @ offset)
+    _redirect(edit, cell.end, cell.source)
+    _erase(edit, [cell.node, *cell.tail])
+    return _merged_effect(edit, cell)
+
+
+def _merged_effect(edit: Editor, cell: Cell) -> Effect:
+    """Exact if nothing but identities stood between; else, where norms allow, proven against the linear program."""
+    program = edit.program
+    if is_matrix(program, cell):
+        return Effect.EXACT
+    modules = {n: program.module(n) for n in cell.tail if n.op == "call_module"}
+    norms = {n for n, module in modules.items() if module.state_dict() and not isinstance(module, nn.PReLU)}
+    if all(isinstance(modules[n], _BatchNorm) and modules[n].track_running_stats for n in norms):
+        linear = Editor(program)
+        for node in cell.tail:
+            if node not in norms:
+                linear.bypass(node)
+        edit.prove_equal_to(itself(linear.finish("without activations")))
+    return Effect.LOSSY
+
+
+def _shift(edit: Editor, node: fx.Node, offset: Tensor) -> None:
+    """Add `offset`, (out,), to what the layer at `node` gives: in its bias, or in the batch norm that reads it."""
+    path = str(node.target)
+    module = edit.module(path)
+    weight, bias = module.get_parameter("weight"), getattr(module, "bias", None)
+    norm = following_norm(edit.program, node) if bias is None else None
+    if norm is not None:
+        own = edit.module(str(norm.target))
+        mean = own.get_buffer("running_mean")
+        edit.replace_module(str(norm.target), refit(own, {"running_mean": (mean.double() - offset).to(mean.dtype)}))
+        return
+    new = refit(module, {})
+    old = 0.0 if bias is None else bias.detach().double()
+    new.bias = nn.Parameter((old + offset).to(weight.dtype), (weight if bias is None else bias).requires_grad)
+    edit.replace_module(path, new)
+
+
+# Cells.
+
+
+def _cell_plan(program: Program, cell: Cell) -> Plan | Refusal:
+    reader, same = next(iter(cell.end.users)), shape_of(program, cell.source) == shape_of(program, cell.end)
+    is_dense = reader.op == "call_module" and isinstance(program.module(reader), nn.Linear)
+    if isinstance(cell.layer, nn.Linear) and is_dense and len(cell.end.users) == 1:
+        if (reason := _fixed(program, reader)) is None:
+            return lambda edit: _merge(edit, cell, reader)
+        if not same:
+            return Refusal(reader.name, reason)
+    if same:
+        return lambda edit: _bypass(edit, cell, Consequences(is_exact=False))
+    found = _follow(program, cell)
+    return found if isinstance(found, Refusal) else lambda edit: _bypass(edit, cell, found)
+
+
+def _follow(program: Program, cell: Cell) -> Consequences | Refusal:
+    """What it takes that the readers of the cell read its source, which has another shape."""
+    before, after = shape_of(program, cell.end), shape_of(program, cell.source)
+    dims = cell.layer.weight.dim() if isinstance(cell.layer, _ConvNd) else len(before or ())
+    if before is None or after is None or not len(before) == len(after) == dims or dims < 2:
+        return Refusal(cell.node.name, "its input and output are no maps of the same number of dims")
+    value, at = read_values(program, {cell.source.name})[cell.source.name], cell.end
+    reader = next(iter(at.users))
+    if len(at.users) == 1 and isinstance(cell.layer, _ConvNd) and is_global_pool(program, reader):
+        at, kept = reader, len(shape_of(program, reader) or ()) > 2
+        value = value.mean(tuple(range(2, dims)), keepdim=kept)
+        before, after = (shape[:2] + (1,) * (dims - 2 if kept else 0) for shape in (before, after))
+    own = map_past(program, cell, before, after)
+    return follow(program, Change(at, value, own, is_linear=is_matrix(program, cell), keeps_constants=False))
+
+
+def _bypass(edit: Editor, cell: Cell, found: Consequences) -> Effect:
+    program = edit.program
+    found.apply(edit)
+    _, offset = affine(program, cell)
+    taking = [n for n in program.nodes if n.op == "call_module" and str(n.target) in found.modules]
+    all_shifted = not found.tensors
+    for node in taking if has_offset(program, cell) else ():
+        if not passes_constants(program, node, cell.end):
+            all_shifted = False
+            continue
+        weight = program.module(node).get_parameter("weight").detach().double()
+        by_channel = weight.reshape(len(weight), len(offset), -1).sum(2)
+        _shift(edit, node, by_channel @ offset)
+    _redirect(edit, cell.end, cell.source)
+    _erase(edit, [cell.node, *cell.tail])
+    return Effect.EXACT if found.is_exact and all_shifted else Effect.LOSSY
+
+
+# Edits.
+
+
+def _redirect(edit: Editor, old: fx.Node, new: fx.Node) -> None:
+    """Let the readers of `old` read `new`; those that overwrote `old` must not overwrite `new`, which has others."""
+    program = edit.program
+    for reader in list(old.users):
+        own: Any = program.module(reader) if reader.op == "call_module" else None
+        if writes_into(program, reader) is not old:
+            pass
+        elif own is not None and _only_in_place(program, str(reader.target)):
+            outside = copy.copy(own)
+            outside.inplace = False
+            edit.replace_module(str(reader.target), outside)
+        elif "inplace" in reader.kwargs:
+            edit.set_argument(reader, "inplace", value=False)
+        else:
+            twin = edit.insert_function(torch.clone, (new,), before=reader)
+            edit.rewire(reader, old, twin)
+            continue
+        edit.replace_uses(old, new, [reader])
+
+
+def _only_in_place(program: Program, path: str) -> bool:
+    """Whether every call of a module is the only reader of what it overwrites."""
+    calls = [n for n in program.nodes if n.op == "call_module" and n.target == path]
+    return all(len(n.all_input_nodes[0].users) == 1 for n in calls)
+
+
+def _erase(edit: Editor, nodes: list[fx.Node]) -> None:
+    """Drop `nodes`, in execution order, and the attributes that only they read."""
+    for node in reversed(nodes):
+        edit.erase(node)
+        for read in node.all_input_nodes:
+            if read.op == "get_attr" and read not in nodes and not edit.twin(read).users:
+                edit.erase(read)

@@ -1,0 +1,110 @@
+"""Remove an average or max pool (ECToNAS, appendix A.2; methods, section 3, "remove average pool").
+
+    pool(x)  ->  x        and, in the dense layers that see positions,        W' = W A
+
+A is the average pool as a matrix, whatever its windows: w / 4 for each of four positions, more where windows overlap,
+less under padding that counts. (The paper copies w to each of the four, which makes the outputs four times too large.)
+
+* Average pool, and nothing between it and the dense layers but what moves entries, passes them on (dropout in eval
+  mode) or is a 1 x 1 convolution: exact.
+* A batch norm between as well: it is the same affine map in eval mode, so the outputs are equal there, and that is
+  proven; in train mode its statistics are those of the unpooled map, so the effect is lossy.
+* Anything else between (an activation, a wider convolution, another pool), or a max pool: lossy. Positions are then
+  matched by place, and each old one shares its weight among those that stand for it now (`analysis.positions`).
+
+Adaptive pools have no windows, and one over a whole map of more than three positions a side is a global one: refused.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import fx
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
+from typing_extensions import override
+
+from fxsurgery.analysis.blocks import writes_into
+from fxsurgery.analysis.pooling import LOCAL, Pool, feature_maps, read_pool
+from fxsurgery.analysis.positions import Axis, Map
+from fxsurgery.analysis.reading import read_values
+from fxsurgery.analysis.reshaping import Change, Consequences, follow
+from fxsurgery.analysis.shapes import target_name
+from fxsurgery.edit import Editor, Refusal
+from fxsurgery.errors import SpecError
+from fxsurgery.program import Program
+from fxsurgery.surgery import Effect, Rewrite, itself
+
+
+@dataclass(frozen=True)
+class RemovePool(Rewrite):
+    """Let the readers of a pool read what it pools."""
+
+    name: ClassVar[str] = "remove-pool"
+
+    node: str
+    """The pool: a call of a module or of a function."""
+
+    @classmethod
+    @override
+    def candidates(cls, program: Program) -> Iterator[Self]:
+        for node in program.nodes:
+            pool = read_pool(program, node)
+            if pool is not None and isinstance(_followed(program, node, pool), Consequences):
+                yield cls(node.name)
+
+    @override
+    def rewrite(self, edit: Editor) -> Effect:
+        program, node = edit.program, self._node(edit.program)
+        pool = read_pool(program, node)
+        if pool is None:
+            edit.refuse(node, "an adaptive or global pool has no windows: it gives a fixed number of positions")
+            return Effect.LOSSY
+        found = _followed(program, node, pool)
+        if isinstance(found, Refusal):
+            edit.refuse(found.node, found.reason)
+            return Effect.LOSSY
+        edit.bypass(node)
+        found.apply(edit)
+        if found.is_exact and found.uses_statistics:
+            edit.prove_equal_to(itself(program))
+        return Effect.EXACT if found.is_exact and not found.uses_statistics else Effect.LOSSY
+
+    def _node(self, program: Program) -> fx.Node:
+        found = next((n for n in program.nodes if n.name == self.node), None)
+        if found is not None and (read_pool(program, found) is not None or _is_global(program, found)):
+            return found
+        known = ", ".join(n.name for n in program.nodes if read_pool(program, n) is not None)
+        raise SpecError(f"{self.node!r} is no pool; pools are {known or 'none'}")
+
+
+def _is_global(program: Program, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(program.module(node), (_AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd))
+    return node.op == "call_function" and "_pool" in target_name(node)
+
+
+def _followed(program: Program, node: fx.Node, pool: Pool) -> Consequences | Refusal:
+    """What must follow where the readers of a pool read its input."""
+    source, shapes = node.args[0] if node.args else None, feature_maps(program)
+    if pool.gives_indices or not isinstance(source, fx.Node):
+        return Refusal(str(node), "it gives indices as well, or takes its input by name")
+    if source.name not in shapes or node.name not in shapes:
+        return Refusal(str(node), "what it pools is no feature map: (batch, channels, *positions)")
+    before, after = shapes[source.name], shapes[node.name]
+    if pool.kernel == before[2:] and set(after[2:]) == {1} and max(pool.kernel) > LOCAL:
+        return Refusal(str(node), "it is a global pool: one window is the whole map")
+    if len(source.users) > 1 and any(writes_into(program, reader) is node for reader in node.users):
+        return Refusal(str(node), f"a reader writes into it, and would write into %{source}, which others read")
+    shares = [pool.shares(d, size, after[2 + d]) for d, size in enumerate(before[2:])]
+    axes = [
+        (Axis().through(pool.kernel[d], pool.stride[d], pool.padding[d], pool.dilation[d]), Axis())
+        for d in range(len(pool.kernel))
+    ]
+    own = Map(after[1:], before[1:], (None, *(s.T for s in shares)), (None, *axes))
+    rows = shares[0].sum(1)
+    for share in shares[1:]:
+        rows = rows[..., None] * share.sum(1)
+    value = read_values(program, {source.name})[source.name]
+    constant = bool(torch.allclose(rows, torch.ones_like(rows)))
+    return follow(program, Change(node, value, own, is_linear=pool.kind == "average", keeps_constants=constant))

@@ -1,0 +1,404 @@
+"""What every pass owes on every program: `check(program, passes)`, for passes of ours and of anyone else.
+
+`check` runs the passes one after the other. After each, every function of `PROMISES` looks at the program
+before, the pass and its result; at the end, every function of `ENDURES` looks at the chain as a whole. Each
+raises an AssertionError that says what was broken, and carries the log that leads there.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
+from torch.optim import SGD
+from torch.overrides import TorchFunctionMode
+
+from fxsurgery.analysis.structure import structure
+from fxsurgery.capture import capture
+from fxsurgery.errors import SurgeryError
+from fxsurgery.inputs import Inputs, tensors_in
+from fxsurgery.passes import ALL, parse, replay
+from fxsurgery.program import Program
+from fxsurgery.seeding import seeded
+from fxsurgery.surgery import RUN_ERRORS, TOLERANCE, Effect, PassResult, Rewrite, Trains, relative_error
+
+OURS = ("fxsurgery.gates", "fxsurgery.elastic")
+"""Modules of the library that may stand in a graph while a search runs; a pass takes each out again."""
+FAINT = 1e-6
+"""A gradient this small beside the largest of the model may be nothing but rounding."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One pass on one program."""
+
+    start: Program
+    move: Rewrite
+    result: PassResult
+
+    @property
+    def after(self) -> Program:
+        return self.result.program
+
+
+def check(program: Program, passes: Iterable[Rewrite | str]) -> Program:
+    """Run the passes in turn, each on what the one before left, and hold each to what every pass promises.
+
+    Raises:
+        AssertionError: a promise is broken.
+        SurgeryError: a pass does not run.
+    """
+    passes = [parse(p) if isinstance(p, str) else p for p in passes]
+    with registered(*map(type, passes)):
+        after = program
+        for move in passes:
+            after = check_pass(after, move).program
+        check_endures(program, after)
+    return after
+
+
+def check_pass(program: Program, move: Rewrite) -> PassResult:
+    """Run one pass and check every promise about it."""
+    before = _photograph(program)
+    try:
+        result = move(program)
+        assert _photograph(program) == before, "the input was changed: " + _difference(before, _photograph(program))
+        for promise in PROMISES:
+            promise(Trial(program, move, result))
+    except (AssertionError, SurgeryError) as error:
+        error.add_note(f"broken by {move}, after {list(program.log)}")
+        raise
+    return result
+
+
+def check_endures(start: Program, after: Program) -> None:
+    """Check what holds of a chain of passes as a whole."""
+    try:
+        for promise in ENDURES:
+            promise(start, after)
+    except (AssertionError, SurgeryError) as error:
+        error.add_note(f"after {list(after.log)}")
+        raise
+
+
+@contextmanager
+def registered(*types: type[Rewrite]) -> Iterator[None]:
+    """Let `parse` and `replay` know passes of yours for a while."""
+    new = {t.name: t for t in types if t.name not in ALL}
+    ALL.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            del ALL[name]
+
+
+def changes_are_told_truly(trial: Trial) -> None:
+    """`changes` is 0 for the very same program; else the graph, a module or a tensor is another."""
+    start, after, result = trial.start, trial.after, trial.result
+    assert (after is start) == (result.changes == 0), f"changes={result.changes}, same program: {after is start}"
+    if result.changes:
+        differing = _difference(_photograph(start), _photograph(after))
+        assert differing != "log", f"{result.changes} changes, and nothing differs"
+        assert after.log == (*start.log, str(trial.move)), f"the log is {after.log}"
+
+
+def doing_nothing_is_explained(trial: Trial) -> None:
+    """A pass that changes nothing says why."""
+    assert trial.result.changes or trial.result.refusals, "nothing changed, and no refusal says why"
+    assert all(r.node and r.reason for r in trial.result.refusals), "a refusal without a place or reason"
+
+
+def spec_reads_back(trial: Trial) -> None:
+    """The text of the pass is the pass."""
+    assert parse(str(trial.move)) == trial.move, f"{trial.move} reads back as {parse(str(trial.move))}"
+
+
+def shapes_hold_at_other_batch_sizes(trial: Trial) -> None:
+    """The outputs keep their structure, shapes and types, whatever the batch size."""
+    size = trial.start.examples.batch or 0
+    for samples in (1, size + 3):
+        inputs = trial.start.examples.resized(samples)
+        try:
+            wanted = trial.start.outputs(inputs)
+        except RUN_ERRORS:
+            continue  # the program itself does not take so many
+        try:
+            got = trial.after.outputs(inputs)
+        except RUN_ERRORS as error:
+            raise AssertionError(f"at batch {samples} the result does not run: {error}") from error
+        assert [(o.shape, o.dtype) for o in got] == [(o.shape, o.dtype) for o in wanted], (
+            f"at batch {samples}: {[tuple(o.shape) for o in got]}, not {[tuple(o.shape) for o in wanted]}"
+        )
+        assert all(g.isfinite().all() or not w.isfinite().all() for g, w in zip(got, wanted, strict=True)), (
+            f"at batch {samples} the outputs are not finite"
+        )
+
+
+def exact_is_exact(trial: Trial) -> None:
+    """An EXACT pass gives equal outputs on inputs that it has not seen."""
+    if trial.result.effect is Effect.EXACT:
+        _equal(trial, lambda start, after: (after.outputs(fresh(start)), start.outputs(fresh(start))), "on new inputs")
+
+
+def structure_is_analysed(trial: Trial) -> None:
+    """The analysis of what changes together runs on the result, and every candidate of its groups is legal to ask."""
+    facts = structure(trial.after)
+    names = [group.name for group in facts.groups]
+    assert len(set(names)) == len(names), f"two channel groups of one name: {names}"
+    assert not facts.emptied(facts.mask(facts.groups[0].units[:0])) if facts.groups else True
+
+
+def modules_are_plain(trial: Trial) -> None:
+    """The result is made of torch's modules and functions, but for what a search puts there for a while."""
+    before = {type(m) for m in trial.start.graph_module.modules()}
+    for path, module in trial.after.graph_module.named_modules():
+        home = type(module).__module__
+        plain = home.startswith("torch.") or home.startswith(OURS) or type(module) in before or not path
+        assert plain, f"{path} is a {home}.{type(module).__name__}"
+    known = {n.target for n in trial.start.nodes}
+    for node in trial.after.nodes:
+        home = str(getattr(node.target, "__module__", ""))
+        plain = node.op != "call_function" or node.target in known or not home.startswith("fxsurgery")
+        assert plain, f"%{node} calls {home}.{node.target}"
+
+
+def tensors_match_the_program(trial: Trial) -> None:
+    """New parameters have a type and a device that the program has; in a model to train, they train."""
+    before, after = (dict(p.graph_module.named_parameters()) for p in (trial.start, trial.after))
+    kinds = {(p.dtype, p.device) for p in before.values()}
+    frozen = not all(p.requires_grad for p in before.values())
+    for name, parameter in after.items():
+        assert (parameter.dtype, parameter.device) in kinds, f"{name} is {parameter.dtype} on {parameter.device}"
+        assert parameter.requires_grad or frozen, f"{name} does not train"
+        assert parameter.grad is None, f"{name} has a gradient left"
+
+
+def origins_name_entries(trial: Trial) -> None:
+    """Each origin names a parameter of before and entries that it has."""
+    before, after = (dict(p.graph_module.named_parameters()) for p in (trial.start, trial.after))
+    for name, origin in trial.result.origins.items():
+        sizes = list(before[origin.name].shape)
+        for dim, index in origin.index.items():
+            assert -1 <= int(index.min()) <= int(index.max()) < sizes[dim], f"{name}: entries beyond {origin.name}"
+            sizes[dim] = len(index)
+        assert list(after[name].shape) == sizes, f"{name} is {tuple(after[name].shape)}, its origin says {sizes}"
+
+
+def training_goes_as_promised(trial: Trial) -> None:
+    """Alike: the same steps lead to the same outputs. On: the outputs in train mode and the statistics are the same."""
+    if trial.result.effect is not Effect.EXACT or trial.move.trains is Trains.NO:
+        return
+    rate = 1e-2 if trial.move.trains is Trains.ALIKE else 0.0
+    if rate == 0.0 and _norms(trial.after) > _norms(trial.start):
+        return  # the statistics of a new norm are those of the example inputs, repeated up to n / (n - 1)
+    _equal(trial, lambda *pair: tuple(trained(p, rate).outputs for p in reversed(pair)), "in training")
+
+
+def every_parameter_trains(trial: Trial) -> None:
+    """Where every parameter had a gradient, every one has within three steps; no two units stay the same."""
+    if trial.move.trains is Trains.NO:
+        return
+    with NoDeadUnits():
+        before, after = trained(trial.start, 1e-2), trained(trial.after, 1e-2)
+    faint = {name for name, size in before.largest().items() if size <= FAINT * before.scale}
+    for name, size in after.largest().items():
+        old = trial.result.origins[name].name if name in trial.result.origins else name
+        excused = old in faint or (old not in before.gradients and bool(faint))
+        assert size > 0 or excused, f"no gradient reaches {name}"
+    assert all(o.isfinite().all() for o in after.program.run_examples()), "trained, outputs are not finite"
+    for path, i, j in _twins(after.program) - _twins(before.program):
+        gradient = after.gradients.get(f"{path}.weight")
+        trains = gradient is not None and gradient[i].max() > FAINT * after.scale
+        assert not trains, f"units {i} and {j} of {path} stay equal"
+
+
+PROMISES: tuple[Callable[[Trial], None], ...] = (
+    changes_are_told_truly,
+    doing_nothing_is_explained,
+    spec_reads_back,
+    shapes_hold_at_other_batch_sizes,
+    exact_is_exact,
+    structure_is_analysed,
+    modules_are_plain,
+    tensors_match_the_program,
+    origins_name_entries,
+    training_goes_as_promised,
+    every_parameter_trains,
+)
+
+
+def log_replays(start: Program, after: Program) -> None:
+    """The log, run on the program that the chain started from, gives the very same tensors."""
+    again = replay(after.log[len(start.log) :], start)
+    assert again.text() == after.text(), "the log replays to another graph"
+    assert worst(again.run_examples(), after.run_examples()) == 0.0, "the log replays to other outputs"
+
+
+def copies_compute_the_same(start: Program, after: Program) -> None:
+    """A deep copy is equal, in eval mode after a round through train mode too."""
+    twin = copy.deepcopy(after.graph_module).train().eval()
+    assert worst(after.with_weights(twin).run_examples(), after.run_examples()) == 0.0, "a deep copy differs"
+
+
+def can_be_captured_again(start: Program, after: Program) -> None:
+    """The result is a model like any other."""
+    inputs = after.examples
+    again = capture(after.trainable_copy(), *inputs.args, example_kwargs=inputs.kwargs)
+    assert worst(again.run_examples(), after.run_examples()) < _limit(after), "captured again, it differs"
+
+
+ENDURES: tuple[Callable[[Program, Program], None], ...] = (
+    log_replays,
+    copies_compute_the_same,
+    can_be_captured_again,
+)
+
+
+def fresh(program: Program, seed: int = 7) -> Inputs:
+    """Inputs like the examples, one sample more, drawn anew; what is not a float is left as it is."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x
+        noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device, x.dtype)
+        return x.mean() + 1.5 * noise * (x.std() if x.numel() > 1 else 1.0)
+
+    return program.examples.grown().map(drawn)
+
+
+def worst(got: list[Tensor], wanted: list[Tensor]) -> float:
+    """The largest relative error of any output."""
+    assert len(got) == len(wanted), f"{len(got)} outputs, not {len(wanted)}"
+    return max(map(relative_error, got, wanted), default=0.0)
+
+
+class NoDeadUnits(TorchFunctionMode):
+    """Inside, what is flat somewhere leaks: a gradient that is 0 is so for another reason than a unit that is off."""
+
+    FLAT: ClassVar = {
+        F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu6, F.hardtanh, F.hardswish, F.hardsigmoid,
+        torch.clamp, Tensor.clamp,
+    }  # fmt: skip
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in self.FLAT:
+            return F.leaky_relu((*args, *(kwargs or {}).values())[0], 0.3)
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """What a few steps of training did."""
+
+    program: Program
+    gradients: Mapping[str, Tensor]
+    """The largest absolute gradient of each entry, by parameter."""
+    outputs: list[Tensor]
+    """In train mode, of each step; then, trained, in eval mode."""
+
+    def largest(self) -> dict[str, float]:
+        return {name: float(g.max()) if g.numel() else 0.0 for name, g in self.gradients.items()}
+
+    @property
+    def scale(self) -> float:
+        return max(self.largest().values(), default=0.0)
+
+
+def trained(program: Program, rate: float, steps: int = 3) -> Training:
+    """A few plain SGD steps in train mode, without dropout; gates and elastic kernels, which train apart, stay."""
+    model = program.trainable_copy().train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    parameters = {n: p for n, p in model.named_parameters() if "fxsurgery_" not in n and p.requires_grad}
+    seen = {n: torch.zeros_like(p) for n, p in parameters.items()}
+    optimizer = SGD(parameters.values(), lr=rate) if parameters else None
+    outputs = list[Tensor]()
+    for step in range(steps if optimizer else 0):
+        optimizer.zero_grad()
+        inputs = program.examples.clone()
+        with seeded(step, next(iter(parameters.values())).device):
+            given = [tensor for _, tensor in tensors_in(model(*inputs.args, **inputs.kwargs))]
+        _loss(given, step).backward()
+        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        for name, parameter in parameters.items():
+            if parameter.grad is not None:
+                seen[name] = torch.maximum(seen[name], parameter.grad.abs())
+        optimizer.step()
+        outputs += [tensor.detach() for tensor in given]
+    after = program.with_weights(model)
+    return Training(after, seen, [*outputs, *after.run_examples()])
+
+
+def _loss(outputs: list[Tensor], step: int) -> Tensor:
+    losses = []
+    for value in outputs:
+        wanted = torch.linspace(-1, 1, value.numel(), dtype=value.dtype, device=value.device).roll(7 * step)
+        losses.append((value - wanted.view_as(value)).square().mean())
+    return torch.stack(losses).sum()
+
+
+Outcome = Callable[[Program, Program], tuple[list[Tensor], list[Tensor]]]
+"""Given the programs before and after: what was got and what was wanted."""
+
+
+def _equal(trial: Trial, outcome: Outcome, when: str) -> None:
+    """Outputs are equal up to rounding; where they are not, again in float64, where a mistake stays as large."""
+    error = worst(*outcome(trial.start, trial.after))
+    if error <= _limit(trial.start):
+        return
+    try:
+        precise = trial.start.in_double()
+        exactly = worst(*outcome(precise, trial.move(precise).program))
+    except (SurgeryError, *RUN_ERRORS) as failed:
+        raise AssertionError(f"{when} outputs differ by {error:.1e}; in float64 it does not run") from failed
+    limit = 1e3 * TOLERANCE[torch.float64]
+    assert exactly <= limit, f"{when} outputs differ by {error:.1e}, in float64 by {exactly:.1e}"
+
+
+def _limit(program: Program) -> float:
+    return max(TOLERANCE.get(o.dtype, 0.0) for o in program.run_examples())
+
+
+def _norms(program: Program) -> int:
+    return sum(1 for _ in program.calls(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
+
+
+def _twins(program: Program) -> set[tuple[str, int, int]]:
+    """Pairs of output rows that compute the same: equal weights and, where there is one, equal biases."""
+    found = set[tuple[str, int, int]]()
+    for path, module in program.graph_module.named_modules():
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+            rows = module.weight.detach().flatten(1)
+            rows = rows if module.bias is None else torch.cat([rows, module.bias.detach()[:, None]], 1)
+            equal = (rows[:, None] == rows[None]).all(-1).triu(1)
+            found |= {(path, int(i), int(j)) for i, j in equal.nonzero()}
+    return found
+
+
+def _photograph(program: Program) -> dict[str, object]:
+    """All there is to a program, by value; tensors as bytes."""
+    model = program.graph_module
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    inputs = {f"input {i}": x for i, x in enumerate(program.examples.tensors)}
+    return {
+        "graph": program.text(),
+        "log": program.log,
+        "modules": tuple((name, repr(m), m.training) for name, m in model.named_modules() if name),
+        **{name: _bytes(tensor) for name, tensor in (tensors | inputs).items()},
+    }
+
+
+def _bytes(tensor: Tensor) -> tuple[object, ...]:
+    held = tensor.detach().cpu()
+    return (tensor.shape, tensor.dtype, tensor.requires_grad, held.reshape(-1).view(torch.uint8).numpy().tobytes())
+
+
+def _difference(before: dict[str, object], after: dict[str, object]) -> str:
+    return ", ".join(sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k)))

@@ -1,0 +1,51 @@
+"""Random graphs, random chains of passes: every promise holds, or hypothesis prints the smallest case that breaks it.
+
+A case that fails is printed as a call of `check`: it goes into `test_counterexamples.py`, and stays there.
+"""
+
+import pytest
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+from conformance.graphs import Graph
+from conformance.promises import check_endures, check_pass
+from conformance.strategies import draw_move, graphs
+
+LENGTH = 3
+"""Passes in a chain, at most."""
+
+
+def run(graph: Graph, data: st.DataObject) -> None:
+    start = graph.program()
+    after, specs = start, list[str]()
+    try:
+        for _ in range(data.draw(st.integers(1, LENGTH))):
+            if (move := draw_move(data, after)) is None:
+                break
+            specs.append(str(move))
+            after = check_pass(after, move).program
+        check_endures(start, after)
+    except Exception as error:
+        error.add_note(f"check({graph!r}.program(), {specs!r})")
+        raise
+
+
+chains = given(graphs(), st.data())
+settled = settings(
+    deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+
+
+@settings(settled, max_examples=50, derandomize=True)
+@chains
+def test_random_chains_keep_every_promise(graph: Graph, data: st.DataObject):
+    run(graph, data)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@seed(1)
+@settings(settled, max_examples=1000, database=None)
+@chains
+def test_a_thousand_random_chains_keep_every_promise(graph: Graph, data: st.DataObject):
+    run(graph, data)
