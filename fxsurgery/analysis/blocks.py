@@ -169,8 +169,9 @@ def _writers(program: Program, node: fx.Node, serving: set[fx.Node]) -> set[fx.N
     found, waiting = set[fx.Node](), [user for user in node.users if user not in serving]
     while waiting:
         user = waiting.pop()
-        dead_end = not user.users and writes_into(program, user) in {node, *found}
-        if user.op == "output" or not (user.users or dead_end) or serving.intersection(user.users):
+        # What nothing reads matters where it writes elsewhere: `B, N, C = x.shape` may leave a size unread.
+        elsewhere = not user.users and writes_into(program, user) not in {None, node, *found}
+        if user.op == "output" or elsewhere or serving.intersection(user.users):
             return None
         waiting += [n for n in user.users if n not in found]
         found.add(user)

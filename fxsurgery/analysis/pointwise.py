@@ -74,20 +74,23 @@ def _all_pointwise(program: Program) -> dict[str, Pointwise]:
 
 def _known(program: Program, node: fx.Node) -> Pointwise | None:
     inputs = node.all_input_nodes
-    if len(inputs) != 1 or not node.args or node.args[0] is not inputs[0]:
+    if not inputs or not node.args or node.args[0] is not inputs[0]:
         return None
     if node.op == "call_module":
-        module = program.module(node)
-        if isinstance(module, PASSING):
-            return _IDENTITY
-        return _tried(module) if type(module) in ACTIVATIONS else None
+        return _of_module(program.module(node)) if len(inputs) == 1 else None
     name = target_name(node)
     if name in PASSING_FUNCTIONS:
-        return _IDENTITY
-    if name not in FUNCTIONS or node.op not in {"call_function", "call_method"}:
+        return _IDENTITY  # whether it trains, a dropout may be told by another node
+    if len(inputs) != 1 or name not in FUNCTIONS:
         return None
     call: Callable[..., Tensor] = getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
     return _tried(lambda x: call(x, *node.args[1:], **node.kwargs))
+
+
+def _of_module(module: nn.Module) -> Pointwise | None:
+    if isinstance(module, PASSING):
+        return _IDENTITY
+    return _tried(module) if type(module) in ACTIVATIONS else None
 
 
 _IDENTITY = Pointwise(is_identity=True, is_idempotent=True, keeps_zero=True, is_non_negative=False)

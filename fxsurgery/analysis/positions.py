@@ -27,8 +27,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-Choice = Literal["structured", "random", "largest"]
-"""What a new position takes of the weights it stands for: their sum, one of them at random, the largest |w|."""
+Choice = Literal["structured", "random", "largest", "mean", "maximum"]
+"""What a new position takes of the weights it stands for: their sum, one at random, that of largest |w|, their mean
+or the greatest."""
 
 
 @dataclass(frozen=True)
@@ -232,8 +233,11 @@ class Taker:
         """The new weight, (out, new entries), of one for a map, and the old entries it is made of, if it is any."""
         if self._choice == "structured" or all(factor is None for factor in factors):
             return aggregate(weight, factors).flatten(1), None
-        if self._choice == "largest":
-            index = chosen(weight.abs(), factors)
+        if self._choice == "mean":
+            many = aggregate(torch.ones_like(weight[:1]), factors)
+            return (aggregate(weight, factors) / many.clamp(min=1e-12)).flatten(1), None
+        if self._choice in {"largest", "maximum"}:
+            index = chosen(weight.abs() if self._choice == "largest" else weight, factors)
             return weight.flatten(1).gather(1, index.clamp(min=0)).masked_fill(index < 0, 0), None
         draws = torch.rand(1, *weight.shape[1:], generator=self._generator)
         index = chosen(draws, factors)[0].to(weight.device)

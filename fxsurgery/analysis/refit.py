@@ -10,9 +10,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrizations, parametrize
 
+from fxsurgery.elastic.switches import UnitMask
+
 RESIZABLE = (
     _ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU, nn.Embedding, nn.EmbeddingBag,
-    nn.RNNBase, nn.RNNCellBase,
+    nn.RNNBase, nn.RNNCellBase, UnitMask,
 )  # fmt: skip
 """Modules with tensors that `refit` knows."""
 

@@ -203,8 +203,6 @@ class _Walk(fx.Interpreter):
         ):
             self.found.is_exact = False
 
-    # Which entry is which.
-
     def _is_moving(self, node: fx.Node) -> bool:
         if node.op == "call_module":
             return isinstance(self.program.module(node), MOVING_MODULES)
@@ -243,7 +241,7 @@ class _Walk(fx.Interpreter):
         for source in sources:
             if (self.env[source].shape, self.values[source].shape) == (old.shape, new.shape):
                 return self.layouts[source]
-        name = str(self.program.module(node)) if node.op == "call_module" else target_name(node)
+        name = type(self.program.module(node)).__name__ if node.op == "call_module" else target_name(node)
         stencil = read_stencil(self.program, node, lambda n: self.env[n].shape)
         known = stencil is not None or any(part in name.lower() for part in (*RESAMPLING, "convtranspose"))
         before = self.env[sources[0]]
@@ -264,8 +262,6 @@ class _Walk(fx.Interpreter):
             factors.append(found[0].factors[found[1]] if is_point else nearest(*pair, old.shape[dim], new.shape[dim]))
             axes.append(pair)
         return Layout.of(Map(tuple(old.shape[1:]), tuple(new.shape[1:]), tuple(factors), tuple(axes)), len(old))
-
-    # What has to be fitted to the change.
 
     def _is_dense(self, node: fx.Node) -> bool:
         source = node.args[0] if node.args else None

@@ -26,14 +26,12 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 from typing_extensions import override
 
-from fxsurgery.analysis.pointwise import pointwise
 from fxsurgery.analysis.pooling import (
     AVERAGE,
     MAXIMUM,
     block_ends,
     feature_maps,
     halved,
-    read_pool,
     readable,
     spread,
     too_small,
@@ -41,6 +39,7 @@ from fxsurgery.analysis.pooling import (
 from fxsurgery.analysis.positions import Axis, Map
 from fxsurgery.analysis.reading import read_values
 from fxsurgery.analysis.reshaping import Change, Consequences, follow
+from fxsurgery.analysis.signs import is_non_negative
 from fxsurgery.edit import Editor, Refusal
 from fxsurgery.errors import SpecError
 from fxsurgery.program import Program
@@ -107,7 +106,7 @@ class AddConvCell(Rewrite):
         edit.replace_uses(node, last, readers)
         found.apply(edit)
         keeps = self.kind == "none" and self.channels in {None, feature_maps(program)[node.name][1]}
-        return Effect.EXACT if keeps and _is_non_negative(program, node) else Effect.LOSSY
+        return Effect.EXACT if keeps and is_non_negative(program, node) else Effect.LOSSY
 
     def _node(self, program: Program) -> fx.Node:
         if self.kind not in {"average", "max", "none"}:
@@ -183,12 +182,3 @@ def _taps(conv: _ConvNd, seed: int) -> Tensor:
     centre = weight.flatten(2)[:, :, 3 ** len(conv.kernel_size) // 2]
     centre[range(kept), range(kept)] = 1.0
     return weight.to(conv.weight)
-
-
-def _is_non_negative(program: Program, node: fx.Node) -> bool:
-    """Whether no value of a map is ever negative: an activation that gives none is before, and then pools at most."""
-    fact = pointwise(program, node)
-    if fact is not None and fact.is_non_negative:
-        return True
-    passes = (fact is not None and fact.is_identity) or read_pool(program, node) is not None
-    return passes and bool(node.all_input_nodes) and _is_non_negative(program, node.all_input_nodes[0])

@@ -8,9 +8,9 @@ strides and borders are between (`analysis.positions`), and takes the *sum* of t
 of the old one is then its detail alone. The result on x is what the program gives where each window of x is replaced
 by its mean, if nothing but flattening is between. For a max pool the sum is the default as well.
 
-Ablations: `weights="largest"` keeps the weight of the largest magnitude, which the paper has for max pools (13.4 %; its
-code takes the largest signed one, and the mean for average pools); `"random"` keeps one of each window at random, its
-control. The effect is always lossy. Where nothing dense sees positions, as before a global mean, no weight changes.
+Ablations: `weights="random"` keeps one of each window at random; `"mean"` and `"maximum"` are what the published code
+does under an average and a max pool, the latter with the signs of the weights; `"largest"` goes by magnitude. The
+effect is always lossy. Where nothing dense sees positions, as before a global mean, no weight changes.
 
 Odd sizes: with `ceil`, the last window is smaller (TensorFlow's "same"); without, no window sees the last row and
 column, whose weights the window next to them takes over (`analysis.positions` says why).
@@ -18,7 +18,7 @@ column, whose weights the window next to them takes over (`analysis.positions` s
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, get_args
 
 from torch import fx
 from typing_extensions import override
@@ -87,8 +87,8 @@ class AddPool(Rewrite):
     def _node(self, program: Program) -> fx.Node:
         if self.kind not in {"average", "max"}:
             raise SpecError(f"kind={self.kind!r}: say 'average' or 'max'")
-        if self.weights not in {"structured", "random", "largest"}:
-            raise SpecError(f"weights={self.weights!r}: say 'structured', 'random' or 'largest'")
+        if self.weights not in get_args(Choice):
+            raise SpecError(f"weights={self.weights!r}: say one of {', '.join(get_args(Choice))}")
         found = next((n for n in program.nodes if n.name == self.after), None)
         if found is None:
             raise SpecError(f"no node is named {self.after!r}; maps are {', '.join(feature_maps(program)) or 'none'}")

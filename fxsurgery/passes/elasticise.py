@@ -4,7 +4,7 @@
     x + f(x)     ->  x + switch(f(x))      f(x) or 0
     conv(x)      ->  conv(x, T)            the kernel, or its centre times a learned matrix, 1 at the start
 
-What can be elastic is worked out by `analysis.elasticity`; nothing is reordered, a mask goes by the importance of
+What can be elastic is a question of `analysis`; nothing is reordered, a mask goes by the importance of
 its units. All begin at their largest, so the outputs stay as they are, and the weights are the user's.
 `fxsurgery.elastic` switches a trainable copy; `extract-subnet` makes a plain network of a configuration.
 """
@@ -18,17 +18,10 @@ import torch
 from typing_extensions import override
 
 from fxsurgery.analysis.atoms import Ids
-from fxsurgery.analysis.elasticity import (
-    KernelChoice,
-    Stage,
-    WidthChoice,
-    elastic_groups,
-    kernel_choices,
-    residual_streams,
-    stages,
-    width_choices,
-)
+from fxsurgery.analysis.elastic_kernels import KernelChoice, kernel_choices
+from fxsurgery.analysis.elastic_widths import WidthChoice, elastic_groups, residual_streams, width_choices
 from fxsurgery.analysis.gating import gate_plan
+from fxsurgery.analysis.stages import Stage, stages
 from fxsurgery.analysis.structure import structure
 from fxsurgery.edit import Editor
 from fxsurgery.elastic import (

@@ -19,6 +19,7 @@ from torch import fx
 from torch.nn.modules.conv import _ConvNd
 from typing_extensions import override
 
+from fxsurgery.analysis.atoms import Ids
 from fxsurgery.analysis.blocks import identity_blocks
 from fxsurgery.analysis.resize import resize
 from fxsurgery.analysis.structure import structure
@@ -79,6 +80,9 @@ class ExtractSubnet(Rewrite):
         model = program.trainable_copy()
         activate(model, subnet)
         sliced = program.with_weights(model)
+        if stuck := _stuck(program, sliced):
+            edit.refuse(stuck, "what is off here cannot be removed any more: another pass has changed the supernet")
+            return Effect.EXACT
         _remove_units(edit, sliced)
         gone = _remove_blocks(edit, sliced)
         _settle_kernels(edit, sliced, gone)
@@ -92,16 +96,30 @@ class ExtractSubnet(Rewrite):
         return Effect.LOSSY
 
 
+def _stuck(program: Program, sliced: Program) -> str | None:
+    """A node that silences what the structure of `program` does not let go; `None` where all can."""
+    for node, ids in _silenced(program, sliced):
+        if not ids.all():
+            return node
+    known = {block.branch.name for block in identity_blocks(program)}
+    return next((n.name for n, switch in sliced.calls(BlockSwitch) if not switch.is_on and n.name not in known), None)
+
+
+def _silenced(program: Program, sliced: Program) -> Iterator[tuple[str, Ids]]:
+    """The units that each mask of `sliced` silences, 0 for what cannot be removed, with the mask's node."""
+    facts = structure(program)
+    for node, mask in sliced.calls(UnitMask):
+        entering, off = facts.values[node.name], (mask.place >= mask.limit).cpu().numpy()
+        ids = facts.along(entering).get(mask.dim % len(entering.shape))
+        yield node.name, np.zeros(off.sum(), np.int64) if ids is None else ids[off]
+
+
 def _remove_units(edit: Editor, sliced: Program) -> None:
     """Remove what a mask of `sliced` silences."""
-    facts, removed = structure(edit.program), set[int]()
-    for node, mask in sliced.calls(UnitMask):
-        entering = facts.values[node.name]
-        ids = facts.along(entering).get(mask.dim % len(entering.shape))
-        if ids is not None:
-            removed |= set(ids[(mask.place >= mask.limit).cpu().numpy()].tolist())
-    if removed:
-        resize(edit, facts, facts.mask(np.array(sorted(removed))))
+    removed = [ids for _, ids in _silenced(edit.program, sliced)]
+    if any(len(ids) for ids in removed):
+        facts = structure(edit.program)
+        resize(edit, facts, facts.mask(np.unique(np.concatenate(removed))))
 
 
 def _remove_blocks(edit: Editor, sliced: Program) -> set[fx.Node]:
@@ -149,8 +167,8 @@ def _plain(edit: Editor, path: str, conv: ElasticConv, sliced: Program) -> _Conv
     if matrices.size != matrices.sizes[0]:
         name = f"{path}.weight"
         index = dict(edit.origins[name].index) if name in edit.origins else {}
-        for dim, (whole, small) in enumerate(zip(matrices.sizes[0], matrices.size, strict=True), start=2):
-            index[dim] = centre((whole,), (small,))
+        for dim, cut in enumerate(centre(matrices.sizes[0], matrices.size), start=2):
+            index[dim] = torch.arange(cut.start, cut.stop)
         edit.carry(name, Origin(name, index))
     with torch.no_grad():
         return conv.plain(matrices())

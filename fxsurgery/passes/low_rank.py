@@ -4,11 +4,11 @@ The weight W (o, c, *k) is read as a matrix, truncated where the Frobenius norm 
 
     W ~ (U_r S_r^(1/2)) (S_r^(1/2) V_r^T)          second layer, first layer
 
-| scheme  | rows     | columns  | first          | second              | largest rank      |
-|---------|----------|----------|----------------|---------------------|-------------------|
-| output  | o        | (c, k)   | k, c -> r      | 1, r -> o           | min(o, c K)       |
-| input   | (o, k)   | c        | 1, c -> r      | k, r -> o           | min(o K, c)       |
-| spatial | (o, k_x) | (c, k_y) | k_y x 1, c -> r | 1 x k_x, r -> o    | min(o k_x, c k_y) |
+| scheme  | rows     | columns  | first           | second          | largest rank      |
+|---------|----------|----------|-----------------|-----------------|-------------------|
+| output  | o        | (c, k)   | k, c -> r       | 1, r -> o       | min(o, c K)       |
+| input   | (o, k)   | c        | 1, c -> r       | k, r -> o       | min(o K, c)       |
+| spatial | (o, k_x) | (c, k_y) | k_y x 1, c -> r | 1 x k_x, r -> o | min(o k_x, c k_y) |
 
 A linear layer has no k, so that output and input are the same there. Stride, padding and dilation go, dim by dim,
 with the kernel; the bias goes to the second layer. The first has none, so that zero padding between the two is what

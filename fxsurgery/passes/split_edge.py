@@ -38,7 +38,7 @@ from fxsurgery.analysis.blocks import sum_operands, writes_into
 from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.pointwise import only_reader, pointwise
 from fxsurgery.analysis.reading import read_values
-from fxsurgery.analysis.shapes import target_name
+from fxsurgery.analysis.signs import is_non_negative
 from fxsurgery.analysis.structure import structure
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
@@ -50,7 +50,6 @@ Stride = tuple[int, int]
 
 _CANDIDATE_MAPS = 3
 """Of how many feature maps `candidates` makes moves."""
-_POOLS = {"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"}
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ class SplitEdge(Rewrite):
             place = f"{build.path}.{position}"
             end = build.operation(place, end, (width, width), (1, 1), scale=0.0 if self.zero == "keep" else 1.0)
         edit.replace_uses(target, end, readers)
-        kept = self.activation == "before" or _is_non_negative(edit.program, target)
+        kept = self.activation == "before" or is_non_negative(edit.program, target)
         return Effect.EXACT if self.zero == "keep" and kept else Effect.LOSSY
 
     def _widen(self, edit: Editor, target: fx.Node) -> Effect:
@@ -267,17 +266,3 @@ def _feature_maps(program: Program) -> Iterator[fx.Node]:
 def _is_activation(program: Program, node: fx.Node) -> bool:
     known = pointwise(program, node)
     return known is not None and not known.is_identity
-
-
-def _is_non_negative(program: Program, node: fx.Node) -> bool:
-    """Whether a value is >= 0 whatever the input: an activation says so, and sums and pools of such values."""
-    if (known := pointwise(program, node)) is not None:
-        return known.is_non_negative or (known.is_identity and _is_non_negative(program, node.all_input_nodes[0]))
-    if (operands := sum_operands(node)) is not None and not set(node.kwargs) - {"input", "other"}:
-        return all(_is_non_negative(program, operand) for operand in operands)
-    pools = node.op == "call_module" and isinstance(
-        program.module(node), (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-    )
-    if pools or (node.op == "call_function" and target_name(node) in _POOLS):
-        return _is_non_negative(program, node.all_input_nodes[0])
-    return False

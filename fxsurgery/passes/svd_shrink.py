@@ -44,7 +44,7 @@ from fxsurgery.analysis.factor import (
     way_back,
     wide,
 )
-from fxsurgery.analysis.pointwise import PASSING_FUNCTIONS, calls_of, only_reader, pointwise
+from fxsurgery.analysis.pointwise import calls_of, only_reader, pointwise
 from fxsurgery.analysis.reading import read_values
 from fxsurgery.analysis.refit import refit
 from fxsurgery.analysis.shapes import target_name
@@ -259,14 +259,9 @@ def _chain(program: Program, node: fx.Node) -> Iterator[fx.Node]:
         yield reader
         if may_flatten and _is_flatten(program, reader):
             may_flatten = False
-        elif pointwise(program, reader) is None and not _drops(reader, node):
+        elif pointwise(program, reader) is None:
             return
         node = reader
-
-
-def _drops(node: fx.Node, read: fx.Node) -> bool:
-    """Whether `node` is a functional dropout of `read`; whether the model trains may be read beside it."""
-    return node.op == "call_function" and target_name(node) in PASSING_FUNCTIONS and node.args[:1] == (read,)
 
 
 def _no_reader(program: Program, last: fx.Node) -> str:

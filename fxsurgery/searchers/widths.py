@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils import _pytree as pytree
 
 from fxsurgery.analysis.cost import cost, cost_after
+from fxsurgery.analysis.elastic_widths import aligned_step, elastic_groups, residual_streams
 from fxsurgery.analysis.gating import gate_plan
-from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.structure import ChannelGroup, Mask, Structure, structure
 from fxsurgery.budget import Budget, Cost
 from fxsurgery.errors import BudgetError, StructureError
@@ -102,7 +101,7 @@ def space(program: Program, *, align: int = 8, inner_only: bool = False) -> Spac
     Args:
         program: the captured model.
         align: widths are multiples of this; a group too narrow for it stays as it is.
-        inner_only: leave groups that several layers produce (residual streams) alone.
+        inner_only: leave residual streams alone: what flows through sums.
 
     Raises:
         StructureError: no width can change; it says why.
@@ -110,13 +109,12 @@ def space(program: Program, *, align: int = 8, inner_only: bool = False) -> Spac
     if align < 1:
         raise StructureError(f"align={align}: widths are multiples of a number of at least 1")
     facts, gated = structure(program), set(gate_plan(program).units.tolist())
+    streams = residual_streams(program) if inner_only else frozenset[int]()
     choices, unaligned = list[Choice](), list[str]()
-    for group in facts.groups:
-        if not set(group.units.tolist()) <= gated or not facts.removable(group):
+    for group in elastic_groups(program):
+        if not streams.isdisjoint(group.units.tolist()):
             continue
-        if inner_only and len(group.producers) > 1:
-            continue
-        step = _step(facts, group, align)
+        step = aligned_step(facts, group, align)
         if step is None:
             unaligned.append(group.name)
         counts = _counts(len(group.units), step or 1)
@@ -125,27 +123,6 @@ def space(program: Program, *, align: int = 8, inner_only: bool = False) -> Spac
     if not choices:
         raise StructureError(_why_nothing(facts, gated, align))
     return Space(program, tuple(choices), align, tuple(unaligned))
-
-
-def _step(facts: Structure, group: ChannelGroup, align: int) -> int | None:
-    """How many units change every width they make up by a multiple of `align`; `None` where none do."""
-    step = 1
-    for vector in _widths(facts, group):
-        counts = np.array([np.count_nonzero(vector == unit) for unit in group.units])
-        if counts.min() != counts.max() or counts.sum() != np.count_nonzero(vector):
-            return None
-        step = math.lcm(step, align // math.gcd(align, int(counts[0])))
-    return step
-
-
-def _widths(facts: Structure, group: ChannelGroup) -> Iterator[NDArray[np.int64]]:
-    for producer in group.producers:
-        if producer in facts.tensors:
-            vectors = [*facts.tensors[producer].values()]
-        else:
-            given = pytree.tree_leaves(facts.values[producer], is_leaf=lambda v: isinstance(v, Labels))
-            vectors = [plane.ravel() for v in given if isinstance(v, Labels) for plane in v.planes]
-        yield from (vector for vector in vectors if np.isin(group.units, vector).any())
 
 
 def _counts(size: int, step: int) -> tuple[int, ...]:

@@ -34,6 +34,19 @@ def of(join: Callable[..., Tensor]) -> tuple[Program, tuple[IdentityBlock, ...]]
     return found, identity_blocks(found)
 
 
+def folded(x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+    """A size of the branch's is read that nothing uses, as attention layers do."""
+    y = f(x)
+    batch, channels, height, width = y.shape
+    return x + y.reshape(batch, channels, -1).reshape(batch, channels, height, 6)
+
+
+def test_a_size_that_nothing_uses_hides_no_block():
+    found, (block,) = of(folded)
+    assert any(not n.users for n in found.nodes if n.op != "output")
+    assert "f" in inner(block)
+
+
 def inner(block: IdentityBlock) -> list[str]:
     return [n.name for n in block.inner]
 

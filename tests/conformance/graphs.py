@@ -254,6 +254,9 @@ class Graph(Literal):
     steps: tuple[Step, ...]
     heads: tuple[Head, ...]
     seed: int = 0
+    dtype: str = "float32"
+    frozen: tuple[int, ...] = ()
+    """Maps whose layers do not train."""
 
     def module(self) -> nn.Module:
         """The model: fresh, lively, in eval mode."""
@@ -262,7 +265,10 @@ class Graph(Literal):
             model = Model(self)
             _enliven_instance_norms(model)
             images = self.example(16, seed=self.seed + 1) if _all_running(model) else None
-            return lively(model, self.seed, images).eval()
+            model = lively(model, self.seed, images).eval()
+        for name in model.names(self.frozen):
+            model.get_submodule(name).requires_grad_(requires_grad=False)
+        return model.to(getattr(torch, self.dtype))
 
     def example(self, batch: int = 4, seed: int = 0) -> Tensor:
         """Random images: (batch, channels, *spatial), each noise on a colour of its own."""
@@ -272,7 +278,7 @@ class Graph(Literal):
 
     def program(self) -> Program:
         """The captured model."""
-        return capture(self.module(), self.example())
+        return capture(self.module(), self.example().to(getattr(torch, self.dtype)))
 
 
 def built(graph: Graph) -> Iterator[tuple[str, tuple[int, ...], nn.Module, list[Shape]]]:
@@ -313,10 +319,16 @@ class Model(nn.Module):
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
+        self.makers = ["image"]
         self.plan, self.readouts = list[tuple[str, tuple[int, ...]]](), list[tuple[str, tuple[int, ...]]]()
-        for name, reads, module, _ in built(graph):
+        for name, reads, module, given in built(graph):
             self.add_module(name, module)
+            self.makers += [name] * len(given)
             (self.plan if len(self.plan) < len(graph.steps) else self.readouts).append((name, reads))
+
+    def names(self, maps: tuple[int, ...]) -> set[str]:
+        """The layers that give these maps."""
+        return {self.makers[i] for i in maps if i}
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         maps = [x]

@@ -6,6 +6,7 @@ raises an AssertionError that says what was broken, and carries the log that lea
 """
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
-from fxsurgery.errors import SurgeryError
+from fxsurgery.errors import SpecError, SurgeryError
 from fxsurgery.inputs import Inputs, tensors_in
 from fxsurgery.passes import ALL, parse, replay
 from fxsurgery.program import Program
@@ -154,12 +155,13 @@ def structure_is_analysed(trial: Trial) -> None:
 
 
 def modules_are_plain(trial: Trial) -> None:
-    """The result is made of torch's modules and functions, but for what a search puts there for a while."""
+    """In the result, layers are torch's, and in eval mode; a search puts gates and elastic layers there for a while."""
     before = {type(m) for m in trial.start.graph_module.modules()}
     for path, module in trial.after.graph_module.named_modules():
         home = type(module).__module__
-        plain = home.startswith("torch.") or home.startswith(OURS) or type(module) in before or not path
+        plain = home.startswith(("torch.", *OURS)) or type(module) in before or not path
         assert plain, f"{path} is a {home}.{type(module).__name__}"
+        assert not module.training or next(module.children(), None), f"{path} is in train mode"
     known = {n.target for n in trial.start.nodes}
     for node in trial.after.nodes:
         home = str(getattr(node.target, "__module__", ""))
@@ -167,15 +169,28 @@ def modules_are_plain(trial: Trial) -> None:
         assert plain, f"%{node} calls {home}.{node.target}"
 
 
-def tensors_match_the_program(trial: Trial) -> None:
-    """New parameters have a type and a device that the program has; in a model to train, they train."""
+def parameters_fit_the_program(trial: Trial) -> None:
+    """A parameter has a type and a device that the program has; it trains if its layer did, or all did."""
     before, after = (dict(p.graph_module.named_parameters()) for p in (trial.start, trial.after))
     kinds = {(p.dtype, p.device) for p in before.values()}
-    frozen = not all(p.requires_grad for p in before.values())
+    states = {p.requires_grad for p in before.values()}
     for name, parameter in after.items():
         assert (parameter.dtype, parameter.device) in kinds, f"{name} is {parameter.dtype} on {parameter.device}"
-        assert parameter.requires_grad or frozen, f"{name} does not train"
+        wanted = {before[name].requires_grad} if name in before else states
+        assert parameter.requires_grad in wanted, f"{name} has requires_grad={parameter.requires_grad}"
         assert parameter.grad is None, f"{name} has a gradient left"
+
+
+def tensors_stand_alone(trial: Trial) -> None:
+    """A tensor is one of the program before, or has memory of its own; what was one tensor stays one."""
+    before, after = map(_tensors, (trial.start, trial.after))
+    owners = {tensor.untyped_storage().data_ptr(): (name, id(tensor)) for name, tensor in before.items()}
+    for name, tensor in after.items():
+        owner = owners.setdefault(tensor.untyped_storage().data_ptr(), (name, id(tensor)))
+        assert owner[1] == id(tensor) or not tensor.numel(), f"{name} is a view of {owner[0]}"
+    for name, tied in itertools.combinations([n for n in before if n in after], 2):
+        if before[name] is before[tied]:
+            assert after[name] is after[tied], f"{name} and {tied} were one tensor"
 
 
 def origins_name_entries(trial: Trial) -> None:
@@ -217,6 +232,15 @@ def every_parameter_trains(trial: Trial) -> None:
         assert not trains, f"units {i} and {j} of {path} stay equal"
 
 
+def again_it_works_or_is_refused(trial: Trial) -> None:
+    """Run on its own result, the pass changes something, or says why not, or that its place is gone."""
+    try:
+        again = trial.move(trial.after)
+    except SpecError:
+        return
+    assert again.changes or again.refusals, "a second time, nothing changed, and no refusal says why"
+
+
 PROMISES: tuple[Callable[[Trial], None], ...] = (
     changes_are_told_truly,
     doing_nothing_is_explained,
@@ -225,17 +249,20 @@ PROMISES: tuple[Callable[[Trial], None], ...] = (
     exact_is_exact,
     structure_is_analysed,
     modules_are_plain,
-    tensors_match_the_program,
+    parameters_fit_the_program,
+    tensors_stand_alone,
     origins_name_entries,
     training_goes_as_promised,
     every_parameter_trains,
+    again_it_works_or_is_refused,
 )
 
 
 def log_replays(start: Program, after: Program) -> None:
     """The log, run on the program that the chain started from, gives the very same tensors."""
     again = replay(after.log[len(start.log) :], start)
-    assert again.text() == after.text(), "the log replays to another graph"
+    differing = _difference(_photograph(again), _photograph(after))
+    assert not differing, f"the log replays to something else: {differing}"
     assert worst(again.run_examples(), after.run_examples()) == 0.0, "the log replays to other outputs"
 
 
@@ -385,14 +412,19 @@ def _twins(program: Program) -> set[tuple[str, int, int]]:
 def _photograph(program: Program) -> dict[str, object]:
     """All there is to a program, by value; tensors as bytes."""
     model = program.graph_module
-    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     inputs = {f"input {i}": x for i, x in enumerate(program.examples.tensors)}
     return {
         "graph": program.text(),
         "log": program.log,
         "modules": tuple((name, repr(m), m.training) for name, m in model.named_modules() if name),
-        **{name: _bytes(tensor) for name, tensor in (tensors | inputs).items()},
+        **{name: _bytes(tensor) for name, tensor in (_tensors(program) | inputs).items()},
     }
+
+
+def _tensors(program: Program) -> dict[str, Tensor]:
+    """Parameters and buffers under every name that they have."""
+    model = program.graph_module
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 
 
 def _bytes(tensor: Tensor) -> tuple[object, ...]:

@@ -5,7 +5,9 @@ branches. Each reads the newest maps more often than old ones, and what nobody h
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import fields, replace
 from itertools import islice
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from hypothesis import strategies as st
 
@@ -318,7 +320,9 @@ def graphs(draw: st.DrawFn, max_parts: int = 10) -> Graph:
     if draw(st.booleans()):
         at = sketch.source()
         heads.append(Head((at,), sketch.pick("map", "mean")))
-    return Graph(image, tuple(sketch.steps), tuple(heads), draw(st.integers(0, 3)))
+    frozen = (sketch.pick(*range(1, len(sketch.shapes))),) if sketch.number(0, 5) == 5 else ()
+    dtype = "float64" if sketch.number(0, 7) == 7 else "float32"
+    return Graph(image, tuple(sketch.steps), tuple(heads), draw(st.integers(0, 3)), dtype, frozen)
 
 
 def _numel(shape: Shape) -> int:
@@ -343,3 +347,20 @@ def draw_move(data: st.DataObject, program: Program, types: Iterable[type[Rewrit
         if moves := list(islice(names.pop(name).candidates(program), 40)):
             return data.draw(st.sampled_from(moves))
     return None
+
+
+def draw_variant(data: st.DataObject, move: Rewrite) -> Rewrite:
+    """The move, or the same with another value of one option that has a list of them, or is true or false.
+
+    It need not be applicable: a `SpecError` or a refusal is a good answer.
+    """
+    hints = get_type_hints(type(move))
+    options = [(f.name, v) for f in fields(move) for v in _values(hints[f.name]) if v != getattr(move, f.name)]
+    if not options or data.draw(st.integers(0, 2)) < 2:
+        return move
+    name, value = data.draw(st.sampled_from(options))
+    return replace(move, **{name: value})
+
+
+def _values(hint: object) -> tuple[object, ...]:
+    return (False, True) if hint is bool else get_args(hint) if get_origin(hint) is Literal else ()

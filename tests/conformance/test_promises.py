@@ -132,6 +132,12 @@ def differs_in_train_mode(site: Site) -> Effect:
     return Effect.EXACT
 
 
+def shares_memory(site: Site) -> Effect:
+    site.new.bias = nn.Parameter(site.conv.bias.data[:])
+    nn.init.zeros_(site.new.weight)
+    return site.put(site.new)
+
+
 runs = itertools.count(1)
 FAULTS = {
     fault.__name__: (fault, caught)
@@ -144,8 +150,9 @@ FAULTS = {
         (tells_a_false_origin, "its origin says"),
         (copies_a_unit_with_equal_shares, "units 0 and 1 of conv0 stay equal"),
         (zeroes_both_layers, "no gradient reaches conv"),
-        (freezes_a_layer, "conv0.weight does not train"),
-        (draws_other_tensors_each_time, "replays to other outputs"),
+        (freezes_a_layer, "conv0.weight has requires_grad=False"),
+        (shares_memory, "conv0.bias is a view of conv0.bias"),
+        (draws_other_tensors_each_time, "replays to something else: conv0.bias, conv0.weight"),
         (keeps_the_batch_as_a_constant, "at batch 1 the result does not run"),
         (is_exact_on_the_examples_alone, "on new inputs outputs differ"),
         (differs_in_train_mode, "in training outputs differ"),
@@ -157,6 +164,20 @@ FAULTS = {
 def test_a_broken_promise_is_caught_by_name(how: str):
     with torch.random.fork_rng(), pytest.raises((AssertionError, SurgeryError), match=FAULTS[how][1]):
         check(PLAIN.program(), [Faulty(how)])
+
+
+def test_weights_that_are_torn_apart_are_caught():
+    @dataclass(frozen=True)
+    class Tears(Rewrite):
+        name: ClassVar[str] = "tears"
+
+        def rewrite(self, edit: Editor) -> Effect:
+            for node, conv in edit.program.calls(nn.Conv2d):
+                edit.replace_module(str(node.target), _filled(_like(conv), 0.1))
+            return Effect.LOSSY
+
+    with pytest.raises(AssertionError, match=r"conv0.weight and tied1.weight were one tensor"):
+        check(Graph((4, 8, 8), (Conv(0, 4), Tied(1, 1)), (Head((2,)),)).program(), [Tears()])
 
 
 def test_a_spec_that_does_not_read_back_is_caught():
@@ -228,6 +249,13 @@ def test_a_graph_prints_as_what_makes_it_again():
         "(Head((5,)),), seed=2)"
     )
     assert eval(shown) == graph
+
+
+def test_a_graph_may_be_frozen_in_part_and_of_another_type():
+    graph = Graph((3, 8, 8), (Conv(0, 4), Act(1), Conv(2, 4)), (Head((3,)),), dtype="float64", frozen=(1,))
+    model = graph.program().graph_module
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    assert {n for n, p in model.named_parameters() if not p.requires_grad} == {"conv0.weight", "conv0.bias"}
 
 
 def test_a_graph_builds_the_same_model_each_time_and_leaves_the_random_state_alone():

@@ -47,6 +47,20 @@ def test_weights_are_inherited_under_their_names():
     assert all("fxsurgery_" in name for name in after.keys() - before.keys())
 
 
+def test_the_order_of_the_units_travels_with_the_weights():
+    start = program("Plain")
+    supernet, other = (Elasticise()(start).program.trainable_copy() for _ in range(2))
+    with torch.no_grad():
+        other.get_parameter("body.4.weight").neg_()
+        for module in other.modules():
+            if isinstance(module, UnitMask):
+                module.place.copy_(module.place.flip(0))
+    supernet.load_state_dict(other.state_dict())
+    activate(supernet, elastic_space(start.with_weights(supernet)).smallest)
+    activate(other, elastic_space(start.with_weights(other)).smallest)
+    assert torch.equal(supernet(*start.example_inputs), other(*start.example_inputs))
+
+
 def test_the_most_important_units_by_what_the_next_layer_weighs_them_stay():
     with torch.random.fork_rng():
         torch.manual_seed(0)

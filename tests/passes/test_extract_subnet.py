@@ -11,7 +11,7 @@ from fxsurgery.analysis.cost import cost
 from fxsurgery.capture import capture
 from fxsurgery.elastic import KernelMatrices, Subnet, activate, elastic_space, is_whole
 from fxsurgery.errors import SpecError
-from fxsurgery.passes import Elasticise, ExtractSubnet, replay
+from fxsurgery.passes import Elasticise, ExtractSubnet, FoldBn, InsertGates, PruneChannels, replay
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, relative_error
 from passes.supernets import IMAGE, distance, ofa, running
@@ -275,8 +275,6 @@ def test_the_log_rebuilds_it():
 
 
 def test_a_supernet_whose_channels_were_pruned_still_has_its_slices():
-    from fxsurgery.passes import PruneChannels
-
     start = supernet()
     pruned = PruneChannels((("stage1.1.expand.0", (0, 3, 9)), ("stem.0", (1,))))(start).program
     for subnet in some(pruned):
@@ -307,6 +305,19 @@ def test_a_supernet_that_runs_smaller_is_refused():
     result = ExtractSubnet()(start)
     assert result.program is start
     assert "does not run at its largest" in result.refusals[0].reason
+
+
+def test_units_that_another_pass_has_tied_down_are_refused():
+    start = InsertGates()(supernet()).program
+    result = ExtractSubnet.of(elastic_space(start).smallest)(start)
+    assert result.program is start
+    assert "cannot be removed any more" in result.refusals[0].reason
+
+
+def test_a_supernet_with_folded_norms_still_has_its_slices():
+    start = FoldBn()(supernet()).program
+    for subnet in some(start):
+        assert ExtractSubnet.of(subnet)(start).error < 1e-5
 
 
 @pytest.mark.parametrize(

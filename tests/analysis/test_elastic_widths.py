@@ -1,4 +1,4 @@
-"""What can be elastic: widths that never cut anything off, stages, and the order of importance."""
+"""Elastic widths: they never cut anything off, and keep what matters most."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from fxsurgery.analysis.elasticity import consumed_l1, kernel_choices, residual_streams, stages, width_choices
+from fxsurgery.analysis.elastic_widths import consumed_l1, residual_streams, width_choices
 from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
 from fxsurgery.program import Program
@@ -106,67 +106,3 @@ def test_channels_that_a_sum_has_are_a_stream_and_those_inside_a_branch_are_not(
     start = program("InvertedResidual")
     names = {g.name for g in structure(start).groups if residual_streams(start) & set(g.units.tolist())}
     assert names == {"stem"}
-
-
-class Blocks(nn.Module):
-    """Residual sums of the given kinds, with a projection where the kind is `|`."""
-
-    def __init__(self, kinds: str) -> None:
-        super().__init__()
-        self.kinds = kinds
-        made = {
-            "a": lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)),
-            "b": lambda: nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 3, padding=1)),
-            "|": lambda: nn.Conv2d(3, 3, 1),
-        }
-        self.blocks = nn.ModuleList(made[kind]() for kind in kinds)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for kind, block in zip(self.kinds, self.blocks, strict=True):
-            x = block(x) if kind == "|" else F.relu(x + block(x))
-        return x
-
-
-@pytest.mark.parametrize(
-    ("kinds", "found"),
-    [
-        ("aaa", [("0.0", 3, 1)]),
-        ("ababab", [("0.0", 3, 2)]),
-        ("aabb", [("0.0", 2, 1), ("2.0", 2, 1)]),
-        ("aab", [("0.0", 2, 1)]),
-        ("aa|aaa", [("0.0", 2, 1), ("3.0", 3, 1)]),
-        ("ab", []),
-        ("a|b", []),
-    ],
-)
-def test_a_stage_is_a_repeated_round_of_blocks(kinds: str, found: list[tuple[str, int, int]]):
-    start = capture(Blocks(kinds).eval(), IMAGE)
-    got = [(stage.name.removeprefix("blocks."), len(stage.blocks), len(stage.blocks[0])) for stage in stages(start)]
-    assert got == found
-
-
-def test_single_blocks_are_stages_when_none_has_to_stay():
-    start = capture(Blocks("a|b").eval(), IMAGE)
-    assert [len(stage.blocks) for stage in stages(start, shallowest=0)] == [1, 1]
-
-
-def test_norms_after_the_sum_do_not_end_a_stage():
-    class PostNorm(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
-            self.norms = nn.ModuleList(nn.LayerNorm(4) for _ in range(3))
-
-        def forward(self, x: Tensor) -> Tensor:
-            for layer, norm in zip(self.layers, self.norms, strict=True):
-                x = norm(x + F.gelu(layer(x)))
-            return x
-
-    start = capture(PostNorm().eval(), torch.randn(2, 5, 4))
-    assert [(s.name, len(s.blocks)) for s in stages(start)] == [("layers.0", 3)]
-
-
-def test_kernels_up_to_three_are_not_worth_a_word():
-    assert kernel_choices(program("Plain")) == ((), {})
-    [choice] = kernel_choices(built(nn.Conv2d(3, 2, (7, 5), padding=(3, 2))))[0]
-    assert choice.sizes == ((7, 5), (5, 3), (3, 3))

@@ -1,0 +1,78 @@
+"""Which convolutions can take the centre of their kernel.
+
+Those with odd sides, some of them larger than 3. The padding shrinks with the kernel, so there has to be enough:
+then a smaller one computes what the whole would with zeros around its centre.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import fx
+from torch.nn.modules.conv import _ConvNd
+
+from fxsurgery.analysis.refit import is_parametrized
+from fxsurgery.elastic import ELASTIC_CONVS, Size, margins
+from fxsurgery.program import Program
+
+
+@dataclass(frozen=True, eq=False)
+class KernelChoice:
+    """A convolution, its calls, and the kernel sizes that it takes, the largest first."""
+
+    path: str
+    nodes: tuple[fx.Node, ...]
+    sizes: tuple[Size, ...]
+
+
+def kernel_choices(program: Program) -> tuple[tuple[KernelChoice, ...], dict[str, str]]:
+    """The convolutions of elastic kernel size; of the others with a side above 3, by node, why they are none."""
+    users, found, refused = _users_of_tensors(program), list[KernelChoice](), dict[str, str]()
+    calls = dict[str, tuple[_ConvNd, list[fx.Node]]]()
+    for node, conv in program.calls(_ConvNd):
+        if max(conv.kernel_size) > 3:
+            calls.setdefault(str(node.target), (conv, []))[1].append(node)
+    for path, (conv, nodes) in calls.items():
+        if reason := _fixed(conv, nodes, users):
+            refused[nodes[0].name] = reason
+        elif len(sizes := _sizes(conv)) > 1:
+            found.append(KernelChoice(path, tuple(nodes), sizes))
+        else:
+            refused[nodes[0].name] = "it pads too little for a smaller kernel to see the same places"
+    return tuple(found), refused
+
+
+def _users_of_tensors(program: Program) -> dict[int, int]:
+    """How many names each parameter has, by its id; reading it as an attribute counts as one more."""
+    counts = dict[int, int]()
+    named = dict(program.graph_module.named_parameters(remove_duplicate=False))
+    read = [named[str(n.target)] for n in program.nodes if n.op == "get_attr" and str(n.target) in named]
+    for parameter in (*named.values(), *read):
+        counts[id(parameter)] = counts.get(id(parameter), 0) + 1
+    return counts
+
+
+def _fixed(conv: _ConvNd, nodes: Sequence[fx.Node], users: dict[int, int]) -> str | None:
+    """Why the kernel of a convolution must stay as it is."""
+    if is_parametrized(conv):
+        return "its weight is computed from other tensors"
+    if type(conv) not in ELASTIC_CONVS:
+        return f"a {type(conv).__name__} is not known to take the centre of its kernel"
+    if any(side > 3 and side % 2 == 0 for side in conv.kernel_size):
+        return f"a kernel of {'x'.join(map(str, conv.kernel_size))} has no centre"
+    if users.get(id(conv.weight), 0) != 1:
+        return "its weight is shared with another layer"
+    if any(len(n.args) != 1 or n.kwargs for n in nodes):
+        return "it is called with options"
+    return None
+
+
+def _sizes(conv: _ConvNd) -> tuple[Size, ...]:
+    """The kernel sizes, largest first: two less on every side above 3, as long as the padding can shrink with it."""
+    sizes = [tuple(conv.kernel_size)]
+    while max(sizes[-1]) > 3:
+        smaller = tuple(side - 2 if side > 3 else side for side in sizes[-1])
+        pads = [0] * len(smaller) if conv.padding == "valid" else conv.padding
+        if not isinstance(pads, str) and any(p < m for p, m in zip(pads, margins(conv, smaller), strict=True)):
+            break
+        sizes.append(smaller)
+    return tuple(sizes)

@@ -1,0 +1,101 @@
+"""Stages: identity-skip blocks `x + f(x)` that follow each other and are made of the same operations.
+
+Where sums of several kinds take turns, as attention and feed-forward parts do, a block is one round of them. Any
+of the blocks can be skipped without touching another layer; depth keeps the first ones.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from fxsurgery.analysis.blocks import IdentityBlock, identity_blocks, writes_into
+from fxsurgery.analysis.pointwise import pointwise
+from fxsurgery.analysis.shapes import target_name
+from fxsurgery.program import Program
+
+LONGEST_ROUND = 8
+"""Sums that make up one block of a stage, at most; Swin's take four."""
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+MOVES = {"view", "reshape", "flatten", "unflatten", "permute", "transpose", "layer_norm", "rms_norm", "group_norm"}
+"""Functions and methods that may stand between one block and the next, beside activations and norms."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """Blocks of which the first ones may be kept, each of one or more residual sums."""
+
+    name: str
+    """The first layer of the first block, as the user calls it."""
+    blocks: tuple[tuple[IdentityBlock, ...], ...]
+
+
+def stages(program: Program, shallowest: int = 1) -> tuple[Stage, ...]:
+    """The stages of more than `shallowest` blocks, in execution order."""
+    found = list[Stage]()
+    for chain in _chains(program):
+        kinds, start = [_kind(program, block) for block in chain], 0
+        while start < len(chain):
+            width, times = _longest_repeat(kinds[start:])
+            if times > shallowest:
+                own = chain[start : start + width * times]
+                rounds = [tuple(own[n : n + width]) for n in range(0, len(own), width)]
+                found.append(Stage(_first_layer(program, own[0]), tuple(rounds)))
+            start += width * times
+    return tuple(found)
+
+
+def _longest_repeat(kinds: Sequence[object]) -> tuple[int, int]:
+    """The round at the start whose repeats reach furthest, the shortest of several: its length, and how often."""
+    best = (1, 1)
+    for width in range(1, min(LONGEST_ROUND, len(kinds)) + 1):
+        times = 1
+        while list(kinds[times * width : (times + 1) * width]) == list(kinds[:width]):
+            times += 1
+        if times > 1 and width * times > best[0] * best[1]:
+            best = (width, times)
+    return best
+
+
+def _chains(program: Program) -> list[list[IdentityBlock]]:
+    """Blocks that can be skipped, each with those that go on from its sum."""
+    chains, last = list[list[IdentityBlock]](), dict[fx.Node, list[IdentityBlock]]()
+    for block in identity_blocks(program):
+        if _writes_outside(program, block):
+            continue
+        chain = last.pop(_origin(program, block.skip, last), None)
+        if chain is None:
+            chains.append(chain := [])
+        chain.append(block)
+        last[block.sum] = chain
+    return chains
+
+
+def _writes_outside(program: Program, block: IdentityBlock) -> bool:
+    written = [writes_into(program, node) for node in block.inner]
+    return any(target is not None and target not in block.inner for target in written)
+
+
+def _origin(program: Program, node: fx.Node, sums: dict[fx.Node, list[IdentityBlock]]) -> fx.Node:
+    """The sum that a value comes from by activations, norms and reshapes alone; the first of these where it is none."""
+    while node not in sums and node.args and isinstance(source := node.args[0], fx.Node):
+        norm = node.op == "call_module" and isinstance(program.module(node), NORMS)
+        move = node.op in {"call_function", "call_method"} and target_name(node) in MOVES
+        if not norm and not move and pointwise(program, node) is None:
+            break
+        node = source
+    return node
+
+
+def _kind(program: Program, block: IdentityBlock) -> tuple[str, ...]:
+    """What a branch is made of, sizes aside."""
+    return tuple(
+        type(program.module(n)).__name__ if n.op == "call_module" else n.op if n.op == "get_attr" else target_name(n)
+        for n in block.inner
+    )
+
+
+def _first_layer(program: Program, block: IdentityBlock) -> str:
+    layers = (n for n in block.inner if n.op == "call_module" and any(True for _ in program.module(n).parameters()))
+    return next((str(n.target) for n in layers), block.sum.name)
