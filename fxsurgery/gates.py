@@ -4,7 +4,7 @@
 
 One `GateVector` holds s for every unit of the program and runs once a forward; a `GateApply` multiplies
 its share in at the input of each channel-mixing consumer, after everything pointwise, so that gate 0 is
-the removal of the channel whatever activation or offset comes before (methods, section 1).
+the removal of the channel whatever activation or offset comes before.
 """
 
 from typing import Literal

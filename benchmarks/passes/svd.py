@@ -49,8 +49,8 @@ def main(seeds: Sequence[int], images: int) -> None:
         "first columns: error of the class scores on 2,000 test images, |y' - y| / |y| over all. Then test "
         f"accuracy; the network as it is: {sum(whole) / len(whole):.3f}. Signs, covariances and fits from {EXAMPLES} "
         "training images; `whitened` and `refitted` have signs from data, too. At 32 units no rank is lost: all of the "
-        "error is that of ReLU in another basis. `pruned` is the control, `prune-channels` on those units that the next "
-        "layer weighs least (L1)."
+        "error is that of ReLU in another basis. `pruned` is the control, `prune-channels` on those units that the "
+        "next layer weighs least (L1)."
     )
     print(write(Table("svd-shrink: error against rank", columns, rows, list(seeds), notes), "passes-svd"))
 

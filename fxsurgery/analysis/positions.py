@@ -15,7 +15,7 @@ Every row of weights keeps its sum over positions (T's columns sum to 1), so a c
 counts as it did. That is why the last row and column of an odd map, which a pool without `ceil_mode` does not see, are
 added to the window next to them: dropped, their share of each channel's mean would be gone as well.
 
-Source: ECToNAS, appendix A.2 (methods, section 3, "add pool"). The paper pools the weights themselves: with their mean
+Source: ECToNAS, appendix A.2. The paper pools the weights themselves: with their mean
 (a quarter of what the pooled map needs) or their maximum.
 """
 

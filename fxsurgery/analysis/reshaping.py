@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 from torch.utils import _pytree as pytree
@@ -32,7 +32,7 @@ from typing_extensions import override
 from fxsurgery.analysis.pointwise import calls_of, pointwise
 from fxsurgery.analysis.pooling import LOCAL, read_pool, read_stencil
 from fxsurgery.analysis.positions import Layout, Map, Take, Taker, nearest
-from fxsurgery.analysis.refit import is_parametrized, refit
+from fxsurgery.analysis.refit import Sizes, is_parametrized, refit
 from fxsurgery.analysis.regrouping import regrouped
 from fxsurgery.analysis.shapes import target_name
 from fxsurgery.edit import Editor, Refusal
@@ -351,6 +351,12 @@ class _Walk(fx.Interpreter):
     def _fit_module(self, node: fx.Node, old: Any) -> None:
         """A convolution of other channels, or over the whole map, and a pool over the whole map."""
         module, source = self.program.module(node), node.all_input_nodes[0]
+        if source in self.values and isinstance(module, _NormBase) and not module.state_dict():
+            channels = int(self.values[source].shape[1])
+            if channels != module.num_features:
+                self._own(node)
+                self.found.modules[str(node.target)] = refit(module, {}, Sizes(channels=channels))
+            return
         if source not in self.values or not isinstance(module, (_ConvNd, _AvgPoolNd, _MaxPoolNd)):
             return
         if self._is_whole_pool(node, old):

@@ -1,13 +1,13 @@
-"""Insert ECToNAS's cell after a feature map: convolution 3 x 3, pool 2 x 2, batch norm, ReLU (methods, section 3).
+"""Insert ECToNAS's cell after a feature map: convolution 3 x 3, pool 2 x 2, batch norm, ReLU.
 
     x  ->  relu(norm(pool(conv(x))))
 
 Each part starts as near to the identity as it can be. The convolution (padding 1, no bias: the norm has one) passes
 channel j on by its centre tap. The norm undoes the statistics of what it normalises, measured on the example inputs in
-train mode: running_var is the variance, running_mean the mean, weight = sqrt(running_var + eps), bias = running_mean.
-ReLU is the identity on maps that are never negative. The pool halves the map, and dense layers behind it sum their
-weights over each window, as `add-pool` does (`analysis.positions`). With a pool the effect is lossy; with
-`kind="none"`, after a node whose values are never negative, and with the channels it had, it is exact.
+train mode (`analysis.undoing`). ReLU is the identity on maps that are never negative. The pool halves the map, and
+dense layers behind it sum their weights over each window, as `add-pool` does (`analysis.positions`). With a pool the
+effect is lossy; with `kind="none"`, after a node whose values are never negative, and with the channels it had, it is
+exact.
 
 Other channels than x has: the first ones are x's own. Where there are more, the others are random filters, and what
 they add to each consumer starts with weights of 0 (a gradient reaches those at the first step, and the filters at the
@@ -40,6 +40,7 @@ from fxsurgery.analysis.positions import Axis, Map
 from fxsurgery.analysis.reading import read_values
 from fxsurgery.analysis.reshaping import Change, Consequences, follow
 from fxsurgery.analysis.signs import is_non_negative
+from fxsurgery.analysis.undoing import undoing
 from fxsurgery.edit import Editor, Refusal
 from fxsurgery.errors import SpecError
 from fxsurgery.program import Program
@@ -48,7 +49,6 @@ from fxsurgery.surgery import Effect, Rewrite
 MOST = 3
 """Places that candidates name."""
 CONVS: dict[int, Callable[..., _ConvNd]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
-NORMS: dict[int, Callable[..., nn.Module]] = {3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 """By the number of dims of a map, the batch among them."""
 
 _RUN_ERRORS = (RuntimeError, TypeError, ValueError, IndexError)
@@ -156,14 +156,8 @@ class AddConvCell(Rewrite):
         cell: dict[str, nn.Module] = {"conv": conv}
         if self.kind != "none":
             cell["pool"] = (AVERAGE if self.kind == "average" else MAXIMUM)[rank](2, ceil_mode=self.ceil)
-        values = nn.Sequential(*cell.values())(live).double().transpose(0, 1).flatten(1)
-        if values.shape[1] < 2:
+        if (norm := undoing(nn.Sequential(*cell.values())(live))) is None:
             return None
-        norm: Any = NORMS[rank](outer, **like)
-        mean, variance = values.mean(1), values.var(1)
-        weight = (variance + norm.eps).sqrt()
-        measured = {"running_mean": mean, "running_var": variance, "weight": weight, "bias": mean}
-        norm.load_state_dict({**norm.state_dict(), **measured})
         cell |= {"norm": norm, "act": nn.ReLU()}
         return {part: module.requires_grad_(trains).eval() for part, module in cell.items()}
 

@@ -1,4 +1,4 @@
-"""Insert a 2 x 2 pool of stride 2 after a feature map (ECToNAS, appendix A.2; methods, section 3, "add pool").
+"""Insert a 2 x 2 pool of stride 2 after a feature map (ECToNAS, appendix A.2).
 
     x  ->  pool(x)        and, in the dense layers that see positions,        W'[o, c, q] = sum_{p in q} W[o, c, p]
 

@@ -1,4 +1,4 @@
-"""Add a layer after an activation: Net2Deeper (ECToNAS, Eq. 3; methods, section 3, "deepen").
+"""Add a layer after an activation: Net2Deeper (ECToNAS, Eq. 3).
 
     f(x)  ->  f(norm(I f(x)))
 
@@ -6,14 +6,9 @@ I is the identity: the unit matrix, or a convolution that passes each channel on
 once more, so the outputs stay the same if and only if f is idempotent, f(f(x)) = f(x), as ReLU is ("piecewise
 linear", as the paper has it, is not enough: LeakyReLU is no such f); for any other f the result is lossy.
 
-The norm must be the identity as well, in train mode too, where it uses the mean m and the biased variance v of the
-batch. Its statistics are those measured on the example inputs in train mode, over n values a channel, and it
-undoes them:
-
-    running_mean = m, running_var = v n / (n - 1), weight = sqrt(running_var + eps), bias = running_mean
-
-exact in eval mode, and in train mode up to sqrt(n / (n - 1)). The usual pair (mean 0, variance 1, weight 1, bias 0)
-is the identity in eval mode alone: the first step in train mode normalises what was not normalised before.
+The norm must be the identity as well, in train mode too. It undoes statistics that are measured on the example
+inputs in train mode, n values a channel (`analysis.undoing`): exact in eval mode, and in train mode up to
+sqrt(n / (n - 1)). The usual pair (mean 0, variance 1, weight 1, bias 0) is the identity in eval mode alone.
 """
 
 import copy
@@ -35,6 +30,7 @@ from fxsurgery.analysis.pointwise import ACTIVATIONS, PASSING, pointwise
 from fxsurgery.analysis.reading import read_values
 from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.structure import structure
+from fxsurgery.analysis.undoing import undoing
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.program import Program
@@ -47,7 +43,6 @@ KEEPING = (
 """Modules whose channels are those of their input, at the same dim."""
 
 CONVS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
-BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 """By the number of dims of a value."""
 
 
@@ -91,7 +86,11 @@ class Deepen(Rewrite):
             if reason := _unmeasurable(program, site):
                 edit.refuse(node, reason)
                 return Effect.EXACT
-            added.append(_undoing(site, read_values(program, {node.name}, training=True)[node.name]))
+            norm = undoing(read_values(program, {node.name}, training=True)[node.name], site.norm)
+            if norm is None:
+                edit.refuse(node, "no statistics for a batch norm: the example inputs give one value a channel")
+                return Effect.EXACT
+            added.append(norm.requires_grad_(site.like.requires_grad))
         _insert(edit, site, added)
         fact = pointwise(program, node)
         return Effect.EXACT if fact is not None and fact.is_idempotent else Effect.LOSSY
@@ -217,18 +216,6 @@ def _identity(site: _Site, kernel: int, *, bias: bool) -> nn.Module:
     if layer.bias is not None:
         layer.bias = nn.Parameter(torch.zeros_like(layer.bias))
     return layer.requires_grad_(like.requires_grad)
-
-
-def _undoing(site: _Site, values: Tensor) -> nn.Module:
-    """A batch norm that undoes the statistics of `values`, (batch, channels, ...)."""
-    norm = BATCH_NORMS[site.dims](site.channels, device=site.like.device, dtype=site.like.dtype)
-    if site.norm is not None:
-        norm.eps, norm.momentum = site.norm.eps, site.norm.momentum
-    by_channel = values.double().transpose(0, 1).flatten(1)
-    mean, variance = by_channel.mean(1), by_channel.var(1)
-    measured = {"running_mean": mean, "running_var": variance, "weight": (variance + norm.eps).sqrt(), "bias": mean}
-    norm.load_state_dict({**norm.state_dict(), **measured})
-    return norm.requires_grad_(site.like.requires_grad)
 
 
 def _insert(edit: Editor, site: _Site, added: list[nn.Module]) -> None:

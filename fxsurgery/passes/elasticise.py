@@ -1,4 +1,4 @@
-"""Make a supernet of a program: widths, depths and kernel sizes that can be switched (SparseNAS, section 4).
+"""Make a supernet of a program: widths, depths and kernel sizes that can be switched (SparseNAS).
 
     consumer(x)  ->  consumer(mask(x))     a unit that is masked at every consumer is a unit that is not there
     x + f(x)     ->  x + switch(f(x))      f(x) or 0

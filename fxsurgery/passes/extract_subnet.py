@@ -1,4 +1,4 @@
-"""Make a plain network of one configuration of a supernet (SparseNAS, section 4).
+"""Make a plain network of one configuration of a supernet (SparseNAS).
 
     units that a mask silences         are removed, with every slice that lives and dies with them
     x + 0                              x; the branch leaves with its layers

@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from typing_extensions import override
 
+from fxsurgery.analysis.refit import refit
 from fxsurgery.edit import Editor
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite, Trains
@@ -65,10 +68,27 @@ def _fused(layer: nn.Module, norm: _BatchNorm) -> nn.Module:
     fused: nn.Module
     if isinstance(layer, nn.Linear):
         fused = fuse_linear_bn_eval(layer, norm)
+    elif isinstance(layer, CONVS[3:]) and layer.groups > 1:
+        fused = _fused_by_groups(layer, norm)
     else:
         fused = fuse_conv_bn_eval(layer, norm, transpose=isinstance(layer, CONVS[3:]))  # type: ignore[type-var]
     # torch leaves a bias that it had to make untrainable.
     return fused.requires_grad_(layer.get_parameter("weight").requires_grad)
+
+
+def _fused_by_groups(layer: _ConvTransposeNd, norm: _BatchNorm) -> nn.Module:
+    """A transposed convolution's weight is (in, out / groups, ...): each group of inputs has outputs of its own."""
+    affine = norm._parameters  # noqa: SLF001 -- None where there is none, which no public way tells mypy
+    mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+    with torch.no_grad():
+        scale = (variance + norm.eps).rsqrt() * (1.0 if (weight := affine["weight"]) is None else weight)
+        bias = (-mean if layer.bias is None else layer.bias - mean) * scale
+        bias = bias if (offset := affine["bias"]) is None else bias + offset
+        by_group = layer.weight.reshape(layer.groups, -1, *layer.weight.shape[1:])
+        folded = by_group * scale.reshape(layer.groups, 1, -1, *(1 for _ in layer.kernel_size))
+    new = refit(layer, {"weight": folded.reshape(layer.weight.shape)})
+    new.bias = nn.Parameter(bias)
+    return new
 
 
 def _unsafe(before: fx.Node, node: fx.Node, norm: _BatchNorm, counts: Counter[str]) -> str | None:

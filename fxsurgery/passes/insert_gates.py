@@ -1,4 +1,4 @@
-"""Insert a channel gate at the input of every channel-mixing consumer (DNAL, Eq. 2; methods, section 1).
+"""Insert a channel gate at the input of every channel-mixing consumer (DNAL, Eq. 2).
 
     consumer(x)  ->  consumer(x * g[index])        g = gate_vector()
 

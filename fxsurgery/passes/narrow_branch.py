@@ -1,4 +1,4 @@
-"""Remove channels from one branch of a residual sum, which keeps its width (methods, section 1, beyond the paper (b)).
+"""Remove channels from one branch of a residual sum, which keeps its width (after DNAL, section on residual networks).
 
     y = x + f(x)    ->    y = x + scatter(f'(x))        scatter puts zeros where channels are missing
 

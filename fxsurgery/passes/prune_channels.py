@@ -8,7 +8,7 @@ decides what the result equals:
 * `leaves="constant"`: its producers and norms are scaled to 0 and their offsets stay, so it leaves a
   constant c, which every consumer's bias takes over: `b[o] += sum_k W[o, c, k] * c`. Equal to the silenced
   program wherever the consumer sees no zero padding; where it does, that is said in a refusal, and only
-  shapes are promised (methods, section 3, "bias folding").
+  shapes are promised.
 """
 
 from collections.abc import Iterator

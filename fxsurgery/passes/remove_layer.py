@@ -8,12 +8,13 @@
   shape of its input, its readers read the input. Where it has not, they take the cell's affine map
   `A x + a` (`analysis.cells`) into their weights, `W'[o, c] = sum_j W[o, j] A[j, c]`, biases `b' = b + W a`, and dense
   layers downstream are given weights for the new positions (`analysis.reshaping`). Two kernels do not become one of
-  size k1 + k2 - 1, which would cost more than what was removed: A sums over the taps. Lossy.
+  size k1 + k2 - 1, which would cost more than what was removed: A sums over the taps. Lossy, but for a bare point
+  convolution (1 x 1) that dense layers read. A pool goes with its cell, and so does the size that it gave.
 * Block: `x + f(x)` becomes x, and all that served f goes. Exact if f gives 0, as a block whose last norm starts at
   weight 0 and bias 0 does; otherwise lossy.
 
 A module that other nodes call stays for them. No layer is removed whose output the program gives out, nor one
-without which an input, or every parameter, would be out of use.
+without which an input or every parameter would be out of use, or a value would be subtracted from itself.
 """
 
 import copy
@@ -51,6 +52,7 @@ from fxsurgery.analysis.pointwise import calls_of
 from fxsurgery.analysis.reading import read_values
 from fxsurgery.analysis.refit import is_parametrized, refit
 from fxsurgery.analysis.reshaping import Change, Consequences, follow
+from fxsurgery.analysis.shapes import target_name
 from fxsurgery.edit import Editor, Refusal
 from fxsurgery.errors import SpecError
 from fxsurgery.program import Program
@@ -58,6 +60,9 @@ from fxsurgery.surgery import Effect, Rewrite, Trains, itself
 
 Plan = Callable[[Editor], Effect]
 """The edits of a removal that can be made."""
+
+_CANCELLING = {"sub", "sub_", "isub", "subtract", "rsub", "div", "div_", "true_divide", "truediv", "itruediv", "divide"}
+"""Functions of two values that give a constant where both are the same."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ def _plan(program: Program, node: fx.Node) -> Plan | Refusal:
     if (cell := read_cell(program, node)) is not None:
         if any(user.op == "output" for user in cell.end.users) or not cell.end.users:
             return Refusal(node.name, "the program gives out what it computes")
-        return _cuts(program, node, {node, *cell.tail}, cell.source) or _cell_plan(program, cell)
+        return _cuts(program, cell.end, {node, *cell.tail}, cell.source) or _cell_plan(program, cell)
     if sum_operands(node) is None:
         return Refusal(node.name, "it calls no linear layer or convolution, and is no sum")
     block = next((b for b in identity_blocks(program) if b.sum is node), None)
@@ -109,8 +114,11 @@ def _plan(program: Program, node: fx.Node) -> Plan | Refusal:
     return _cuts(program, node, {node, *block.inner}, block.skip) or (lambda edit: _remove_block(edit, block))
 
 
-def _cuts(program: Program, node: fx.Node, gone: set[fx.Node], onto: fx.Node) -> Refusal | None:
-    """Why the program would be none without `gone`, whose last node's readers then read `onto`."""
+def _cuts(program: Program, end: fx.Node, gone: set[fx.Node], onto: fx.Node) -> Refusal | None:
+    """Why the program would be none without `gone`, where what reads `end` then reads `onto`."""
+    for reader in end.users:
+        if target_name(reader) in _CANCELLING and reader.op != "call_module" and onto in reader.all_input_nodes:
+            return Refusal(reader.name, f"%{onto} would meet itself, and nothing of it would be left")
     (output,) = (n for n in program.nodes if n.op == "output")
 
     def needed(without: set[fx.Node]) -> set[fx.Node]:
@@ -125,9 +133,9 @@ def _cuts(program: Program, node: fx.Node, gone: set[fx.Node], onto: fx.Node) ->
 
     before, after = needed(set()), needed(gone)
     if lost := [n for n in program.nodes if n.op == "placeholder" and n in before - after]:
-        return Refusal(node.name, f"the output would no longer depend on the input %{lost[0]}")
+        return Refusal(end.name, f"the output would no longer depend on the input %{lost[0]}")
     if not any(has_parameters(program, n) for n in after):
-        return Refusal(node.name, "no parameter would be left")
+        return Refusal(end.name, "no parameter would be left")
     return None
 
 

@@ -1,4 +1,4 @@
-"""Remove an average or max pool (ECToNAS, appendix A.2; methods, section 3, "remove average pool").
+"""Remove an average or max pool (ECToNAS, appendix A.2).
 
     pool(x)  ->  x        and, in the dense layers that see positions,        W' = W A
 

@@ -1,4 +1,4 @@
-"""Split an edge of a grown network: stack operations on it, or put a new node beside it (SEArch; methods, section 2).
+"""Split an edge of a grown network: stack operations on it, or put a new node beside it (SEArch).
 
     op(x) = skip(x) + BN(point(depth(relu(x))))               activation="before"
     op(x) = relu(skip(x) + BN(point(depth(x))))               activation="after"

@@ -1,4 +1,4 @@
-"""Widen channel groups by copies of their units (Net2Wider: Chen, Goodfellow, Shlens 2016; methods, section 3).
+"""Widen channel groups by copies of their units (Net2Wider: Chen, Goodfellow, Shlens 2016).
 
     g(j) = j for the old units, a random old one for the new;   x'[j] = x[g(j)]
     W'[o, j] = s[o's layer, j] W[o, g(j)],   s > 0 random,   sum of s over {k : g(k) = g(j)} = 1

@@ -37,7 +37,7 @@ def of(join: Callable[..., Tensor]) -> tuple[Program, tuple[IdentityBlock, ...]]
 def folded(x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
     """A size of the branch's is read that nothing uses, as attention layers do."""
     y = f(x)
-    batch, channels, height, width = y.shape
+    batch, channels, height, _width = y.shape
     return x + y.reshape(batch, channels, -1).reshape(batch, channels, height, 6)
 
 

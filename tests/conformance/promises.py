@@ -1,31 +1,50 @@
 """What every pass owes on every program: `check(program, passes)`, for passes of ours and of anyone else.
 
+    from conformance.promises import check
+    from conformance.strategies import graphs
+
+    @given(graphs())
+    def test_my_pass_keeps_its_promises(graph):
+        program = graph.program()
+        for move in MyPass.candidates(program):
+            check(program, [move])
+
 `check` runs the passes one after the other. After each, every function of `PROMISES` looks at the program
 before, the pass and its result; at the end, every function of `ENDURES` looks at the chain as a whole. Each
-raises an AssertionError that says what was broken, and carries the log that leads there.
+raises an AssertionError that says what was broken, and carries the log that leads there. A pass need not be
+in the registry; for the check it is.
 """
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
-from torch.optim import SGD
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
+from conformance.measures import (
+    NoDeadUnits,
+    difference,
+    fresh,
+    has_statistics,
+    larger,
+    limit,
+    norms,
+    outputs_if_any,
+    photograph,
+    tensors,
+    trained,
+    twins,
+    worst,
+)
 from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
 from fxsurgery.errors import SpecError, SurgeryError
-from fxsurgery.inputs import Inputs, tensors_in
 from fxsurgery.passes import ALL, parse, replay
 from fxsurgery.program import Program
-from fxsurgery.seeding import seeded
-from fxsurgery.surgery import RUN_ERRORS, TOLERANCE, Effect, PassResult, Rewrite, Trains, relative_error
+from fxsurgery.surgery import RUN_ERRORS, TOLERANCE, Effect, PassResult, Rewrite, Trains
 
 OURS = ("fxsurgery.gates", "fxsurgery.elastic")
 """Modules of the library that may stand in a graph while a search runs; a pass takes each out again."""
@@ -64,10 +83,10 @@ def check(program: Program, passes: Iterable[Rewrite | str]) -> Program:
 
 def check_pass(program: Program, move: Rewrite) -> PassResult:
     """Run one pass and check every promise about it."""
-    before = _photograph(program)
+    before = photograph(program)
     try:
         result = move(program)
-        assert _photograph(program) == before, "the input was changed: " + _difference(before, _photograph(program))
+        assert photograph(program) == before, "the input was changed: " + difference(before, photograph(program))
         for promise in PROMISES:
             promise(Trial(program, move, result))
     except (AssertionError, SurgeryError) as error:
@@ -103,7 +122,7 @@ def changes_are_told_truly(trial: Trial) -> None:
     start, after, result = trial.start, trial.after, trial.result
     assert (after is start) == (result.changes == 0), f"changes={result.changes}, same program: {after is start}"
     if result.changes:
-        differing = _difference(_photograph(start), _photograph(after))
+        differing = difference(photograph(start), photograph(after))
         assert differing != "log", f"{result.changes} changes, and nothing differs"
         assert after.log == (*start.log, str(trial.move)), f"the log is {after.log}"
 
@@ -122,28 +141,36 @@ def spec_reads_back(trial: Trial) -> None:
 def shapes_hold_at_other_batch_sizes(trial: Trial) -> None:
     """The outputs keep their structure, shapes and types, whatever the batch size."""
     size = trial.start.examples.batch or 0
-    for samples in (1, size + 3):
+    for samples in (1, size + 3) if has_statistics(trial.start) else (size + 3,):
         inputs = trial.start.examples.resized(samples)
-        try:
-            wanted = trial.start.outputs(inputs)
-        except RUN_ERRORS:
-            continue  # the program itself does not take so many
+        if (wanted := outputs_if_any(trial.start, inputs)) is None:
+            continue
         try:
             got = trial.after.outputs(inputs)
         except RUN_ERRORS as error:
             raise AssertionError(f"at batch {samples} the result does not run: {error}") from error
-        assert [(o.shape, o.dtype) for o in got] == [(o.shape, o.dtype) for o in wanted], (
-            f"at batch {samples}: {[tuple(o.shape) for o in got]}, not {[tuple(o.shape) for o in wanted]}"
-        )
-        assert all(g.isfinite().all() or not w.isfinite().all() for g, w in zip(got, wanted, strict=True)), (
-            f"at batch {samples} the outputs are not finite"
-        )
+        shapes, meant = ([(tuple(o.shape), o.dtype) for o in outputs] for outputs in (got, wanted))
+        assert shapes == meant, f"at batch {samples} the outputs are {shapes}, not {meant}"
+        finite = all(g.isfinite().all() or not w.isfinite().all() for g, w in zip(got, wanted, strict=True))
+        assert finite, f"at batch {samples} the outputs are not finite"
 
 
 def exact_is_exact(trial: Trial) -> None:
     """An EXACT pass gives equal outputs on inputs that it has not seen."""
     if trial.result.effect is Effect.EXACT:
         _equal(trial, lambda start, after: (after.outputs(fresh(start)), start.outputs(fresh(start))), "on new inputs")
+
+
+def exact_is_exact_at_another_size(trial: Trial) -> None:
+    """An EXACT pass gives equal outputs on larger images as well, where the program takes them."""
+    if trial.result.effect is not Effect.EXACT:
+        return
+
+    def pair(start: Program, after: Program) -> tuple[list[Tensor], list[Tensor]]:
+        return after.outputs(larger(start)), start.outputs(larger(start))
+
+    if outputs_if_any(trial.start, larger(trial.start)) is not None:
+        _equal(trial, pair, "at another size")
 
 
 def structure_is_analysed(trial: Trial) -> None:
@@ -183,7 +210,7 @@ def parameters_fit_the_program(trial: Trial) -> None:
 
 def tensors_stand_alone(trial: Trial) -> None:
     """A tensor is one of the program before, or has memory of its own; what was one tensor stays one."""
-    before, after = map(_tensors, (trial.start, trial.after))
+    before, after = map(tensors, (trial.start, trial.after))
     owners = {tensor.untyped_storage().data_ptr(): (name, id(tensor)) for name, tensor in before.items()}
     for name, tensor in after.items():
         owner = owners.setdefault(tensor.untyped_storage().data_ptr(), (name, id(tensor)))
@@ -209,7 +236,7 @@ def training_goes_as_promised(trial: Trial) -> None:
     if trial.result.effect is not Effect.EXACT or trial.move.trains is Trains.NO:
         return
     rate = 1e-2 if trial.move.trains is Trains.ALIKE else 0.0
-    if rate == 0.0 and _norms(trial.after) > _norms(trial.start):
+    if rate == 0.0 and norms(trial.after) > norms(trial.start):
         return  # the statistics of a new norm are those of the example inputs, repeated up to n / (n - 1)
     _equal(trial, lambda *pair: tuple(trained(p, rate).outputs for p in reversed(pair)), "in training")
 
@@ -226,7 +253,7 @@ def every_parameter_trains(trial: Trial) -> None:
         excused = old in faint or (old not in before.gradients and bool(faint))
         assert size > 0 or excused, f"no gradient reaches {name}"
     assert all(o.isfinite().all() for o in after.program.run_examples()), "trained, outputs are not finite"
-    for path, i, j in _twins(after.program) - _twins(before.program):
+    for path, i, j in twins(after.program) - twins(before.program):
         gradient = after.gradients.get(f"{path}.weight")
         trains = gradient is not None and gradient[i].max() > FAINT * after.scale
         assert not trains, f"units {i} and {j} of {path} stay equal"
@@ -247,6 +274,7 @@ PROMISES: tuple[Callable[[Trial], None], ...] = (
     spec_reads_back,
     shapes_hold_at_other_batch_sizes,
     exact_is_exact,
+    exact_is_exact_at_another_size,
     structure_is_analysed,
     modules_are_plain,
     parameters_fit_the_program,
@@ -261,7 +289,7 @@ PROMISES: tuple[Callable[[Trial], None], ...] = (
 def log_replays(start: Program, after: Program) -> None:
     """The log, run on the program that the chain started from, gives the very same tensors."""
     again = replay(after.log[len(start.log) :], start)
-    differing = _difference(_photograph(again), _photograph(after))
+    differing = difference(photograph(again), photograph(after))
     assert not differing, f"the log replays to something else: {differing}"
     assert worst(again.run_examples(), after.run_examples()) == 0.0, "the log replays to other outputs"
 
@@ -276,7 +304,7 @@ def can_be_captured_again(start: Program, after: Program) -> None:
     """The result is a model like any other."""
     inputs = after.examples
     again = capture(after.trainable_copy(), *inputs.args, example_kwargs=inputs.kwargs)
-    assert worst(again.run_examples(), after.run_examples()) < _limit(after), "captured again, it differs"
+    assert worst(again.run_examples(), after.run_examples()) < limit(after), "captured again, it differs"
 
 
 ENDURES: tuple[Callable[[Program, Program], None], ...] = (
@@ -286,91 +314,6 @@ ENDURES: tuple[Callable[[Program, Program], None], ...] = (
 )
 
 
-def fresh(program: Program, seed: int = 7) -> Inputs:
-    """Inputs like the examples, one sample more, drawn anew; what is not a float is left as it is."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def drawn(x: Tensor) -> Tensor:
-        if not x.is_floating_point():
-            return x
-        noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device, x.dtype)
-        return x.mean() + 1.5 * noise * (x.std() if x.numel() > 1 else 1.0)
-
-    return program.examples.grown().map(drawn)
-
-
-def worst(got: list[Tensor], wanted: list[Tensor]) -> float:
-    """The largest relative error of any output."""
-    assert len(got) == len(wanted), f"{len(got)} outputs, not {len(wanted)}"
-    return max(map(relative_error, got, wanted), default=0.0)
-
-
-class NoDeadUnits(TorchFunctionMode):
-    """Inside, what is flat somewhere leaks: a gradient that is 0 is so for another reason than a unit that is off."""
-
-    FLAT: ClassVar = {
-        F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu6, F.hardtanh, F.hardswish, F.hardsigmoid,
-        torch.clamp, Tensor.clamp,
-    }  # fmt: skip
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in self.FLAT:
-            return F.leaky_relu((*args, *(kwargs or {}).values())[0], 0.3)
-        return func(*args, **(kwargs or {}))
-
-
-@dataclass(frozen=True, eq=False)
-class Training:
-    """What a few steps of training did."""
-
-    program: Program
-    gradients: Mapping[str, Tensor]
-    """The largest absolute gradient of each entry, by parameter."""
-    outputs: list[Tensor]
-    """In train mode, of each step; then, trained, in eval mode."""
-
-    def largest(self) -> dict[str, float]:
-        return {name: float(g.max()) if g.numel() else 0.0 for name, g in self.gradients.items()}
-
-    @property
-    def scale(self) -> float:
-        return max(self.largest().values(), default=0.0)
-
-
-def trained(program: Program, rate: float, steps: int = 3) -> Training:
-    """A few plain SGD steps in train mode, without dropout; gates and elastic kernels, which train apart, stay."""
-    model = program.trainable_copy().train()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    parameters = {n: p for n, p in model.named_parameters() if "fxsurgery_" not in n and p.requires_grad}
-    seen = {n: torch.zeros_like(p) for n, p in parameters.items()}
-    optimizer = SGD(parameters.values(), lr=rate) if parameters else None
-    outputs = list[Tensor]()
-    for step in range(steps if optimizer else 0):
-        optimizer.zero_grad()
-        inputs = program.examples.clone()
-        with seeded(step, next(iter(parameters.values())).device):
-            given = [tensor for _, tensor in tensors_in(model(*inputs.args, **inputs.kwargs))]
-        _loss(given, step).backward()
-        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        for name, parameter in parameters.items():
-            if parameter.grad is not None:
-                seen[name] = torch.maximum(seen[name], parameter.grad.abs())
-        optimizer.step()
-        outputs += [tensor.detach() for tensor in given]
-    after = program.with_weights(model)
-    return Training(after, seen, [*outputs, *after.run_examples()])
-
-
-def _loss(outputs: list[Tensor], step: int) -> Tensor:
-    losses = []
-    for value in outputs:
-        wanted = torch.linspace(-1, 1, value.numel(), dtype=value.dtype, device=value.device).roll(7 * step)
-        losses.append((value - wanted.view_as(value)).square().mean())
-    return torch.stack(losses).sum()
-
-
 Outcome = Callable[[Program, Program], tuple[list[Tensor], list[Tensor]]]
 """Given the programs before and after: what was got and what was wanted."""
 
@@ -378,59 +321,13 @@ Outcome = Callable[[Program, Program], tuple[list[Tensor], list[Tensor]]]
 def _equal(trial: Trial, outcome: Outcome, when: str) -> None:
     """Outputs are equal up to rounding; where they are not, again in float64, where a mistake stays as large."""
     error = worst(*outcome(trial.start, trial.after))
-    if error <= _limit(trial.start):
+    if error <= limit(trial.start):
         return
     try:
         precise = trial.start.in_double()
         exactly = worst(*outcome(precise, trial.move(precise).program))
     except (SurgeryError, *RUN_ERRORS) as failed:
         raise AssertionError(f"{when} outputs differ by {error:.1e}; in float64 it does not run") from failed
-    limit = 1e3 * TOLERANCE[torch.float64]
-    assert exactly <= limit, f"{when} outputs differ by {error:.1e}, in float64 by {exactly:.1e}"
-
-
-def _limit(program: Program) -> float:
-    return max(TOLERANCE.get(o.dtype, 0.0) for o in program.run_examples())
-
-
-def _norms(program: Program) -> int:
-    return sum(1 for _ in program.calls(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
-
-
-def _twins(program: Program) -> set[tuple[str, int, int]]:
-    """Pairs of output rows that compute the same: equal weights and, where there is one, equal biases."""
-    found = set[tuple[str, int, int]]()
-    for path, module in program.graph_module.named_modules():
-        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
-            rows = module.weight.detach().flatten(1)
-            rows = rows if module.bias is None else torch.cat([rows, module.bias.detach()[:, None]], 1)
-            equal = (rows[:, None] == rows[None]).all(-1).triu(1)
-            found |= {(path, int(i), int(j)) for i, j in equal.nonzero()}
-    return found
-
-
-def _photograph(program: Program) -> dict[str, object]:
-    """All there is to a program, by value; tensors as bytes."""
-    model = program.graph_module
-    inputs = {f"input {i}": x for i, x in enumerate(program.examples.tensors)}
-    return {
-        "graph": program.text(),
-        "log": program.log,
-        "modules": tuple((name, repr(m), m.training) for name, m in model.named_modules() if name),
-        **{name: _bytes(tensor) for name, tensor in (_tensors(program) | inputs).items()},
-    }
-
-
-def _tensors(program: Program) -> dict[str, Tensor]:
-    """Parameters and buffers under every name that they have."""
-    model = program.graph_module
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-
-
-def _bytes(tensor: Tensor) -> tuple[object, ...]:
-    held = tensor.detach().cpu()
-    return (tensor.shape, tensor.dtype, tensor.requires_grad, held.reshape(-1).view(torch.uint8).numpy().tobytes())
-
-
-def _difference(before: dict[str, object], after: dict[str, object]) -> str:
-    return ", ".join(sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k)))
+    assert exactly <= 1e3 * TOLERANCE[torch.float64], (
+        f"{when} outputs differ by {error:.1e}, in float64 by {exactly:.1e}"
+    )

@@ -2,23 +2,27 @@
 
 import pytest
 
-from conformance.graphs import Act, Attention, Conv, Graph, Head, Norm, Transposed
+from conformance.graphs import Graph
 from conformance.promises import check
+from conformance.steps import Act, Attention, Conv, Head, Join, Norm, Transposed
+
+BIAS = "capture: a bias whose gradient is nothing but rounding, and torch's attention"
+FOLD = "fold-bn: a grouped transposed conv, whose weight is (in, out / groups, ...)"
+LIST = "remove-layer: an instance norm without parameters takes other channels, with a warning"
 
 CASES = {
-    "capture: a bias whose gradient is nothing but rounding, and torch's attention": (
-        Graph((3, 12), (Conv(0, 6), Norm(1), Act(2), Attention(3, kind="module")), (Head((4,)),)),
-        [],
+    BIAS: (Graph((3, 12), (Conv(0, 6), Norm(1), Act(2), Attention(3, kind="module")), (Head((4,)),)), []),
+    FOLD: (Graph((3, 12), (Conv(0, 4), Transposed(1, 4, groups=2), Norm(2)), (Head((3,)),)), ["fold-bn"]),
+    "remove-layer: what stays meets itself in a difference": (
+        Graph((3, 12), (Conv(0, 4), Norm(1, "layer"), Conv(2, 4), Act(3), Join(4, 2, "-")), (Head((1, 5)),)),
+        ["remove-layer(layer='conv2')"],
     ),
-    "fold-bn: a grouped transposed conv, whose weight is (in, out / groups, ...)": (
-        Graph((3, 12), (Conv(0, 4), Transposed(1, 4, groups=2), Norm(2)), (Head((3,)),)),
-        ["fold-bn"],
+    LIST: (
+        Graph((3, 8, 8), (Conv(0, 6), Norm(1, "instance", affine=False, running=False)), (Head((1, 2)),)),
+        ["remove-layer(layer='conv0')"],
     ),
 }
-OPEN = {
-    "capture: a bias whose gradient is nothing but rounding, and torch's attention": "compared relative to itself",
-    "fold-bn: a grouped transposed conv, whose weight is (in, out / groups, ...)": "torch's fusion has no groups",
-}
+OPEN = dict[str, str]()
 """What is broken still, and why."""
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
-from conformance.graphs import Act, Again, Chunk, Conv, Graph, Head, Join, Norm, Tied
+from conformance.graphs import Graph
 from conformance.promises import check, registered
+from conformance.steps import Act, Again, Chunk, Conv, Head, Join, Norm, Tied
 from fxsurgery.edit import Editor
 from fxsurgery.errors import PassCrashedError, SpecError, SurgeryError
 from fxsurgery.origins import Origin

@@ -373,6 +373,24 @@ class OneBlock(nn.Module):
         return x + self.f(x)
 
 
+class Difference(nn.Module):
+    """`f(x) - x`: without f, nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.g, self.h = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.g(x)
+        return self.h(F.relu(self.f(x)) - x)
+
+
+def test_value_is_not_subtracted_from_itself():
+    result = RemoveLayer("f")(capture(Difference().eval(), VECTORS))
+    assert result.changes == 0
+    assert "would meet itself" in result.refusals[0].reason
+
+
 def test_input_is_not_cut_off():
     result = RemoveLayer("add")(capture(Conditional().eval(), VECTORS, VECTORS))
     assert result.changes == 0

@@ -85,7 +85,7 @@ def test_both_biases_follow_the_formula(units: int):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_published_formula_is_off_by_as_much_as_the_output_at_full_rank(seed: int):
-    """139 % by methods.md: the biases stay as they were, and the activation sees the signs that came out."""
+    """The published text: the biases stay as they were, and the activation sees the signs that came out."""
     model = dense(nn.ReLU(), seed)
     a, b1, w2, b2 = arrays(model)
     u, s, vt = np.linalg.svd(a, full_matrices=False)
@@ -112,7 +112,7 @@ def test_published_biases_are_wrong_at_full_rank_without_an_activation():
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.GELU()])
 def test_signs_alone_change_the_error_by_half_of_the_output(seed: int, activation: nn.Module):
-    """0.79 to 1.08 by methods.md, from one draw of the signs to the next; on data it stays below the best of 40."""
+    """0.79 to 1.08 by the signs alone, from one draw to the next; on data it stays below the best of 40."""
     model = dense(activation, seed)
     a, b1, w2, b2 = (torch.from_numpy(np.ascontiguousarray(t)) for t in arrays(model))
     vectors = torch.linalg.svd(a)[2].T
