@@ -52,9 +52,9 @@ def main(images: int, epochs: float | None) -> None:
     notes = (
         f"VGG16 at an eighth of its widths, trained for {training.epochs:g} epochs of {images:,} images; test accuracy "
         "right after the pass, with the statistics of batch norms estimated anew, and after one more epoch at a "
-        f"learning rate of {FINETUNE.learning_rate:g}. MACs and parameters as fractions of the network as it is. `error` "
-        f"is the largest relative difference from what the pass promised, on {EXAMPLES} images; a dash where it promises "
-        f"shapes alone. Up to {TRIED} of each pass's own candidates, spread evenly over the network."
+        f"learning rate of {FINETUNE.learning_rate:g}. MACs and parameters as fractions of the network as it is. "
+        f"`error` is the largest relative difference from what the pass promised, on {EXAMPLES} images; a dash where "
+        f"it promises shapes alone. Up to {TRIED} of each pass's own candidates, spread evenly over the network."
     )
     print(write(Table("Passes on a trained V8, Fashion-MNIST", columns, rows, [0], notes), "passes-accuracy"))
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxsurgery.analysis.refit import is_parametrized
+from fxsurgery.analysis.sharing import shared
 from fxsurgery.errors import SpecError
 from fxsurgery.program import Program
 
@@ -89,16 +90,7 @@ def obstacle(program: Program, path: str) -> str | None:
         return "its weight holds something other than finite real numbers"
     if not bool(weight.any()):
         return "its weight is all zero"
-    return _shared(program, path)
-
-
-def _shared(program: Program, path: str) -> str | None:
-    if reader := next((n for n in program.nodes if n.op == "get_attr" and str(n.target).startswith(f"{path}.")), None):
-        return f"its tensors are read by %{reader} as well"
-    own = {id(p) for p in program.graph_module.get_submodule(path).parameters()}
-    everywhere = program.graph_module.named_parameters(remove_duplicate=False)
-    tied = [name for name, p in everywhere if id(p) in own and name.rpartition(".")[0] != path]
-    return f"its tensors are those of {tied[0]} as well" if tied else None
+    return shared(program, path)
 
 
 def principal(h: Tensor, matrix: Tensor, rank: int) -> Tensor:

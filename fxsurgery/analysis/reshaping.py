@@ -29,12 +29,13 @@ from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
-from fxsurgery.analysis.pointwise import calls_of, pointwise
+from fxsurgery.analysis.pointwise import pointwise
 from fxsurgery.analysis.pooling import LOCAL, read_pool, read_stencil
 from fxsurgery.analysis.positions import Layout, Map, Take, Taker, nearest
-from fxsurgery.analysis.refit import Sizes, is_parametrized, refit
+from fxsurgery.analysis.refit import Sizes, refit
 from fxsurgery.analysis.regrouping import regrouped
 from fxsurgery.analysis.shapes import target_name
+from fxsurgery.analysis.sharing import fixed, names_of
 from fxsurgery.edit import Editor, Refusal
 from fxsurgery.origins import Origin
 from fxsurgery.program import Program
@@ -284,7 +285,7 @@ class _Walk(fx.Interpreter):
             self.found.modules[str(node.target)] = refit(module, {"weight": weight})
             return
         holder: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
-        if holder.op != "get_attr" or len(holder.users) > 1 or self._is_shared(self.env[holder]):
+        if holder.op != "get_attr" or len(holder.users) > 1 or len(names_of(self.program, self.env[holder])) > 1:
             raise _ObstacleError(node, "its weight has other readers, or is computed")
         name = str(holder.target)
         self.found.tensors[name] = self._taken_over(name, self.env[holder], layout, columns)
@@ -298,18 +299,9 @@ class _Walk(fx.Interpreter):
 
     def _own(self, node: fx.Node) -> nn.Module:
         """The module that a node calls, if nothing else does; to be replaced."""
-        module, path = self.program.module(node), str(node.target)
-        if (calls := calls_of(self.program)[path]) > 1:
-            raise _ObstacleError(node, f"{path} is called {calls} times")
-        if is_parametrized(module):
-            raise _ObstacleError(node, f"the weight of {path} is computed from other tensors")
-        if any(self._is_shared(parameter) for parameter in module.parameters()):
-            raise _ObstacleError(node, f"{path} shares its weight with another module")
-        return module
-
-    def _is_shared(self, tensor: Tensor) -> bool:
-        everywhere = self.program.graph_module.named_parameters(remove_duplicate=False)
-        return sum(other is tensor for _, other in everywhere) > 1
+        if reason := fixed(self.program, str(node.target)):
+            raise _ObstacleError(node, reason)
+        return self.program.module(node)
 
     def _fitted(self, node: fx.Node, old: Any) -> _Call:
         """The node's arguments, or those that it needs now, which are noted. So is the module that it needs."""

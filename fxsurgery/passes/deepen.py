@@ -42,6 +42,12 @@ KEEPING = (
 )  # fmt: skip
 """Modules whose channels are those of their input, at the same dim."""
 
+STEPS = {"neg", "exp", "square", "sqrt", "erf", "sin", "cos"}
+"""Functions that formulas are made of: rotary embeddings, attention, a GELU or a norm written out."""
+
+_SCALING = {"mul", "mul_", "imul"}
+_BY_CONSTANTS = {*_SCALING, "add", "add_", "iadd", "sub", "sub_", "isub", "rsub", "div", "div_", "truediv", "itruediv"}
+
 CONVS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 """By the number of dims of a value."""
 
@@ -63,10 +69,10 @@ class Deepen(Rewrite):
     @classmethod
     @override
     def candidates(cls, program: Program) -> Iterator[Self]:
-        """Every activation that is not a gate, which is one that only scales other values."""
+        """Every activation that is no gate, which only scales other values, and no mere step of a formula."""
         for node in program.nodes:
             site, move = _site(program, node), cls(node.name)
-            if isinstance(site, str) or all(target_name(reader) in {"mul", "imul", "mul_"} for reader in node.users):
+            if isinstance(site, str) or target_name(node) in STEPS or _only_scales(node):
                 continue
             if not _normed(move, site) or _unmeasurable(program, site) is None:
                 yield move
@@ -147,6 +153,16 @@ def _site(program: Program, node: fx.Node) -> _Site | str:
     owner = node if node.op == "call_module" else layer
     like = next((program.module(layer) if layer is not None else program.graph_module).parameters())
     return _Site(node, str(owner.target) if owner else node.name, like, shape, is_last, norm)
+
+
+def _only_scales(node: fx.Node) -> bool:
+    """Whether all that reads `node`, past shifts and scales by constants, multiplies another value by it."""
+    for reader in node.users:
+        name = target_name(reader) if reader.op in {"call_function", "call_method"} else ""
+        by_constant = len(reader.all_input_nodes) == 1 and name in _BY_CONSTANTS
+        if not (_only_scales(reader) and reader.users if by_constant else name in _SCALING):
+            return False
+    return True
 
 
 def _is_last(program: Program, node: fx.Node, layer: fx.Node | None, shape: tuple[int, ...]) -> bool | None:

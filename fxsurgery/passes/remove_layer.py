@@ -48,11 +48,11 @@ from fxsurgery.analysis.cells import (
     passes_constants,
     read_cell,
 )
-from fxsurgery.analysis.pointwise import calls_of
 from fxsurgery.analysis.reading import read_values
-from fxsurgery.analysis.refit import is_parametrized, refit
+from fxsurgery.analysis.refit import refit
 from fxsurgery.analysis.reshaping import Change, Consequences, follow
 from fxsurgery.analysis.shapes import target_name
+from fxsurgery.analysis.sharing import fixed
 from fxsurgery.edit import Editor, Refusal
 from fxsurgery.errors import SpecError
 from fxsurgery.program import Program
@@ -139,31 +139,11 @@ def _cuts(program: Program, end: fx.Node, gone: set[fx.Node], onto: fx.Node) -> 
     return None
 
 
-# Blocks.
-
-
 def _remove_block(edit: Editor, block: IdentityBlock) -> Effect:
     is_zero = gives_zero(edit.program, block.branch)
     _redirect(edit, block.sum, block.skip)
     _erase(edit, [*block.inner, block.sum])
     return Effect.EXACT if is_zero else Effect.LOSSY
-
-
-# Dense layers.
-
-
-def _fixed(program: Program, node: fx.Node) -> str | None:
-    """Why the weights of the layer that `node` calls cannot be replaced."""
-    path, module = str(node.target), program.module(node)
-    if (calls := calls_of(program)[path]) > 1:
-        return f"{path} is called {calls} times"
-    if is_parametrized(module):
-        return f"the weight of {path} is computed from other tensors"
-    everywhere = program.graph_module.named_parameters(remove_duplicate=False)
-    own = {id(p) for p in module.parameters()}
-    if sum(id(p) in own for _, p in everywhere) > len(own):
-        return f"{path} shares a tensor with another module"
-    return None
 
 
 def _merge(edit: Editor, cell: Cell, reader: fx.Node) -> Effect:
@@ -213,14 +193,11 @@ def _shift(edit: Editor, node: fx.Node, offset: Tensor) -> None:
     edit.replace_module(path, new)
 
 
-# Cells.
-
-
 def _cell_plan(program: Program, cell: Cell) -> Plan | Refusal:
     reader, same = next(iter(cell.end.users)), shape_of(program, cell.source) == shape_of(program, cell.end)
     is_dense = reader.op == "call_module" and isinstance(program.module(reader), nn.Linear)
     if isinstance(cell.layer, nn.Linear) and is_dense and len(cell.end.users) == 1:
-        if (reason := _fixed(program, reader)) is None:
+        if (reason := fixed(program, str(reader.target))) is None:
             return lambda edit: _merge(edit, cell, reader)
         if not same:
             return Refusal(reader.name, reason)
@@ -262,9 +239,6 @@ def _bypass(edit: Editor, cell: Cell, found: Consequences) -> Effect:
     _redirect(edit, cell.end, cell.source)
     _erase(edit, [cell.node, *cell.tail])
     return Effect.EXACT if found.is_exact and all_shifted else Effect.LOSSY
-
-
-# Edits.
 
 
 def _redirect(edit: Editor, old: fx.Node, new: fx.Node) -> None:

@@ -37,6 +37,7 @@ from typing_extensions import override
 from fxsurgery.analysis.blocks import sum_operands, writes_into
 from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.pointwise import only_reader, pointwise
+from fxsurgery.analysis.pooling import feature_maps
 from fxsurgery.analysis.reading import read_values
 from fxsurgery.analysis.signs import is_non_negative
 from fxsurgery.analysis.structure import structure
@@ -253,9 +254,10 @@ def _overwriters(program: Program, node: fx.Node) -> list[fx.Node]:
 
 def _feature_maps(program: Program) -> Iterator[fx.Node]:
     """Sums and activations of several places that nothing but an activation follows up, in execution order."""
+    known = feature_maps(program)  # four dims alone may be heads of attention, or channels that stand last
     for node in program.nodes:
-        shape = _shape(program, node)
-        if len(shape) != 4 or shape[2] * shape[3] == 1 or not node.users:
+        shape = known.get(node.name, ())
+        if len(shape) != 4 or shape[2] * shape[3] == 1 or not node.users or _unfit(program, node):
             continue
         reader = only_reader(node)
         activated = reader is not None and _is_activation(program, reader)

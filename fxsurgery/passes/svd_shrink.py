@@ -44,10 +44,11 @@ from fxsurgery.analysis.factor import (
     way_back,
     wide,
 )
-from fxsurgery.analysis.pointwise import calls_of, only_reader, pointwise
+from fxsurgery.analysis.pointwise import only_reader, pointwise
 from fxsurgery.analysis.reading import read_values
 from fxsurgery.analysis.refit import refit
 from fxsurgery.analysis.shapes import target_name
+from fxsurgery.analysis.sharing import called_again
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.origins import Origin
@@ -230,25 +231,20 @@ def _with_bias(layer: nn.Module, added: Tensor) -> nn.Module:
 def _find(program: Program, path: str) -> _Pair | str:
     """The layer at `path` and the one that reads it, or why they cannot be shrunk."""
     node, first = calls_to(program, path)[0], program.graph_module.get_submodule(path)
-    if reason := _called_once(program, path) or obstacle(program, path):
+    if reason := called_again(program, path) or obstacle(program, path):
         return reason
     chain = list(_chain(program, node))
     between, reader = chain[1:-1], chain[-1]
     second = program.module(reader) if reader.op == "call_module" else None
     if not isinstance(second, MIXING) or len(chain) == 1:
         return _no_reader(program, reader)
-    if reason := _called_once(program, str(reader.target)) or obstacle(program, str(reader.target)):
+    if reason := called_again(program, str(reader.target)) or obstacle(program, str(reader.target)):
         return f"{reader.target}: {reason}"
     flattens = any(_is_flatten(program, n) for n in between)
     if type(second) is not (nn.Linear if flattens else type(first)):
         return f"{reader.target} mixes other dims than {path} gives its units in"
     function, is_linear = _activation(program, between)
     return _Pair(node, first, str(reader.target), second, function, is_linear)  # type: ignore[arg-type]
-
-
-def _called_once(program: Program, path: str) -> str | None:
-    calls = calls_of(program)[path]
-    return None if calls == 1 else f"{path} is called {calls} times"
 
 
 def _chain(program: Program, node: fx.Node) -> Iterator[fx.Node]:

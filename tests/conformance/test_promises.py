@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
 from conformance.graphs import Graph
 from conformance.promises import check, registered
+from conformance.smaller import smaller
 from conformance.steps import Act, Again, Chunk, Conv, Head, Join, Norm, Tied
 from fxsurgery.edit import Editor
 from fxsurgery.errors import PassCrashedError, SpecError, SurgeryError
@@ -270,3 +271,10 @@ def test_a_graph_builds_the_same_model_each_time_and_leaves_the_random_state_alo
     assert sum(n.target == "conv2" for n in program.nodes) == 2
     model = program.graph_module
     assert model.tied4.weight is model.conv2.weight
+
+
+def test_a_case_is_cut_down_to_what_it_needs():
+    steps = (Conv(0, 6, stride=2), Norm(1, "group"), Act(2), Chunk(3), Join(4, 5), Conv(6, 8, bias=False), Tied(3, 1))
+    graph = Graph((6, 8, 8), steps, (Head((7, 8), hidden=(8,)), Head((2,), "map")), seed=3)
+    least = smaller(graph, lambda g: any(isinstance(step, Chunk) for step in g.steps))
+    assert least == Graph((6, 8, 8), (Chunk(0),), (Head((0,)),))

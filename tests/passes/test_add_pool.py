@@ -286,7 +286,7 @@ def test_a_dense_layer_that_others_use_as_well_is_left_alone():
         def forward(self, x: Tensor) -> Tensor:
             return self.one(torch.relu(self.conv(x)).flatten(1)) + self.other(self.conv(x).flatten(1))
 
-    assert reasons(AddPool("relu")(captured(Tied()))) == ["one shares its weight with another module"]
+    assert reasons(AddPool("relu")(captured(Tied()))) == ["one.weight is other.weight as well"]
 
 
 def test_position_embeddings_are_in_the_way():

@@ -295,3 +295,24 @@ def test_one_value_a_channel_gives_no_statistics():
 def test_fields_without_meaning_are_errors(move: Deepen, says: str):
     with pytest.raises(SpecError, match=says):
         move(cell())
+
+
+class Formulas(nn.Module):
+    """A GELU, a softplus and a rotation written out, and one activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        x = 0.5 * x * (1.0 + torch.tanh(0.8 * (x + 0.04 * x.square() * x)))
+        x = x * (F.relu6(x + 3) / 6)
+        x = torch.relu(self.b(x))
+        return self.c(torch.cat([-x[:, 3:], x[:, :3]], 1) + torch.log(1 + torch.exp(x)))
+
+
+def test_steps_of_formulas_are_no_candidates():
+    start = capture(lively(Formulas()).eval(), torch.randn(8, 6, generator=GENERATOR))
+    assert [move.after for move in Deepen.candidates(start)] == ["relu"]
+    assert Deepen("neg", norm="none")(start).effect is Effect.LOSSY

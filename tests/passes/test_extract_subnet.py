@@ -226,6 +226,39 @@ def test_sums_in_place_are_skipped_as_well():
         assert distance(ExtractSubnet.of(subnet)(start).program, running(start, subnet)) < 1e-5
 
 
+class Overwriting(nn.Module):
+    """A block whose sum is overwritten: by a module, by a function of that name, by a sum."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.conv, self.act, self.way = nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(inplace=True), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x) + x
+        if self.way == "module":
+            return self.act(y)
+        if self.way == "function":
+            return F.relu(y, inplace=True)
+        y += x.mean()
+        return y.relu_()
+
+
+@pytest.mark.parametrize("way", ["module", "function", "sum"])
+def test_what_overwrote_a_sum_leaves_the_shortcut_alone(way: str):
+    """The way back of an activation needs the output that it gave."""
+    blocks = [Overwriting(way) for _ in range(3)]
+    model = lively(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), *blocks)).eval()
+    start = Elasticise((1.0,))(capture(model, IMAGE)).program
+    for depth in (1, 2):
+        subnet = Subnet(depths=(("2.conv", depth),))
+        result = ExtractSubnet.of(subnet)(start).program
+        assert sum(1 for _ in result.calls(nn.Conv2d)) == 1 + depth
+        assert distance(result, running(start, subnet)) < 1e-6
+        model = result.trainable_copy().train()
+        model(IMAGE).square().mean().backward()
+        assert all(p.grad is not None for p in model.parameters())
+
+
 def test_a_conv_called_twice_takes_its_new_size_in_both():
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -382,7 +382,7 @@ def refusal(layer: str, start: Program) -> str:
         (TwoReaders(), "a", "%relu has 2 readers"),
         (Twice(), "a", "b: b is called 2 times"),
         (Twice(), "b", "b is called 2 times"),
-        (Tied(), "a", "its tensors are those of b.weight as well"),
+        (Tied(), "a", "a.weight is b.weight as well"),
         (nn.Sequential(nn.Linear(6, 6), nn.ReLU()), "0", "%_1 is an output"),
         (nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 6)), "0", "neither pointwise nor"),
         (nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 6)), "0", "run fold-bn first"),

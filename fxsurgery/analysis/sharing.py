@@ -1,0 +1,38 @@
+"""Whether the tensors of a module are its own: what stands in the way of replacing it for one reader."""
+
+from torch import Tensor
+
+from fxsurgery.analysis.pointwise import calls_of
+from fxsurgery.analysis.refit import is_parametrized
+from fxsurgery.program import Program
+
+
+def fixed(program: Program, path: str) -> str | None:
+    """Why the module at `path` cannot be given other tensors for the one node that calls it; `None` if it can."""
+    if reason := called_again(program, path):
+        return reason
+    if is_parametrized(program.graph_module.get_submodule(path)):
+        return f"the weight of {path} is computed from other tensors"
+    return shared(program, path)
+
+
+def called_again(program: Program, path: str) -> str | None:
+    """That the module at `path` is not called just once."""
+    calls = calls_of(program)[path]
+    return None if calls == 1 else f"{path} is called {calls} times"
+
+
+def shared(program: Program, path: str) -> str | None:
+    """Who else has the parameters of the module at `path`."""
+    if reader := next((n for n in program.nodes if n.op == "get_attr" and str(n.target).startswith(f"{path}.")), None):
+        return f"the tensors of {path} are read by %{reader} as well"
+    for name, parameter in program.graph_module.get_submodule(path).named_parameters():
+        if others := [other for other in names_of(program, parameter) if other != f"{path}.{name}"]:
+            return f"{path}.{name} is {others[0]} as well"
+    return None
+
+
+def names_of(program: Program, tensor: Tensor) -> list[str]:
+    """All names of a parameter; a tied one has several."""
+    everywhere = program.graph_module.named_parameters(remove_duplicate=False)
+    return [name for name, other in everywhere if other is tensor]
