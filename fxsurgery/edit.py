@@ -182,8 +182,21 @@ class Editor:
             return self.program
         if self._dropped:
             self._draft.delete_all_unused_submodules()
+            self._delete_unread()
         self._compile()
         return replace(self.program, graph_module=self._draft, log=(*self.program.log, by))
+
+    def _delete_unread(self) -> None:
+        """Drop the tensors that a `get_attr` node of the program read and nothing reads now."""
+        nodes = list(self._draft.graph.nodes)
+        read = {str(n.target) for n in nodes if n.op == "get_attr"}
+        called = {str(n.target) for n in nodes if n.op == "call_module"}
+        parameters = self._draft.named_parameters(remove_duplicate=False)
+        there = {name for name, _ in (*parameters, *self._draft.named_buffers(remove_duplicate=False))}
+        for path in {str(n.target) for n in self.program.nodes if n.op == "get_attr"} - read:
+            if path in there and not any(path.startswith(f"{module}.") for module in called):
+                owner, _, leaf = path.rpartition(".")
+                delattr(self._draft.get_submodule(owner), leaf)
 
     def _compile(self) -> None:
         """Where no node was touched, what was compiled for the program's graph is right for its copy as well."""

@@ -168,10 +168,17 @@ def _line(graph_module: fx.GraphModule, node: fx.Node) -> str:
     what: str | Callable[..., object] = node.target
     if node.op == "call_module":
         what = repr(graph_module.get_submodule(str(node.target)))
+    if node.op == "get_attr" and isinstance(found := _attribute(graph_module, str(node.target)), Tensor):
+        what = f"{node.target}: {tuple(found.shape)}"
     if callable(what):
         what = getattr(what, "__name__", str(what))
     arguments = ", ".join([*map(_show, node.args), *(f"{k}={_show(v)}" for k, v in node.kwargs.items())])
     return f"%{node} = {node.op} {what}({arguments})" if node.op != "output" else f"return {arguments}"
+
+
+def _attribute(root: nn.Module, path: str) -> object:
+    owner, _, leaf = path.rpartition(".")
+    return getattr(root.get_submodule(owner), leaf)
 
 
 def _show(argument: Argument) -> str:

@@ -14,6 +14,7 @@ from typing_extensions import override
 from fxsurgery.edit import Editor, Reference, Refusal
 from fxsurgery.errors import DifferError, PassCrashedError, SurgeryError, VerifyError
 from fxsurgery.inputs import Inputs
+from fxsurgery.options import check_options
 from fxsurgery.origins import Origin, compose
 from fxsurgery.program import Program
 from fxsurgery.seeding import seeded
@@ -25,7 +26,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torc
 _PART = 2**20
 """Entries that are compared at a time."""
 
-RUN_ERRORS = (RuntimeError, TypeError, ValueError, IndexError)
+RUN_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, AssertionError)
 """What a program raises on inputs that it cannot take."""
 
 
@@ -73,7 +74,7 @@ class Pass(ABC):
     @abstractmethod
     @override
     def __str__(self) -> str:
-        """The pass as text; `fxsurgery.passes.parse` reads it back."""
+        """The pass as text; `fxsurgery.passes.parse` reads that of a single one back."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,11 @@ class Rewrite(Pass):
     @final
     @override
     def __call__(self, program: Program) -> PassResult:
+        check_options(self)
         edit = Editor(program)
         try:
             effect = self.rewrite(edit)
+            effect = effect if edit.changes else Effect.EXACT
         except SurgeryError:
             raise
         except Exception as error:

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -117,14 +118,23 @@ def test_every_pass_has_a_candidate_somewhere():
 
 
 @every_case
-def test_input_is_left_alone(name: str, move: Rewrite):
-    start = start_of(name)
+def test_input_and_the_global_random_state_are_left_alone(name: str, move: Rewrite):
+    start, state = start_of(name), torch.get_rng_state()
     text, weights = start.text(), copy.deepcopy(start.graph_module.state_dict())
     move(start)
+    assert torch.equal(torch.get_rng_state(), state)
     assert start.text() == text
     after = start.graph_module.state_dict()
     assert after.keys() == weights.keys()
     assert all(torch.equal(after[key], weights[key]) for key in weights)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_listing_candidates_leaves_global_random_state_alone(name: str):
+    state = torch.get_rng_state()
+    for pass_type in ALL.values():
+        list(pass_type.candidates(replace(start_of(name))))
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @every_case

@@ -7,9 +7,20 @@ import pytest
 import torch
 from torch import nn
 
+from fxsurgery.capture import capture
 from fxsurgery.edit import Editor
 from fxsurgery.errors import PassCrashedError, SpecError, VerifyError
-from fxsurgery.passes import FoldBn, InsertGates, PruneChannels, RemoveGates, Widen, parse
+from fxsurgery.passes import (
+    Deepen,
+    Elasticise,
+    FoldBn,
+    InsertGates,
+    LowRank,
+    PruneChannels,
+    RemoveGates,
+    Widen,
+    parse,
+)
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite, chain, relative_error
 from programs import program
@@ -71,6 +82,62 @@ def test_a_chain_is_exact_when_its_passes_are():
     assert (exact.effect, lossy.effect) == (Effect.EXACT, Effect.LOSSY)
     assert lossy.program.log == (str(move), "fold-bn")
     assert min(lossy.changes, exact.changes) > 0
+
+
+@pytest.mark.parametrize(
+    ("move", "message"),
+    [
+        (Widen(("stem", 2)), "widen: add=.'stem', 2. is not of type"),
+        (Widen({"stem": 2}), "is not of type"),
+        (PruneChannels((("stem", (0, True)),)), "is not of type"),
+        (PruneChannels((("stem", [0, 1]),)), "is not of type"),
+        (LowRank("head", rank=2.5), r"low-rank: rank=2.5 is not of type int \| None"),
+        (Deepen("relu", kernel=2.5), "deepen: kernel=2.5 is not of type int"),
+        (Deepen("relu", kernel="3"), "deepen: kernel='3' is not of type int"),
+        (Elasticise(widths=0.5), "is not of type"),
+        (FoldBn(), None),
+        (LowRank("head", energy=1), None),
+    ],
+)
+def test_options_of_another_type_are_named_before_anything_runs(move: Rewrite, message: str | None):
+    if message is None:
+        assert move(program("Plain")).program
+        return
+    with pytest.raises(SpecError, match=message):
+        move(program("Plain"))
+
+
+@dataclass(frozen=True)
+class Refuser(Rewrite):
+    """Lossy where it does something, which is nowhere."""
+
+    name: ClassVar[str] = "refuser"
+
+    def rewrite(self, edit: Editor) -> Effect:
+        edit.refuse("output", "nowhere")
+        return Effect.LOSSY
+
+
+class Pairs(nn.Module):
+    """Takes batches of two alone, and says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch._assert(x.shape[0] == 2, "a batch of two")
+        return self.b(torch.relu(self.a(x)))
+
+
+def test_a_model_that_asserts_its_batch_size_is_compared_at_it_alone():
+    result = Widen((("a", 1),))(capture(Pairs().eval(), torch.randn(2, 4)))
+    assert result.error is not None
+    assert result.error < 1e-5
+
+
+def test_what_changes_nothing_is_exact():
+    assert Refuser()(program("Plain")).effect is Effect.EXACT
 
 
 def test_a_chain_tells_where_entries_come_from_through_all_of_its_passes():

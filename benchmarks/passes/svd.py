@@ -12,7 +12,7 @@ from benchmarks.passes.pooling import TRAINING, network
 from benchmarks.passes.training import accuracy, task_of
 from benchmarks.runs import once
 from benchmarks.tables import Cell, Table, write
-from fxsurgery.analysis.elastic_widths import consumed_l1
+from fxsurgery.analysis.importance import least_important
 from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
 from fxsurgery.inputs import Inputs
@@ -78,7 +78,5 @@ def _scores(program: Program, images: Tensor) -> Tensor:
 
 def _pruning(start: Program, units: int) -> PruneChannels:
     """All but so many units go, those first that the next layer weighs least."""
-    group = structure(start).group("dense")
-    assert group is not None
-    order = consumed_l1(start)[group.units].argsort()
-    return PruneChannels((("dense", tuple(sorted(order[: len(order) - units].tolist()))),))
+    group = structure(start).named("dense")
+    return PruneChannels((("dense", least_important(start, group, len(group.units) - units)),))

@@ -25,7 +25,7 @@ from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 from fxsurgery.analysis.atoms import Ids
 from fxsurgery.analysis.blocks import sum_operands
 from fxsurgery.analysis.fact import fact
-from fxsurgery.analysis.gating import GATES, GatePlan, gate_plan, insert_gates
+from fxsurgery.analysis.gating import GATES, GatePlan, float_tensor, gate_plan, insert_gates
 from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.structure import Structure, structure
 from fxsurgery.edit import Editor
@@ -137,11 +137,12 @@ def insert_independent(edit: Editor, plan: IndependentGates, gates: GateVector) 
 @fact
 def branches(program: Program) -> Branches:
     """The branches of `program`'s residual sums."""
-    operands = tuple(_operands(program)) if any(True for _ in program.graph_module.parameters()) else ()
+    like = float_tensor(program)
+    operands = () if like is None else tuple(_operands(program))
     edit, layers = Editor(program), list[tuple[str, str]]()
     for position, operand in enumerate(operands):
         path = f"{_UNTIED}.{position}"
-        node = edit.insert_call(path, _dense(program, operand), (operand.source,), before=operand.reader)
+        node = edit.insert_call(path, _dense(program, operand, like), (operand.source,), before=operand.reader)
         edit.rewire(operand.reader, operand.source, node)
         layers.append((node.name, path))
     facts = structure(edit.finish("untied"))
@@ -254,14 +255,14 @@ def _counts(value: object) -> TypeGuard[Sequence[int]]:
     return isinstance(value, (list, tuple)) and all(type(i) is int and i >= 0 for i in value)
 
 
-def _dense(program: Program, operand: Operand) -> nn.Module:
+def _dense(program: Program, operand: Operand, like: torch.Tensor | None) -> nn.Module:
     """A layer that mixes the channels of an operand, for an analysis that runs nothing."""
     shape = _shape(program, operand.source)
-    width, like = shape[operand.dim], next(program.graph_module.parameters())
+    width = shape[operand.dim]
     kind = nn.Linear if operand.dim == len(shape) - 1 else (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(shape) - 3]
     options = {} if kind is nn.Linear else {"kernel_size": 1}
     layer: nn.Module = nn.utils.skip_init(kind, width, width, bias=False, **options)  # type: ignore[no-untyped-call]
-    return layer.to(like.device, like.dtype)
+    return layer if like is None else layer.to(like.device, like.dtype)
 
 
 def _along(facts: Structure, operand: Operand) -> Ids:

@@ -1,16 +1,16 @@
 """What a channel leaves behind when its producers are silenced: a constant, as every consumer sees it.
 
-Silencing sets the weight row of each producer and the scale of each norm to 0; offsets (bias, beta) stay.
-The channel is then the same value wherever no zero padding reaches, and the program itself carries it
-through depthwise convolutions, pooling, concatenation and adds: it is run, and the value is read off at
-the input of each mixing consumer.
+Silencing sets the weight row of each producer and the scale of the first norm after it to 0; offsets (bias,
+beta) stay. The channel is then the same value wherever no zero padding reaches, and the program itself carries
+it through depthwise convolutions and the norms after them, pooling, concatenation and adds: it is run, and the
+value is read off at the input of each mixing consumer.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -20,6 +20,8 @@ from fxsurgery.analysis.refit import refit, scale_name
 from fxsurgery.analysis.structure import Mask, structure
 from fxsurgery.edit import Editor
 from fxsurgery.program import Program
+
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,16 +48,17 @@ class Leftover:
 
 
 def scale_silenced(program: Program, keep: Mask) -> Program:
-    """`program` with the producers and norms of the removed units at scale 0, their offsets kept."""
+    """`program` with the producers of the removed units, and the norms next after them, at scale 0, offsets kept."""
     facts = structure(program)
     producing = {producer for group in facts.groups for producer in group.producers}
+    first = _first_norms(program, producing)
     edit = Editor(program)
     for node in program.nodes:
         if node.op != "call_module":
             continue
         module, path = program.module(node), str(node.target)
         produces = node.name in producing and isinstance(module, (_ConvNd, nn.Linear))
-        scales = isinstance(module, (_NormBase, nn.GroupNorm, nn.LayerNorm)) and module.weight is not None
+        scales = node in first and module.weight is not None
         dim = 1 if isinstance(module, _ConvTransposeNd) else 0
         name = scale_name(module)
         ids = facts.tensors.get(f"{path}.{name}", {}).get(dim)
@@ -65,6 +68,19 @@ def scale_silenced(program: Program, keep: Mask) -> Program:
         index = torch.from_numpy(np.flatnonzero(~keep[ids])).to(weight.device)
         edit.replace_module(path, refit(module, {name: weight.index_fill_(dim, index, 0.0)}, None))
     return edit.finish("scale-silenced")
+
+
+def _first_norms(program: Program, producing: set[str]) -> set[fx.Node]:
+    """The norms that some way from a producer meets before any other norm."""
+    found, open_ways = set[fx.Node](), set[fx.Node]()
+    for node in program.nodes:
+        entered = any(i in open_ways for i in node.all_input_nodes)
+        is_norm = node.op == "call_module" and isinstance(program.module(node), NORMS)
+        if is_norm and entered:
+            found.add(node)
+        elif node.name in producing or (entered and not is_norm):
+            open_ways.add(node)
+    return found
 
 
 def leftovers(program: Program, silenced: Program, keep: Mask) -> list[Leftover]:

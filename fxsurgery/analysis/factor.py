@@ -108,24 +108,26 @@ def best_signs(function: Callable[[Tensor], Tensor], h: Tensor, basis: Tensor, m
     The start is the side on which h v_k has more of its squares; then one at a time, until none helps. A side on which
     the unit gives one value for all of h, so that it could not train, is left out.
     """
-    z = h @ basis
+    z = (h @ basis).T
     both = torch.stack([function(z), -function(-z)])
-    both = both - both.mean(1, keepdim=True)
+    both = both - both.mean(2, keepdim=True)
     wanted = function(h)
-    wanted = (wanted - wanted.mean(0)) @ metric @ basis
+    wanted = ((wanted - wanted.mean(0)) @ metric @ basis).T.contiguous()
     gram = basis.T @ metric @ basis
-    negated = (z.clamp(min=0).square().sum(0) < z.clamp(max=0).square().sum(0)).long()
-    each = torch.arange(len(negated))
-    chosen = both[negated, :, each].T.contiguous()
-    size = both.square().sum(1)
+    negated = (z.clamp(min=0).square().sum(1) < z.clamp(max=0).square().sum(1)).long()
+    chosen = both[negated, torch.arange(len(negated))]
+    given = gram @ chosen  # kept up to date: a sum over all units for every one that is tried takes minutes
+    size = both.square().sum(2)
     dead = torch.where(size > 0, 0.0, torch.inf)
     for _ in range(20):
         before = negated.clone()
         for k in range(len(negated)):
-            rest = wanted[:, k] - chosen @ gram[:, k] + chosen[:, k] * gram[k, k]
-            errors = size[:, k] * gram[k, k] - 2 * both[:, :, k] @ rest + dead[:, k]
-            negated[k] = int(errors[1] < errors[0])
-            chosen[:, k] = both[negated[k], :, k]
+            rest = wanted[k] - given[k] + chosen[k] * gram[k, k]
+            errors = size[:, k] * gram[k, k] - 2 * both[:, k] @ rest + dead[:, k]
+            side = int(negated[k])
+            if errors[side] - errors[1 - side] > 1e-9 * size[side, k] * gram[k, k]:  # of an odd f, both are the same
+                given.addr_(gram[k], both[1 - side, k] - chosen[k])
+                negated[k], chosen[k] = 1 - side, both[1 - side, k]
         if torch.equal(before, negated):
             break
     return 1.0 - 2.0 * negated

@@ -1,5 +1,6 @@
 """Where gates stand: at the data input of every node that mixes channels with a weight."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,9 @@ MIXING_MODULES = (_ConvNd, nn.Linear, nn.RNNBase)
 GATES = "fxsurgery_gates"
 """Where the gate modules are kept in the model."""
 
-MIXING_FUNCTIONS = {F.linear, F.conv1d, F.conv2d, F.conv3d}
+CONVOLUTIONS: Mapping[object, int] = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
+"""By function, the number of dims that its kernel moves along."""
+MIXING_FUNCTIONS = {F.linear, *CONVOLUTIONS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +67,28 @@ def gate_plan(program: Program) -> GatePlan:
             continue
         entering = facts.values[source.name]
         if isinstance(entering, Labels) and contraction.ids.any():
-            sites.append(GateSite(node, source, contraction.dim, contraction.ids))
+            sites.append(GateSite(node, source, _dim(program, node, entering, contraction.dim), contraction.ids))
     gated = {int(u) for site in sites for u in site.ids} - blocked - {0}
     return GatePlan(tuple(sites), np.asarray(sorted(gated), np.int64))
+
+
+def float_tensor(program: Program) -> torch.Tensor | None:
+    """A floating-point tensor of the model, a parameter if there is one; `None` where it has none."""
+    tensors = (*program.graph_module.parameters(), *program.graph_module.buffers())
+    return next((tensor for tensor in tensors if tensor.is_floating_point()), None)
+
+
+def gates_like(program: Program, units: int) -> GateVector:
+    """Gates for `units` units, on the device and of the dtype of the model."""
+    like = float_tensor(program)
+    return GateVector(units) if like is None else GateVector(units).to(like.device, like.dtype)
+
+
+def _dim(program: Program, node: fx.Node, entering: Labels, dim: int) -> int:
+    """The dim of what `node` reads that it contracts: for the analysis, each convolution's input has a batch."""
+    module = program.module(node) if node.op == "call_module" else None
+    places = len(module.kernel_size) if isinstance(module, _ConvNd) else CONVOLUTIONS.get(node.target)
+    return 0 if places is not None and len(entering.shape) == places + 1 else dim
 
 
 def _source(node: fx.Node) -> fx.Node | None:

@@ -30,7 +30,9 @@ FUNCTIONS = set(
 )
 PASSING_FUNCTIONS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "contiguous", "clone"}
 
-_GRID = torch.cat([torch.linspace(-12, 12, 481), torch.tensor([-1e-3, 0.0, 1e-3])])
+_FAR = torch.logspace(1, 6, 41)
+"""Where a bound may lie: a clamp to [-20, 20] is no identity."""
+_GRID = torch.cat([-_FAR, torch.linspace(-12, 12, 481), _FAR, torch.tensor([-1e-3, 0.0, 1e-3])])
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def _tried(function: Callable[[Tensor], Tensor]) -> Pointwise:
     return Pointwise(
         is_identity=_near(once, _GRID),
         is_idempotent=_near(twice, once),
-        keeps_zero=bool(once[-2] == 0),
+        keeps_zero=bool(once[-2] == 0),  # the grid ends with 0 between two others
         is_non_negative=bool((once >= 0).all()),
     )
 

@@ -108,28 +108,30 @@ class Layout:
         old, new = self._channels(_vector(self.old, 1), 0), self._channels(_vector(self.new, 1), 1)
         if old is None or new is None:
             return None
-        found = torch.zeros(len(new), len(old), dtype=torch.float64)
-        for row, (own, to) in enumerate(new):
-            for column, (other, at) in enumerate(old):
-                if own == other:
-                    factor = self.maps[own].factors[0]
-                    found[row, column] = float(to == at) if factor is None else factor[to, at]
+        found = torch.zeros(len(new[0]), len(old[0]), dtype=torch.float64)
+        for place, own in enumerate(self.maps):
+            rows, columns = (torch.where(owner == place)[0] for owner, _ in (new, old))
+            to, at = new[1][rows], old[1][columns]
+            factor = own.factors[0]
+            found[rows[:, None], columns] = (to[:, None] == at).double() if factor is None else factor[to][:, at]
         return found
 
-    def _channels(self, vector: Tensor, side: int) -> list[tuple[int, int]] | None:
-        found, starts = list[tuple[int, int]](), [0]
-        for own in self.maps:
-            starts.append(starts[-1] + math.prod((own.old, own.new)[side]))
-        for entry in vector.tolist():
-            at = next(i for i, end in enumerate(starts[1:]) if entry < end)
-            own = self.maps[at]
-            found.append((at, (entry - starts[at]) // max(math.prod((own.old, own.new)[side][1:]), 1)))
-        return found
+    def _channels(self, vector: Tensor, side: int) -> tuple[Tensor, Tensor] | None:
+        """For each entry its map and channel; `None` where they differ in position: along `vector` run others."""
+        shapes = [(own.old, own.new)[side] for own in self.maps]
+        ends = torch.tensor([math.prod(shape) for shape in shapes]).cumsum(0)
+        strides = torch.tensor([max(math.prod(shape[1:]), 1) for shape in shapes])
+        owner = torch.searchsorted(ends, vector, right=True)
+        within = vector - (ends - torch.tensor([math.prod(shape) for shape in shapes]))[owner]
+        places = within % strides[owner]
+        own = (places[owner == place] for place in range(len(shapes)))
+        alike = all(bool((entries == entries[:1]).all()) for entries in own)
+        return (owner, within // strides[owner]) if alike else None
 
 
 def _vector(index: Tensor, dim: int) -> Tensor:
     """The entries along one dim, at the start of all others."""
-    return index[tuple(slice(None) if d == dim else 0 for d in range(index.dim()))]
+    return index[tuple(slice(None) if d == dim else 0 for d in range(index.dim()))].contiguous()
 
 
 def _running(entries: Tensor, shape: Sequence[int]) -> int | None:

@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -32,9 +33,11 @@ from typing_extensions import override
 from fxsurgery.analysis.pointwise import pointwise
 from fxsurgery.analysis.pooling import LOCAL, read_pool, read_stencil
 from fxsurgery.analysis.positions import Layout, Map, Take, Taker, nearest
+from fxsurgery.analysis.reading import read_values
 from fxsurgery.analysis.refit import Sizes, refit
 from fxsurgery.analysis.regrouping import regrouped
 from fxsurgery.analysis.shapes import target_name
+from fxsurgery.analysis.shapes_run import ShapesRun, shapes_run
 from fxsurgery.analysis.sharing import fixed, names_of
 from fxsurgery.edit import Editor, Refusal
 from fxsurgery.origins import Origin
@@ -50,10 +53,10 @@ MOVING = set(
 MOVING_MODULES = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle)
 PARTING = set("chunk split unsafe_chunk tensor_split getitem unbind narrow select".split())
 """Those of them that may leave entries out."""
+_UNCHECKED = ("index", "gather", "take", "scatter", "embedding", "conv_transpose", "getitem")
+"""Parts of the names of functions that PyTorch does not check on meta tensors as it does on others."""
 RESAMPLING = ("pool", "interpolate", "upsample", "pad")
 """Parts of the names of what gives another number of positions, which are spread evenly over the same area."""
-
-_RUN_ERRORS = (RuntimeError, TypeError, ValueError, IndexError)
 
 
 @dataclass(eq=False)
@@ -97,7 +100,34 @@ class Change:
 
 def follow(program: Program, change: Change, take: Take | None = None) -> Consequences | Refusal:
     """What must follow `change` for the program to run, or what stands in the way."""
-    walk = _Walk(program, change, take or Take())
+    return _walked(program, _Walk(program, change, take or Take()))
+
+
+def can_follow(program: Program, node: fx.Node, change: Callable[[Tensor], Change]) -> bool:
+    """Whether a change of what `node` gives can be followed, given what makes the change of its value.
+
+    Found out on shapes alone, in a fraction of the time of a run, where the program runs on those.
+    """
+    if (shapes := shapes_run(program)) is not None:
+        with torch.no_grad():
+            walk = _Walk(program, change(shapes.values[node.name]), Take(), shapes)
+        if isinstance(_walked(program, walk), Refusal):
+            return False
+        if not any(_is_unchecked(program, reached) for n in walk.values for reached in n.users):
+            return True
+    value = read_values(program, {node.name})[node.name]
+    return isinstance(follow(program, change(value)), Consequences)
+
+
+def _is_unchecked(program: Program, node: fx.Node) -> bool:
+    """Whether `node` may take on meta tensors what it does not take really: entries that are not there, channels."""
+    if node.op == "call_module":
+        module = program.module(node)
+        return getattr(module, "transposed", False) or not type(module).__module__.startswith("torch.nn")
+    return node.op != "output" and any(part in target_name(node) for part in _UNCHECKED)
+
+
+def _walked(program: Program, walk: "_Walk") -> Consequences | Refusal:
     device = next((x.device for x in program.examples.tensors), torch.device("cpu"))
     try:
         with torch.no_grad(), seeded(0, device):
@@ -128,8 +158,10 @@ class _Call:
 class _Walk(fx.Interpreter):
     """Runs the program as it is, and beside it what the change reaches."""
 
-    def __init__(self, program: Program, change: Change, take: Take) -> None:
-        super().__init__(program.graph_module)
+    def __init__(self, program: Program, change: Change, take: Take, shapes: ShapesRun | None = None) -> None:
+        super().__init__(program.graph_module if shapes is None else shapes.graph_module)
+        self.shapes = shapes
+        """Where only shapes are asked for: those before the change."""
         self.extra_traceback = False
         self.program, self.change, self.taker = program, change, Taker(take)
         self.found = Consequences(is_exact=change.is_linear)
@@ -140,7 +172,7 @@ class _Walk(fx.Interpreter):
 
     @override
     def run_node(self, n: fx.Node) -> Any:
-        old = super().run_node(n)
+        old = super().run_node(n) if self.shapes is None else self.shapes.values[n.name]
         if n.name == self.change.node.name:
             self.layouts[n] = Layout.of(self.change.own, len(old))
             self._settle(n, old, self.change.value)
@@ -180,11 +212,16 @@ class _Walk(fx.Interpreter):
     def _run(self, node: fx.Node, call: _Call, value: Callable[[fx.Node], Any]) -> Any:
         args, kwargs = call.on(value)
         try:
+            if self.shapes is not None and node.op == "call_function" and not self._is_moving(node):
+                with torch.device("meta"):
+                    return self.call_function(node.target, args, kwargs)
             if node.op == "call_module" and (module := self.found.modules.get(str(node.target))) is not None:
                 return module(*args, **kwargs)
             return getattr(self, node.op)(node.target, args, kwargs)
-        except _RUN_ERRORS as error:
-            raise _ObstacleError(node, f"it cannot take the changed map: {str(error).splitlines()[0]}") from error
+        except Exception as error:
+            # A module that was kept whole, or an assertion, raises whatever it likes.
+            told = (str(error) or type(error).__name__).splitlines()[0]
+            raise _ObstacleError(node, f"it cannot take the changed map: {told}") from error
 
     def _note_exactness(self, node: fx.Node, old: Any) -> None:
         """`old = A new` holds of what `node` gives if it only moves entries, or is affine and the same everywhere."""
@@ -242,21 +279,27 @@ class _Walk(fx.Interpreter):
         for source in sources:
             if (self.env[source].shape, self.values[source].shape) == (old.shape, new.shape):
                 return self.layouts[source]
+        if sources[0] is not node.args[0] or self.env[sources[0]].dim() != old.dim():
+            return None
+        return self._resampled(node, sources[0], old, new)
+
+    def _resampled(self, node: fx.Node, source: fx.Node, old: Tensor, new: Tensor) -> Layout | None:
+        """The layout of what has windows, or spreads another number of positions over the same area."""
         name = type(self.program.module(node)).__name__ if node.op == "call_module" else target_name(node)
         stencil = read_stencil(self.program, node, lambda n: self.env[n].shape)
-        known = stencil is not None or any(part in name.lower() for part in (*RESAMPLING, "convtranspose"))
-        before = self.env[sources[0]]
-        if not known or sources[0] is not node.args[0] or before.dim() != old.dim():
+        if stencil is None and not any(part in name.lower() for part in (*RESAMPLING, "convtranspose")):
             return None
-        layout = self.layouts[sources[0]]
-        factors = list[Tensor | None]([None if old.shape[1] == new.shape[1] else layout.channels()])
-        axes = list[Any]([None])
+        before, now, layout = self.env[source], self.values[source], self.layouts[source]
+        channels = layout.channels() if old.shape[1] != new.shape[1] else None
+        if channels is None and old.shape[1] != new.shape[1]:
+            return None
+        factors, axes = list[Tensor | None]([channels]), list[Any]([None])
         for dim in range(2, old.dim()):
             if (found := layout.axis(dim)) is None or (pair := found[0].axes[found[1]]) is None:
                 return None
             if stencil is None:
-                sizes = (before.shape[dim], self.values[sources[0]].shape[dim])
-                pair = (pair[0].stretched(sizes[0], old.shape[dim]), pair[1].stretched(sizes[1], new.shape[dim]))
+                to_old, to_new = old.shape[dim], new.shape[dim]
+                pair = (pair[0].stretched(before.shape[dim], to_old), pair[1].stretched(now.shape[dim], to_new))
             else:
                 pair = (stencil.through(dim - 2, pair[0]), stencil.through(dim - 2, pair[1]))
             is_point = stencil is not None and stencil.is_point
@@ -285,9 +328,10 @@ class _Walk(fx.Interpreter):
             self.found.modules[str(node.target)] = refit(module, {"weight": weight})
             return
         holder: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
-        if holder.op != "get_attr" or len(holder.users) > 1 or len(names_of(self.program, self.env[holder])) > 1:
-            raise _ObstacleError(node, "its weight has other readers, or is computed")
         name = str(holder.target)
+        own = attrgetter(name)(self.program.graph_module) if holder.op == "get_attr" else None
+        if own is None or len(holder.users) > 1 or len(names_of(self.program, own)) > 1:
+            raise _ObstacleError(node, "its weight has other readers, or is computed")
         self.found.tensors[name] = self._taken_over(name, self.env[holder], layout, columns)
 
     def _taken_over(self, name: str, weight: Tensor, layout: Layout, columns: tuple[Tensor, Tensor]) -> Tensor:
@@ -301,7 +345,8 @@ class _Walk(fx.Interpreter):
         """The module that a node calls, if nothing else does; to be replaced."""
         if reason := fixed(self.program, str(node.target)):
             raise _ObstacleError(node, reason)
-        return self.program.module(node)
+        module: nn.Module = self.fetch_attr(str(node.target))
+        return module
 
     def _fitted(self, node: fx.Node, old: Any) -> _Call:
         """The node's arguments, or those that it needs now, which are noted. So is the module that it needs."""
@@ -346,8 +391,7 @@ class _Walk(fx.Interpreter):
         if source in self.values and isinstance(module, _NormBase) and not module.state_dict():
             channels = int(self.values[source].shape[1])
             if channels != module.num_features:
-                self._own(node)
-                self.found.modules[str(node.target)] = refit(module, {}, Sizes(channels=channels))
+                self.found.modules[str(node.target)] = refit(self._own(node), {}, Sizes(channels=channels))
             return
         if source not in self.values or not isinstance(module, (_ConvNd, _AvgPoolNd, _MaxPoolNd)):
             return
@@ -357,11 +401,10 @@ class _Walk(fx.Interpreter):
             pool.kernel_size = pool.stride = tuple(self.values[source].shape[2:])
             self.found.modules[str(node.target)] = pool
         elif isinstance(module, _ConvNd) and (factors := self._conv_factors(node, module, source, old)) is not None:
-            self._own(node)
-            shape = tuple(self.values[source].shape[2:])
-            weight, _ = self.taker.entries(module.weight.detach(), factors)
+            own, shape = self._own(node), tuple(self.values[source].shape[2:])
+            weight, _ = self.taker.entries(own.get_parameter("weight").detach(), factors)
             inner = [len(f) if f is not None else n for f, n in zip(factors, module.weight.shape[1:], strict=True)]
-            new: Any = refit(module, {"weight": weight.reshape(len(weight), *inner)})
+            new: Any = refit(own, {"weight": weight.reshape(len(weight), *inner)})
             new.kernel_size = module.kernel_size if factors[1:] == [None] * len(shape) else shape
             self.found.modules[str(node.target)] = new
 
@@ -374,7 +417,9 @@ class _Walk(fx.Interpreter):
         if before.shape[1] != now.shape[1]:
             if module.groups > 1:
                 raise _ObstacleError(node, "its groups of channels cannot take others")
-            factors[0] = layout.channels()
+            if (channels := layout.channels()) is None:
+                raise _ObstacleError(node, "which of its inputs is which channel is not known")
+            factors[0] = channels
         if before.shape[2:] != now.shape[2:] and _covers(node, self.program, before, old):
             for dim in range(2, before.dim()):
                 if (found := layout.axis(dim)) is None:

@@ -4,19 +4,15 @@ Where sums of several kinds take turns, as attention and feed-forward parts do, 
 of the blocks can be skipped without touching another layer; depth keeps the first ones.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fxsurgery.analysis.blocks import IdentityBlock, identity_blocks, writes_into
 from fxsurgery.analysis.pointwise import pointwise
 from fxsurgery.analysis.shapes import target_name
-from fxsurgery.edit import Editor
 from fxsurgery.program import Program
 
 LONGEST_ROUND = 8
@@ -48,33 +44,6 @@ def stages(program: Program, shallowest: int = 1) -> tuple[Stage, ...]:
                 found.append(Stage(_first_layer(program, own[0]), tuple(rounds)))
             start += width * times
     return tuple(found)
-
-
-def skip(edit: Editor, block: IdentityBlock) -> None:
-    """Let the readers of the sum read the shortcut.
-
-    Those that overwrote the sum must not overwrite the shortcut: others may read it, the layer that gave it as well,
-    on the way back.
-    """
-    for reader in block.sum.users:
-        if writes_into(edit.program, reader) is not block.sum:
-            continue
-        module: Any = edit.module(str(reader.target)) if reader.op == "call_module" else None
-        if module is not None and _overwrites_its_own(edit.program, str(reader.target)):
-            outside = copy.copy(module)
-            outside.inplace = False
-            edit.replace_module(str(reader.target), outside)
-        elif "inplace" in reader.kwargs:
-            edit.set_argument(reader, "inplace", value=False)
-        else:
-            edit.rewire(reader, block.sum, edit.insert_function(torch.clone, (block.skip,), before=reader))
-    edit.replace_uses(block.sum, block.skip)
-
-
-def _overwrites_its_own(program: Program, path: str) -> bool:
-    """Whether every call of a module is the only reader of what it overwrites."""
-    calls = [n for n in program.nodes if n.op == "call_module" and n.target == path]
-    return all(len(n.all_input_nodes[0].users) == 1 for n in calls)
 
 
 def _longest_repeat(kinds: Sequence[object]) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from fxsurgery.analysis.fact import fact
 from fxsurgery.analysis.labels import Labels, is_frozen, varying
 from fxsurgery.analysis.provenance import Attention, Contraction, Freeze, Provenance, Work
 from fxsurgery.analysis.walk import Walk
+from fxsurgery.errors import SpecError
 from fxsurgery.program import Program
 
 Mask = NDArray[np.bool_]
@@ -117,6 +118,20 @@ class Structure:
     def group(self, name: str) -> ChannelGroup | None:
         """The channel group of that name."""
         return next((g for g in self.groups if g.name == name), None)
+
+    def named(self, name: str) -> ChannelGroup:
+        """The channel group of that name.
+
+        Raises:
+            SpecError: there is none.
+        """
+        if (group := self.group(name)) is not None:
+            return group
+        known = ", ".join(g.name for g in self.groups)
+        raise SpecError(
+            f"no channel group is named {name!r}; there are: "
+            f"{known or 'none (gates freeze all channels: remove-gates takes them out)'}"
+        )
 
 
 @fact

@@ -11,8 +11,23 @@ its running one, so training steps do not move it; a batch as measured comes out
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fxsurgery.analysis.fact import fact
+from fxsurgery.analysis.reading import read_values
+from fxsurgery.program import Program
+
 BATCH_NORMS: dict[int, type[_BatchNorm]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 """By the number of dims of what they normalise."""
+
+
+@fact
+def without_statistics(program: Program) -> str | None:
+    """Why nothing can be measured in train mode; `None` if it can: norms in it want several values a channel."""
+    try:
+        read_values(program, (), training=True)
+    except Exception as error:  # noqa: BLE001 -- the user's modules and assertions raise whatever they like
+        told = (str(error) or type(error).__name__).splitlines()[0]
+        return f"the program gives no statistics in train mode: {told}"
+    return None
 
 
 def undoing(values: Tensor, like: _BatchNorm | None = None) -> _BatchNorm | None:

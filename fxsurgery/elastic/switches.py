@@ -64,8 +64,8 @@ class BlockSwitch(nn.Module):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        """`x`, or a 0 that is added to anything; no gradient reaches a branch that is off."""
-        return x if self.is_on else x.new_zeros(())
+        """`x`, or zeros, which a sum may write into; no gradient reaches a branch that is off."""
+        return x if self.is_on else torch.zeros_like(x)
 
     @override
     def extra_repr(self) -> str:

@@ -19,7 +19,7 @@ CNN of a feed-forward network.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, fx, nn
@@ -40,7 +40,7 @@ from fxsurgery.analysis.positions import Axis, Map
 from fxsurgery.analysis.reading import read_values
 from fxsurgery.analysis.reshaping import Change, Consequences, follow
 from fxsurgery.analysis.signs import is_non_negative
-from fxsurgery.analysis.undoing import undoing
+from fxsurgery.analysis.undoing import undoing, without_statistics
 from fxsurgery.edit import Editor, Refusal
 from fxsurgery.errors import SpecError
 from fxsurgery.program import Program
@@ -50,8 +50,6 @@ MOST = 3
 """Places that candidates name."""
 CONVS: dict[int, Callable[..., _ConvNd]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 """By the number of dims of a map, the batch among them."""
-
-_RUN_ERRORS = (RuntimeError, TypeError, ValueError, IndexError)
 
 
 @dataclass(frozen=True)
@@ -111,6 +109,8 @@ class AddConvCell(Rewrite):
     def _node(self, program: Program) -> fx.Node:
         if self.kind not in {"average", "max", "none"}:
             raise SpecError(f"kind={self.kind!r}: say 'average', 'max' or 'none'")
+        if self.kind == "none" and self.ceil:
+            raise SpecError("ceil is an option of the pool, and kind='none' has none")
         if self.channels is not None and self.channels < 1:
             raise SpecError(f"channels={self.channels}: say 1 or more, or None for those of the map")
         found = next((n for n in program.nodes if n.name == self.after), None)
@@ -123,10 +123,9 @@ class AddConvCell(Rewrite):
         if self.kind != "none" and (reason := too_small(feature_maps(program)[node.name])):
             return Refusal(str(node), reason)
         value = read_values(program, {node.name})[node.name]
-        try:
-            live = read_values(program, {node.name}, training=True)[node.name]
-        except _RUN_ERRORS as error:
-            return Refusal(str(node), f"the program gives no statistics in train mode: {str(error).splitlines()[0]}")
+        if reason := without_statistics(program):
+            return Refusal(str(node), reason)
+        live = read_values(program, {node.name}, training=True)[node.name]
         with torch.no_grad():
             cell = self._cell(program, live)
             if cell is None:
@@ -149,10 +148,10 @@ class AddConvCell(Rewrite):
         """The cell in eval mode, after a map whose values in train mode are `live`; `None` without statistics."""
         rank, inner = live.dim(), live.shape[1]
         outer = inner if self.channels is None else self.channels
-        trains = next((p.requires_grad for p in program.graph_module.parameters()), True)
-        like: dict[str, Any] = {"device": live.device, "dtype": live.dtype}
-        conv = CONVS[rank](inner, outer, 3, padding=1, bias=False, **like)
-        conv.weight = nn.Parameter(_taps(conv, self.seed))
+        parameters = list(program.graph_module.parameters())
+        trains = any(p.requires_grad for p in parameters) or not parameters
+        conv = CONVS[rank](inner, outer, 3, padding=1, bias=False, device="meta")  # its weight is replaced
+        conv.weight = nn.Parameter(_taps(conv, self.seed).to(live))
         cell: dict[str, nn.Module] = {"conv": conv}
         if self.kind != "none":
             cell["pool"] = (AVERAGE if self.kind == "average" else MAXIMUM)[rank](2, ceil_mode=self.ceil)
@@ -175,4 +174,4 @@ def _taps(conv: _ConvNd, seed: int) -> Tensor:
     weight[:kept] = 0.0
     centre = weight.flatten(2)[:, :, 3 ** len(conv.kernel_size) // 2]
     centre[range(kept), range(kept)] = 1.0
-    return weight.to(conv.weight)
+    return weight

@@ -18,15 +18,16 @@ column, whose weights the window next to them takes over (`analysis.positions` s
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal, Self, get_args
 
-from torch import fx
+from torch import Tensor, fx
 from typing_extensions import override
 
 from fxsurgery.analysis.pooling import AVERAGE, MAXIMUM, block_ends, feature_maps, halved, readable, spread, too_small
 from fxsurgery.analysis.positions import Choice, Take
 from fxsurgery.analysis.reading import read_values
-from fxsurgery.analysis.reshaping import Change, Consequences, follow
+from fxsurgery.analysis.reshaping import Change, Consequences, can_follow, follow
 from fxsurgery.edit import Editor, Refusal
 from fxsurgery.errors import SpecError
 from fxsurgery.program import Program
@@ -59,7 +60,7 @@ class AddPool(Rewrite):
         maps, found = feature_maps(program), list[fx.Node]()
         for node in spread(list(block_ends(program)), 3 * MOST):
             move = cls(node.name, ceil=any(n % 2 for n in maps[node.name][2:]))
-            if not too_small(maps[node.name]) and isinstance(move._follow(program, node), Consequences):
+            if not too_small(maps[node.name]) and can_follow(program, node, partial(move._change, node)):
                 found.append(node)
         for node in spread(found, MOST):
             ceil = any(n % 2 for n in maps[node.name][2:])
@@ -96,6 +97,9 @@ class AddPool(Rewrite):
 
     def _follow(self, program: Program, node: fx.Node) -> Consequences | Refusal:
         value = read_values(program, {node.name})[node.name]
+        return follow(program, self._change(node, value), Take(self.weights, self.seed))
+
+    def _change(self, node: fx.Node, value: Tensor) -> Change:
         pool = (AVERAGE if self.kind == "average" else MAXIMUM)[value.dim()](2, ceil_mode=self.ceil)
         pooled = pool(value)
-        return follow(program, Change(node, pooled, halved(value.shape, pooled.shape)), Take(self.weights, self.seed))
+        return Change(node, pooled, halved(value.shape, pooled.shape))

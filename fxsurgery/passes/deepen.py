@@ -12,7 +12,6 @@ sqrt(n / (n - 1)). The usual pair (mean 0, variance 1, weight 1, bias 0) is the 
 """
 
 import copy
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
@@ -30,7 +29,7 @@ from fxsurgery.analysis.pointwise import ACTIVATIONS, PASSING, pointwise
 from fxsurgery.analysis.reading import read_values
 from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.structure import structure
-from fxsurgery.analysis.undoing import undoing
+from fxsurgery.analysis.undoing import undoing, without_statistics
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.program import Program
@@ -102,7 +101,7 @@ class Deepen(Rewrite):
         return Effect.EXACT if fact is not None and fact.is_idempotent else Effect.LOSSY
 
     def _node(self, program: Program) -> fx.Node:
-        if self.kernel not in range(1, sys.maxsize, 2):
+        if self.kernel < 1 or self.kernel % 2 == 0:
             raise SpecError(f"kernel={self.kernel!r}: say an odd number; an even kernel has no centre tap")
         if self.norm not in {"auto", "batch", "none"}:
             raise SpecError(f"norm={self.norm!r}: say 'auto', 'batch' or 'none'")
@@ -212,7 +211,7 @@ def _unmeasurable(program: Program, site: _Site) -> str | None:
         channels = site.channels if name == site.node.name else (shape or (1, 1))[1]
         if shape is not None and torch.Size(shape).numel() <= channels:
             return f"no statistics for a batch norm: the example inputs give %{name} one value a channel"
-    return None
+    return without_statistics(program)
 
 
 def _identity(site: _Site, kernel: int, *, bias: bool) -> nn.Module:
@@ -221,16 +220,16 @@ def _identity(site: _Site, kernel: int, *, bias: bool) -> nn.Module:
     layer: nn.Linear | _ConvNd
     weight = torch.eye(channels, device=like.device, dtype=like.dtype)
     if site.is_last:
-        layer = nn.Linear(channels, channels, bias, like.device, like.dtype)
+        layer = nn.Linear(channels, channels, bias, "meta")  # drawn from no random numbers: replaced below
     else:
         sizes = tuple(kernel if extent > 1 else 1 for extent in site.shape[2:])
         around = tuple(size // 2 for size in sizes)
         build: Callable[..., _ConvNd] = CONVS[site.dims]
-        layer = build(channels, channels, sizes, padding=around, bias=bias, device=like.device, dtype=like.dtype)
+        layer = build(channels, channels, sizes, padding=around, bias=bias, device="meta")
         weight = F.pad(weight.reshape(channels, channels, *(1 for _ in sizes)), [n for n in around[::-1] for _ in "<>"])
     layer.weight = nn.Parameter(weight)
     if layer.bias is not None:
-        layer.bias = nn.Parameter(torch.zeros_like(layer.bias))
+        layer.bias = nn.Parameter(torch.zeros(channels, device=like.device, dtype=like.dtype))
     return layer.requires_grad_(like.requires_grad)
 
 

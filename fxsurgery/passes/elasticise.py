@@ -20,7 +20,7 @@ from typing_extensions import override
 from fxsurgery.analysis.atoms import Ids
 from fxsurgery.analysis.elastic_kernels import KernelChoice, kernel_choices
 from fxsurgery.analysis.elastic_widths import WidthChoice, elastic_groups, residual_streams, width_choices
-from fxsurgery.analysis.gating import gate_plan
+from fxsurgery.analysis.gating import float_tensor, gate_plan
 from fxsurgery.analysis.stages import Stage, stages
 from fxsurgery.analysis.structure import structure
 from fxsurgery.edit import Editor
@@ -113,14 +113,15 @@ def _insert_masks(edit: Editor, choices: Sequence[WidthChoice]) -> None:
     number, owner = (np.full(structure(edit.program).size, -1) for _ in range(2))
     for position, choice in enumerate(choices):
         number[choice.order], owner[choice.order] = np.arange(len(choice.order)), position
-    count = 0
+    count, like = 0, float_tensor(edit.program)
     for site in gate_plan(edit.program).sites:
         met = [choices[n] for n in np.unique(owner[site.ids]) if n >= 0]
         if not met:
             continue
         mask = UnitMask(
             tuple((c.group.name, c.counts) for c in met), torch.from_numpy(_places(site.ids, met)), site.dim
-        ).to(next(edit.program.graph_module.parameters()).device)
+        )
+        mask = mask if like is None else mask.to(like.device)
         masked = edit.insert_call(f"{ELASTIC}.mask{count}", mask, (site.source,), before=site.node)
         edit.rewire(site.node, site.source, masked)
         count += 1

@@ -20,9 +20,8 @@ from torch.nn.modules.conv import _ConvNd
 from typing_extensions import override
 
 from fxsurgery.analysis.atoms import Ids
-from fxsurgery.analysis.blocks import identity_blocks
+from fxsurgery.analysis.blocks import identity_blocks, redirect
 from fxsurgery.analysis.resize import resize
-from fxsurgery.analysis.stages import skip
 from fxsurgery.analysis.structure import structure
 from fxsurgery.edit import Editor
 from fxsurgery.elastic import (
@@ -130,7 +129,7 @@ def _remove_blocks(edit: Editor, sliced: Program) -> set[fx.Node]:
     blocks = [block for block in identity_blocks(program) if block.branch.name in off]
     gone = {node for block in blocks for node in (*block.inner, block.sum)}
     for block in reversed(blocks):  # of two in a row, the later one's shortcut is the earlier one's sum
-        skip(edit, block)
+        redirect(edit, block.sum, block.skip)
     for node in reversed(program.nodes if blocks else ()):
         idle = node.op not in {"placeholder", "output"} and node.users and not edit.twin(node).users
         if idle or node in gone:  # idle is, as a mask or a size may be, what those blocks alone have read

@@ -3,8 +3,8 @@
     y = gamma * (conv(x) - mean) / sqrt(var + eps) + beta
 
 is one convolution, with weight[o, :] scaled by gamma[o] / sqrt(var[o] + eps) and bias
-beta + (bias - mean) * gamma / sqrt(var + eps). True of inference only, and only where nothing else reads
-the convolution or calls either module.
+beta + (bias - mean) * gamma / sqrt(var + eps). True of inference only, and only where the norm runs over the
+outputs of the convolution, and nothing else reads these or its tensors, or calls either module.
 """
 
 from collections import Counter
@@ -16,16 +16,18 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from typing_extensions import override
 
+from fxsurgery.analysis.blocks import shape_of
 from fxsurgery.analysis.refit import refit
 from fxsurgery.edit import Editor
+from fxsurgery.elastic import ELASTIC_CONVS
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite, Trains
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_PLAIN = {*CONVS, nn.Linear, *ELASTIC_CONVS.values(), *NORMS}
 
 
 @dataclass(frozen=True)
@@ -38,24 +40,29 @@ class FoldBn(Rewrite):
     @classmethod
     @override
     def candidates(cls, program: Program) -> Iterator[Self]:
-        if any(_producer(program, node) for node, _ in program.calls(*NORMS)):
+        if any(reason is None for *_, reason in _pairs(program)):
             yield cls()
 
     @override
     def rewrite(self, edit: Editor) -> Effect:
-        program = edit.program
-        counts = Counter(str(n.target) for n in program.nodes if n.op == "call_module")
-        for node, norm in program.calls(*NORMS):
-            if (before := _producer(program, node)) is None:
-                continue
-            if reason := _unsafe(before, node, norm, counts):
+        for before, node, norm, reason in _pairs(edit.program):
+            if reason:
                 edit.refuse(node, reason)
                 continue
-            edit.replace_module(str(before.target), _fused(program.module(before), norm))
+            edit.replace_module(str(before.target), _fused(edit.program.module(before), norm))
             edit.bypass(node)
         if not edit.changes and not edit.refusals:
             edit.refuse("output", "no batch norm follows a convolution or linear layer")
         return Effect.EXACT
+
+
+def _pairs(program: Program) -> Iterator[tuple[fx.Node, fx.Node, _BatchNorm, str | None]]:
+    """Each layer that a norm reads, with that norm, and why they cannot be one; `None` where they can."""
+    counts = Counter(str(n.target) for n in program.nodes if n.op == "call_module")
+    for node, norm in program.calls(*NORMS):
+        if (before := _producer(program, node)) is not None:
+            shared = _shared(program, before, node, counts)
+            yield before, node, norm, shared or _unfoldable(program, before, norm)
 
 
 def _producer(program: Program, norm: fx.Node) -> fx.Node | None:
@@ -65,38 +72,51 @@ def _producer(program: Program, norm: fx.Node) -> fx.Node | None:
 
 
 def _fused(layer: nn.Module, norm: _BatchNorm) -> nn.Module:
-    fused: nn.Module
-    if isinstance(layer, nn.Linear):
-        fused = fuse_linear_bn_eval(layer, norm)
-    elif isinstance(layer, CONVS[3:]) and layer.groups > 1:
-        fused = _fused_by_groups(layer, norm)
-    else:
-        fused = fuse_conv_bn_eval(layer, norm, transpose=isinstance(layer, CONVS[3:]))  # type: ignore[type-var]
-    # torch leaves a bias that it had to make untrainable.
-    return fused.requires_grad_(layer.get_parameter("weight").requires_grad)
-
-
-def _fused_by_groups(layer: _ConvTransposeNd, norm: _BatchNorm) -> nn.Module:
-    """A transposed convolution's weight is (in, out / groups, ...): each group of inputs has outputs of its own."""
-    affine = norm._parameters  # noqa: SLF001 -- None where there is none, which no public way tells mypy
+    """Not by `torch.nn.utils.fusion`, which knows neither grouped transposed convolutions nor norms without a scale."""
+    affine, own = norm._parameters, layer._parameters  # noqa: SLF001 -- None where there is none, as no public way has it
+    weight, bias = layer.get_parameter("weight"), own["bias"]
     mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
     with torch.no_grad():
-        scale = (variance + norm.eps).rsqrt() * (1.0 if (weight := affine["weight"]) is None else weight)
-        bias = (-mean if layer.bias is None else layer.bias - mean) * scale
-        bias = bias if (offset := affine["bias"]) is None else bias + offset
-        by_group = layer.weight.reshape(layer.groups, -1, *layer.weight.shape[1:])
-        folded = by_group * scale.reshape(layer.groups, 1, -1, *(1 for _ in layer.kernel_size))
-    new = refit(layer, {"weight": folded.reshape(layer.weight.shape)})
-    new.bias = nn.Parameter(bias)
+        scale = (variance + norm.eps).rsqrt() * (1.0 if (gamma := affine["weight"]) is None else gamma)
+        shifted = (-mean if bias is None else bias - mean) * scale
+        shifted = shifted if (beta := affine["bias"]) is None else shifted + beta
+        # The weight of a transposed convolution is (in, out / groups, ...): each group of inputs has its own outputs.
+        groups, transposed = getattr(layer, "groups", 1), isinstance(layer, _ConvTransposeNd)
+        by_output = weight.reshape(groups if transposed else 1, -1, *weight.shape[1:])
+        factor = scale.reshape(groups, 1, -1) if transposed else scale.reshape(1, -1, 1)
+        folded = by_output * factor.reshape(*factor.shape, *(1 for _ in weight.shape[2:]))
+    new = refit(layer, {"weight": folded.reshape(weight.shape).to(weight.dtype)})
+    new.bias = nn.Parameter(shifted.to(weight.dtype), requires_grad=weight.requires_grad)
     return new
 
 
-def _unsafe(before: fx.Node, node: fx.Node, norm: _BatchNorm, counts: Counter[str]) -> str | None:
-    if not norm.track_running_stats:
-        return "the batch norm has no running statistics"
-    if len(before.users) > 1:
-        return f"%{before} has {len(before.users)} readers"
+def _shared(program: Program, before: fx.Node, node: fx.Node, counts: Counter[str]) -> str | None:
+    """What else there is that would see the layer or the norm change."""
     for called in (before, node):
         if (calls := counts[str(called.target)]) > 1:
             return f"{called.target} is called {calls} times"
-    return None
+    if len(before.users) > 1:
+        return f"%{before} has {len(before.users)} readers"
+    own = f"{before.target}."
+    reader = next((n for n in program.nodes if n.op == "get_attr" and str(n.target).startswith(own)), None)
+    return f"the tensors of {before.target} are read by %{reader} as well" if reader else None
+
+
+def _unfoldable(program: Program, before: fx.Node, norm: _BatchNorm) -> str | None:
+    layer = program.module(before)
+    if "weight" not in layer._parameters:  # noqa: SLF001 -- not what a hook sets
+        return f"the weight of {before.target} is computed from other tensors"
+    for module in (layer, norm):
+        if type(module) not in _PLAIN:
+            return f"a {type(module).__name__} may compute something else than what it is a kind of"
+    if not norm.track_running_stats:
+        return "the batch norm has no running statistics"
+    return None if _runs_over_outputs(program, before, layer, norm) else f"the norm runs over another dim of %{before}"
+
+
+def _runs_over_outputs(program: Program, before: fx.Node, layer: nn.Module, norm: _BatchNorm) -> bool:
+    """A norm takes dim 1: of tokens, that is not where a linear layer has its outputs; without a batch, dim 0 is."""
+    if isinstance(norm, NORMS[1:]):  # it takes values of one number of dims alone
+        return True
+    shape = shape_of(program, before)
+    return shape is not None and len(shape) == layer.get_parameter("weight").dim()

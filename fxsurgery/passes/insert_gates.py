@@ -19,7 +19,7 @@ from typing import ClassVar, Literal, Self
 from typing_extensions import override
 
 from fxsurgery.analysis.branches import independent_gates, insert_independent
-from fxsurgery.analysis.gating import GATES, gate_plan, insert_gates
+from fxsurgery.analysis.gating import GATES, gate_plan, gates_like, insert_gates
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.gates import GateVector
@@ -39,6 +39,8 @@ class InsertGates(Rewrite):
     @classmethod
     @override
     def candidates(cls, program: Program) -> Iterator[Self]:
+        if any(True for _ in program.calls(GateVector)):
+            return
         if len(gate_plan(program).units):
             yield cls()
         if independent_gates(program).branches:
@@ -49,7 +51,7 @@ class InsertGates(Rewrite):
         program = edit.program
         if self.residual not in {"tied", "independent"}:
             raise SpecError(f"residual={self.residual!r}: say 'tied' or 'independent'")
-        if any(isinstance(module, GateVector) for _, module in program.calls(GateVector)):
+        if any(True for _ in program.calls(GateVector)):
             edit.refuse(f"{GATES}.vector", "the program has gates already")
             return Effect.EXACT
         independent = self.residual == "independent"
@@ -57,8 +59,7 @@ class InsertGates(Rewrite):
         if not size:
             edit.refuse("output", "no channel can be removed: each is frozen, or consumed where no gate fits")
             return Effect.EXACT
-        parameter = next(program.graph_module.parameters())
-        gates = GateVector(size).to(parameter.device, parameter.dtype)
+        gates = gates_like(program, size)
         if independent:
             insert_independent(edit, independent_gates(program), gates)
         else:

@@ -17,10 +17,11 @@ import torch
 from typing_extensions import override
 
 from fxsurgery.analysis.branches import Branch, branches, scatter
+from fxsurgery.analysis.gating import gates_like
 from fxsurgery.analysis.resize import resize
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
-from fxsurgery.gates import GateApply, GateVector
+from fxsurgery.gates import GateApply
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite, itself
 
@@ -91,16 +92,16 @@ def _obstacle(branch: Branch, lost: list[int]) -> str | None:
 
 def _closed(program: Program, chosen: list[tuple[Branch, list[int]]]) -> Program:
     """The program with gates at the input of the sums: 0 for what is to go."""
-    edit, parameter = Editor(program), next(program.graph_module.parameters())
+    edit = Editor(program)
     for position, (branch, lost) in enumerate(chosen):
         at, width = branch.operand, len(branch.ids)
-        gates = GateVector(width)
+        gates = gates_like(program, width)
         gates.mode = "hard"
         with torch.no_grad():
             gates.logits.fill_(1.0)[lost] = -1.0
         path = f"fxsurgery_closed.{position}"
-        vector = edit.insert_call(f"{path}.gates", gates.to(parameter.device, parameter.dtype), (), before=at.reader)
-        apply = GateApply(torch.arange(1, width + 1, device=parameter.device), at.dim)
+        vector = edit.insert_call(f"{path}.gates", gates, (), before=at.reader)
+        apply = GateApply(torch.arange(1, width + 1, device=gates.logits.device), at.dim)
         node = edit.insert_call(f"{path}.closed", apply, (at.source, vector), before=at.reader)
         edit.rewire(at.reader, at.source, node)
     return edit.finish("closed")

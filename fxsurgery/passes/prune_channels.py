@@ -22,6 +22,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from typing_extensions import override
 
 from fxsurgery.analysis.constants import Leftover, leftovers, scale_silenced
+from fxsurgery.analysis.importance import least_important
 from fxsurgery.analysis.provenance import Attention
 from fxsurgery.analysis.refit import refit, scale_name
 from fxsurgery.analysis.resize import resize
@@ -47,11 +48,10 @@ class PruneChannels(Rewrite):
     @classmethod
     @override
     def candidates(cls, program: Program) -> Iterator[Self]:
-        """The last quarter of each channel group, one group at a time."""
+        """The quarter of each channel group that matters least, by |gamma| (ECToNAS); one group at a time."""
         for group in structure(program).groups:
             if cut := len(group.units) // 4:
-                last = tuple(range(len(group.units) - cut, len(group.units)))
-                move = cls(((group.name, last),))
+                move = cls(((group.name, least_important(program, group, cut)),))
                 if not structure(program).emptied(move.keep(program)):
                     yield move
 
@@ -64,9 +64,7 @@ class PruneChannels(Rewrite):
         facts = self.facts(program)
         removed = list[int]()
         for name, positions in self.drop:
-            if (group := facts.group(name)) is None:
-                known = ", ".join(g.name for g in facts.groups)
-                raise SpecError(f"no channel group is named {name!r}; there are: {known or 'none'}")
+            group = facts.named(name)
             if beyond := [p for p in positions if not 0 <= p < len(group.units)]:
                 raise SpecError(f"{name} has {len(group.units)} units; there is no unit {beyond[0]}")
             removed += group.units[list(positions)].tolist()
@@ -88,6 +86,7 @@ class PruneChannels(Rewrite):
     def rewrite(self, edit: Editor) -> Effect:
         program, keep = edit.program, self.keep(edit.program)
         if keep.all():
+            edit.refuse("output", "there is no channel to remove")
             return Effect.EXACT
         facts = self.facts(program)
         resize(edit, facts, keep)

@@ -17,12 +17,11 @@ A module that other nodes call stays for them. No layer is removed whose output 
 without which an input or every parameter would be out of use, or a value would be subtracted from itself.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from functools import partial
+from typing import ClassVar, Self
 
-import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
@@ -30,12 +29,13 @@ from typing_extensions import override
 
 from fxsurgery.analysis.blocks import (
     IdentityBlock,
+    cancels,
     gives_zero,
     has_parameters,
     identity_blocks,
+    redirect,
     shape_of,
     sum_operands,
-    writes_into,
 )
 from fxsurgery.analysis.cells import (
     Cell,
@@ -50,8 +50,7 @@ from fxsurgery.analysis.cells import (
 )
 from fxsurgery.analysis.reading import read_values
 from fxsurgery.analysis.refit import refit
-from fxsurgery.analysis.reshaping import Change, Consequences, follow
-from fxsurgery.analysis.shapes import target_name
+from fxsurgery.analysis.reshaping import Change, Consequences, can_follow, follow
 from fxsurgery.analysis.sharing import fixed
 from fxsurgery.edit import Editor, Refusal
 from fxsurgery.errors import SpecError
@@ -60,9 +59,6 @@ from fxsurgery.surgery import Effect, Rewrite, Trains, itself
 
 Plan = Callable[[Editor], Effect]
 """The edits of a removal that can be made."""
-
-_CANCELLING = {"sub", "sub_", "isub", "subtract", "rsub", "div", "div_", "true_divide", "truediv", "itruediv", "divide"}
-"""Functions of two values that give a constant where both are the same."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ class RemoveLayer(Rewrite):
     @override
     def candidates(cls, program: Program) -> Iterator[Self]:
         for node in program.nodes:
-            if _is_place(program, node) and not isinstance(_plan(program, node), Refusal):
+            if _is_place(program, node) and not isinstance(_plan(program, node, only_try=True), Refusal):
                 yield cls(node.name)
 
     @override
@@ -100,12 +96,12 @@ def _is_place(program: Program, node: fx.Node) -> bool:
     return read_cell(program, node) is not None or sum_operands(node) is not None
 
 
-def _plan(program: Program, node: fx.Node) -> Plan | Refusal:
-    """What removing the layer at `node` takes, or why it cannot be removed."""
+def _plan(program: Program, node: fx.Node, *, only_try: bool = False) -> Plan | Refusal:
+    """What removing the layer at `node` takes, or why it cannot be removed; `only_try`: whether it can, no more."""
     if (cell := read_cell(program, node)) is not None:
         if any(user.op == "output" for user in cell.end.users) or not cell.end.users:
             return Refusal(node.name, "the program gives out what it computes")
-        return _cuts(program, cell.end, {node, *cell.tail}, cell.source) or _cell_plan(program, cell)
+        return _cuts(program, cell.end, {node, *cell.tail}, cell.source) or _cell_plan(program, cell, only_try)
     if sum_operands(node) is None:
         return Refusal(node.name, "it calls no linear layer or convolution, and is no sum")
     block = next((b for b in identity_blocks(program) if b.sum is node), None)
@@ -116,9 +112,8 @@ def _plan(program: Program, node: fx.Node) -> Plan | Refusal:
 
 def _cuts(program: Program, end: fx.Node, gone: set[fx.Node], onto: fx.Node) -> Refusal | None:
     """Why the program would be none without `gone`, where what reads `end` then reads `onto`."""
-    for reader in end.users:
-        if target_name(reader) in _CANCELLING and reader.op != "call_module" and onto in reader.all_input_nodes:
-            return Refusal(reader.name, f"%{onto} would meet itself, and nothing of it would be left")
+    if reader := cancels(end, onto):
+        return Refusal(reader.name, f"%{onto} would meet itself, and nothing of it would be left")
     (output,) = (n for n in program.nodes if n.op == "output")
 
     def needed(without: set[fx.Node]) -> set[fx.Node]:
@@ -141,7 +136,7 @@ def _cuts(program: Program, end: fx.Node, gone: set[fx.Node], onto: fx.Node) -> 
 
 def _remove_block(edit: Editor, block: IdentityBlock) -> Effect:
     is_zero = gives_zero(edit.program, block.branch)
-    _redirect(edit, block.sum, block.skip)
+    redirect(edit, block.sum, block.skip)
     _erase(edit, [*block.inner, block.sum])
     return Effect.EXACT if is_zero else Effect.LOSSY
 
@@ -155,7 +150,7 @@ def _merge(edit: Editor, cell: Cell, reader: fx.Node) -> Effect:
     edit.replace_module(path, refit(second, {"weight": (weight.double() @ matrix).to(weight.dtype)}))
     if has_offset(program, cell):
         _shift(edit, reader, weight.double() @ offset)
-    _redirect(edit, cell.end, cell.source)
+    redirect(edit, cell.end, cell.source)
     _erase(edit, [cell.node, *cell.tail])
     return _merged_effect(edit, cell)
 
@@ -193,7 +188,7 @@ def _shift(edit: Editor, node: fx.Node, offset: Tensor) -> None:
     edit.replace_module(path, new)
 
 
-def _cell_plan(program: Program, cell: Cell) -> Plan | Refusal:
+def _cell_plan(program: Program, cell: Cell, only_try: bool) -> Plan | Refusal:  # noqa: FBT001
     reader, same = next(iter(cell.end.users)), shape_of(program, cell.source) == shape_of(program, cell.end)
     is_dense = reader.op == "call_module" and isinstance(program.module(reader), nn.Linear)
     if isinstance(cell.layer, nn.Linear) and is_dense and len(cell.end.users) == 1:
@@ -203,24 +198,34 @@ def _cell_plan(program: Program, cell: Cell) -> Plan | Refusal:
             return Refusal(reader.name, reason)
     if same:
         return lambda edit: _bypass(edit, cell, Consequences(is_exact=False))
-    found = _follow(program, cell)
+    found = _follow(program, cell, only_try)
     return found if isinstance(found, Refusal) else lambda edit: _bypass(edit, cell, found)
 
 
-def _follow(program: Program, cell: Cell) -> Consequences | Refusal:
+def _follow(program: Program, cell: Cell, only_try: bool) -> Consequences | Refusal:  # noqa: FBT001
     """What it takes that the readers of the cell read its source, which has another shape."""
     before, after = shape_of(program, cell.end), shape_of(program, cell.source)
     dims = cell.layer.weight.dim() if isinstance(cell.layer, _ConvNd) else len(before or ())
     if before is None or after is None or not len(before) == len(after) == dims or dims < 2:
         return Refusal(cell.node.name, "its input and output are no maps of the same number of dims")
-    value, at = read_values(program, {cell.source.name})[cell.source.name], cell.end
+    change = partial(_change, program, cell, before, after)
+    if only_try:
+        can = can_follow(program, cell.source, change)
+        return Consequences() if can else Refusal(cell.node.name, "its readers cannot take its input")
+    value = read_values(program, {cell.source.name})[cell.source.name]
+    return follow(program, change(value))
+
+
+def _change(program: Program, cell: Cell, before: tuple[int, ...], after: tuple[int, ...], value: Tensor) -> Change:
+    """That the readers of a cell read `value`, its source; or past a global pool, which takes any size, its mean."""
+    at, dims = cell.end, len(before)
     reader = next(iter(at.users))
     if len(at.users) == 1 and isinstance(cell.layer, _ConvNd) and is_global_pool(program, reader):
         at, kept = reader, len(shape_of(program, reader) or ()) > 2
         value = value.mean(tuple(range(2, dims)), keepdim=kept)
         before, after = (shape[:2] + (1,) * (dims - 2 if kept else 0) for shape in (before, after))
     own = map_past(program, cell, before, after)
-    return follow(program, Change(at, value, own, is_linear=is_matrix(program, cell), keeps_constants=False))
+    return Change(at, value, own, is_linear=is_matrix(program, cell), keeps_constants=False)
 
 
 def _bypass(edit: Editor, cell: Cell, found: Consequences) -> Effect:
@@ -236,35 +241,9 @@ def _bypass(edit: Editor, cell: Cell, found: Consequences) -> Effect:
         weight = program.module(node).get_parameter("weight").detach().double()
         by_channel = weight.reshape(len(weight), len(offset), -1).sum(2)
         _shift(edit, node, by_channel @ offset)
-    _redirect(edit, cell.end, cell.source)
+    redirect(edit, cell.end, cell.source)
     _erase(edit, [cell.node, *cell.tail])
     return Effect.EXACT if found.is_exact and all_shifted else Effect.LOSSY
-
-
-def _redirect(edit: Editor, old: fx.Node, new: fx.Node) -> None:
-    """Let the readers of `old` read `new`; those that overwrote `old` must not overwrite `new`, which has others."""
-    program = edit.program
-    for reader in list(old.users):
-        own: Any = program.module(reader) if reader.op == "call_module" else None
-        if writes_into(program, reader) is not old:
-            pass
-        elif own is not None and _only_in_place(program, str(reader.target)):
-            outside = copy.copy(own)
-            outside.inplace = False
-            edit.replace_module(str(reader.target), outside)
-        elif "inplace" in reader.kwargs:
-            edit.set_argument(reader, "inplace", value=False)
-        else:
-            twin = edit.insert_function(torch.clone, (new,), before=reader)
-            edit.rewire(reader, old, twin)
-            continue
-        edit.replace_uses(old, new, [reader])
-
-
-def _only_in_place(program: Program, path: str) -> bool:
-    """Whether every call of a module is the only reader of what it overwrites."""
-    calls = [n for n in program.nodes if n.op == "call_module" and n.target == path]
-    return all(len(n.all_input_nodes[0].users) == 1 for n in calls)
 
 
 def _erase(edit: Editor, nodes: list[fx.Node]) -> None:

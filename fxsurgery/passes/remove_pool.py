@@ -24,7 +24,7 @@ from torch import fx
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
 from typing_extensions import override
 
-from fxsurgery.analysis.blocks import writes_into
+from fxsurgery.analysis.blocks import cancels, writes_into
 from fxsurgery.analysis.pooling import LOCAL, Pool, feature_maps, read_pool
 from fxsurgery.analysis.positions import Axis, Map
 from fxsurgery.analysis.reading import read_values
@@ -94,6 +94,8 @@ def _followed(program: Program, node: fx.Node, pool: Pool) -> Consequences | Ref
     before, after = shapes[source.name], shapes[node.name]
     if pool.kernel == before[2:] and set(after[2:]) == {1} and max(pool.kernel) > LOCAL:
         return Refusal(str(node), "it is a global pool: one window is the whole map")
+    if reader := cancels(node, source):
+        return Refusal(str(reader), f"%{source} would meet itself, and nothing of it would be left")
     if len(source.users) > 1 and any(writes_into(program, reader) is node for reader in node.users):
         return Refusal(str(node), f"a reader writes into it, and would write into %{source}, which others read")
     shares = [pool.shares(d, size, after[2 + d]) for d, size in enumerate(before[2:])]

@@ -105,6 +105,8 @@ class SplitEdge(Rewrite):
             raise SpecError("widen goes from a node to a node: source=")
         if self.mode == "deepen" and (self.source, self.channels, self.size) != (None, None, None):
             raise SpecError("deepen keeps size and channels and has no source: these are options of widen")
+        if self.mode == "widen" and self.ops != type(self).ops:
+            raise SpecError("widen puts in as many ops as its strides need: ops is an option of deepen")
         if min(self.ops, self.channels or 1, *(self.size or (1,))) < 1:
             raise SpecError("ops, channels and size are at least 1")
 
@@ -257,7 +259,7 @@ def _feature_maps(program: Program) -> Iterator[fx.Node]:
     known = feature_maps(program)  # four dims alone may be heads of attention, or channels that stand last
     for node in program.nodes:
         shape = known.get(node.name, ())
-        if len(shape) != 4 or shape[2] * shape[3] == 1 or not node.users or _unfit(program, node):
+        if len(shape) != 4 or shape[2] * shape[3] == 1 or not node.users:
             continue
         reader = only_reader(node)
         activated = reader is not None and _is_activation(program, reader)

@@ -60,9 +60,7 @@ class Widen(Rewrite):
         facts, rng = structure(program), random.Random(self.seed)
         counts = np.ones(facts.size, np.int64)
         for name, more in self.add:
-            if (group := facts.group(name)) is None:
-                known = ", ".join(g.name for g in facts.groups)
-                raise SpecError(f"no channel group is named {name!r}; there are: {known or 'none'}")
+            group = facts.named(name)
             if more < 1:
                 raise SpecError(f"{name}: {more} units to add; say 1 or more")
             for unit in _chosen(group, more, rng):

@@ -67,3 +67,13 @@ def test_way_back_stays_where_the_data_say_nothing_or_nothing_new():
     after = drawn(40, 5, seed=1)
     assert torch.equal(way_back(after[:3], drawn(3, 7), start, torch.eye(7).double()), start)
     assert torch.allclose(way_back(after, after @ start + 1, start, torch.eye(7).double()), start)
+
+
+def test_signs_that_make_no_difference_stay_as_they_start():
+    """tanh(-z) = -tanh(z): both sides are the same, up to rounding."""
+    generator = torch.Generator().manual_seed(0)
+    h, matrix = (torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (40, 9))
+    basis, metric = svd(matrix.T).left[:, :3], matrix.T @ matrix
+    z = h @ basis
+    start = torch.where(z.clamp(min=0).square().sum(0) < z.clamp(max=0).square().sum(0), -1.0, 1.0)
+    assert torch.equal(best_signs(torch.tanh, h, basis, metric), start.float())

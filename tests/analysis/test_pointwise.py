@@ -43,6 +43,10 @@ def known(function):
         (nn.Dropout(0.3), True, True, True, False),
         (lambda x: F.dropout(x, 0.3, training=False), True, True, True, False),
         (lambda x: torch.clamp(x, min=0.5), False, True, False, True),
+        (nn.Hardtanh(-20, 20), False, True, True, False),
+        (lambda x: x.clamp(-300, 20), False, True, True, False),
+        (nn.Threshold(-13, -13), False, True, True, False),
+        (nn.Softshrink(12.5), False, False, True, False),
     ],
 )
 def test_properties(function, identity: bool, idempotent: bool, zero: bool, non_negative: bool):

@@ -162,14 +162,14 @@ def exact_is_exact(trial: Trial) -> None:
 
 
 def exact_is_exact_at_another_size(trial: Trial) -> None:
-    """An EXACT pass gives equal outputs on larger images as well, where the program takes them."""
+    """An EXACT pass gives equal outputs on larger images as well, where both programs take them."""
     if trial.result.effect is not Effect.EXACT:
         return
 
     def pair(start: Program, after: Program) -> tuple[list[Tensor], list[Tensor]]:
         return after.outputs(larger(start)), start.outputs(larger(start))
 
-    if outputs_if_any(trial.start, larger(trial.start)) is not None:
+    if all(outputs_if_any(program, larger(trial.start)) is not None for program in (trial.start, trial.after)):
         _equal(trial, pair, "at another size")
 
 
@@ -255,8 +255,11 @@ def every_parameter_trains(trial: Trial) -> None:
     assert all(o.isfinite().all() for o in after.program.run_examples()), "trained, outputs are not finite"
     for path, i, j in twins(after.program) - twins(before.program):
         gradient = after.gradients.get(f"{path}.weight")
+        # Weights may be equal still only because the steps were smaller than their rounding.
         trains = gradient is not None and gradient[i].max() > FAINT * after.scale
-        assert not trains, f"units {i} and {j} of {path} stay equal"
+        assert not trains or not torch.allclose(gradient[i], gradient[j], rtol=1e-3, atol=0.0), (
+            f"units {i} and {j} of {path} stay equal"
+        )
 
 
 def again_it_works_or_is_refused(trial: Trial) -> None:

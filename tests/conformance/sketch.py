@@ -78,7 +78,10 @@ class Sketch:
         if kind == "pointwise" or min(spatial) < 2:
             step = Conv(at, out, 1, padding=0, bias=bias)
         elif kind == "strided" and not same:
-            step = Conv(at, out, self.pick(3, 2, 1), 2, self.pick(1, 0) if min(spatial) > 2 else 1, bias=bias)
+            kernel = self.pick(3, 2, 1)
+            # A 1x1 kernel with padding would read nothing but padding where a map is one pixel large.
+            padding = 0 if kernel == 1 else self.pick(1, 0) if min(spatial) > 2 else 1
+            step = Conv(at, out, kernel, 2, padding, bias=bias)
         elif kind == "grouped":
             step = Conv(at, out, groups=self.divisor(channels, out), bias=bias)
         elif kind == "depthwise":

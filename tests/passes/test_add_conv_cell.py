@@ -176,3 +176,14 @@ def test_what_has_no_meaning_raises():
     with pytest.raises(SpecError, match="'max' or 'none'"):
         AddConvCell("features_2", kind="min")(start)  # type: ignore[arg-type]
     assert reasons(AddConvCell("classifier_0")(start)) == ["it gives no feature map: (batch, channels, *positions)"]
+
+
+def test_a_cell_trains_behind_a_frozen_stem_and_is_frozen_in_a_frozen_model():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
+    model[0].requires_grad_(False)
+    cell = AddConvCell("_1")(capture(model, torch.randn(4, 3, 8, 8))).program.graph_module
+    assert all(p.requires_grad for n, p in cell.named_parameters() if "cell" in n)
+    frozen = AddConvCell("_1")(capture(model.requires_grad_(False), torch.randn(4, 3, 8, 8))).program.graph_module
+    assert not any(p.requires_grad for p in frozen.parameters())

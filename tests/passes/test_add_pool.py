@@ -365,3 +365,36 @@ def test_what_fails_in_the_paper_for_max_pools_is_the_largest_signed_weight():
     assert signed < accuracy(AddPool("_3", "max", weights="random")) - 0.1
     assert accuracy(AddPool("_3", "max", weights="largest")) > signed + 0.2
     assert accuracy(AddPool("_3", "max")) > signed + 0.4
+
+
+def test_a_convolution_whose_channels_are_positions_is_left_alone():
+    """A mixer's convolution along the channels: a sum over all positions is not what it would want."""
+
+    class Mixer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.mix, self.head = nn.Conv2d(3, 4, 1), nn.Conv1d(64, 5, 1), nn.Linear(20, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.mix(torch.relu(self.stem(x)).flatten(2).transpose(1, 2)).flatten(1))
+
+    start = captured(Mixer())
+    assert reasons(AddPool("relu")(start)) == ["which of its inputs is which channel is not known"]
+    assert {move.after for move in AddPool.candidates(start)} == {"mix"}
+
+
+@pytest.mark.parametrize("message", ["", "too small"])
+def test_an_assertion_about_the_size_is_an_obstacle(message: str):
+    class Asserting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.body, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.stem(x))
+            torch._assert(x.shape[2] == 8, message)
+            return self.head(torch.relu(self.body(x))).mean((2, 3))
+
+    start = captured(Asserting())
+    assert reasons(AddPool("relu")(start)) == [f"it cannot take the changed map: {message or 'AssertionError'}"]
+    assert "relu" not in {move.after for move in AddPool.candidates(start)}

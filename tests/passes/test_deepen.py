@@ -316,3 +316,22 @@ def test_steps_of_formulas_are_no_candidates():
     start = capture(lively(Formulas()).eval(), torch.randn(8, 6, generator=GENERATOR))
     assert [move.after for move in Deepen.candidates(start)] == ["relu"]
     assert Deepen("neg", norm="none")(start).effect is Effect.LOSSY
+
+
+def test_a_program_that_does_not_run_in_train_mode_gives_no_statistics():
+    """An instance norm of one position: eval mode takes it, with running statistics."""
+
+    class Squeezed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.bn, self.b = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)
+            self.squeezed = nn.InstanceNorm2d(2, track_running_stats=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.squeezed(self.b(F.relu(self.bn(self.a(x)))).mean((2, 3), keepdim=True))
+
+    start = capture(lively(Squeezed()).eval(), IMAGES)
+    [refusal] = Deepen("relu")(start).refusals
+    assert refusal.reason.startswith("the program gives no statistics in train mode: Expected more than 1 spatial")
+    assert not list(Deepen.candidates(start))
+    assert Deepen("relu", norm="none")(start).changes

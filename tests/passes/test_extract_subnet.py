@@ -226,8 +226,27 @@ def test_sums_in_place_are_skipped_as_well():
         assert distance(ExtractSubnet.of(subnet)(start).program, running(start, subnet)) < 1e-5
 
 
+class IntoBranch(nn.Module):
+    """A residual sum that is written into the branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).add_(x).relu()
+
+
+def test_sums_written_into_the_branch_are_skipped_as_well():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), IntoBranch(), IntoBranch(), IntoBranch())
+    start = Elasticise((1.0,))(capture(lively(model).eval(), IMAGE)).program
+    for depth in (1, 2):
+        subnet = Subnet(depths=(("1.conv", depth),))
+        assert distance(ExtractSubnet.of(subnet)(start).program, running(start, subnet)) < 1e-6
+
+
 class Overwriting(nn.Module):
-    """A block whose sum is overwritten: by a module, by a function of that name, by a sum."""
+    """A block whose sum is overwritten: by a module, a function or a method."""
 
     def __init__(self, way: str) -> None:
         super().__init__()
@@ -237,13 +256,10 @@ class Overwriting(nn.Module):
         y = self.conv(x) + x
         if self.way == "module":
             return self.act(y)
-        if self.way == "function":
-            return F.relu(y, inplace=True)
-        y += x.mean()
-        return y.relu_()
+        return F.relu(y, inplace=True) if self.way == "function" else y.relu_()
 
 
-@pytest.mark.parametrize("way", ["module", "function", "sum"])
+@pytest.mark.parametrize("way", ["module", "function", "method"])
 def test_what_overwrote_a_sum_leaves_the_shortcut_alone(way: str):
     """The way back of an activation needs the output that it gave."""
     blocks = [Overwriting(way) for _ in range(3)]

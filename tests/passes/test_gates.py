@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from fxsurgery.analysis.branches import independent_gates
 from fxsurgery.analysis.gating import gate_plan, insert_gates
@@ -15,7 +16,7 @@ from fxsurgery.passes import InsertGates, NarrowBranch, PruneChannels, RemoveGat
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, relative_error
 from programs import program
-from zoo import ZOO
+from zoo import ZOO, lively
 
 
 def gated(start: Program, residual: str = "tied") -> tuple[Program, GateVector]:
@@ -139,3 +140,45 @@ def test_every_independent_gate_gets_a_gradient():
     model(many).square().sum().backward()
     [own] = [m for m in model.modules() if isinstance(m, GateVector)]
     assert (own.logits.grad != 0).all()
+
+
+@pytest.mark.parametrize("size", [5, 8])
+def test_a_conv_without_a_batch_is_gated_along_its_channels(size: int):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    start = capture(lively(model), torch.linspace(-1, 1, 3 * size * size).reshape(3, size, size))
+    closed, vector = gated(start)
+    vector.mode = "hard"
+    with torch.no_grad():
+        vector.logits.fill_(1.0)[3] = -1.0
+    pruned = PruneChannels((("0", (3,)),))(start).program
+    assert relative_error(closed.run_examples()[0], pruned.run_examples()[0]) < 1e-6
+
+
+class NoFloatFirst(nn.Module):
+    """Its first parameter is a whole number; with `frozen`, the weights are no parameters at all."""
+
+    def __init__(self, *, frozen: bool) -> None:
+        super().__init__()
+        self.times = nn.Parameter(torch.tensor([2]), requires_grad=False)
+        for name in ("stem", "body", "head"):
+            weight = torch.linspace(-1, 1, 36).roll(len(name)).sin().reshape(6, 6)
+            self.register_buffer(name, weight) if frozen else self.register_parameter(name, nn.Parameter(weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.linear(x, self.stem * self.times).relu()
+        return F.linear(x + F.linear(x, self.body), self.head)
+
+
+@pytest.mark.parametrize("residual", ["tied", "independent"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_gates_take_the_dtype_of_floating_point_tensors(residual: str, *, frozen: bool):
+    start = capture(NoFloatFirst(frozen=frozen).eval(), torch.linspace(-1, 1, 12).reshape(2, 6))
+    closed, vector = gated(start, residual)
+    assert vector.logits.dtype == torch.float32
+    assert RemoveGates()(closed).program.text() == start.text()
+
+
+def test_a_program_with_gates_has_no_candidates():
+    start = program("Residual")
+    assert list(InsertGates.candidates(start))
+    assert not list(InsertGates.candidates(gated(start)[0]))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
@@ -358,6 +359,44 @@ def test_a_model_that_draws_is_compared_on_the_same_draws():
     assert result.error is not None
     assert result.error < 1e-5
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+class GammaPruned(nn.Module):
+    """A chain whose channels 1 and 4 a norm has silenced, through all that a constant passes on its way."""
+
+    def __init__(self, padding: int = 0) -> None:
+        super().__init__()
+        self.a, self.n = nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6)
+        self.depthwise, self.n2 = nn.Conv2d(6, 6, 3, groups=6, padding=padding), nn.BatchNorm2d(6)
+        self.other, self.head = nn.Conv2d(3, 2, 3, padding=padding), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.n2(self.depthwise(torch.sigmoid(self.n(self.a(x))))))
+        return self.head(F.avg_pool2d(torch.cat([y, self.other(x)], 1), 2))
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_a_channel_that_a_norm_has_silenced_goes_without_a_trace_but_at_padded_borders(padding: int):
+    """f(beta) of the pruned norm, through a depthwise convolution, a second norm, a concatenation and a pool."""
+    model = lively(GammaPruned(padding)).eval()
+    with torch.no_grad():
+        model.n.weight[[1, 4]], model.n.bias[[1, 4]] = 0.0, torch.tensor([2.0, -1.5])
+        model.n2.weight[[1, 4]], model.n2.bias[[1, 4]] = torch.tensor([1.5, -2.0]), torch.tensor([0.4, 0.7])
+    images = torch.randn(2, 3, 12, 12)
+    result = PruneChannels((("a", (1, 4)),), "constant")(capture(model, images))
+    got, wanted = result.program(images), model(images)
+    if padding:  # a zero beyond the border is not f(beta)
+        assert "borders" in result.refusals[0].reason or "no constant" in result.refusals[0].reason
+        got, wanted = got[..., 1:-1, 1:-1], wanted[..., 1:-1, 1:-1]
+    assert relative_error(got, wanted) < 1e-5
+    silent = PruneChannels((("a", (1, 4)),))(capture(model, images)).program(images)
+    assert relative_error(silent, model(images)) > 0.05
+
+
+def test_nothing_to_remove_is_said():
+    for drop in ((), (("0", ()),)):
+        result = PruneChannels(drop)(capture(unpadded(), IMAGE))
+        assert (result.changes, result.refusals[0].reason) == (0, "there is no channel to remove")
 
 
 def test_what_is_left_and_is_no_constant_is_told_from_borders():

@@ -153,6 +153,22 @@ def test_tied_weights_are_left_tied():
     assert "weight is 8.weight as well" in result.refusals[0].reason
 
 
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.head = nn.Linear(6, 9), nn.Linear(9, 9), nn.Linear(9, 4)
+        self.scale = nn.Parameter(torch.full((9,), 0.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.head(x + self.scale * self.a(x))
+
+
+def test_a_tensor_that_only_the_block_read_goes_with_it():
+    result = RemoveLayer("add")(capture(lively(Scaled()).eval(), VECTORS)).program
+    assert {n.partition(".")[0] for n, _ in result.graph_module.named_parameters()} == {"stem", "head"}
+
+
 def test_type_and_training_stay():
     model = lively(nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4))).double().eval()
     model[2].requires_grad_(False)
@@ -400,3 +416,55 @@ def test_input_is_not_cut_off():
 def test_something_is_left_to_train():
     result = RemoveLayer("add")(capture(OneBlock().eval(), VECTORS))
     assert [r.reason for r in result.refusals] == ["no parameter would be left"]
+
+
+class Towers(nn.Module):
+    """Convolutions of other widths side by side, each of which changes what the next ones read."""
+
+    def __init__(self, named_device: str | None) -> None:
+        super().__init__()
+        self.stem, self.left, self.right = nn.Conv2d(3, 5, 1), nn.Conv2d(5, 4, 3, padding=1), nn.Conv2d(5, 6, 1)
+        self.last, self.head, self.named_device = nn.Conv2d(10, 7, 1), nn.Linear(7 * 36, 2), named_device
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = F.relu(self.last(torch.cat([F.relu(self.left(x)), F.relu(self.right(x))], 1)))
+        if self.named_device is not None:
+            x = x * torch.ones(1, device=self.named_device)
+        return self.head(x.flatten(1))
+
+
+def test_candidates_are_found_on_shapes_alone(monkeypatch: pytest.MonkeyPatch):
+    """A run of the program for each layer, twice, takes minutes in a deep network of branches."""
+    runs, call = list[int](), nn.Conv2d.forward
+    start = capture(lively(Towers(None)).eval(), IMAGES)
+    found = list(RemoveLayer.candidates(start))
+    again = capture(lively(Towers(None)).eval(), IMAGES)
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: (runs.append(x.device.type != "meta"), call(self, x))[1])
+    assert list(RemoveLayer.candidates(again)) == found
+    assert sum(runs) <= 8  # once, for the shapes of what the structure is read from
+    assert {move.layer for move in found} == {"stem", "left", "right", "last"}
+    assert all(move(start).changes for move in found)
+
+
+def test_a_program_that_names_a_device_has_the_same_candidates():
+    moves = [list(RemoveLayer.candidates(capture(lively(Towers(d)).eval(), IMAGES))) for d in (None, "cpu")]
+    assert moves[0] == moves[1]
+
+
+def test_what_shapes_do_not_tell_is_run():
+    """A transposed convolution takes any channels on meta tensors, and an index any length."""
+
+    class Unchecked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.up = nn.Conv2d(3, 5, 1), nn.ConvTranspose2d(5, 4, 1)
+            self.b, self.head = nn.Conv2d(4, 6, 1), nn.Conv2d(3, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.b(F.relu(self.up(F.relu(self.a(x))))))
+            return self.head(x.index_select(1, torch.tensor([0, 3, 5])))
+
+    start = capture(lively(Unchecked()).eval(), IMAGES)
+    assert not list(RemoveLayer.candidates(start))
+    assert len(RemoveLayer("a")(start).refusals) == len(RemoveLayer("b")(start).refusals) == 1

@@ -225,3 +225,22 @@ def test_a_reader_that_writes_in_place_does_not_get_at_another_readers_map():
 def test_what_is_no_pool_raises():
     with pytest.raises(SpecError, match="pools are cell1_1, cell2_3"):
         RemovePool("cell1_0")(program("PooledLinear"))
+
+
+def test_a_pool_that_its_input_is_taken_from_stays():
+    """The token mixer of PoolFormer: `x + s (pool(x) - x)` without the pool is x, and nothing in `s` would train."""
+
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.pool, self.scale = nn.Conv2d(3, 4, 1), nn.AvgPool2d(3, 1, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return (x + self.scale(self.pool(x) - x)).mean((2, 3))
+
+    start = capture(Mixing().eval(), torch.randn(2, 3, 8, 8))
+    assert [r.reason for r in RemovePool("pool")(start).refusals] == [
+        "%stem would meet itself, and nothing of it would be left"
+    ]
+    assert not list(RemovePool.candidates(start))
