@@ -111,6 +111,9 @@ class Editor:
         """Call `module`, kept at `path`, on `args`, right before `before`. The new node is returned."""
         parent, _, leaf = path.rpartition(".")
         self._draft.add_submodule(path, module.eval()) if parent else setattr(self._draft, leaf, module.eval())
+        while parent:
+            self._draft.get_submodule(parent).training = False  # a container that is new
+            parent = parent.rpartition(".")[0]
         with self._draft.graph.inserting_before(self.twin(before)):
             node = self._draft.graph.call_module(path, fx.node.map_arg(args, self.twin))
         return self._added(node)

@@ -27,9 +27,8 @@ TOLERANCE = {
 }
 """Largest difference between two runs of the same operations, relative to the largest absolute value."""
 
-FLOOR = 1e-2
-"""A gradient below this share of the largest one is compared on that scale: one that cancels out, as a bias's before
-BatchNorm, is the rounding of others."""
+FLOOR = 1e-4
+"""A gradient below this share of the largest one is compared on that scale: a bias before BatchNorm has none."""
 
 QUIET = 1e-3
 """A parameter that nowhere exceeds this hides what it multiplies, so a trial runs without it."""
