@@ -26,6 +26,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 from typing_extensions import override
 
+from fxsurgery.analysis.naming import node_named
 from fxsurgery.analysis.pooling import (
     AVERAGE,
     MAXIMUM,
@@ -113,10 +114,7 @@ class AddConvCell(Rewrite):
             raise SpecError("ceil is an option of the pool, and kind='none' has none")
         if self.channels is not None and self.channels < 1:
             raise SpecError(f"channels={self.channels}: say 1 or more, or None for those of the map")
-        found = next((n for n in program.nodes if n.name == self.after), None)
-        if found is None:
-            raise SpecError(f"no node is named {self.after!r}; maps are {', '.join(feature_maps(program)) or 'none'}")
-        return found
+        return node_named(program, self.after, lambda: feature_maps(program), "maps are")
 
     def _planned(self, program: Program, node: fx.Node) -> tuple[dict[str, nn.Module], Consequences] | Refusal:
         """The modules of the cell by name, and what must follow; or why it cannot be."""

@@ -24,6 +24,7 @@ from typing import ClassVar, Literal, Self, get_args
 from torch import Tensor, fx
 from typing_extensions import override
 
+from fxsurgery.analysis.naming import node_named
 from fxsurgery.analysis.pooling import AVERAGE, MAXIMUM, block_ends, feature_maps, halved, readable, spread, too_small
 from fxsurgery.analysis.positions import Choice, Take
 from fxsurgery.analysis.reading import read_values
@@ -90,10 +91,7 @@ class AddPool(Rewrite):
             raise SpecError(f"kind={self.kind!r}: say 'average' or 'max'")
         if self.weights not in get_args(Choice):
             raise SpecError(f"weights={self.weights!r}: say one of {', '.join(get_args(Choice))}")
-        found = next((n for n in program.nodes if n.name == self.after), None)
-        if found is None:
-            raise SpecError(f"no node is named {self.after!r}; maps are {', '.join(feature_maps(program)) or 'none'}")
-        return found
+        return node_named(program, self.after, lambda: feature_maps(program), "maps are")
 
     def _follow(self, program: Program, node: fx.Node) -> Consequences | Refusal:
         value = read_values(program, {node.name})[node.name]

@@ -25,6 +25,7 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _Av
 from typing_extensions import override
 
 from fxsurgery.analysis.blocks import shape_of
+from fxsurgery.analysis.naming import node_named
 from fxsurgery.analysis.pointwise import ACTIVATIONS, PASSING, pointwise
 from fxsurgery.analysis.reading import read_values
 from fxsurgery.analysis.shapes import target_name
@@ -105,11 +106,8 @@ class Deepen(Rewrite):
             raise SpecError(f"kernel={self.kernel!r}: say an odd number; an even kernel has no centre tap")
         if self.norm not in {"auto", "batch", "none"}:
             raise SpecError(f"norm={self.norm!r}: say 'auto', 'batch' or 'none'")
-        found = next((n for n in program.nodes if n.name == self.after), None)
-        if found is None:
-            known = ", ".join(n.name for n in program.nodes if isinstance(_site(program, n), _Site))
-            raise SpecError(f"no node is named {self.after!r}; a layer can go after {known or 'none'}")
-        return found
+        known = (n.name for n in program.nodes if isinstance(_site(program, n), _Site))
+        return node_named(program, self.after, lambda: known, "a layer can go after")
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,12 +48,12 @@ from fxsurgery.analysis.cells import (
     passes_constants,
     read_cell,
 )
+from fxsurgery.analysis.naming import node_named
 from fxsurgery.analysis.reading import read_values
 from fxsurgery.analysis.refit import refit
 from fxsurgery.analysis.reshaping import Change, Consequences, can_follow, follow
 from fxsurgery.analysis.sharing import fixed
 from fxsurgery.edit import Editor, Refusal
-from fxsurgery.errors import SpecError
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite, Trains, itself
 
@@ -81,11 +81,8 @@ class RemoveLayer(Rewrite):
     @override
     def rewrite(self, edit: Editor) -> Effect:
         program = edit.program
-        node = next((n for n in program.nodes if n.name == self.layer), None)
-        if node is None:
-            known = ", ".join(n.name for n in program.nodes if _is_place(program, n))
-            raise SpecError(f"no node is named {self.layer!r}; layers and sums are {known or 'not there'}")
-        plan = _plan(program, node)
+        places = (n.name for n in program.nodes if _is_place(program, n))
+        plan = _plan(program, node_named(program, self.layer, lambda: places, "layers and sums are"))
         if isinstance(plan, Refusal):
             edit.refuse(plan.node, plan.reason)
             return Effect.EXACT

@@ -36,6 +36,7 @@ from typing_extensions import override
 
 from fxsurgery.analysis.blocks import sum_operands, writes_into
 from fxsurgery.analysis.labels import Labels
+from fxsurgery.analysis.naming import node_named
 from fxsurgery.analysis.pointwise import only_reader, pointwise
 from fxsurgery.analysis.pooling import feature_maps
 from fxsurgery.analysis.reading import read_values
@@ -231,10 +232,8 @@ class _Builder:
 
 
 def _found(program: Program, name: str) -> fx.Node:
-    maps = [n for n in program.nodes if n.op != "output" and len(_shape(program, n)) == 4]
-    if (node := next((n for n in program.nodes if n.name == name), None)) is None or node.op == "output":
-        raise SpecError(f"no node is named {name!r}; feature maps are {', '.join(n.name for n in maps) or 'none'}")
-    return node
+    maps = (n.name for n in program.nodes if n.op != "output" and len(_shape(program, n)) == 4)
+    return node_named(program, name, lambda: maps, "feature maps are")
 
 
 def _shape(program: Program, node: fx.Node) -> tuple[int, ...]:
