@@ -63,6 +63,10 @@ class Program:
         """The module that a `call_module` node calls."""
         return self.graph_module.get_submodule(str(node.target))
 
+    def attribute(self, path: str) -> object:
+        """What a `get_attr` node of this target reads."""
+        return _attribute(self.graph_module, path)
+
     @property
     def nodes(self) -> tuple[fx.Node, ...]:
         """Every node, in execution order."""

@@ -69,14 +69,16 @@ def shape_of(program: Program, node: fx.Node) -> tuple[int, ...] | None:
     return value.shape if isinstance(value, Labels) else None
 
 
+def dims_of(program: Program, node: fx.Node) -> tuple[int, ...]:
+    """The same, for what is told from its number of dims: empty if it is no tensor."""
+    return shape_of(program, node) or ()
+
+
 def has_parameters(program: Program, node: fx.Node) -> bool:
     """Whether `node` is a layer: it calls a module with parameters, or reads a parameter."""
     if node.op == "call_module":
         return any(True for _ in program.module(node).parameters())
-    if node.op != "get_attr":
-        return False
-    owner, _, leaf = str(node.target).rpartition(".")
-    return isinstance(getattr(program.graph_module.get_submodule(owner), leaf), nn.Parameter)
+    return node.op == "get_attr" and isinstance(program.attribute(str(node.target)), nn.Parameter)
 
 
 def writes_into(program: Program, node: fx.Node) -> fx.Node | None:
@@ -104,8 +106,7 @@ def sum_operands(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 def gives_zero(program: Program, node: fx.Node) -> bool:
     """Whether `node` gives 0 whatever it reads, in train mode as well."""
     if node.op == "get_attr":
-        owner, _, leaf = str(node.target).rpartition(".")
-        value = getattr(program.graph_module.get_submodule(owner), leaf)
+        value = program.attribute(str(node.target))
         return isinstance(value, Tensor) and not value.any()
     inputs = node.all_input_nodes
     module = program.module(node) if node.op == "call_module" else None

@@ -23,7 +23,7 @@ from torch.fx.node import Argument
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
 from fxsurgery.analysis.atoms import Ids
-from fxsurgery.analysis.blocks import sum_operands
+from fxsurgery.analysis.blocks import dims_of, sum_operands
 from fxsurgery.analysis.fact import fact
 from fxsurgery.analysis.gating import GATES, GatePlan, float_tensor, gate_plan, insert_gates
 from fxsurgery.analysis.labels import Labels
@@ -191,7 +191,7 @@ def scatter(edit: Editor, operand: Operand, kept: Sequence[int]) -> None:
     places = [None if place is None else now.get(place) for place in operand.places]
     low = next(i for i, place in enumerate(places) if place is not None)
     neighbours = places[low : low + len(kept)] == list(range(len(kept)))
-    inner = [0, 0] * (len(_shape(edit.program, operand.source)) - 1 - operand.dim)
+    inner = [0, 0] * (len(dims_of(edit.program, operand.source)) - 1 - operand.dim)
     amounts = [low, len(places) - low - len(kept)] if neighbours else [0, 1]
     wide = edit.insert_function(F.pad, (operand.source, [*inner, *amounts]), before=operand.sum)
     if not neighbours:
@@ -207,8 +207,8 @@ def _operands(program: Program) -> Iterator[Operand]:
     """The operands of every sum of two tensors of one shape."""
     for node in program.nodes:
         for read in sum_operands(node) or ():
-            shape = _shape(program, read)
-            if shape != _shape(program, node) or (dim := _channel_dim(program, read)) is None:
+            shape = dims_of(program, read)
+            if shape != dims_of(program, node) or (dim := _channel_dim(program, read)) is None:
                 continue
             yield _in_front(program, Operand(node, read, dim, tuple(range(shape[dim]))))
 
@@ -217,7 +217,7 @@ def _channel_dim(program: Program, node: fx.Node) -> int | None:
     """The dim of an operand along which channels are told apart: the last one of tokens, else the second."""
     labels = structure(program).values.get(node.name)
     known = structure(program).along(labels) if isinstance(labels, Labels) else {}
-    last = len(_shape(program, node)) - 1
+    last = len(dims_of(program, node)) - 1
     order = (1, last) if last > 2 else (last, 1)
     free = [d for d, ids in known.items() if ids.any()] or list(known)
     if not free and node.target is operator.getitem and isinstance(node.args[1], tuple):
@@ -241,10 +241,10 @@ def _in_front(program: Program, operand: Operand) -> Operand:
     if not isinstance(source, fx.Node) or not _counts(picked) or not _counts(amounts):
         return operand
     *inner, low, high = amounts
-    width = _shape(program, source)[operand.dim]
+    width = dims_of(program, source)[operand.dim]
     places = tuple(p - low if low <= p < low + width else None for p in picked)
     nodes.insert(0, node)
-    padded = len(inner) == 2 * (len(_shape(program, source)) - 1 - operand.dim) and not any(inner) and high >= 0
+    padded = len(inner) == 2 * (len(dims_of(program, source)) - 1 - operand.dim) and not any(inner) and high >= 0
     once = sorted(p for p in places if p is not None) == list(range(width))
     if not padded or not once or any(len(n.users) != 1 for n in nodes):
         return operand
@@ -257,7 +257,7 @@ def _counts(value: object) -> TypeGuard[Sequence[int]]:
 
 def _dense(program: Program, operand: Operand, like: torch.Tensor | None) -> nn.Module:
     """A layer that mixes the channels of an operand, for an analysis that runs nothing."""
-    shape = _shape(program, operand.source)
+    shape = dims_of(program, operand.source)
     width = shape[operand.dim]
     kind = nn.Linear if operand.dim == len(shape) - 1 else (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(shape) - 3]
     options = {} if kind is nn.Linear else {"kernel_size": 1}
@@ -275,8 +275,3 @@ def _streams(program: Program, found: Sequence[Branch]) -> frozenset[int]:
     facts = structure(program)
     ids = (facts.along(facts.values[b.operand.sum.name]).get(b.operand.dim, ()) for b in found)
     return frozenset(int(i) for units in ids for i in units) - {0}
-
-
-def _shape(program: Program, node: fx.Node) -> tuple[int, ...]:
-    labels = structure(program).values.get(node.name)
-    return labels.shape if isinstance(labels, Labels) else ()

@@ -21,11 +21,11 @@ from fxsurgery.analysis.blocks import shape_of
 from fxsurgery.analysis.pointwise import PASSING_FUNCTIONS, calls_of, pointwise
 from fxsurgery.analysis.pooling import Pool, read_pool, read_stencil
 from fxsurgery.analysis.positions import Axis, Map, nearest
+from fxsurgery.analysis.refit import NORMS
 from fxsurgery.analysis.shapes import target_name
 from fxsurgery.program import Program
 
 Layer = nn.Linear | _ConvNd
-_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ def affine(program: Program, cell: Cell) -> tuple[Tensor, Tensor]:
     offset = matrix.new_zeros(len(matrix)) if layer.bias is None else layer.bias.detach().double()
     for node in cell.tail:
         norm = program.module(node) if node.op == "call_module" else None
-        if isinstance(norm, _NORMS):
+        if isinstance(norm, NORMS):
             scale, shift = _scale_and_shift(norm, offset)
             matrix, offset = matrix * scale[:, None], offset * scale + shift
     return matrix, offset
@@ -196,4 +196,4 @@ def _goes_with(program: Program, layer: Layer, before: fx.Node, node: fx.Node) -
     module = program.module(node) if node.op == "call_module" else None
     if isinstance(module, _NormBase):
         return isinstance(layer, _ConvNd) or len(shape_of(program, node) or ()) == 2
-    return isinstance(module, (nn.PReLU, *_NORMS))
+    return isinstance(module, (nn.PReLU, *NORMS))

@@ -11,17 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fxsurgery.analysis.gating import GateSite, gate_plan
 from fxsurgery.analysis.reading import read_values
-from fxsurgery.analysis.refit import refit, scale_name
+from fxsurgery.analysis.refit import NORMS, refit, scale_name
 from fxsurgery.analysis.structure import Mask, structure
 from fxsurgery.edit import Editor
 from fxsurgery.program import Program
-
-NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 @dataclass(frozen=True, eq=False)

@@ -121,7 +121,7 @@ def _weight(program: Program, node: fx.Node, facts: Structure) -> tuple[nn.Param
     weight = node.args[place] if 0 <= place < len(node.args) else node.kwargs.get("weight")
     if not isinstance(weight, fx.Node) or weight.op != "get_attr":
         return None
-    found = _attribute(program, str(weight.target))
+    found = program.attribute(str(weight.target))
     return (found, dim) if isinstance(found, nn.Parameter) else None
 
 
@@ -140,13 +140,8 @@ def _uses(program: Program) -> Iterator[tuple[fx.Node, nn.Parameter]]:
     for node in program.nodes:
         if node.op == "call_module":
             yield from ((node, parameter) for parameter in program.module(node).parameters())
-        elif node.op == "get_attr" and isinstance(found := _attribute(program, str(node.target)), nn.Parameter):
+        elif node.op == "get_attr" and isinstance(found := program.attribute(str(node.target)), nn.Parameter):
             yield from ((reader, found) for reader in node.users)
-
-
-def _attribute(program: Program, path: str) -> object:
-    owner, _, leaf = path.rpartition(".")
-    return getattr(program.graph_module.get_submodule(owner), leaf)
 
 
 def _entering(facts: Structure, node: fx.Node) -> list[Labels]:

@@ -18,6 +18,9 @@ RESIZABLE = (
 )  # fmt: skip
 """Modules with tensors that `refit` knows."""
 
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+"""Modules that scale and shift what they normalise."""
+
 WEIGHT_NORMED = (_ConvNd, nn.Linear)
 """Modules whose weight may be weight-normalised."""
 

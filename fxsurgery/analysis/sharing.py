@@ -24,12 +24,19 @@ def called_again(program: Program, path: str) -> str | None:
 
 def shared(program: Program, path: str) -> str | None:
     """Who else has the parameters of the module at `path`."""
-    if reader := next((n for n in program.nodes if n.op == "get_attr" and str(n.target).startswith(f"{path}.")), None):
-        return f"the tensors of {path} are read by %{reader} as well"
+    if reason := read_elsewhere(program, path):
+        return reason
     for name, parameter in program.graph_module.get_submodule(path).named_parameters():
         if others := [other for other in names_of(program, parameter) if other != f"{path}.{name}"]:
             return f"{path}.{name} is {others[0]} as well"
     return None
+
+
+def read_elsewhere(program: Program, path: str) -> str | None:
+    """That a node reads the tensors of the module at `path` without calling it."""
+    own = f"{path}."
+    reader = next((n for n in program.nodes if n.op == "get_attr" and str(n.target).startswith(own)), None)
+    return f"the tensors of {path} are read by %{reader} as well" if reader else None
 
 
 def names_of(program: Program, tensor: Tensor) -> list[str]:

@@ -7,17 +7,16 @@ of the blocks can be skipped without touching another layer; depth keeps the fir
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import fx, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch import fx
 
 from fxsurgery.analysis.blocks import IdentityBlock, identity_blocks, writes_into
 from fxsurgery.analysis.pointwise import pointwise
+from fxsurgery.analysis.refit import NORMS
 from fxsurgery.analysis.shapes import target_name
 from fxsurgery.program import Program
 
 LONGEST_ROUND = 8
 """Sums that make up one block of a stage, at most; Swin's take four."""
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 MOVES = {"view", "reshape", "flatten", "unflatten", "permute", "transpose", "layer_norm", "rms_norm", "group_norm"}
 """Functions and methods that may stand between one block and the next, beside activations and norms."""
 

@@ -8,15 +8,19 @@ normalises with the statistics of the batch, so m and v have to be those that va
 its running one, so training steps do not move it; a batch as measured comes out times sqrt(n / (n - 1)).
 """
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from fxsurgery.analysis.fact import fact
 from fxsurgery.analysis.reading import read_values
 from fxsurgery.program import Program
 
 BATCH_NORMS: dict[int, type[_BatchNorm]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-"""By the number of dims of what they normalise."""
+CONVOLUTIONS: dict[int, Callable[..., _ConvNd]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
+"""By the number of dims of what they take, the batch among them."""
 
 
 @fact

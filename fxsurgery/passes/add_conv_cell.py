@@ -17,7 +17,7 @@ In a program without a convolution, images are the maps: the cell goes in front 
 CNN of a feed-forward network.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -41,7 +41,7 @@ from fxsurgery.analysis.positions import Axis, Map
 from fxsurgery.analysis.reading import read_values
 from fxsurgery.analysis.reshaping import Change, Consequences, follow
 from fxsurgery.analysis.signs import is_non_negative
-from fxsurgery.analysis.undoing import undoing, without_statistics
+from fxsurgery.analysis.undoing import CONVOLUTIONS, undoing, without_statistics
 from fxsurgery.edit import Editor, Refusal
 from fxsurgery.errors import SpecError
 from fxsurgery.program import Program
@@ -49,7 +49,6 @@ from fxsurgery.surgery import Effect, Rewrite
 
 MOST = 3
 """Places that candidates name."""
-CONVS: dict[int, Callable[..., _ConvNd]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 """By the number of dims of a map, the batch among them."""
 
 
@@ -148,7 +147,7 @@ class AddConvCell(Rewrite):
         outer = inner if self.channels is None else self.channels
         parameters = list(program.graph_module.parameters())
         trains = any(p.requires_grad for p in parameters) or not parameters
-        conv = CONVS[rank](inner, outer, 3, padding=1, bias=False, device="meta")  # its weight is replaced
+        conv = CONVOLUTIONS[rank](inner, outer, 3, padding=1, bias=False, device="meta")  # its weight is replaced
         conv.weight = nn.Parameter(_taps(conv, self.seed).to(live))
         cell: dict[str, nn.Module] = {"conv": conv}
         if self.kind != "none":

@@ -12,7 +12,7 @@ sqrt(n / (n - 1)). The usual pair (mean 0, variance 1, weight 1, bias 0) is the 
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -30,7 +30,7 @@ from fxsurgery.analysis.pointwise import ACTIVATIONS, PASSING, pointwise
 from fxsurgery.analysis.reading import read_values
 from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.structure import structure
-from fxsurgery.analysis.undoing import undoing, without_statistics
+from fxsurgery.analysis.undoing import CONVOLUTIONS, undoing, without_statistics
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.program import Program
@@ -48,7 +48,6 @@ STEPS = {"neg", "exp", "square", "sqrt", "erf", "sin", "cos"}
 _SCALING = {"mul", "mul_", "imul"}
 _BY_CONSTANTS = {*_SCALING, "add", "add_", "iadd", "sub", "sub_", "isub", "rsub", "div", "div_", "truediv", "itruediv"}
 
-CONVS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 """By the number of dims of a value."""
 
 
@@ -173,7 +172,7 @@ def _is_last(program: Program, node: fx.Node, layer: fx.Node | None, shape: tupl
     dims = set(structure(program).along(labels))
     if dims == {len(shape) - 1} and len(shape) > 1:
         return True
-    return False if dims == {1} and len(shape) in CONVS else None
+    return False if dims == {1} and len(shape) in CONVOLUTIONS else None
 
 
 def _producer(program: Program, node: fx.Node) -> tuple[fx.Node | None, _BatchNorm | None]:
@@ -222,8 +221,7 @@ def _identity(site: _Site, kernel: int, *, bias: bool) -> nn.Module:
     else:
         sizes = tuple(kernel if extent > 1 else 1 for extent in site.shape[2:])
         around = tuple(size // 2 for size in sizes)
-        build: Callable[..., _ConvNd] = CONVS[site.dims]
-        layer = build(channels, channels, sizes, padding=around, bias=bias, device="meta")
+        layer = CONVOLUTIONS[site.dims](channels, channels, sizes, padding=around, bias=bias, device="meta")
         weight = F.pad(weight.reshape(channels, channels, *(1 for _ in sizes)), [n for n in around[::-1] for _ in "<>"])
     layer.weight = nn.Parameter(weight)
     if layer.bias is not None:

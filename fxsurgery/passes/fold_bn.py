@@ -7,7 +7,6 @@ beta + (bias - mean) * gamma / sqrt(var + eps). True of inference only, and only
 outputs of the convolution, and nothing else reads these or its tensors, or calls either module.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -20,6 +19,7 @@ from typing_extensions import override
 
 from fxsurgery.analysis.blocks import shape_of
 from fxsurgery.analysis.refit import refit
+from fxsurgery.analysis.sharing import called_again, read_elsewhere
 from fxsurgery.edit import Editor
 from fxsurgery.elastic import ELASTIC_CONVS
 from fxsurgery.program import Program
@@ -58,11 +58,10 @@ class FoldBn(Rewrite):
 
 def _pairs(program: Program) -> Iterator[tuple[fx.Node, fx.Node, _BatchNorm, str | None]]:
     """Each layer that a norm reads, with that norm, and why they cannot be one; `None` where they can."""
-    counts = Counter(str(n.target) for n in program.nodes if n.op == "call_module")
     for node, norm in program.calls(*NORMS):
         if (before := _producer(program, node)) is not None:
-            shared = _shared(program, before, node, counts)
-            yield before, node, norm, shared or _unfoldable(program, before, norm)
+            reason = _shared(program, before, node) or _unfoldable(program, before, norm)
+            yield before, node, norm, reason
 
 
 def _producer(program: Program, norm: fx.Node) -> fx.Node | None:
@@ -90,16 +89,13 @@ def _fused(layer: nn.Module, norm: _BatchNorm) -> nn.Module:
     return new
 
 
-def _shared(program: Program, before: fx.Node, node: fx.Node, counts: Counter[str]) -> str | None:
+def _shared(program: Program, before: fx.Node, node: fx.Node) -> str | None:
     """What else there is that would see the layer or the norm change."""
-    for called in (before, node):
-        if (calls := counts[str(called.target)]) > 1:
-            return f"{called.target} is called {calls} times"
+    if reason := called_again(program, str(before.target)) or called_again(program, str(node.target)):
+        return reason
     if len(before.users) > 1:
         return f"%{before} has {len(before.users)} readers"
-    own = f"{before.target}."
-    reader = next((n for n in program.nodes if n.op == "get_attr" and str(n.target).startswith(own)), None)
-    return f"the tensors of {before.target} are read by %{reader} as well" if reader else None
+    return read_elsewhere(program, str(before.target))
 
 
 def _unfoldable(program: Program, before: fx.Node, norm: _BatchNorm) -> str | None:

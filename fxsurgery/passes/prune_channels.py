@@ -26,6 +26,7 @@ from fxsurgery.analysis.importance import least_important
 from fxsurgery.analysis.provenance import Attention
 from fxsurgery.analysis.refit import refit, scale_name
 from fxsurgery.analysis.resize import resize
+from fxsurgery.analysis.sharing import called_again
 from fxsurgery.analysis.silence import silence
 from fxsurgery.analysis.structure import Mask, Structure, head_dim_structure, structure
 from fxsurgery.edit import Editor, Reference
@@ -124,9 +125,8 @@ def _fold(edit: Editor, keep: Mask) -> Reference | None:
 def _foldable(edit: Editor, left: Leftover) -> _ConvNd | nn.Linear | None:
     node = left.site.node
     module = edit.program.module(node) if node.op == "call_module" else None
-    calls = sum(n.target == node.target for n in edit.program.nodes if n.op == "call_module")
     known = isinstance(module, (_ConvNd, nn.Linear)) and not isinstance(module, _ConvTransposeNd)
-    return module if known and calls == 1 else None  # type: ignore[return-value]
+    return module if known and called_again(edit.program, str(node.target)) is None else None  # type: ignore[return-value]
 
 
 def _kept_outputs(program: Program, path: str, module: _ConvNd | nn.Linear, keep: Mask) -> Mask:

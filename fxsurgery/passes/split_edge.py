@@ -34,14 +34,12 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 from typing_extensions import override
 
-from fxsurgery.analysis.blocks import sum_operands, writes_into
-from fxsurgery.analysis.labels import Labels
+from fxsurgery.analysis.blocks import dims_of, sum_operands, writes_into
 from fxsurgery.analysis.naming import node_named
 from fxsurgery.analysis.pointwise import only_reader, pointwise
 from fxsurgery.analysis.pooling import feature_maps
 from fxsurgery.analysis.reading import read_values
 from fxsurgery.analysis.signs import is_non_negative
-from fxsurgery.analysis.structure import structure
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.program import Program
@@ -84,7 +82,7 @@ class SplitEdge(Rewrite):
         for node in chosen:
             yield cls("deepen", node.name)
         for before, after in itertools.pairwise(chosen):
-            reachable = strides(_shape(program, before)[2:], _shape(program, after)[2:]) is not None
+            reachable = strides(dims_of(program, before)[2:], dims_of(program, after)[2:]) is not None
             if reachable and not _overwriters(program, before):
                 yield cls("widen", after.name, before.name)
 
@@ -114,7 +112,7 @@ class SplitEdge(Rewrite):
     def _deepen(self, edit: Editor, target: fx.Node) -> Effect:
         readers = list(target.users)
         build = self._builder(edit, target)
-        width = _shape(edit.program, target)[1]
+        width = dims_of(edit.program, target)[1]
         end = target
         for position in range(self.ops):
             place = f"{build.path}.{position}"
@@ -129,7 +127,7 @@ class SplitEdge(Rewrite):
         order = {node: position for position, node in enumerate(program.nodes)}
         if order[source] >= order[target]:
             raise SpecError(f"%{source} does not run before %{target}: an edge goes forward")
-        start, final = _shape(program, source), _shape(program, target)
+        start, final = dims_of(program, source), dims_of(program, target)
         middle = self.size or (final[2], final[3])
         refusal = _unfit(program, source)
         if not refusal and (writers := _overwriters(program, source)):
@@ -232,17 +230,12 @@ class _Builder:
 
 
 def _found(program: Program, name: str) -> fx.Node:
-    maps = (n.name for n in program.nodes if n.op != "output" and len(_shape(program, n)) == 4)
+    maps = (n.name for n in program.nodes if n.op != "output" and len(dims_of(program, n)) == 4)
     return node_named(program, name, lambda: maps, "feature maps are")
 
 
-def _shape(program: Program, node: fx.Node) -> tuple[int, ...]:
-    labels = structure(program).values.get(node.name)
-    return labels.shape if isinstance(labels, Labels) else ()
-
-
 def _unfit(program: Program, node: fx.Node) -> str | None:
-    if len(shape := _shape(program, node)) != 4:
+    if len(shape := dims_of(program, node)) != 4:
         return f"no feature map (batch, channels, height, width): its shape is {shape}"
     if node.op == "get_attr":
         return "a constant of the model, not a feature map"
