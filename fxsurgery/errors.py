@@ -51,3 +51,19 @@ class ExportError(SurgeryError):
 
 class DeviceError(SurgeryError):
     """A device or target is not there, or cannot run the model."""
+
+
+class RunError(SurgeryError):
+    """A run directory or saved result cannot be written or read, or belongs to something else."""
+
+
+class SavingError(SurgeryError):
+    """A program cannot be saved or written as code, or what was saved asks for what loading does not do."""
+
+
+class ConfigError(SurgeryError):
+    """A config file, or a flag of the command line, says what cannot be understood; the message says where."""
+
+
+class SourceError(SurgeryError):
+    """What a command was told to work with, as `module:name` or as a file, cannot be imported, made or read."""

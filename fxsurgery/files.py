@@ -1,0 +1,95 @@
+"""Writing files so that they are there whole or not at all, however the process ends."""
+
+import errno
+import os
+import pickle
+import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fxsurgery.errors import RunError
+
+_ADVICE = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some of your quota there",
+    errno.EROFS: "the file system is read-only: choose another directory",
+    errno.EACCES: "choose a directory that you may write to",
+    errno.ENOENT: "see whether the name is right",
+    errno.EEXIST: "a file stands there: choose another directory",
+    errno.ENOTDIR: "there is a file on the way: choose another directory",
+    errno.EPERM: "choose a directory that you may write to",
+}
+
+
+NO_TENSORS = (
+    pickle.UnpicklingError, struct.error, RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError,
+    AssertionError, OverflowError,
+)  # fmt: skip
+"""What `torch.load(weights_only=True)` raises, found by changing bytes, on a file that is none of tensors."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says about `path` into an error of ours.
+
+    Raises:
+        RunError: it cannot be written or read; it says why and what to do.
+    """
+    try:
+        yield
+    except OSError as error:
+        advice = _ADVICE.get(error.errno or 0, "see to it")
+        raise RunError(f"{path}: {error.strerror or error}; {advice}, nothing that was there is lost") from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under another name, see it to the disk, and put it in its place.
+
+    Raises:
+        RunError: the system refuses; a file that was there stays as it was.
+    """
+    require_plain(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(0o666 & ~_umask())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        settle(path.parent)
+
+
+def require_plain(path: Path) -> None:
+    """Refuse to put a file in the place of a folder, a device or a pipe.
+
+    Raises:
+        RunError: one of these stands there.
+    """
+    if path.exists() and not path.is_file():
+        raise RunError(f"{path} is no plain file: name another, nothing that was there is lost")
+
+
+def _umask() -> int:
+    """What new files of this process are not allowed; it can be read by setting it alone."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def settle(folder: Path) -> None:
+    """See the names of a folder to the disk, where the system knows how."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
