@@ -3,8 +3,10 @@
 from fxsurgery.training.batchnorm import recalibrate
 from fxsurgery.training.carry import carry_state
 from fxsurgery.training.device import resolve
+from fxsurgery.training.distillation import distilled_task
 from fxsurgery.training.evaluate import Score, evaluate
-from fxsurgery.training.loop import FitReport, Hooks, StepInfo, fit
+from fxsurgery.training.leader import from_first
+from fxsurgery.training.loop import FitReport, fit
 from fxsurgery.training.progress import Progress
 from fxsurgery.training.recipe import (
     MAX_STEPS,
@@ -20,13 +22,18 @@ from fxsurgery.training.recipe import (
     steps_at,
     steps_for,
 )
+from fxsurgery.training.snapshot import Keeper
+from fxsurgery.training.step import Hooks, StepInfo
+from fxsurgery.training.synthesis import Amount, Synthetic, synthetic_inputs
 from fxsurgery.training.task import Task
 
 __all__ = [
     "MAX_STEPS",
     "MIN_STEPS",
+    "Amount",
     "FitReport",
     "Hooks",
+    "Keeper",
     "MixedPrecision",
     "OptimizerFactory",
     "Progress",
@@ -34,16 +41,20 @@ __all__ = [
     "Schedule",
     "Score",
     "StepInfo",
+    "Synthetic",
     "Task",
     "adamw",
     "carry_state",
     "constant",
     "cosine",
+    "distilled_task",
     "evaluate",
     "fit",
+    "from_first",
     "recalibrate",
     "resolve",
     "sgd",
     "steps_at",
     "steps_for",
+    "synthetic_inputs",
 ]

@@ -11,11 +11,11 @@ from accelerate.utils import send_to_device
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fxsurgery.seeding import seeded
 from fxsurgery.training.batches import epoch_of
 from fxsurgery.training.borrowing import borrowed
 from fxsurgery.training.calls import predict
 from fxsurgery.training.device import Device
+from fxsurgery.training.randomness import repeatable
 from fxsurgery.training.task import Task
 
 
@@ -40,14 +40,14 @@ def recalibrate(model: nn.Module, task: Task, *, batches: int = 100, seed: int =
     if not norms or batches < 1:
         return 0
     momenta = [norm.momentum for norm in norms]
-    with borrowed(model, device) as there, seeded(seed, there), torch.no_grad():
+    with borrowed(model, device) as there, repeatable(task.train_data, seed, there) as source, torch.no_grad():
         model.eval()
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None
             norm.train()
         try:
-            for drawn in islice(epoch_of(task.train_data, 0, "train_data"), batches):
+            for drawn in islice(epoch_of(source, 0, "train_data", task.samples), batches):
                 inputs, _ = task.take_apart(send_to_device(drawn.batch, there))
                 predict(model, inputs)
         finally:

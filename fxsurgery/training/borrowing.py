@@ -1,16 +1,13 @@
-"""A model borrowed for a while: moved, frozen in part, wrapped, and given back as it was but for its weights."""
+"""A model borrowed for a while: moved, frozen in part, and given back as it was but for its weights."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 
 from fxsurgery.errors import TrainingError
 from fxsurgery.training.device import Device, resolve
-from fxsurgery.training.recipe import Recipe
 
 
 @contextmanager
@@ -58,20 +55,3 @@ def training_only(model: nn.Module, parameters: Iterable[nn.Parameter] | None) -
         for parameter, flag in zip(own, flags, strict=True):
             parameter.grad = None
             parameter.requires_grad_(flag)
-
-
-@contextmanager
-def prepared(
-    model: nn.Module, recipe: Recipe, parameters: list[nn.Parameter], accelerator: Accelerator
-) -> Iterator[tuple[nn.Module, AcceleratedOptimizer]]:
-    """Model and optimiser as Accelerate runs them; then `model` is itself again, without Accelerate's marks."""
-    before = dict(vars(model))
-    try:
-        model.train()
-        optimizer = recipe.optimizer(parameters)
-        yield accelerator.prepare(model, optimizer, device_placement=[False, False])
-    finally:
-        for name in set(vars(model)) - set(before):
-            delattr(model, name)
-        if "forward" in before:
-            model.forward = before["forward"]

@@ -4,16 +4,18 @@ import atexit
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import AcceleratorState, DistributedType, GradientState, PartialState
 
 from fxsurgery.errors import DeviceError
 
 Device = str | torch.device | None
 
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 _SECONDS_TO_LET_GO = 0.5
 
 
@@ -39,36 +41,64 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def leads() -> bool:
+    """Whether this is the first process of a distributed run, or the only one: it alone writes and shows."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def join(device: torch.device) -> PartialState:
+    """The processes of a distributed run, this one among them; they are left when the interpreter ends."""
+    if processes() > 1 and not torch.distributed.is_initialized():
+        atexit.register(_leave_the_group)
+    return PartialState(cpu=device.type == "cpu")
+
+
 @contextmanager
 def accelerated(
-    device: Device | Accelerator, mixed_precision: str | None
+    device: Device | Accelerator, mixed_precision: str | None, accumulate: int = 1
 ) -> Iterator[tuple[Accelerator, torch.device]]:
-    """An `Accelerator`, and the device that it trains on.
+    """An `Accelerator` that accumulates over so many batches, and the device that it trains on.
 
-    In a single process it is ours alone: Accelerate keeps its choice of device and precision per process,
-    which is put back afterwards, so that stages may differ and a user's own `Accelerator` stays whole.
+    It is ours alone: Accelerate keeps its choice of device and precision per process, which is put back
+    afterwards, so that stages may differ and a user's own `Accelerator` stays whole. A user's may accumulate where
+    `accumulate` is 1.
 
     Raises:
-        DeviceError: the device is not there or cannot do that precision, or gradients would accumulate.
+        DeviceError: the device is not there or cannot do that precision, or an `Accelerator` is set up otherwise.
     """
     if isinstance(device, Accelerator):
         if mixed_precision not in {None, device.mixed_precision}:
             raise DeviceError(f"the recipe asks for {mixed_precision}, the Accelerator has {device.mixed_precision}")
-        if device.gradient_accumulation_steps != 1:
-            raise DeviceError("gradient accumulation is not supported; use an Accelerator without it")
+        _require_supported(device, device.device, accumulate)
         yield device, device.device
         return
-    with ExitStack() as stack:
-        target = resolve(device)
-        if processes() == 1:
-            stack.enter_context(_own_accelerate_state())
-        elif not torch.distributed.is_initialized():
-            atexit.register(_leave_the_group)
+    target = resolve(device)
+    with _own_accelerate_state(target):
         try:
-            accelerator = Accelerator(cpu=target.type == "cpu", mixed_precision=mixed_precision, device_placement=False)
+            accelerator = Accelerator(
+                cpu=target.type == "cpu",
+                mixed_precision=mixed_precision,
+                device_placement=False,
+                gradient_accumulation_steps=accumulate,
+            )
         except ValueError as error:
             raise DeviceError(f"cannot train on {target} with precision {mixed_precision}: {error}") from error
-        yield accelerator, target if processes() == 1 else accelerator.device
+        there = target if processes() == 1 else accelerator.device
+        _require_supported(accelerator, there, accumulate)
+        yield accelerator, there
+
+
+def _require_supported(accelerator: Accelerator, device: torch.device, accumulate: int) -> None:
+    precision, kind = accelerator.mixed_precision, accelerator.distributed_type
+    if precision == "fp16" and accelerator.scaler is None:
+        raise DeviceError(f"fp16 needs its losses scaled, which {device} does not do; use mixed_precision='bf16'")
+    if precision not in {"no", "bf16", "fp16"}:
+        raise DeviceError(f"cannot train with precision {precision!r}; use 'no', 'bf16' or 'fp16'")
+    if kind not in SUPPORTED:
+        raise DeviceError(f"cannot train with Accelerate's {kind}: each process must hold the whole model")
+    theirs = accelerator.gradient_accumulation_steps
+    if accumulate not in {1, theirs}:
+        raise DeviceError(f"the recipe accumulates {accumulate} batches a step, the Accelerator {theirs}")
 
 
 def _leave_the_group() -> None:
@@ -83,8 +113,14 @@ def _leave_the_group() -> None:
 
 
 @contextmanager
-def _own_accelerate_state() -> Iterator[None]:
-    stores = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]  # noqa: SLF001
+def _own_accelerate_state(device: torch.device) -> Iterator[None]:
+    """Forget what Accelerate has set up; of a distributed run, all but the processes that belong to it."""
+    kinds: list[Any] = [AcceleratorState, GradientState]
+    if processes() == 1:
+        kinds.append(PartialState)
+    else:
+        join(device)
+    stores = [kind._shared_state for kind in kinds]  # noqa: SLF001
     saved = [dict(store) for store in stores]
     try:
         for store in stores:

@@ -1,36 +1,40 @@
 """Score a model on data, leaving it as it is."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
-from fxsurgery.seeding import seeded
-from fxsurgery.training.batches import Loader, count, samples, set_epoch
+from fxsurgery.errors import DataError
+from fxsurgery.training.batches import Loader, set_epoch
 from fxsurgery.training.borrowing import borrowed
-from fxsurgery.training.calls import loss_of, metric_of, predict
+from fxsurgery.training.calls import predict
 from fxsurgery.training.device import Device
+from fxsurgery.training.meter import Meter
+from fxsurgery.training.randomness import repeatable
 from fxsurgery.training.task import Task
 
 
 @dataclass(frozen=True)
 class Score:
-    """Means over the samples."""
+    """Means over the samples; a metric that accumulates is of all of them together."""
 
     metric: float
-    """The task's metric; equal to `loss` where it has none."""
+    """The task's metric, of several numbers the selected one; equal to `loss` where it has none."""
     loss: float
     samples: int
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """Every number that the metric gives, by name."""
 
 
 def evaluate(model: nn.Module, task: Task, data: Loader | None = None, *, device: Device = None) -> Score:
     """Score `model` in eval mode on `data`, the validation data unless said.
 
-    Each process of a distributed run scores all of the data, so that they agree. Train flags and the
-    process's random states are afterwards as they were.
+    In full precision, whatever it was trained in. Each process of a distributed run scores all of the data, so that
+    they agree. Train flags and random states, those of a user's loader too, are afterwards as they were.
 
     Args:
         model: what is scored.
@@ -44,26 +48,18 @@ def evaluate(model: nn.Module, task: Task, data: Loader | None = None, *, device
         DeviceError: there is no such device, or it is out of memory.
     """
     loader = task.val_data if data is None else data
-    count(loader, "the data to evaluate on")
-    with borrowed(model, device) as there, seeded(0, there), torch.no_grad():
+    with borrowed(model, device) as there, repeatable(loader, 0, there) as source, torch.no_grad():
         model.eval()
-        set_epoch(loader, 0)
-        return _mean(_scores(model, task, loader, there))
+        set_epoch(source, 0)
+        return _score(model, task, source, there)
 
 
-def _scores(model: nn.Module, task: Task, loader: Iterable[Any], device: torch.device) -> Iterable[Score]:
+def _score(model: nn.Module, task: Task, loader: Iterable[Any], device: torch.device) -> Score:
+    meter = Meter(task, device)
     for batch in loader:
         inputs, target = task.take_apart(send_to_device(batch, device))
-        output = predict(model, inputs)
-        loss = loss_of(task, output, target).item()
-        yield Score(metric_of(task, output, target, loss), loss, samples(batch))
-
-
-def _mean(scores: Iterable[Score]) -> Score:
-    metric = loss = 0.0
-    total = 0
-    for score in scores:
-        metric += score.metric * score.samples
-        loss += score.loss * score.samples
-        total += score.samples
-    return Score(metric / max(total, 1), loss / max(total, 1), total)
+        meter.add(predict(model, inputs), target, 1 if inputs.batch is None else inputs.batch)
+    if not meter.samples:
+        raise DataError("the data to evaluate on is empty: it gives no batch")
+    figures = meter.figures()
+    return Score(task.selected(figures), meter.loss, meter.samples, figures)

@@ -1,65 +1,46 @@
 """The training loop: every stage of every search, and every fine-tune, runs here.
 
 It runs on Accelerate: CPU or CUDA, mixed precision, several processes under `accelerate launch` or
-`torchrun`. All that it draws at random comes from its seed and the epoch, and whatever it borrows from the
-process (random states, float modes, Accelerate's state) it gives back, so on a CPU the same seed gives the
-same weights bit for bit, whatever ran before.
+`torchrun`, which share each batch and learn what one would. All that it draws at random comes from its seed and
+the epoch, and whatever it borrows from the process (random states, float modes, Accelerate's state) it gives back,
+so on a CPU the same seed gives the same weights bit for bit, whatever ran before; and so does a training that was
+cut off and goes on from a snapshot.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import count as count_up
-from itertools import islice
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from typing import Any
 
-import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import broadcast, send_to_device
-from torch import Tensor, nn
+from torch import nn
 
 from fxsurgery.errors import TrainingError
 from fxsurgery.seeding import flushed_denormals, mix, reseed, seeded
-from fxsurgery.training.batches import Drawn, Loader, epoch_of, samples, set_epoch
-from fxsurgery.training.borrowing import borrowed, prepared, training_only
-from fxsurgery.training.calls import loss_of, predict
-from fxsurgery.training.device import Device, accelerated, processes
+from fxsurgery.training.borrowing import borrowed, training_only
+from fxsurgery.training.device import Device, accelerated
+from fxsurgery.training.drawing import Stream
 from fxsurgery.training.evaluate import Score, evaluate
 from fxsurgery.training.progress import Progress, Standing
+from fxsurgery.training.randomness import random_states, set_random_states
 from fxsurgery.training.recipe import Recipe
+from fxsurgery.training.sharing import Sharing
+from fxsurgery.training.snapshot import (
+    FORMAT,
+    Keeper,
+    check_readable,
+    check_same,
+    plain,
+    put_back,
+    restore_optimizer,
+    tensors_of,
+)
+from fxsurgery.training.step import Hooks, StepInfo, Stepper
 from fxsurgery.training.task import Task
 
 RECORDS = 50
-
-
-@dataclass(frozen=True)
-class StepInfo:
-    """Where the training is, for hooks."""
-
-    stage: str
-    step: int
-    """From 0."""
-    steps: int
-    epoch: int
-    """From 0."""
-    loss: float
-    """The task's loss on this step's batch, without the penalty."""
-    learning_rate: float
-    """Of the first parameter group."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hooks:
-    """What a searcher adds to the loop."""
-
-    penalty: Callable[[], Tensor] | None = None
-    """A scalar added to the loss of each step; it sees the model before the step."""
-    before_step: Callable[[StepInfo], None] | None = None
-    """Runs after backward (and unscaling), before clipping and the optimiser's step; it may edit `.grad`."""
-    after_step: Callable[[StepInfo], None] | None = None
-    """Runs after the optimiser's step."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +52,7 @@ class FitReport:
     epochs: int
     """Epochs begun."""
     samples: int
-    """Training samples gone through, in this process."""
+    """Training samples gone through, in all processes together."""
     loss: float
     """Mean of the task's loss over the last steps; NaN without a step."""
     score: Score | None
@@ -90,8 +71,13 @@ def fit(  # noqa: PLR0913 -- each by name; what searchers add is grouped in `Hoo
     hooks: Hooks | None = None,
     progress: Progress | None = None,
     device: Device | Accelerator = None,
+    keeper: Keeper | None = None,
 ) -> FitReport:
     """Train `model` in place, in train mode; then it is back on its device with its train flags.
+
+    Under several processes each takes its rows of every batch: see `fxsurgery.training.sharing`. A loss that is no
+    mean over the rows, but over tokens or pairs of them, is then a little another, and each process draws its own
+    dropout. Validation is in full precision, whatever the training is in.
 
     Args:
         model: ours to train, such as `Program.trainable_copy()`.
@@ -102,172 +88,185 @@ def fit(  # noqa: PLR0913 -- each by name; what searchers add is grouped in `Hoo
         parameters: only these train; all others are frozen meanwhile. `None` is all that require gradients.
         hooks: what a searcher adds.
         progress: where this is reported; nowhere unless said.
-        device: a name, a device, or an `Accelerator` of yours; `None` is the GPU where there is one.
+        device: a name, a device, or an `Accelerator` of yours; `None` is the GPU where there is one. Yours
+            may accumulate gradients, as `Recipe.accumulate` says.
+        keeper: keeps snapshots. Where it has one, the training goes on from it, to the same end bit for bit in as
+            many processes; in another number of them, up to rounding and dropout.
 
     Raises:
         DataError: there is no batch, or one does not fit the model or the loss.
         DeviceError: the device is not there, is out of memory, or cannot do the precision asked for.
-        TrainingError: the loss is not finite, not a scalar, or does not depend on what trains.
+        TrainingError: the loss or a weight is not finite, the loss not a scalar, or does not depend on what trains; the
+            snapshot is of another training, or the optimiser or the hooks hold what no snapshot can.
     """
     progress = progress or Progress.quiet()
     if recipe.steps < 1:
         return FitReport(stage, 0, 0, 0, math.nan, None, 0.0)
     with (
-        accelerated(device, recipe.mixed_precision) as (accelerator, there),
-        seeded(seed, there),
+        accelerated(device, recipe.mixed_precision, recipe.accumulate) as (accelerator, there),
+        seeded(_own_seed(seed, accelerator.process_index), there),
         flushed_denormals(),
         borrowed(model, there),
         training_only(model, parameters) as chosen,
-        prepared(model, recipe, chosen, accelerator) as (wrapped, optimizer),
         progress.stage(stage, recipe.steps, task.metric_name),
     ):
-        run = _Run(model, wrapped, task, recipe, stage, hooks or Hooks(), accelerator, optimizer, there)
-        return _train(run, progress, seed)
+        sharing = Sharing(accelerator.process_index, accelerator.num_processes)
+        sharing.agree(chain(model.parameters(), model.buffers()))
+        model.train()
+        stepper = Stepper(
+            model, task, recipe, stage, hooks or Hooks(), accelerator, recipe.optimizer_of(chosen), there, sharing
+        )
+        with Stream(task.train_data, seed, there, sharing, task.samples) as stream:
+            return _Training(stepper, stream, progress, keeper, seed).run()
+
+
+def _own_seed(seed: int, rank: int) -> int:
+    """Of what layers draw: processes must not drop the same units."""
+    return mix(seed, 2**32 + rank) if rank else seed
 
 
 @dataclass
-class _Run:
-    """What the steps of one training share."""
+class _Training:
+    """A training under way: its parts, and how far it has come."""
 
-    model: nn.Module
-    wrapped: nn.Module
-    """The model as Accelerate runs it."""
-    task: Task
-    recipe: Recipe
-    stage: str
-    hooks: Hooks
-    accelerator: Accelerator
-    optimizer: AcceleratedOptimizer
-    device: torch.device
-    rates: list[float] = field(init=False)
-    """The learning rate of each parameter group, before the schedule."""
-    clipped: list[nn.Parameter] = field(init=False)
+    stepper: Stepper
+    stream: Stream
+    progress: Progress
+    keeper: Keeper | None
+    seed: int
+    step: int = 0
+    """Steps done."""
+    pending: list[float] = field(default_factory=list)
+    """Losses since the last record."""
+    score: Score | None = None
+    records: list[dict[str, Any]] = field(default_factory=list)
+    before: float = 0.0
+    """Seconds before it was cut off."""
+    started: float = field(default_factory=time.monotonic)
+    checked: bool = False
 
-    def __post_init__(self) -> None:
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.clipped = [p for group in self.optimizer.param_groups for p in group["params"]]
-
-    def step(self, number: int, drawn: Drawn) -> StepInfo:
-        """Take one optimiser step on a batch."""
-        factor = self.recipe.schedule((number + 0.5) / self.recipe.steps)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
-        self.optimizer.zero_grad()
-        inputs, target = self.task.take_apart(send_to_device(drawn.batch, self.device))
-        loss = loss_of(self.task, predict(self.wrapped, inputs), target)
-        total = loss if self.hooks.penalty is None else loss + self.hooks.penalty()
-        rate = float(self.optimizer.param_groups[0]["lr"])
-        info = StepInfo(self.stage, number, self.recipe.steps, drawn.epoch, loss.item(), rate)
-        _check(total, info)
-        self.accelerator.backward(total)
-        self._update(info)
-        return info
-
-    def _update(self, info: StepInfo) -> None:
-        self.accelerator.unscale_gradients(self.optimizer)
-        if self.hooks.before_step is not None:
-            self.hooks.before_step(info)
-        if self.recipe.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(self.clipped, self.recipe.gradient_clip)
-        self.optimizer.step()
-        if self.hooks.after_step is not None:
-            self.hooks.after_step(info)
-
-
-def _check(total: Tensor, info: StepInfo) -> None:
-    where = f"stage {info.stage!r}, step {info.step + 1} of {info.steps}"
-    value = total.item()
-    if not math.isfinite(value):
-        raise TrainingError(
-            f"{where}: the loss is {value} at learning rate {info.learning_rate:.3g}; lower the learning rate, "
-            "set Recipe(gradient_clip=1.0), or look for values in the data that are not finite"
-        )
-    if not total.requires_grad:
-        raise TrainingError(
-            f"{where}: the loss does not depend on any parameter that trains; "
-            "does the loss detach it, or are the parameters unused?"
+    def run(self) -> FitReport:
+        steps = self.stepper.recipe.steps
+        last = None if self.keeper is None else self.keeper.last()
+        if last is not None:
+            self._go_on(last)
+        records, validations = _points(steps, RECORDS), _points(steps, self._validations())
+        for number in range(self.step, steps):
+            info = self._take_step(number)
+            done = self.step = number + 1
+            self._report(info, record=done in records, validate=done in validations)
+            if self.keeper is not None and self.keeper.wants(done, steps):
+                self.keeper.keep(self._snapshot())
+        self._require_finite()
+        loss = self.records[-1]["loss"]
+        return FitReport(
+            self.stepper.stage, steps, self.stream.epoch + 1, self.stream.samples, loss, self.score, self._seconds()
         )
 
+    def _take_step(self, number: int) -> StepInfo:
+        return self.stepper.step(number, (self.stream.draw() for _ in range(self.stepper.batches)))
 
-def _train(run: _Run, progress: Progress, seed: int) -> FitReport:
-    steps, start = run.recipe.steps, time.monotonic()
-    records, validations = _points(steps, RECORDS), _points(steps, _validations(run))
-    pending = list[float]()
-    score, seen, last = None, 0, None
-    for number, drawn in enumerate(islice(_batches(run, seed), steps)):
-        info = run.step(number, drawn)
-        pending.append(info.loss)
-        seen += samples(drawn.batch)
-        looked = evaluate(run.model, run.task) if number + 1 in validations else None
-        score = looked or score
-        last = _standing(info, pending, looked, time.monotonic() - start)
-        progress.show(last)
-        if looked or number + 1 in records:
-            progress.record(last)
-            pending.clear()
-    if run.accelerator.num_processes > 1:
-        _agree(run.model)
-    epochs, loss = (0, math.nan) if last is None else (last.epoch + 1, last.loss)
-    return FitReport(run.stage, steps, epochs, seen, loss, score, time.monotonic() - start)
+    def _report(self, info: StepInfo, *, record: bool, validate: bool) -> None:
+        looked = evaluate(self.stepper.model, self.stepper.task) if validate else None
+        self.score = looked or self.score
+        self.pending.append(info.loss)
+        standing = Standing(
+            stage=info.stage,
+            epoch=info.epoch,
+            step=info.step + 1,
+            steps=info.steps,
+            loss=sum(self.pending) / len(self.pending),
+            metric=None if looked is None else looked.metric,
+            lr=info.learning_rate,
+            seconds=self._seconds(),
+        )
+        self.progress.show(standing)
+        if record or validate:
+            self.progress.record(standing)
+            self.records.append(vars(standing))
+            self.pending.clear()
 
+    def _require_finite(self) -> None:
+        """What the last step did shows in no loss any more."""
+        wrong = [n for n, p in self.stepper.model.named_parameters() if p.requires_grad and not p.isfinite().all()]
+        if wrong:
+            raise TrainingError(
+                f"stage {self.stepper.stage!r}: {', '.join(wrong[:3])} ended with values that are not finite; lower "
+                "the learning rate, or set gradient_clip=1.0 (of Dnal, Prune or Recipe)"
+            )
 
-def _agree(model: nn.Module) -> None:
-    """Give every process the first one's buffers: each has gathered the norm statistics of its own batches."""
-    for buffer in model.buffers():
-        buffer.copy_(broadcast(buffer))
+    def _seconds(self) -> float:
+        return self.before + time.monotonic() - self.started
 
+    def _validations(self) -> int:
+        recipe, loader = self.stepper.recipe, self.stepper.task.train_data
+        if recipe.validations is not None:
+            return recipe.validations
+        try:
+            return min(5, recipe.steps * self.stepper.batches // max(len(loader), 1))
+        except TypeError:
+            return 1
 
-def _standing(info: StepInfo, losses: list[float], score: Score | None, seconds: float) -> Standing:
-    return Standing(
-        stage=info.stage,
-        epoch=info.epoch,
-        step=info.step + 1,
-        steps=info.steps,
-        loss=sum(losses) / len(losses),
-        metric=None if score is None else score.metric,
-        lr=info.learning_rate,
-        seconds=seconds,
-    )
+    def _identity(self) -> dict[str, Any]:
+        """What a snapshot must agree in."""
+        stepper = self.stepper
+        return {
+            "format": FORMAT,
+            "stage": stepper.stage,
+            "seed": self.seed,
+            "steps": stepper.recipe.steps,
+            "accumulate": stepper.batches,
+        }
+
+    def _snapshot(self) -> dict[str, Any]:
+        stepper, stream = self.stepper, self.stream
+        scaler, state = stepper.accelerator.scaler, stepper.hooks.state
+        states = {
+            "optimizer": plain(stepper.optimizer.state_dict(), "optimizer"),
+            "scaler": None if scaler is None else plain(scaler.state_dict(), "scaler"),
+            "hooks": None if state is None else plain(state(), "hooks"),
+        }
+        if not self.checked:
+            check_readable(states)
+            self.checked = True
+        return {
+            **self._identity(),
+            **states,
+            "step": self.step,
+            "tensors": tensors_of(stepper.model),
+            "random": stepper.sharing.gathered(random_states(stepper.device)),
+            "epoch": stream.epoch,
+            "drawn": stream.drawn,
+            "samples": stream.samples,
+            "pending": list(self.pending),
+            "score": None if self.score is None else plain(asdict(self.score), "score"),
+            "records": plain(self.records, "records"),
+            "seconds": self._seconds(),
+        }
+
+    def _go_on(self, last: Mapping[str, Any]) -> None:
+        stepper, sharing = self.stepper, self.stepper.sharing
+        check_same(last, self._identity())
+        if len(set(sharing.gathered(last["step"]))) > 1:
+            raise TrainingError("the processes of this run were given different snapshots to go on from")
+        put_back(stepper.model, last["tensors"])
+        restore_optimizer(stepper.optimizer, last["optimizer"])
+        if stepper.accelerator.scaler is not None and last["scaler"] is not None:
+            stepper.accelerator.scaler.load_state_dict(last["scaler"])
+        if stepper.hooks.restore is not None and last["hooks"] is not None:
+            stepper.hooks.restore(last["hooks"])
+        self.stream.skip_to(last["epoch"], last["drawn"], last["samples"])
+        self.step, self.pending, self.before = last["step"], list(last["pending"]), last["seconds"]
+        self.score = None if last["score"] is None else Score(**last["score"])
+        for record in last["records"]:
+            self.records.append(dict(record))
+            self.progress.record(Standing(**record))
+        if len(last["random"]) == sharing.world:
+            set_random_states(last["random"][sharing.rank], stepper.device)
+        else:
+            reseed(mix(_own_seed(self.seed, sharing.rank), self.step), stepper.device)
 
 
 def _points(steps: int, many: int) -> set[int]:
     """So many step counts spread evenly, the last one at the end."""
     return {-(-steps * i // many) for i in range(1, many + 1)}
-
-
-def _validations(run: _Run) -> int:
-    if run.recipe.validations is not None:
-        return run.recipe.validations
-    try:
-        return min(5, run.recipe.steps * processes() // max(len(run.task.train_data), 1))
-    except TypeError:
-        return 1
-
-
-def _batches(run: _Run, seed: int) -> Iterator[Drawn]:
-    """Training batches without end; each epoch's randomness follows from seed and epoch alone."""
-    source = run.task.train_data
-    loader: Loader = source
-    if run.accelerator.num_processes > 1:
-        loader = run.accelerator.prepare_data_loader(source, device_placement=False)
-    with _kept_generators(source) as generators:
-        for epoch in count_up():
-            fresh = mix(seed, epoch)
-            reseed(fresh, run.device)
-            for generator in generators:
-                generator.manual_seed(fresh)
-            set_epoch(source, epoch)  # a loader that Accelerate has prepared hides the sampler
-            yield from epoch_of(loader, epoch, "train_data")
-
-
-@contextmanager
-def _kept_generators(loader: Loader) -> Iterator[list[torch.Generator]]:
-    """The generators that a user's loader brings; their states are put back."""
-    found = [loader.generator, getattr(loader.sampler, "generator", None)]
-    generators = [g for g in found if isinstance(g, torch.Generator)]
-    states = [g.get_state() for g in generators]
-    try:
-        yield generators
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)

@@ -1,6 +1,5 @@
 """What is seen of a training: a live line on a terminal, an occasional line elsewhere, and its history."""
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+
+from fxsurgery.training.device import leads
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Progress:
         """
         self.history = list[dict[str, Any]]()
         self._console = console or Console(stderr=True, highlight=False)
-        self._shown = verbose and os.environ.get("RANK", "0") == "0"
+        self._shown = verbose and leads()
         self._interval = interval
         self._last_line = float("-inf")
         self._bar: Bar | None = None
@@ -63,6 +64,11 @@ class Progress:
     def quiet(cls) -> Self:
         """One that keeps the history and shows nothing."""
         return cls(verbose=False)
+
+    @property
+    def shown(self) -> bool:
+        """Whether anything is shown."""
+        return self._shown
 
     def note(self, text: str) -> None:
         """Show a line of text."""

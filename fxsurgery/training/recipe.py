@@ -1,5 +1,6 @@
 """How to train: for how many steps, with which optimiser, at which learning rate when."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,8 +10,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from fxsurgery.errors import TrainingError
 from fxsurgery.training.batches import count
-from fxsurgery.training.device import processes
+from fxsurgery.training.randomness import repeatable
 from fxsurgery.training.task import Task
 
 OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -83,22 +85,53 @@ class Recipe:
     schedule: Schedule = field(default_factory=constant)
     gradient_clip: float | None = None
     """Largest norm of all gradients together."""
+    accumulate: int = 1
+    """Batches that one optimiser step takes: their mean loss is what one batch so many times as large would have."""
     mixed_precision: MixedPrecision | None = None
     """`None` is what `accelerate launch` says, else none."""
     validations: int | None = None
     """How often to look at the validation data, evenly, at the end too; `None` is once an epoch, 5 at most."""
 
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise TrainingError(f"accumulate={self.accumulate}: a step takes at least 1 batch")
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
+            raise TrainingError(f"gradient_clip={self.gradient_clip}: nothing would be learned; None is no clipping")
 
-def steps_for(task: Task, epochs: float, *, max_steps: int | None = MAX_STEPS, min_steps: int = MIN_STEPS) -> int:
-    """Steps that so many epochs take, within bounds.
+    def optimizer_of(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """The optimiser of these parameters.
+
+        Raises:
+            TrainingError: `optimizer` makes none, or one whose steps take a closure.
+        """
+        made: object = self.optimizer(parameters)
+        if not isinstance(made, Optimizer):
+            raise TrainingError(f"Recipe.optimizer must make a torch.optim.Optimizer; it made a {type(made).__name__}")
+        closure = inspect.signature(made.step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise TrainingError(f"{type(made).__name__} takes a closure that computes the loss; the loop has none")
+        return made
+
+
+def steps_for(
+    task: Task,
+    epochs: float,
+    *,
+    accumulate: int = 1,
+    max_steps: int | None = MAX_STEPS,
+    min_steps: int = MIN_STEPS,
+) -> int:
+    """Steps that so many epochs take, within bounds, at so many batches a step.
 
     Four batches of data are gone through more often than asked for, a million of them less often. No epochs
-    are no steps. Several processes share an epoch between them.
+    are no steps. Several processes share each batch, so there are as many steps as in one.
 
     Raises:
         DataError: there are no training batches.
     """
     if epochs <= 0:
         return 0
-    steps = max(min_steps, math.ceil(epochs * count(task.train_data, "train_data") / processes()))
+    with repeatable(task.train_data, 0, torch.device("cpu")) as source:
+        batches = count(source, "train_data")
+    steps = max(min_steps, math.ceil(epochs * batches / accumulate))
     return steps if max_steps is None else min(steps, max_steps)

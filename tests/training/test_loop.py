@@ -14,10 +14,10 @@ from accelerate import Accelerator
 from accelerate.state import PartialState
 from sklearn.datasets import load_digits
 from torch import fx, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from fxsurgery.errors import DataError, DeviceError, TrainingError
-from fxsurgery.training import Hooks, Progress, Recipe, Task, adamw, cosine, evaluate, fit, sgd
+from fxsurgery.training import Hooks, Progress, Recipe, Task, adamw, cosine, evaluate, fit, recalibrate, sgd
 
 
 def net(seed=0, dropout=0.1):
@@ -129,6 +129,31 @@ def test_a_users_shuffled_loader_is_reproducible_and_its_generator_kept():
     assert torch.equal(generator.get_state(), before)
 
 
+def test_nothing_that_reads_data_moves_a_users_generators():
+    class Noisy(TensorDataset):
+        rng = None
+
+        def __getitem__(self, index):
+            x, y = super().__getitem__(index)
+            return x + self.rng.random(), y
+
+    data = Noisy(torch.randn(32, 1, 8, 8), torch.randint(10, (32,)))
+    data.rng, inner, outer = np.random.default_rng(0), torch.Generator().manual_seed(1), torch.Generator()
+    sampler = BatchSampler(RandomSampler(data, generator=inner), 8, drop_last=False)
+    loader, ends = DataLoader(data, batch_sampler=sampler, generator=outer), []
+    before = data.rng.bit_generator.state, inner.get_state().tolist(), outer.get_state().tolist()
+    task = Task(loader, loader)
+    for _ in range(2):
+        model = net()
+        task.examples()
+        recalibrate(model, task)
+        report = fit(model, task, recipe(), device="cpu")
+        assert evaluate(model, task) == report.score
+        ends.append(state(model))
+        assert before == (data.rng.bit_generator.state, inner.get_state().tolist(), outer.get_state().tolist())
+    assert same(*ends)
+
+
 def test_global_random_states_are_untouched():
     def states():
         return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
@@ -208,6 +233,13 @@ def test_loss_that_is_not_finite_names_stage_step_and_rate(lr):
     with pytest.raises(TrainingError, match=r"stage 'weights', step \d+ of 20: the loss is .*lower the learning"):
         fit(model, digits(100), Recipe(steps=20, optimizer=sgd(lr)), stage="weights", device="cpu")
     assert not any(module.training for module in model.modules())
+
+
+def test_weights_that_the_last_step_ruins_are_told():
+    data = (torch.ones(4, 2), torch.zeros(4, 2))
+    task = Task.of(data, data, loss=lambda output, target: (output - output.detach()).square().sum().sqrt())
+    with pytest.raises(TrainingError, match="weight, bias ended with values that are not finite; lower the learning"):
+        fit(nn.Linear(2, 2), task, Recipe(steps=1, optimizer=sgd(0.1), validations=0), device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -302,7 +334,8 @@ task = Task.of((x, (x.sum(1) > 0).long()), (x, (x.sum(1) > 0).long()), batch_siz
 model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
 for tensor in model.parameters():
     nn.init.constant_(tensor, 0.1)
-report = fit(model, task, Recipe(steps=8, optimizer=sgd(0.1)), device="cpu", parameters=model[2].parameters())
+recipe = Recipe(steps=8, optimizer=sgd(0.1), validations=1)
+report = fit(model, task, recipe, device="cpu", parameters=model[2].parameters())
 tensors = [t.detach().double().sum().item() for t in model.state_dict().values()]
 seen = (report.samples, report.epochs, report.score.samples, steps_for(task, 2, min_steps=1), tensors)
 sys.stdout.write(f"{seen}\\n")
@@ -310,7 +343,7 @@ sys.stdout.write(f"{seen}\\n")
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_epochs_and_agree_on_the_model(tmp_path):
+def test_two_processes_share_the_batches_and_agree_on_the_model(tmp_path):
     (script := tmp_path / "script.py").write_text(SHARED)
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
@@ -320,4 +353,4 @@ def test_two_processes_share_the_epochs_and_agree_on_the_model(tmp_path):
     lines = [line for line in run.stdout.splitlines() if line.startswith("(")]
     assert len(lines) == 2
     assert lines[0] == lines[1]
-    assert lines[0].startswith("(80, 2, 101, 11, ")
+    assert lines[0].startswith("(80, 1, 101, 22, ")

@@ -1,0 +1,32 @@
+"""What only the first process of a distributed run does: files, measurements. The others are told what it gave."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from accelerate.utils import broadcast_object_list
+
+from fxsurgery.errors import SurgeryError
+from fxsurgery.training.device import Device, join, processes, resolve
+
+T = TypeVar("T")
+
+
+def from_first(make: Callable[[], T], device: Device = None) -> T:
+    """What `make` gives in the first process, in every process; an error of ours is raised in all of them.
+
+    Every process must come here alike. What is made is sent as Python objects, within the run's own processes.
+    """
+    if processes() == 1:
+        return make()
+    state = join(resolve(device))
+    told: list[tuple[T | None, SurgeryError | None]] = [(None, None)]
+    if state.is_main_process:
+        try:
+            told = [(make(), None)]
+        except SurgeryError as failed:
+            told = [(None, failed)]
+    broadcast_object_list(told, from_process=0)
+    [(value, error)] = told
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value]

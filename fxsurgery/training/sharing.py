@@ -1,0 +1,217 @@
+"""One training shared by several processes: each takes its rows of every batch, and all take the same step.
+
+With n_r of a batch's N rows in process r, and L_r the mean loss over these, the loss of the batch is
+
+    L = sum_r (n_r / N) * L_r,      so      dL/dw = sum_r d((n_r / N) * L_r)/dw:
+
+what is learned is what one process learns on the whole batch, up to rounding, whether or not the rows divide
+evenly. Gradients are summed once a step, after the backward pass. A process that is left without a row goes
+through the first one with weight 0. Batch norms take the moments of all rows (Ioffe & Szegedy 2015, Alg. 1),
+in place of those of their process.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
+
+from fxsurgery.inputs import Inputs
+
+T = TypeVar("T", bound=Tensor)
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a batch that a process takes."""
+
+    start: int
+    stop: int
+    weight: float
+    """n_r / N; 0 where the row is only gone through."""
+
+    @property
+    def rows(self) -> slice:
+        """Its rows of the whole batch."""
+        return slice(self.start, self.stop)
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """This process among all that train together."""
+
+    rank: int = 0
+    world: int = 1
+
+    def share(self, samples: int) -> Share:
+        """Rows in turn, the first processes taking one more where they do not divide: 7 = 4 + 3."""
+        each, more = divmod(samples, self.world)
+        start = self.rank * each + min(self.rank, more)
+        stop = start + each + (self.rank < more)
+        return Share(start, stop, (stop - start) / max(samples, 1)) if stop > start else Share(0, 1, 0.0)
+
+    def norms(self, share: Share) -> AbstractContextManager[object]:
+        """Batch norms take the moments of all processes' rows within the block."""
+        return nullcontext() if self.world == 1 else _WholeBatchNorms(counts=share.weight > 0)
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over the processes."""
+        return value if self.world == 1 else _summed(value)
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Give every process the sum of the gradients. What has no gradient anywhere keeps none."""
+        if self.world == 1:
+            return
+        for same in _by_kind(parameters):
+            _sum_gradients(same)
+
+    def agree(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the first one's values, in place."""
+        if self.world == 1:
+            return
+        for same in _by_kind(tensors):
+            flat = _together(same)
+            torch.distributed.broadcast(flat, src=0)
+            with torch.no_grad():
+                for tensor, value in zip(same, _apart(flat, same), strict=True):
+                    tensor.copy_(value)
+
+    def gathered(self, value: Any) -> list[Any]:  # noqa: ANN401
+        """The values of all processes, in their order."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(found, value)
+        return found
+
+
+def _by_kind(tensors: Iterable[T]) -> Iterable[list[T]]:
+    """What can be sent as one."""
+    kinds = dict[tuple[torch.device, torch.dtype], list[T]]()
+    for tensor in tensors:
+        kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    return kinds.values()
+
+
+def _summed(value: Tensor) -> Tensor:
+    total = value.detach().clone(memory_format=torch.contiguous_format)
+    torch.distributed.all_reduce(total)
+    return total
+
+
+def _sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    there = parameters[0].new_tensor([p.grad is not None for p in parameters])
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in parameters]
+    *sums, flags = _apart(_summed(_together([*parts, there])), [*parts, there])
+    for parameter, total, flag in zip(parameters, sums, flags.tolist(), strict=True):
+        if flag:
+            parameter.grad = total.clone()
+
+
+def _together(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+def _apart(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    parts = torch.split(flat, [tensor.numel() for tensor in like])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
+
+
+def rows_of(inputs: Inputs, target: Any, share: Share) -> tuple[Inputs, Any]:  # noqa: ANN401
+    """The rows of inputs and target that a process takes; what is not as long as the batch stays whole."""
+    size = inputs.batch
+
+    def cut(value: Any) -> Any:  # noqa: ANN401
+        if isinstance(value, Tensor | np.ndarray):
+            return value[share.rows] if value.ndim and len(value) == size else value
+        if isinstance(value, Mapping):
+            return {key: cut(part) for key, part in value.items()}
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(cut, value))
+        if isinstance(value, tuple | list):
+            listed = len(value) == size and not any(_is_batched(part, size) for part in value)
+            return value[share.rows] if listed else type(value)(map(cut, value))
+        return value
+
+    return type(inputs)(cut(inputs.args), cut(inputs.kwargs)), cut(target)
+
+
+def _is_batched(value: object, size: int | None) -> bool:
+    return isinstance(value, Tensor | np.ndarray) and bool(value.ndim) and len(value) == size
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over the processes, and of its gradient."""
+
+    @staticmethod
+    @override
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return _summed(value)
+
+    @staticmethod
+    @override
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _summed(gradient)
+
+
+class _WholeBatchNorms(TorchFunctionMode):
+    """Every batch norm in train mode takes its moments over the rows of all processes."""
+
+    def __init__(self, *, counts: bool) -> None:
+        super().__init__()
+        self.counts = counts
+
+    @override
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is functional.batch_norm:
+            return self._batch_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _batch_norm(  # noqa: PLR0913, PLR0917 -- as of torch.nn.functional.batch_norm
+        self,
+        x: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,  # noqa: FBT001, FBT002
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        if not training:
+            return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean, variance, count = self._moments(wide)
+        if running_mean is not None and running_var is not None:
+            with torch.no_grad():
+                running_mean.lerp_(mean.to(running_mean), momentum)
+                running_var.lerp_((variance * count / (count - 1)).to(running_var), momentum)
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        scale = (variance + eps).rsqrt() if weight is None else (variance + eps).rsqrt() * weight
+        out = (wide - mean.view(shape)) * scale.view(shape)
+        return (out if bias is None else out + bias.view(shape)).to(x.dtype)
+
+    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and variance by channel, of so many values."""
+        dims = [0, *range(2, x.dim())]
+        here = x.new_tensor([x.numel() / x.shape[1]])
+        sums = _all([x.sum(dims), here], counts=self.counts)
+        count = sums[-1].detach()
+        if x.numel() <= x.shape[1] and count <= 1:
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}")
+        mean = sums[:-1] / count
+        squares = (x - mean.view([1, -1, *[1] * (x.dim() - 2)])).square().sum(dims)
+        return mean, _all([squares], counts=self.counts) / count, count
+
+
+def _all(parts: list[Tensor], *, counts: bool) -> Tensor:
+    summed: Tensor = _Sum.apply(torch.cat(parts) * float(counts))
+    return summed
