@@ -4,7 +4,7 @@ The order of a shuffled epoch is a function of the seed and the epoch alone.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -116,7 +116,7 @@ def _tensors(data: tuple[Any, ...] | list[Any] | Mapping[str, Any], name: str) -
     if wrong := [x for x in arrays if not isinstance(x, Tensor | np.ndarray) or not x.ndim]:
         raise DataError(
             f"{name} must hold tensors or arrays of samples, not {describe(wrong[0])}; "
-            "wrap a list of batches or samples in a DataLoader"
+            "several inputs go as (a, b, y) or as a dict, a list of batches or samples in a DataLoader"
         )
     if len({len(x) for x in arrays}) > 1:
         raise DataError(f"{name} holds different numbers of samples: {describe(data)}")
@@ -160,10 +160,22 @@ class Drawn:
 
     epoch: int
     batch: Any
+    samples: int
 
 
-def epoch_of(loader: Loader, epoch: int, name: str) -> Iterator[Drawn]:
+def samples(batch: object) -> int:
+    """How many samples a batch has: the length of its first tensor. `Task.samples` knows inputs from target."""
+    return next((len(x) for _, x in tensors_in(batch) if x.dim()), 1)
+
+
+def epoch_of(loader: Loader, epoch: int, name: str, size_of: Callable[[Any], int] = samples) -> Iterator[Drawn]:
     """The batches of one epoch. A single sample left over at its end is skipped: norms cannot train on it.
+
+    Args:
+        loader: the data.
+        epoch: which of its orders.
+        name: what messages call the data.
+        size_of: how many samples a batch has.
 
     Raises:
         DataError: there is no batch.
@@ -171,11 +183,11 @@ def epoch_of(loader: Loader, epoch: int, name: str) -> Iterator[Drawn]:
     set_epoch(loader, epoch)
     before = 0
     for batch in loader:
-        size = samples(batch)
+        size = size_of(batch)
         if size == 1 < before:
             continue
         before = max(size, 1)
-        yield Drawn(epoch, batch)
+        yield Drawn(epoch, batch, size)
     if not before:
         raise DataError(f"{name} is empty: it gives no batch")
 
@@ -185,11 +197,6 @@ def set_epoch(loader: Loader, epoch: int) -> None:
     for part in (loader.dataset, loader.sampler, loader.batch_sampler):
         if callable(tell := getattr(part, "set_epoch", None)):
             tell(epoch)
-
-
-def samples(batch: object) -> int:
-    """How many samples a batch has: the length of its first tensor."""
-    return next((len(x) for _, x in tensors_in(batch) if x.dim()), 1)
 
 
 def describe(value: object) -> str:

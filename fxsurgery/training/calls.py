@@ -1,19 +1,26 @@
 """Calls of the model, the loss and the metric, with errors that say which of them does not fit the data."""
 
 import inspect
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fxsurgery.errors import DataError, DeviceError, TrainingError
-from fxsurgery.inputs import Inputs
+from fxsurgery.inputs import Inputs, tensors_in
 from fxsurgery.training.batches import describe, describe_inputs
-from fxsurgery.training.task import Task
+from fxsurgery.training.task import Accumulating, Task
 
 MISFITS = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError)
+ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+ELEMENTWISE_FUNCTIONS = (functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss)
+"""What compares output and target entry by entry, and broadcasts them."""
 _HINT = " (inputs in a dict are given by name; split= of the task says otherwise)"
 
 
@@ -58,33 +65,132 @@ def _readable(output: Any) -> Any:  # noqa: ANN401
 
 
 def loss_of(task: Task, output: Any, target: Any) -> Tensor:  # noqa: ANN401
-    """The task's loss, a scalar.
+    """The task's loss, a scalar: the sum of its terms where it gives several.
 
     Raises:
         DataError: the loss cannot take output and target.
         DeviceError: they need more memory than the device has.
-        TrainingError: it does not give a scalar tensor.
+        TrainingError: it does not give scalars, or while training one of several terms is not finite.
     """
+    loss = task.on("loss", _device_of(output))
+    _refuse_broadcast(loss, "loss", output, target)
     with _blaming(f"the loss cannot take output {describe(output)} and target {describe(target)}"):
-        loss: object = task.loss(_readable(output), target)
-    if isinstance(loss, Tensor) and loss.numel() == 1:
-        return loss.reshape(())
-    raise TrainingError(f"the loss must give a scalar tensor, the mean over the batch; it gave {describe(loss)}")
+        given: object = loss(_readable(output), target)
+    terms = _terms(given)
+    tensors = [term for term in terms.values() if isinstance(term, Tensor)]
+    if not tensors or any(isinstance(t, Tensor) and t.numel() != 1 for t in terms.values()):
+        raise TrainingError(
+            "the loss must give a scalar tensor, the mean over the batch, or several in a dict or a tuple, which are "
+            f"summed; it gave {describe(given)}"
+        )
+    total: Tensor = reduce(add, [x.reshape(()) if isinstance(x, Tensor) else x for x in terms.values()])  # type: ignore[assignment]
+    if len(terms) > 1 and total.requires_grad and not math.isfinite(total.item()):
+        _blame_terms(terms)
+    return total
 
 
-def metric_of(task: Task, output: Any, target: Any, loss: float) -> float:  # noqa: ANN401
-    """The task's metric; the loss where it has none.
+def _terms(loss: object) -> dict[str, Tensor | float]:
+    """The terms of a loss by name; nothing where one of them is no number."""
+    found: dict[str, object] = {"loss": loss} if isinstance(loss, Tensor) else dict(_named(loss))
+    numbers = {name: term for name, term in found.items() if isinstance(term, Tensor | int | float)}
+    return numbers if len(numbers) == len(found) else {}
+
+
+def _named(several: object) -> Iterator[tuple[str, object]]:
+    if isinstance(several, Mapping):
+        yield from ((str(name), value) for name, value in several.items())
+    elif isinstance(several, tuple | list):
+        names = getattr(several, "_fields", range(len(several)))
+        yield from ((str(name), value) for name, value in zip(names, several, strict=True))
+
+
+def _blame_terms(terms: Mapping[str, Tensor | float]) -> None:
+    values = {name: x.item() if isinstance(x, Tensor) else x for name, x in terms.items()}
+    if wrong := [name for name, value in values.items() if not math.isfinite(value)]:
+        shown = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
+        raise TrainingError(
+            f"of the loss {shown}, {' and '.join(map(repr, wrong))} is not finite; lower the learning rate, set "
+            "gradient_clip=1.0 (of Dnal, Prune or Recipe), or look for a division by 0 or a log of 0 in that term"
+        )
+
+
+def figures_of(task: Task, output: Any, target: Any, loss: float) -> dict[str, float]:  # noqa: ANN401
+    """The numbers of a metric that is a mean over batches, by name; the loss where the task has no metric.
 
     Raises:
-        DataError: the metric cannot take output and target, or does not give a number.
+        DataError: the metric cannot take output and target, or does not give numbers.
         DeviceError: they need more memory than the device has.
     """
     if task.metric is None:
-        return loss
-    with _blaming(
-        f"{task.metric_name} cannot take output {describe(output)} and target {describe(target)}, or gives no number"
-    ):
-        return float(task.metric(_readable(output), target))
+        return {"loss": loss}
+    metric = task.on("metric", _device_of(output))
+    _refuse_broadcast(metric, task.metric_name, output, target)
+    with _blaming(_metric_misfit(task, output, target)):
+        return _numbers(metric(_readable(output), target), task.metric_name)
+
+
+def update(meter: Accumulating, task: Task, output: Any, target: Any) -> None:  # noqa: ANN401
+    """Let an accumulating metric take a batch into account.
+
+    Raises:
+        DataError: it cannot take output and target.
+        DeviceError: they need more memory than the device has.
+    """
+    with _blaming(_metric_misfit(task, output, target)):
+        meter.update(_readable(output), target)
+
+
+def compute(meter: Accumulating, task: Task) -> dict[str, float]:
+    """The numbers of an accumulating metric, by name.
+
+    Raises:
+        DataError: it fails, or does not give numbers.
+        DeviceError: it needs more memory than the device has.
+    """
+    with _blaming(f"compute() of {task.metric_name} fails, or gives no number"):
+        return _numbers(meter.compute(), task.metric_name)
+
+
+def _metric_misfit(task: Task, output: object, target: object) -> str:
+    return f"{task.metric_name} cannot take output {describe(output)} and target {describe(target)}, or gives no number"
+
+
+def _numbers(given: Any, name: str) -> dict[str, float]:  # noqa: ANN401
+    """Numbers by name. Entries of a dict that are no single number, such as those by class, are left out.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not isinstance(given, Mapping):
+        return {name: float(given)}
+    found = {str(key): float(x) for key, x in given.items() if getattr(x, "ndim", 0) == 0 or math.prod(x.shape) == 1}
+    if not found:
+        raise ValueError(f"there is no single number in {describe(given)}")
+    return found
+
+
+def _device_of(output: object) -> torch.device:
+    return next((x.device for _, x in tensors_in(output)), torch.device("cpu"))
+
+
+def _refuse_broadcast(function: object, what: str, output: object, target: object) -> None:
+    """Refuse (batch, 1) against (batch,) in a loss of PyTorch that compares entry by entry: each with all others.
+
+    PyTorch only warns, and the model learns the mean of the targets.
+    """
+    if not (isinstance(function, ELEMENTWISE) or function in ELEMENTWISE_FUNCTIONS):
+        return
+    if not isinstance(output, Tensor) or not isinstance(target, Tensor) or output.shape == target.shape:
+        return
+    try:
+        both: tuple[int, ...] = torch.broadcast_shapes(output.shape, target.shape)  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        return
+    if math.prod(both) > max(output.numel(), target.numel()):
+        raise DataError(
+            f"the {what} would compare output {tuple(output.shape)} and target {tuple(target.shape)} as {tuple(both)}, "
+            f"every entry with every other; give targets of shape {tuple(output.shape)}, such as y[:, None]"
+        )
 
 
 @contextmanager

@@ -1,19 +1,36 @@
 """What is to be learned: data, loss and metric."""
 
+import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Self, TypeAlias
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs
-from fxsurgery.seeding import seeded
 from fxsurgery.training.batches import Loader, describe, describe_inputs, epoch_of, loader_of
+from fxsurgery.training.randomness import repeatable
 
-Loss: TypeAlias = Callable[[Any, Any], Tensor]
-Metric: TypeAlias = Callable[[Any, Any], float | Tensor]
+
+@runtime_checkable
+class Accumulating(Protocol):
+    """A metric that is no mean over batches: F1, average precision, perplexity; any metric of torchmetrics."""
+
+    def update(self, output: Any, target: Any, /) -> object:  # noqa: ANN401
+        """Take a batch into account."""
+
+    def compute(self) -> Any:  # noqa: ANN401
+        """What all batches together come to: a number, or several by name."""
+
+
+Loss: TypeAlias = Callable[[Any, Any], Any]
+"""`loss(output, target)`: a scalar tensor, or several in a dict or a tuple, which are summed."""
+Metric: TypeAlias = Callable[[Any, Any], Any] | Accumulating
+"""`metric(output, target)`: a number, or several in a dict; or an object with `update` and `compute`."""
 Split: TypeAlias = Callable[[Any], tuple[Any, Any]]
 
 
@@ -35,7 +52,7 @@ def by_convention(batch: Any) -> tuple[Any, Any]:  # noqa: ANN401
     if not isinstance(batch, tuple | list) or len(batch) < 2:
         raise DataError(
             f"cannot tell inputs from target in a batch that is {describe(batch)}; "
-            "give split=lambda batch: ((batch['image'],), batch['class']) or the like"
+            "give train_data=Task.of(train, val, split=lambda batch: ((batch['image'],), batch['class'])) or the like"
         )
     inputs = tuple(batch[:-1])
     return inputs[0] if len(inputs) == 1 and isinstance(inputs[0], Mapping) else inputs, batch[-1]
@@ -44,9 +61,23 @@ def by_convention(batch: Any) -> tuple[Any, Any]:  # noqa: ANN401
 def cross_entropy(output: Any, target: Tensor) -> Tensor:  # noqa: ANN401
     """The loss of classification: `output` (batch, classes, ...), `target` (batch, ...) of class numbers.
 
-    An output that is an object or a dict is taken by its `logits`.
+    An output that is an object or a dict is taken by its `logits`. `target` may be probabilities of the output's shape.
+
+    Raises:
+        TypeError: the output is no tensor and has no `logits`.
+        ValueError: this is no classification; PyTorch would give 0 for a single class, and take any number as one.
     """
-    return nn.functional.cross_entropy(_logits(output), target)
+    logits = _logits(output)
+    if logits.dim() < 2 or logits.shape[1] < 2:
+        raise ValueError(f"cross-entropy wants outputs (batch, classes, ...) of two classes at least; {_OTHERWISE}")
+    if target.is_floating_point() and target.shape == logits.shape:
+        sums = target.sum(1)
+        if bool((target < 0).any()) or not torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
+            raise ValueError(f"cross-entropy wants class numbers, or probabilities that sum to 1; {_OTHERWISE}")
+    return nn.functional.cross_entropy(logits, target)
+
+
+_OTHERWISE = "for another problem give its loss, such as loss=nn.MSELoss() or loss=nn.BCEWithLogitsLoss()"
 
 
 def accuracy(output: Any, target: Tensor) -> Tensor:  # noqa: ANN401
@@ -56,7 +87,12 @@ def accuracy(output: Any, target: Tensor) -> Tensor:  # noqa: ANN401
 
 
 def _logits(output: Any) -> Tensor:  # noqa: ANN401
-    found: Tensor = output["logits"] if isinstance(output, Mapping) else getattr(output, "logits", output)
+    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            "cross-entropy and accuracy want a tensor, or an output with `logits`; for any other say what part they "
+            'take: loss=lambda output, target: functional.cross_entropy(output["out"], target), and metric= alike'
+        )
     return found
 
 
@@ -64,15 +100,21 @@ def _logits(output: Any) -> Tensor:  # noqa: ANN401
 class Task:
     """Data, loss and metric. `Task.of` makes one from tensors and data sets, too.
 
-    Both `loss` and `metric` take the model's output and the batch's target and give the mean over the
-    batch. Without a metric it is accuracy for the default loss, and the loss itself for any other.
-    A training batch of a single sample that is left over at the end of an epoch is skipped.
+    `loss` takes the model's output and the batch's target and gives the mean over the batch; or several such
+    terms in a dict or a tuple, which are summed and told apart in errors. A loss that is a module is used on the
+    device of the outputs.
+
+    `metric` takes the same and gives a number, or several in a dict, of which `select` names the one that counts.
+    What is no mean over batches is an object with `update(output, target)` and `compute()`: each evaluation takes
+    a copy of it, `reset()` where it can be. Without a metric it is accuracy for the default loss, and the loss
+    itself for any other.
 
     A batch is `(input, ..., target)`, `(dict, target)`, or a dict with a key `labels`, `label`, `targets`, `target` or
-    `y`; `split` takes any other apart. The inputs in a dict are given to the model by name.
+    `y`; `split` takes any other apart. The inputs in a dict are given to the model by name. The target may be
+    anything, `None` too. A training batch of a single sample that is left over at the end of an epoch is skipped.
 
     Raises:
-        DataError: there are no training or validation data.
+        DataError: there are no training or validation data, or loss or metric are nothing that can be called.
     """
 
     train_data: Loader
@@ -81,20 +123,31 @@ class Task:
     loss: Loss = cross_entropy
     metric: Metric | None = None
     metric_name: str = ""
+    """What the metric is called; its own name unless said."""
     higher_is_better: bool = True
+    """What a metric says of itself in an attribute of this name goes before; a loss is better when lower."""
     split: Split = by_convention
     """Takes a batch apart into (inputs of the model, target); a tuple of inputs goes in by position, a dict by name."""
+    select: str | None = None
+    """Of a metric that gives several numbers, the one that is compared; the first unless said."""
+    _moved: dict[tuple[str, torch.device], Any] = field(default_factory=dict, init=False, repr=False)
+    """Copies of a loss and a metric that are modules with tensors, one a device."""
 
     def __post_init__(self) -> None:
         for name in ("train_data", "val_data"):
             if getattr(self, name) is None:
                 raise DataError(f"no {name}: give a DataLoader, a Dataset, or a tuple of tensors (x, y)")
+        for name in ("train_data", "val_data", "test_data"):
+            if not isinstance(data := getattr(self, name), DataLoader | None):
+                raise DataError(f"{name} of a Task is a DataLoader, not {describe(data)}; Task.of makes one of data")
+        _require_callable("loss", self.loss)
         metric = accuracy if self.metric is None and self.loss is cross_entropy else self.metric
-        given = "loss" if metric is None else getattr(metric, "__name__", "metric")
-        name = self.metric_name or ("metric" if given == "<lambda>" else given)
-        higher = self.higher_is_better and metric is not None
-        for field, value in {"metric": metric, "metric_name": name, "higher_is_better": higher}.items():
-            object.__setattr__(self, field, value)
+        if isinstance(metric, type) or not isinstance(metric, Accumulating | None):
+            _require_callable("metric", metric)
+        name = self.metric_name or self.select or _name_of(metric)
+        higher = metric is not None and self.higher_is_better and getattr(metric, "higher_is_better", None) is not False
+        for field_name, value in {"metric": metric, "metric_name": name, "higher_is_better": higher}.items():
+            object.__setattr__(self, field_name, value)
 
     @classmethod
     def of(
@@ -127,6 +180,41 @@ class Task:
                 made[name] = loader_of(data, batch_size, seed if name == "train_data" else None, name)
         return cls(**made, loss=loss or cross_entropy, **options)
 
+    def on(self, which: str, device: torch.device) -> Any:  # noqa: ANN401
+        """The `loss` or the `metric`; of a module with tensors a frozen copy on `device`."""
+        mine = getattr(self, which)
+        if not isinstance(mine, nn.Module) or not [*mine.parameters(), *mine.buffers()]:
+            return mine
+        if (which, device) not in self._moved:
+            self._moved[which, device] = copy.deepcopy(mine).to(device).requires_grad_(requires_grad=False)
+        return self._moved[which, device]
+
+    def fresh_metric(self, device: torch.device) -> Accumulating | None:
+        """A copy of the metric that has seen nothing yet, on `device`, where it accumulates."""
+        if not isinstance(self.metric, Accumulating):
+            return None
+        fresh: Any = copy.deepcopy(self.metric)
+        if callable(reset := getattr(fresh, "reset", None)):
+            reset()
+        moved: Accumulating = fresh.to(device) if callable(getattr(fresh, "to", None)) else fresh
+        return moved
+
+    def selected(self, figures: Mapping[str, float]) -> float:
+        """The number that counts.
+
+        Raises:
+            DataError: there is none of the name `select`.
+        """
+        name = self.select or next(iter(figures), "")
+        if name not in figures:
+            raise DataError(f"{self.metric_name} gives no number {name!r}; it gives: {', '.join(figures) or 'none'}")
+        return figures[name]
+
+    def samples(self, batch: Any) -> int:  # noqa: ANN401
+        """How many samples a batch has, by the model's inputs; the target may hold any number of things."""
+        inputs, _ = self.take_apart(batch)
+        return 1 if inputs.batch is None else inputs.batch
+
     def take_apart(self, batch: Any) -> tuple[Inputs, Any]:  # noqa: ANN401
         """Inputs and target of a batch.
 
@@ -152,8 +240,8 @@ class Task:
             DataError: there are none, or no tensor among them has a batch dimension.
         """
         found: Inputs | None = None
-        with seeded(0, torch.device("cpu")):
-            for drawn in epoch_of(self.train_data, 0, "train_data"):
+        with repeatable(self.train_data, 0, torch.device("cpu")) as source:
+            for drawn in epoch_of(source, 0, "train_data", self.samples):
                 inputs = self._with_batch(drawn.batch)
                 try:
                     found = inputs if found is None else found.joined(inputs)
@@ -170,3 +258,20 @@ class Task:
         if not inputs.batch:
             raise DataError(f"no tensor among the model's inputs has a batch dimension: {describe_inputs(inputs)}")
         return inputs
+
+
+def _require_callable(what: str, given: object) -> None:
+    if isinstance(given, type):
+        raise DataError(f"{what} is the class {given.__name__}; give an instance of it: {what}={given.__name__}()")
+    if not callable(given):
+        raise DataError(f"{what} must be a function or a module, {what}(output, target), not {describe(given)}")
+
+
+def _name_of(metric: object) -> str:
+    """Its own name, or that of its class; nothing that tells is said of a lambda."""
+    if metric is None:
+        return "loss"
+    while isinstance(metric, partial):
+        metric = metric.func
+    name: str = getattr(metric, "__name__", type(metric).__name__)
+    return "metric" if name == "<lambda>" else name

@@ -100,5 +100,5 @@ def test_an_output_without_logits_wants_a_loss_of_its_own():
         def forward(self, input_ids, attention_mask):
             return {"scores": super().forward(input_ids, attention_mask).logits}
 
-    with pytest.raises(DataError, match=r"the loss cannot take output dict\(scores=\(64, 2\) float32\).*'logits'"):
+    with pytest.raises(DataError, match=r"the loss cannot take output dict\(scores=\(64, 2\) float32\).*`logits`"):
         evaluate(seeded(Bare), Task.of(texts(), texts()))

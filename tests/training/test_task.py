@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from fxsurgery.errors import DataError
 from fxsurgery.training import Task, steps_for
 from fxsurgery.training.batches import samples, set_epoch
+from fxsurgery.training.task import accuracy, cross_entropy
 
 
 def arrays(samples=10):
@@ -53,6 +54,13 @@ def test_takes_tensors_arrays_datasets_and_loaders(data):
     assert [len(y) for _, y in task.val_data] == [4, 4, 2]
     assert task.examples().tensors[0].shape == (2, 3)
     assert len(task.test_data) == 3
+
+
+def test_a_task_by_itself_wants_loaders():
+    loader = DataLoader(TensorDataset(*arrays()))
+    for wrong in ({"train_data": arrays()}, {"val_data": [arrays()]}, {"test_data": TensorDataset(*arrays())}):
+        with pytest.raises(DataError, match=rf"{next(iter(wrong))} of a Task is a DataLoader.*Task\.of"):
+            Task(**{"train_data": loader, "val_data": loader, **wrong})
 
 
 def test_numpy_doubles_and_short_integers_become_what_torch_expects():
@@ -155,7 +163,7 @@ def test_metric_is_accuracy_for_the_default_loss_and_else_the_loss():
         ({"x": torch.zeros(3, 3), "y": torch.zeros(2)}, "different numbers of samples"),
         ({"x": ["a", "b"], "y": torch.zeros(2)}, "must hold tensors or arrays of samples, not list"),
         ((torch.zeros(3, 3),), "inputs and a target"),
-        ([(torch.zeros(3, 3), torch.zeros(3))] * 2, "wrap a list of batches"),
+        ([(torch.zeros(3, 3), torch.zeros(3))] * 2, "several inputs go as"),
         (7, "must be a DataLoader, a Dataset, or a tuple"),
     ],
 )
@@ -166,7 +174,9 @@ def test_refuses_data_that_it_cannot_use(train, message):
 
 def test_batch_that_cannot_be_split_says_how_to():
     loader = DataLoader([{"image": torch.zeros(3), "class": 1}] * 4, batch_size=2)
-    with pytest.raises(DataError, match=r"dict\(image=\(2, 3\) float32, class=\(2,\) int64\).*give split="):
+    with pytest.raises(
+        DataError, match=r"dict\(image=\(2, 3\) float32, class=\(2,\) int64\).*give train_data=Task\.of"
+    ):
         Task.of(loader, loader).examples()
 
 
@@ -197,3 +207,37 @@ def test_steps_are_bounded_both_ways():
 
 def test_steps_of_data_without_a_length_are_counted():
     assert steps_for(Task.of(Stream(), arrays(), batch_size=4), 2, min_steps=1) == 6
+
+
+X = torch.linspace(-1, 2, 12).reshape(4, 3)
+
+
+@pytest.mark.parametrize(
+    ("output", "target", "message"),
+    [
+        (X[:, :1], X[:, :1], "two classes at least"),
+        (X[:, 0], X[:, 0], "two classes at least"),
+        (X, X, "class numbers, or probabilities"),
+        (X, X.abs(), "class numbers, or probabilities"),
+    ],
+)
+def test_what_is_no_classification_wants_a_loss_of_its_own(output, target, message):
+    """PyTorch's cross-entropy takes every one of these."""
+    nn.functional.cross_entropy(output, target)
+    with pytest.raises(ValueError, match=rf"{message}.*give its loss, such as loss=nn\.MSELoss\(\)"):
+        cross_entropy(output, target)
+
+
+@pytest.mark.parametrize(
+    "output", [{"out": torch.zeros(2, 3)}, (torch.zeros(2, 3), torch.zeros(2))], ids=["dict", "tuple"]
+)
+def test_an_output_of_parts_wants_to_be_told_which_is_the_classes(output):
+    for function in (cross_entropy, accuracy):
+        with pytest.raises(TypeError, match=r"`logits`; for any other say .*loss=lambda output, target"):
+            function(output, torch.tensor([0, 1]))
+
+
+def test_soft_labels_are_classification():
+    target = X.softmax(1)
+    assert cross_entropy(X, target) == nn.functional.cross_entropy(X, target)
+    assert accuracy(X, target) == 1
