@@ -35,6 +35,8 @@ class Program:
     """By name."""
     notes: tuple[str, ...] = ()
     """What a user should know of the capture: modules kept whole and why, checks that could not be made."""
+    name: str = "Model"
+    """The class of the user's model."""
 
     def __post_init__(self) -> None:
         self.verify()

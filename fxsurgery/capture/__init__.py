@@ -12,18 +12,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.parameter import is_lazy
 
 from fxsurgery.capture import trials
 from fxsurgery.capture.build import check_unshared
 from fxsurgery.capture.checks import Comparison, shapes
+from fxsurgery.capture.guess import guess_inputs
+from fxsurgery.capture.kind import require_takeable
 from fxsurgery.capture.recorded import Recorded, recorded
 from fxsurgery.capture.symbolic import traced, traced_in_training, used_by
 from fxsurgery.errors import CaptureError, DataError, TrainOnlyError
 from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
 
-__all__ = ["capture"]
+__all__ = ["capture", "guess_inputs"]
 
 
 def capture(
@@ -50,8 +51,8 @@ def capture(
     """
     inputs = Inputs(example_inputs, dict(example_kwargs or {}))
     if not inputs.tensors:
-        raise DataError("no example inputs: capture(model, x) wants what the model takes, batch first")
-    _check_kind(model)
+        raise DataError("no example inputs that are tensors: capture(model, x) wants what the model takes, batch first")
+    require_takeable(model)
     inputs = _ordered(model, inputs)
     with trials.contained():
         inputs = inputs.clone()
@@ -61,7 +62,7 @@ def capture(
         found = _captured(private, inputs, leaf_modules)
         check_unshared(found.graph_module, model)
         notes = (*found.notes, *_scripted(found.graph_module))
-        return Program(found.graph_module, inputs.args, (), inputs.kwargs, notes)
+        return Program(found.graph_module, inputs.args, (), inputs.kwargs, notes, type(model).__name__)
 
 
 def _scripted(graph_module: fx.GraphModule) -> Iterator[str]:
@@ -98,25 +99,6 @@ def _captured(model: nn.Module, inputs: Inputs, leaf_modules: tuple[type[nn.Modu
 def _checked(model: nn.Module, found: Recorded, inputs: Inputs) -> Recorded:
     notes = Comparison(model, found.graph_module, found.entered).check(inputs)
     return Recorded(found.graph_module, found.entered, (*found.notes, *notes))
-
-
-def _check_kind(model: nn.Module) -> None:
-    if type(model).__name__ == "OptimizedModule":
-        raise CaptureError("the model comes from torch.compile: pass the module that was compiled")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise CaptureError(
-            "the model is a ScriptModule, whose code cannot be traced: use the Python module that was scripted"
-        )
-    if "forward" in vars(model):
-        raise CaptureError("the model's forward was replaced on the object: pass the unwrapped model")
-    if any(map(is_lazy, model.parameters())):
-        raise CaptureError("the model has lazy parameters, which have no shape yet: run one batch through it")
-    own = {name.partition(".")[0] for name in (*dict(model.named_children()), *model.state_dict())}
-    if taken := sorted(own & {"code", "graph"}):
-        raise CaptureError(
-            f"the model has a module or tensor called `{taken[0]}`, a name that torch.fx.GraphModule keeps for "
-            "itself: call it something else"
-        )
 
 
 def _copied(model: nn.Module) -> nn.Module:

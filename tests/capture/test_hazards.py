@@ -472,3 +472,11 @@ def test_scripted_compiled_and_patched_models_are_refused():
     refused(patched, match="forward was replaced")
     refused(torch.compile(nn.Linear(3, 3)), match=r"torch\.compile")
     refused(nn.LazyLinear(3), match="lazy parameters")
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", 'x"); import os; ("', "two\nlines", "class"])
+def test_a_name_that_code_cannot_quote_is_refused(name: str):
+    model = nn.Sequential(nn.Linear(4, 4))
+    model.add_module(name, nn.Linear(4, 2))
+    with pytest.raises(CaptureError, match="a graph cannot hold the name"):
+        capture(model, torch.randn(2, 4))
