@@ -1,0 +1,223 @@
+"""Learning to answer as the original does: its outputs are the targets, so no labels are needed.
+
+For class scores z (the original's t) at temperature T the loss is `T^2 KL(softmax(t / T) || softmax(z / T))`
+(Hinton et al. 2015, Eq. 2-4); for any other output it is the share of the variance that is missed,
+`mean((z - t)^2) / var(t)`. The loss is the mean over the outputs.
+
+What counts as class scores is told by structure alone: an entry called `logits` or `out`, else a single output of
+two dims, (batch, classes), with two classes at least. The classes are in dim 1, but for `logits` of three dims,
+(batch, tokens, classes). `classes=False` says that such an output is none.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxsurgery.errors import DataError
+from fxsurgery.inputs import Inputs, Place, tensors_in
+from fxsurgery.program import Program
+from fxsurgery.training.batches import describe_inputs, loader_of
+from fxsurgery.training.borrowing import borrowed
+from fxsurgery.training.calls import predict
+from fxsurgery.training.device import Device
+from fxsurgery.training.task import Task
+
+SCORES = ("logits", "out")
+"""Names of the entry that holds class scores, in outputs with names."""
+TEMPERATURE = 2.0
+_LEAST = 1e-8
+
+
+@dataclass(frozen=True)
+class Output:
+    """One floating tensor of a model's output whose dim 0 is the batch."""
+
+    place: Place
+    classes: int | None = None
+    """The dim that the classes are in; `None` where it holds other values."""
+    probabilities: bool = False
+    """The classes' values are probabilities already, not logits."""
+    variance: float = 1.0
+    """Over the samples, mean over everything else."""
+
+    def logits(self, scores: Tensor) -> Tensor:
+        """Class scores (samples, classes), up to a constant a sample."""
+        scores = scores.float().movedim(self.classes or 1, -1).flatten(0, -2)
+        return scores.clamp_min(_LEAST).log() if self.probabilities else scores
+
+    def missed(self, output: Tensor, target: Tensor) -> Tensor:
+        """Share of the target's variance that the output misses: 1 for a constant answer, its mean."""
+        return nn.functional.mse_loss(output.float(), target.float()) / self.variance
+
+
+def outputs_of(program: Program, *, classes: bool | None = None) -> tuple[Output, ...]:
+    """The outputs of `program` that can be learned, in their order, without their statistics.
+
+    Args:
+        program: what is run, on its examples.
+        classes: whether a single output of two dims holds class scores; told from its shape unless said.
+
+    Raises:
+        DataError: no output is a floating tensor with the batch in dim 0, or the inputs have it elsewhere.
+    """
+    sizes = [examples.batch or 0 for examples in (program.examples, program.examples.grown())]
+    try:
+        few, more = (_floating(program, inputs) for inputs in (program.examples, program.examples.grown()))
+    except DataError as error:
+        raise DataError(
+            f"to learn from its own answers a model must take inputs with the batch in dim 0, and takes none: {error}. "
+            "Give train_data and val_data, with your loss"
+        ) from error
+    found = [
+        (place, tensor)
+        for place, tensor in few.items()
+        if tensor.dim() and place in more and [len(tensor), len(more[place])] == sizes
+    ]
+    if not found:
+        raise DataError("no output of the model is a floating tensor that has the batch in dim 0: nothing to distil")
+    named = [place for place, tensor in found if place and place[-1] in SCORES and tensor.dim() >= 2]
+    lone = len(found) == 1 and (found[0][1].dim() == 2 if classes is None else classes)
+    scores = None if classes is False else named[0] if named else found[0][0] if lone else None
+    return tuple(Output(place, _classes_dim(place, tensor) if place == scores else None) for place, tensor in found)
+
+
+def _floating(program: Program, inputs: Inputs) -> dict[Place, Tensor]:
+    own = inputs.clone()
+    with torch.no_grad():
+        return {p: t for p, t in tensors_in(predict(program.graph_module, own)) if t.is_floating_point()}
+
+
+def _classes_dim(place: Place, tensor: Tensor) -> int | None:
+    dim = 2 if tensor.dim() == 3 and place and place[-1] == "logits" else 1
+    return dim if tensor.dim() > dim and tensor.shape[dim] > 1 else None
+
+
+@dataclass(frozen=True, eq=False)
+class Likeness:
+    """How like the original's outputs some outputs are: the loss and the metric of distillation.
+
+    The target is the original's outputs by their number, `{"0": ..., "1": ...}`.
+    """
+
+    outputs: tuple[Output, ...]
+    temperature: float = TEMPERATURE
+
+    @property
+    def scores(self) -> int | None:
+        """Which of the outputs holds class scores."""
+        return next((i for i, output in enumerate(self.outputs) if output.classes is not None), None)
+
+    @property
+    def name(self) -> str:
+        """What the metric measures."""
+        return "variance explained of the original's outputs" if self.scores is None else "agreement with the original"
+
+    def loss(self, output: Any, target: Mapping[str, Tensor]) -> Tensor:  # noqa: ANN401
+        """Mean over the outputs; a scalar."""
+        losses = [self._loss(*item) for item in zip(self.outputs, self._found(output), target.values(), strict=True)]
+        return torch.stack(losses).mean()
+
+    def _loss(self, output: Output, given: Tensor, wanted: Tensor) -> Tensor:
+        if output.classes is None:
+            return output.missed(given, wanted)
+        logits, goal = (output.logits(x) / self.temperature for x in (given, wanted))
+        divergence = nn.functional.kl_div(
+            logits.log_softmax(-1), goal.log_softmax(-1), reduction="batchmean", log_target=True
+        )
+        return self.temperature**2 * divergence
+
+    def metric(self, output: Any, target: Mapping[str, Tensor]) -> Tensor:  # noqa: ANN401
+        """Share of equal classes; of other outputs the share of variance explained, 0 where it is negative."""
+        found, wanted = self._found(output), list(target.values())
+        if (i := self.scores) is not None:
+            chosen, goal = (self.outputs[i].logits(x).argmax(-1) for x in (found[i], wanted[i]))
+            return (chosen == goal).double().mean()
+        missed = [o.missed(f, w) for o, f, w in zip(self.outputs, found, wanted, strict=True)]
+        return (1 - torch.stack(missed).clamp(max=1)).mean()
+
+    def _found(self, output: Any) -> list[Tensor]:  # noqa: ANN401
+        tensors = dict(tensors_in(output))
+        return [tensors[o.place] for o in self.outputs]
+
+
+def distilled_task(  # noqa: PLR0913 -- each by name
+    program: Program,
+    train_inputs: Inputs,
+    val_inputs: Inputs,
+    *,
+    batch_size: int = 64,
+    seed: int = 0,
+    device: Device = None,
+    classes: bool | None = None,
+    on: str = "synthetic inputs",
+) -> Task:
+    """A task whose targets are what `program` answers: computed once, in eval mode, and kept in memory.
+
+    Args:
+        program: the original.
+        train_inputs: all training inputs as one batch, synthetic ones or a user's own without labels.
+        val_inputs: others of the same structure.
+        batch_size: samples a batch.
+        seed: of the shuffle of the training batches.
+        device: where the original runs; `None` is where it is.
+        classes: whether the output holds class scores; see the module.
+        on: what the inputs are, for the metric's name.
+
+    Raises:
+        DataError: the inputs are empty or do not fit the program, or it has no output that can be learned.
+    """
+    kinds = outputs_of(program, classes=classes)
+    train, val = (_answered(program, inputs, kinds, batch_size, device) for inputs in (train_inputs, val_inputs))
+    likeness = Likeness(tuple(_measured(kind, answer) for kind, answer in zip(kinds, train[1].values(), strict=True)))
+    return Task(
+        loader_of(train, batch_size, seed, "train_inputs"),
+        loader_of(val, batch_size, None, "val_inputs"),
+        loss=likeness.loss,
+        metric=likeness.metric,
+        metric_name=f"{likeness.name} on {on}",
+        split=_Rebuilt(train_inputs),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Rebuilt:
+    """Puts the tensors of a batch back into the structure of the inputs."""
+
+    template: Inputs
+
+    def __call__(self, batch: tuple[Mapping[str, Tensor], Mapping[str, Tensor]]) -> tuple[Inputs, Any]:
+        given, target = batch
+        device = next(iter(given.values())).device
+        parts = iter([given.get(str(i), x).to(device) for i, x in enumerate(self.template.tensors)])
+        return self.template.map(lambda _: next(parts)), target
+
+
+def _answered(
+    program: Program, inputs: Inputs, kinds: Sequence[Output], batch_size: int, device: Device
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Inputs that have a batch dim, and the program's answers, by their number."""
+    if not inputs.batch:
+        raise DataError(f"no tensor among the inputs has samples: {describe_inputs(inputs)}")
+    given = {str(i): x.detach() for i, x in enumerate(inputs.tensors) if inputs.is_batched(x)}
+    answers = list[list[Tensor]]()
+    bounds = [*range(0, inputs.batch, batch_size), inputs.batch]
+    with borrowed(program.graph_module, device) as there, torch.no_grad():
+        for start, end in pairwise(bounds):
+            part = _Rebuilt(inputs)(({name: x[start:end].to(there) for name, x in given.items()}, {}))[0].clone()
+            found = dict(tensors_in(predict(program.graph_module, part)))
+            answers.append([found[kind.place].cpu() for kind in kinds])
+    return given, {str(i): torch.cat(parts) for i, parts in enumerate(zip(*answers, strict=True))}
+
+
+def _measured(kind: Output, answers: Tensor) -> Output:
+    """The output with the statistics of the original's answers to the training inputs."""
+    values = answers.double()
+    variance = float(values.var(0, correction=0).mean()) or float(values.square().mean()) or 1.0
+    normed = kind.classes is not None and bool(
+        (values >= 0).all() and torch.allclose(values.sum(kind.classes), torch.ones((), dtype=values.dtype), atol=1e-3)
+    )
+    return Output(kind.place, kind.classes, normed, variance)

@@ -1,0 +1,283 @@
+"""Inputs made from a model alone: noise, moved until the model's batch norms see what they saw in training.
+
+For each batch norm, with mu and sigma the mean and deviation of a channel of what reaches it, m and s its running
+ones and v the mean of s^2 over its channels, the gap is
+
+    mean over channels of ((mu - m)^2 + (sigma - s)^2) / (s^2 + v / 20)
+
+and the mean of that over the norms is minimised over the inputs themselves, by Adam, a batch at a time (Yin et al.
+2020, DeepInversion, Eq. 4; the division, by which every layer weighs alike, is ours). Two priors can be added:
+the entropy of the mean prediction, which spreads a batch over the classes, and smoothness.
+
+Floating inputs with a batch dim move. Integer ones are random ids, below the size of the embedding that reads them;
+those that no embedding reads, and all that is not batched, are as in the example. Without batch norms that an input
+reaches, noise it stays.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, Self, TypeAlias
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
+
+from fxsurgery.inputs import Inputs, tensors_in
+from fxsurgery.program import Program
+from fxsurgery.seeding import mix
+from fxsurgery.training.batches import Loader, loader_of
+from fxsurgery.training.distillation import outputs_of
+from fxsurgery.training.recipe import Recipe, cosine
+from fxsurgery.training.task import Task
+
+Train: TypeAlias = Callable[[nn.Module, Task, Recipe, str], None]
+"""Trains a module in place on a task; the last is the stage's name. `fit`, with all else settled."""
+FLOOR = 1 / 20
+"""A channel counts as if its variance were this share of its layer's at least: dead ones would outweigh all others."""
+EPSILON = 1e-5
+"""Added to every variance."""
+EASY_MACS = 5e7
+_SAME_SHAPE = ("view", "reshape", "to", "long", "int", "flatten", "squeeze", "unsqueeze", "contiguous", "clone")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amount:
+    """How much is made, and with how much work."""
+
+    samples: int = 512
+    validation: int = 128
+    """Held out: made like the others, of other noise."""
+    steps: int = 60
+    """Optimiser steps a batch."""
+    batch_size: int = 128
+    """Samples that are matched together."""
+    learning_rate: float = 0.3
+    spread: float = 0.0
+    """Weight of the entropy of the mean prediction; of class scores alone."""
+    smoothness: float = 0.0
+    """Weight of the mean squared difference of neighbouring pixels."""
+
+    @classmethod
+    def affordable(cls, macs: float) -> Self:
+        """For a model of so many multiply-accumulates a sample.
+
+        All of it up to 50 M; above, in smaller batches, half the samples for a factor of 16, down to 128, and half the
+        steps for one of 1,000. So a small net gets 512 + 128 samples of 60 steps, about the work of 400 training steps
+        on batches of 64 (a step here has no gradient of weights, two thirds of the work); ResNet-50 gets 128 + 64
+        samples of 39 steps, the work of 80.
+        """
+        heavy = max(macs / EASY_MACS, 1.0)
+        samples = max(128, int(512 / heavy**0.25) // 64 * 64)
+        return cls(
+            samples=samples, validation=max(64, samples // 4), steps=max(20, round(60 / heavy**0.1)),
+            batch_size=128 if macs <= EASY_MACS else 64,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Synthetic:
+    """Inputs that were made."""
+
+    train: Inputs
+    """All samples as one batch."""
+    val: Inputs
+    """Others, of other noise."""
+    noise_gap: float
+    """How far the batch norms were from their running statistics on the noise; NaN without norms."""
+    gap: float
+    """How far they are now."""
+
+    @property
+    def matched(self) -> bool:
+        """Whether they are more than noise."""
+        return self.gap < self.noise_gap
+
+    @override
+    def __str__(self) -> str:
+        """What they are, for a user."""
+        count = f"{self.train.batch} synthetic inputs and {self.val.batch} held out"
+        if not self.matched:
+            return f"{count}: plain noise, since no batch norm of the model tells what it was trained on"
+        return (
+            f"{count}, matched to the model's batch norms: their statistics are off by {self.gap:.3g}, "
+            f"by {self.noise_gap:.3g} on noise"
+        )
+
+
+def synthetic_inputs(program: Program, amount: Amount, *, train: Train, seed: int = 0) -> Synthetic:
+    """Inputs like those that `program` was trained on, as far as its batch norms tell.
+
+    Args:
+        program: the trained model.
+        amount: how much; `Amount.affordable(macs)`.
+        train: runs a stage of training, with the stage's name.
+        seed: of the noise.
+
+    Raises:
+        DataError: the program's example inputs have no batch dim, or it has no output that can be learned.
+        TrainingError: the statistics are not finite.
+    """
+    sizes = [min(amount.batch_size, amount.samples - i) for i in range(0, amount.samples, amount.batch_size)]
+    stages = [(f"synthesis {i + 1}/{len(sizes)}", size) for i, size in enumerate(sizes)]
+    made, gaps = list[Inputs](), list[tuple[float, float]]()
+    for number, (stage, size) in enumerate([*stages, ("synthesis, held out", amount.validation)]):
+        matching = Matching(program, noise(program, size, mix(seed, number)), amount)
+        before = matching.gap()
+        if amount.steps and matching.movable():
+            train(matching, _one_step(), _recipe(amount), stage)
+        gaps.append((before, matching.gap()))
+        made.append(matching.inputs())
+    before, after = (sum(column) / len(gaps) for column in zip(*gaps, strict=True))
+    return Synthetic(reduce(Inputs.joined, made[:-1]), made[-1], before, after)
+
+
+def noise(program: Program, samples: int, seed: int) -> Inputs:
+    """Gaussian noise and random ids, of the structure, types and devices of the program's examples."""
+    generator = torch.Generator().manual_seed(seed)
+    examples = program.examples
+    below = dict(zip(map(id, examples.tensors), _ids_below(program), strict=True))
+
+    def drawn(x: Tensor) -> Tensor:
+        if not examples.is_batched(x):
+            return x.clone()
+        shape, rows = (samples, *x.shape[1:]), below[id(x)]
+        if x.is_floating_point():
+            return torch.randn(shape, generator=generator).to(x)
+        if rows is not None:
+            return torch.randint(rows, shape, generator=generator).to(x)
+        return x[(torch.arange(samples) % len(x)).to(x.device)]
+
+    return examples.map(drawn)
+
+
+def _ids_below(program: Program) -> list[int | None]:
+    """For each tensor among the inputs, the rows of the smallest embedding that reads it."""
+    inputs = [node for node in program.nodes if node.op == "placeholder"]
+    leaves = zip(program.examples.leaves, inputs, strict=True)
+    rows = [(leaf, list(_rows(program, node))) for leaf, node in leaves if isinstance(leaf, Tensor)]
+    return [min(found, default=None) for _, found in rows]
+
+
+def _rows(program: Program, node: fx.Node) -> Iterator[int]:
+    for user in node.users:
+        if user.op == "call_module" and isinstance(module := program.module(user), nn.Embedding):
+            yield module.num_embeddings
+        elif user.op != "call_module" and str(getattr(user.target, "__name__", user.target)) in _SAME_SHAPE:
+            yield from _rows(program, user)
+
+
+class Matching(nn.Module):
+    """A batch of inputs as parameters; the forward gives how far they are from what the batch norms saw.
+
+    The model is no part of it: it is never trained, nor put into train mode, and what is saved of this module is
+    the inputs alone.
+    """
+
+    def __init__(self, program: Program, start: Inputs, amount: Amount) -> None:
+        super().__init__()
+        self._start, self._amount = start, amount
+        self._model = [program.trainable_copy().eval().requires_grad_(requires_grad=False)]
+        self._norms = [m for m in self._model[0].modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+        self._scores = next((o for o in outputs_of(program) if o.classes is not None), None) if self._norms else None
+        self._free = [x.is_floating_point() and start.is_batched(x) for x in start.tensors]
+        tensors = zip(start.tensors, self._free, strict=True)
+        self.moved = nn.ParameterList([x.detach().clone().float() for x, free in tensors if free])
+
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the model along, though it is no submodule."""
+        self._model[0]._apply(fn)  # type: ignore[no-untyped-call]  # noqa: SLF001
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    @override
+    def forward(self, _: Tensor) -> Tensor:
+        """The loss, a scalar."""
+        gap, output = self._run()
+        return gap + self._prior(output)
+
+    def gap(self) -> float:
+        """The mean gap of the norms; NaN without any."""
+        if not self._norms:
+            return float("nan")
+        with torch.no_grad():
+            return float(self._run()[0])
+
+    def movable(self) -> bool:
+        """Whether the norms can be brought nearer by moving the inputs."""
+        return bool(self._norms and len(self.moved)) and self._run()[0].requires_grad
+
+    def inputs(self) -> Inputs:
+        """The inputs, as the model takes them."""
+        parts = self._parts()
+        return self._start.map(lambda _: next(parts).detach())
+
+    def _parts(self) -> Iterator[Tensor]:
+        """The tensors of the inputs, in order, the moved ones in the types that they come in."""
+        moved = iter(self.moved)
+        for x, free in zip(self._start.tensors, self._free, strict=True):
+            yield next(moved).to(x.dtype) if free else x.to(self._home())
+
+    def _home(self) -> torch.device:
+        return next((p.device for p in (*self.moved, *self._model[0].parameters())), torch.device("cpu"))
+
+    def _run(self) -> tuple[Tensor, Any]:
+        seen = list[Tensor]()
+
+        def look(norm: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            seen.append(_gap(norm, next(iter((*args, *kwargs.values())))))
+
+        hooks = [norm.register_forward_pre_hook(look, with_kwargs=True) for norm in self._norms]
+        parts = self._parts()
+        given = self._start.map(lambda _: next(parts))
+        try:
+            with self._differentiable():
+                output = self._model[0](*given.args, **given.kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.stack(seen).mean(), output
+
+    def _differentiable(self) -> AbstractContextManager[None]:
+        """An RNN of cuDNN has no gradient in eval mode; PyTorch's own has."""
+        recurrent = any(isinstance(module, nn.RNNBase) for module in self._model[0].modules())
+        return torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
+
+    def _prior(self, output: Any) -> Tensor:  # noqa: ANN401
+        """What is added to the gap: few classes, rough images."""
+        total: Tensor = self.moved[0].new_zeros(())
+        if self._scores is not None and self._amount.spread:
+            logits = self._scores.logits(dict(tensors_in(output))[self._scores.place])
+            shares = logits.softmax(-1).mean(0)
+            total = total + self._amount.spread * (shares * shares.clamp_min(1e-8).log()).sum()
+        if self._amount.smoothness:
+            for x in self.moved:
+                for dim in range(2, x.dim()):
+                    total = total + self._amount.smoothness * x.diff(dim=dim).square().mean()
+        return total
+
+
+def _gap(norm: nn.Module, x: Tensor) -> Tensor:
+    """How far the statistics of `x` (batch, channels, ...) are from those that the norm keeps."""
+    mean, variance = norm.get_buffer("running_mean").float(), norm.get_buffer("running_var").float() + EPSILON
+    spread, middle = torch.var_mean(x.float(), [0, *range(2, x.dim())], correction=0)
+    off = (middle - mean).square() + ((spread + EPSILON).sqrt() - variance.sqrt()).square()
+    gap: Tensor = (off / (variance + FLOOR * variance.mean())).mean()
+    return gap
+
+
+def _one_step() -> Task:
+    """The inputs are the module's own, so a batch is nothing but a step."""
+    nothing = torch.zeros(1)
+    loader: Loader = loader_of((nothing, nothing), 1, None, "steps")
+    return Task(loader, loader, loss=lambda gap, _: gap, metric_name="gap")
+
+
+def _recipe(amount: Amount) -> Recipe:
+    def adam(parameters: Any) -> torch.optim.Optimizer:  # noqa: ANN401
+        return torch.optim.Adam(parameters, lr=amount.learning_rate, betas=(0.9, 0.99))
+
+    return Recipe(steps=amount.steps, optimizer=adam, schedule=cosine(0.0), validations=0)
