@@ -1,0 +1,192 @@
+"""A torch module as its class and the arguments that make it again, proven by making it.
+
+The arguments are read off the attributes of the same names, those that are the default are left out, and (3, 3) is 3
+where that gives the same. Then the module is built, on the meta device, and compared with the one there is: every
+attribute, and the shape of every tensor. Hooks and attributes that stand in for methods refute it.
+"""
+
+import inspect
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrize import is_parametrized
+
+from fxsurgery.errors import SavingError
+
+CLASSES: Mapping[str, type[nn.Module]] = {
+    NonDynamicallyQuantizableLinear.__name__: NonDynamicallyQuantizableLinear,
+    **{n: c for n, c in vars(nn).items() if isinstance(c, type) and issubclass(c, nn.Module) and c is not nn.Module},
+}
+"""Torch's own modules, by name."""
+
+PLAIN_TREES: Mapping[str, type[nn.Module]] = {
+    "Module": nn.Module, "Sequential": nn.Sequential, "ModuleList": nn.ModuleList, "ModuleDict": nn.ModuleDict,
+}  # fmt: skip
+"""Modules that are no more than what is registered with them."""
+
+_MADE_BY_STATE = {"_parameters", "_buffers", "_modules", "training", "_flat_weights", "_flat_weight_refs"}
+_NO_ARGUMENTS = {"self", "device", "dtype"}
+_TENSORS_ASKED = {"bias": ("bias", "in_proj_bias"), "add_bias_kv": ("bias_k",)}
+"""Arguments that ask for a tensor: the attributes that hold it."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """How a module is made."""
+
+    name: str
+    """The class within `torch.nn`."""
+    arguments: Mapping[str, Any]
+    norms: tuple["Parametrised", ...] = ()
+
+    @property
+    def kind(self) -> type[nn.Module]:
+        """The class."""
+        return CLASSES[self.name]
+
+    def build(self) -> nn.Module:
+        """The module, its tensors on the meta device.
+
+        Raises:
+            SavingError: torch does not make it so.
+        """
+        try:
+            with torch.device("meta"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # such as that a dropout of one layer does nothing
+                module = self.kind(**self.arguments)
+                for norm in self.norms:
+                    norm.apply(module)
+        except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, KeyError) as error:
+            raise SavingError(f"torch.nn.{self.name} cannot be made of {dict(self.arguments)}: {error}") from error
+        return module.eval()
+
+
+@dataclass(frozen=True)
+class Parametrised:
+    """A tensor of a module that is computed from others: `torch.nn.utils.parametrizations`."""
+
+    function: str
+    """`weight_norm` or `spectral_norm`."""
+    tensor: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def apply(self, module: nn.Module) -> None:
+        """Parametrise `module`."""
+        if self.function not in {"weight_norm", "spectral_norm"}:
+            raise SavingError(f"no parametrisation is called {self.function!r}")
+        getattr(parametrizations, self.function)(module, self.tensor, **self.options)
+
+
+def describe(module: nn.Module) -> Described:
+    """How `module` is made.
+
+    Raises:
+        SavingError: it cannot be told, and why.
+    """
+    kind = type(module).__mro__[1] if is_parametrized(module) else type(module)
+    if CLASSES.get(kind.__name__) is not kind:
+        raise SavingError(f"its class {kind.__module__}.{kind.__qualname__} is none of torch's")
+    norms = tuple(_norms(module)) if is_parametrized(module) else ()
+    given = _arguments(module, kind)
+    reasons = list[str]()
+    for arguments in (_shortened(given), given):
+        found = Described(kind.__name__, _beyond_defaults(kind, arguments), norms)
+        try:
+            difference = _difference(found.build(), module)
+        except SavingError as error:
+            difference = str(error)
+        if not difference:
+            return found
+        reasons.append(difference)
+    raise SavingError(reasons[-1])
+
+
+def parameters_of(kind: type[nn.Module]) -> list[inspect.Parameter]:
+    """What the constructor takes, without what a description has no use for."""
+    signature = inspect.signature(nn.RNNBase.__init__ if issubclass(kind, nn.RNNBase) else kind.__init__)
+    found = [p for p in signature.parameters.values() if p.name not in _NO_ARGUMENTS and not p.name.startswith("_")]
+    if issubclass(kind, nn.RNNBase):
+        found = [p for p in found if p.name != "mode"]
+        if kind is nn.RNN:
+            found.append(inspect.Parameter("nonlinearity", inspect.Parameter.KEYWORD_ONLY, default="tanh"))
+    return [p for p in found if p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
+
+
+def _arguments(module: nn.Module, kind: type[nn.Module]) -> dict[str, Any]:
+    arguments = dict[str, Any]()
+    for parameter in parameters_of(kind):
+        name = parameter.name
+        places = [a for a in _TENSORS_ASKED.get(name, ()) if hasattr(module, a)]
+        if places and not isinstance(getattr(module, places[-1]), bool):
+            arguments[name] = getattr(module, places[-1]) is not None
+        elif hasattr(module, name):
+            arguments[name] = getattr(module, name)
+        elif parameter.default is parameter.empty:
+            raise SavingError(f"the argument {name!r} of torch.nn.{kind.__name__} cannot be told from its attributes")
+    return arguments
+
+
+def _shortened(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def short(value: Any) -> Any:  # noqa: ANN401 -- any argument
+        same = isinstance(value, tuple) and value and all(isinstance(v, int) and v == value[0] for v in value)
+        return value[0] if same else value
+
+    return {name: short(value) for name, value in arguments.items()}
+
+
+def _beyond_defaults(kind: type[nn.Module], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = {p.name: p.default for p in parameters_of(kind)}
+    return {n: v for n, v in arguments.items() if not (type(v) is type(defaults[n]) and v == defaults[n])}
+
+
+def _norms(module: nn.Module) -> Iterable[Parametrised]:
+    for tensor, steps in module.parametrizations.items():  # type: ignore[operator, union-attr]
+        step: Any = steps[0] if len(steps) == 1 else None
+        match type(step).__name__:
+            case "_WeightNorm":
+                yield Parametrised("weight_norm", tensor, {"dim": None if step.dim == -1 else step.dim})
+            case "_SpectralNorm":
+                options = {name: getattr(step, name) for name in ("n_power_iterations", "eps", "dim")}
+                yield Parametrised("spectral_norm", tensor, options)
+            case _:
+                raise SavingError(f"its {tensor} is parametrised by {', '.join(type(s).__name__ for s in steps)}")
+
+
+def _difference(built: nn.Module, module: nn.Module) -> str:
+    """What tells the two apart; empty where nothing does."""
+    pairs = dict(built.named_modules()), dict(module.named_modules())
+    if pairs[0].keys() != pairs[1].keys():
+        return f"it has modules {', '.join(sorted(pairs[0].keys() ^ pairs[1].keys()))} that its class does not explain"
+    for path, twin in pairs[0].items():
+        if found := _attributes_differ(twin, pairs[1][path]):
+            return f"`{path}`: {found}" if path else found
+    shapes = [{n: t.shape for n, t in (*m.named_parameters(), *m.named_buffers())} for m in (built, module)]
+    if shapes[0] != shapes[1]:
+        odd = next(n for n in shapes[0].keys() | shapes[1].keys() if shapes[0].get(n) != shapes[1].get(n))
+        return f"its {odd} is {shapes[1].get(odd)}, and would be {shapes[0].get(odd)}"
+    return ""
+
+
+def _attributes_differ(built: nn.Module, module: nn.Module) -> str:
+    ours, theirs = ({k: v for k, v in vars(m).items() if k not in _MADE_BY_STATE} for m in (built, module))
+    for name, value in ours.items():
+        if name == "_load_state_dict_pre_hooks" and is_parametrized(module):
+            continue  # they read checkpoints of the older weight_norm, and are there with every newer one
+        if name not in theirs or not _same(value, theirs[name]):
+            if name.endswith("_hooks"):
+                return f"it has {name.strip('_')}"
+            return f"its {name} is {str(theirs.get(name))[:60]}, and would be {str(value)[:60]}"
+    odd = [n for n in theirs.keys() - ours.keys() if hasattr(type(module), n)]
+    return f"its {', '.join(odd)} was replaced on the object" if odd else ""
+
+
+def _same(left: object, right: object) -> bool:
+    if isinstance(left, Tensor) or isinstance(right, Tensor):
+        return False
+    return type(left) is type(right) and bool(left == right)

@@ -1,0 +1,42 @@
+"""A program as Python code that needs torch and nothing else, proven in a process of its own."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from fxsurgery.files import write_whole
+from fxsurgery.program import Program
+from fxsurgery.saving.programs import new_folder
+from fxsurgery.saving.standalone.proof import prove
+from fxsurgery.saving.standalone.source import requirements, source
+from fxsurgery.saving.tensors import first_names, named_state, write_tensors
+
+__all__ = ["source", "write_standalone"]
+
+CODE, WEIGHTS, NEEDS = "model.py", "weights.safetensors", "requirements.txt"
+SIGN = "in plain PyTorch."
+"""What the first line of the code ends with."""
+
+
+def write_standalone(program: Program, folder: Path) -> None:
+    """Write `model.py`, its weights and requirements as a folder that is there whole or not at all.
+
+    Raises:
+        SavingError: a module cannot be written as code, or the code is not proven to do what the program does.
+        RunError: the folder cannot be written to, or holds something else.
+    """
+    program = _on_cpu(program)
+    with new_folder(folder, (CODE, WEIGHTS, NEEDS), SIGN) as fresh:
+        state = named_state(program.graph_module)
+        first = first_names(state)
+        write_tensors(fresh / WEIGHTS, {name: tensor for name, tensor in state if first[name] == name})
+        write_whole(fresh / CODE, source(program).encode())
+        write_whole(fresh / NEEDS, requirements().encode())
+        prove(program, fresh)
+
+
+def _on_cpu(program: Program) -> Program:
+    if all(t.device.type == "cpu" for _, t in named_state(program.graph_module)):
+        return program
+    examples = program.examples.map(lambda x: x.cpu())
+    model = program.trainable_copy().cpu()
+    return replace(program, graph_module=model, example_inputs=examples.args, example_kwargs=examples.kwargs)

@@ -1,0 +1,348 @@
+"""The forward of a model as statements: names that a person would give, and one thought a line.
+
+What is read at once (a parameter, a size, a step of a chain of methods) stands where it is used. Every other node is
+an assignment. A value that ends with its use hands its name on, so that the trunk of a network stays `x`.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+from torch.fx.graph import _PyTreeCodeGen
+from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
+from torch.nn.modules.conv import _ConvNd
+from torch.utils import _pytree as pytree
+
+from fxsurgery.program import Program
+from fxsurgery.saving.outputs import keys_of
+from fxsurgery.saving.standalone.calls import arguments, call, is_operator, is_setitem
+from fxsurgery.saving.standalone.chains import Chain
+from fxsurgery.saving.standalone.dead import dead
+from fxsurgery.saving.standalone.kinds import Kinds
+from fxsurgery.saving.standalone.literals import Code, Show, index, shown
+from fxsurgery.saving.standalone.names import Names, fitting
+from fxsurgery.saving.standalone.signature import TAKEN, Argument, placeholders
+from fxsurgery.saving.standalone.tree import Tree
+
+LONGEST = 72
+"""Columns that a statement may have before parts of it get a line of their own."""
+DEEPEST = 3
+"""Steps in one statement."""
+MIXING = (_ConvNd, nn.Linear, nn.Embedding, nn.RNNBase, nn.Bilinear)
+SHAPING = {"to", "float", "contiguous", "view", "reshape", "transpose", "permute", "flatten", "unsqueeze", "squeeze",
+           "expand", "clone", "type_as", "detach", "unflatten"}  # fmt: skip
+"""Methods that give the same thing in another form."""
+_PURE_READS = {"size", "dim", "numel", "ndimension"}
+
+
+@dataclass
+class Statement:
+    """A line of forward."""
+
+    node: fx.Node
+    names: tuple[str, ...]
+    """What it assigns; nothing for a line that only does something."""
+    code: str
+    section: str
+
+
+class Forward:
+    """Writes the body of forward."""
+
+    def __init__(self, program: Program, tree: Tree, chains: Mapping[str, Chain], given: list[Argument]) -> None:
+        self._program, self._tree, self._kinds = program, tree, Kinds(program)
+        self._places = placeholders(program, given)
+        self._arguments = given
+        self._skipped, self._heads = _in_chains(chains)
+        self._dead = dead(program)
+        self._inline = self._inlined()
+        self._unpacked = self._unpackings()
+        self._aliases, self._section_now = self._shortened(), ""
+        self.uses = set[str]()
+
+    def statements(self) -> Iterator[Statement]:
+        """The lines, the last of which returns."""
+        steps = [n for n in self._program.nodes if self._is_statement(n)]
+        last = {r: i for i, n in enumerate(steps) for r in self._reads(n)}
+        names = Names(last)
+        self._name_arguments(names)
+        section = ""
+        for at, node in enumerate(steps):
+            if node.op == "output":
+                yield Statement(node, (), f"return {self._returned(node, names)}", section)
+                return
+            before, section = section, self._section(node, section)
+            self._section_now = section if section in self._aliases else ""
+            if section != before and self._section_now:
+                alias = self._aliases[section]
+                yield Statement(node, (alias,), f"{alias} = {self._tree.access(section)}", section)
+            statement = self._statement(node, at, names, section)
+            if len(statement.names) == 1 and at == len(steps) - 2 and steps[-1].args[0] in {node, (node,)}:
+                code = statement.code.removeprefix(f"{statement.names[0]} = ")
+                yield Statement(node, (), f"return {code}", section)
+                return
+            yield statement
+
+    def gives_tensor(self) -> bool:
+        """Whether forward returns one tensor."""
+        [output] = [n for n in self._program.nodes if n.op == "output"]
+        codegen = self._program.graph_module.graph._codegen  # noqa: SLF001 -- how the outputs are put together
+        simple = not isinstance(codegen, _PyTreeCodeGen) or (
+            codegen.pytree_info.out_spec is not None and codegen.pytree_info.out_spec.is_leaf()
+        )
+        value = output.args[0]
+        value = value[0] if isinstance(value, (tuple, list)) and len(value) == 1 and simple else value
+        return simple and self._kinds.is_tensor(value)
+
+    def _statement(self, node: fx.Node, at: int, names: Names, section: str) -> Statement:
+        if is_setitem(node):
+            value = self._code(node.args[2], names)
+            return Statement(node, (), f"{self._indexed(node, names)} = {value.text}", section)
+        code = self._code(node, names, itself=True)
+        if not node.users and node not in self._unpacked:
+            return Statement(node, (), code.text, section)
+        if node in self._unpacked:
+            parts = self._unpacked[node]
+            given = [names.give(p, self._hint(p), at, []) if p is not None else "_" for p in parts]
+            return Statement(node, tuple(given), f"{', '.join(given)} = {code.text}", section)
+        name = names.give(node, self._hint(node), at, self._handing_on(node))
+        return Statement(node, (name,), f"{name} = {code.text}", section)
+
+    def _handing_on(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes whose name the result may take: what it is a later stage of."""
+        source = self._heads[node][1] if node in self._heads else node
+        if not self._kinds.is_tensor(node) or not source.args:
+            return []
+        first = source.args[0]
+        if isinstance(first, fx.Node) and not is_operator(source):
+            reads = self._reads(first) if first in self._inline else [first]
+        else:
+            reads = self._reads(node)
+        return [r for r in reads if self._kinds.is_tensor(r)]
+
+    def _indexed(self, node: fx.Node, names: Names) -> str:
+        return f"{self._code(node.args[0], names).within(20)}[{index(node.args[1], self._special(names))}]"
+
+    def _special(self, names: Names) -> Show:
+        return lambda value: self._node_code(value, names) if isinstance(value, fx.Node) else None
+
+    def _code(self, value: Any, names: Names, *, itself: bool = False) -> Code:  # noqa: ANN401 -- any argument
+        if itself:
+            return self._called(value, names)
+        return shown(value, self._special(names))
+
+    def _node_code(self, node: fx.Node, names: Names) -> Code:
+        if node.op == "placeholder":
+            return Code(names.of.get(node, self._places[node]))
+        if node.op == "get_attr":
+            return Code(self._attribute(str(node.target)))
+        return self._called(node, names) if node in self._inline else Code(names.of[node])
+
+    def _called(self, node: fx.Node, names: Names) -> Code:
+        special = self._special(names)
+        if node.op == "call_module":
+            path, source = self._heads.get(node, (str(node.target), node))
+            return Code(f"{self._access(path)}({arguments(source.args, source.kwargs, special)})")
+        found = call(node, special, tensors=bool(node.args) and self._kinds.is_tensor(node.args[0]))
+        for word in ("operator.", "math.", "F."):
+            if found.text.startswith(word) or f" {word}" in found.text or f"({word}" in found.text:
+                self.uses.add(word[:-1])
+        return found
+
+    def _attribute(self, path: str) -> str:
+        return "self.training" if path.rpartition(".")[2] == "training" else self._access(path)
+
+    def _access(self, path: str) -> str:
+        """The code for a module or tensor, by the short name of the section that it is in."""
+        if self._section_now and path.startswith(f"{self._section_now}."):
+            whole = self._tree.access(self._section_now)
+            return self._aliases[self._section_now] + self._tree.access(path).removeprefix(whole)
+        return self._tree.access(path)
+
+    def _shortened(self) -> dict[str, str]:
+        """By path of a section that is named more than once: its short name."""
+        found, taken = dict[str, str](), {a.name for a in self._arguments} | TAKEN | {"x"}
+        calls = [n for n in self._program.nodes if n.op == "call_module" and n not in self._skipped]
+        paths = {self._heads.get(n, (str(n.target), n))[0] for n in calls}
+        for section in dict.fromkeys(self._section(n, "") for n in calls):
+            inside = [p for p in paths if p.startswith(f"{section}.")]
+            if section and len(inside) > 1:
+                word = next((w for w in reversed(section.split(".")) if not w.isdigit()), "block")
+                name = fitting(word[:-1] if word.endswith("s") and len(word) > 3 else word)
+                name = "block" if name[-1].isdigit() or name == "feature" else name
+                found[section] = f"{name}_" if name in taken else name
+        return found
+
+    def _is_statement(self, node: fx.Node) -> bool:
+        if node.op in {"placeholder", "get_attr"} or node in self._skipped | self._inline | self._dead:
+            return False
+        parent = node.args[0] if node.args else None
+        return not (isinstance(parent, fx.Node) and parent in self._unpacked and node in self._unpacked[parent])
+
+    def _reads(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes with a name that the statement of `node` reads."""
+        source = self._heads[node][1] if node in self._heads else node
+        found = list[fx.Node]()
+        for read in source.all_input_nodes:
+            found += self._reads(read) if read in self._inline else [read]
+        return [n for n in found if n.op != "get_attr"]
+
+    def _inlined(self) -> set[fx.Node]:
+        """What stands where it is used."""
+        found, depth = set[fx.Node](), dict[fx.Node, int]()
+        for node in self._program.nodes:
+            if node in self._skipped or node.op not in {"call_function", "call_method", "call_module"}:
+                continue
+            if self._is_number(node) or self._is_step(node, depth):
+                found.add(node)
+        return found
+
+    def _is_number(self, node: fx.Node) -> bool:
+        """A size, or a number made of some, that is used once; or the shape that sizes are read of."""
+        if self._kinds.is_tensor(node) or is_setitem(node) or node.op == "call_module" or not node.users:
+            return False
+        if node.target is getattr or (node.target in _PURE_READS and (len(node.users) == 1 or len(node.args) == 1)):
+            return True
+        plain = self._kinds.length(node) is None and all(not self._kinds.is_tensor(a) for a in node.all_input_nodes)
+        return plain and len(node.users) == 1
+
+    def _is_step(self, node: fx.Node, depth: dict[fx.Node, int]) -> bool:
+        """A step in a chain: used once, by the next node, which does something to it first of all."""
+        user = next(iter(node.users), None)
+        if user is None or len(node.users) > 1 or not self._kinds.is_tensor(node) or user in self._skipped:
+            return False
+        if user.op == "output" or is_setitem(user) or not user.args or user.args[0] is not node:
+            return False
+        if not self._is_next(node, user) or node.op == "call_module":
+            return False
+        steps = 1 + max((depth.get(r, 0) for r in node.all_input_nodes), default=0)
+        chained = user.op == "call_method" and node.op == "call_method"
+        long = len(str(node.args)) + len(str(user.args)) + 16 * steps > LONGEST
+        if long or steps >= DEEPEST or not (chained or is_operator(node)) or str(node.target).endswith("_"):
+            return False
+        depth[node] = steps
+        return True
+
+    def _is_next(self, node: fx.Node, user: fx.Node) -> bool:
+        """Whether nothing but reading of sizes happens between the two."""
+        between = node.next
+        while between is not user and (between.op == "get_attr" or self._is_number(between)):
+            between = between.next
+        return between is user
+
+    def _unpackings(self) -> dict[fx.Node, list[fx.Node | None]]:
+        """Nodes that give several things, all of which are taken out by position."""
+        found = dict[fx.Node, list[fx.Node | None]]()
+        for node in self._program.nodes:
+            length = self._kinds.length(node)
+            if node in self._inline or not length or length > 8 or node.op in {"placeholder", "get_attr", "output"}:
+                continue
+            if any(node in parts for parts in found.values()):
+                continue  # has a name already: what is in it is read by position
+            parts: list[fx.Node | None] = [None] * length
+            for user in node.users:
+                position = user.args[1] if _takes_item(user, node) else None
+                if not isinstance(position, int) or not -length <= position < length or parts[position] is not None:
+                    break
+                parts[position] = user
+            else:
+                if length > 1 and any(parts) and user not in self._inline:
+                    found[node] = parts
+                    self._inline -= {p for p in parts if p is not None}
+        return found
+
+    def _name_arguments(self, names: Names) -> None:
+        for argument in self._arguments:
+            names.age[argument.name] = -1
+            if len(argument.name) <= 2:
+                names.trunks.add(argument.name)
+        names.lasting |= set(self._aliases.values())
+        for node, place in self._places.items():
+            if place.isidentifier():
+                names.of[node] = place
+            else:
+                names.lasting.add(re.split(r"\W", place, maxsplit=1)[0])
+
+    def _hint(self, node: fx.Node) -> str:
+        if node.op in {"placeholder", "get_attr"}:
+            return fitting(self._places.get(node) or str(node.target).rpartition(".")[2])
+        if node.op == "call_module":
+            path = self._heads.get(node, (str(node.target), node))[0]
+            words = [w for w in path.split(".") if not w.isdigit()]
+            mixes = isinstance(self._program.module(node), MIXING)
+            return ("=" if mixes else "") + fitting(words[-1] if words else "x")
+        if node.target is F.scaled_dot_product_attention:
+            return "=attention"
+        if node.op == "call_function" and node.name.startswith("getitem") and isinstance(node.args[0], fx.Node):
+            name = self._part_hint(node.args[0], node.args[1])
+        elif node.target in SHAPING and isinstance(node.args[0], fx.Node):
+            name = self._hint(node.args[0]).removeprefix("=") or node.name
+        else:
+            name = re.sub(r"_?\d+$", "", node.name)
+        return fitting(name)
+
+    def _part_hint(self, whole: fx.Node, position: object) -> str:
+        if whole.target is getattr or whole.target == "size":
+            return (
+                "batch"
+                if position == 0
+                else f"size{position}"
+                if isinstance(position, int) and position > 0
+                else "size"
+            )
+        return "part" if whole.op == "placeholder" else self._hint(whole).removeprefix("=")
+
+    def _section(self, node: fx.Node, before: str) -> str:
+        """The part of the model that a node belongs to: its path up to the first number in it.
+
+        What is called as a whole needs no heading.
+        """
+        if node.op == "call_module":
+            path = self._heads.get(node, (str(node.target), node))[0]
+        else:
+            path = str(node.meta.get("inside") or "")
+            if not path:
+                return before
+        parts = path.split(".")
+        end = next((i + 1 for i, p in enumerate(parts) if p.isdigit()), 0)
+        if node.op == "call_module" and end == len(parts):
+            return ""
+        return ".".join(parts[:end]) if re.fullmatch(r"[\w.]+", path) else ""
+
+    def _returned(self, node: fx.Node, names: Names) -> str:
+        value: Any = node.args[0]
+        codegen = self._program.graph_module.graph._codegen  # noqa: SLF001 -- how the outputs are put together
+        if isinstance(codegen, _PyTreeCodeGen) and codegen.pytree_info.out_spec is not None:
+            leaves = list(value) if isinstance(value, (tuple, list)) else [value]
+            value = _plain(codegen.pytree_info.out_spec, iter(leaves))
+        if isinstance(value, tuple) and len(value) > 1:
+            return ", ".join(self._code(v, names).text for v in value)
+        return self._code(value, names).text
+
+
+def _takes_item(user: fx.Node, node: fx.Node) -> bool:
+    return user.op == "call_function" and user.name.startswith("getitem") and user.args[0] is node
+
+
+def _plain(spec: pytree.TreeSpec, leaves: Iterator[Any]) -> Any:  # noqa: ANN401 -- any structure
+    """The output as dicts, tuples and lists."""
+    if spec.is_leaf():
+        return next(leaves)
+    children = [_plain(spec.child(i), leaves) for i in range(spec.num_children)]
+    if spec.type in {tuple, list}:
+        return spec.type(children)
+    keys = keys_of(spec)
+    return tuple(children) if keys is None else dict(zip(keys, children, strict=True))
+
+
+def _in_chains(chains: Mapping[str, Chain]) -> tuple[set[fx.Node], dict[fx.Node, tuple[str, fx.Node]]]:
+    """The nodes that a sequence swallows, and for its last node, its path and its first node."""
+    skipped, heads = set[fx.Node](), dict[fx.Node, tuple[str, fx.Node]]()
+    for path, chain in chains.items():
+        if chain.nodes[-1] in heads or chain.nodes[-1] in skipped:
+            continue
+        heads[chain.nodes[-1]] = (path, chain.nodes[0])
+        skipped |= set(chain.nodes[:-1])
+    return skipped, heads

@@ -1,0 +1,95 @@
+"""Constants as Python code, and what stands for a call: an expression with its precedence."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fxsurgery.errors import SavingError
+
+ATOM, POWER, UNARY, NOT, LOOSE = 20, 18, 17, 6, 0
+
+
+@dataclass(frozen=True)
+class Code:
+    """A piece of Python; the higher its precedence, the less it wants parentheses."""
+
+    text: str
+    precedence: int = ATOM
+
+    def within(self, precedence: int) -> str:
+        """The text, in parentheses where it binds no tighter than what is around it."""
+        return self.text if self.precedence >= precedence else f"({self.text})"
+
+
+Show = Callable[[Any], Code | None]
+"""The code of values that are no constants, such as nodes."""
+
+
+def shown(value: Any, special: Show = lambda _: None) -> Code:  # noqa: ANN401 -- any argument of a node
+    """`value` as code.
+
+    Raises:
+        SavingError: there is no code for it.
+    """
+    if (found := special(value)) is not None:
+        return found
+    if isinstance(value, (tuple, list, Mapping, slice)):
+        return Code(_structure(value, special))
+    if value is None or isinstance(value, bool):
+        return Code(repr(value))
+    if isinstance(value, str):
+        return Code(json.dumps(value, ensure_ascii=False) if value.isprintable() else repr(value))
+    return _number(value) if isinstance(value, (int, float)) else _torchs(value)
+
+
+def _structure(value: Any, special: Show) -> str:  # noqa: ANN401 -- a tuple, list, dict or slice
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{shown(k, special).text}: {shown(v, special).text}' for k, v in value.items())}}}"
+    if isinstance(value, slice):
+        return f"slice({', '.join(shown(v, special).text for v in (value.start, value.stop, value.step))})"
+    items = [shown(v, special).text for v in value]
+    if isinstance(value, list):
+        return f"[{', '.join(items)}]"
+    return f"({items[0]},)" if len(items) == 1 else f"({', '.join(items)})"
+
+
+def _number(value: float) -> Code:
+    if not math.isfinite(value):
+        return Code(f'float("{value}")')
+    return Code(repr(value).replace("e+", "e"), ATOM if value >= 0 and not str(value).startswith("-") else UNARY)
+
+
+def _torchs(value: object) -> Code:
+    if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
+        return Code(str(value))
+    if isinstance(value, torch.device):
+        return Code(f'torch.device("{value}")')
+    if value is ...:
+        return Code("...")
+    if isinstance(value, complex):
+        return Code(f"complex({value.real!r}, {value.imag!r})")
+    raise SavingError(f"a value of type {type(value).__name__} cannot be written as code")
+
+
+def index(value: Any, special: Show) -> str:  # noqa: ANN401 -- any index
+    """`value` as it stands between square brackets."""
+    if isinstance(value, tuple) and value:
+        items = [_one_index(v, special) for v in value]
+        return f"{items[0]}," if len(items) == 1 else ", ".join(items)
+    return _one_index(value, special)
+
+
+def _one_index(value: Any, special: Show) -> str:  # noqa: ANN401 -- any index
+    if not isinstance(value, slice):
+        return shown(value, special).text
+    bounds = [None if v is None else shown(v, special) for v in (value.start, value.stop, value.step)]
+    # A formatter sets off bounds that are no simple names or numbers.
+    simple = all(b is None or b.text.lstrip("-").replace("_", "").isalnum() for b in bounds)
+    start, stop, step = ("" if b is None else b.text for b in bounds)
+    if simple:
+        return f"{start}:{stop}" + (f":{step}" if step else "")
+    return f"{start} : {stop}".strip(" ") + (f" : {step}" if step else "")

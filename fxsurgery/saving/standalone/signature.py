@@ -1,0 +1,91 @@
+"""How the generated forward is called: the user's names, and where each placeholder is in them."""
+
+import keyword
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx
+from torch.fx.graph import _PyTreeCodeGen
+from torch.utils import _pytree as pytree
+
+from fxsurgery.program import Program
+from fxsurgery.saving.standalone.literals import Code, shown
+
+TAKEN = {"self", "torch", "nn", "F", "operator", "math", "abs", "bool", "float", "getattr", "int", "len", "max", "min",
+         "pow", "round", "slice", "sum", "tuple", "list", "divmod", "complex"}  # fmt: skip
+"""Names that mean something else in the generated code."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of forward."""
+
+    name: str
+    value: Any
+    """The example."""
+    by_name: bool
+
+
+def arguments_of(program: Program) -> list[Argument]:
+    """The arguments of forward, under the user's names."""
+    codegen = program.graph_module.graph._codegen  # noqa: SLF001 -- how the inputs are taken apart
+    inputs = program.examples
+    if isinstance(codegen, _PyTreeCodeGen):
+        names = codegen.pytree_info.orig_args
+    else:
+        names = [str(n.target) for n in program.nodes if n.op == "placeholder"]
+    values = [*((v, False) for v in inputs.args), *((v, True) for v in inputs.kwargs.values())]
+    return [Argument(_fit(name), value, named) for name, (value, named) in zip(names, values, strict=True)]
+
+
+def _fit(name: str) -> str:
+    return f"{name}_" if keyword.iskeyword(name) or name in TAKEN else name
+
+
+def placeholders(program: Program, arguments: list[Argument]) -> dict[fx.Node, str]:
+    """For each placeholder, the code that reads it: an argument, or a part of one."""
+    nodes = [n for n in program.nodes if n.op == "placeholder"]
+    places = [place for a in arguments for place in _places(a.name, a.value)]
+    return dict(zip(nodes, places, strict=True))
+
+
+def _places(code: str, value: Any) -> Iterator[str]:  # noqa: ANN401 -- any structure
+    """The code of every leaf, in the order of the flattened structure."""
+    for path, _ in pytree.tree_flatten_with_path(value)[0]:
+        yield code + "".join(_step(key) for key in path)
+
+
+def _step(key: Any) -> str:  # noqa: ANN401 -- a key of pytree
+    if isinstance(key, pytree.SequenceKey):
+        return f"[{key.idx}]"
+    if isinstance(key, pytree.MappingKey):
+        return f"[{shown(key.key).text}]"
+    return f".{key.name}"
+
+
+def header(arguments: list[Argument], *, gives_tensor: bool) -> str:
+    """The line that begins forward."""
+    listed = ", ".join(f"{a.name}: Tensor" if isinstance(a.value, Tensor) else a.name for a in arguments)
+    return f"def forward(self, {listed}){' -> Tensor' if gives_tensor else ''}:"
+
+
+def example_code(value: Any) -> Code:  # noqa: ANN401 -- any structure
+    """Random inputs like `value`, as code."""
+    return shown(value, _random)
+
+
+def _random(value: object) -> Code | None:
+    if not isinstance(value, Tensor):
+        return None
+    shape, dtype = ", ".join(map(str, value.shape)), f"dtype={value.dtype}"
+    comma = ", " if shape else ""
+    size = f"({shape}{',' if value.dim() == 1 else ''})"
+    if value.is_floating_point():
+        more = "" if str(value.dtype) == "torch.float32" else f", {dtype}"
+        return Code(f"torch.randn({shape or '()'}{more})")
+    if str(value.dtype) == "torch.bool" or not value.numel() or value.is_complex():
+        return Code(f"torch.ones({shape}{comma}{dtype})" if shape else f"torch.ones((), {dtype})")
+    low, high = int(value.min()), int(value.max()) + 1
+    more = "" if str(value.dtype) == "torch.int64" else f", {dtype}"
+    return Code(f"torch.randint({low}, {high}, {size}{more})")

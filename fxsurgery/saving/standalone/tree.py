@@ -1,0 +1,179 @@
+"""The modules of a model as constructor calls, and how code reaches them."""
+
+import keyword
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxsurgery.errors import SavingError
+from fxsurgery.program import Program
+from fxsurgery.saving.described import Described, Parametrised, describe, parameters_of
+from fxsurgery.saving.standalone.chains import Chain, is_tree, ordered
+from fxsurgery.saving.standalone.literals import shown
+from fxsurgery.saving.stochastic_depth import depth_of
+
+GROUP_ATTRIBUTES = set(dir(nn.ModuleDict))
+
+
+class Tree:
+    """The constructors of a model, and the helpers that they want."""
+
+    def __init__(self, program: Program, chains: Mapping[str, Chain]) -> None:
+        self.helpers = set[str]()
+        """Of the generated file: `Group`, `StochasticDepth`; and what it imports: `OrderedDict`, `weight_norm`, ..."""
+        self._root, self._chains = program.graph_module, chains
+        self._used = list(dict.fromkeys(str(n.target) for n in program.nodes if n.op in {"call_module", "get_attr"}))
+        self._late = list[str]()
+        self._known = dict[int, str]()
+        self._kinds = {path: self._kind(path, m) for path, m in self._root.named_modules() if is_tree(m) or not path}
+
+    def statements(self) -> list[str]:
+        """The body of `__init__`."""
+        made = [(name, self._module(name, module)) for name, module in ordered(self._root, "", self._used)]
+        lines = [self._tensor_statement("", name, tensor) for name, tensor in _tensors(self._root)]
+        match self._kinds[""]:
+            case "list":
+                lines.insert(0, f"super().__init__({', '.join(code for _, code in made)})")
+            case "dict":
+                keyed = ", ".join(f'"{name}": {code}' for name, code in made)
+                lines.insert(0, f"super().__init__({{{keyed}}})")
+            case _:
+                lines = ["super().__init__()", *lines, *(f"self.{name} = {code}" for name, code in made)]
+        return [*lines, *self._late, *self._ties(), *self._frozen()]
+
+    @property
+    def base(self) -> str:
+        """What the model's class derives from: its parts may have numbers for names."""
+        return {"list": "nn.Sequential", "dict": "nn.ModuleDict"}.get(self._kinds[""], "nn.Module")
+
+    def access(self, path: str) -> str:
+        """The code for the module or tensor at `path`."""
+        code, at = "self", ""
+        for part in path.split("."):
+            kind = self._kinds.get(at, "leaf")
+            code += f"[{part}]" if kind == "list" else f'["{part}"]' if kind == "dict" else f".{part}"
+            at = f"{at}.{part}" if at else part
+        return code
+
+    def _kind(self, path: str, module: nn.Module) -> str:
+        """How the parts of a container are kept: `list` by position, `dict` by key, `named` as attributes."""
+        names = [name for name, _ in (*ordered(module, path, self._used), *_tensors(module))]
+        if not all(part.replace("_", "").replace("-", "").replace(" ", "").isalnum() for part in names):
+            raise SavingError(f"`{path}` has parts with names that code cannot have: {names}")
+        numbered = names == [str(i) for i in range(len(names))] and not list(_tensors(module))
+        if names and numbered:
+            return "list"
+        plain = all(n.isidentifier() and not keyword.iskeyword(n) for n in names)
+        return "named" if plain else "dict"
+
+    def _module(self, path: str, module: nn.Module) -> str:
+        """The constructor call; empty for another name of a module, which is set later."""
+        if id(module) in self._known:
+            self._late.append(f"{self.access(path)} = {self.access(self._known[id(module)])}")
+            return "nn.Module()"
+        self._known[id(module)] = path
+        if is_tree(module):
+            return self._container(path, module)
+        if (depth := depth_of(module)) is not None:
+            self.helpers.add("StochasticDepth")
+            mode = "" if depth.mode == "row" else f', mode="{depth.mode}"'
+            return f"StochasticDepth({depth.p!r}{mode})"
+        try:
+            found = describe(module)
+        except SavingError as error:
+            kind = f"{type(module).__module__}.{type(module).__qualname__}"
+            raise SavingError(
+                f"`{path}` ({kind}) cannot be written as code: {error}. Save the result with `save` instead, and load "
+                "it with original=your_model"
+            ) from error
+        return self._layer(found)
+
+    def _layer(self, found: Described) -> str:
+        name = "Linear" if found.name == "NonDynamicallyQuantizableLinear" else found.name
+        code = f"nn.{name}({_arguments(found)})"
+        for norm in found.norms:
+            code = self._parametrised(norm, code)
+        return code
+
+    def _parametrised(self, norm: Parametrised, code: str) -> str:
+        self.helpers.add(norm.function)
+        options = "".join(f", {name}={shown(value).text}" for name, value in norm.options.items())
+        return f'{norm.function}({code}, "{norm.tensor}"{options})'
+
+    def _container(self, path: str, module: nn.Module) -> str:
+        parts = [(name, self._module(f"{path}.{name}", child)) for name, child in ordered(module, path, self._used)]
+        tensors = list(_tensors(module))
+        keyed = ", ".join(f'"{name}": {code}' for name, code in parts)
+        if path in self._chains:
+            if self._kinds[path] == "list":
+                return f"nn.Sequential({', '.join(code for _, code in parts)})"
+            self.helpers.add("OrderedDict")
+            return f"nn.Sequential(OrderedDict({{{keyed}}}))"
+        if self._kinds[path] == "list":
+            return f"nn.ModuleList([{', '.join(code for _, code in parts)}])"
+        if self._kinds[path] == "dict":
+            self._late += [s for n, t in tensors if (s := self._tensor_statement(path, n, t))]
+            return f"nn.ModuleDict({{{keyed}}})"
+        self.helpers.add("Group")
+        late = module._non_persistent_buffers_set  # noqa: SLF001 -- no other way to ask
+        self._late += [self._tensor_statement(path, n, t) for n, t in tensors if n in late]
+        named = [(name, _made(tensor)) for name, tensor in tensors if name not in late]
+        return f"Group({', '.join(f'{name}={code}' for name, code in (*named, *parts))})"
+
+    def _tensor_statement(self, parent: str, name: str, tensor: Tensor) -> str:
+        place = self.access(parent) if parent else "self"
+        if isinstance(tensor, nn.Parameter):
+            return f"{place}.{name} = {_made(tensor)}"
+        owner = self._root.get_submodule(parent)
+        persistent = "" if name not in owner._non_persistent_buffers_set else ", persistent=False"  # noqa: SLF001
+        return f'{place}.register_buffer("{name}", {_made(tensor)}{persistent})'
+
+    def _ties(self) -> Iterator[str]:
+        first = dict[int, str]()
+        modules = dict[int, str]()
+        for path, module in self._root.named_modules(remove_duplicate=False):
+            if modules.setdefault(id(module), path) != path:
+                continue
+            for name, tensor in _tensors(module):
+                place = f"{path}.{name}" if path else name
+                known = first.setdefault(id(tensor), place)
+                if known != place:
+                    yield f"{self.access(place)} = {self.access(known)}"
+
+    def _frozen(self) -> Iterator[str]:
+        """Parameters that do not train, where torch would have made ones that do."""
+        parameters = dict(self._root.named_parameters())
+        frozen = [name for name, p in parameters.items() if not p.requires_grad and p.is_floating_point()]
+        if frozen and len(frozen) == len(parameters):
+            yield "self.requires_grad_(False)"
+            return
+        for name in frozen:
+            yield f"{self.access(name)}.requires_grad_(False)"
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    own: Mapping[str, Any] = vars(module)
+    return ((n, t) for n, t in (*own["_parameters"].items(), *own["_buffers"].items()) if t is not None)
+
+
+def _made(tensor: Tensor) -> str:
+    """A tensor of that size, or a parameter."""
+    size = ", ".join(map(str, tensor.shape)) or "()"
+    code = f"torch.zeros({size}{_dtype(tensor)})"
+    if not isinstance(tensor, nn.Parameter):
+        return code
+    return f"nn.Parameter({code}{'' if tensor.is_floating_point() else ', requires_grad=False'})"
+
+
+def _dtype(tensor: Tensor) -> str:
+    return "" if tensor.dtype is torch.float32 else f", dtype={tensor.dtype}"
+
+
+def _arguments(found: Described) -> str:
+    """Arguments without a default by position, the others by name."""
+    required = [p.name for p in parameters_of(found.kind) if p.default is p.empty]
+    given = dict(found.arguments)
+    positional = [shown(given.pop(name)).text for name in required if name in given]
+    return ", ".join([*positional, *(f"{name}={shown(value).text}" for name, value in given.items())])

@@ -1,0 +1,76 @@
+"""Long lines of generated code, broken in their brackets as a formatter does it."""
+
+from collections.abc import Iterator
+
+WIDTH = 100
+_OPEN, _CLOSE = "([{", ")]}"
+
+
+def wrapped(line: str, indent: int, room: int = 0) -> list[str]:
+    """`line`, a statement or a part of one, as lines of at most `WIDTH` columns where brackets allow it.
+
+    `room` columns are left at the end, for a comma.
+    """
+    pad = " " * indent
+    if len(pad) + len(line) + room <= WIDTH or (found := _last_group(line)) is None:
+        return [pad + line]
+    start, end = found
+    head, body, tail = line[: start + 1], line[start + 1 : end], line[end:]
+    inner = " " * (indent + 4)
+    parts = list(_parts(body))
+    if len(inner) + len(body) <= WIDTH and not body.endswith(","):
+        return [pad + head, inner + body, pad + tail]
+    comma = "," if len(parts) > 1 or ("(" in head[-1:] and not _is_hugged(parts[0])) else ""
+    lines = [pad + head]
+    for part in parts:
+        broken = wrapped(part, indent + 4, len(comma))
+        broken[-1] += comma
+        lines += broken
+    return [*lines, pad + tail]
+
+
+def _is_hugged(part: str) -> bool:
+    """Whether a sole argument is a bracket itself, after which a formatter puts no comma."""
+    return part[:1] in _OPEN or part.startswith("**")
+
+
+def _last_group(line: str) -> tuple[int, int] | None:
+    """Where the last outermost bracket of `line` opens and closes, if there is something in it."""
+    depth, start, found = 0, 0, None
+    for position, sign in _code(line):
+        if sign in _OPEN:
+            if not depth:
+                start = position
+            depth += 1
+        elif sign in _CLOSE:
+            depth -= 1
+            if not depth and position > start + 1:
+                found = start, position
+    return found
+
+
+def _parts(body: str) -> Iterator[str]:
+    """What the outermost commas separate."""
+    depth = begun = 0
+    for position, sign in _code(body):
+        depth += (sign in _OPEN) - (sign in _CLOSE)
+        if sign == "," and not depth:
+            yield body[begun:position].strip()
+            begun = position + 1
+    if rest := body[begun:].strip():
+        yield rest
+
+
+def _code(line: str) -> Iterator[tuple[int, str]]:
+    """The characters outside of string literals, with their positions."""
+    quote, skipped = "", False
+    for position, sign in enumerate(line):
+        if skipped:
+            skipped = False
+        elif quote:
+            skipped = sign == "\\"
+            quote = "" if sign == quote else quote
+        elif sign in "'\"":
+            quote = sign
+        else:
+            yield position, sign
