@@ -1,0 +1,6 @@
+"""What an optimisation came to, as one HTML page that stands alone."""
+
+from fxsurgery.report.page import render, write
+from fxsurgery.report.told import Told
+
+__all__ = ["Told", "render", "write"]

@@ -1,0 +1,128 @@
+"""The training curves: loss, validation metric and learning rate over the steps of all stages, one after the other."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+from fxsurgery.report.chart import WIDE, Tick, axis, dots, line
+from fxsurgery.report.wording import count, figure
+
+LEAST_SHARE = 0.12
+"""Of the width that a stage gets, however short it is, while there are few."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training: its records, and the part of the chart's width that is its own."""
+
+    name: str
+    records: tuple[Mapping[str, Any], ...]
+    left: float
+    """From 0 to 1, as next."""
+    width: float
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps."""
+        return _steps(self.records)
+
+    def points(self, key: str) -> list[tuple[float, float]]:
+        """Where in the box, and what, for each record that has a finite value."""
+        known = [(r["step"], value) for r in self.records if _finite(value := r.get(key))]
+        return [(WIDE * (self.left + self.width * s / self.steps), v) for s, v in known]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One chart of them."""
+
+    title: str
+    lines: tuple[str, ...]
+    """A path for each stage."""
+    dots: str
+    """The path of single points, where there are few."""
+    ticks: tuple[Tick, ...]
+    reference: float | None
+    """A line across, per cent from the top: the original."""
+    note: str
+    """What the axis or the reference is."""
+    summary: str
+    """The chart in words."""
+
+
+def stages(history: Sequence[Mapping[str, Any]]) -> tuple[Stage, ...]:
+    """The stages of a history, in order; one that starts over is another."""
+    runs = [run for run in _runs(history) if _steps(run) > 0]
+    shares = [_steps(run) for run in runs]
+    least = min(LEAST_SHARE, 0.5 / max(len(runs), 1)) * sum(shares)
+    widths = [max(share, least) for share in shares]
+    total, left, found = sum(widths), 0.0, list[Stage]()
+    for run, width in zip(runs, widths, strict=True):
+        found.append(Stage(str(run[0].get("stage", "training")), tuple(run), left / total, width / total))
+        left += width
+    return tuple(found)
+
+
+def curves(found: Sequence[Stage], metric_name: str, original: float | None) -> tuple[Curve, ...]:
+    """The charts that there is anything to draw for.
+
+    Args:
+        found: the stages.
+        metric_name: what is measured on validation data.
+        original: the original's validation metric.
+    """
+    drawn = (
+        _curve("Training loss", found, "loss", may_be_log=True),
+        _curve(f"Validation {metric_name}", found, "metric", reference=original),
+        _curve("Learning rate", found, "lr", from_zero=True),
+    )
+    return tuple(curve for curve in drawn if curve is not None)
+
+
+def _curve(
+    title: str, found: Sequence[Stage], key: str, *, reference: float | None = None, **scaling: bool
+) -> Curve | None:
+    points = [stage.points(key) for stage in found]
+    values = [value for run in points for _, value in run]
+    if not values:
+        return None
+    known = reference if reference is not None and math.isfinite(reference) else None
+    scale = axis([*values, *([] if known is None else [known])], **scaling)
+    notes = ["logarithmic"] if scale.logarithmic else []
+    notes += [f"dashed: the original, {figure(known)}"] if known is not None else []
+    few = [point for run in points if len(run) <= 12 for point in run]
+    return Curve(
+        title=title,
+        lines=tuple(line(run, scale) for run in points if run),
+        dots=dots(few, scale),
+        ticks=scale.ticks(),
+        reference=None if known is None else round(100 * (1 - scale.up(known)), 2),
+        note=", ".join(notes),
+        summary=". ".join(_words(stage, run) for stage, run in zip(found, points, strict=True) if run),
+    )
+
+
+def _words(stage: Stage, run: list[tuple[float, float]]) -> str:
+    first, last = run[0][1], run[-1][1]
+    return f"{stage.name}, {count(stage.steps)} steps: from {first:.4g} to {last:.4g}"
+
+
+def _runs(history: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    run = list[Mapping[str, Any]]()
+    for record in history:
+        if run and (record.get("stage") != run[-1].get("stage") or record["step"] <= run[-1]["step"]):
+            yield run
+            run = []
+        run.append(record)
+    if run:
+        yield run
+
+
+def _steps(run: Sequence[Mapping[str, Any]]) -> int:
+    """Planned, or gone where a stage ended early or said nothing."""
+    return int(max(run[-1].get("steps") or 0, run[-1]["step"]))
+
+
+def _finite(value: Any) -> TypeGuard[float]:  # noqa: ANN401 -- what a JSON file holds
+    return isinstance(value, int | float) and math.isfinite(value)
