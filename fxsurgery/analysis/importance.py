@@ -1,16 +1,96 @@
-"""Which units of a channel group matter least, by what the weights tell without data.
+"""How much each unit of a channel group matters: by what its weights say, or by what the loss says of them.
 
-ECToNAS removes the channels of smallest |gamma|: the scale that a batch norm gives them. Units without a norm of their
-own go by the L1 norm of what the next layers weigh them with (Li et al. 2017, from the consumer's side).
+A unit's *entries* are those of every parameter that go when it goes, over its whole group of tied layers: the rows that
+make it, the scales and offsets of its norms, the columns that read it. Each counts once, also in a tensor that both
+makes and reads the unit; a head has the entries of all its channels. With w an entry and L the loss on one batch:
+
+* *magnitude*: sum |w|^order over the entries of matrices and kernels, as DepGraph has it (Fang et al. 2023, group
+  sums); biases, and scales that stand alone, are left out. Li et al. 2017 take the L1 norm of what makes the unit.
+* *BN-gamma*: the mean |gamma| over the unit's entries in batch norms (network slimming, Liu et al. 2017).
+* *Taylor*: |sum w * dL/dw| over all entries, for one batch: to first order, by how much L moves when they all go to
+  0 (Molchanov et al. 2019, who square the sum). The absolute value is taken after the sum over entries and before
+  the mean over batches, since at a minimum the gradients of all batches together vanish.
+
+Sums over more entries are larger, so magnitudes of two groups do not compare: see `over_their_mean`.
+
+`least_important` is ECToNAS's: the smallest |gamma| goes first; without a norm, the smallest L1 norm of the columns.
 """
 
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import combinations
+
 import numpy as np
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from fxsurgery.analysis.atoms import Ids
 from fxsurgery.analysis.elastic_widths import Scores, consumed_l1
 from fxsurgery.analysis.fact import fact
-from fxsurgery.analysis.structure import ChannelGroup, structure
+from fxsurgery.analysis.structure import ChannelGroup, Mask, structure
 from fxsurgery.program import Program
+
+
+def magnitude(program: Program, order: float = 1.0) -> Scores:
+    """For each unit, the sum of |w|^order over its entries in matrices and kernels.
+
+    Args:
+        program: whose weights.
+        order: 1 for the L1 norm, 2 for the square of the L2 norm.
+    """
+    weights = {name: p.detach() for name, p in program.graph_module.named_parameters() if p.dim() > 1}
+    return unit_sums(program, {name: w.double().abs() ** order for name, w in weights.items()})
+
+
+def bn_gamma(program: Program) -> Scores:
+    """For each unit, the mean |gamma| of its entries in batch norms; NaN where no batch norm scales it."""
+    gammas = {f"{path}.weight": gamma.abs() for path, gamma in _gammas(program)}
+    total = unit_sums(program, gammas)
+    count = unit_sums(program, {name: torch.ones_like(gamma) for name, gamma in gammas.items()})
+    found: Scores = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+    return found
+
+
+def taylor(program: Program, model: nn.Module) -> Scores:
+    """For each unit, |sum w * dL/dw| with the gradients that `model`, a copy of the program's, holds now."""
+    products = {name: (p * p.grad).detach() for name, p in model.named_parameters() if p.grad is not None}
+    return np.abs(unit_sums(program, products))
+
+
+def unit_sums(program: Program, amounts: Mapping[str, Tensor]) -> Scores:
+    """For each unit, the sum of what `amounts` has for its entries; 0 for id 0, which never goes.
+
+    Args:
+        program: whose units.
+        amounts: by parameter name, a tensor of the parameter's shape.
+    """
+    facts = structure(program)
+    total = np.zeros(facts.size)
+    for name, amount in amounts.items():
+        dims = {dim: ids for dim, ids in facts.tensors.get(name, {}).items() if ids.any()}
+        for dim, ids in dims.items():
+            np.add.at(total, ids, _summed_to(amount, [dim]))
+        # An entry that belongs to one unit by several of its dims was added for each: inclusion and exclusion.
+        for several in _tied(dims):
+            sign = -1.0 if len(several) % 2 == 0 else 1.0
+            found = np.ix_(*(dims[d] for d in several))
+            whose, same = _agreeing(found)
+            np.add.at(total, whose, sign * _summed_to(amount, several)[same])
+    total[0] = 0.0
+    return total
+
+
+def over_their_mean(scores: Scores, groups: Iterable[ChannelGroup]) -> Scores:
+    """The scores, each group's divided by their mean over the group, so that those of different groups compare.
+
+    Without this the cut goes by the size of the layers' sums, which says more of their fan and their initialisation
+    than of what they do: whole layers are cut to the least, others not at all.
+    """
+    scaled = scores.copy()
+    for group in groups:
+        mean = scores[group.units].mean()
+        scaled[group.units] /= mean if mean > 0 else 1.0
+    return scaled
 
 
 @fact
@@ -18,11 +98,10 @@ def norm_scales(program: Program) -> Scores:
     """For each unit, the smallest |gamma| of the batch norms over it; infinite where none is."""
     facts = structure(program)
     found = np.full(facts.size, np.inf)
-    for node in program.nodes:
-        module = program.module(node) if node.op == "call_module" else None
-        ids = facts.tensors.get(f"{node.target}.weight", {}).get(0)
-        if isinstance(module, _NormBase) and ids is not None:
-            np.minimum.at(found, ids, module.get_parameter("weight").detach().abs().double().cpu().numpy())
+    for path, gamma in _gammas(program):
+        ids = facts.tensors.get(f"{path}.weight", {}).get(0)
+        if ids is not None:
+            np.minimum.at(found, ids, gamma.abs().double().cpu().numpy())
     return found
 
 
@@ -31,3 +110,33 @@ def least_important(program: Program, group: ChannelGroup, count: int) -> tuple[
     scales = norm_scales(program)[group.units]
     scores = scales if np.isfinite(scales).all() else consumed_l1(program)[group.units]
     return tuple(sorted(np.argsort(scores, kind="stable")[:count].tolist()))
+
+
+def _gammas(program: Program) -> Iterator[tuple[str, Tensor]]:
+    """The scale of each batch norm that has one, by the norm's path."""
+    found = dict(program.calls(_NormBase))
+    for path, module in {str(node.target): module for node, module in found.items()}.items():
+        if module.affine:
+            yield path, module.get_parameter("weight").detach()
+
+
+def _summed_to(amount: Tensor, dims: Iterable[int]) -> Scores:
+    """The sum over all dims but `dims`, which come in rising order."""
+    others = [d for d in range(amount.dim()) if d not in set(dims)]
+    wide = amount.double()
+    return (wide.sum(others) if others else wide).cpu().numpy()
+
+
+def _tied(dims: Mapping[int, Ids]) -> Iterator[tuple[int, ...]]:
+    """The pairs, triples and so on of dims along which some unit lies."""
+    for many in range(2, len(dims) + 1):
+        for several in combinations(sorted(dims), many):
+            first, *others = (set(dims[d].tolist()) - {0} for d in several)
+            if first.intersection(*others):
+                yield several
+
+
+def _agreeing(found: tuple[Ids, ...]) -> tuple[Ids, Mask]:
+    first, *others = np.broadcast_arrays(*found)
+    same = np.logical_and.reduce([first == other for other in others])
+    return first[same], same

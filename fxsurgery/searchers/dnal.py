@@ -10,129 +10,49 @@ mode, `L0 + lambda * sum(sigmoid(delta * s))` with a fixed lambda (Eq. 4) and no
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from typing_extensions import override
 
 from fxsurgery.analysis.cost import CostTerms, cost, cost_after, mac_terms, param_terms
 from fxsurgery.analysis.gating import GatePlan, gate_plan
 from fxsurgery.analysis.structure import Mask, structure
 from fxsurgery.budget import Budget
-from fxsurgery.errors import BudgetError
+from fxsurgery.errors import BudgetError, SurgeryError
 from fxsurgery.gates import GateVector
 from fxsurgery.passes import InsertGates
 from fxsurgery.program import Program
+from fxsurgery.searchers.session import Outcome, Session, Settings, Stage
 from fxsurgery.searchers.steering import Limit, Steering
-from fxsurgery.searchers.widths import Measure, Scores, Space, evenly, project, pruning, space
-from fxsurgery.training import (
-    MAX_STEPS,
-    MIN_STEPS,
-    Hooks,
-    OptimizerFactory,
-    Progress,
-    Recipe,
-    Score,
-    Task,
-    constant,
-    cosine,
-    evaluate,
-    fit,
-    recalibrate,
-    sgd,
-    steps_for,
-)
+from fxsurgery.searchers.widths import Measure, Scores, Space, alignment_note, evenly, project, pruning, space
+from fxsurgery.training import Hooks, Recipe, constant, sgd
 
 TERMS: dict[str, Callable[[Program], CostTerms]] = {"macs": mac_terms, "params": param_terms}
 UNDECIDED = (0.1, 0.9)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dnal:
-    """How the search goes; the defaults fit a conv net with batch norm on some thousands of images.
+class Dnal(Settings):
+    """How the search goes.
 
-    Epochs are turned into steps with bounds, so that four batches of data are seen often enough and a
-    million of them are not run through for days: see `fxsurgery.training.steps_for`.
+    Raises:
+        SurgeryError: a setting has no meaning.
     """
 
-    align: int = 8
-    """Widths are multiples of this."""
-    inner_only: bool = False
-    """Leave residual streams at full width and prune inside the branches alone."""
     penalty: float | None = None
     """The paper's lambda, instead of a budget."""
     random: bool = False
     """The control: rank units at random instead of by gates; nothing else changes."""
-    weights_epochs: float = 20
     architecture_epochs: float = 5
-    finetune_epochs: float = 15
-    fewest_steps: int = MIN_STEPS
-    """No stage that has epochs is shorter, however little data there is."""
-    most_steps: int = MAX_STEPS
-    """No stage is longer."""
-    learning_rate: float = 0.05
-    """The peak of the weights stage and, as in the paper, of the fine-tune stage."""
-    weight_decay: float = 1e-4
-    optimizer: OptimizerFactory | None = None
-    """Takes parameters; used for the weights and fine-tune stages instead of SGD."""
+    """In which the gates are learned, all weights frozen."""
 
-    def steps(self, task: Task, epochs: float) -> int:
-        """Optimiser steps of a stage."""
-        return steps_for(task, epochs, min_steps=self.fewest_steps, max_steps=self.most_steps)
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What a search found."""
-
-    program: Program
-    """The smaller program, fine-tuned."""
-    trained: Program
-    """The program that was pruned: the one given, or that after the weights stage."""
-    before: Score
-    """Validation score of `trained`."""
-    pruned: Score
-    """Validation score right after pruning and re-estimating the batch norms."""
-    after: Score
-    """Validation score of `program`."""
-    notes: tuple[str, ...] = ()
-    gates: tuple[float, ...] = ()
-    """Each gate at the end of the architecture stage."""
-
-
-@dataclass(frozen=True, eq=False)
-class Session:
-    """What every stage of one search shares."""
-
-    task: Task
-    seed: int = 0
-    progress: Progress = field(default_factory=Progress.quiet)
-    device: str | None = None
-    """Where to train: the GPU where there is one, unless said."""
-    measure: Measure | None = None
-    """For budgets of latency."""
-    notes: list[str] = field(default_factory=list)
-
-    def score(self, program: Program, what: str) -> Score:
-        """The validation score of a program; reported as `what`."""
-        score = evaluate(program.graph_module, self.task, device=self.device)
-        self.progress.note(f"{what}: validation {self.task.metric_name} {score.metric:.4f}")
-        return score
-
-    def fit(
-        self,
-        model: nn.Module,
-        recipe: Recipe,
-        stage: str,
-        parameters: list[nn.Parameter] | None = None,
-        hooks: Hooks | None = None,
-    ) -> None:
-        """Train `model` in place."""
-        fit(
-            model, self.task, recipe, seed=self.seed, stage=stage, parameters=parameters, hooks=hooks,
-            progress=self.progress, device=self.device,
-        )  # fmt: skip
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.penalty is not None and not self.penalty >= 0:
+            raise SurgeryError(f"penalty={self.penalty!r}: it would reward open gates; it must be at least 0")
 
 
 def search(program: Program, budget: Budget | None, config: Dnal, session: Session, *, trained: bool) -> Outcome:
@@ -145,34 +65,35 @@ def search(program: Program, budget: Budget | None, config: Dnal, session: Sessi
     """
     if (budget is None) == (config.penalty is None):
         raise BudgetError("give either a budget or Dnal(penalty=...), the paper's lambda")
-    found = space(program, align=config.align, inner_only=config.inner_only)
+    found = widths(program, config)
     if budget is not None:
         found.check(budget, session.measure)
     if not trained:
-        program = _trained(program, config, session, "weights")
-        found = space(program, align=config.align, inner_only=config.inner_only)
+        program = session.trained(program, config, "weights", config.weights_epochs)
+        found = widths(program, config)
     before = session.score(program, "original" if trained else "trained")
     keep, gates = _choose(found, budget, config, session)
-    pruned = pruning(program, keep)(program).program
-    model = pruned.trainable_copy()
-    recalibrate(model, session.task, seed=session.seed, device=session.device)
-    pruned = pruned.with_weights(model)
+    pruned = session.recalibrated(pruning(program, keep)(program).program)
     middle = session.score(pruned, "pruned")
-    tuned = _trained(pruned, config, session, "fine-tune")
-    notes = (*session.notes, *_alignment_note(found))
-    return Outcome(tuned, program, before, middle, session.score(tuned, "fine-tuned"), notes, tuple(gates))
+    session.offer(pruned, middle)
+    tuned = session.trained(pruned, config, "fine-tune", config.finetune_epochs)
+    session.offer(tuned, session.score(tuned, "fine-tuned"))
+    return session.outcome(program, before, middle, (*session.notes, *alignment_note(found)), tuple(gates))
 
 
-def _trained(program: Program, config: Dnal, session: Session, stage: str) -> Program:
-    """`program` after the weights stage or the fine-tune stage."""
-    tuning = stage == "fine-tune"
-    steps = config.steps(session.task, config.finetune_epochs if tuning else config.weights_epochs)
-    if not steps:
-        return program
-    optimizer = config.optimizer or sgd(config.learning_rate, momentum=0.9, weight_decay=config.weight_decay)
-    model = program.trainable_copy()
-    session.fit(model, Recipe(steps=steps, optimizer=optimizer, schedule=cosine()), stage)
-    return program.with_weights(model)
+def widths(program: Program, config: Dnal) -> Space:
+    """The widths that `search` chooses among."""
+    return space(program, align=config.align, inner_only=config.inner_only)
+
+
+def stages(config: Dnal, session: Session, *, trained: bool) -> list[Stage]:
+    """What `search` will train."""
+    steps = {
+        "weights": 0 if trained else session.steps(config, config.weights_epochs),
+        "architecture": 0 if config.random else max(session.steps(config, config.architecture_epochs), 1),
+        "fine-tune": session.steps(config, config.finetune_epochs),
+    }
+    return [Stage(name, count) for name, count in steps.items() if count]
 
 
 def _choose(found: Space, budget: Budget | None, config: Dnal, session: Session) -> tuple[Mask, list[float]]:
@@ -186,7 +107,7 @@ def _choose(found: Space, budget: Budget | None, config: Dnal, session: Session)
     scores = np.zeros(size)
     scores[plan.units] = logits
     keep = project(found, scores, budget, session.measure) if budget is not None else _open(found, scores)
-    _note_gates(found, plan, gates, keep, session)
+    _note_gates(found, plan, gates, keep, session, budgeted=budget is not None)
     return keep, gates.tolist()
 
 
@@ -202,12 +123,17 @@ def _learn_gates(
     movable = torch.from_numpy(np.isin(plan.units, found.units)).to(vector.logits)
     with torch.no_grad():
         vector.logits.masked_fill_(movable == 0, 1e3)
-    steps = max(config.steps(session.task, config.architecture_epochs), 1)
+    steps = max(session.steps(config, config.architecture_epochs), 1)
     limits = [] if budget is None else _limits(found, budget, plan, session.measure)
     steering = Steering(vector, limits, movable)
     if limits:
         recipe = Recipe(steps=steps, optimizer=sgd(1.0 / steps, momentum=0.9), schedule=constant())
-        hooks = Hooks(before_step=steering.before_step, after_step=steering.after_step)
+        hooks = Hooks(
+            before_step=steering.before_step,
+            after_step=steering.after_step,
+            state=steering.state,
+            restore=steering.restore,
+        )
     else:
         weight = float(config.penalty or 0.0)
 
@@ -217,7 +143,7 @@ def _learn_gates(
 
         recipe = Recipe(steps=steps, optimizer=sgd(0.1, momentum=0.9), schedule=constant())
         hooks = Hooks(penalty=penalty, after_step=steering.after_step)
-    session.fit(model, recipe, "architecture", [vector.logits], hooks)
+    session.fit(model, recipe, "architecture", parameters=[vector.logits], hooks=hooks)
     with torch.no_grad():
         gates = torch.sigmoid(vector.sharpness * vector.logits).double().cpu().numpy()
     return plan, vector.logits.detach().double().cpu().numpy(), gates
@@ -248,17 +174,14 @@ def _open(found: Space, scores: Scores) -> Mask:
     return structure(found.program).mask(np.asarray(removed, np.int64))
 
 
-def _note_gates(found: Space, plan: GatePlan, gates: Scores, keep: Mask, session: Session) -> None:
+def _note_gates(found: Space, plan: GatePlan, gates: Scores, keep: Mask, session: Session, *, budgeted: bool) -> None:
     free = np.isin(plan.units, found.units)
     low, high = UNDECIDED
     if undecided := int(((gates > low) & (gates < high) & free).sum()):
         session.notes.append(f"{undecided} of {int(free.sum())} gates ended between {low} and {high}, undecided")
+    if not budgeted:
+        closed = int(((gates < 0.5) & free).sum())
+        session.notes.append(f"{closed} of {int(free.sum())} gates closed; a larger penalty closes more")
+        return
     flipped = int((((gates > 0.5) != keep[plan.units]) & free).sum())
     session.notes.append(f"the cut to aligned widths within the budget flipped {flipped} of {int(free.sum())} gates")
-
-
-def _alignment_note(found: Space) -> tuple[str, ...]:
-    if not found.unaligned:
-        return ()
-    shown = ", ".join(found.unaligned[:3])
-    return (f"widths of {len(found.unaligned)} groups cannot be kept multiples of {found.align}: {shown}",)

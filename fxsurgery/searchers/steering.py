@@ -13,8 +13,9 @@ proportional-integral controller moves kappa until the expected cost follows a p
 is *below* most budgets and must be paid to grow.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,6 +74,22 @@ class Steering:
         """Sharpen: delta grows exponentially, 1 to 1e4 over the stage (Algorithm 1)."""
         with torch.no_grad():
             self.vector.sharpness.fill_(DELTA_END ** ((info.step + 1) / max(info.steps, 1)))
+
+    def state(self) -> dict[str, Any]:
+        """What it holds, plain data, for a snapshot."""
+        return {
+            "kappa": self.kappa,
+            "integral": self._integral,
+            "loss_scale": self._loss_scale,
+            "start": self._start,
+            "trace": list(self.trace),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a snapshot."""
+        self.kappa, self._integral = state["kappa"], state["integral"]
+        self._loss_scale, self._start = state["loss_scale"], state["start"]
+        self.trace = [tuple(point) for point in state["trace"]]
 
     def _pull(self, gates: Tensor, progress: float) -> Tensor:
         """The normalised gradient of the limit that is nearest to being broken; moves kappa."""

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from fxsurgery.analysis.cost import cost, cost_after
 from fxsurgery.analysis.elastic_widths import aligned_step, elastic_groups, residual_streams
-from fxsurgery.analysis.gating import gate_plan
-from fxsurgery.analysis.structure import ChannelGroup, Mask, Structure, structure
+from fxsurgery.analysis.structure import ChannelGroup, Mask, structure
 from fxsurgery.budget import Budget, Cost
 from fxsurgery.errors import BudgetError, StructureError
 from fxsurgery.passes import PruneChannels
@@ -53,6 +52,8 @@ class Space:
     program: Program
     choices: tuple[Choice, ...]
     align: int
+    exact: bool
+    """Whether only units are in it that a gate can stand for."""
     unaligned: tuple[str, ...]
     """Groups whose width cannot be aligned, since layers tie their channels unevenly."""
 
@@ -65,9 +66,19 @@ class Space:
         """The cost with every width at its least."""
         return cost_after(self.program, self._least())
 
+    def smallest_program(self) -> Program:
+        """The program with every width at its least."""
+        return pruning(self.program, self._least())(self.program).program
+
     def _least(self) -> Mask:
-        removed = [c.group.units[c.counts[-1] :] for c in self.choices]
-        return structure(self.program).mask(np.concatenate(removed))
+        """What stays at the least widths, one unit at least of each tensor."""
+        facts, pinned = structure(self.program), set[int]()
+        while True:
+            removed = np.concatenate([_beyond_least(choice, pinned) for choice in self.choices])
+            keep = facts.mask(removed)
+            if not (emptied := facts.emptied(keep)):
+                return keep
+            pinned |= set(emptied)
 
     def check(self, budget: Budget, measure: Measure | None = None) -> None:
         """Refuse what cannot be reached.
@@ -81,37 +92,47 @@ class Space:
             if least > limit:
                 raise BudgetError(
                     f"{limit:,.0f} {name} ({limit / whole:.3f} of the original) cannot be reached: the least is "
-                    f"{least:,} ({least / whole:.3f}), with every width at its smallest multiple of {self.align}"
+                    f"{least:,} ({least / whole:.3f}), with every width at its smallest multiple of {self.align}; "
+                    f"{self._further(name, limit)}fxsurgery.inspect says what holds the rest"
                 )
         if budget.latency_ms is None:
             return
         if measure is None:
             raise BudgetError("a budget of latency_ms needs a device to measure on: optimize(..., target='local')")
-        least_ms = measure(pruning(self.program, self._least())(self.program).program)
+        least_ms = measure(self.smallest_program())
         if least_ms > budget.latency_ms:
             raise BudgetError(
                 f"a latency of {budget.latency_ms:g} ms cannot be reached: the least is {least_ms:.3g} ms, with every "
                 f"width at its smallest multiple of {self.align}"
             )
 
+    def _further(self, name: str, limit: float) -> str:
+        """What to tell where another method reaches the limit."""
+        if not self.exact:
+            return ""
+        least = getattr(space(self.program, align=self.align, exact=False).smallest(), name)
+        return f"method='prune', which needs no gates, reaches {least:,}; " if least <= limit else ""
 
-def space(program: Program, *, align: int = 8, inner_only: bool = False) -> Space:
+
+def space(program: Program, *, align: int = 8, inner_only: bool = False, exact: bool = True) -> Space:
     """The widths that `program` can take.
 
     Args:
         program: the captured model.
         align: widths are multiples of this; a group too narrow for it stays as it is.
         inner_only: leave residual streams alone: what flows through sums.
+        exact: leave alone what no gate can stand for, such as the hidden width of a transformer: its layer norms
+            compute something else on the channels that stay.
 
     Raises:
         StructureError: no width can change; it says why.
     """
     if align < 1:
         raise StructureError(f"align={align}: widths are multiples of a number of at least 1")
-    facts, gated = structure(program), set(gate_plan(program).units.tolist())
+    facts = structure(program)
     streams = residual_streams(program) if inner_only else frozenset[int]()
     choices, unaligned = list[Choice](), list[str]()
-    for group in elastic_groups(program):
+    for group in elastic_groups(program) if exact else facts.groups:
         if not streams.isdisjoint(group.units.tolist()):
             continue
         step = aligned_step(facts, group, align)
@@ -121,21 +142,31 @@ def space(program: Program, *, align: int = 8, inner_only: bool = False) -> Spac
         if len(counts) > 1:
             choices.append(Choice(group, counts))
     if not choices:
-        raise StructureError(_why_nothing(facts, gated, align))
-    return Space(program, tuple(choices), align, tuple(unaligned))
+        raise StructureError(_why_nothing(program, align, exact=exact))
+    return Space(program, tuple(choices), align, exact, tuple(unaligned))
+
+
+def _beyond_least(choice: Choice, pinned: set[int]) -> NDArray[np.int64]:
+    """The units of a group that its least width with the `pinned` ones leaves out."""
+    units = choice.group.units
+    first = np.isin(units, sorted(pinned))
+    count = min(count for count in choice.counts if count >= first.sum())
+    return units[np.argsort(~first, kind="stable")][count:]
 
 
 def _counts(size: int, step: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys([size, *range(size - size % step, 0, -step)]))
 
 
-def _why_nothing(facts: Structure, gated: set[int], align: int) -> str:
-    free = [g for g in facts.groups if set(g.units.tolist()) <= gated and facts.removable(g)]
+def _why_nothing(program: Program, align: int, *, exact: bool) -> str:
+    facts = structure(program)
+    free = elastic_groups(program) if exact else facts.groups
     if facts.groups and not free:
         names = ", ".join(g.name for g in facts.groups[:5])
         return (
-            f"no gate can stand for the channels of {names}: a norm or softmax runs over them, or something else than "
-            "a convolution, linear or recurrent layer reads them. The pass prune-channels can still remove them"
+            f"no gate can stand for the channels of {names}: a norm or softmax runs over them, a recurrent layer "
+            "feeds them back to itself, or something else than a convolution, linear or recurrent layer reads them. "
+            "method='prune' can still remove them"
         )
     if free:
         narrow = ", ".join(f"{g.name} ({len(g.units)})" for g in free[:5])
@@ -215,13 +246,14 @@ def _blocks(found: Space, scores: Scores) -> Iterator[Block]:
             yield Block(number, order, tuple(units.tolist()), floor)
 
 
-def evenly(found: Space) -> Scores:
-    """Scores that take every width down in step."""
-    scores = np.zeros(structure(found.program).size)
+def evenly(found: Space, scores: Scores | None = None) -> Scores:
+    """Scores that take every width down in step, each group's units in the order of `scores`, or of their place."""
+    even = np.zeros(structure(found.program).size)
     for choice in found.choices:
         units = choice.group.units
-        scores[units] = 1.0 - np.arange(len(units)) / len(units)
-    return scores
+        ranked = units if scores is None else units[np.argsort(-scores[units], kind="stable")]
+        even[ranked] = 1.0 - np.arange(len(units)) / len(units)
+    return even
 
 
 def pruning(program: Program, keep: Mask) -> PruneChannels:
@@ -232,3 +264,11 @@ def pruning(program: Program, keep: Mask) -> PruneChannels:
         if not keep[group.units].all()
     ]
     return PruneChannels(tuple(drop))
+
+
+def alignment_note(found: Space) -> tuple[str, ...]:
+    """What to tell of widths that cannot be aligned."""
+    if not found.unaligned:
+        return ()
+    shown = ", ".join(found.unaligned[:3])
+    return (f"widths of {len(found.unaligned)} groups cannot be kept multiples of {found.align}: {shown}",)

@@ -11,9 +11,10 @@ from fxsurgery.analysis.structure import structure
 from fxsurgery.errors import BudgetError
 from fxsurgery.program import Program
 from fxsurgery.searchers import dnal
-from fxsurgery.searchers.dnal import Session, search
+from fxsurgery.searchers.dnal import search
+from fxsurgery.searchers.session import Session, Trainer
 from fxsurgery.searchers.widths import space
-from fxsurgery.training import evaluate
+from fxsurgery.training import Score, evaluate
 
 QUICK = Dnal(align=1, weights_epochs=0, architecture_epochs=1, finetune_epochs=1, fewest_steps=40, learning_rate=0.02)
 
@@ -83,15 +84,15 @@ def test_gates_harden_and_nothing_else_trains_in_the_architecture_stage():
     session = Session(task())
     found = space(program, align=1)
     seen = list[dict[str, Tensor]]()
-    original = dnal.Session.fit
+    original = Session.fit
 
-    def watched(self, model, recipe, stage, parameters=None, hooks=None):
+    def watched(self, model, *args, **options):
         before = {k: v.clone() for k, v in model.named_parameters()}
-        original(self, model, recipe, stage, parameters, hooks)
+        original(self, model, *args, **options)
         seen.append({k: v - before[k] for k, v in model.named_parameters()})
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dnal.Session, "fit", watched)
+        patch.setattr(Session, "fit", watched)
         _, _, gates = dnal._learn_gates(found, Budget(macs=0.5), QUICK, session)
     [moved] = seen
     assert {k for k, v in moved.items() if v.any()} == {"fxsurgery_gates.vector.logits"}
@@ -120,7 +121,7 @@ def test_a_gate_that_fits_no_width_stays_open():
 def test_same_seed_same_weights_other_seed_other_weights():
     program = start()
     ends = [
-        search(program, Budget(macs=0.5), QUICK, Session(task(), seed=seed), trained=True).program.graph_module
+        search(program, Budget(macs=0.5), QUICK, Session(task(), Trainer(seed=seed)), trained=True).program.graph_module
         for seed in (0, 0)
     ]
     assert all(torch.equal(a, b) for a, b in zip(ends[0].parameters(), ends[1].parameters(), strict=True))
@@ -157,3 +158,10 @@ def test_budget_and_lambda_exclude_each_other():
 def test_undecided_gates_are_said():
     outcome = search(start(), Budget(macs=0.5), QUICK, Session(task()), trained=True)
     assert any("flipped" in note for note in outcome.notes)
+
+
+def test_a_score_that_is_no_number_is_never_the_best():
+    program, session = start(), Session(task())
+    for metric in (0.5, float("nan")):
+        session.offer(program, Score(metric, 0.0, 1))
+    assert session.best[0].metric == 0.5

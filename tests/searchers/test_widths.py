@@ -12,7 +12,7 @@ from fxsurgery.budget import Budget
 from fxsurgery.capture import capture
 from fxsurgery.errors import BudgetError, StructureError
 from fxsurgery.program import Program
-from fxsurgery.searchers.widths import project, pruning, space
+from fxsurgery.searchers.widths import evenly, project, pruning, space
 from programs import program
 
 IMAGE = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
@@ -184,3 +184,31 @@ def test_what_no_gate_can_stand_for_is_said():
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(1, 8), nn.Conv2d(8, 4, 1))
     with pytest.raises(StructureError, match="a norm or softmax runs over them"):
         space(capture(model.eval(), IMAGE), align=1)
+
+
+def test_what_no_gate_can_stand_for_can_be_taken_in():
+    start = program("Attention")
+    gateable, everything = space(start, align=1), space(start, align=1, exact=False)
+    names = [{c.group.name for c in found.choices} for found in (gateable, everything)]
+    assert names[1] - names[0] == {"patches"}
+    assert everything.smallest().params < gateable.smallest().params
+
+
+def test_the_minimum_empties_no_branch():
+    start = capture(Halves().eval(), IMAGE)
+    found = space(start, align=1)
+    assert [m.in_channels for _, m in found.smallest_program().calls(nn.Conv2d)] == [3, 1, 1]
+    assert cost(found.smallest_program()) == found.smallest()
+
+
+def test_evenly_takes_each_group_in_the_order_of_scores():
+    start = wide()
+    found, given = space(start, align=4), scores(start)
+    keep = project(found, evenly(found, given), Budget(macs=0.4))
+    shares = list[float]()
+    for choice in found.choices:
+        units = choice.group.units
+        kept, gone = given[units][keep[units]], given[units][~keep[units]]
+        assert kept.min() >= gone.max()
+        shares.append(len(kept) / len(units))
+    assert max(shares) - min(shares) < 0.25

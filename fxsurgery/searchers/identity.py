@@ -1,0 +1,118 @@
+"""What tells two runs apart: hashes of models, and settings as plain JSON, the same in another process.
+
+A function is told by its name, by what it holds, and by its code, unless torch or this library has it: their versions
+are told elsewhere. An object is told by its class and its public attributes.
+"""
+
+import functools
+import hashlib
+import json
+import math
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fxsurgery.program import Program
+from fxsurgery.training.snapshot import tensors_of
+
+DEEPEST = 6
+"""How far into what objects hold is looked."""
+LONGEST = 100
+"""A list or dict of more is told by its hash."""
+_VERSIONED = {"torch", "fxsurgery", "builtins", "operator", "math"}
+
+
+def fingerprint(program: Program) -> str:
+    """A hash of a program's graph, weights and example inputs."""
+    digest = hashlib.sha256(program.text().encode())
+    for name, tensor in sorted(tensors_of(program.graph_module).items()):
+        digest.update(name.encode())
+        digest.update(_bytes(tensor))
+    for tensor in program.examples.tensors:
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()[:16]
+
+
+def told(value: object) -> Any:  # noqa: ANN401
+    """A setting as plain JSON: equal for settings that do the same, and different for others, as far as can be told.
+
+    Args:
+        value: a number, a text, a function, an object, or several of them in a tuple, a list or a dict.
+    """
+    return _told(value, ())
+
+
+def _told(value: object, around: tuple[int, ...]) -> Any:  # noqa: ANN401
+    """`value`, which is held by the objects of these ids."""
+    inside = (*around, id(value))
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, tuple | list):
+        return _shortened([_told(v, inside) for v in value])
+    if isinstance(value, Mapping):
+        return _shortened({str(k): _told(v, inside) for k, v in value.items()})
+    if isinstance(value, Tensor | np.ndarray):
+        return hashlib.sha256(_bytes(torch.as_tensor(value))).hexdigest()
+    held = [] if id(value) in around or len(around) > DEEPEST else list(_held(value))
+    return [_name(value), *(_told(v, inside) for v in held)] if held else _name(value)
+
+
+def _shortened(items: Any) -> Any:  # noqa: ANN401 -- a list or a dict
+    return items if len(items) <= LONGEST else hashlib.sha256(json.dumps(items).encode()).hexdigest()
+
+
+def _name(value: object) -> str:
+    kind = value if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType) else type(value)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _held(value: object) -> Iterator[object]:
+    """What makes a function or object what it is, beside its name."""
+    if isinstance(value, types.MethodType):
+        yield from (value.__func__, value.__self__)
+    elif isinstance(value, functools.partial):
+        yield from (value.func, value.args, value.keywords)
+    elif isinstance(value, types.FunctionType):
+        if value.__module__.partition(".")[0] not in _VERSIONED:
+            yield _code(value.__code__)
+        held = (value.__defaults__, value.__kwdefaults__, _cells(value))
+        yield from (part for part in held if part)
+    elif not isinstance(value, type):
+        public = {k: v for k, v in getattr(value, "__dict__", {}).items() if k[0] != "_" and k != "training"}
+        if isinstance(value, nn.Module):
+            public.update(**dict(value.named_children()), **dict(value.named_parameters(recurse=False)))
+            public.update(value.named_buffers(recurse=False))
+        if public:
+            yield public
+
+
+def _cells(function: types.FunctionType) -> list[object]:
+    """What a function takes from around it, but for itself."""
+    found = list[object]()
+    for cell in function.__closure__ or ():
+        try:
+            found.append(cell.cell_contents)
+        except ValueError:  # a name that is not bound yet
+            continue
+    return [part for part in found if part is not function]
+
+
+def _code(code: types.CodeType) -> str:
+    """A hash of what a function does, whatever file and line it stands in."""
+    digest = hashlib.sha256(code.co_code)
+    for part in (*code.co_names, *code.co_consts):
+        # A set has no order that another process would have, too.
+        plain = sorted(map(repr, part)) if isinstance(part, frozenset) else part
+        digest.update((_code(part) if isinstance(part, types.CodeType) else repr(plain)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return f"{tensor.dtype}{tuple(tensor.shape)}".encode() + flat.view(torch.uint8).numpy().tobytes()

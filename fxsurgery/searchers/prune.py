@@ -1,0 +1,230 @@
+"""The baseline: rank the channels of a trained network by a simple importance, cut to the budget, fine-tune.
+
+It shares everything with the learned methods, so that they can be compared: the passes, the cut to aligned widths
+within the budget (`fxsurgery.searchers.widths`), the estimate of the batch norms, the training loop and the choice on
+validation data. The importances are those of `fxsurgery.analysis.importance`.
+
+In one shot, or in n rounds: with c the cost of the network and b what it may cost, round k cuts to c (b / c)^(k / n),
+so that each takes the same share of what is left. Between the rounds the network is trained; then its structure is
+analysed and its channels are ranked anew.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from typing_extensions import override
+
+from fxsurgery.analysis.cost import cost
+from fxsurgery.analysis.importance import bn_gamma, magnitude, over_their_mean, taylor
+from fxsurgery.analysis.structure import structure
+from fxsurgery.budget import Budget
+from fxsurgery.errors import BudgetError, StructureError, SurgeryError
+from fxsurgery.program import Program
+from fxsurgery.searchers.session import Outcome, Session, Settings, Stage
+from fxsurgery.searchers.widths import Scores, Space, alignment_note, evenly, project, pruning, space
+from fxsurgery.training import Hooks, Recipe, StepInfo, constant, sgd
+
+Importance: TypeAlias = Literal["magnitude", "bn-gamma", "taylor", "random"]
+IMPORTANCES: tuple[str, ...] = get_args(Importance)
+SUMS = "fxsurgery_taylor"
+"""The buffer in which a copy of the model adds up each unit's Taylor importance, so that snapshots have it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune(Settings):
+    """How the search goes.
+
+    Raises:
+        SurgeryError: a setting has no meaning.
+    """
+
+    importance: Importance = "magnitude"
+    """What units are ranked by: `magnitude`, `bn-gamma`, `taylor` or `random`."""
+    rounds: int = 1
+    """In how many steps the budget is approached; 1 is one-shot."""
+    between: float = 0.5
+    """Of `finetune_epochs`, the share spent between the rounds, evenly; the rest follows the last one."""
+    scope: Literal["global", "local"] = "global"
+    """Rank the units of all groups against each other, or take the same share of each group."""
+    normalize: bool = True
+    """Globally, rank by importance over its mean in the group: see `fxsurgery.analysis.importance`."""
+    order: float = 1.0
+    """Of magnitude: the exponent of |w|."""
+    taylor_batches: int = 50
+    """Of Taylor: over how many steps of the training data its gradients are taken."""
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.importance not in IMPORTANCES:
+            raise SurgeryError(f"importance={self.importance!r}: say one of {', '.join(IMPORTANCES)}")
+        if self.scope not in {"global", "local"}:
+            raise SurgeryError(f"scope={self.scope!r}: say 'global' or 'local'")
+        if self.rounds < 1 or self.taylor_batches < 1 or not self.order > 0:
+            raise SurgeryError("rounds and taylor_batches must be at least 1, order greater than 0")
+        if not 0 <= self.between <= 1:
+            raise SurgeryError(f"between={self.between!r} is a share of the fine-tuning epochs, from 0 to 1")
+
+
+def search(program: Program, budget: Budget | None, config: Prune, session: Session, *, trained: bool) -> Outcome:
+    """Prune `program`, which is left as it is.
+
+    Raises:
+        BudgetError: there is no budget, or it cannot be reached.
+        StructureError: no width of the program can change, or it has no batch norm to rank by.
+        TrainingError: the loss is not finite.
+    """
+    if budget is None:
+        raise BudgetError("method='prune' needs a budget, e.g. Budget(macs=0.5)")
+    found = widths(program, config)
+    found.check(budget, session.measure)
+    if not trained:
+        program = session.trained(program, config, "weights", config.weights_epochs)
+    before = middle = session.score(program, "original" if trained else "trained")
+    current, notes = program, (*alignment_note(found), *_left_out(found, config))
+    for number, limit in enumerate(_approach(program, budget, config, session), 1):
+        pruned = session.recalibrated(_cut_further(current, limit, config, session, number))
+        middle = session.score(pruned, _named("pruned", number, config))
+        current = session.trained(pruned, config, _named("fine-tune", number, config), _epochs(number, config))
+        after = session.score(current, _named("fine-tuned", number, config))
+        if number == config.rounds:
+            session.offer(pruned, middle)
+            session.offer(current, after)
+    return session.outcome(program, before, middle, (*session.notes, *notes))
+
+
+def widths(program: Program, config: Prune) -> Space:
+    """The widths that `search` chooses among: all that can change; for BN-gamma, those that a batch norm scales.
+
+    Raises:
+        StructureError: there is none.
+    """
+    found = space(program, align=config.align, inner_only=config.inner_only, exact=False)
+    if config.importance != "bn-gamma":
+        return found
+    gammas = bn_gamma(program)
+    scaled = tuple(c for c in found.choices if np.isfinite(gammas[c.group.units]).all())
+    if not scaled:
+        names = ", ".join(c.group.name for c in found.choices[:3])
+        raise StructureError(f"no batch norm scales the channels of {names}: take importance='magnitude' or 'taylor'")
+    return replace(found, choices=scaled)
+
+
+def stages(config: Prune, session: Session, *, trained: bool) -> list[Stage]:
+    """What `search` will train."""
+    plan = [("weights", 0 if trained else session.steps(config, config.weights_epochs))]
+    for number in range(1, config.rounds + 1):
+        if config.importance == "taylor":
+            plan.append((_named("importance", number, config), config.taylor_batches))
+        plan.append((_named("fine-tune", number, config), session.steps(config, _epochs(number, config))))
+    return [Stage(name, steps) for name, steps in plan if steps]
+
+
+def needs_data(config: Prune) -> str | None:
+    """Why these settings cannot do without the user's data."""
+    if config.importance != "taylor":
+        return None
+    return (
+        "Taylor importance is made of the gradients of your loss, and a model that learns from its own outputs has "
+        "none at first: give train_data and val_data, or take importance='magnitude'"
+    )
+
+
+def _named(what: str, number: int, config: Prune) -> str:
+    return what if config.rounds == 1 else f"{what}, round {number} of {config.rounds}"
+
+
+def _epochs(number: int, config: Prune) -> float:
+    """Of fine-tuning after a round."""
+    if config.rounds == 1:
+        return config.finetune_epochs
+    share = 1 - config.between if number == config.rounds else config.between / (config.rounds - 1)
+    return share * config.finetune_epochs
+
+
+def _approach(program: Program, budget: Budget, config: Prune, session: Session) -> Iterator[Budget]:
+    """What each round may leave, absolutely."""
+    original = cost(program)
+    pairs = {name: (getattr(original, name), amount) for name, amount in budget.limits(original)}
+    if budget.latency_ms is not None and session.measure is not None:
+        now = session.measure(program) if config.rounds > 1 else budget.latency_ms
+        pairs["latency_ms"] = (now, budget.latency_ms)
+    for number in range(1, config.rounds + 1):
+        share = number / config.rounds
+        limits = {name: _between(whole, wanted, share) for name, (whole, wanted) in pairs.items()}
+        yield Budget(**{k: v if k == "latency_ms" else math.floor(v) for k, v in limits.items()})
+
+
+def _between(whole: float, wanted: float, share: float) -> float:
+    """That share of the way from the one to the other, in equal ratios."""
+    return wanted if share == 1 or wanted >= whole else whole * (wanted / whole) ** share
+
+
+def _cut_further(program: Program, limit: Budget, config: Prune, session: Session, number: int) -> Program:
+    try:
+        return _cut(program, limit, config, session, number)
+    except (StructureError, BudgetError) as error:
+        if number == 1:
+            raise
+        raise BudgetError(f"what round {number - 1} left cannot be cut as far: {error}. Take rounds=1") from error
+
+
+def _cut(program: Program, limit: Budget, config: Prune, session: Session, number: int) -> Program:
+    """The program pruned to a limit."""
+    scores = _scores(program, config, session, number)
+    if _within(program, limit, session):
+        return program
+    found = widths(program, config)
+    if config.scope == "local":
+        scores = evenly(found, scores)
+    elif config.normalize:
+        scores = over_their_mean(scores, [c.group for c in found.choices])
+    return pruning(program, project(found, scores, limit, session.measure))(program).program
+
+
+def _within(program: Program, limit: Budget, session: Session) -> bool:
+    now = cost(program)
+    if not limit.holds(now, now):
+        return False
+    return limit.latency_ms is None or session.measure is None or session.measure(program) <= limit.latency_ms
+
+
+def _scores(program: Program, config: Prune, session: Session, number: int) -> Scores:
+    if config.importance == "magnitude":
+        return magnitude(program, config.order)
+    if config.importance == "bn-gamma":
+        return bn_gamma(program)
+    if config.importance == "taylor":
+        return _taylor(program, config, session, number)
+    return np.random.default_rng((session.seed, number)).random(structure(program).size)
+
+
+def _taylor(program: Program, config: Prune, session: Session, number: int) -> Scores:
+    """Importance summed over batches. The copy that goes through them at rate 0 is thrown away."""
+    model = program.trainable_copy()
+    model.register_buffer(SUMS, torch.zeros(structure(program).size, dtype=torch.float64))
+
+    def add(_: StepInfo) -> None:
+        sums = model.get_buffer(SUMS)
+        sums += torch.from_numpy(taylor(program, model)).to(sums.device)
+
+    recipe = Recipe(steps=config.taylor_batches, optimizer=sgd(0.0, momentum=0.0), schedule=constant(), validations=0)
+    weights = [p for p in model.parameters() if p.is_floating_point()]
+    name = _named("importance", number, config)
+    session.fit(model, recipe, name, parameters=weights, hooks=Hooks(before_step=add))
+    return model.get_buffer(SUMS).cpu().numpy() / config.taylor_batches
+
+
+def _left_out(found: Space, config: Prune) -> tuple[str, ...]:
+    """What to tell of widths that BN-gamma cannot rank."""
+    if config.importance != "bn-gamma":
+        return ()
+    everything = space(found.program, align=config.align, inner_only=config.inner_only, exact=False).choices
+    known = {c.group.name for c in found.choices}
+    left = [c.group.name for c in everything if c.group.name not in known]
+    shown = ", ".join(left[:3])
+    return (f"{len(left)} widths stay, since no batch norm scales them: {shown}",) if left else ()

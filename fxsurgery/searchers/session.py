@@ -1,0 +1,281 @@
+"""What every stage of one search shares, and what a search comes to.
+
+All that trains goes through `Trainer.fit`, which is the one training loop plus the run directory: a stage that was
+finished before a kill is recalled, one that was under way goes on from its last snapshot.
+"""
+
+import math
+import tempfile
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fxsurgery.errors import SavingError, SurgeryError
+from fxsurgery.files import writing
+from fxsurgery.program import Program
+from fxsurgery.saving import save_program
+from fxsurgery.searchers.beginning import BEST, RESULT, STAGES
+from fxsurgery.searchers.rundir import RunDir
+from fxsurgery.searchers.widths import Measure
+from fxsurgery.training import (
+    MAX_STEPS,
+    MIN_STEPS,
+    Hooks,
+    MixedPrecision,
+    OptimizerFactory,
+    Progress,
+    Recipe,
+    Score,
+    Task,
+    cosine,
+    evaluate,
+    fit,
+    recalibrate,
+    sgd,
+    steps_for,
+)
+from fxsurgery.training.leader import from_first
+from fxsurgery.training.snapshot import Keeper
+
+
+@dataclass(frozen=True, eq=False)
+class Trainer:
+    """The training loop with what every stage of a run shares."""
+
+    seed: int = 0
+    progress: Progress = field(default_factory=Progress.quiet)
+    device: str | None = None
+    """Where to train: the GPU where there is one, unless said."""
+    mixed_precision: MixedPrecision | None = None
+    accumulate: int = 1
+    """Batches per optimiser step."""
+    run: RunDir = field(default_factory=RunDir)
+
+    def fit(
+        self,
+        model: nn.Module,
+        task: Task,
+        recipe: Recipe,
+        stage: str,
+        *,
+        parameters: list[nn.Parameter] | None = None,
+        hooks: Hooks | None = None,
+    ) -> None:
+        """Train `model` in place, or give it the weights that it had after this stage before a kill."""
+        recipe = replace(recipe, mixed_precision=self.mixed_precision, accumulate=self.accumulate)
+
+        def work(keeper: Keeper | None) -> list[Any]:
+            before = len(self.progress.history)
+            fit(
+                model, task, recipe, seed=self.seed, stage=stage, parameters=parameters, hooks=hooks,
+                progress=self.progress, device=self.device, keeper=keeper,
+            )  # fmt: skip
+            records = self.progress.history[before:]
+            del self.progress.history[before:]
+            return records
+
+        self.progress.history.extend(self.run.stage(stage, model, work))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What methods that shrink have in common. The defaults fit a conv net with batch norm on some thousands of images.
+
+    Epochs are turned into steps with bounds, so that four batches of data are seen often enough and a million of
+    them are not run through for days: see `fxsurgery.training.steps_for`.
+
+    Raises:
+        SurgeryError: a setting has no meaning.
+    """
+
+    align: int = 8
+    """Widths are multiples of this."""
+    inner_only: bool = False
+    """Leave residual streams at full width and prune inside the branches alone."""
+    weights_epochs: float = 20
+    """Of a network that is not trained yet."""
+    finetune_epochs: float = 15
+    """After the surgery."""
+    fewest_steps: int = MIN_STEPS
+    """No stage that has epochs is shorter, however little data there is."""
+    most_steps: int = MAX_STEPS
+    """No stage is longer."""
+    learning_rate: float = 0.05
+    """The peak of the weights stage and of the fine-tune stage."""
+    weight_decay: float = 1e-4
+    """Of SGD in these stages."""
+    optimizer: OptimizerFactory | None = None
+    """Takes parameters; used for the weights and fine-tune stages instead of SGD."""
+    gradient_clip: float | None = None
+    """Largest norm of all gradients together in these stages; unless said 1 without data, where an output holds other
+    values than class scores, else none."""
+
+    def __post_init__(self) -> None:
+        at_least = {"align": 1, "most_steps": 1, "fewest_steps": 0, "weight_decay": 0}
+        at_least |= {f.name: 0 for f in fields(self) if f.name.endswith("_epochs")}
+        for name, least in at_least.items():
+            if not getattr(self, name) >= least:
+                raise SurgeryError(f"{name}={getattr(self, name)!r}: it must be at least {least}")
+        if not self.learning_rate > 0:
+            raise SurgeryError(f"learning_rate={self.learning_rate!r}: it must be greater than 0")
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
+            raise SurgeryError(f"gradient_clip={self.gradient_clip!r}: it must be greater than 0")
+        if not callable(self.optimizer or sgd):
+            raise SurgeryError(
+                "optimizer must be a function of the parameters, such as fxsurgery.training.adamw(1e-3), "
+                f"not a {type(self.optimizer).__name__}"
+            )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage that a search will go through."""
+
+    name: str
+    steps: int
+    """Optimiser steps."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a search found."""
+
+    program: Program
+    """The smaller program, fine-tuned."""
+    trained: Program
+    """The program that was pruned: the one given, or that after the weights stage."""
+    before: Score
+    """Validation score of `trained`."""
+    pruned: Score
+    """Validation score right after pruning and re-estimating the batch norms."""
+    after: Score
+    """Validation score of `program`."""
+    notes: tuple[str, ...] = ()
+    gates: tuple[float, ...] = ()
+    """Each gate at the end of the architecture stage."""
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """What the stages of one search share."""
+
+    task: Task
+    trainer: Trainer = field(default_factory=Trainer)
+    measure: Measure | None = None
+    """For budgets of latency; recalls what it measured before a kill."""
+    gradient_clip: float | None = None
+    """Of the weights and fine-tune stages, where the settings do not say."""
+    notes: list[str] = field(default_factory=list)
+    offered: list[tuple[Score, Program]] = field(default_factory=list)
+    """What the budget admits, as it came up."""
+
+    @property
+    def seed(self) -> int:
+        """Of everything random."""
+        return self.trainer.seed
+
+    def steps(self, settings: Settings, epochs: float) -> int:
+        """Optimiser steps of so many epochs."""
+        bounds = {"min_steps": settings.fewest_steps, "max_steps": settings.most_steps}
+        return steps_for(self.task, epochs, accumulate=self.trainer.accumulate, **bounds)
+
+    def score(self, program: Program, what: str) -> Score:
+        """The validation score of a program; reported as `what`."""
+        trainer = self.trainer
+        found = trainer.run.recall(
+            f"score of {what}", lambda: asdict(evaluate(program.graph_module, self.task, device=trainer.device))
+        )
+        score = Score(**found)
+        trainer.progress.note(f"{what}: validation {self.task.metric_name} {score.metric:.4f}")
+        return score
+
+    def fit(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        stage: str,
+        *,
+        parameters: list[nn.Parameter] | None = None,
+        hooks: Hooks | None = None,
+    ) -> None:
+        """Train `model` in place."""
+        self.trainer.fit(model, self.task, recipe, stage, parameters=parameters, hooks=hooks)
+
+    def recalibrated(self, program: Program) -> Program:
+        """The program with its batch norms estimated anew."""
+        model, trainer = program.trainable_copy(), self.trainer
+
+        def work(_: Keeper | None) -> list[Any]:
+            recalibrate(model, self.task, seed=trainer.seed, device=trainer.device)
+            return []
+
+        trainer.run.stage("batch norms", model, work)
+        return program.with_weights(model)
+
+    def trained(self, program: Program, settings: Settings, stage: str, epochs: float) -> Program:
+        """The program after so many epochs of a stage."""
+        steps = self.steps(settings, epochs)
+        if not steps:
+            return program
+        model = program.trainable_copy()
+        optimizer = settings.optimizer or sgd(settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay)
+        clip = self.gradient_clip if settings.gradient_clip is None else settings.gradient_clip
+        self.fit(model, Recipe(steps=steps, optimizer=optimizer, schedule=cosine(), gradient_clip=clip), stage)
+        return program.with_weights(model)
+
+    def offer(self, program: Program, score: Score) -> None:
+        """Take a program that the budget admits into account for the end; the best one lies in the run directory."""
+        self.offered.append((score, program))
+        path = self.trainer.run.path
+        if path is not None and self.best[1] is program:
+            from_first(lambda: _kept(program, path / BEST))
+
+    @property
+    def best(self) -> tuple[Score, Program]:
+        """Of the programs that were offered, the best on validation data; the later one of equals, never by a NaN."""
+        sign = 1.0 if self.task.higher_is_better else -1.0
+
+        def worth(pair: tuple[Score, Program]) -> float:
+            return -math.inf if math.isnan(pair[0].metric) else sign * pair[0].metric
+
+        return max(reversed(self.offered), key=worth)
+
+    def outcome(
+        self, trained: Program, before: Score, pruned: Score, notes: tuple[str, ...], gates: tuple[float, ...] = ()
+    ) -> Outcome:
+        """The search's end: of what was offered, the best on validation data."""
+        after, program = self.best
+        if program is not self.offered[-1][1]:
+            last = self.offered[-1][0].metric
+            name = self.task.metric_name
+            notes = (*notes, f"training on made validation {name} worse ({last:.4f}); kept what had {after.metric:.4f}")
+        return Outcome(program, trained, before, pruned, after, notes, gates)
+
+
+def unwritable(program: Program, folder: Path) -> str | None:
+    """What to tell a user before a long run whose end cannot be written into `folder`; found out by writing it."""
+
+    def tried() -> str | None:
+        with writing(folder), tempfile.TemporaryDirectory(prefix=f".{BEST}.", dir=folder) as trial:
+            return _kept(program, Path(trial) / BEST)
+
+    return from_first(tried)
+
+
+def unwritten(error: SavingError) -> str:
+    """What to tell a user of a model that cannot be written."""
+    return (
+        f"the run directory gets no {BEST} and no {RESULT} folder, since the model cannot be written: {error}. "
+        f"Its weights are in {STAGES}: keep result.model yourself"
+    )
+
+
+def _kept(program: Program, folder: Path) -> str | None:
+    """Write a program, or tell why not: what was trained is worth more than its file."""
+    try:
+        save_program(program, folder)
+    except SavingError as error:
+        return unwritten(error)
+    return None
