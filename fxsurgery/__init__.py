@@ -9,6 +9,8 @@ from fxsurgery.errors import (
     DeviceError,
     ExportError,
     PassCrashedError,
+    RunError,
+    SavingError,
     SpecError,
     StructureError,
     SurgeryError,
@@ -16,10 +18,12 @@ from fxsurgery.errors import (
     VerifyError,
 )
 from fxsurgery.inspection import Inspection, inspect
-from fxsurgery.optimize import optimize
+from fxsurgery.optimize import optimize, plan
+from fxsurgery.planning import Plan
 from fxsurgery.program import Program
-from fxsurgery.result import Result
+from fxsurgery.result import Result, load
 from fxsurgery.searchers.dnal import Dnal
+from fxsurgery.searchers.prune import Prune
 from fxsurgery.training import Task
 
 __all__ = [
@@ -33,8 +37,12 @@ __all__ = [
     "ExportError",
     "Inspection",
     "PassCrashedError",
+    "Plan",
     "Program",
+    "Prune",
     "Result",
+    "RunError",
+    "SavingError",
     "SpecError",
     "StructureError",
     "SurgeryError",
@@ -43,5 +51,7 @@ __all__ = [
     "VerifyError",
     "capture",
     "inspect",
+    "load",
     "optimize",
+    "plan",
 ]

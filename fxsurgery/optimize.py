@@ -1,68 +1,78 @@
 """The front door: a model in, a smaller one out."""
 
-import tempfile
+import datetime
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from fxsurgery.analysis.cost import cost
 from fxsurgery.analysis.structure import structure
+from fxsurgery.asking import Ask, Ready, prepare
 from fxsurgery.budget import Budget
-from fxsurgery.capture import capture
-from fxsurgery.deploy import export_onnx, resolve_target
-from fxsurgery.errors import DataError, SurgeryError
-from fxsurgery.inputs import Inputs
+from fxsurgery.datafree import foreseen_task, gradient_clip, made_task
+from fxsurgery.errors import SavingError
+from fxsurgery.planning import Plan, Reach, check, estimate, reach
 from fxsurgery.program import Program
 from fxsurgery.result import BeforeAfter, Result
-from fxsurgery.searchers import dnal
-from fxsurgery.searchers.dnal import Dnal
-from fxsurgery.searchers.widths import Measure, space
-from fxsurgery.training import Progress, Task, evaluate, resolve
-from fxsurgery.training.calls import addressed
-
-METHODS = ("dnal",)
+from fxsurgery.searchers.beginning import REPORT
+from fxsurgery.searchers.session import Outcome, Session, Settings, Stage, Trainer, unwritable, unwritten
+from fxsurgery.searchers.widths import Space
+from fxsurgery.training import MixedPrecision, Score, Task, evaluate
+from fxsurgery.training.batches import Loader, count
 
 
+@torch.inference_mode(mode=False)  # which turns gradients on, too, whatever surrounds the call
 def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to say, each by name
     model: nn.Module,
     *,
-    method: str = "dnal",
+    method: str | None = None,
     train_data: Any = None,  # noqa: ANN401
     val_data: Any = None,  # noqa: ANN401
     test_data: Any = None,  # noqa: ANN401
     budget: Budget | None = None,
-    loss: Callable[..., Tensor] | None = None,
-    metric: Callable[..., Any] | None = None,
+    loss: Callable[..., Any] | None = None,
+    metric: Any = None,  # noqa: ANN401
     trained: bool = True,
-    config: Dnal | None = None,
-    example_inputs: Sequence[Any] | None = None,
+    config: Settings | None = None,
+    example_inputs: Sequence[Any] | Tensor | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     leaf_modules: tuple[type[nn.Module], ...] = (),
     batch_size: int = 64,
     seed: int = 0,
     device: str | None = None,
     target: str = "local",
+    mixed_precision: MixedPrecision | None = None,
+    accumulate: int = 1,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
     verbose: bool = True,
 ) -> Result:
     """Make `model` smaller. The model passed in is left bit for bit as it was.
 
+    Without any data, `optimize(model)` works on inputs that it makes of the model: of a shape inferred from the first
+    layer, with the statistics that the model's batch norms remember. It learns from the original's own outputs, and
+    the result says how well it agrees with them. Fine-tune such a result on your data.
+
     Args:
         model: any module that `fxsurgery.capture.capture` can take.
-        method: `"dnal"`.
+        method: `"dnal"` (learned gates), unless said, or `"prune"` (magnitude, BN-gamma, Taylor or random importance).
         train_data: a `DataLoader`, a `Dataset`, tensors or arrays `(inputs, targets)`, or a dict of them; or a
             ready `fxsurgery.training.Task`, which then carries validation data, loss and metric too. Batches may be
             dicts, with a key `labels`, `label`, `targets`, `target` or `y`: the model is called by name with the rest.
         val_data: the same; everything is selected on it.
         test_data: the same; looked at once, for the result.
         budget: what the result may take; half the MACs unless said.
-        loss: `loss(output, target)`, a scalar, `output` being just what the model gives; cross-entropy unless said,
-            of the output or of its `logits`.
-        metric: `metric(output, target)`, higher is better; accuracy for the default loss.
+        loss: `loss(output, target)`, a scalar or several by name, `output` being just what the model gives;
+            cross-entropy unless said, of the output or of its `logits`.
+        metric: `metric(output, target)`, higher is better, or an object with `update` and `compute`; accuracy for the
+            default loss.
         trained: whether the model's weights are trained. If not, they are trained first.
-        config: the method's own settings.
-        example_inputs: what to capture the model on, by position; from the training data unless said.
+        config: the method's own settings, `Dnal(...)` or `Prune(...)`; it says the method, too.
+        example_inputs: what to capture the model on, by position, or the one tensor that it takes; from the training
+            data unless said.
         example_kwargs: the same by name.
         leaf_modules: module classes that the capture shall not look into.
         batch_size: for data given as tensors or as a `Dataset`.
@@ -70,6 +80,11 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
         device: where to train, `"cpu"` or `"cuda"`; the GPU where there is one, unless said.
         target: the device that a budget of `latency_ms` is measured on: its median for one sample, through ONNX
             Runtime. Such a result depends on the measurements, not on the seed alone.
+        mixed_precision: `"bf16"` or `"fp16"`; what `accelerate launch` says unless said.
+        accumulate: batches per optimiser step, whose gradients are added up.
+        run_dir: where the run keeps its settings, journal, snapshots, best model, result and report; a killed run
+            can go on from it.
+        resume: go on with the run in `run_dir`, to the same end; begin it where there is none.
         verbose: show progress.
 
     Returns:
@@ -82,107 +97,157 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
         DataError: the data does not fit the model.
         TrainingError: training failed, e.g. the loss is not finite.
         DeviceError: there is no such device.
+        RunError: the run directory cannot be written, holds another run, or another process is at work there.
     """
-    if method not in METHODS:
-        raise SurgeryError(f"no method is named {method!r}; there are: {', '.join(METHODS)}")
-    if not isinstance(model, nn.Module):
-        raise SurgeryError(f"optimize takes a torch.nn.Module, not a {type(model).__name__}")
-    config = config or Dnal()
-    if budget is None and config.penalty is None:
-        budget = Budget(macs=0.5)
-    resolve(device)
-    measure = _measure(target, seed) if budget is not None and budget.latency_ms is not None else None
-    if isinstance(train_data, Task):
-        task = train_data
+    asked = dict(locals())
+    ready = prepare(Ask(**asked))
+    with ready.run:
+        return _optimized(ready)
+
+
+def _optimized(ready: Ready) -> Result:
+    found = ready.method.space(ready.program, ready.settings)
+    if done := ready.run.done:
+        ready.progress.note(f"going on with {ready.run.path}: {done} steps of its journal are recalled")
+    _announce(ready, found)
+    check(ready, found)
+    session, notes = _session(ready)
+    outcome = ready.method.search(ready.program, ready.budget, ready.settings, session, trained=ready.ask.trained)
+    result = _result(ready, session, outcome, notes)
+    unsaved = ready.run.finish(lambda folder: _kept(result, folder))
+    return result if unsaved is None else replace(result, notes=(*result.notes, unsaved))
+
+
+def _kept(result: Result, folder: Path) -> str | None:
+    """Keep the result and its page; what to tell a user where the model cannot be written."""
+    unsaved = None
+    try:
+        result.save(folder)
+    except SavingError as error:
+        unsaved = unwritten(error)
+        result = replace(result, notes=(*result.notes, unsaved))
+    result.report(folder.parent / REPORT)
+    return unsaved
+
+
+@torch.inference_mode(mode=False)
+def plan(model: nn.Module, **asked: Any) -> Plan:  # noqa: ANN401
+    """What `optimize` would do with the same arguments, and about how long that takes here. Nothing is trained.
+
+    Args:
+        model: the model.
+        asked: the other arguments of `optimize`. A run directory is not touched.
+
+    Raises:
+        SurgeryError: as `optimize` does before it trains: e.g. the budget cannot be reached.
+    """
+    ready = prepare(Ask(model=model, **{**asked, "run_dir": None, "resume": False}))
+    found = ready.method.space(ready.program, ready.settings)
+    told = list(reach(ready, found, measured=True))
+    check(ready, found)
+    stages, seconds = _foreseen(ready)
+    return Plan(
+        ready.method.name,
+        tuple(r for r in told if isinstance(r, Reach)),
+        stages,
+        seconds,
+        (*ready.notes, *ready.program.notes, *_left_alone(ready.program), *(r for r in told if isinstance(r, str))),
+    )
+
+
+def _announce(ready: Ready, found: Space) -> None:
+    """Say what there is, what can be reached and what is wanted, before anything is trained."""
+    progress = ready.progress
+    for line in reach(ready, found, measured=progress.shown):
+        progress.note(str(line))
+    for note in ready.program.notes:
+        progress.note(f"note: {note}")
+    if ready.run.path is not None and (unsaved := unwritable(ready.program, ready.run.path)):
+        progress.note(f"note: {unsaved}")
+    if ready.ask.trained:
+        progress.note("taking the weights as trained; pass trained=False to train them first")
+
+
+def _session(ready: Ready) -> tuple[Session, tuple[str, ...]]:
+    """What the search works with; and notes on the data where they had to be made."""
+    ask = ready.ask
+    trainer = Trainer(ask.seed, ready.progress, ask.device, ask.mixed_precision, ask.accumulate, ready.run)
+    if ready.task is not None:
+        return Session(ready.task, trainer, ready.measure), ()
+    task, note = made_task(ready, trainer)
+    return Session(task, trainer, ready.measure, gradient_clip(ready)), (note,)
+
+
+def _foreseen(ready: Ready) -> tuple[tuple[Stage, ...], float]:
+    """What will be trained, and the seconds that it will take."""
+    ask, made = ready.ask, tuple[Stage, ...]()
+    trainer = Trainer(ask.seed, device=ask.device, mixed_precision=ask.mixed_precision, accumulate=ask.accumulate)
+    if ready.task is not None:
+        counted = timed = ready.task
     else:
-        _require_data(train_data, val_data)
-        task = Task.of(
-            train_data, val_data, test_data=test_data, loss=loss, metric=metric, batch_size=batch_size, seed=seed
-        )
-    given = example_inputs is not None or example_kwargs is not None
-    examples = Inputs(tuple(example_inputs or ()), example_kwargs or {}) if given else addressed(model, task.examples())
-    program = _captured(model, examples, leaf_modules)
-    progress = Progress(verbose=verbose)
-    _announce(program, budget, config, progress, trained=trained)
-    session = dnal.Session(task, seed, progress, device, measure)
-    outcome = dnal.search(program, budget, config, session, trained=trained)
+        counted, timed, making = foreseen_task(ready)
+        made = (making,)
+    found = ready.method.stages(ready.settings, Session(counted, trainer, ready.measure), trained=ask.trained)
+    stages = (*made, *found)
+    looks = count(counted.val_data, "val_data")
+    return stages, estimate(trainer, timed, ready.program, stages, looks=looks)
+
+
+def _result(ready: Ready, session: Session, outcome: Outcome, notes: tuple[str, ...]) -> Result:
+    task = session.task
     metrics = {
         "val": BeforeAfter(outcome.before.metric, outcome.after.metric),
         "val, not fine-tuned": BeforeAfter(outcome.before.metric, outcome.pruned.metric),
     }
-    if task.test_data is not None:
-        ends = (outcome.trained, outcome.program)
-        scores = [evaluate(p.graph_module, task, task.test_data, device=device).metric for p in ends]
-        metrics["test"] = BeforeAfter(*scores)
+    figures = _figures(task, "val", outcome.before, outcome.after)
+    if (test := task.test_data) is not None:
+        before, after = (_tested(program, test, session) for program in (outcome.trained, outcome.program))
+        metrics["test"] = BeforeAfter(before.metric, after.metric)
+        figures |= _figures(task, "test", before, after)
+    if ready.task is None:
+        notes = (f"data-free: fine-tune on your data; {task.metric_name}: {outcome.after.metric:.4f}", *notes)
     return Result(
         program=outcome.program,
         original=outcome.trained,
-        metric_name=task.metric_name,
+        metric_name=_counted(task, outcome.after) or task.metric_name,
         metrics=metrics,
-        notes=(*program.notes, *_left_alone(program), *outcome.notes, *_latency_note(outcome, budget, measure)),
-        history=tuple(progress.history),
+        figures=figures,
+        notes=(
+            *notes, *ready.notes, *ready.program.notes, *_left_alone(ready.program), *outcome.notes,
+            *_latency_note(ready, outcome),
+        ),
+        history=tuple(session.trainer.progress.history),
         gates=outcome.gates,
-        seed=seed,
+        seed=ready.ask.seed,
+        asked={**ready.asked, "date": ready.run.recall("date", lambda: datetime.date.today().isoformat())},
+    )  # fmt: skip
+
+
+def _tested(program: Program, data: Loader, session: Session) -> Score:
+    trainer = session.trainer
+    found = trainer.run.recall(
+        "test score", lambda: asdict(evaluate(program.graph_module, session.task, data, device=trainer.device))
     )
+    return Score(**found)
 
 
-def _measure(target: str, seed: int) -> Measure:
-    """Median latency of one sample on a target, in milliseconds."""
-    device = resolve_target(target)
-
-    def latency_ms(program: Program) -> float:
-        with tempfile.TemporaryDirectory(prefix="fxsurgery-") as folder:
-            exported = export_onnx(
-                program.graph_module,
-                program.example_inputs,
-                Path(folder) / "candidate.onnx",
-                example_kwargs=program.example_kwargs,
-                exporter="legacy",
-                check=False,
-            )
-            one = program.examples.resized(1)
-            report = device.compare({"candidate": exported}, one, rounds=100, seconds=3.0, seed=seed)
-            return report["candidate"].p50_ms
-
-    return latency_ms
+def _figures(task: Task, split: str, before: Score, after: Score) -> dict[str, BeforeAfter]:
+    """The numbers of a metric that gives several, but for the one that counts."""
+    counted = _counted(task, after)
+    shared = {name: value for name, value in before.figures.items() if name in after.figures and name != counted}
+    return {f"{name} ({split})": BeforeAfter(value, after.figures[name]) for name, value in shared.items()}
 
 
-def _latency_note(outcome: dnal.Outcome, budget: Budget | None, measure: Measure | None) -> tuple[str, ...]:
-    if measure is None or budget is None:
+def _counted(task: Task, score: Score) -> str:
+    """The number that counts, of a metric that gives several."""
+    return task.select or next(iter(score.figures), "")
+
+
+def _latency_note(ready: Ready, outcome: Outcome) -> tuple[str, ...]:
+    if ready.measure is None or ready.budget is None:
         return ()
-    before, after = measure(outcome.trained), measure(outcome.program)
-    return (f"latency {before:.3g} ms before, {after:.3g} ms after, {budget.latency_ms:g} ms allowed",)
-
-
-def _require_data(train_data: object, val_data: object) -> None:
-    if train_data is None or val_data is None:
-        missing = "train_data" if train_data is None else "val_data"
-        raise DataError(
-            f"{missing} is missing: optimize(model, train_data=(images, labels), val_data=(images, labels)), each "
-            "a tuple of tensors, a Dataset or a DataLoader"
-        )
-
-
-def _captured(model: nn.Module, examples: Inputs, leaf_modules: tuple[type[nn.Module], ...]) -> Program:
-    tensor = next((t for t in (*model.parameters(), *model.buffers())), None)
-    if tensor is not None:
-        examples = examples.map(lambda x: x.to(tensor.device))
-    named = {"example_kwargs": examples.kwargs} if examples.kwargs else {}
-    return capture(model, *examples.args, leaf_modules=leaf_modules, **named)
-
-
-def _announce(program: Program, budget: Budget | None, config: Dnal, progress: Progress, *, trained: bool) -> None:
-    """Say what there is, what can be reached and what is wanted, before anything is trained."""
-    found = space(program, align=config.align, inner_only=config.inner_only)
-    whole, least = cost(program), found.smallest()
-    wanted = dict(budget.limits(whole)) if budget is not None else {}
-    for name in ("params", "macs"):
-        target = f", budget {wanted[name]:,.0f}" if name in wanted else ""
-        progress.note(f"{name}: {getattr(whole, name):,} now, {getattr(least, name):,} at the least{target}")
-    for note in program.notes:
-        progress.note(f"note: {note}")
-    if trained:
-        progress.note("taking the weights as trained; pass trained=False to train them first")
+    before, after = ready.measure(outcome.trained), ready.measure(outcome.program)
+    return (f"latency {before:.3g} ms before, {after:.3g} ms after, {ready.budget.latency_ms:g} ms allowed",)
 
 
 def _left_alone(program: Program) -> tuple[str, ...]:

@@ -2,16 +2,26 @@
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
+from typing_extensions import override
 
+from fxsurgery import report
 from fxsurgery.analysis.cost import cost
 from fxsurgery.budget import Cost
+from fxsurgery.capture import capture
+from fxsurgery.capture.attention import is_plain
+from fxsurgery.capture.tracer import COMPOSED
 from fxsurgery.deploy import LatencyReport, OnnxModel, export_onnx, resolve_target
+from fxsurgery.errors import RunError, SpecError
+from fxsurgery.passes import replay
 from fxsurgery.program import Program
+from fxsurgery.saving import load_result, save_result, write_standalone
+from fxsurgery.searchers.beginning import CONFIG, RESULT
+from fxsurgery.training.device import leads
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +50,16 @@ class Result:
     """The metric of the model that was pruned and of the result: `val`, and `test` where test data was given.
 
     `val, not fine-tuned` has the result's right after the surgery instead."""
+    figures: Mapping[str, BeforeAfter] = field(default_factory=dict)
+    """The other numbers that the metric gives, where it gives several: `pixel accuracy (val)`."""
     notes: tuple[str, ...] = ()
     """What a user should know: widths that stayed, gates that were undecided, parts left alone and why."""
     history: tuple[Mapping[str, Any], ...] = ()
     """The training curves, one record a report."""
     gates: tuple[float, ...] = ()
     seed: int = 0
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """What was asked for, plain JSON: `method`, `settings`, `budget`, `trained`, `data_free`, `environment`, ..."""
     _files: dict[str, OnnxModel] = field(default_factory=dict, repr=False)
 
     @property
@@ -73,6 +87,11 @@ class Result:
         """Inputs that it takes by name."""
         return self.program.example_kwargs
 
+    @override
+    def __repr__(self) -> str:
+        before, after = self.cost
+        return f"<Result: {after.params:,} of {before.params:,} parameters, {after.macs:,} of {before.macs:,} MACs>"
+
     def summary(self) -> str:
         """A table of before, after and ratio, with the notes."""
         before, after = self.cost
@@ -80,6 +99,7 @@ class Result:
             ("parameters", BeforeAfter(before.params, after.params), "{:,.0f}"),
             ("MACs", BeforeAfter(before.macs, after.macs), "{:,.0f}"),
             *((f"{self.metric_name} ({split})", pair, "{:.4f}") for split, pair in self.metrics.items()),
+            *((name, pair, "{:.4f}") for name, pair in self.figures.items()),
         ]
         width = max(len(name) for name, _, _ in rows) + 1
         lines = [f"{'':<{width}}{'before':>16}{'after':>16}{'ratio':>9}"]
@@ -87,6 +107,70 @@ class Result:
             numbers = f"{form.format(pair.before):>16}{form.format(pair.after):>16}{pair.ratio:>9.3f}"
             lines.append(f"{name:<{width}}{numbers}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def save(self, folder: str | Path) -> None:
+        """Write everything as a folder that `fxsurgery.load` reads; a result that was there is replaced.
+
+        Of a distributed run the first process alone writes, here and in the other methods that do.
+
+        Raises:
+            SavingError: something of the models cannot be written; it says what.
+            RunError: the folder cannot be written to, or holds something else.
+        """
+        if not leads():
+            return
+        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {*_PROGRAMS, "_files"}}
+        for name in ("metrics", "figures"):
+            facts[name] = {what: (pair.before, pair.after) for what, pair in getattr(self, name).items()}
+        save_result(Path(folder), {name: getattr(self, name) for name in _PROGRAMS}, facts)
+
+    def save_standalone(self, folder: str | Path) -> None:
+        """Write the model as Python code of its own, `model.py`, with its weights: it needs torch and nothing else.
+
+        The folder is proven in a process of its own: same outputs, same parameter names, and a backward step runs.
+
+            from model import load
+            model = load()
+
+        Raises:
+            SavingError: a module of the model is code of yours, which is not copied; it says which.
+            RunError: the folder cannot be written to, or holds something else.
+        """
+        if leads():
+            write_standalone(self.program, Path(folder))
+
+    def replay(self, original: nn.Module) -> nn.Module:
+        """The same surgery on another copy of your model, such as a later checkpoint; `original` is left alone.
+
+        The tensors are those of `original`, cut alike, so `load_state_dict(result.model.state_dict())` fits.
+
+        Raises:
+            SpecError: `original` is another architecture; it says where they differ.
+            CaptureError: it cannot be captured.
+        """
+        tensor = next((t for t in (*original.parameters(), *original.buffers())), None)
+        examples = self.original.examples
+        if tensor is not None:
+            examples = examples.map(lambda x: x.to(tensor.device))
+        taken = capture(
+            original, *examples.args, leaf_modules=_kept_whole(self.original), example_kwargs=dict(examples.kwargs)
+        )
+        _require_same(taken, self.original, "the model given is another architecture")
+        again = replay(self.log, taken)
+        _require_same(again, self.program, "the surgery depends on the weights, and comes out otherwise on these")
+        return again.graph_module
+
+    def report(self, path: str | Path, **options: Any) -> Path:  # noqa: ANN401
+        """Write what was asked and what came out as one HTML page, which needs no other file and no network.
+
+        Args:
+            path: where the page goes.
+            options: as of `fxsurgery.report.write`: `latency`, what `benchmark` gave, `title` and `date`.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
+        return report.write(self, path, **options) if leads() else Path(path)
 
     def export_onnx(self, path: str | Path, **options: Any) -> OnnxModel:  # noqa: ANN401
         """Export the model to ONNX and check it against PyTorch at two batch sizes.
@@ -123,3 +207,53 @@ class Result:
                 for name, program in (("original", self.original), ("result", self.program))
             }
             return target.compare(files, self.program.examples.resized(1), **options)
+
+
+def load(folder: str | Path, *, original: nn.Module | None = None) -> Result:
+    """What `Result.save` wrote, on the CPU. Nothing of the folder is run.
+
+    Args:
+        folder: the folder, or the directory of a run that has ended.
+        original: your model, where modules of it were kept whole: these are copied from it, and get saved weights.
+
+    Raises:
+        RunError: there is no result, it is damaged or of a later version, or it wants `original`; it says what to do.
+        SavingError: it asks for what loading does not do.
+    """
+    folder = Path(folder)
+    if (folder / CONFIG).is_file() and (folder / RESULT).is_dir():
+        folder /= RESULT
+    programs, facts = load_result(folder, _PROGRAMS, original)
+    known = {f.name for f in fields(Result)} - {"_files"}
+    given: dict[str, Any] = {**{name: value for name, value in facts.items() if name in known}, **programs}
+    try:
+        given["metrics"] = {split: BeforeAfter(*pair) for split, pair in facts["metrics"].items()}
+        given["figures"] = {name: BeforeAfter(*pair) for name, pair in facts.get("figures", {}).items()}
+        return Result(**given)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{folder} is damaged: {error}") from error
+
+
+_PROGRAMS = ("program", "original")
+
+
+def _kept_whole(program: Program) -> tuple[type[nn.Module], ...]:
+    """The types of module that the capture did not look into, beside torch's own layers."""
+    kinds = dict[type[nn.Module], None]()
+    for _, module in program.calls(nn.Module):
+        torchs = type(module).__module__.startswith("torch.")
+        if (
+            not torchs
+            or isinstance(module, COMPOSED)
+            or (isinstance(module, nn.MultiheadAttention) and is_plain(module))
+        ):
+            kinds[type(module)] = None
+    return tuple(kinds)
+
+
+def _require_same(found: Program, wanted: Program, what: str) -> None:
+    shapes = [{n: tuple(t.shape) for n, t in p.graph_module.state_dict().items()} for p in (found, wanted)]
+    for name in {**shapes[1], **shapes[0]}:
+        here, there = (f"{s[name]}" if name in s else "missing" for s in shapes)
+        if here != there:
+            raise SpecError(f"{what}: `{name}` is {here} here and {there} in the result")

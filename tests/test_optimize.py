@@ -1,7 +1,9 @@
 """The front door: what it gives, and what it says when it cannot. The user's model never changes."""
 
 import copy
-import sys
+import json
+import random
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,14 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import fxsurgery
-from fxsurgery import Budget, Dnal, SurgeryError, capture, optimize
+from fxsurgery import Budget, Dnal, Prune, RunError, SurgeryError, asking, capture, optimize
 from fxsurgery.analysis.cost import cost
 from fxsurgery.errors import BudgetError, CaptureError, DataError, DeviceError, StructureError, TrainingError
 from fxsurgery.passes import replay
+from fxsurgery.searchers import session
 from fxsurgery.surgery import relative_error
-
-front_door = sys.modules["fxsurgery.optimize"]
-"""The module, which the function of the same name hides."""
+from fxsurgery.training import Amount, Recipe
 
 QUICK = Dnal(align=2, architecture_epochs=1, finetune_epochs=1, fewest_steps=20, learning_rate=0.01)
 
@@ -181,7 +182,7 @@ def test_what_capture_noted_is_told_before_training_and_in_the_summary(
     def noting(*args, **options):
         return replace(capture(*args, **options), notes=("`5` is kept whole: a test",))
 
-    monkeypatch.setattr(front_door, "capture", noting)
+    monkeypatch.setattr(asking, "capture", noting)
     result = quick(net(), verbose=True)
     shown = capsys.readouterr().err
     assert 0 < shown.index("note: `5` is kept whole: a test") < shown.index("architecture: step")
@@ -195,15 +196,288 @@ def test_a_budget_in_milliseconds_is_met_as_measured(monkeypatch: pytest.MonkeyP
     def of(target: str, seed: int):
         return lambda program: cost(program).macs / 1e3
 
-    monkeypatch.setattr(front_door, "_measure", of)
+    monkeypatch.setattr(asking, "latency_on", of)
     whole = cost(capture(net().eval(), images()[0][:2])).macs / 1e3
     result = quick(net(), budget=Budget(latency_ms=0.5 * whole))
     assert 0.4 * whole < result.cost[1].macs / 1e3 <= 0.5 * whole
     assert any("ms allowed" in note for note in result.notes)
 
 
+def test_what_can_be_reached_is_told_before_training(capsys: pytest.CaptureFixture[str]):
+    quick(net(), verbose=True, budget=Budget(macs=0.5))
+    shown = capsys.readouterr().err
+    whole, started = cost(capture(net().eval(), images()[0][:2])), shown.index("architecture: step")
+    for line in (f"params: {whole.params:,} now", f"macs: {whole.macs:,} now", "latency_ms: "):
+        assert 0 <= shown.index(line) < started
+    assert f"budget {whole.macs / 2:,.0f}" in shown[:started]
+
+
+def test_nothing_trains_when_the_budget_cannot_be_reached(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(session, "fit", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(session, "recalibrate", lambda *_, **__: pytest.fail("trained"))
+    for data in ({}, {"train_data": None, "val_data": None, "example_inputs": (images(2)[0],)}):
+        with pytest.raises(BudgetError, match="cannot be reached: the least is"):
+            quick(net(), trained=bool(data), budget=Budget(macs=0.001), **data)
+
+
+def test_a_plan_is_what_is_then_done(tmp_path: Path):
+    model = net().train()
+    before = fingerprint(model)
+    options = {"train_data": images(), "val_data": images(32), "config": QUICK, "batch_size": 16, "trained": False}
+    plan = fxsurgery.plan(model, **options, run_dir=tmp_path / "run")
+    assert same(fingerprint(model), before)
+    assert list(tmp_path.iterdir()) == []
+    assert plan.seconds > 0
+    result = quick(model, **options)
+    steps = {record["stage"]: record["steps"] for record in result.history}
+    assert {stage.name: stage.steps for stage in plan.stages} == steps
+    params, macs, latency_ms = plan.reach
+    assert (params.original, macs.original) == (result.cost[0].params, result.cost[0].macs)
+    assert macs.least <= result.cost[1].macs <= macs.target
+    assert latency_ms.original > 0
+    assert "stage architecture: 20 steps" in str(plan)
+    with pytest.raises(BudgetError, match="cannot be reached"):
+        fxsurgery.plan(model, **options, budget=Budget(macs=0.001))
+    with pytest.raises(TypeError, match="bugdet"):
+        fxsurgery.plan(model, bugdet=Budget(macs=0.5))
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_gradients_may_be_turned_off_around_the_call(around):
+    with around():
+        result = quick(net())
+        assert fxsurgery.plan(net(), config=QUICK).seconds > 0
+    result.model.train()(torch.randn(4, *result.example_inputs[0].shape[1:])).sum().backward()
+
+
+@pytest.fixture
+def little(monkeypatch: pytest.MonkeyPatch):
+    """Few inputs are made, in few steps."""
+    monkeypatch.setattr(Amount, "affordable", lambda _: Amount(samples=64, validation=32, steps=20, batch_size=64))
+
+
+@pytest.mark.usefixtures("little")
+def test_the_literal_call_works_without_data():
+    learned = replace(QUICK, fewest_steps=80, weights_epochs=1)
+    data = {"train_data": separable(), "val_data": separable(32), "budget": Budget(macs=0.9)}
+    model = quick(net(), **data, trained=False, config=learned).model.train()
+    before = fingerprint(model)
+    result = optimize(model, method="dnal", config=replace(QUICK, fewest_steps=40), verbose=False)
+    assert same(fingerprint(model), before)
+    assert result.cost[1].macs <= 0.5 * result.cost[0].macs
+    assert result.metric_name.startswith("agreement with the original")
+    assert result.metrics["val"].before == 1.0
+    assert 0.5 < result.metrics["val"].after <= 1.0
+    assert result.notes[0].startswith("data-free: fine-tune on your data; agreement with the original")
+    assert any("inputs of (2, 3, " in note for note in result.notes)
+    assert any("matched to the model's batch norms" in note for note in result.notes)
+    assert result.asked["data_free"]
+
+
+@pytest.mark.usefixtures("little")
+@pytest.mark.parametrize(("values", "said", "clip"), [(False, None, None), (True, None, 1.0), (True, 5.0, 5.0)])
+def test_without_data_values_are_learned_with_clipped_gradients(
+    values: bool, said: float | None, clip: float | None, monkeypatch: pytest.MonkeyPatch
+):
+    """The variance that is missed is steep: without, models of images to images diverge at the usual rate."""
+    seen = list[float | None]()
+    real = session.fit
+
+    def watched(model, task, recipe, **options):
+        if options["stage"] == "fine-tune":
+            seen.append(recipe.gradient_clip)
+        return real(model, task, recipe, **options)
+
+    monkeypatch.setattr(session, "fit", watched)
+    model = nn.Sequential(net(), nn.Unflatten(1, (1, -1))) if values else net()
+    optimize(model, config=replace(QUICK, gradient_clip=said), verbose=False)
+    assert seen == [clip]
+
+
+def test_a_plan_without_data_counts_the_making_of_inputs():
+    plan = fxsurgery.plan(net(), config=QUICK)
+    assert [stage.name for stage in plan.stages] == ["synthetic inputs", "architecture", "fine-tune"]
+
+
+def test_a_model_that_is_not_captured_on_a_guess_is_told_of_the_guess():
+    class Each(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(3, 8, 3)
+
+        def forward(self, images: list[Tensor]) -> list[Tensor]:
+            return [self.layer(image[None]) for image in images]
+
+    with pytest.raises(CaptureError, match=r"What it is called with was a guess: inputs of \(2, 3, .*example_inputs="):
+        optimize(Each(), verbose=False)
+
+
+def test_a_model_with_weights_that_are_no_numbers_is_refused():
+    model = net()
+    with torch.no_grad():
+        next(model.parameters())[0] = float("nan")
+    with pytest.raises(TrainingError, match=r"weights are not numbers \(NaN\): .*weight"):
+        quick(model)
+
+
+def test_settings_say_the_method():
+    assert quick(net(), config=Prune(align=2, finetune_epochs=0)).asked["method"] == "prune"
+    assert quick(net(), method="prune", config=Prune(align=2, finetune_epochs=0)).asked["method"] == "prune"
+    with pytest.raises(SurgeryError, match=r"method='dnal' takes config=Dnal\(...\), not Prune"):
+        quick(net(), method="dnal", config=Prune())
+
+
+class Remembers(nn.Module):
+    """What gates cannot stand for: hidden units that a recurrent layer feeds back to itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.memory = nn.LSTM(4, 32, batch_first=True)
+        self.head = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.memory(x)[0][:, -1])
+
+
+def test_what_gates_cannot_reach_names_the_method_that_can():
+    given = {"example_inputs": torch.randn(2, 5, 4), "train_data": None, "val_data": None}
+    with pytest.raises(BudgetError, match=r"the least is .*; method='prune', which needs no gates, reaches [\d,]+; "):
+        quick(Remembers(), **given)
+    with pytest.raises(BudgetError) as told:
+        quick(Remembers(), **given, budget=Budget(macs=1e-6))
+    assert "prune" not in str(told.value)
+
+
+def test_a_penalty_tells_how_many_gates_it_closed():
+    result = quick(net(), config=replace(QUICK, penalty=1e-9))
+    assert any(re.fullmatch(r"\d+ of 32 gates closed; a larger penalty closes more", note) for note in result.notes)
+    assert not any("within the budget" in note for note in result.notes)
+
+
+def test_a_metric_of_several_numbers_is_called_by_the_one_that_counts():
+    def both(output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        right = output.argmax(1) == target
+        return {"top1": right.float().mean(), "errors": (~right).float().mean()}
+
+    result = quick(net(), metric=both)
+    assert result.metric_name == "top1"
+    assert list(result.figures) == ["errors (val)"]
+    assert "top1 (val)" in result.summary()
+
+
+def test_a_run_directory_holds_what_was_asked_the_best_and_the_result(tmp_path: Path):
+    result = quick(net(), run_dir=tmp_path / "run")
+    asked = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert asked == {"format": 1, **{k: v for k, v in json.loads(json.dumps(result.asked)).items() if k != "date"}}
+    loaded = (fxsurgery.load(tmp_path / "run" / "result"), fxsurgery.load(tmp_path / "run"))
+    for saved in (*loaded, quick(net(), run_dir=tmp_path / "run", resume=True)):
+        assert all(torch.equal(a, b) for a, b in zip(saved.model.parameters(), result.model.parameters(), strict=True))
+        assert saved.log == result.log
+    assert (tmp_path / "run" / "best").is_dir()
+    with pytest.raises(RunError, match="holds a run already"):
+        quick(net(), run_dir=tmp_path / "run")
+    with pytest.raises(RunError, match=r"something else: .*seed was 0, is 1"):
+        quick(net(), run_dir=tmp_path / "run", resume=True, seed=1)
+    with pytest.raises(RunError, match="something else: the model, its weights or the first inputs are others"):
+        quick(net(), run_dir=tmp_path / "run", resume=True, example_inputs=(images(3)[0],))
+
+
+class Turning(nn.Module):
+    """Holds a tensor of a kind that no file format of ours has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net()
+        self.register_buffer("turn", torch.tensor([1.0 + 0.5j]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) * self.turn.abs()
+
+
+def test_a_model_that_cannot_be_written_is_told_first_and_costs_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "run"
+    result = quick(Turning(), run_dir=folder, verbose=True)
+    told = r"the model cannot be written: the tensor `turn` cannot be written: it is torch.complex64"
+    shown = capsys.readouterr().err
+    assert shown.index(told) < shown.index("architecture: ")
+    assert told in result.notes[-1]
+    assert result.cost[1].macs < result.cost[0].macs
+    assert sorted(p.name for p in folder.iterdir() if p.name[0] != ".") == [
+        "config.json", "journal.jsonl", "report.html", "stages",
+    ]  # fmt: skip
+    assert "torch.complex64" in (folder / "report.html").read_text()
+    assert quick(Turning(), run_dir=folder, resume=True).notes == result.notes
+    with pytest.raises(fxsurgery.SavingError, match="turn"):
+        result.save(tmp_path / "mine")
+
+
+def test_a_refused_run_does_not_keep_its_directory_from_the_next(tmp_path: Path):
+    with pytest.raises(BudgetError):
+        quick(net(), budget=Budget(macs=0.001), run_dir=tmp_path / "run")
+    quick(net(), config=replace(QUICK, finetune_epochs=0), run_dir=tmp_path / "run")
+
+
+def test_the_same_run_by_another_loss_is_refused(tmp_path: Path):
+    quick(net(), run_dir=tmp_path / "run", loss=nn.CrossEntropyLoss())
+    with pytest.raises(RunError, match="something else: task"):
+        quick(net(), run_dir=tmp_path / "run", resume=True, loss=nn.CrossEntropyLoss(label_smoothing=0.1))
+    quick(net(), run_dir=tmp_path / "run", resume=True, loss=nn.CrossEntropyLoss())
+
+
+def test_precision_and_accumulation_reach_the_training(monkeypatch: pytest.MonkeyPatch):
+    seen = list[Recipe]()
+    real = session.fit
+
+    def watched(model, task, recipe, **options):
+        seen.append(recipe)
+        return real(model, task, recipe, **options)
+
+    monkeypatch.setattr(session, "fit", watched)
+    result = quick(net(), mixed_precision="bf16", accumulate=2)
+    assert {(recipe.mixed_precision, recipe.accumulate) for recipe in seen} == {("bf16", 2)}
+    assert {p.dtype for p in result.model.parameters()} == {torch.float32}
+
+
+def separable(count: int = 64) -> tuple[Tensor, Tensor]:
+    """Images whose brightness is their class."""
+    x, y = images(count)
+    return 0.3 * x + y[:, None, None, None], y
+
+
+def test_the_best_on_validation_is_the_result():
+    """A rate that ruins a trained network when it is fine-tuned."""
+    data = {"train_data": separable(), "val_data": separable(32), "budget": Budget(macs=0.9)}
+    model = quick(net(), **data, trained=False, config=replace(QUICK, fewest_steps=60, weights_epochs=1)).model
+    result = quick(model, **data, config=replace(QUICK, learning_rate=3.0, fewest_steps=5))
+    ruined = [record["metric"] for record in result.history if record["stage"] == "fine-tune"][-1]
+    pruned, kept = result.metrics["val, not fine-tuned"].after, result.metrics["val"].after
+    assert ruined < pruned == kept
+    assert any("training on made validation accuracy worse" in note for note in result.notes)
+
+
+def test_a_resumed_run_believes_what_was_measured_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On a device whose every measurement differs, the end would differ if anything were measured again."""
+    noise = random.Random(0)
+
+    def of(target: str, seed: int, **_):
+        return lambda program: cost(program).macs / 1e3 * noise.uniform(0.8, 1.2)
+
+    monkeypatch.setattr(asking, "latency_on", of)
+    limit = 0.5 * cost(capture(net().eval(), images()[0][:2])).macs / 1e3
+    whole = quick(net(), budget=Budget(latency_ms=limit), run_dir=tmp_path / "run", verbose=True)
+    journal = tmp_path / "run" / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    assert sum(b'"latency"' in line for line in lines) > 5
+    journal.write_bytes(b"".join(lines[: len(lines) * 2 // 3]))
+    again = quick(net(), budget=Budget(latency_ms=limit), run_dir=tmp_path / "run", resume=True)
+    assert again.log == whole.log
+    assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), whole.model.parameters(), strict=True))
+
+
 def test_latency_is_measured_on_the_target():
-    assert front_door._measure("local", 0)(capture(net().eval(), images()[0][:2])) > 0
+    assert asking.latency_on("local", 0)(capture(net().eval(), images()[0][:2])) > 0
 
 
 class Forks(nn.Module):
@@ -248,8 +522,31 @@ BAD = {
     "unknown device": (net, {"device": "toaster"}, DeviceError, "toaster"),
     "branch on a value": (Forks, {}, CaptureError, r"test_optimize\.py"),
     "output is no tensor": (Tells, {}, CaptureError, "output|tensor|traced"),
-    "no data": (net, {"train_data": None}, DataError, "train_data is missing"),
-    "unknown method": (net, {"method": "magic"}, SurgeryError, "no method is named 'magic'; there are: dnal"),
+    "no training data": (net, {"train_data": None}, DataError, r"train_data is missing: fxsurgery\.optimize\(model, "),
+    "no validation data": (net, {"val_data": None}, DataError, "val_data is missing"),
+    "nothing to train on": (
+        net, {"train_data": None, "val_data": None, "trained": False}, DataError,
+        r"takes data: fxsurgery\.optimize\(model, config=Dnal\(\.\.\.\), train_data=\(images, labels\)",
+    ),
+    "taylor without data": (
+        net, {"train_data": None, "val_data": None, "config": Prune(importance="taylor")}, DataError,
+        r"With data: fxsurgery\.optimize\(model, config=Prune\(\.\.\.\), train_data=",
+    ),
+    "a loss without data": (net, {"train_data": None, "val_data": None, "loss": nan_loss}, DataError, "loss without"),
+    "nothing to resume": (net, {"resume": True}, SurgeryError, "pass run_dir="),
+    "unknown method": (net, {"method": "magic"}, SurgeryError, "no method is named 'magic'; there are: dnal, prune"),
+    "a seed that no generator takes": (net, {"seed": -1}, SurgeryError, "seed=-1: it must be at least 0"),
+    "a tenth of a batch a step": (net, {"accumulate": 0}, SurgeryError, "accumulate=0: a step takes at least 1"),
+    "a budget of nothing": (net, {"budget": 0.5}, BudgetError, r"such as budget=Budget\(macs=0\.5\)"),
+    "an input that is none": (net, {"example_inputs": 3}, DataError, "example_inputs are a tensor, or a tuple"),
+    "a task, and its loss again": (
+        net, {"train_data": fxsurgery.Task.of(images(), images(32)), "val_data": None, "loss": nn.MSELoss()},
+        DataError, "train_data is a Task, which has it all: leave loss out",
+    ),
+    "a file for a run directory": (net, {"run_dir": __file__}, RunError, "a file stands there: choose another"),
+    "everything frozen": (
+        lambda: net().requires_grad_(requires_grad=False), {}, TrainingError, r"call model\.requires_grad_\(True\)",
+    ),
     "unreachable latency": (net, {"budget": Budget(latency_ms=1e-6)}, BudgetError, "the least is .* ms"),
     "absent target": (net, {"budget": Budget(latency_ms=3.0), "target": "http://phone:8765"}, DeviceError, "phone"),
 }  # fmt: skip
@@ -263,6 +560,29 @@ def test_bad_input_is_one_clear_error_and_changes_nothing(what: str):
     with pytest.raises(kind, match=message):
         quick(model, **options)
     assert same(fingerprint(model), before)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": -1.0}, "learning_rate=-1.0: it must be greater than 0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"finetune_epochs": -1}, "finetune_epochs=-1: it must be at least 0"),
+        ({"architecture_epochs": -1}, "architecture_epochs=-1: it must be at least 0"),
+        ({"most_steps": 0}, "most_steps=0: it must be at least 1"),
+        ({"align": 0}, "align=0: it must be at least 1"),
+        ({"optimizer": 3}, "optimizer must be a function of the parameters"),
+        ({"penalty": -1.0}, "penalty=-1.0: it would reward open gates"),
+    ],
+)
+def test_settings_without_meaning_are_refused_at_once(settings: dict, message: str):
+    with pytest.raises(SurgeryError, match=message):
+        Dnal(**settings)
+
+
+def test_one_input_may_be_given_by_itself():
+    result = quick(net(), example_inputs=images(3)[0])
+    assert [tuple(x.shape) for x in result.example_inputs] == [(3, 3, 8, 8)]
 
 
 def test_a_thing_that_is_no_module_is_refused():
@@ -279,6 +599,7 @@ def test_malformed_budgets_are_refused(limits: dict[str, float]):
 def test_public_names_are_these():
     assert sorted(fxsurgery.__all__) == [
         "Budget", "BudgetError", "CaptureError", "Cost", "DataError", "DeviceError", "Dnal", "ExportError",
-        "Inspection", "PassCrashedError", "Program", "Result", "SpecError", "StructureError", "SurgeryError", "Task",
-        "TrainingError", "VerifyError", "capture", "inspect", "optimize",
+        "Inspection", "PassCrashedError", "Plan", "Program", "Prune", "Result", "RunError", "SavingError",
+        "SpecError", "StructureError", "SurgeryError", "Task", "TrainingError", "VerifyError", "capture", "inspect",
+        "load", "optimize", "plan",
     ]  # fmt: skip

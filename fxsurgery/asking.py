@@ -1,0 +1,273 @@
+"""What a user asks of `optimize`, checked, captured and made ready, before anything trains."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxsurgery.budget import Budget
+from fxsurgery.capture import capture, guess_inputs
+from fxsurgery.deploy import export_onnx, resolve_target
+from fxsurgery.errors import BudgetError, CaptureError, DataError, SurgeryError, TrainingError
+from fxsurgery.inputs import Inputs
+from fxsurgery.program import Program
+from fxsurgery.searchers.beginning import ENVIRONMENT
+from fxsurgery.searchers.identity import fingerprint, told
+from fxsurgery.searchers.methods import Method, method_of
+from fxsurgery.searchers.rundir import RunDir
+from fxsurgery.searchers.session import Settings
+from fxsurgery.searchers.widths import Measure
+from fxsurgery.training import MixedPrecision, Progress, Task, resolve
+from fxsurgery.training.calls import addressed
+from fxsurgery.training.device import join, processes
+
+_DATA_LINE = "fxsurgery.optimize(model, {}train_data=(images, labels), val_data=(images, labels))"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Ask:
+    """The arguments of `fxsurgery.optimize`, which tells what each is."""
+
+    model: nn.Module
+    method: str | None = None
+    train_data: Any = None
+    val_data: Any = None
+    test_data: Any = None
+    budget: Budget | None = None
+    loss: Callable[..., Any] | None = None
+    metric: Any = None
+    trained: bool = True
+    config: Settings | None = None
+    example_inputs: Sequence[Any] | Tensor | None = None
+    example_kwargs: Mapping[str, Any] | None = None
+    leaf_modules: tuple[type[nn.Module], ...] = ()
+    batch_size: int = 64
+    seed: int = 0
+    device: str | None = None
+    target: str = "local"
+    mixed_precision: MixedPrecision | None = None
+    accumulate: int = 1
+    run_dir: str | Path | None = None
+    resume: bool = False
+    verbose: bool = True
+
+    @property
+    def data_free(self) -> bool:
+        """Whether there is nothing but the model."""
+        return self.train_data is None and self.val_data is None
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """What was asked for, made ready."""
+
+    ask: Ask
+    method: Method
+    settings: Settings
+    budget: Budget | None
+    program: Program
+    task: Task | None
+    """`None` where there are no data: the task is then made of the model."""
+    progress: Progress
+    run: RunDir
+    measure: Measure | None
+    """The latency on the target, where the budget limits it; as it was measured before a kill."""
+    asked: Mapping[str, Any]
+    """What was asked for as plain JSON."""
+    notes: tuple[str, ...] = ()
+
+
+def prepare(ask: Ask) -> Ready:
+    """Check what can be checked, capture the model, and open the run directory.
+
+    Raises:
+        SurgeryError: one of its children, for each thing that does not fit.
+    """
+    if not isinstance(ask.model, nn.Module):
+        raise SurgeryError(f"optimize takes a torch.nn.Module, not a {type(ask.model).__name__}")
+    _check_values(ask)
+    method, settings = method_of(ask.method, ask.config)
+    penalty = getattr(settings, "penalty", None)
+    budget = Budget(macs=0.5) if ask.budget is None and penalty is None else ask.budget
+    where = resolve(ask.device)
+    if processes() > 1:
+        join(where)
+    raw = latency_on(ask.target, ask.seed) if budget is not None and budget.latency_ms is not None else None
+    task = _task(ask, method, settings)
+    examples, notes = _examples(ask, task)
+    progress = Progress(verbose=ask.verbose)
+    for note in notes:
+        progress.note(f"note: {note}")
+    program = _captured(ask.model, examples, ask.leaf_modules, guessed=notes)
+    _require_trainable(program, settings, trained=ask.trained)
+    asked = _asked(ask, method, settings, budget, program, task)
+    run = RunDir() if ask.run_dir is None else RunDir.open(ask.run_dir, asked, resume=ask.resume)
+    if ask.resume and ask.run_dir is None:
+        raise SurgeryError("resume=True goes on with a run directory: pass run_dir= as well")
+    measure = None if raw is None else _recalled(raw, run)
+    return Ready(ask, method, settings, budget, program, task, progress, run, measure, asked, (*notes, *run.notes))
+
+
+def _check_values(ask: Ask) -> None:
+    if not 0 <= ask.seed < 2**63:
+        raise SurgeryError(f"seed={ask.seed!r}: it must be at least 0 and less than 2**63")
+    if ask.accumulate < 1:
+        raise SurgeryError(f"accumulate={ask.accumulate!r}: a step takes at least 1 batch")
+    if not isinstance(ask.budget, Budget | None):
+        raise BudgetError(f"budget={ask.budget!r}: say of what, such as budget=Budget(macs=0.5)")
+    if not isinstance(ask.example_inputs, Sequence | Tensor | None):
+        raise DataError(f"example_inputs are a tensor, or a tuple of what the model takes, not {ask.example_inputs!r}")
+
+
+def _recalled(measure: Measure, run: RunDir) -> Measure:
+    return lambda program: run.recall("latency", lambda: measure(program))
+
+
+def _task(ask: Ask, method: Method, settings: Settings) -> Task | None:
+    if isinstance(ask.train_data, Task):
+        if given := [n for n in ("val_data", "test_data", "loss", "metric") if getattr(ask, n) is not None]:
+            raise DataError(f"train_data is a Task, which has it all: leave {', '.join(given)} out")
+        return ask.train_data
+    if not ask.data_free:
+        _require_data(ask)
+        return Task.of(
+            ask.train_data, ask.val_data, test_data=ask.test_data, loss=ask.loss, metric=ask.metric,
+            batch_size=ask.batch_size, seed=ask.seed,
+        )  # fmt: skip
+    named = "" if ask.method is None else f'method="{method.name}", '
+    line = _DATA_LINE.format(named if ask.config is None else f"config={type(settings).__name__}(...), ")
+    if reason := method.needs_data(settings):
+        raise DataError(f"{reason}. With data: {line}")
+    if not ask.trained:
+        raise DataError(f"trained=False trains the weights, which takes data: {line}")
+    given = [name for name in ("test_data", "loss", "metric") if getattr(ask, name) is not None]
+    if given:
+        raise DataError(f"{', '.join(given)} without train_data and val_data: {line}")
+    return None
+
+
+def _require_data(ask: Ask) -> None:
+    missing = [name for name in ("train_data", "val_data") if getattr(ask, name) is None]
+    if missing:
+        raise DataError(
+            f"{missing[0]} is missing: {_DATA_LINE.format('')}, each a tuple of tensors, a Dataset or a DataLoader; "
+            "or neither, to work without data"
+        )
+
+
+def _examples(ask: Ask, task: Task | None) -> tuple[Inputs, tuple[str, ...]]:
+    if ask.example_inputs is not None or ask.example_kwargs is not None:
+        given = (ask.example_inputs,) if isinstance(ask.example_inputs, Tensor) else tuple(ask.example_inputs or ())
+        return Inputs(given, ask.example_kwargs or {}), ()
+    if task is not None:
+        return addressed(ask.model, task.examples()), ()
+    guessed, how = guess_inputs(ask.model)
+    return guessed, (how,)
+
+
+def _require_trainable(program: Program, settings: Settings, *, trained: bool) -> None:
+    broken = [name for name, weight in program.graph_module.named_parameters() if weight.isnan().any()]
+    if broken:
+        raise TrainingError(f"the model's weights are not numbers (NaN): {', '.join(broken[:3])}")
+    if trained and settings.finetune_epochs <= 0:
+        return
+    parameters = list(program.graph_module.parameters())
+    if parameters and not any(p.requires_grad for p in parameters):
+        raise TrainingError(
+            "every parameter of the model is frozen, so nothing could be fine-tuned: call model.requires_grad_(True), "
+            "or say config=...(finetune_epochs=0)"
+        )
+
+
+def _captured(
+    model: nn.Module, examples: Inputs, leaf_modules: tuple[type[nn.Module], ...], *, guessed: tuple[str, ...]
+) -> Program:
+    tensor = next((t for t in (*model.parameters(), *model.buffers())), None)
+    if tensor is not None:
+        examples = examples.map(lambda x: x.to(tensor.device))
+    named = {"example_kwargs": examples.kwargs} if examples.kwargs else {}
+    try:
+        return capture(model, *examples.args, leaf_modules=leaf_modules, **named)
+    except CaptureError as error:
+        if not guessed:
+            raise
+        raise CaptureError(f"{error}\n  What it is called with was a guess: {'; '.join(guessed)}") from error
+
+
+def latency_on(target: str, seed: int, *, rounds: int = 100, seconds: float = 3.0) -> Measure:
+    """Median latency of one sample on a target, in milliseconds.
+
+    Raises:
+        DeviceError: there is no such target.
+    """
+    device = resolve_target(target)
+
+    def latency_ms(program: Program) -> float:
+        with tempfile.TemporaryDirectory(prefix="fxsurgery-") as folder:
+            exported = export_onnx(
+                program.graph_module,
+                program.example_inputs,
+                Path(folder) / "candidate.onnx",
+                example_kwargs=program.example_kwargs,
+                exporter="legacy",
+                check=False,
+            )
+            one = program.examples.resized(1)
+            report = device.compare({"candidate": exported}, one, rounds=rounds, seconds=seconds, seed=seed)
+            return report["candidate"].p50_ms
+
+    return latency_ms
+
+
+def _asked(  # noqa: PLR0917 -- everything that the result follows from
+    ask: Ask, method: Method, settings: Settings, budget: Budget | None, program: Program, task: Task | None
+) -> dict[str, Any]:
+    """What the result follows from: settings, model, data; and the environment, which may only change rounding."""
+    return {
+        "method": method.name,
+        "settings": {f.name: told(getattr(settings, f.name)) for f in fields(settings)},
+        "budget": None if budget is None else {k: v for k, v in asdict(budget).items() if v is not None},
+        "data_free": task is None,
+        "trained": ask.trained,
+        "seed": ask.seed,
+        "batch_size": ask.batch_size,
+        "mixed_precision": ask.mixed_precision,
+        "accumulate": ask.accumulate,
+        "target": ask.target if budget is not None and budget.latency_ms is not None else None,
+        "task": {} if task is None else _told_task(task),
+        "model": type(ask.model).__name__,
+        "fingerprint": fingerprint(program),
+        ENVIRONMENT: {
+            "fxsurgery": version("fxsurgery"),
+            "torch": str(torch.__version__),
+            "device": str(resolve(ask.device)),
+            "processes": processes(),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def _told_task(task: Task) -> dict[str, Any]:
+    return {
+        **{name: told(getattr(task, name)) for name in ("loss", "metric", "metric_name", "higher_is_better", "select")},
+        "split": told(task.split),
+        "batches": _batches(task),
+        "tested": task.test_data is not None,
+    }
+
+
+def _batches(task: Task) -> list[int | None]:
+    return [None if isinstance(data, torch.utils.data.IterableDataset) else _length(data) for data in
+            (task.train_data, task.val_data)]  # fmt: skip
+
+
+def _length(data: Any) -> int | None:  # noqa: ANN401
+    try:
+        return len(data)
+    except TypeError:
+        return None

@@ -1,0 +1,44 @@
+"""A task where there are no data: answer inputs that are made of the model as the model itself does."""
+
+import math
+
+import torch
+
+from fxsurgery.analysis.cost import cost
+from fxsurgery.asking import Ready
+from fxsurgery.searchers.session import Stage, Trainer
+from fxsurgery.training import Task
+from fxsurgery.training.distillation import distilled_task, outputs_of
+from fxsurgery.training.synthesis import Amount, noise, synthetic_inputs
+
+
+def made_task(ready: Ready, trainer: Trainer) -> tuple[Task, str]:
+    """The task, whose targets are the original's outputs; and what its inputs are, for a user."""
+    ask = ready.ask
+    made = synthetic_inputs(ready.program, _amount(ready), seed=ask.seed, train=trainer.fit)
+    task = distilled_task(
+        ready.program, made.train, made.val, batch_size=ask.batch_size, seed=ask.seed, device=ask.device
+    )
+    return task, str(made)
+
+
+def gradient_clip(ready: Ready) -> float | None:
+    """The largest norm of the gradients; none where all outputs are class scores.
+
+    The share of the variance that is missed is as steep as the variance is small, without bound.
+    """
+    return None if all(output.classes is not None for output in outputs_of(ready.program)) else 1.0
+
+
+def foreseen_task(ready: Ready) -> tuple[Task, Task, Stage]:
+    """Stand-ins before anything is made: one of as many batches, one of like batches; and the making itself."""
+    ask, amount = ready.ask, _amount(ready)
+    rows = [(torch.zeros(n, 1), torch.zeros(n)) for n in (amount.samples, amount.validation)]
+    few = noise(ready.program, min(ask.batch_size, amount.samples), ask.seed)
+    alike = distilled_task(ready.program, few, few, batch_size=ask.batch_size, seed=ask.seed, device=ask.device)
+    batches = math.ceil(amount.samples / amount.batch_size) + 1
+    return Task.of(*rows, batch_size=ask.batch_size), alike, Stage("synthetic inputs", batches * amount.steps)
+
+
+def _amount(ready: Ready) -> Amount:
+    return Amount.affordable(cost(ready.program).macs)

@@ -1,0 +1,140 @@
+"""What `optimize` will do and how long it will take, told before anything trains."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from typing_extensions import override
+
+from fxsurgery.analysis.cost import cost
+from fxsurgery.asking import Ready, latency_on
+from fxsurgery.errors import DeviceError, ExportError
+from fxsurgery.program import Program
+from fxsurgery.searchers.session import Stage, Trainer
+from fxsurgery.searchers.widths import Space
+from fxsurgery.seeding import seeded
+from fxsurgery.training import Recipe, Task, evaluate, fit, sgd
+from fxsurgery.training.batches import Loader
+
+LONG_STEP_SECONDS = 2.0
+"""A first step that takes this long is measured well enough."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """One figure of the model, as it is and at the least that surgery can reach."""
+
+    name: str
+    original: float
+    least: float
+    target: float | None
+    """What the budget allows; `None` where it says nothing."""
+
+    @override
+    def __str__(self) -> str:
+        form = "{:,.0f}" if self.name != "latency_ms" else "{:.3g}"
+        parts = [f"{form.format(self.original)} now", f"{form.format(self.least)} at the least"]
+        if self.target is not None:
+            parts.append(f"budget {form.format(self.target)}")
+        return f"{self.name}: {', '.join(parts)}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done. `str(plan)` is the page to read."""
+
+    method: str
+    reach: tuple[Reach, ...]
+    stages: tuple[Stage, ...]
+    seconds: float
+    """Estimated for all of it, from some steps that were taken on a copy."""
+    notes: tuple[str, ...] = field(default=())
+
+    @override
+    def __str__(self) -> str:
+        lines = [f"method: {self.method}", *map(str, self.reach)]
+        lines += [f"stage {s.name}: {s.steps:,} steps" for s in self.stages]
+        lines.append(f"estimated time: {clock(self.seconds)} on this machine")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def clock(seconds: float) -> str:
+    """A duration for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def reach(ready: Ready, found: Space, *, measured: bool) -> Iterator[Reach | str]:
+    """What can be reached, figure by figure; a text where a latency cannot be measured.
+
+    Args:
+        ready: what was asked for.
+        found: the widths that there are.
+        measured: whether to measure the latencies too where the budget does not limit them.
+    """
+    whole, least = cost(ready.program), found.smallest()
+    wanted = dict(ready.budget.limits(whole)) if ready.budget is not None else {}
+    for name in ("params", "macs"):
+        yield Reach(name, getattr(whole, name), getattr(least, name), wanted.get(name))
+    if ready.measure is not None and ready.budget is not None:
+        pair = ready.measure(ready.program), ready.measure(found.smallest_program())
+        yield Reach("latency_ms", *pair, ready.budget.latency_ms)
+    elif measured:
+        try:
+            measure = latency_on(ready.ask.target, ready.ask.seed, rounds=30, seconds=1.0)
+            yield Reach("latency_ms", measure(ready.program), measure(found.smallest_program()), None)
+        except (ExportError, DeviceError) as error:
+            yield f"latency: not measured, {error}"
+
+
+def check(ready: Ready, found: Space) -> None:
+    """Refuse what cannot be reached.
+
+    Raises:
+        BudgetError: the budget lies below the least; it says how much that is.
+    """
+    if ready.budget is not None:
+        found.check(ready.budget, ready.measure)
+
+
+def estimate(trainer: Trainer, task: Task, program: Program, stages: Sequence[Stage], *, looks: int) -> float:
+    """Seconds that the stages will take, by taking a few steps on a copy of the program.
+
+    Args:
+        trainer: how it trains.
+        task: batches like those that it trains on.
+        program: the model.
+        stages: what is trained.
+        looks: batches that are scored in one look at the validation data.
+    """
+    model = program.trainable_copy()
+    if not any(p.requires_grad for p in model.parameters()):
+        return 0.0
+    step_s = _timed(lambda: _steps(trainer, task, model, 1))
+    if step_s < LONG_STEP_SECONDS:
+        step_s = _timed(lambda: _steps(trainer, task, model, 3)) / 3
+    with seeded(trainer.seed, torch.device("cpu")):
+        first = next(iter(task.val_data))
+    one: Loader = DataLoader([first], batch_size=None)  # type: ignore[arg-type]
+    look_s = looks * _timed(lambda: evaluate(model, task, one, device=trainer.device))
+    many = sum(min(5, max(1, stage.steps // 100)) for stage in stages) + 3
+    return step_s * sum(stage.steps for stage in stages) + look_s * many
+
+
+def _steps(trainer: Trainer, task: Task, model: nn.Module, steps: int) -> None:
+    recipe = Recipe(
+        steps=steps, optimizer=sgd(0.0), validations=0, mixed_precision=trainer.mixed_precision,
+        accumulate=trainer.accumulate,
+    )  # fmt: skip
+    fit(model, task, recipe, seed=trainer.seed, device=trainer.device)
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.monotonic()
+    work()
+    return time.monotonic() - began
