@@ -26,6 +26,7 @@ from fxsurgery.deploy.names import input_names, output_names, rename
 from fxsurgery.deploy.onnx_model import OnnxModel, Parity
 from fxsurgery.deploy.parity import check_parity, frozen_copy, frozen_inputs, output_of, outputs_of
 from fxsurgery.errors import ExportError
+from fxsurgery.files import require_plain
 from fxsurgery.inputs import Inputs
 
 Exporter = Literal["auto", "dynamo", "legacy"]
@@ -157,6 +158,7 @@ def _export_with(
     name: str, model: nn.Module, path: Path, request: _Request, *, check: bool, failures: list[str]
 ) -> OnnxModel:
     """Export, check, and only then put the file in its place."""
+    require_plain(path)
     with tempfile.TemporaryDirectory(prefix=".fxsurgery-", dir=path.parent) as folder:
         draft = Path(folder) / path.name
         opset = _write(name, model, draft, request)

@@ -1,0 +1,63 @@
+"""Data, losses and metrics, from what the command line calls them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from fxsurgery.cli.naming import called, named
+from fxsurgery.errors import SourceError
+from fxsurgery.seeding import seeded
+from fxsurgery.training import Task
+
+_READY = (DataLoader, Dataset, Task, tuple, list, Mapping, Tensor, np.ndarray)
+"""Data as they are; what is anything else and can be called is called for them."""
+
+
+def data_of(text: str, what: str, seed: int) -> Any:  # noqa: ANN401 -- whatever the user has
+    """The data that `text` names: an object or what a function gives, or the arrays of a file.
+
+    Raises:
+        ConfigError: the text has no form that is known.
+        SourceError: they cannot be imported, made or read.
+    """
+    if text.endswith((".npz", ".safetensors")):
+        return _arrays(Path(text), what)
+    with seeded(seed, torch.device("cpu")):
+        found = named(text, what)
+    if isinstance(found, _READY) or not callable(found):
+        return found
+    with seeded(seed, torch.device("cpu")):
+        return called(found, text, what)
+
+
+def callable_of(text: str, what: str) -> Any:  # noqa: ANN401 -- a function, or an object that counts
+    """A loss or metric: an instance of a class, anything else as it is.
+
+    Raises:
+        ConfigError: the text has no form that is known.
+        SourceError: it cannot be imported or made.
+    """
+    found = named(text, what)
+    return called(found, text, what) if isinstance(found, type) else found
+
+
+def _arrays(path: Path, what: str) -> Any:  # noqa: ANN401
+    """`(x, y)` where a file has just these; all its arrays by name otherwise. Nothing in it is executed."""
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                arrays: dict[str, Any] = {name: file[name] for name in file.files}
+        else:
+            arrays = dict(safetensors.torch.load_file(path))
+    except OSError as error:
+        raise SourceError(f"{what}: cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, safetensors.SafetensorError) as error:
+        raise SourceError(f"{what}: {path} is damaged, or holds what is no array: {error}") from error
+    return (arrays["x"], arrays["y"]) if set(arrays) == {"x", "y"} else arrays

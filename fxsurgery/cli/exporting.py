@@ -1,0 +1,61 @@
+"""`fxsurgery export`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fxsurgery.cli.endings import ending, give, in_flags, say
+from fxsurgery.cli.options import AsJson, ExampleInputs, ExampleShape, Model, ModelArgs, Original, Seed, Weights
+from fxsurgery.cli.sources import wanted
+from fxsurgery.deploy import OnnxModel, export_onnx
+
+
+def export(  # noqa: PLR0913 -- what can be said, each by a flag
+    model: Model,
+    onnx: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="Where it goes.")],
+    *,
+    model_args: ModelArgs = None,
+    weights: Weights = None,
+    original: Original = None,
+    example_shape: ExampleShape = None,
+    example_inputs: ExampleInputs = None,
+    opset: Annotated[
+        int | None, typer.Option(metavar="N", help="The operator set; the exporter's choice unless said.")
+    ] = None,
+    exporter: Annotated[
+        Literal["auto", "dynamo", "legacy"],
+        typer.Option(help="dynamo, legacy (faster, deprecated in PyTorch), or auto: the first, else the second."),
+    ] = "auto",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Export a result, or any model, to ONNX, and check the file against PyTorch.
+
+    ONNX Runtime runs the file at two batch sizes; a file that disagrees with the
+    model is not kept. The batch size is free, all other sizes are fixed.
+
+    [bold]Examples[/bold]
+      fxsurgery export small small.onnx
+      fxsurgery export runs/a small.onnx --opset 17
+      fxsurgery export mypkg.nets:resnet original.onnx --example-shape 3,224,224
+    """
+    with ending(as_json=as_json):
+        loaded = wanted(model, model_args, weights, example_shape, example_inputs, seed, original).load()
+        inputs, notes = loaded.known_inputs()
+        for note in notes:
+            say(f"note: {in_flags(note)}", "yellow")
+        file = export_onnx(
+            loaded.model, inputs.args, onnx, example_kwargs=inputs.kwargs, opset=opset, exporter=exporter
+        )
+    give(asdict(file) if as_json else line(file), as_json=as_json)
+
+
+def line(file: OnnxModel) -> str:
+    """What there is to say of an exported file."""
+    checked = "not checked"
+    if file.parity is not None:
+        sizes = " and ".join(map(str, file.parity.batch_sizes))
+        checked = f"agrees with PyTorch to {file.parity.error:.1e} of the outputs' size, at batch {sizes}"
+    return f"{file.path}: {file.bytes:,} bytes, opset {file.opset}, by the {file.exporter} exporter; {checked}"

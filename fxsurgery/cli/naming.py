@@ -1,0 +1,142 @@
+"""Importing what a command line names: `package.module:attribute` or `path/to/file.py:attribute`.
+
+The current directory is importable, as it is for `python -m`.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import os
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import fxsurgery
+from fxsurgery.errors import ConfigError, SourceError, SurgeryError
+
+_OWN = Path(fxsurgery.__file__).parent
+_LIBRARIES = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+def named(text: str, what: str) -> Any:  # noqa: ANN401 -- whatever the user made
+    """The object that `text` names.
+
+    Args:
+        text: `module:attribute` or `file.py:attribute`; the attribute may be dotted.
+        what: what the command line calls it, for messages: `--train-data`.
+
+    Raises:
+        ConfigError: the text has no such form.
+        SourceError: there is no such module or attribute, or importing it fails.
+    """
+    module_name, colon, attribute = text.rpartition(":")
+    if not colon or not module_name or not attribute:
+        raise ConfigError(f"{what}: {text!r} is neither there nor of the form module:name{_advice(text)}")
+    found: Any = _module(module_name, what)
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise SourceError(f"{what}: {module_name} has no {attribute!r}{_others(found, part)}")
+        found = getattr(found, part)
+    return found
+
+
+def called(function: Callable[..., Any], text: str, what: str, arguments: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401
+    """What the user's function gives.
+
+    Raises:
+        SourceError: it fails; the message names the user's line.
+    """
+    with _blamed(f"{what}: {text}({', '.join(arguments or {})}) failed"):
+        return function(**(arguments or {}))
+
+
+def _module(name: str, what: str) -> ModuleType:
+    here = os.getcwd()  # noqa: PTH109 -- sys.path holds texts
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    if name.endswith(".py"):
+        return _from_file(Path(name), what)
+    try:
+        with _blamed(f"{what}: cannot import {name}"):
+            return importlib.import_module(name)
+    except SourceError as error:
+        missing = error.__cause__
+        if isinstance(missing, ModuleNotFoundError) and f"{name}.".startswith(f"{missing.name}."):
+            raise SourceError(f"{what}: there is no module {missing.name!r}, neither here nor installed") from missing
+        raise
+
+
+def _from_file(path: Path, what: str) -> ModuleType:
+    if not path.is_file():
+        raise SourceError(f"{what}: there is no file {path}")
+    whole = path.resolve()
+    known = next((m for m in [*sys.modules.values()] if getattr(m, "__file__", None) == str(whole)), None)
+    if known is not None:
+        return known
+    name = path.stem if path.stem not in sys.modules else str(whole)
+    spec = importlib.util.spec_from_file_location(name, whole)
+    if spec is None or spec.loader is None:
+        raise SourceError(f"{what}: {path} is no Python file")
+    if str(whole.parent) not in sys.path:
+        sys.path.insert(0, str(whole.parent))  # what it imports lies beside it
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        with _blamed(f"{what}: cannot import {path}"):
+            spec.loader.exec_module(module)
+    except SourceError:
+        del sys.modules[name]
+        raise
+    return module
+
+
+@contextmanager
+def _blamed(doing: str) -> Iterator[None]:
+    """Turn whatever the user's code raises into an error of ours that names their line."""
+    try:
+        yield
+    except SurgeryError:
+        raise
+    except (Exception, SystemExit) as error:
+        said = " ".join(str(error).split()) or "no message"
+        raise SourceError(f"{doing}: {type(error).__name__}: {said}{_place(error)}") from error
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line of the user's own code that the error went through."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" ({_relative(error.filename)}, line {error.lineno})"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if _is_users(f.filename)]
+    return f" ({_relative(own[-1].filename)}, line {own[-1].lineno}: {own[-1].line})" if own else ""
+
+
+def _is_users(filename: str) -> bool:
+    library = filename.startswith("<") or filename.startswith(_LIBRARIES)
+    return not library and _OWN not in Path(filename).parents
+
+
+def _relative(filename: str) -> str:
+    path = Path(filename)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else filename
+
+
+def _advice(text: str) -> str:
+    path = Path(text)
+    if path.suffix == ".py" and path.is_file():
+        return f"; name what is in it: {text}:NAME"
+    if "." in text and not path.suffix.strip(".").isdigit() and not path.parent.name:
+        module_name, _, attribute = text.rpartition(".")
+        return f"; perhaps {module_name}:{attribute}"
+    return ""
+
+
+def _others(found: object, name: str) -> str:
+    public = [n for n in dir(found) if not n.startswith("_")]
+    close = difflib.get_close_matches(name, public, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,205 @@
+"""The models that a command works with, and their inputs, from what the command line calls them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+import fxsurgery
+from fxsurgery.capture.guess import guess_inputs
+from fxsurgery.cli.data import data_of
+from fxsurgery.cli.naming import called, named
+from fxsurgery.config import assignments, shapes
+from fxsurgery.errors import ConfigError, SourceError
+from fxsurgery.files import NO_TENSORS
+from fxsurgery.inputs import Inputs
+from fxsurgery.result import Result
+from fxsurgery.searchers.beginning import JOURNAL, RESULT
+from fxsurgery.seeding import seeded
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model, and what is known of its inputs."""
+
+    model: nn.Module
+    inputs: Inputs | None = None
+    """`None` where nothing is."""
+    result: Result | None = None
+    """Where it came from a saved one."""
+
+    def known_inputs(self) -> tuple[Inputs, tuple[str, ...]]:
+        """Inputs to capture the model on, guessed where none are known; and what to say of that."""
+        if self.inputs is not None:
+            return self.inputs, ()
+        guessed, how = guess_inputs(self.model)
+        return guessed, (how,)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a command line says of a model and its inputs."""
+
+    model: str
+    arguments: Mapping[str, Any] | None = None
+    weights: Path | None = None
+    shapes: tuple[tuple[int, ...], ...] = ()
+    example_inputs: str | None = None
+    seed: int = 0
+    original: str | None = None
+    """For a saved model that kept modules whole."""
+
+    def load(self) -> Loaded:
+        """The model.
+
+        Raises:
+            ConfigError: a text has no form that is known.
+            SourceError: it cannot be imported, made or read, or is no `torch.nn.Module`.
+            RunError: a saved directory cannot be read.
+        """
+        if Path(self.model).is_dir():
+            return self._saved()
+        model = self._made()
+        if self.weights is not None:
+            _load_weights(model, self.weights)
+        return Loaded(model, self._inputs())
+
+    def _saved(self) -> Loaded:
+        refused = {"--model-args": self.arguments if self.original is None else None, "--weights": self.weights}
+        if given := [name for name, value in refused.items() if value]:
+            raise ConfigError(f"{' and '.join(given)}: {self.model} is a saved model, which has its own")
+        result = saved_result(Path(self.model), self.original, self.arguments)
+        return Loaded(result.model, self._inputs() or result.program.examples, result)
+
+    def _made(self) -> nn.Module:
+        # Importing draws numbers, too: what the factory draws shall not depend on what was imported before.
+        with seeded(self.seed, torch.device("cpu")):
+            found = named(self.model, "MODEL")
+        if isinstance(found, nn.Module):
+            if self.arguments:
+                raise ConfigError(f"--model-args: {self.model} is a module already, and is not called")
+            return found
+        if not callable(found):
+            raise SourceError(
+                f"MODEL: {self.model} is a {type(found).__name__}; it must be a torch.nn.Module, "
+                "or a class or function that gives one"
+            )
+        with seeded(self.seed, torch.device("cpu")):
+            made = called(found, self.model, "MODEL", self.arguments)
+        if not isinstance(made, nn.Module):
+            raise SourceError(f"MODEL: {self.model}() gives a {type(made).__name__}, not a torch.nn.Module")
+        return made
+
+    def _inputs(self) -> Inputs | None:
+        if self.shapes and self.example_inputs:
+            raise ConfigError("--example-shape and --example-inputs: give one of the two")
+        if self.shapes:
+            generator = torch.Generator().manual_seed(self.seed)
+            return Inputs(tuple(torch.randn(2, *shape, generator=generator) for shape in self.shapes))
+        if self.example_inputs is None:
+            return None
+        found = data_of(self.example_inputs, "--example-inputs", self.seed)
+        if isinstance(found, Mapping):
+            return Inputs((), {name: _tensor(value) for name, value in found.items()})
+        return Inputs(tuple(map(_tensor, found)) if isinstance(found, tuple | list) else (_tensor(found),))
+
+
+def wanted(  # noqa: PLR0917 -- as the flags come
+    model: str,
+    model_args: list[str] | None,
+    weights: Path | None,
+    example_shape: list[str] | None,
+    example_inputs: str | None,
+    seed: int,
+    original: str | None = None,
+) -> Wanted:
+    """What the flags that several commands share say.
+
+    Raises:
+        ConfigError: one has no form that is known.
+    """
+    try:
+        sizes: Any = shapes(example_shape or [])
+    except ValueError as error:
+        raise ConfigError(f"--example-shape: {error}") from error
+    return Wanted(model, model_arguments(model_args or []), weights, tuple(sizes), example_inputs, seed, original)
+
+
+def model_arguments(texts: list[str]) -> dict[str, Any]:
+    """What `--model-args` says: `name=value`, or one JSON object.
+
+    Raises:
+        ConfigError: it has neither form.
+    """
+    if len(texts) == 1 and texts[0].lstrip().startswith("{"):
+        try:
+            found: dict[str, Any] = json.loads(texts[0])
+        except ValueError as error:
+            raise ConfigError(f"--model-args: {texts[0]!r} is no valid JSON: {error}") from error
+        return found
+    return assignments(texts, "--model-args")
+
+
+def saved_result(folder: Path, original: str | None = None, arguments: Mapping[str, Any] | None = None) -> Result:
+    """The result in a directory that `Result.save` made, or in a run directory.
+
+    Args:
+        folder: the directory.
+        original: what names the user's model, from which modules that were kept whole are taken.
+        arguments: what that is called with.
+
+    Raises:
+        SourceError: the run has no result yet, or `original` cannot be made.
+        RunError: there is none, or it cannot be read.
+    """
+    if not folder.is_dir():
+        raise SourceError(f"there is no directory {folder}")
+    if (folder / JOURNAL).is_file() and not (folder / RESULT).is_dir():
+        raise SourceError(f"{folder} holds a run that has not ended: go on with it by --resume")
+    model = None if original is None else Wanted(original, arguments).load().model
+    return fxsurgery.load(folder / RESULT if (folder / RESULT).is_dir() else folder, original=model)
+
+
+def module_class(text: str) -> type[nn.Module]:
+    """The class of modules that `text` names.
+
+    Raises:
+        ConfigError: the text has no form that is known.
+        SourceError: it is no such class.
+    """
+    found = named(text, "--leaf-module")
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise SourceError(f"--leaf-module: {text} is no class of torch.nn.Module")
+    return found
+
+
+def _tensor(value: object) -> Tensor:
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if not isinstance(value, Tensor):
+        raise SourceError(f"--example-inputs: inputs are tensors or arrays, not a {type(value).__name__}")
+    return value
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    try:
+        if path.suffix == ".safetensors":
+            safetensors.torch.load_model(model, path)
+            return
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise SourceError(f"--weights: cannot read {path}: {error.strerror or error}") from error
+    except (*NO_TENSORS, safetensors.SafetensorError) as error:
+        raise SourceError(f"--weights: {path} does not load: {' '.join(str(error).split())[:300]}") from error
+    state = found["state_dict"] if isinstance(found, Mapping) and "state_dict" in found else found
+    try:
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
+        said = " ".join(str(error).split())
+        raise SourceError(f"--weights: {path} does not fit the model: {said[:300]}") from error

@@ -1,0 +1,75 @@
+"""Where in a file, or in which flag, something was said."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+Place: TypeAlias = tuple[str | int, ...]
+"""Keys from the outermost table inwards."""
+
+_HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?$")
+_ENTRY = re.compile(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"))*)\s*=""")
+_FLAGS = {"model": "MODEL", "leaf_modules": "--leaf-module", "trained": "--not-trained", "settings": "--set"}
+
+
+def flag(name: str) -> str:
+    """The flag that stands for a key of the file."""
+    return _FLAGS.get(name, f"--{name.replace('_', '-')}")
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Where the entries of a config came from."""
+
+    path: Path | None = None
+    text: str = ""
+    """Of the file."""
+    flags: Mapping[str, Any] = field(default_factory=dict)
+
+    def tell(self, place: Place) -> str:
+        """Where an entry was said, and its name: `--set align`, or `run.toml, line 7: settings.align`."""
+        if not place:
+            return str(self.path or "the flags")
+        name, inner = str(place[0]), [str(part) for part in place[1:]]
+        said = self.flags.get(name)
+        elsewhere = isinstance(said, Mapping) and inner and inner[0] not in said
+        if self.path is None or (name in self.flags and not elsewhere):
+            return " ".join([flag(name), *([".".join(inner)] if inner else [])])
+        line = line_of(self.text, place, json=self.path.suffix == ".json")
+        return f"{self.path}{f', line {line}' if line else ''}: {'.'.join([name, *inner])}"
+
+
+def line_of(text: str, place: Place, *, json: bool = False) -> int | None:
+    """The line, from 1, that says what is at `place`; that of what it lies in, where it has none of its own."""
+    keys = [part for part in place if isinstance(part, str)]
+    return _json_line(text, keys) if json else _toml_line(text, keys)
+
+
+def _toml_line(text: str, keys: list[str]) -> int | None:
+    table, best, line = list[str](), 0, None
+    for number, content in enumerate(text.splitlines(), 1):
+        if header := _HEADER.match(content):
+            here = table = _parts(header[1])
+        elif entry := _ENTRY.match(content):
+            here = [*table, *_parts(entry[1])]
+        else:
+            continue
+        if best < len(here) <= len(keys) and here == keys[: len(here)]:
+            best, line = len(here), number
+    return line
+
+
+def _parts(dotted: str) -> list[str]:
+    return [part.strip().strip("\"'") for part in dotted.split(".")]
+
+
+def _json_line(text: str, keys: list[str]) -> int | None:
+    found, at = None, 0
+    for key in keys:
+        match = re.compile(rf'"{re.escape(key)}"\s*:').search(text, at)
+        if match is None:
+            break
+        found, at = match.start(), match.end()
+    return None if found is None else text.count("\n", 0, found) + 1

@@ -1,0 +1,72 @@
+"""Values that are written as short texts: amounts, shapes, assignments."""
+
+import math
+import re
+import tomllib
+
+_SCALES = {"k": 1e3, "m": 1e6, "g": 1e9}
+
+
+def amount(given: object) -> object:
+    """A limit of a budget: `0.5` and `50%` are fractions of the original, `300M` and `1200000` are absolute.
+
+    Raises:
+        ValueError: it is a text and no such number.
+    """
+    if isinstance(given, bool):
+        raise ValueError("a limit is a number")  # noqa: TRY004 -- what pydantic takes as a bad value
+    if not isinstance(given, str):
+        return given
+    found = re.fullmatch(r"([-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*([%kmg]?)", given.strip(), re.IGNORECASE)
+    if found is None:
+        raise ValueError(f"{given!r} is no amount; write 0.5 or 50% for half, 1200000 or 1.2M for that many")
+    number, unit = found[1], found[2].lower()
+    if not math.isfinite(float(number)):
+        raise ValueError(f"{given!r} is too large")
+    if unit == "%":
+        return float(number) / 100
+    if unit:
+        return round(float(number) * _SCALES[unit])
+    return int(number) if re.fullmatch(r"[-+]?[\d_]+", number) else float(number)
+
+
+def shapes(given: object) -> object:
+    """Shapes of inputs: `"3,224,224"` or `[3, 224, 224]` is one; a list of such is several.
+
+    Raises:
+        ValueError: a text is no shape.
+    """
+    if isinstance(given, str):
+        return [_shape(given)]
+    if isinstance(given, list | tuple) and given and not any(isinstance(part, str | list | tuple) for part in given):
+        return [given]
+    if isinstance(given, list | tuple):
+        return [_shape(part) if isinstance(part, str) else part for part in given]
+    return given
+
+
+def _shape(text: str) -> list[int]:
+    if re.fullmatch(r"\s*[1-9]\d*(\s*[,x]\s*[1-9]\d*)*\s*", text) is None:
+        raise ValueError(f"{text!r} is no shape; write 3,224,224, without the batch")
+    return [int(part) for part in re.split("[,x]", text)]
+
+
+def value(text: str) -> object:
+    """A setting as TOML writes it: `0.01`, `true`, `[1, 2]`, `{name = "adamw", lr = 1e-3}`; any other is a text."""
+    try:
+        return tomllib.loads(f"it = {text}")["it"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def assigned(text: str) -> tuple[tuple[str, ...], str]:
+    """The name, at its dots, and the text of `name=value`.
+
+    Raises:
+        ValueError: it is not of this form.
+    """
+    name, equals, rest = text.partition("=")
+    names = tuple(part.strip() for part in name.split("."))
+    if not equals or not all(names) or not rest.strip():
+        raise ValueError(f"{text!r} is not of the form name=value")
+    return names, rest.strip()
