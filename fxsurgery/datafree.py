@@ -8,8 +8,11 @@ from fxsurgery.analysis.cost import cost
 from fxsurgery.asking import Ready
 from fxsurgery.searchers.session import Stage, Trainer
 from fxsurgery.training import Task
-from fxsurgery.training.distillation import distilled_task, outputs_of
+from fxsurgery.training.distillation import commonest_answer, distilled_task, outputs_of
 from fxsurgery.training.synthesis import Amount, noise, synthetic_inputs
+
+MONOTONOUS = 0.9
+"""Share of the inputs in one class from which on agreement is no measure."""
 
 
 def made_task(ready: Ready, trainer: Trainer) -> tuple[Task, str]:
@@ -19,7 +22,11 @@ def made_task(ready: Ready, trainer: Trainer) -> tuple[Task, str]:
     task = distilled_task(
         ready.program, made.train, made.val, batch_size=ask.batch_size, seed=ask.seed, device=ask.device
     )
-    return task, str(made)
+    share = commonest_answer(ready.program, task)
+    if share is None or share < MONOTONOUS:
+        return task, str(made)
+    alike = f"the original puts {share:.0%} of them into one class, so agreement with it says little"
+    return task, f"{made}; {alike}"
 
 
 def gradient_clip(ready: Ready) -> float | None:

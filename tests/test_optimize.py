@@ -294,6 +294,15 @@ def test_without_data_values_are_learned_with_clipped_gradients(
     assert seen == [clip]
 
 
+@pytest.mark.usefixtures("little")
+def test_a_model_that_answers_all_alike_is_told():
+    model = net()
+    with torch.no_grad():
+        model[-1].bias[2] += 100
+    result = optimize(model, config=replace(QUICK, finetune_epochs=0), verbose=False)
+    assert any("puts 100% of them into one class, so agreement with it says little" in note for note in result.notes)
+
+
 def test_a_plan_without_data_counts_the_making_of_inputs():
     plan = fxsurgery.plan(net(), config=QUICK)
     assert [stage.name for stage in plan.stages] == ["synthetic inputs", "architecture", "fine-tune"]

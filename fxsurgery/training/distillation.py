@@ -183,6 +183,20 @@ def distilled_task(  # noqa: PLR0913 -- each by name
     )
 
 
+def commonest_answer(program: Program, task: Task) -> float | None:
+    """The share of the validation inputs of a `distilled_task` that fall into the class that most of them fall into.
+
+    Near 1, agreement with it says nothing. `None` where no output holds class scores.
+    """
+    kinds = outputs_of(program)
+    scored = next((i for i, kind in enumerate(kinds) if kind.classes is not None), None)
+    if scored is None:
+        return None
+    _, answers = task.val_data.dataset[slice(None)]
+    classes = kinds[scored].logits(answers[str(scored)]).argmax(-1)
+    return float((classes == classes.mode().values).double().mean())
+
+
 @dataclass(frozen=True, eq=False)
 class _Rebuilt:
     """Puts the tensors of a batch back into the structure of the inputs."""

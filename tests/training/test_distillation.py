@@ -8,7 +8,7 @@ from fxsurgery.capture import capture
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs
 from fxsurgery.training import Recipe, Task, evaluate, fit, sgd
-from fxsurgery.training.distillation import distilled_task, outputs_of
+from fxsurgery.training.distillation import commonest_answer, distilled_task, outputs_of
 from zoo import ZOO, example, lively
 
 DRAW = torch.Generator().manual_seed(3)
@@ -52,6 +52,22 @@ def test_the_original_agrees_with_itself():
     assert score.metric == 1
     assert score.loss == pytest.approx(0, abs=1e-6)
     assert score.samples == 24
+
+
+def test_the_commonest_answer_is_counted_on_the_validation_inputs():
+    model = mlp()
+    program = capture(model, X[:2])
+    task = distilled_task(program, Inputs((X,)), Inputs((V,)))
+    with torch.no_grad():
+        counts = model(V).argmax(1).bincount()
+    assert commonest_answer(program, task) == pytest.approx(counts.max().item() / 24)
+    assert commonest_answer(program, task) < 0.9
+    with torch.no_grad():
+        model[2].bias[3] += 100
+    program = capture(model, X[:2])
+    assert commonest_answer(program, distilled_task(program, Inputs((X,)), Inputs((V,)))) == 1
+    values = capture(Parts(lambda y: (y, y)).eval(), X[:2])
+    assert commonest_answer(values, distilled_task(values, Inputs((X,)), Inputs((V,)))) is None
 
 
 def test_agreement_and_loss_are_the_formulae():
