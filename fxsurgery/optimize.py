@@ -2,7 +2,7 @@
 
 import datetime
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from fxsurgery.result import BeforeAfter, Result
 from fxsurgery.searchers.beginning import REPORT
 from fxsurgery.searchers.session import Outcome, Session, Settings, Stage, Trainer, unwritable, unwritten
 from fxsurgery.searchers.widths import Space
-from fxsurgery.training import MixedPrecision, Score, Task, evaluate
-from fxsurgery.training.batches import Loader, count
+from fxsurgery.training import MixedPrecision, Score, Task
+from fxsurgery.training.batches import count
 
 
 @torch.inference_mode(mode=False)  # which turns gradients on, too, whatever surrounds the call
@@ -201,7 +201,7 @@ def _result(ready: Ready, session: Session, outcome: Outcome, notes: tuple[str, 
     }
     figures = _figures(task, "val", outcome.before, outcome.after)
     if (test := task.test_data) is not None:
-        before, after = (_tested(program, test, session) for program in (outcome.trained, outcome.program))
+        before, after = (session.scored(program, "test score", test) for program in (outcome.trained, outcome.program))
         metrics["test"] = BeforeAfter(before.metric, after.metric)
         figures |= _figures(task, "test", before, after)
     if ready.task is None:
@@ -221,14 +221,6 @@ def _result(ready: Ready, session: Session, outcome: Outcome, notes: tuple[str, 
         seed=ready.ask.seed,
         asked={**ready.asked, "date": ready.run.recall("date", lambda: datetime.date.today().isoformat())},
     )  # fmt: skip
-
-
-def _tested(program: Program, data: Loader, session: Session) -> Score:
-    trainer = session.trainer
-    found = trainer.run.recall(
-        "test score", lambda: asdict(evaluate(program.graph_module, session.task, data, device=trainer.device))
-    )
-    return Score(**found)
 
 
 def _figures(task: Task, split: str, before: Score, after: Score) -> dict[str, BeforeAfter]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from fxsurgery.searchers.widths import Space
 from fxsurgery.seeding import seeded
 from fxsurgery.training import Recipe, Task, evaluate, fit, sgd
 from fxsurgery.training.batches import Loader
+from fxsurgery.training.progress import clock
 
 LONG_STEP_SECONDS = 2.0
 """A first step that takes this long is measured well enough."""
@@ -51,7 +52,7 @@ class Plan:
     stages: tuple[Stage, ...]
     seconds: float
     """Estimated for all of it, from some steps that were taken on a copy."""
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @override
     def __str__(self) -> str:
@@ -59,14 +60,6 @@ class Plan:
         lines += [f"stage {s.name}: {s.steps:,} steps" for s in self.stages]
         lines.append(f"estimated time: {clock(self.seconds)} on this machine")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
-
-
-def clock(seconds: float) -> str:
-    """A duration for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 def reach(ready: Ready, found: Space, *, measured: bool) -> Iterator[Reach | str]:

@@ -36,6 +36,7 @@ from fxsurgery.training import (
     sgd,
     steps_for,
 )
+from fxsurgery.training.batches import Loader
 from fxsurgery.training.leader import from_first
 from fxsurgery.training.snapshot import Keeper
 
@@ -183,13 +184,17 @@ class Session:
 
     def score(self, program: Program, what: str) -> Score:
         """The validation score of a program; reported as `what`."""
+        score = self.scored(program, f"score of {what}")
+        self.trainer.progress.note(f"{what}: validation {self.task.metric_name} {score.metric:.4f}")
+        return score
+
+    def scored(self, program: Program, name: str, data: Loader | None = None) -> Score:
+        """The score of a program on `data`, the validation data unless said; as it was before a kill."""
         trainer = self.trainer
         found = trainer.run.recall(
-            f"score of {what}", lambda: asdict(evaluate(program.graph_module, self.task, device=trainer.device))
+            name, lambda: asdict(evaluate(program.graph_module, self.task, data, device=trainer.device))
         )
-        score = Score(**found)
-        trainer.progress.note(f"{what}: validation {self.task.metric_name} {score.metric:.4f}")
-        return score
+        return Score(**found)
 
     def fit(
         self,

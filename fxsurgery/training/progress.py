@@ -103,7 +103,7 @@ class Progress:
             self._last_line = now
             self.note(
                 f"{standing.stage}: step {standing.step}/{standing.steps}, {self._seen(standing)}, "
-                f"{_clock(standing.seconds)} gone, {_clock(standing.seconds_left)} left"
+                f"{clock(standing.seconds)} gone, {clock(standing.seconds_left)} left"
             )
 
     def record(self, standing: Standing) -> None:
@@ -128,7 +128,8 @@ def _bar(console: Console) -> Bar:
     )
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A duration: hours, where there are any, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
