@@ -20,21 +20,17 @@ from fxsurgery.saving.outputs import keys_of
 from fxsurgery.saving.standalone.calls import arguments, call, is_operator, is_setitem
 from fxsurgery.saving.standalone.chains import Chain
 from fxsurgery.saving.standalone.dead import dead
+from fxsurgery.saving.standalone.inlining import inlined
 from fxsurgery.saving.standalone.kinds import Kinds
 from fxsurgery.saving.standalone.literals import Code, Show, index, shown
 from fxsurgery.saving.standalone.names import Names, fitting
 from fxsurgery.saving.standalone.signature import TAKEN, Argument, placeholders
 from fxsurgery.saving.standalone.tree import Tree
 
-LONGEST = 72
-"""Columns that a statement may have before parts of it get a line of their own."""
-DEEPEST = 3
-"""Steps in one statement."""
 MIXING = (_ConvNd, nn.Linear, nn.Embedding, nn.RNNBase, nn.Bilinear)
 SHAPING = {"to", "float", "contiguous", "view", "reshape", "transpose", "permute", "flatten", "unsqueeze", "squeeze",
            "expand", "clone", "type_as", "detach", "unflatten"}  # fmt: skip
 """Methods that give the same thing in another form."""
-_PURE_READS = {"size", "dim", "numel", "ndimension"}
 
 
 @dataclass
@@ -57,7 +53,7 @@ class Forward:
         self._arguments = given
         self._skipped, self._heads = _in_chains(chains)
         self._dead = dead(program)
-        self._inline = self._inlined()
+        self._inline = inlined(program, self._kinds, self._skipped)
         self._unpacked = self._unpackings()
         self._aliases, self._section_now = self._shortened(), ""
         self.uses = set[str]()
@@ -189,49 +185,6 @@ class Forward:
             found += self._reads(read) if read in self._inline else [read]
         return [n for n in found if n.op != "get_attr"]
 
-    def _inlined(self) -> set[fx.Node]:
-        """What stands where it is used."""
-        found, depth = set[fx.Node](), dict[fx.Node, int]()
-        for node in self._program.nodes:
-            if node in self._skipped or node.op not in {"call_function", "call_method", "call_module"}:
-                continue
-            if self._is_number(node) or self._is_step(node, depth):
-                found.add(node)
-        return found
-
-    def _is_number(self, node: fx.Node) -> bool:
-        """A size, or a number made of some, that is used once; or the shape that sizes are read of."""
-        if self._kinds.is_tensor(node) or is_setitem(node) or node.op == "call_module" or not node.users:
-            return False
-        if node.target is getattr or (node.target in _PURE_READS and (len(node.users) == 1 or len(node.args) == 1)):
-            return True
-        plain = self._kinds.length(node) is None and all(not self._kinds.is_tensor(a) for a in node.all_input_nodes)
-        return plain and len(node.users) == 1
-
-    def _is_step(self, node: fx.Node, depth: dict[fx.Node, int]) -> bool:
-        """A step in a chain: used once, by the next node, which does something to it first of all."""
-        user = next(iter(node.users), None)
-        if user is None or len(node.users) > 1 or not self._kinds.is_tensor(node) or user in self._skipped:
-            return False
-        if user.op == "output" or is_setitem(user) or not user.args or user.args[0] is not node:
-            return False
-        if not self._is_next(node, user) or node.op == "call_module":
-            return False
-        steps = 1 + max((depth.get(r, 0) for r in node.all_input_nodes), default=0)
-        chained = user.op == "call_method" and node.op == "call_method"
-        long = len(str(node.args)) + len(str(user.args)) + 16 * steps > LONGEST
-        if long or steps >= DEEPEST or not (chained or is_operator(node)) or str(node.target).endswith("_"):
-            return False
-        depth[node] = steps
-        return True
-
-    def _is_next(self, node: fx.Node, user: fx.Node) -> bool:
-        """Whether nothing but reading of sizes happens between the two."""
-        between = node.next
-        while between is not user and (between.op == "get_attr" or self._is_number(between)):
-            between = between.next
-        return between is user
-
     def _unpackings(self) -> dict[fx.Node, list[fx.Node | None]]:
         """Nodes that give several things, all of which are taken out by position."""
         found = dict[fx.Node, list[fx.Node | None]]()
@@ -285,13 +238,9 @@ class Forward:
 
     def _part_hint(self, whole: fx.Node, position: object) -> str:
         if whole.target is getattr or whole.target == "size":
-            return (
-                "batch"
-                if position == 0
-                else f"size{position}"
-                if isinstance(position, int) and position > 0
-                else "size"
-            )
+            if position == 0:
+                return "batch"
+            return f"size{position}" if isinstance(position, int) and position > 0 else "size"
         return "part" if whole.op == "placeholder" else self._hint(whole).removeprefix("=")
 
     def _section(self, node: fx.Node, before: str) -> str:

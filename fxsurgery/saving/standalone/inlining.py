@@ -1,0 +1,64 @@
+"""What stands where it is used in a forward, without a name: sizes, and the steps of a short chain."""
+
+from torch import fx
+
+from fxsurgery.program import Program
+from fxsurgery.saving.standalone.calls import is_operator, is_setitem
+from fxsurgery.saving.standalone.kinds import Kinds
+
+LONGEST = 72
+"""Columns that a statement may have before parts of it get a line of their own."""
+DEEPEST = 3
+"""Steps in one statement."""
+_PURE_READS = {"size", "dim", "numel", "ndimension"}
+
+
+def inlined(program: Program, kinds: Kinds, skipped: set[fx.Node]) -> set[fx.Node]:
+    """What stands where it is used; `skipped` are the nodes that a sequence of modules swallows."""
+    found, depth = set[fx.Node](), dict[fx.Node, int]()
+    for node in program.nodes:
+        if node in skipped or node.op not in {"call_function", "call_method", "call_module"}:
+            continue
+        if _is_number(node, kinds) or (_is_link(node, kinds, skipped) and _is_short(node, depth)):
+            found.add(node)
+    return found
+
+
+def _is_number(node: fx.Node, kinds: Kinds) -> bool:
+    """A size, or a number made of some, that is used once; or the shape that sizes are read of."""
+    if kinds.is_tensor(node) or is_setitem(node) or node.op == "call_module" or not node.users:
+        return False
+    if node.target is getattr or (node.target in _PURE_READS and (len(node.users) == 1 or len(node.args) == 1)):
+        return True
+    plain = kinds.length(node) is None and all(not kinds.is_tensor(a) for a in node.all_input_nodes)
+    return plain and len(node.users) == 1
+
+
+def _is_link(node: fx.Node, kinds: Kinds, skipped: set[fx.Node]) -> bool:
+    """Used once, by the next node, which does something to it first of all."""
+    user = next(iter(node.users), None)
+    if user is None or len(node.users) > 1 or not kinds.is_tensor(node) or user in skipped:
+        return False
+    if user.op == "output" or is_setitem(user) or not user.args or user.args[0] is not node:
+        return False
+    return node.op != "call_module" and _is_next(node, user, kinds)
+
+
+def _is_short(node: fx.Node, depth: dict[fx.Node, int]) -> bool:
+    """Whether a link of a chain fits into the statement of its user; `depth` counts the steps of those that do."""
+    [user] = node.users
+    steps = 1 + max((depth.get(r, 0) for r in node.all_input_nodes), default=0)
+    chained = user.op == "call_method" and node.op == "call_method"
+    long = len(str(node.args)) + len(str(user.args)) + 16 * steps > LONGEST
+    if long or steps >= DEEPEST or not (chained or is_operator(node)) or str(node.target).endswith("_"):
+        return False
+    depth[node] = steps
+    return True
+
+
+def _is_next(node: fx.Node, user: fx.Node, kinds: Kinds) -> bool:
+    """Whether nothing but reading of sizes happens between the two."""
+    between = node.next
+    while between is not user and (between.op == "get_attr" or _is_number(between, kinds)):
+        between = between.next
+    return between is user
