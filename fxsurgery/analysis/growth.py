@@ -101,13 +101,20 @@ def enlarge(edit: Editor, counts: Counts, generator: torch.Generator) -> str | N
         Why it cannot be, with nothing edited: the copies would end up in another order than their consumers'
         weights, since the program lays units out in several ways at once. `None` when it is done.
     """
-    facts, shares = structure(edit.program), _shares(edit.program, counts, generator)
+    if reason := mixed_up(edit.program, counts):
+        return reason
+    resize(edit, structure(edit.program), counts, _shares(edit.program, counts, generator))
+    return None
+
+
+def mixed_up(program: Program, counts: Counts) -> str | None:
+    """Why so many copies of the units would end up in another order than their consumers' weights; `None` if not."""
+    facts = structure(program)
     if _stand_in_rows(facts, counts):
-        trial = Editor(edit.program)
-        resize(trial, facts, counts, shares)
-        if not _kept_apart(edit.program, structure(trial.finish("trial")), counts):
+        trial = Editor(program)
+        resize(trial, facts, counts)
+        if not _kept_apart(program, structure(trial.finish("trial")), counts):
             return "the copies of different channels would be mixed up: they meet in more than one order"
-    resize(edit, facts, counts, shares)
     return None
 
 

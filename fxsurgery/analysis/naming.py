@@ -1,5 +1,6 @@
-"""The node that an option names."""
+"""Names: the node that an option names, and what a new module is called after."""
 
+import re
 from collections.abc import Callable, Iterable
 
 from torch import fx
@@ -26,3 +27,14 @@ def node_named(program: Program, name: str, known: Callable[[], Iterable[str]], 
     calling = [f"%{n}" for n in program.nodes if n.op == "call_module" and n.target == name]
     hint = f" (the module {name} is called by {', '.join(calling)})" if calling else ""
     raise SpecError(f"no node is named {name!r}{hint}; {what} {', '.join(known()) or 'none'}")
+
+
+def stem_of(name: str) -> str:
+    """What a new module is called after, where it stands behind one of this name: without what passes have added.
+
+    So names stay short however many cells and layers are put in one after the other.
+    """
+    return _ADDED.sub("", name) or name
+
+
+_ADDED = re.compile(r"(_(cell_(conv|pool|norm|act)|deeper(_norm|_act)?)(_\d+)?)+$")

@@ -183,19 +183,27 @@ _PERMUTING = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveax
 def block_ends(program: Program) -> Iterator[fx.Node]:
     """Where all that goes on is one map: after a convolution, sum or concatenation the last norm or activation.
 
-    Images too, if there is no convolution.
+    A pool before the activation is part of the block, as in ECToNAS's cells. Images too, if there is no convolution.
     """
     maps = feature_maps(program)
-    starts = [node for node in program.nodes if node.name in maps and _is_conv(program, node)]
+    starts = [node for node in program.nodes if node.name in maps and is_convolution(program, node)]
     joins = [node for node in program.nodes if node.name in maps and target_name(node) in _JOINING]
     starts = starts or [node for node in program.nodes if node.name in maps and node.op == "placeholder"]
-    ends = set[fx.Node]()
-    for start in (*starts, *joins):
-        node = start
-        while (reader := only_reader(node)) is not None and reader.name in maps and _keeps_place(program, reader):
-            node = reader
-        ends.add(node)
+    ends = {_end(program, start) for start in (*starts, *joins)}
     yield from (node for node in _alone(program) if node in ends)
+
+
+def _end(program: Program, start: fx.Node) -> fx.Node:
+    """The last norm or activation of the block that starts at a node; the node itself, without any."""
+    maps, node, end, is_active = feature_maps(program), start, start, False
+    while (reader := only_reader(node)) is not None and reader.name in maps:
+        if _keeps_place(program, reader):
+            end, fact = reader, pointwise(program, reader)
+            is_active |= fact is not None and not fact.is_identity
+        elif is_active or read_pool(program, reader) is None:
+            break
+        node = reader
+    return end
 
 
 _JOINING = {"add", "iadd", "add_", "cat", "concat"}
@@ -213,7 +221,8 @@ def _alone(program: Program) -> Iterator[fx.Node]:
         waiting = max(waiting, *(order[reader] for reader in node.users), 0)
 
 
-def _is_conv(program: Program, node: fx.Node) -> bool:
+def is_convolution(program: Program, node: fx.Node) -> bool:
+    """Whether `node` calls a convolution, as a module or as a function."""
     if node.op == "call_module":
         return isinstance(program.module(node), _ConvNd)
     return node.op == "call_function" and target_name(node) in _CONV_RANKS

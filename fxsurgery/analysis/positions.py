@@ -86,9 +86,9 @@ class Layout:
         for own in self.maps:
             end = (start[0] + math.prod(own.old), start[1] + math.prod(own.new))
             if start[0] <= int(old[0]) < end[0]:
-                dims = {_running(old - start[0], own.old), _running(new - start[1], own.new)}
-                found = dims.pop()
-                return None if dims or found is None else (own, found)
+                found = _running(old - start[0], own.old) & _running(new - start[1], own.new)
+                # Of several dims of one position, before and after, each is the one; its own place comes first.
+                return (own, dim - 1 if dim - 1 in found else min(found)) if found else None
             start = end
         return None
 
@@ -134,14 +134,15 @@ def _vector(index: Tensor, dim: int) -> Tensor:
     return index[tuple(slice(None) if d == dim else 0 for d in range(index.dim()))].contiguous()
 
 
-def _running(entries: Tensor, shape: Sequence[int]) -> int | None:
-    """The dim of a map of `shape` along which `entries` run from first to last; `None` if there is none."""
+def _running(entries: Tensor, shape: Sequence[int]) -> set[int]:
+    """The dims of a map of `shape` along which `entries` may run from first to last."""
+    found = set[int]()
     for dim, size in enumerate(shape):
         stride = math.prod(shape[dim + 1 :])
         runs = size == len(entries) and torch.equal(entries - entries[0], stride * torch.arange(size))
         if runs and int(entries[0]) // stride % size == 0 and (size > 1 or dim):
-            return dim
-    return None
+            found.add(dim)
+    return found
 
 
 def nearest(old: Axis, new: Axis, old_size: int, new_size: int) -> Tensor:

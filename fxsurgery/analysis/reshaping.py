@@ -96,6 +96,8 @@ class Change:
     """Whether `old = A new` for the A that `own.factors` are made from, so that a dense layer can give the same."""
     keeps_constants: bool = True
     """Whether A's rows sum to 1: an offset added before A is the same as one added after."""
+    are_copies: bool = False
+    """Whether each channel of the new value is one of the old: a norm repeats its entries."""
 
 
 def follow(program: Program, change: Change, take: Take | None = None) -> Consequences | Refusal:
@@ -273,7 +275,8 @@ class _Walk(fx.Interpreter):
 
     def _arising(self, node: fx.Node, old: Any, new: Any) -> Layout | None:
         """The layout of a new value: that of an input of the same shape, or of a map of its own."""
-        sources = [i for i in node.all_input_nodes if i in self.layouts and isinstance(self.env[i], Tensor)]
+        reached = [i for i in node.all_input_nodes if i in self.layouts and i in self.values]
+        sources = [i for i in reached if isinstance(self.env[i], Tensor)]
         if not sources or not isinstance(old, Tensor):
             return None
         for source in sources:
@@ -388,10 +391,8 @@ class _Walk(fx.Interpreter):
     def _fit_module(self, node: fx.Node, old: Any) -> None:
         """A convolution of other channels, or over the whole map, and a pool over the whole map."""
         module, source = self.program.module(node), node.all_input_nodes[0]
-        if source in self.values and isinstance(module, _NormBase) and not module.state_dict():
-            channels = int(self.values[source].shape[1])
-            if channels != module.num_features:
-                self.found.modules[str(node.target)] = refit(self._own(node), {}, Sizes(channels=channels))
+        if source in self.values and isinstance(module, _NormBase):
+            self._fit_norm(node, module, source)
             return
         if source not in self.values or not isinstance(module, (_ConvNd, _AvgPoolNd, _MaxPoolNd)):
             return
@@ -407,6 +408,20 @@ class _Walk(fx.Interpreter):
             new: Any = refit(own, {"weight": weight.reshape(len(weight), *inner)})
             new.kernel_size = module.kernel_size if factors[1:] == [None] * len(shape) else shape
             self.found.modules[str(node.target)] = new
+
+    def _fit_norm(self, node: fx.Node, module: _NormBase, source: fx.Node) -> None:
+        """A norm of other channels: one without entries, or that of copies."""
+        channels = int(self.values[source].shape[1])
+        if channels == module.num_features or (module.state_dict() and not self.change.are_copies):
+            return
+        own, tensors = self._own(node), dict[str, Tensor]()
+        if module.state_dict():
+            layout = self.layouts.get(source)
+            if layout is None or (factor := layout.channels()) is None:
+                raise _ObstacleError(node, "which of its inputs is which channel is not known")
+            copied, entries = factor.argmax(1), (*own.named_parameters(), *own.named_buffers())
+            tensors = {name: t.detach()[copied.to(t.device)] for name, t in entries if t.dim()}
+        self.found.modules[str(node.target)] = refit(own, tensors, Sizes(channels=channels))
 
     def _conv_factors(self, node: fx.Node, module: _ConvNd, source: fx.Node, old: Tensor) -> list[Tensor | None] | None:
         """What becomes of a convolution's weight along its inputs and its kernel; `None` if it stays."""

@@ -17,6 +17,7 @@ In a program without a convolution, images are the maps: the cell goes in front 
 CNN of a feed-forward network.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
@@ -26,7 +27,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 from typing_extensions import override
 
-from fxsurgery.analysis.naming import node_named
+from fxsurgery.analysis.naming import node_named, stem_of
 from fxsurgery.analysis.pooling import (
     AVERAGE,
     MAXIMUM,
@@ -39,7 +40,7 @@ from fxsurgery.analysis.pooling import (
 )  # fmt: skip
 from fxsurgery.analysis.positions import Axis, Map
 from fxsurgery.analysis.reading import read_values
-from fxsurgery.analysis.reshaping import Change, Consequences, follow
+from fxsurgery.analysis.reshaping import Change, Consequences, can_follow, follow
 from fxsurgery.analysis.signs import is_non_negative
 from fxsurgery.analysis.undoing import CONVOLUTIONS, undoing, without_statistics
 from fxsurgery.edit import Editor, Refusal
@@ -48,8 +49,7 @@ from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite
 
 MOST = 3
-"""Places that candidates name."""
-"""By the number of dims of a map, the batch among them."""
+"""Places that candidates name, unless said."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,20 @@ class AddConvCell(Rewrite):
 
     @classmethod
     @override
-    def candidates(cls, program: Program) -> Iterator[Self]:
-        """Both kinds of pool after the blocks of a convolution, at a few places evenly spread; none at the last."""
+    def candidates(cls, program: Program, most: int = MOST) -> Iterator[Self]:
+        """Both kinds of pool after the blocks of a convolution, at a few places evenly spread; none at the last.
+
+        Args:
+            program: to be changed.
+            most: how many places.
+        """
         maps, found = feature_maps(program), list[fx.Node]()
-        for node in spread(list(block_ends(program)), 2 * MOST):
-            move = cls(node.name, ceil=_is_odd(maps[node.name]))
-            if readable(program, node) is None and not isinstance(move._planned(program, node), Refusal):
+        for node in spread(list(block_ends(program)), 2 * most):
+            shape = maps[node.name]
+            move = cls(node.name, ceil=_is_odd(shape))
+            if readable(program, node) is None and too_small(shape) is None and move._could(program, node):
                 found.append(node)
-        places = spread(found, MOST)
+        places = spread(found, most)
         for node in places:
             yield cls(node.name, None, "average", _is_odd(maps[node.name]))
             yield cls(node.name, None, "max", _is_odd(maps[node.name]))
@@ -98,13 +104,24 @@ class AddConvCell(Rewrite):
         cell, found = planned
         before, last = next(n for n in program.nodes if n in node.users), node
         readers = list(node.users)
-        stem = node.target if node.op == "call_module" else node.name
+        stem = stem_of(str(node.target) if node.op == "call_module" else node.name)
         for part, module in cell.items():
             last = edit.insert_call(edit.new_path(f"{stem}_cell_{part}"), module, (last,), before=before)
         edit.replace_uses(node, last, readers)
         found.apply(edit)
         keeps = self.kind == "none" and self.channels in {None, feature_maps(program)[node.name][1]}
         return Effect.EXACT if keeps and is_non_negative(program, node) else Effect.LOSSY
+
+    def _could(self, program: Program, node: fx.Node) -> bool:
+        """Whether a cell of as many channels can follow: told from the shapes, without the values."""
+
+        def change(value: Tensor) -> Change:
+            result = AVERAGE[value.dim()](2, ceil_mode=self.ceil)(value)
+            return Change(node, result, self._map(value, result))
+
+        samples, _, *left = feature_maps(program)[node.name]
+        values = samples * math.prod(math.ceil(n / 2) if self.ceil else n // 2 for n in left)
+        return values > 1 and without_statistics(program) is None and can_follow(program, node, change)
 
     def _node(self, program: Program) -> fx.Node:
         if self.kind not in {"average", "max", "none"}:

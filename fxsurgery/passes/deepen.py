@@ -25,7 +25,7 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _Av
 from typing_extensions import override
 
 from fxsurgery.analysis.blocks import shape_of
-from fxsurgery.analysis.naming import node_named
+from fxsurgery.analysis.naming import node_named, stem_of
 from fxsurgery.analysis.pointwise import ACTIVATIONS, PASSING, pointwise
 from fxsurgery.analysis.reading import read_values
 from fxsurgery.analysis.shapes import target_name
@@ -47,8 +47,6 @@ STEPS = {"neg", "exp", "square", "sqrt", "erf", "sin", "cos"}
 
 _SCALING = {"mul", "mul_", "imul"}
 _BY_CONSTANTS = {*_SCALING, "add", "add_", "iadd", "sub", "sub_", "isub", "rsub", "div", "div_", "truediv", "itruediv"}
-
-"""By the number of dims of a value."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,11 @@ class Deepen(Rewrite):
                 continue
             if not _normed(move, site) or _unmeasurable(program, site) is None:
                 yield move
+
+    def is_dense(self, program: Program) -> bool:
+        """Whether the new layer is a linear one."""
+        site = _site(program, self._node(program))
+        return isinstance(site, _Site) and site.is_last
 
     @override
     def rewrite(self, edit: Editor) -> Effect:
@@ -148,7 +151,7 @@ def _site(program: Program, node: fx.Node) -> _Site | str:
         return "which dim carries the channels is not known"
     owner = node if node.op == "call_module" else layer
     like = next((program.module(layer) if layer is not None else program.graph_module).parameters())
-    return _Site(node, str(owner.target) if owner else node.name, like, shape, is_last, norm)
+    return _Site(node, stem_of(str(owner.target) if owner else node.name), like, shape, is_last, norm)
 
 
 def _only_scales(node: fx.Node) -> bool:

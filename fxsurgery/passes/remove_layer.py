@@ -17,7 +17,7 @@ A module that other nodes call stays for them. No layer is removed whose output 
 without which an input or every parameter would be out of use, or a value would be subtracted from itself.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Self
@@ -73,9 +73,17 @@ class RemoveLayer(Rewrite):
 
     @classmethod
     @override
-    def candidates(cls, program: Program) -> Iterator[Self]:
+    def candidates(cls, program: Program, among: Collection[str] | None = None) -> Iterator[Self]:
+        """Every layer and block that can go.
+
+        Args:
+            program: to be changed.
+            among: the nodes to try, since a trial of each takes time; all unless said.
+        """
         for node in program.nodes:
-            if _is_place(program, node) and not isinstance(_plan(program, node, only_try=True), Refusal):
+            if (among is not None and node.name not in among) or not _is_place(program, node):
+                continue
+            if not isinstance(_plan(program, node, only_try=True), Refusal):
                 yield cls(node.name)
 
     @override

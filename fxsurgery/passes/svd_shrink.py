@@ -75,11 +75,17 @@ class SvdShrink(Rewrite):
 
     @classmethod
     @override
-    def candidates(cls, program: Program) -> Iterator[Self]:
-        """Half of the units of each layer that can lose some."""
+    def candidates(cls, program: Program, step: Callable[[int], int] | None = None) -> Iterator[Self]:
+        """Half of the units of each layer that can lose some.
+
+        Args:
+            program: to be changed.
+            step: how many go of a width, instead of half; more where there are fewer singular vectors.
+        """
         for path in dict.fromkeys(str(node.target) for node, _ in program.calls(*MIXING)):
             if not isinstance(pair := _find(program, path), str) and pair.largest > 1:
-                yield cls(path, min(pair.width // 2, pair.largest))
+                left = pair.width // 2 if step is None else max(1, pair.width - step(pair.width))
+                yield cls(path, min(left, pair.largest))
 
     @override
     def rewrite(self, edit: Editor) -> Effect:

@@ -8,10 +8,12 @@ sum, concatenation, depthwise convolution and head of attention. Each consumer s
 copies at random: with equal shares they would get equal gradients and stay equal for ever. Exact, in train mode
 as well (batch norm sees equal channels). Under a layer norm only where all that it runs over is copied equally
 often. Copies stand beside their unit, which is the formula up to the order of the channels.
+
+A layer that gives a single channel is in no channel group; it goes by its path, alone (`analysis.singles`).
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Container, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -19,7 +21,8 @@ import numpy as np
 import torch
 from typing_extensions import override
 
-from fxsurgery.analysis.growth import enlarge, growth
+from fxsurgery.analysis.growth import enlarge, growth, mixed_up
+from fxsurgery.analysis.singles import can_copy, copy, singles
 from fxsurgery.analysis.structure import ChannelGroup, Counts, structure
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
@@ -33,23 +36,43 @@ class Widen(Rewrite):
 
     name: ClassVar[str] = "widen"
     add: tuple[tuple[str, int], ...]
-    """For each channel group, by name, how many units to add. A multiple of its size copies all equally often."""
+    """For each channel group, by name, how many units to add. A multiple of its size copies all equally often. Or
+    for one layer of a single output, by path."""
     seed: int = 0
     """Of the choice of the units to copy, and of the shares."""
 
     @classmethod
     @override
-    def candidates(cls, program: Program) -> Iterator[Self]:
-        """A quarter more of each channel group; twice as many where a norm runs over it."""
+    def candidates(
+        cls,
+        program: Program,
+        step: Callable[[int], int] | None = None,
+        among: Collection[str] | None = None,
+        seed: int = 0,
+    ) -> Iterator[Self]:
+        """A quarter more of each channel group; twice as many where a norm runs over it.
+
+        Args:
+            program: to be changed.
+            step: how many to add to a width, instead of a quarter; under a norm, the multiple nearest to that.
+            among: the names to try, since a trial of each takes time; all unless said.
+            seed: of the moves, for which they are tried.
+        """
         for group in structure(program).groups:
+            if among is not None and group.name not in among:
+                continue
             size = len(group.units)
-            for more in (max(1, size // 4), size):
-                move = cls(((group.name, more),))
-                trial = Editor(program)
+            wanted = max(1, size // 4) if step is None else step(size)
+            for more in (wanted, max(1, round(wanted / size)) * size):
+                move = cls(((group.name, more),), seed)
                 if size > 1 and growth(program).obstacle(counts := move.counts(program)) is None:
-                    if enlarge(trial, counts, torch.Generator()) is None:
+                    if mixed_up(program, counts) is None:
                         yield move
                     break
+        for path in singles(program):
+            more = 1 if step is None else step(1)
+            if (among is None or path in among) and can_copy(program, path, more):
+                yield cls(((path, more),), seed)
 
     def counts(self, program: Program) -> Counts:
         """For each id of the program's structure, how many there are afterwards.
@@ -63,12 +86,16 @@ class Widen(Rewrite):
             group = facts.named(name)
             if more < 1:
                 raise SpecError(f"{name}: {more} units to add; say 1 or more")
-            for unit in _chosen(group, more, rng):
+            for unit in _chosen(group, more, rng, growth(program).blocked):
                 counts[unit] += 1
         return counts
 
     @override
     def rewrite(self, edit: Editor) -> Effect:
+        alone = singles(edit.program)
+        if any(name in alone for name, _ in self.add):
+            self._copy(edit)
+            return Effect.EXACT
         counts = self.counts(edit.program)
         if obstacle := growth(edit.program).obstacle(counts):
             edit.refuse(*obstacle)
@@ -78,9 +105,19 @@ class Widen(Rewrite):
             edit.refuse("output", "there is no unit to add to")
         return Effect.EXACT
 
+    def _copy(self, edit: Editor) -> None:
+        """Widen a layer of a single output."""
+        (path, more), *others = self.add
+        if others:
+            raise SpecError(f"{path} or another of these layers has a single output: widen one in a pass")
+        if more < 1:
+            raise SpecError(f"{path}: {more} units to add; say 1 or more")
+        if refusal := copy(edit, path, more, torch.Generator().manual_seed(self.seed)):
+            edit.refuse(refusal.node, refusal.reason)
 
-def _chosen(group: ChannelGroup, more: int, rng: random.Random) -> list[int]:
-    """Units to copy: all of them as often as that goes, then random ones."""
-    units: list[int] = group.units.tolist()
+
+def _chosen(group: ChannelGroup, more: int, rng: random.Random, blocked: Container[int]) -> list[int]:
+    """Units to copy, of those that can be: all of them as often as that goes, then random ones."""
+    units: list[int] = [unit for unit in group.units.tolist() if unit not in blocked] or group.units.tolist()
     rounds, rest = divmod(more, len(units))
     return units * rounds + [rng.choice(units) for _ in range(rest)]

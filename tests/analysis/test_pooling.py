@@ -114,7 +114,7 @@ def test_maps_are_told_from_tokens_and_features():
 def test_blocks_end_after_their_last_activation_where_no_shortcut_passes_by():
     assert [n.name for n in block_ends(program("Plain"))] == ["body_3", "body_6"]
     assert [n.name for n in block_ends(program("Residual"))] == ["stem", "relu_1", "relu_2"]
-    assert [n.name for n in block_ends(program("PooledLinear"))] == ["cell1_0", "cell2_2"]
+    assert [n.name for n in block_ends(program("PooledLinear"))] == ["cell1_3", "cell2_2"]
 
 
 def test_spread_takes_the_last_and_evenly_before_it():

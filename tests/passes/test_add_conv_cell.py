@@ -187,3 +187,36 @@ def test_a_cell_trains_behind_a_frozen_stem_and_is_frozen_in_a_frozen_model():
     assert all(p.requires_grad for n, p in cell.named_parameters() if "cell" in n)
     frozen = AddConvCell("_1")(capture(model.requires_grad_(False), torch.randn(4, 3, 8, 8))).program.graph_module
     assert not any(p.requires_grad for p in frozen.parameters())
+
+
+def cells(count: int, size: int) -> nn.Module:
+    """ECToNAS's: an average pool whose last window may be smaller, between convolution and norm."""
+    parts, inner = list[nn.Module](), 1
+    for outer in range(3, 3 + count):
+        pool = nn.AvgPool2d(2, ceil_mode=True)
+        parts += [nn.Conv2d(inner, outer, 3, padding=1), pool, nn.BatchNorm2d(outer), nn.ReLU()]
+        inner, size = outer, -(-size // 2)
+    return nn.Sequential(*parts, nn.Flatten(), nn.Linear(inner * size**2, 5))
+
+
+@pytest.mark.parametrize("size", [6, 9, 12])
+def test_candidates_name_every_cell_if_asked_to_and_the_map_may_come_down_to_one_position_between(size: int):
+    start = captured(cells(3, size), 4, 1, size, size)
+    found = [m for m in AddConvCell.candidates(start, most=9) if m.kind == "average"]
+    assert [m.after for m in found] == [f"_{4 * n - 1}" for n in (1, 2, 3)][: len(found)]
+    assert len(found) == (2 if size == 6 else 3)
+    assert len({m.after for m in AddConvCell.candidates(start, most=1)}) == 1
+    for move in found:
+        result = move(start)
+        assert result.changes
+        assert AddPool(move.after, "average", move.ceil)(start).changes
+        assert result.program(images(5, 1, size, size)).shape == (5, 5)
+
+
+def test_names_stay_short():
+    start = captured(cells(1, 32), 2, 1, 32, 32)
+    for _ in range(4):
+        start = AddConvCell(next(m.after for m in reversed(list(AddConvCell.candidates(start)))))(start).program
+    names = [str(n.target) for n in start.nodes if n.op == "call_module"]
+    assert names[4:8] == ["3_cell_conv", "3_cell_pool", "3_cell_norm", "3_cell_act"]
+    assert names[-3] == "3_cell_act_4"

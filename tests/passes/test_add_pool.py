@@ -398,3 +398,17 @@ def test_an_assertion_about_the_size_is_an_obstacle(message: str):
     start = captured(Asserting())
     assert reasons(AddPool("relu")(start)) == [f"it cannot take the changed map: {message or 'AssertionError'}"]
     assert "relu" not in {move.after for move in AddPool.candidates(start)}
+
+
+def test_a_global_mean_that_meets_the_pooled_map_again_stays_as_it_is():
+    class Excited(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            return self.head((x * nn.functional.adaptive_avg_pool2d(x, 1)).mean((2, 3)))
+
+    start = capture(Excited().eval(), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    assert AddPool("conv")(start).changes

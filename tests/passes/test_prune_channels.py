@@ -404,3 +404,11 @@ def test_what_is_left_and_is_no_constant_is_told_from_borders():
     start = capture(lively(model).eval(), torch.arange(6).reshape(2, 3))
     result = PruneChannels((("0", (0, 3)),), "constant")(start)
     assert [(r.node, r.reason) for r in result.refusals] == [("_1", "what removed channels leave is no constant")]
+
+
+def test_candidates_take_as_many_as_they_are_told_to_and_leave_one():
+    start = program("Plain")
+    sizes = {g.name: len(g.units) for g in structure(start).groups}
+    few, many = ([m.drop[0] for m in PruneChannels.candidates(start, step)] for step in (lambda _: 2, lambda n: n + 1))
+    assert {name: len(positions) for name, positions in few} == dict.fromkeys(sizes, 2)
+    assert {name: len(positions) for name, positions in many} == {name: size - 1 for name, size in sizes.items()}

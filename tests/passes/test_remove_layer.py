@@ -447,6 +447,11 @@ def test_candidates_are_found_on_shapes_alone(monkeypatch: pytest.MonkeyPatch):
     assert all(move(start).changes for move in found)
 
 
+def test_candidates_are_tried_among_the_nodes_that_are_told():
+    start = capture(lively(Towers(None)).eval(), IMAGES)
+    assert [move.layer for move in RemoveLayer.candidates(start, {"left", "last", "flatten"})] == ["left", "last"]
+
+
 def test_a_program_that_names_a_device_has_the_same_candidates():
     moves = [list(RemoveLayer.candidates(capture(lively(Towers(d)).eval(), IMAGES))) for d in (None, "cpu")]
     assert moves[0] == moves[1]

@@ -417,3 +417,11 @@ def test_values_that_are_not_finite_are_left_alone():
 def test_fields_without_a_meaning_are_errors(options: str, said: str):
     with pytest.raises(SpecError, match=said):
         parse(f"svd-shrink({options})")(capture(dense(nn.ReLU()), DATA))
+
+
+def test_candidates_take_as_many_units_as_they_are_told_to():
+    start = capture(
+        nn.Sequential(nn.Linear(9, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), torch.randn(4, 9)
+    )
+    assert [(m.layer, m.units) for m in SvdShrink.candidates(start, lambda _: 2)] == [("0", 4), ("2", 3)]
+    assert [m.units for m in SvdShrink.candidates(start, lambda _: 9)] == [1, 1]

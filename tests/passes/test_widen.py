@@ -246,3 +246,40 @@ def test_shufflenet_grows_but_for_runs_that_two_shuffles_merged():
             refused.append(group.name)
             assert "more than one order" in result.refusals[0].reason
     assert 0 < len(refused) < len(structure(start).groups) / 4
+
+
+def test_candidates_add_as_many_as_they_are_told_to_in_multiples_under_a_layer_norm():
+    first = (nn.Linear(5, 4), nn.LayerNorm(4), nn.ReLU())
+    start = captured(nn.Sequential(*first, nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(3, 5))
+    told = {step: dict(m.add[0] for m in Widen.candidates(start, lambda _, step=step: step)) for step in (1, 7)}
+    assert told == {1: {"0": 4, "3": 1}, 7: {"0": 8, "3": 7}}
+
+
+def test_candidates_are_tried_among_the_names_that_are_told():
+    start = program("Residual")
+    every = list(Widen.candidates(start))
+    names = {name for move in every[::2] for name, _ in move.add}
+    assert 0 < len(names) < len(every)
+    assert list(Widen.candidates(start, among=names)) == [m for m in every if m.add[0][0] in names]
+
+
+class OneHead(nn.Module):
+    """Attention with a single head: its queries and keys cannot be copied, its values can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(5, 12), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return self.out(F.scaled_dot_product_attention(q, k, v))
+
+
+def test_of_a_width_the_units_that_can_be_copied_are():
+    start = captured(OneHead(), torch.randn(2, 7, 5))
+    for seed in range(6):
+        (move,) = Widen.candidates(start, lambda _: 1, seed=seed)
+        assert move == Widen((("qkv", 1),), seed)
+        wider = move(start).program.graph_module
+        assert wider.get_parameter("qkv.weight").shape == (13, 5)
+        assert wider.get_parameter("out.weight").shape == (3, 5)
