@@ -45,6 +45,14 @@ class TrainingError(SurgeryError):
     """Training cannot go on: a loss that is not finite, or not a scalar."""
 
 
+class DivergedError(TrainingError):
+    """A loss, or a weight after the last step, is not finite: another learning rate may do."""
+
+
+class WorkerError(SurgeryError):
+    """A process that ran a job died again and again, or raised what nobody foresaw; the message names the job."""
+
+
 class ExportError(SurgeryError):
     """A model cannot be exported, or the exported file disagrees with the model."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fxsurgery.errors import DataError, DeviceError, TrainingError
+from fxsurgery.errors import DataError, DeviceError, DivergedError, TrainingError
 from fxsurgery.inputs import Inputs, tensors_in
 from fxsurgery.training.batches import describe, describe_inputs
 from fxsurgery.training.task import Accumulating, Task
@@ -70,7 +70,8 @@ def loss_of(task: Task, output: Any, target: Any) -> Tensor:  # noqa: ANN401
     Raises:
         DataError: the loss cannot take output and target.
         DeviceError: they need more memory than the device has.
-        TrainingError: it does not give scalars, or while training one of several terms is not finite.
+        DivergedError: while training one of several terms is not finite.
+        TrainingError: it does not give scalars.
     """
     loss = task.on("loss", _device_of(output))
     _refuse_broadcast(loss, "loss", output, target)
@@ -108,9 +109,9 @@ def _blame_terms(terms: Mapping[str, Tensor | float]) -> None:
     values = {name: x.item() if isinstance(x, Tensor) else x for name, x in terms.items()}
     if wrong := [name for name, value in values.items() if not math.isfinite(value)]:
         shown = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
-        raise TrainingError(
+        raise DivergedError(
             f"of the loss {shown}, {' and '.join(map(repr, wrong))} is not finite; lower the learning rate, set "
-            "gradient_clip=1.0 (of Dnal, Prune or Recipe), or look for a division by 0 or a log of 0 in that term"
+            "gradient_clip=1.0 (of the settings or of Recipe), or look for a division by 0 or a log of 0 in that term"
         )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from fxsurgery.errors import TrainingError
+from fxsurgery.errors import DivergedError, TrainingError
 from fxsurgery.seeding import flushed_denormals, mix, reseed, seeded
 from fxsurgery.training.borrowing import borrowed, training_only
 from fxsurgery.training.device import Device, accelerated
@@ -96,8 +96,9 @@ def fit(  # noqa: PLR0913 -- each by name; what searchers add is grouped in `Hoo
     Raises:
         DataError: there is no batch, or one does not fit the model or the loss.
         DeviceError: the device is not there, is out of memory, or cannot do the precision asked for.
-        TrainingError: the loss or a weight is not finite, the loss not a scalar, or does not depend on what trains; the
-            snapshot is of another training, or the optimiser or the hooks hold what no snapshot can.
+        DivergedError: the loss or a weight is not finite.
+        TrainingError: the loss is not a scalar, or does not depend on what trains; the snapshot is of another
+            training, or the optimiser or the hooks hold what no snapshot can.
     """
     progress = progress or Progress.quiet()
     if recipe.steps < 1:
@@ -150,7 +151,7 @@ class _Training:
         last = None if self.keeper is None else self.keeper.last()
         if last is not None:
             self._go_on(last)
-        records, validations = _points(steps, RECORDS), _points(steps, self._validations())
+        records, validations = _points(steps, RECORDS), self._validations(steps)
         for number in range(self.step, steps):
             info = self._take_step(number)
             done = self.step = number + 1
@@ -190,22 +191,25 @@ class _Training:
         """What the last step did shows in no loss any more."""
         wrong = [n for n, p in self.stepper.model.named_parameters() if p.requires_grad and not p.isfinite().all()]
         if wrong:
-            raise TrainingError(
+            raise DivergedError(
                 f"stage {self.stepper.stage!r}: {', '.join(wrong[:3])} ended with values that are not finite; lower "
-                "the learning rate, or set gradient_clip=1.0 (of Dnal, Prune or Recipe)"
+                "the learning rate, or set gradient_clip=1.0 (of the settings or of Recipe)"
             )
 
     def _seconds(self) -> float:
         return self.before + time.monotonic() - self.started
 
-    def _validations(self) -> int:
-        recipe, loader = self.stepper.recipe, self.stepper.task.train_data
-        if recipe.validations is not None:
-            return recipe.validations
+    def _validations(self, steps: int) -> set[int]:
+        """After which steps to look at the validation data."""
+        asked, loader = self.stepper.recipe.validations, self.stepper.task.train_data
+        if isinstance(asked, tuple):
+            return set(asked)
+        if asked is not None:
+            return _points(steps, asked)
         try:
-            return min(5, recipe.steps * self.stepper.batches // max(len(loader), 1))
+            return _points(steps, min(5, steps * self.stepper.batches // max(len(loader), 1)))
         except TypeError:
-            return 1
+            return _points(steps, 1)
 
     def _identity(self) -> dict[str, Any]:
         """What a snapshot must agree in."""

@@ -89,8 +89,9 @@ class Recipe:
     """Batches that one optimiser step takes: their mean loss is what one batch so many times as large would have."""
     mixed_precision: MixedPrecision | None = None
     """`None` is what `accelerate launch` says, else none."""
-    validations: int | None = None
-    """How often to look at the validation data, evenly, at the end too; `None` is once an epoch, 5 at most."""
+    validations: int | tuple[int, ...] | None = None
+    """How often to look at the validation data, evenly, at the end too; or after which steps, counted from 1; `None` is
+    once an epoch, 5 at most."""
 
     def __post_init__(self) -> None:
         if self.accumulate < 1:

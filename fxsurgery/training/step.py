@@ -12,7 +12,7 @@ from accelerate.utils.operations import convert_to_fp32
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxsurgery.errors import TrainingError
+from fxsurgery.errors import DivergedError, TrainingError
 from fxsurgery.training.calls import loss_of, predict
 from fxsurgery.training.drawing import Portion
 from fxsurgery.training.recipe import Recipe
@@ -88,7 +88,8 @@ class Stepper:
 
         Raises:
             DataError: one does not fit the model or the loss.
-            TrainingError: the loss is not finite, not a scalar, or does not depend on what trains.
+            DivergedError: the loss is not finite.
+            TrainingError: it is not a scalar, or does not depend on what trains.
         """
         factor = self.recipe.schedule((number + 0.5) / self.recipe.steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
@@ -98,9 +99,9 @@ class Stepper:
         total, rate = loss + penalty, float(self.optimizer.param_groups[0]["lr"])
         info = StepInfo(self.stage, number, self.recipe.steps, epoch, loss, rate)
         if not math.isfinite(total):
-            raise TrainingError(
+            raise DivergedError(
                 f"{_where(info)}: the loss is {total} at learning rate {rate:.3g}; lower the learning rate, "
-                "set gradient_clip=1.0 (of Dnal, Prune or Recipe), or look for values in the data that are not finite"
+                "set gradient_clip=1.0 (of settings or Recipe), or look for values in the data that are not finite"
             )
         if all(p.grad is None for p in self.trained):
             raise TrainingError(
