@@ -1,6 +1,7 @@
-"""What every test runs under: one thread, and the same random numbers every time."""
+"""What every test runs under: one thread, the same random numbers every time, and interrupts that interrupt."""
 
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 seed()  # for what test files draw when they are read
 

@@ -2,35 +2,36 @@
 
     config.json      what was asked for, and of what
     journal.jsonl    what was done, in order: stages, measured values, the end
-    stages/          the weights after each finished stage, and the last snapshot of the one under way
+    stages/          the weights after each finished stage, and the last snapshot of each one under way
     best/            the best model so far that the budget admits
     result/          the result, for `fxsurgery.load`
     report.html      the same as a page to read
 
 A search is a function of its settings and seed, so it is resumed by running it again: each finished stage gives the
 weights it ended with, each measured value is the one of the journal, the stage under way goes on from its last
-snapshot. What is recalled must come in the order it was written in; anything else is an error.
+snapshot. What is recalled must come in the order it was written in; anything else is an error. Stages that are
+trained at the same time (`places`) are numbered in the order of their names and written as they end.
 
-One process at a time is at it: see `fxsurgery.searchers.lock`. In a distributed run the first process alone reads
+One process at a time is at it: see `fxsurgery.searchers.lock`; those that it starts for single stages write the
+snapshots of these, and nothing else. In a distributed run the first process alone reads
 and writes, and tells the others.
 """
 
-import io
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import torch
 from torch import nn
 
 from fxsurgery.errors import RunError
-from fxsurgery.files import NO_TENSORS, write_whole, writing
+from fxsurgery.files import writing
 from fxsurgery.searchers.beginning import JOURNAL, RESULT, STAGES, begin, require_ours
 from fxsurgery.searchers.journal import Journal, Record
 from fxsurgery.searchers.lock import Lock
+from fxsurgery.searchers.place import Place, read_plain, write_plain
 from fxsurgery.training.leader import from_first
 from fxsurgery.training.snapshot import Keeper, put_back, tensors_of
 
@@ -120,32 +121,48 @@ class RunDir:
         Returns:
             The records.
         """
-        self._number += 1
-        if self.path is None:
-            return work(None)
-        stem = self.path / STAGES / f"{self._number:03}-{re.sub('[^a-z0-9]+', '-', name.lower())}"
-        finished = from_first(lambda: self._finished(name, stem))
-        if finished is not None:
-            put_back(model, finished["tensors"])
-            return list(finished["records"])
-        kept = Snapshots(stem.with_suffix(".partial"))
-        records = work(kept)
-        from_first(lambda: self._finish(name, stem, model, records))
+        [place] = self.places([name])
+        if place.record is not None:
+            put_back(model, place.weights())
+            return list(place.record["records"])
+        records = work(place.keeper())
+        if self.path is not None:
+            place.finish(records, tensors_of(model))
         return records
 
-    def _finished(self, name: str, stem: Path) -> dict[str, Any] | None:
-        record = self._next("stage", name)
-        if record is None:
-            return None
-        with writing(stem):
-            stem.with_suffix(".partial").unlink(missing_ok=True)
-        return {"tensors": _load(stem.with_suffix(".weights")), "records": record["records"]}
+    def places(self, names: Sequence[str]) -> list[Place]:
+        """The places of stages that end in any order; nothing else may be kept until the last of them has ended.
 
-    def _finish(self, name: str, stem: Path, model: nn.Module, records: list[Any]) -> None:
-        _save(stem.with_suffix(".weights"), tensors_of(model))
-        self._note({"kind": "stage", "name": name, "records": records})
-        with writing(stem):
-            stem.with_suffix(".partial").unlink(missing_ok=True)
+        Args:
+            names: of the stages, all different. Their places in the directory go by this order.
+
+        Raises:
+            RunError: the journal says that something else was done here.
+        """
+        recalled = from_first(lambda: self._recalled_of(names))
+        return [self._place(name, recalled.get(name)) for name in names]
+
+    def _place(self, name: str, record: Record | None) -> Place:
+        self._number += 1
+        if self.path is None:
+            return Place(name, self._note)
+        stem = self.path / STAGES / f"{self._number:03}-{re.sub('[^a-z0-9]+', '-', name.lower())}"
+        place = Place(name, self._note, stem, Snapshots, record)
+        if record is not None:
+            from_first(place.clean)
+        return place
+
+    def _recalled_of(self, names: Sequence[str]) -> dict[str, Record]:
+        """The records of these stages that are to be gone through again, by name."""
+        found, wanted = dict[str, Record](), set(names)
+        while self._recalled and wanted:
+            record = self._recalled.pop(0)
+            name = record.get("name")
+            if record.get("kind") != "stage" or name not in wanted:
+                raise self._other(record, "stage", next(n for n in names if n in wanted))
+            wanted.remove(name)
+            found[name] = record
+        return found
 
     def finish(self, save: Callable[[Path], str | None]) -> str | None:
         """Keep the result, once; what `save` has to tell of it."""
@@ -169,12 +186,15 @@ class RunDir:
             return None
         record = self._recalled.pop(0)
         if (record.get("kind"), record.get("name")) != (kind, name):
-            was = f"{record.get('kind')} {record.get('name')!r}"
-            raise RunError(
-                f"{self.path}: the journal has {was} where this run comes to {kind} {name!r}; it is another "
-                "version's or another model's. Begin in another directory"
-            )
+            raise self._other(record, kind, name)
         return record
+
+    def _other(self, record: Record, kind: str, name: str) -> RunError:
+        was = f"{record.get('kind')} {record.get('name')!r}"
+        return RunError(
+            f"{self.path}: the journal has {was} where this run comes to {kind} {name!r}; it is another "
+            "version's or another model's. Begin in another directory"
+        )
 
     def _note(self, record: Record) -> None:
         if self.journal is not None:
@@ -190,7 +210,7 @@ class Snapshots:
 
     def last(self) -> Mapping[str, Any] | None:
         """The snapshot to go on from."""
-        found: Mapping[str, Any] | None = from_first(lambda: _load(self.path) if self.path.exists() else None)
+        found: Mapping[str, Any] | None = from_first(lambda: read_plain(self.path) if self.path.exists() else None)
         return found
 
     def wants(self, step: int, steps: int) -> bool:
@@ -201,22 +221,5 @@ class Snapshots:
 
     def keep(self, snapshot: Mapping[str, Any]) -> None:
         """Put a snapshot in the place of the last."""
-        from_first(lambda: _save(self.path, snapshot))
+        from_first(lambda: write_plain(self.path, snapshot))
         self._last = time.monotonic()
-
-
-def _save(path: Path, content: Mapping[str, Any]) -> None:
-    # Into memory first: on a full disk torch's own writer says something else than that it is full.
-    buffer = io.BytesIO()
-    torch.save(dict(content), buffer)
-    write_whole(path, buffer.getvalue())
-
-
-def _load(path: Path) -> dict[str, Any]:
-    with writing(path):
-        content = path.read_bytes()
-    try:
-        found: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except NO_TENSORS as error:
-        raise RunError(f"{path} is damaged ({error}); begin in another directory") from error
-    return found

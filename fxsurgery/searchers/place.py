@@ -1,0 +1,147 @@
+"""The place of one stage in a run directory: its weights, its snapshots, and the line of the journal that ends it."""
+
+import io
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxsurgery.errors import RunError, TrainingError
+from fxsurgery.files import NO_TENSORS, write_whole, writing
+from fxsurgery.searchers.journal import Record
+from fxsurgery.training.leader import from_first
+from fxsurgery.training.snapshot import Keeper
+
+
+@dataclass(eq=False)
+class Place:
+    """Where a stage is kept: in files, or in memory where there is no run directory."""
+
+    name: str
+    note: Callable[[Record], None]
+    """Writes a line of the journal."""
+    stem: Path | None = None
+    """Its files, less what they end in."""
+    make_keeper: Callable[[Path], Keeper] | None = None
+    record: Record | None = None
+    """What the stage came to; `None`: it has not ended yet."""
+    _held: Mapping[str, Tensor] | None = None
+
+    def keeper(self) -> Keeper | None:
+        """What keeps the snapshots of the stage under way, in whatever process it runs."""
+        if self.stem is None or self.make_keeper is None:
+            return None
+        return self.make_keeper(self.stem.with_suffix(".partial"))
+
+    def finish(
+        self,
+        records: Iterable[Any],
+        tensors: Mapping[str, Tensor] | None,
+        *,
+        failure: str | None = None,
+        stopped: bool = False,
+        lost: int = 0,
+    ) -> None:
+        """Keep what the stage came to: the weights first, then the line of the journal.
+
+        Args:
+            records: its training curve, plain JSON.
+            tensors: its weights; `None` where it failed.
+            failure: why it has none.
+            stopped: whether the clock was why.
+            lost: how many processes died over it.
+
+        Raises:
+            RunError: the system refuses, e.g. since the disk is full.
+        """
+        told = {"failure": failure, "stopped": stopped, **({"lost": lost} if lost else {})}
+        self.record = record = {"kind": "stage", "name": self.name, "records": list(records), **told}
+        if self.stem is None:
+            self._held = tensors
+            return
+        from_first(lambda: self._keep(record, tensors))
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Every parameter and buffer that the stage ended with, by name, on the CPU.
+
+        Raises:
+            TrainingError: it failed, or has not ended.
+            RunError: they were forgotten, or their file is damaged.
+        """
+        failure = "it has not ended" if self.record is None else self.record.get("failure")
+        if failure is not None:
+            raise TrainingError(f"stage {self.name!r} has no weights: {failure}")
+        if self.stem is None:
+            if self._held is None:
+                raise RunError(f"the weights of stage {self.name!r} were given up, since nobody would want them")
+            return self._held
+        path = self.stem.with_suffix(".weights")
+        return from_first(lambda: self._read(path))
+
+    def forget(self) -> None:
+        """Give up the weights, for good. What the stage came to is recalled without them.
+
+        A run that is killed and goes on asks again for all that it asked for before: so this is for weights that
+        were never asked for.
+        """
+        self._held = None
+        if self.stem is not None:
+            path = self.stem.with_suffix(".weights")
+            from_first(lambda: _remove(path))
+
+    def clean(self) -> None:
+        """Remove the last snapshot, and what a process that was killed was about to put in its place."""
+        if self.stem is None:
+            return
+        partial = self.stem.with_suffix(".partial")
+        for path in (partial, *partial.parent.glob(f".{partial.name}.*")):
+            _remove(path)
+
+    def _keep(self, record: Record, tensors: Mapping[str, Tensor] | None) -> None:
+        if self.stem is not None and tensors is not None:
+            write_plain(self.stem.with_suffix(".weights"), tensors)
+        self.note(record)
+        self.clean()
+
+    def _read(self, path: Path) -> dict[str, Tensor]:
+        if not path.exists():
+            raise RunError(
+                f"{path} is not there: the weights of stage {self.name!r} were given up, since nobody would want "
+                "them, or somebody removed them. Begin in another directory"
+            )
+        return read_plain(path)
+
+
+def _remove(path: Path) -> None:
+    with writing(path):
+        path.unlink(missing_ok=True)
+
+
+def write_plain(path: Path, content: Mapping[str, Any]) -> None:
+    """Write plain data, tensors among them, whole or not at all.
+
+    Raises:
+        RunError: the system refuses.
+    """
+    # Into memory first: on a full disk torch's own writer says something else than that it is full.
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    write_whole(path, buffer.getvalue())
+
+
+def read_plain(path: Path) -> dict[str, Any]:
+    """What `write_plain` wrote.
+
+    Raises:
+        RunError: it cannot be read, or is damaged.
+    """
+    with writing(path):
+        content = path.read_bytes()
+    try:
+        found: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except NO_TENSORS as error:
+        raise RunError(f"{path} is damaged ({error}); begin in another directory") from error
+    return found
