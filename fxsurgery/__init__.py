@@ -1,12 +1,13 @@
 """Make your own PyTorch model smaller and faster by surgery on its torch.fx graph."""
 
-from fxsurgery.budget import Budget, Cost
+from fxsurgery.budget import Budget, Cost, Spend
 from fxsurgery.capture import capture
 from fxsurgery.errors import (
     BudgetError,
     CaptureError,
     DataError,
     DeviceError,
+    DivergedError,
     ExportError,
     PassCrashedError,
     RunError,
@@ -23,6 +24,7 @@ from fxsurgery.planning import Plan
 from fxsurgery.program import Program
 from fxsurgery.result import Result, load
 from fxsurgery.searchers.dnal import Dnal
+from fxsurgery.searchers.ectonas import Ectonas
 from fxsurgery.searchers.prune import Prune
 from fxsurgery.training import Task
 
@@ -33,7 +35,9 @@ __all__ = [
     "Cost",
     "DataError",
     "DeviceError",
+    "DivergedError",
     "Dnal",
+    "Ectonas",
     "ExportError",
     "Inspection",
     "PassCrashedError",
@@ -44,6 +48,7 @@ __all__ = [
     "RunError",
     "SavingError",
     "SpecError",
+    "Spend",
     "StructureError",
     "SurgeryError",
     "Task",

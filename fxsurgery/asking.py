@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxsurgery.budget import Budget
+from fxsurgery.budget import Budget, Spend
 from fxsurgery.capture import capture, guess_inputs
 from fxsurgery.deploy import export_onnx, resolve_target
 from fxsurgery.errors import BudgetError, CaptureError, DataError, SurgeryError, TrainingError
 from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
 from fxsurgery.searchers.beginning import ENVIRONMENT
+from fxsurgery.searchers.ectonas import DEFAULT_SPEND
+from fxsurgery.searchers.execution import Executor, Workshop
 from fxsurgery.searchers.identity import fingerprint, told
-from fxsurgery.searchers.methods import Method, method_of
+from fxsurgery.searchers.methods import METHODS, Method, method_of
 from fxsurgery.searchers.rundir import RunDir
-from fxsurgery.searchers.session import Settings
+from fxsurgery.searchers.settings import Settings
 from fxsurgery.searchers.widths import Measure
 from fxsurgery.training import MixedPrecision, Progress, Task, resolve
 from fxsurgery.training.calls import addressed
@@ -43,6 +45,10 @@ class Ask:
     metric: Any = None
     trained: bool = True
     config: Settings | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    spend: Spend | None = None
+    executor: Executor = "in-process"
+    workers: int | None = None
     example_inputs: Sequence[Any] | Tensor | None = None
     example_kwargs: Mapping[str, Any] | None = None
     leaf_modules: tuple[type[nn.Module], ...] = ()
@@ -76,7 +82,8 @@ class Ready:
     progress: Progress
     run: RunDir
     measure: Measure | None
-    """The latency on the target, where the budget limits it; as it was measured before a kill."""
+    """The latency on the target, where it matters; as it was measured before a kill."""
+    workshop: Workshop
     asked: Mapping[str, Any]
     """What was asked for as plain JSON."""
     notes: tuple[str, ...] = ()
@@ -91,13 +98,16 @@ def prepare(ask: Ask) -> Ready:
     if not isinstance(ask.model, nn.Module):
         raise SurgeryError(f"optimize takes a torch.nn.Module, not a {type(ask.model).__name__}")
     _check_values(ask)
-    method, settings = method_of(ask.method, ask.config)
-    penalty = getattr(settings, "penalty", None)
-    budget = Budget(macs=0.5) if ask.budget is None and penalty is None else ask.budget
+    method, settings = method_of(ask.method, ask.config, ask.settings, (f.name for f in fields(Ask)))
+    _check_evolving(ask, method)
+    budget = _budget(ask, method, settings)
     where = resolve(ask.device)
+    workshop = Workshop(ask.executor, ask.workers, ask.device)
+    workshop.check()
     if processes() > 1:
         join(where)
-    raw = latency_on(ask.target, ask.seed) if budget is not None and budget.latency_ms is not None else None
+    timed = getattr(settings, "front", None) == "latency_ms" or (budget is not None and budget.latency_ms is not None)
+    raw = latency_on(ask.target, ask.seed) if timed else None
     task = _task(ask, method, settings)
     examples, notes = _examples(ask, task)
     progress = Progress(verbose=ask.verbose)
@@ -105,12 +115,36 @@ def prepare(ask: Ask) -> Ready:
         progress.note(f"note: {note}")
     program = _captured(ask.model, examples, ask.leaf_modules, guessed=notes)
     _require_trainable(program, settings, trained=ask.trained)
-    asked = _asked(ask, method, settings, budget, program, task)
+    asked = _asked(ask, method, settings, budget, program, task, timed=timed)
     run = RunDir() if ask.run_dir is None else RunDir.open(ask.run_dir, asked, resume=ask.resume)
     if ask.resume and ask.run_dir is None:
         raise SurgeryError("resume=True goes on with a run directory: pass run_dir= as well")
     measure = None if raw is None else _recalled(raw, run)
-    return Ready(ask, method, settings, budget, program, task, progress, run, measure, asked, (*notes, *run.notes))
+    return Ready(
+        ask, method, settings, budget, program, task, progress, run, measure, workshop, asked, (*notes, *run.notes)
+    )
+
+
+def _check_evolving(ask: Ask, method: Method) -> None:
+    """Refuse what only a method that trains many networks can follow."""
+    if not isinstance(ask.spend, Spend | None):
+        raise BudgetError(f"spend={ask.spend!r}: say of what, such as spend=Spend(epochs=300)")
+    given = [n for n in ("spend", "executor", "workers") if getattr(ask, n) != getattr(Ask, n)]
+    if given and not method.evolves:
+        others = ", ".join(f"method={m.name!r}" for m in METHODS.values() if m.evolves)
+        raise SurgeryError(
+            f"{given[0]}= is for {others}, which trains many networks; method={method.name!r} trains one, for as many "
+            "epochs as its settings say"
+        )
+    if ask.workers is not None and ask.executor == "in-process":
+        raise SurgeryError("workers= is for executor='processes' or 'ray'; in-process, one network trains at a time")
+
+
+def _budget(ask: Ask, method: Method, settings: Settings) -> Budget | None:
+    """What was given; half the MACs where a method needs one."""
+    if ask.budget is not None or method.evolves or getattr(settings, "penalty", None) is not None:
+        return ask.budget
+    return Budget(macs=0.5)
 
 
 def _check_values(ask: Ask) -> None:
@@ -225,20 +259,29 @@ def latency_on(target: str, seed: int, *, rounds: int = 100, seconds: float = 3.
 
 
 def _asked(  # noqa: PLR0917 -- everything that the result follows from
-    ask: Ask, method: Method, settings: Settings, budget: Budget | None, program: Program, task: Task | None
+    ask: Ask,
+    method: Method,
+    settings: Settings,
+    budget: Budget | None,
+    program: Program,
+    task: Task | None,
+    *,
+    timed: bool,
 ) -> dict[str, Any]:
     """What the result follows from: settings, model, data; and the environment, which may only change rounding."""
+    spend = (ask.spend or DEFAULT_SPEND) if method.evolves else None
     return {
         "method": method.name,
         "settings": {f.name: told(getattr(settings, f.name)) for f in fields(settings)},
         "budget": None if budget is None else {k: v for k, v in asdict(budget).items() if v is not None},
         "data_free": task is None,
+        "spend": None if spend is None else {k: v for k, v in asdict(spend).items() if v is not None},
         "trained": ask.trained,
         "seed": ask.seed,
         "batch_size": ask.batch_size,
         "mixed_precision": ask.mixed_precision,
         "accumulate": ask.accumulate,
-        "target": ask.target if budget is not None and budget.latency_ms is not None else None,
+        "target": ask.target if timed else None,
         "task": {} if task is None else _told_task(task),
         "model": type(ask.model).__name__,
         "fingerprint": fingerprint(program),

@@ -1,6 +1,7 @@
 """What running a model takes, and what it may take."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -50,3 +51,25 @@ class Budget:
     def holds(self, cost: Cost, original: Cost) -> bool:
         """Whether `cost` is within every counted limit."""
         return all(getattr(cost, name) <= limit for name, limit in self.limits(original))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spend:
+    """What a search may spend at most; the first limit that is reached ends it.
+
+    Raises:
+        BudgetError: no limit is given, or one is not positive.
+    """
+
+    epochs: float | None = None
+    """Passes over the training data, counted over every candidate, the warm-up among them."""
+    seconds: float | None = None
+    """On the clock. Such a result depends on the machine's speed. Of a run that was killed, the time since its last
+    round of matches began does not count."""
+
+    def __post_init__(self) -> None:
+        if self.epochs is None and self.seconds is None:
+            raise BudgetError("a spend needs a limit, e.g. Spend(epochs=1000)")
+        for name, value in (("epochs", self.epochs), ("seconds", self.seconds)):
+            if value is not None and not 0 < value < math.inf:
+                raise BudgetError(f"Spend({name}={value!r}): a limit must be greater than 0, and finite")

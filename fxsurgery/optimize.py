@@ -2,7 +2,7 @@
 
 import datetime
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from fxsurgery.analysis.structure import structure
 from fxsurgery.asking import Ask, Ready, prepare
-from fxsurgery.budget import Budget
+from fxsurgery.budget import Budget, Spend
 from fxsurgery.datafree import foreseen_task, gradient_clip, made_task
 from fxsurgery.errors import SavingError
-from fxsurgery.planning import Plan, Reach, check, estimate, reach
-from fxsurgery.program import Program
+from fxsurgery.planning import Plan, Reach, check, estimate, reach, space_of
 from fxsurgery.result import BeforeAfter, Result
 from fxsurgery.searchers.beginning import REPORT
-from fxsurgery.searchers.session import Outcome, Session, Settings, Stage, Trainer, unwritable, unwritten
+from fxsurgery.searchers.execution import Executor
+from fxsurgery.searchers.session import Outcome, Session, Stage, Trainer, unwritable, unwritten
+from fxsurgery.searchers.settings import Settings
 from fxsurgery.searchers.widths import Space
 from fxsurgery.training import MixedPrecision, Score, Task
 from fxsurgery.training.batches import count
@@ -37,6 +38,9 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
     metric: Any = None,  # noqa: ANN401
     trained: bool = True,
     config: Settings | None = None,
+    spend: Spend | None = None,
+    executor: Executor = "in-process",
+    workers: int | None = None,
     example_inputs: Sequence[Any] | Tensor | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     leaf_modules: tuple[type[nn.Module], ...] = (),
@@ -49,8 +53,9 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
     run_dir: str | Path | None = None,
     resume: bool = False,
     verbose: bool = True,
+    **settings: Any,  # noqa: ANN401
 ) -> Result:
-    """Make `model` smaller. The model passed in is left bit for bit as it was.
+    """Make `model` smaller, or better for what it takes. The model passed in is left bit for bit as it was.
 
     Without any data, `optimize(model)` works on inputs that it makes of the model: of a shape inferred from the first
     layer, with the statistics that the model's batch norms remember. It learns from the original's own outputs, and
@@ -58,19 +63,24 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
 
     Args:
         model: any module that `fxsurgery.capture.capture` can take.
-        method: `"dnal"` (learned gates), unless said, or `"prune"` (magnitude, BN-gamma, Taylor or random importance).
+        method: `"dnal"` (learned gates), unless said; `"prune"` (magnitude, BN-gamma, Taylor or random importance);
+            or `"ectonas"` (evolution: it grows and shrinks, and trains many networks).
         train_data: a `DataLoader`, a `Dataset`, tensors or arrays `(inputs, targets)`, or a dict of them; or a
             ready `fxsurgery.training.Task`, which then carries validation data, loss and metric too. Batches may be
             dicts, with a key `labels`, `label`, `targets`, `target` or `y`: the model is called by name with the rest.
         val_data: the same; everything is selected on it.
         test_data: the same; looked at once, for the result.
-        budget: what the result may take; half the MACs unless said.
+        budget: what the result may take; half the MACs unless said, but for `"ectonas"`, which needs none.
         loss: `loss(output, target)`, a scalar or several by name, `output` being just what the model gives;
             cross-entropy unless said, of the output or of its `logits`.
         metric: `metric(output, target)`, higher is better, or an object with `update` and `compute`; accuracy for the
             default loss.
         trained: whether the model's weights are trained. If not, they are trained first.
-        config: the method's own settings, `Dnal(...)` or `Prune(...)`; it says the method, too.
+        config: the method's own settings, `Dnal(...)`, `Prune(...)` or `Ectonas(...)`; it says the method, too.
+        spend: what `"ectonas"` may spend; 1000 epochs over all its networks unless said.
+        executor: where `"ectonas"` trains: `"in-process"`, one network after the other; `"processes"`, several at once
+            (a forked process each); or `"ray"`, on a Ray cluster. The result is the same.
+        workers: how many at once; as many as there are cores, unless said.
         example_inputs: what to capture the model on, by position, or the one tensor that it takes; from the training
             data unless said.
         example_kwargs: the same by name.
@@ -86,9 +96,10 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
             can go on from it.
         resume: go on with the run in `run_dir`, to the same end; begin it where there is none.
         verbose: show progress.
+        settings: single settings of the method by name, in place of `config`: `greediness=0.5`.
 
     Returns:
-        The smaller model with its costs, scores and log.
+        The new model with its costs, scores and log.
 
     Raises:
         CaptureError: the model cannot be taken as a graph; the message names file and line.
@@ -106,7 +117,7 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
 
 
 def _optimized(ready: Ready) -> Result:
-    found = ready.method.space(ready.program, ready.settings)
+    found = space_of(ready)
     if done := ready.run.done:
         ready.progress.note(f"going on with {ready.run.path}: {done} steps of its journal are recalled")
     _announce(ready, found)
@@ -141,21 +152,26 @@ def plan(model: nn.Module, **asked: Any) -> Plan:  # noqa: ANN401
     Raises:
         SurgeryError: as `optimize` does before it trains: e.g. the budget cannot be reached.
     """
-    ready = prepare(Ask(model=model, **{**asked, "run_dir": None, "resume": False}))
-    found = ready.method.space(ready.program, ready.settings)
+    known = {f.name for f in fields(Ask)} - {"settings"}
+    settings = {name: value for name, value in asked.items() if name not in known}
+    given = {name: value for name, value in asked.items() if name in known}
+    ready = prepare(Ask(model=model, settings=settings, **{**given, "run_dir": None, "resume": False}))
+    found = space_of(ready)
     told = list(reach(ready, found, measured=True))
     check(ready, found)
-    stages, seconds = _foreseen(ready)
+    stages, seconds, foretold = _foreseen(ready)
+    if ready.ask.spend is not None and ready.ask.spend.seconds is not None:
+        seconds = ready.ask.spend.seconds if ready.ask.spend.epochs is None else min(seconds, ready.ask.spend.seconds)
     return Plan(
         ready.method.name,
         tuple(r for r in told if isinstance(r, Reach)),
         stages,
         seconds,
-        (*ready.notes, *ready.program.notes, *_left_alone(ready.program), *(r for r in told if isinstance(r, str))),
+        (*foretold, *ready.notes, *ready.program.notes, *_left_alone(ready), *(r for r in told if isinstance(r, str))),
     )
 
 
-def _announce(ready: Ready, found: Space) -> None:
+def _announce(ready: Ready, found: Space | None) -> None:
     """Say what there is, what can be reached and what is wanted, before anything is trained."""
     progress = ready.progress
     for line in reach(ready, found, measured=progress.shown):
@@ -173,13 +189,14 @@ def _session(ready: Ready) -> tuple[Session, tuple[str, ...]]:
     ask = ready.ask
     trainer = Trainer(ask.seed, ready.progress, ask.device, ask.mixed_precision, ask.accumulate, ready.run)
     if ready.task is not None:
-        return Session(ready.task, trainer, ready.measure), ()
+        return Session(ready.task, trainer, ready.measure, spend=ask.spend, workshop=ready.workshop), ()
     task, note = made_task(ready, trainer)
-    return Session(task, trainer, ready.measure, gradient_clip(ready)), (note,)
+    clip = gradient_clip(ready)
+    return Session(task, trainer, ready.measure, clip, spend=ask.spend, workshop=ready.workshop), (note,)
 
 
-def _foreseen(ready: Ready) -> tuple[tuple[Stage, ...], float]:
-    """What will be trained, and the seconds that it will take."""
+def _foreseen(ready: Ready) -> tuple[tuple[Stage, ...], float, tuple[str, ...]]:
+    """What will be trained, the seconds that it will take, and what else is known before."""
     ask, made = ready.ask, tuple[Stage, ...]()
     trainer = Trainer(ask.seed, device=ask.device, mixed_precision=ask.mixed_precision, accumulate=ask.accumulate)
     if ready.task is not None:
@@ -187,18 +204,19 @@ def _foreseen(ready: Ready) -> tuple[tuple[Stage, ...], float]:
     else:
         counted, timed, making = foreseen_task(ready)
         made = (making,)
-    found = ready.method.stages(ready.settings, Session(counted, trainer, ready.measure), trained=ask.trained)
+    session = Session(counted, trainer, ready.measure, spend=ask.spend)
+    found = ready.method.stages(ready.settings, session, trained=ask.trained)
     stages = (*made, *found)
     looks = count(counted.val_data, "val_data")
-    return stages, estimate(trainer, timed, ready.program, stages, looks=looks)
+    seconds = estimate(trainer, timed, ready.program, stages, looks=looks)
+    return stages, seconds, ready.method.foretold(ready.program, ready.settings, session, trained=ask.trained)
 
 
 def _result(ready: Ready, session: Session, outcome: Outcome, notes: tuple[str, ...]) -> Result:
     task = session.task
-    metrics = {
-        "val": BeforeAfter(outcome.before.metric, outcome.after.metric),
-        "val, not fine-tuned": BeforeAfter(outcome.before.metric, outcome.pruned.metric),
-    }
+    metrics = {"val": BeforeAfter(outcome.before.metric, outcome.after.metric)}
+    if outcome.pruned is not None:
+        metrics["val, not fine-tuned"] = BeforeAfter(outcome.before.metric, outcome.pruned.metric)
     figures = _figures(task, "val", outcome.before, outcome.after)
     if (test := task.test_data) is not None:
         before, after = (session.scored(program, "test score", test) for program in (outcome.trained, outcome.program))
@@ -213,11 +231,14 @@ def _result(ready: Ready, session: Session, outcome: Outcome, notes: tuple[str, 
         metrics=metrics,
         figures=figures,
         notes=(
-            *notes, *ready.notes, *ready.program.notes, *_left_alone(ready.program), *outcome.notes,
+            *notes, *ready.notes, *ready.program.notes,
+            *_left_alone(ready), *outcome.notes,
             *_latency_note(ready, outcome),
         ),
         history=tuple(session.trainer.progress.history),
         gates=outcome.gates,
+        evolution=outcome.evolution,
+        pareto=outcome.pareto,
         seed=ready.ask.seed,
         asked={**ready.asked, "date": ready.run.recall("date", lambda: datetime.date.today().isoformat())},
     )  # fmt: skip
@@ -236,15 +257,17 @@ def _counted(task: Task, score: Score) -> str:
 
 
 def _latency_note(ready: Ready, outcome: Outcome) -> tuple[str, ...]:
-    if ready.measure is None or ready.budget is None:
+    if ready.measure is None or ready.budget is None or ready.budget.latency_ms is None:
         return ()
     before, after = ready.measure(outcome.trained), ready.measure(outcome.program)
     return (f"latency {before:.3g} ms before, {after:.3g} ms after, {ready.budget.latency_ms:g} ms allowed",)
 
 
-def _left_alone(program: Program) -> tuple[str, ...]:
-    """What of the model cannot shrink, and why."""
-    facts = structure(program)
+def _left_alone(ready: Ready) -> tuple[str, ...]:
+    """What of the model cannot shrink, and why; nothing of a method that tells of each move that it could not make."""
+    if ready.method.evolves:
+        return ()
+    facts = structure(ready.program)
     total = sum(w.macs for w in facts.work) or 1.0
     fixed = sum(w.macs for w in facts.work if not any(ids.any() for ids in w.dims))
     share = (f"{fixed / total:.1%} of the MACs cannot shrink",) if fixed / total > 0.001 else ()

@@ -14,7 +14,7 @@ from fxsurgery.asking import Ready, latency_on
 from fxsurgery.errors import DeviceError, ExportError
 from fxsurgery.program import Program
 from fxsurgery.searchers.session import Stage, Trainer
-from fxsurgery.searchers.widths import Space
+from fxsurgery.searchers.widths import Measure, Space
 from fxsurgery.seeding import seeded
 from fxsurgery.training import Recipe, Task, evaluate, fit, sgd
 from fxsurgery.training.batches import Loader
@@ -30,14 +30,17 @@ class Reach:
 
     name: str
     original: float
-    least: float
+    least: float | None
+    """`None` where a method has none: it grows as well."""
     target: float | None
     """What the budget allows; `None` where it says nothing."""
 
     @override
     def __str__(self) -> str:
         form = "{:,.0f}" if self.name != "latency_ms" else "{:.3g}"
-        parts = [f"{form.format(self.original)} now", f"{form.format(self.least)} at the least"]
+        parts = [f"{form.format(self.original)} now"]
+        if self.least is not None:
+            parts.append(f"{form.format(self.least)} at the least")
         if self.target is not None:
             parts.append(f"budget {form.format(self.target)}")
         return f"{self.name}: {', '.join(parts)}"
@@ -62,7 +65,12 @@ class Plan:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
-def reach(ready: Ready, found: Space, *, measured: bool) -> Iterator[Reach | str]:
+def space_of(ready: Ready) -> Space | None:
+    """The widths that the method chooses among; `None` where it has no such bounds."""
+    return None if ready.method.space is None else ready.method.space(ready.program, ready.settings)
+
+
+def reach(ready: Ready, found: Space | None, *, measured: bool) -> Iterator[Reach | str]:
     """What can be reached, figure by figure; a text where a latency cannot be measured.
 
     Args:
@@ -70,28 +78,32 @@ def reach(ready: Ready, found: Space, *, measured: bool) -> Iterator[Reach | str
         found: the widths that there are.
         measured: whether to measure the latencies too where the budget does not limit them.
     """
-    whole, least = cost(ready.program), found.smallest()
+    whole, least = cost(ready.program), None if found is None else found.smallest()
     wanted = dict(ready.budget.limits(whole)) if ready.budget is not None else {}
     for name in ("params", "macs"):
-        yield Reach(name, getattr(whole, name), getattr(least, name), wanted.get(name))
+        yield Reach(name, getattr(whole, name), None if least is None else getattr(least, name), wanted.get(name))
     if ready.measure is not None and ready.budget is not None:
-        pair = ready.measure(ready.program), ready.measure(found.smallest_program())
-        yield Reach("latency_ms", *pair, ready.budget.latency_ms)
+        yield Reach("latency_ms", *_latencies(ready.measure, ready, found), ready.budget.latency_ms)
     elif measured:
         try:
             measure = latency_on(ready.ask.target, ready.ask.seed, rounds=30, seconds=1.0)
-            yield Reach("latency_ms", measure(ready.program), measure(found.smallest_program()), None)
+            yield Reach("latency_ms", *_latencies(measure, ready, found), None)
         except (ExportError, DeviceError) as error:
             yield f"latency: not measured, {error}"
 
 
-def check(ready: Ready, found: Space) -> None:
+def _latencies(measure: Measure, ready: Ready, found: Space | None) -> tuple[float, float | None]:
+    """Of the model as it is and at its least, in milliseconds."""
+    return measure(ready.program), None if found is None else measure(found.smallest_program())
+
+
+def check(ready: Ready, found: Space | None) -> None:
     """Refuse what cannot be reached.
 
     Raises:
         BudgetError: the budget lies below the least; it says how much that is.
     """
-    if ready.budget is not None:
+    if ready.budget is not None and found is not None:
         found.check(ready.budget, ready.measure)
 
 
@@ -115,7 +127,7 @@ def estimate(trainer: Trainer, task: Task, program: Program, stages: Sequence[St
         first = next(iter(task.val_data))
     one: Loader = DataLoader([first], batch_size=None)  # type: ignore[arg-type]
     look_s = looks * _timed(lambda: evaluate(model, task, one, device=trainer.device))
-    many = sum(min(5, max(1, stage.steps // 100)) for stage in stages) + 3
+    many = sum(min(5, max(1, s.steps // 100)) if s.looks is None else s.looks for s in stages) + 3
     return step_s * sum(stage.steps for stage in stages) + look_s * many
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import fxsurgery
-from fxsurgery import Budget, Dnal
+from fxsurgery import Budget, Dnal, Ectonas, Spend
 from fxsurgery.searchers import rundir
 from fxsurgery.training.synthesis import Amount
 
@@ -57,17 +57,20 @@ class Noisy(torch.utils.data.Dataset):
 
 def jobs() -> dict[str, dict]:
     data = {"train_data": Noisy(96), "val_data": images(48), "test_data": images(32), "batch_size": 16}
+    moves = Ectonas(weights_epochs=2, finetune_epochs=1, match_epochs=1, rounds=2, places=1, learning_rate=0.05)
+    evolution = {"trained": False, "config": moves, "spend": Spend(epochs=40), "budget": None}
     return {
         "dnal": {**data, "trained": False, "config": Dnal(**COMMON, architecture_epochs=1)},
         "prune": {**data, "config": fxsurgery.Prune(**COMMON, importance="taylor", rounds=3)},
         "data-free": {"config": Dnal(**COMMON, architecture_epochs=1)},
+        "evolution": {**data, **evolution},
+        "evolution in processes": {**data, **evolution, "executor": "processes", "workers": 2},
     }
 
 
 def run(job: str, folder: Path) -> str:
-    result = fxsurgery.optimize(
-        net(), budget=Budget(macs=0.5), run_dir=folder, resume=True, verbose=False, device="cpu", **jobs()[job]
-    )
+    common = {"budget": Budget(macs=0.5), "run_dir": folder, "resume": True, "verbose": False, "device": "cpu"}
+    result = fxsurgery.optimize(net(), **{**common, **jobs()[job]})
     return digest(result)
 
 
@@ -78,7 +81,9 @@ def digest(result: fxsurgery.Result) -> str:
         found.update(name.encode() + tensor.detach().numpy().tobytes())
     history = [{k: v for k, v in record.items() if k != "seconds"} for record in result.history]
     pairs = {name: (pair.before, pair.after) for name, pair in result.metrics.items()}
-    found.update(repr((result.log, result.notes, result.gates, pairs, history, result.cost)).encode())
+    front = [(m.metric, m.score.loss, m.candidate) for m in result.pareto]
+    told = (result.log, result.notes, result.gates, pairs, history, result.cost, result.evolution, front)
+    found.update(repr(told).encode())
     return found.hexdigest()
 
 

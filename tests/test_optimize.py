@@ -238,7 +238,7 @@ def test_a_plan_is_what_is_then_done(tmp_path: Path):
     assert "stage architecture: 20 steps" in str(plan)
     with pytest.raises(BudgetError, match="cannot be reached"):
         fxsurgery.plan(model, **options, budget=Budget(macs=0.001))
-    with pytest.raises(TypeError, match="bugdet"):
+    with pytest.raises(SurgeryError, match=r"takes no 'bugdet'.*did you mean budget\?"):
         fxsurgery.plan(model, bugdet=Budget(macs=0.5))
 
 
@@ -607,8 +607,8 @@ def test_malformed_budgets_are_refused(limits: dict[str, float]):
 
 def test_public_names_are_these():
     assert sorted(fxsurgery.__all__) == [
-        "Budget", "BudgetError", "CaptureError", "Cost", "DataError", "DeviceError", "Dnal", "ExportError",
-        "Inspection", "PassCrashedError", "Plan", "Program", "Prune", "Result", "RunError", "SavingError",
-        "SpecError", "StructureError", "SurgeryError", "Task", "TrainingError", "VerifyError", "capture", "inspect",
-        "load", "optimize", "plan",
+        "Budget", "BudgetError", "CaptureError", "Cost", "DataError", "DeviceError", "DivergedError", "Dnal",
+        "Ectonas", "ExportError", "Inspection", "PassCrashedError", "Plan", "Program", "Prune", "Result", "RunError",
+        "SavingError", "SpecError", "Spend", "StructureError", "SurgeryError", "Task", "TrainingError", "VerifyError",
+        "capture", "inspect", "load", "optimize", "plan",
     ]  # fmt: skip

@@ -22,6 +22,8 @@ from fxsurgery.searchers import rundir
         ("dnal", {"weights", "architecture", "fine-tune"}),
         ("prune", {"fine-tune"}),
         ("data-free", {"synthesis", "architecture", "fine-tune"}),
+        ("evolution", {"warm-up", "competition-1", "competition-2"}),
+        ("evolution in processes", {"competition-1", "competition-2"}),
     ],
 )
 def test_killed_runs_come_to_the_same_end(tmp_path: Path, job: str, stages: set[str]):

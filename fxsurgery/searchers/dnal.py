@@ -24,7 +24,8 @@ from fxsurgery.errors import BudgetError, SurgeryError
 from fxsurgery.gates import GateVector
 from fxsurgery.passes import InsertGates
 from fxsurgery.program import Program
-from fxsurgery.searchers.session import Outcome, Session, Settings, Stage
+from fxsurgery.searchers.session import Outcome, Session, Stage
+from fxsurgery.searchers.settings import Narrowing
 from fxsurgery.searchers.steering import Limit, Steering
 from fxsurgery.searchers.widths import Measure, Scores, Space, alignment_note, evenly, project, pruning, space
 from fxsurgery.training import Hooks, Recipe, constant, sgd
@@ -34,7 +35,7 @@ UNDECIDED = (0.1, 0.9)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dnal(Settings):
+class Dnal(Narrowing):
     """How the search goes.
 
     Raises:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxsurgery.program import Program
 from fxsurgery.training.snapshot import tensors_of
@@ -34,6 +34,32 @@ def fingerprint(program: Program) -> str:
         digest.update(_bytes(tensor))
     for tensor in program.examples.tensors:
         digest.update(_bytes(tensor))
+    return digest.hexdigest()[:16]
+
+
+def likeness(program: Program) -> str:
+    """A hash of what a program computes: the same for two that differ in the names of nodes and modules alone.
+
+    Modules that are not torch's are told apart by name, too: what they hold beside tensors is not looked into.
+    """
+    digest = hashlib.sha256()
+    numbers = {node: number for number, node in enumerate(program.nodes)}
+    calls = dict[str, int]()
+    for node, number in numbers.items():
+        arguments = fx.node.map_arg((node.args, node.kwargs), lambda n: f"%{numbers[n]}")
+        digest.update(f"{node.op} {arguments}".encode())
+        if node.op == "call_module":
+            first = calls.setdefault(str(node.target), number)
+            module = program.module(node)
+            named = "" if type(module).__module__.startswith("torch.") else node.target
+            digest.update(f"{first} {named} {module!r}".encode())
+            for tensor in tensors_of(module).values():
+                digest.update(_bytes(tensor))
+        elif node.op == "get_attr":
+            held = program.attribute(str(node.target))
+            digest.update(_bytes(held) if isinstance(held, Tensor) else repr(held).encode())
+        elif node.op != "placeholder":
+            digest.update(str(getattr(node.target, "__qualname__", node.target)).encode())
     return digest.hexdigest()[:16]
 
 

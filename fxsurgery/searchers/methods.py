@@ -1,19 +1,22 @@
 """Every method, by name. This table is the registry: a method is listed here or it does not exist."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from types import MappingProxyType
 from typing import Any
 
 from fxsurgery.errors import SurgeryError
 from fxsurgery.program import Program
-from fxsurgery.searchers import dnal, prune
-from fxsurgery.searchers.session import Outcome, Settings, Stage
+from fxsurgery.searchers import dnal, ectonas, prune
+from fxsurgery.searchers.session import Outcome, Stage
+from fxsurgery.searchers.settings import Settings
 from fxsurgery.searchers.widths import Space
 
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """A way to make a model smaller."""
+    """A way to another model."""
 
     name: str
     settings: type[Settings]
@@ -21,29 +24,48 @@ class Method:
     """`search(program, budget, settings, session, trained=...)`."""
     stages: Callable[..., list[Stage]]
     """`stages(settings, session, trained=...)`: what the search will train."""
-    space: Callable[[Program, Any], Space]
-    """The widths that it chooses among."""
-    needs_data: Callable[[Any], str | None]
+    space: Callable[[Program, Any], Space] | None = None
+    """The widths that it chooses among; `None` where it grows as well, and nothing is the least."""
+    needs_data: Callable[[Any], str | None] = lambda _: None
     """Why these settings cannot do without the user's data; `None` where they can."""
+    foretold: Callable[..., tuple[str, ...]] = lambda *_, **__: ()
+    """`foretold(program, settings, session, trained=...)`: what a plan tells beside the stages."""
+    evolves: bool = False
+    """Whether it trains many networks, as long as it may spend."""
 
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 METHODS = {
-    "dnal": Method("dnal", dnal.Dnal, dnal.search, dnal.stages, dnal.widths, lambda _: None),
+    "dnal": Method("dnal", dnal.Dnal, dnal.search, dnal.stages, dnal.widths),
     "prune": Method("prune", prune.Prune, prune.search, prune.stages, prune.widths, prune.needs_data),
+    "ectonas": Method(
+        "ectonas", ectonas.Ectonas, ectonas.search, ectonas.stages, foretold=ectonas.foretold, evolves=True
+    ),
 }
 
 
-def method_of(name: str | None, config: object) -> tuple[Method, Any]:
+def method_of(
+    name: str | None, config: object, named: Mapping[str, Any] = NOTHING, beside: Iterable[str] = ()
+) -> tuple[Method, Any]:
     """The method of that name with its settings, either from the other where only one is given.
 
+    Args:
+        name: the method's.
+        config: its settings.
+        named: or single settings by name.
+        beside: what else could have been meant by a name.
+
     Raises:
-        SurgeryError: there is no such method, or the settings are another's.
+        SurgeryError: there is no such method or setting, or the settings are another's.
     """
     if name is not None and name not in METHODS:
         raise SurgeryError(f"no method is named {name!r}; there are: {', '.join(METHODS)}")
     if config is None:
         method = METHODS[name or "dnal"]
-        return method, method.settings()
+        return method, _made(method, named, beside)
+    if named:
+        raise SurgeryError(f"{next(iter(named))}= and config= at once: say all settings in config")
     found = next((m for m in METHODS.values() if type(config) is m.settings), None)
     if found is None:
         kinds = ", ".join(m.settings.__name__ for m in METHODS.values())
@@ -52,3 +74,16 @@ def method_of(name: str | None, config: object) -> tuple[Method, Any]:
         wanted = METHODS[str(name)].settings.__name__
         raise SurgeryError(f"method={name!r} takes config={wanted}(...), not {type(config).__name__}")
     return found, config
+
+
+def _made(method: Method, named: Mapping[str, Any], beside: Iterable[str]) -> Any:  # noqa: ANN401 -- the method's own settings
+    known = [field.name for field in fields(method.settings)]
+    if unknown := [name for name in named if name not in known]:
+        near = get_close_matches(unknown[0], [*known, *beside], 1)
+        owners = [m.name for m in METHODS.values() if unknown[0] in {field.name for field in fields(m.settings)}]
+        hint = f"did you mean {near[0]}?" if near else f"it has: {', '.join(known)}"
+        hint = f"method={owners[0]!r} has it" if owners else hint
+        raise SurgeryError(
+            f"optimize takes no {unknown[0]!r}, nor does method={method.name!r} have such a setting; {hint}"
+        )
+    return method.settings(**named)

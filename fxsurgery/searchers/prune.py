@@ -24,7 +24,8 @@ from fxsurgery.analysis.structure import structure
 from fxsurgery.budget import Budget
 from fxsurgery.errors import BudgetError, StructureError, SurgeryError
 from fxsurgery.program import Program
-from fxsurgery.searchers.session import Outcome, Session, Settings, Stage
+from fxsurgery.searchers.session import Outcome, Session, Stage
+from fxsurgery.searchers.settings import Narrowing
 from fxsurgery.searchers.widths import Scores, Space, alignment_note, evenly, project, pruning, space
 from fxsurgery.training import Hooks, Recipe, StepInfo, constant, sgd
 
@@ -35,7 +36,7 @@ SUMS = "fxsurgery_taylor"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prune(Settings):
+class Prune(Narrowing):
     """How the search goes.
 
     Raises:

@@ -6,25 +6,28 @@ finished before a kill is recalled, one that was under way goes on from its last
 
 import math
 import tempfile
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from fxsurgery.errors import SavingError, SurgeryError
+from fxsurgery.budget import Spend
+from fxsurgery.errors import SavingError
 from fxsurgery.files import writing
 from fxsurgery.program import Program
 from fxsurgery.saving import save_program
 from fxsurgery.searchers.beginning import BEST, RESULT, STAGES
+from fxsurgery.searchers.evolution import Evolution, Member
+from fxsurgery.searchers.execution import Ended, Job, Workshop
 from fxsurgery.searchers.rundir import RunDir
+from fxsurgery.searchers.settings import Settings
 from fxsurgery.searchers.widths import Measure
 from fxsurgery.training import (
-    MAX_STEPS,
-    MIN_STEPS,
     Hooks,
     MixedPrecision,
-    OptimizerFactory,
     Progress,
     Recipe,
     Score,
@@ -33,7 +36,6 @@ from fxsurgery.training import (
     evaluate,
     fit,
     recalibrate,
-    sgd,
     steps_for,
 )
 from fxsurgery.training.batches import Loader
@@ -54,6 +56,10 @@ class Trainer:
     """Batches per optimiser step."""
     run: RunDir = field(default_factory=RunDir)
 
+    def own(self, recipe: Recipe) -> Recipe:
+        """The recipe as this run follows it."""
+        return replace(recipe, mixed_precision=self.mixed_precision, accumulate=self.accumulate)
+
     def fit(
         self,
         model: nn.Module,
@@ -65,7 +71,7 @@ class Trainer:
         hooks: Hooks | None = None,
     ) -> None:
         """Train `model` in place, or give it the weights that it had after this stage before a kill."""
-        recipe = replace(recipe, mixed_precision=self.mixed_precision, accumulate=self.accumulate)
+        recipe = self.own(recipe)
 
         def work(keeper: Keeper | None) -> list[Any]:
             before = len(self.progress.history)
@@ -80,56 +86,6 @@ class Trainer:
         self.progress.history.extend(self.run.stage(stage, model, work))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What methods that shrink have in common. The defaults fit a conv net with batch norm on some thousands of images.
-
-    Epochs are turned into steps with bounds, so that four batches of data are seen often enough and a million of
-    them are not run through for days: see `fxsurgery.training.steps_for`.
-
-    Raises:
-        SurgeryError: a setting has no meaning.
-    """
-
-    align: int = 8
-    """Widths are multiples of this."""
-    inner_only: bool = False
-    """Leave residual streams at full width and prune inside the branches alone."""
-    weights_epochs: float = 20
-    """Of a network that is not trained yet."""
-    finetune_epochs: float = 15
-    """After the surgery."""
-    fewest_steps: int = MIN_STEPS
-    """No stage that has epochs is shorter, however little data there is."""
-    most_steps: int = MAX_STEPS
-    """No stage is longer."""
-    learning_rate: float = 0.05
-    """The peak of the weights stage and of the fine-tune stage."""
-    weight_decay: float = 1e-4
-    """Of SGD in these stages."""
-    optimizer: OptimizerFactory | None = None
-    """Takes parameters; used for the weights and fine-tune stages instead of SGD."""
-    gradient_clip: float | None = None
-    """Largest norm of all gradients together in these stages; unless said 1 without data, where an output holds other
-    values than class scores, else none."""
-
-    def __post_init__(self) -> None:
-        at_least = {"align": 1, "most_steps": 1, "fewest_steps": 0, "weight_decay": 0}
-        at_least |= {f.name: 0 for f in fields(self) if f.name.endswith("_epochs")}
-        for name, least in at_least.items():
-            if not getattr(self, name) >= least:
-                raise SurgeryError(f"{name}={getattr(self, name)!r}: it must be at least {least}")
-        if not self.learning_rate > 0:
-            raise SurgeryError(f"learning_rate={self.learning_rate!r}: it must be greater than 0")
-        if self.gradient_clip is not None and not self.gradient_clip > 0:
-            raise SurgeryError(f"gradient_clip={self.gradient_clip!r}: it must be greater than 0")
-        if not callable(self.optimizer or sgd):
-            raise SurgeryError(
-                "optimizer must be a function of the parameters, such as fxsurgery.training.adamw(1e-3), "
-                f"not a {type(self.optimizer).__name__}"
-            )
-
-
 @dataclass(frozen=True)
 class Stage:
     """A stage that a search will go through."""
@@ -137,6 +93,8 @@ class Stage:
     name: str
     steps: int
     """Optimiser steps."""
+    looks: int | None = None
+    """How often the validation data are looked at; unless said, as the training loop does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,13 +107,17 @@ class Outcome:
     """The program that was pruned: the one given, or that after the weights stage."""
     before: Score
     """Validation score of `trained`."""
-    pruned: Score
-    """Validation score right after pruning and re-estimating the batch norms."""
+    pruned: Score | None
+    """Validation score right after pruning and re-estimating the batch norms; `None` where there is no such moment."""
     after: Score
     """Validation score of `program`."""
     notes: tuple[str, ...] = ()
     gates: tuple[float, ...] = ()
     """Each gate at the end of the architecture stage."""
+    evolution: Evolution | None = None
+    """What an evolutionary search went through."""
+    pareto: tuple[Member, ...] = ()
+    """The front that it found."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +130,10 @@ class Session:
     """For budgets of latency; recalls what it measured before a kill."""
     gradient_clip: float | None = None
     """Of the weights and fine-tune stages, where the settings do not say."""
+    spend: Spend | None = None
+    """What a search may spend that goes on until it is spent."""
+    workshop: Workshop = field(default_factory=Workshop)
+    """Runs the trainings that stand alone."""
     notes: list[str] = field(default_factory=list)
     offered: list[tuple[Score, Program]] = field(default_factory=list)
     """What the budget admits, as it came up."""
@@ -176,6 +142,16 @@ class Session:
     def seed(self) -> int:
         """Of everything random."""
         return self.trainer.seed
+
+    @cached_property
+    def epoch(self) -> float:
+        """Optimiser steps that go once through the training data; below 1 where a step takes more batches than that."""
+        return steps_for(self.task, 1, min_steps=1, max_steps=None) / self.trainer.accumulate
+
+    @property
+    def lost_workers(self) -> int:
+        """Processes that died, and whose trainings were run again."""
+        return self.workshop.lost
 
     def steps(self, settings: Settings, epochs: float) -> int:
         """Optimiser steps of so many epochs."""
@@ -208,6 +184,13 @@ class Session:
         """Train `model` in place."""
         self.trainer.fit(model, self.task, recipe, stage, parameters=parameters, hooks=hooks)
 
+    def run_jobs(
+        self, jobs: Sequence[Job], deadline: float | None, on_end: Callable[[int, Ended], None] | None = None
+    ) -> list[Ended]:
+        """Run trainings that stand alone; what each came to, in their order."""
+        whole = [replace(job, recipe=self.trainer.own(job.recipe)) for job in jobs]
+        return self.workshop.run(whole, self.task, self.trainer.run, deadline=deadline, on_end=on_end)
+
     def recalibrated(self, program: Program) -> Program:
         """The program with its batch norms estimated anew."""
         model, trainer = program.trainable_copy(), self.trainer
@@ -225,16 +208,25 @@ class Session:
         if not steps:
             return program
         model = program.trainable_copy()
-        optimizer = settings.optimizer or sgd(settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay)
-        clip = self.gradient_clip if settings.gradient_clip is None else settings.gradient_clip
-        self.fit(model, Recipe(steps=steps, optimizer=optimizer, schedule=cosine(), gradient_clip=clip), stage)
+        recipe = Recipe(
+            steps=steps, optimizer=settings.own_optimizer, schedule=cosine(), gradient_clip=self.clip(settings)
+        )
+        self.fit(model, recipe, stage)
         return program.with_weights(model)
+
+    def clip(self, settings: Settings) -> float | None:
+        """The largest norm of the gradients in stages that train weights."""
+        return self.gradient_clip if settings.gradient_clip is None else settings.gradient_clip
 
     def offer(self, program: Program, score: Score) -> None:
         """Take a program that the budget admits into account for the end; the best one lies in the run directory."""
         self.offered.append((score, program))
-        path = self.trainer.run.path
-        if path is not None and self.best[1] is program:
+        if self.best[1] is program:
+            self.keep(program)
+
+    def keep(self, program: Program) -> None:
+        """Put a program into the run directory as the best so far."""
+        if (path := self.trainer.run.path) is not None:
             from_first(lambda: _kept(program, path / BEST))
 
     @property
@@ -248,7 +240,12 @@ class Session:
         return max(reversed(self.offered), key=worth)
 
     def outcome(
-        self, trained: Program, before: Score, pruned: Score, notes: tuple[str, ...], gates: tuple[float, ...] = ()
+        self,
+        trained: Program,
+        before: Score,
+        pruned: Score | None,
+        notes: tuple[str, ...],
+        gates: tuple[float, ...] = (),
     ) -> Outcome:
         """The search's end: of what was offered, the best on validation data."""
         after, program = self.best

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from fxsurgery.searchers.identity import told
+from fxsurgery.capture import capture
+from fxsurgery.searchers.identity import fingerprint, likeness, told
 from fxsurgery.training import adamw, sgd
 
 
@@ -91,3 +92,44 @@ def test_the_same_is_told_in_every_process(tmp_path: Path):
         for seed in ("1", "2")
     }  # fmt: skip
     assert len(said) == 1
+
+
+def dense(names: tuple[str, str] = ("a", "b"), seed: int = 0, activation: type[nn.Module] = nn.ReLU) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers = [nn.Linear(6, 4), nn.Linear(4, 2)]
+    model = nn.Sequential()
+    model.add_module(names[0], layers[0])
+    model.add_module("f", activation())
+    model.add_module(names[1], layers[1])
+    return model
+
+
+def test_names_alone_make_no_difference_to_what_a_program_computes():
+    x = torch.randn(3, 6)
+    one, renamed = (capture(dense(names), x) for names in (("a", "b"), ("first", "second")))
+    assert likeness(one) == likeness(renamed)
+    assert fingerprint(one) != fingerprint(renamed)
+
+
+def test_weights_functions_and_wiring_do():
+    class Wired(nn.Module):
+        def __init__(self, *, twice: bool, swapped: bool = False) -> None:
+            super().__init__()
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.twice, self.swapped = twice, swapped
+
+        def forward(self, x):
+            first = self.one(x)
+            second = (self.one if self.twice else self.other)(first)
+            return (second - first if self.swapped else first - second) + self.other(x)
+
+    x = torch.randn(3, 6)
+    dense_ones = [dense(), dense(seed=1), dense(activation=nn.Tanh)]
+    wired = [Wired(twice=False), Wired(twice=True), Wired(twice=False, swapped=True)]
+    found = [likeness(capture(m, x)) for m in dense_ones] + [likeness(capture(m, x[:, :4])) for m in wired]
+    assert len(set(found)) == len(found)
+    doubled = capture(dense(), x).in_double()
+    assert likeness(doubled) != found[0]

@@ -1,0 +1,72 @@
+"""What candidates are ranked by (ECToNAS, Eq. 2).
+
+    greedy:  v        alpha = 1, and always within one kind of operation
+    else:    alpha dv - (1 - alpha) dp,   dv = (v - v0) / |v0|,   dp = (p - p0) / p0
+
+v is the validation metric, its sign turned where lower is better; p counts parameters. v0 and p0 are those of the
+parent, or, at the end, of the start, since the children of two parents have no common measure otherwise.
+
+A budget goes first: whoever keeps it is worth more than anyone who does not, and of those who do not, whoever exceeds
+it by less.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from fxsurgery.budget import Budget, Cost
+
+Worth: TypeAlias = tuple[float, float]
+"""To compare: minus the share by which the budget is exceeded, then the fitness."""
+
+LEAST_SCORE = 1e-12
+"""A smaller score of a parent divides as this does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What a candidate is ranked by."""
+
+    score: float
+    """The validation metric."""
+    cost: Cost
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitness:
+    """Ranks candidates."""
+
+    greediness: float
+    """Alpha, from 0 to 1."""
+    higher_is_better: bool
+    budget: Budget | None
+    original: Cost
+    """What fractions in the budget are of."""
+
+    def greedy(self, figures: Figures) -> Worth:
+        """By the metric alone."""
+        value = figures.score if self.higher_is_better else -figures.score
+        return self._worth(figures, value)
+
+    def against(self, figures: Figures, before: Figures) -> Worth:
+        """By what was gained over `before`; by the metric alone where greediness is 1."""
+        if self.greediness == 1:
+            return self.greedy(figures)
+        gain = (figures.score - before.score) / max(abs(before.score), LEAST_SCORE)
+        growth = (figures.cost.params - before.cost.params) / max(before.cost.params, 1)
+        signed = gain if self.higher_is_better else -gain
+        return self._worth(figures, self.greediness * signed - (1 - self.greediness) * growth)
+
+    def excess(self, figures: Figures) -> float:
+        """By what share the budget is exceeded, in the limit that is exceeded most; 0 where it is kept."""
+        if self.budget is None:
+            return 0.0
+        shares = [getattr(figures.cost, name) / limit for name, limit in self.budget.limits(self.original)]
+        if self.budget.latency_ms is not None and figures.latency_ms is not None:
+            shares.append(figures.latency_ms / self.budget.latency_ms)
+        return max(0.0, max(shares, default=1.0) - 1)
+
+    def _worth(self, figures: Figures, fitness: float) -> Worth:
+        known = not (math.isnan(figures.score) or math.isnan(fitness))
+        return (-self.excess(figures), fitness) if known else (-math.inf, -math.inf)

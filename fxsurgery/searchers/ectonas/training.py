@@ -1,0 +1,236 @@
+"""How the networks of a search train, and what is kept of each: who may still win, the best, and the Pareto front."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from fxsurgery.program import Program
+from fxsurgery.searchers.ectonas.brackets import drawn
+from fxsurgery.searchers.ectonas.fitness import Figures, Fitness, Worth
+from fxsurgery.searchers.ectonas.population import Individual, Population
+from fxsurgery.searchers.ectonas.settings import Ectonas
+from fxsurgery.searchers.evolution import Axis, Candidate
+from fxsurgery.searchers.execution import Ended, Job
+from fxsurgery.searchers.front import Front
+from fxsurgery.searchers.operations import OPERATIONS
+from fxsurgery.searchers.session import Session
+from fxsurgery.searchers.spending import Purse
+from fxsurgery.seeding import mix
+from fxsurgery.training import Recipe, constant, cosine
+from fxsurgery.training.progress import Standing
+
+
+@dataclass(eq=False)
+class State:
+    """A network as it was after a training."""
+
+    individual: Individual
+    candidate: Candidate
+    worth: Worth
+    """Greedily."""
+    figures: Figures
+    metric: float
+    """The validation metric of these very weights."""
+    records: int
+    """Of its training curve, so many were there then."""
+    base: Program
+    """What trained."""
+    end: Ended | None
+    """What it came to; `None`: nothing trained, and `base` is the network itself."""
+
+    @cached_property
+    def program(self) -> Program:
+        """The network; its weights are fetched when it is first asked for."""
+        if self.end is not None:
+            self.base, self.end = self.end.trained(self.base), None
+        return self.base
+
+    def along(self, axis: Axis) -> float | None:
+        """Its cost on one axis; `None` where that was not measured."""
+        found: float | None = getattr(self.candidate, axis)
+        return found
+
+    def records_of(self, ancestor: Individual) -> int:
+        """Of an ancestor's training curve, or its own, how many records led here."""
+        return self.records if ancestor is self.individual else len(ancestor.records)
+
+    def forget(self) -> None:
+        """Give up weights that nobody asked for."""
+        if self.end is not None:
+            self.end.forget()
+
+
+@dataclass(eq=False)
+class School:
+    """Trains networks, and remembers what is worth it."""
+
+    config: Ectonas
+    session: Session
+    population: Population
+    fitness: Fitness
+    front: Front[State]
+    purse: Purse
+    latest: dict[Individual, State] = field(default_factory=dict)
+    """Of everyone who may still win."""
+    champion: State | None = None
+    """Of all that ever trained, the one with the best score."""
+    trainings: int = 0
+    """Rounds of them."""
+    shown: int = 0
+    """Steps that the screen tells of."""
+
+    def length(self) -> tuple[int, str]:
+        """How long the search is, for the screen, in epochs or else in seconds; and what is measured."""
+        spend = self.purse.spend
+        return math.ceil(spend.epochs or spend.seconds or 1), self.session.task.metric_name
+
+    def match_steps(self, individual: Individual) -> int:
+        """Of its next match; before its first one it recovers."""
+        steps = self.session.steps(self.config, self.config.match_epochs)
+        return steps if individual.own_steps else steps + self._recovery(individual.operation)
+
+    def match_epochs(self, group: Sequence[Individual]) -> float:
+        """Of the next match of a group."""
+        return sum(map(self.match_steps, group)) / self.purse.epoch
+
+    def generation_epochs(self, children: Mapping[str, int]) -> float:
+        """What a generation takes of which so many children are made by each operation."""
+        config, rng = self.config, np.random.default_rng(0)
+        entries = sum(self._recovery(operation) * many for operation, many in children.items())
+        match = self.session.steps(config, config.match_epochs)
+        pools, winners = list(children.values()), 1 if len(children) >= config.parents else config.parents
+        for goal in (winners, config.parents):
+            for left in reversed(range(config.rounds)):
+                entries += match * sum(pools)
+                pools = [len(drawn(range(many), left=left, winners=goal, rng=rng)) for many in pools]
+            pools = [sum(pools)]
+        return entries / self.purse.epoch
+
+    def _recovery(self, operation: str) -> int:
+        """Steps before the first match."""
+        known = OPERATIONS.get(operation)
+        return 0 if known is None else math.ceil(known.recuperation * self.session.epoch)
+
+    def warm_up(self, start: Individual, steps: int) -> Ended:
+        """Train the start."""
+        [ended] = self._train([start], "warm-up", [steps], self.config.weights_epochs)
+        return ended
+
+    def train(self, individuals: Sequence[Individual], where: str) -> list[Ended]:
+        """Let each go through a match; what each came to, in this order."""
+        return self._train(individuals, where, list(map(self.match_steps, individuals)), self.config.match_epochs)
+
+    def fine_tune(self, state: State) -> tuple[Program | None, Ended]:
+        """Train a network on, at a rate that falls to 0: what it comes to, `None` where that is nothing."""
+        recipe = Recipe(
+            steps=self.purse.reserved,
+            optimizer=self.config.own_optimizer,
+            schedule=cosine(),
+            gradient_clip=self.session.clip(self.config),
+        )
+        job = Job("fine-tune", state.program, recipe, self.session.seed)
+        [end] = self.session.run_jobs([job], self.purse.deadline())
+        return None if end.failure is not None else end.trained(state.program), end
+
+    def _train(self, individuals: Sequence[Individual], where: str, steps: list[int], epochs: float) -> list[Ended]:
+        jobs = [self._job(i, where, n, epochs) for i, n in zip(individuals, steps, strict=True)]
+        self.trainings += 1
+        ended = self.session.run_jobs(jobs, self.purse.deadline(), lambda at, end: self._show(where, jobs[at], end))
+        for individual, job, end in zip(individuals, jobs, ended, strict=True):
+            self._take(individual, job, end)
+        return ended
+
+    def _job(self, individual: Individual, where: str, steps: int, epochs: float) -> Job:
+        known = self.latest.get(individual)
+        program = individual.program if known is None else known.program
+        assert program is not None  # whoever trains has weights
+        own = self.session.steps(self.config, epochs)
+        recipe = Recipe(
+            steps=steps,
+            optimizer=self.config.own_optimizer,
+            schedule=constant(),
+            gradient_clip=self.session.clip(self.config),
+            validations=looks(steps, own, epochs),
+        )
+        name = f"{where}: {individual.operation} #{individual.number}"
+        return Job(name, program, recipe, mix(self.session.seed, self.trainings))
+
+    def _take(self, individual: Individual, job: Job, end: Ended) -> None:
+        """Take over what a training came to."""
+        if end.stopped:
+            return
+        self.purse.spent += job.recipe.steps
+        if end.failure is not None:
+            self.population.rejected[f"{individual.operation}: training diverged"] += 1
+            self.drop(individual, f"diverged: {end.failure}")
+            return
+        for record in end.records:
+            if record["metric"] is not None:
+                individual.scores.append((individual.steps + record["step"], record["metric"]))
+        individual.records += end.records
+        individual.steps += job.recipe.steps
+        individual.own_steps += job.recipe.steps
+        last = individual.scores[-self.config.rolling_epochs :]
+        individual.score = sum(metric for _, metric in last) / len(last)
+        self.remember(individual, job.program, end)
+
+    def remember(self, individual: Individual, base: Program, end: Ended | None) -> None:
+        """What a network is now, with its score."""
+        figures = individual.figures
+        state = State(
+            individual=individual,
+            candidate=individual.told(self.purse.epoch),
+            worth=self.fitness.greedy(figures),
+            figures=figures,
+            metric=individual.scores[-1][1] if individual.scores else figures.score,
+            records=len(individual.records),
+            base=base,
+            end=end,
+        )
+        individual.program, self.latest[individual] = None, state
+        if self.champion is None or state.worth > self.champion.worth:
+            self.champion = state
+        self.front.add(state)
+
+    def drop(self, individual: Individual, fate: str) -> None:
+        """Let go of a network's weights, unless it is the best in something."""
+        individual.fate, individual.program = fate, None
+        last = self.latest.pop(individual, None)
+        if last is not None and last is not self.champion and last not in self.front.members:
+            last.forget()
+
+    def _show(self, where: str, job: Job, end: Ended) -> None:
+        """Where the search is, on the screen."""
+        if end.stopped:
+            return
+        self.shown += job.recipe.steps
+        total, _ = self.length()
+        gone = self.shown / self.purse.epoch if self.purse.spend.epochs else self.purse.seconds
+        last: dict[str, Any] = {
+            "epoch": 0,
+            "loss": math.nan,
+            "metric": None,
+            "lr": math.nan,
+            **(end.records or ({},))[-1],
+        }
+        standing = Standing(
+            stage=where,
+            epoch=last["epoch"],
+            step=min(round(gone), total),
+            steps=total,
+            loss=last["loss"],
+            metric=last["metric"],
+            lr=last["lr"],
+            seconds=self.purse.seconds,
+        )
+        self.session.trainer.progress.show(standing)
+
+
+def looks(steps: int, own: int, epochs: float) -> tuple[int, ...]:
+    """After which of `steps` the validation data are looked at: once an epoch of the last `own`."""
+    many = max(1, round(epochs))
+    return tuple(sorted({steps - own + math.ceil(own * k / many) for k in range(1, many + 1)} - {0}))
