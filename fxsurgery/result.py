@@ -1,8 +1,8 @@
-"""What `optimize` gives back: the smaller model, what it costs and scores, and how it came about."""
+"""What `optimize` gives back: the model, what it costs and scores, and how it came about."""
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from fxsurgery.capture import capture
 from fxsurgery.capture.attention import is_plain
 from fxsurgery.capture.tracer import COMPOSED
 from fxsurgery.deploy import LatencyReport, OnnxModel, export_onnx, resolve_target
-from fxsurgery.errors import RunError, SpecError
+from fxsurgery.errors import RunError, SpecError, SurgeryError
 from fxsurgery.passes import replay
 from fxsurgery.program import Program
-from fxsurgery.saving import load_result, save_result, write_standalone
+from fxsurgery.saving import load_facts, load_programs, save_result, write_standalone
 from fxsurgery.searchers.beginning import CONFIG, RESULT
+from fxsurgery.searchers.evolution import Evolution, Member, as_plain, member_as_plain, member_of_plain, of_plain
 from fxsurgery.training.device import leads
 
 
@@ -42,14 +43,14 @@ class Result:
     """The end of an optimisation. Everything here is plain data or plain modules."""
 
     program: Program
-    """The smaller program: its graph, example inputs and log."""
+    """The program that was found: its graph, example inputs and log."""
     original: Program
     """The user's model as it was captured."""
     metric_name: str
     metrics: Mapping[str, BeforeAfter]
-    """The metric of the model that was pruned and of the result: `val`, and `test` where test data was given.
+    """The metric of the original, trained, and of the result: `val`, and `test` where test data was given.
 
-    `val, not fine-tuned` has the result's right after the surgery instead."""
+    `val, not fine-tuned`, which an evolutionary search has not, has the result's right after the surgery instead."""
     figures: Mapping[str, BeforeAfter] = field(default_factory=dict)
     """The other numbers that the metric gives, where it gives several: `pixel accuracy (val)`."""
     notes: tuple[str, ...] = ()
@@ -60,11 +61,15 @@ class Result:
     seed: int = 0
     asked: Mapping[str, Any] = field(default_factory=dict)
     """What was asked for, plain JSON: `method`, `settings`, `budget`, `trained`, `data_free`, `environment`, ..."""
+    evolution: Evolution | None = None
+    """What an evolutionary search went through."""
+    pareto: tuple[Member, ...] = ()
+    """What an evolutionary search found on the way that no other network beats at its cost, the cheapest first."""
     _files: dict[str, OnnxModel] = field(default_factory=dict, repr=False)
 
     @property
     def model(self) -> fx.GraphModule:
-        """The smaller model: a plain `torch.nn.Module` in eval mode, with the user's parameter names."""
+        """The model that was found: a plain `torch.nn.Module` in eval mode, with the user's parameter names."""
         return self.program.graph_module
 
     @property
@@ -93,20 +98,31 @@ class Result:
         return f"<Result: {after.params:,} of {before.params:,} parameters, {after.macs:,} of {before.macs:,} MACs>"
 
     def summary(self) -> str:
-        """A table of before, after and ratio, with the notes."""
-        before, after = self.cost
-        rows = [
-            ("parameters", BeforeAfter(before.params, after.params), "{:,.0f}"),
-            ("MACs", BeforeAfter(before.macs, after.macs), "{:,.0f}"),
-            *((f"{self.metric_name} ({split})", pair, "{:.4f}") for split, pair in self.metrics.items()),
-            *((name, pair, "{:.4f}") for name, pair in self.figures.items()),
-        ]
-        width = max(len(name) for name, _, _ in rows) + 1
-        lines = [f"{'':<{width}}{'before':>16}{'after':>16}{'ratio':>9}"]
-        for name, pair, form in rows:
-            numbers = f"{form.format(pair.before):>16}{form.format(pair.after):>16}{pair.ratio:>9.3f}"
-            lines.append(f"{name:<{width}}{numbers}")
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        """A table of before, after and ratio, that of the Pareto front where there is one, and the notes."""
+        return report.summary(self)
+
+    def member(self, number: int) -> "Result":
+        """The result as it would be with `pareto[number]` as its end: to report, export, measure or save that one.
+
+        It has no test figures, since the test data were looked at for the one that was chosen, and no history.
+
+        Raises:
+            SurgeryError: there is no such member.
+        """
+        if not 0 <= number < len(self.pareto):
+            there = f"numbers 0 to {len(self.pareto) - 1}" if self.pareto else "no Pareto front"
+            raise SurgeryError(f"there is no member {number}: the result has {there}")
+        member = self.pareto[number]
+        figures = {f"{name} (val)": value for name, value in member.score.figures.items()}
+        return replace(
+            self,
+            program=member.program,
+            metrics={"val": BeforeAfter(self.metrics["val"].before, member.metric)} if "val" in self.metrics else {},
+            figures={n: BeforeAfter(pair.before, figures[n]) for n, pair in self.figures.items() if n in figures},
+            history=(),
+            evolution=self.evolution and self.evolution.ending_with(member.candidate),
+            _files={},
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write everything as a folder that `fxsurgery.load` reads; a result that was there is replaced.
@@ -119,10 +135,16 @@ class Result:
         """
         if not leads():
             return
-        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {*_PROGRAMS, "_files"}}
+        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {*_PROGRAMS, *_EVOLVED, "_files"}}
         for name in ("metrics", "figures"):
             facts[name] = {what: (pair.before, pair.after) for what, pair in getattr(self, name).items()}
-        save_result(Path(folder), {name: getattr(self, name) for name in _PROGRAMS}, facts)
+        programs = {name: getattr(self, name) for name in _PROGRAMS}
+        if self.evolution is not None:
+            facts["evolution"] = as_plain(self.evolution)
+        if self.pareto:
+            facts["pareto"] = [member_as_plain(member) for member in self.pareto]
+            programs |= {_member(i): member.program for i, member in enumerate(self.pareto)}
+        save_result(Path(folder), programs, facts)
 
     def save_standalone(self, folder: str | Path) -> None:
         """Write the model as Python code of its own, `model.py`, with its weights: it needs torch and nothing else.
@@ -223,18 +245,29 @@ def load(folder: str | Path, *, original: nn.Module | None = None) -> Result:
     folder = Path(folder)
     if (folder / CONFIG).is_file() and (folder / RESULT).is_dir():
         folder /= RESULT
-    programs, facts = load_result(folder, _PROGRAMS, original)
+    facts = load_facts(folder)
     known = {f.name for f in fields(Result)} - {"_files"}
-    given: dict[str, Any] = {**{name: value for name, value in facts.items() if name in known}, **programs}
+    given: dict[str, Any] = {name: value for name, value in facts.items() if name in known}
     try:
         given["metrics"] = {split: BeforeAfter(*pair) for split, pair in facts["metrics"].items()}
         given["figures"] = {name: BeforeAfter(*pair) for name, pair in facts.get("figures", {}).items()}
+        given["evolution"] = of_plain(facts["evolution"]) if "evolution" in facts else None
+        members = list(facts.get("pareto", ()))
+        programs = load_programs(folder, (*_PROGRAMS, *map(_member, range(len(members)))), original)
+        given |= {name: programs[name] for name in _PROGRAMS}
+        given["pareto"] = tuple(member_of_plain(m, programs[_member(i)]) for i, m in enumerate(members))
         return Result(**given)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise RunError(f"{folder} is damaged: {error}") from error
 
 
 _PROGRAMS = ("program", "original")
+_EVOLVED = ("evolution", "pareto")
+
+
+def _member(number: int) -> str:
+    """The folder of a program of the front."""
+    return f"pareto/{number}"
 
 
 def _kept_whole(program: Program) -> tuple[type[nn.Module], ...]:

@@ -2,8 +2,11 @@
 
 import json
 import math
+import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +14,10 @@ import torch
 from torch import nn
 
 import fxsurgery
+from evolutions import evolved
 from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
-from fxsurgery.errors import RunError, SpecError
+from fxsurgery.errors import RunError, SpecError, SurgeryError
 from fxsurgery.passes import PruneChannels
 from fxsurgery.program import Program
 from fxsurgery.result import BeforeAfter, Result
@@ -173,3 +177,110 @@ def test_the_standalone_model_runs_without_fxsurgery(tmp_path: Path) -> None:
     command = [sys.executable, "-I", "-B", "-c", script, str(tmp_path / "alone")]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")
     assert shown[:2] == ["torch.Size([2, 10])", str(done.cost[1].params)]
+
+
+def test_an_evolution_and_its_front_are_saved_and_loaded(tmp_path: Path) -> None:
+    fresh = evolved()
+    fresh.save(tmp_path / "saved")
+    loaded = fxsurgery.load(tmp_path / "saved")
+    assert loaded.evolution == fresh.evolution
+    assert loaded.summary() == fresh.summary()
+    assert len(loaded.pareto) == len(fresh.pareto) > 2
+    for ours, theirs in zip(fresh.pareto, loaded.pareto, strict=True):
+        assert (ours.candidate, ours.score, ours.cost) == (theirs.candidate, theirs.score, theirs.cost)
+        assert torch.equal(ours.model(*fresh.example_inputs), theirs.model(*fresh.example_inputs))
+    loaded.save(tmp_path / "saved")
+    assert fxsurgery.load(tmp_path / "saved").summary() == fresh.summary()
+
+
+def test_scores_that_are_no_numbers_are_saved_and_loaded(tmp_path: Path) -> None:
+    made = evolved()
+    assert made.evolution is not None
+    odd = replace(made.evolution.candidates[3], score=math.nan, scores=((1.0, math.inf), (2.0, math.nan)))
+    candidates = (*made.evolution.candidates[:3], odd, *made.evolution.candidates[4:])
+    replace(made, evolution=replace(made.evolution, candidates=candidates)).save(tmp_path / "saved")
+    assert repr(fxsurgery.load(tmp_path / "saved").evolution) == repr(replace(made.evolution, candidates=candidates))
+
+
+def test_a_result_without_a_front_takes_the_place_of_one_that_had_one(tmp_path: Path) -> None:
+    evolved().save(tmp_path / "saved")
+    result().save(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "pareto").exists()
+    loaded = fxsurgery.load(tmp_path / "saved")
+    assert (loaded.evolution, loaded.pareto) == (None, ())
+
+
+def test_a_result_of_another_method_has_no_word_of_evolution(tmp_path: Path) -> None:
+    """So what was saved before there was any is what is saved now."""
+    result().save(tmp_path / "saved")
+    facts = json.loads((tmp_path / "saved" / "result.json").read_text())["facts"]
+    assert facts.keys() == {"metric_name", "metrics", "figures", "notes", "history", "gates", "seed", "asked"}
+    assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == ["original", "program", "result.json"]
+    assert "evolved" not in result().summary()
+
+
+@pytest.mark.parametrize("change", [{"winner": 999}, {"winner": None}, {"candidates": ()}])
+def test_a_damaged_evolution_is_named(tmp_path: Path, change: dict) -> None:
+    made = evolved()
+    assert made.evolution is not None
+    replace(made, evolution=replace(made.evolution, **change)).save(tmp_path / "saved")
+    with pytest.raises(RunError, match="saved is damaged"):
+        fxsurgery.load(tmp_path / "saved")
+
+
+def test_a_front_without_its_programs_is_named(tmp_path: Path) -> None:
+    evolved().save(tmp_path / "saved")
+    shutil.rmtree(tmp_path / "saved" / "pareto" / "1")
+    with pytest.raises(RunError, match="pareto/1"):
+        fxsurgery.load(tmp_path / "saved")
+
+
+def test_the_summary_has_the_front_and_what_was_spent() -> None:
+    made = evolved()
+    assert made.evolution is not None
+    lines = made.summary().splitlines()
+    [told] = [line for line in lines if line.startswith("evolved")]
+    assert told == f"evolved: {made.evolution.trained} networks trained, {made.evolution.spent:g} of 1,000 epochs spent"
+    head = next(i for i, line in enumerate(lines) if line.startswith("Pareto front"))
+    assert lines[head].split() == "Pareto front accuracy parameters MACs what was done (* the winner)".split()
+    for number, (line, member) in enumerate(zip(lines[head + 1 :], made.pareto, strict=False)):
+        chosen = member.candidate.number == made.evolution.winner
+        begins = [str(number), *(["*"] if chosen else []), f"{member.metric:.4f}", f"{member.cost.params:,}"]
+        assert line.split()[: len(begins)] == begins
+        done = made.evolution.done(member.candidate.number)
+        assert line.endswith(f"  {done}") if len(done) <= 60 else line.endswith(" changes)")
+    assert lines[-1] == "note: a note"
+
+
+def test_a_long_front_is_shown_in_part() -> None:
+    made = evolved()
+    long = replace(made, pareto=made.pareto[:1] * 40)
+    lines = long.summary().splitlines()
+    assert "   and 32 more: result.pareto" in lines
+    shown = [line.split()[0] for line in lines if re.match(r" +\d+ ", line)]
+    assert (shown[0], shown[-1], len(shown)) == ("0", "39", 8)
+
+
+def test_a_member_of_the_front_can_be_taken_as_the_result(tmp_path: Path) -> None:
+    made = evolved()
+    number = next(i for i, m in enumerate(made.pareto) if m.candidate.number != made.evolution.winner)  # type: ignore[union-attr]
+    taken, member = made.member(number), made.pareto[number]
+    assert taken.model is member.model
+    assert taken.cost == (made.cost[0], member.cost)
+    assert taken.history == ()
+    assert {split: pair.after for split, pair in taken.metrics.items()} == {"val": member.metric}
+    assert {name: pair.after for name, pair in taken.figures.items()} == {"accuracy (val)": member.metric}
+    assert taken.evolution is not None
+    assert taken.evolution.winner == member.candidate.number
+    taken.save(tmp_path / "saved")
+    assert fxsurgery.load(tmp_path / "saved").summary() == taken.summary()
+    x = made.example_inputs
+    assert torch.equal(taken.replay(made.original.graph_module)(*x), fxsurgery.load(tmp_path / "saved").model(*x))
+
+
+@pytest.mark.parametrize("number", [-1, 99])
+def test_a_member_that_is_not_there_is_refused(number: int) -> None:
+    with pytest.raises(SurgeryError, match=rf"no member {number}: the result has numbers 0 to \d+"):
+        evolved().member(number)
+    with pytest.raises(SurgeryError, match="has no Pareto front"):
+        result().member(number)

@@ -16,10 +16,10 @@ LOG_FROM = 30.0
 
 @dataclass(frozen=True)
 class Tick:
-    """A labelled line across."""
+    """A labelled line across, or down."""
 
     at: float
-    """Per cent from the top."""
+    """Per cent from the top; of a line down, from the left."""
     label: str
 
 
@@ -41,11 +41,24 @@ class Axis:
         """Its place in the box."""
         return f"{HIGH * (1 - self.up(value)):.2f}"
 
+    def x(self, value: float) -> float:
+        """Its place in the box, where the axis runs from left to right."""
+        return WIDE * self.up(value)
+
     def ticks(self) -> tuple[Tick, ...]:
         """Three to six round values."""
-        values = _decades(self.low, self.high) if self.logarithmic else _steps(self.low, self.high)
+        values = self._round()
         places = [round(100 * (1 - self.up(value)), 2) for value in values]
         return tuple(Tick(place, label) for place, label in zip(places, _apart(values), strict=True))
+
+    def across(self) -> tuple[Tick, ...]:
+        """The same, where the axis runs from left to right."""
+        values = self._round()
+        places = [round(100 * self.up(value), 2) for value in values]
+        return tuple(Tick(place, label) for place, label in zip(places, _apart(values), strict=True))
+
+    def _round(self) -> list[float]:
+        return _decades(self.low, self.high) if self.logarithmic else _steps(self.low, self.high)
 
 
 def axis(values: Sequence[float], *, from_zero: bool = False, may_be_log: bool = False) -> Axis:
@@ -67,6 +80,14 @@ def line(points: Iterable[tuple[float, float]], scale: Axis) -> str:
 def dots(points: Iterable[tuple[float, float]], scale: Axis) -> str:
     """A path of points: lines of no length, which round caps make dots."""
     return "".join(f"M{x:.2f} {scale.y(value)}h0" for x, value in points)
+
+
+def stairs(points: Sequence[tuple[float, float]], end: float, scale: Axis) -> str:
+    """The path that keeps each point's value until the next point, the last one until `end`."""
+    steps = [(x, value) for x, value in points]
+    until = [*(x for x, _ in steps[1:]), end]
+    corners = ((at, value) for (x, value), stop in zip(steps, until, strict=True) for at in (x, stop))
+    return line(corners, scale)
 
 
 def _apart(values: list[float]) -> list[str]:

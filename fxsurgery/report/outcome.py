@@ -9,9 +9,9 @@ from fxsurgery.analysis.cost import cost
 from fxsurgery.deploy import LatencyReport
 from fxsurgery.program import Program
 from fxsurgery.report.told import Told
-from fxsurgery.report.wording import budget, change, compact, count, figure, percent, ratio
+from fxsurgery.report.wording import budget, change, compact, count, epochs, figure, percent, ratio
 
-TITLES = {"dnal": "DNAL"}
+TITLES = {"dnal": "DNAL", "ectonas": "ECToNAS"}
 """Methods that are written otherwise than they are typed."""
 SPLITS = {"val": "validation", "val, not fine-tuned": "validation, not fine-tuned"}
 
@@ -38,18 +38,44 @@ class Tile:
     remark: str
 
 
+def title_of(told: Told) -> str:
+    """What the page is about."""
+    model = told.asked.get("model")
+    became = "evolved" if told.evolution is not None else "rebuilt" if _grew(told) else "made smaller"
+    return f"{model}, {became}" if model else f"A model {became}"
+
+
 def sentence(told: Told) -> str:
     """What was asked and what came out."""
     before, after = cost(told.original), cost(told.program)
     macs, params = percent(after.macs, before.macs), percent(after.params, before.params)
     left = f"{macs} of the MACs and {params} of the parameters are left"
+    if told.evolution is not None or _grew(told):
+        what, whose = ("the winner", "the start") if told.evolution is not None else ("the model", "the original")
+        left = f"{what} takes {macs} of the MACs and {params} of the parameters of {whose}"
+    begun = _begun(told)
+    return f"{_upper(f'{begun}: {left}' if begun else left)}{_scored(told)}."
+
+
+def _begun(told: Told) -> str:
+    """Who did what it was asked for."""
     method = str(told.asked.get("method") or "")
     who, wanted = TITLES.get(method, method), budget(told.asked.get("budget"))
     asked = f"{who} was asked for {wanted}" if who else f"Asked for {wanted}"
     begun = asked if wanted else who
+    if (evolution := told.evolution) is not None:
+        of = "" if evolution.allowed is None else f" of {epochs(evolution.allowed)}"
+        networks = f"{count(evolution.trained)} network{'s' if evolution.trained > 1 else ''}"
+        spent = f"spent {epochs(evolution.spent)}{of} epochs on {networks}"
+        begun = f"{begun} and {spent}" if wanted else f"{begun} {spent}".strip()
     if told.asked.get("data_free"):
         begun = f"without data, {begun}" if begun else "without data"
-    return f"{_upper(f'{begun}: {left}' if begun else left)}{_scored(told)}."
+    return begun
+
+
+def _grew(told: Told) -> bool:
+    before, after = cost(told.original), cost(told.program)
+    return after.params > before.params or after.macs > before.macs
 
 
 def tiles(told: Told, latency: LatencyReport | None) -> tuple[Tile, ...]:

@@ -13,15 +13,20 @@ from fxsurgery.deploy import LatencyReport
 from fxsurgery.files import write_whole
 from fxsurgery.report import wording
 from fxsurgery.report.curves import curves, stages
+from fxsurgery.report.family import generations, mishaps, refusals
 from fxsurgery.report.gates import histogram
 from fxsurgery.report.layers import grouped, layers
-from fxsurgery.report.outcome import rows, sentence, tiles
+from fxsurgery.report.lineage import lineage
+from fxsurgery.report.outcome import rows, sentence, tiles, title_of
+from fxsurgery.report.scatter import scatter
 from fxsurgery.report.told import Told
 
 OPEN_LAYERS = 60
 """Up to so many layers, all parts of the model are shown unfolded."""
 MOST_NAMED = 6
 """Stages whose names stand under the charts; more get numbers, and a list."""
+MOST_MEMBERS = 12
+"""Of a front, whose table is shown unfolded."""
 SHOWN_SPEC = 200
 """Characters of a pass that are shown before it is unfolded."""
 
@@ -39,7 +44,7 @@ def render(told: Told, *, latency: LatencyReport | None = None, title: str = "",
     every = layers(told.original, told.program)
     original = told.metrics.get("val")
     return _environment().get_template("page.html").render(
-        title=title or _title(told),
+        title=title or title_of(told),
         sentence=sentence(told),
         tiles=tiles(told, latency),
         rows=rows(told, latency),
@@ -56,6 +61,8 @@ def render(told: Told, *, latency: LatencyReport | None = None, title: str = "",
         passes=told.program.log,
         shown_spec=SHOWN_SPEC,
         circumstances=tuple(_circumstances(told, latency, date)),
+        metric_name=told.metric_name,
+        **_evolved(told),
     )  # fmt: skip
 
 
@@ -87,9 +94,22 @@ def _environment() -> Environment:
     return made
 
 
-def _title(told: Told) -> str:
-    model = told.asked.get("model")
-    return f"{model}, made smaller" if model else "A model made smaller"
+def _evolved(told: Told) -> dict[str, Any]:
+    """What the page shows of an evolution."""
+    evolution = told.evolution
+    if evolution is None:
+        return {"evolved": False}
+    return {
+        "evolved": True,
+        "most_members": MOST_MEMBERS,
+        "lineage": lineage(evolution, told.metric_name),
+        "scatter": scatter(evolution, told.pareto, told.metric_name),
+        "timed": any(member.latency_ms is not None for member in told.pareto),
+        "generations": generations(evolution),
+        "refusals": refusals(evolution),
+        "rejected": sum(evolution.rejected.values()),
+        "mishaps": mishaps(evolution),
+    }
 
 
 def _circumstances(told: Told, latency: LatencyReport | None, date: str) -> Iterator[tuple[str, str]]:

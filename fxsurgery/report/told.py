@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from fxsurgery.program import Program
+from fxsurgery.searchers.evolution import Evolution, Member
 
 
 class Pair(Protocol):
@@ -23,7 +24,7 @@ class Told(Protocol):
 
     @property
     def original(self) -> Program:
-        """What was made smaller."""
+        """What it began with."""
 
     @property
     def program(self) -> Program:
@@ -60,3 +61,11 @@ class Told(Protocol):
     @property
     def asked(self) -> Mapping[str, Any]:
         """What was asked for, plain JSON: `method`, `budget`, `settings` and the like; each may be missing."""
+
+    @property
+    def evolution(self) -> Evolution | None:
+        """What an evolutionary search went through."""
+
+    @property
+    def pareto(self) -> tuple[Member, ...]:
+        """Its Pareto front, the cheapest first."""

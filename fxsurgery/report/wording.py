@@ -16,6 +16,11 @@ def count(value: float) -> str:
     return f"{value:,.0f}".replace("-", MINUS)
 
 
+def epochs(value: float) -> str:
+    """Passes over the data, to a tenth of one."""
+    return f"{value:,.1f}".removesuffix(".0")
+
+
 def figure(value: float, digits: int = 4) -> str:
     """A measured number, with so many digits after the point; a dash where it is not finite."""
     return f"{value:,.{digits}f}".replace("-", MINUS) if math.isfinite(value) else DASH

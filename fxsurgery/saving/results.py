@@ -1,7 +1,7 @@
-"""A result as a folder: `result.json` with all that is plain, and a folder for each of its two programs."""
+"""A result as a folder: `result.json` with all that is plain, and a folder for each of its programs."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +14,48 @@ from fxsurgery.saving.values import decoded, encoded, plain_numbers
 
 FORMAT = 1
 RESULT = "result.json"
+FOLDERS = ("pareto",)
+"""What a result may hold beside the programs that every result has."""
 
 
 def save_result(folder: Path, programs: Mapping[str, Program], facts: Mapping[str, Any]) -> None:
     """Write programs and facts, plain values, as one folder that is there whole or not at all.
+
+    Args:
+        folder: where it goes.
+        programs: by name, which may be a path of two parts: `pareto/0`.
+        facts: by name.
 
     Raises:
         SavingError: something cannot be written; it says what.
         RunError: the folder cannot be written to, or holds something else than a result.
     """
     written = {name: encoded(plain_numbers(value)) for name, value in facts.items()}
-    with new_folder(folder, (RESULT, *programs), '"format"') as fresh:
+    parts = {name.partition("/")[0] for name in (*programs, *FOLDERS)}
+    with new_folder(folder, (RESULT, *sorted(parts)), '"format"') as fresh:
         for name, program in programs.items():
-            (fresh / name).mkdir()
+            (fresh / name).mkdir(parents=True)
             write_program(program, fresh / name)
         plain = {"format": FORMAT, "programs": list(programs), "facts": written}
         write_whole(fresh / RESULT, json.dumps(plain, indent=1).encode())
 
 
-def load_result(
-    folder: Path, wanted: tuple[str, ...], original: nn.Module | None
-) -> tuple[dict[str, Program], dict[str, Any]]:
-    """The programs of these names, and the facts.
+def load_facts(folder: Path) -> dict[str, Any]:
+    """The facts alone.
 
     Raises:
-        RunError: there is no result, it is damaged or of a later version, or it wants `original`.
-        SavingError: it asks for what loading does not do.
+        RunError: there is no result, or it is damaged or of a later version.
     """
     plain = read_json(folder / RESULT, FORMAT)
-    programs = {name: read_program(folder / name, original) for name in wanted}
     with damage(folder):
-        return programs, {str(name): decoded(value) for name, value in plain["facts"].items()}
+        return {str(name): decoded(value) for name, value in plain["facts"].items()}
+
+
+def load_programs(folder: Path, wanted: Iterable[str], original: nn.Module | None) -> dict[str, Program]:
+    """The programs of these names.
+
+    Raises:
+        RunError: one is not there, is damaged or of a later version, or wants `original`.
+        SavingError: it asks for what loading does not do.
+    """
+    return {name: read_program(folder / name, original) for name in wanted}

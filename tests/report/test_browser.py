@@ -3,11 +3,14 @@
 import html
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from evolutions import evolved
 from fxsurgery.report import render
+from fxsurgery.result import Result
 from report.pages import HOSTILE, latency, read, result
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -45,6 +48,16 @@ def test_it_loads_in_silence_and_shows_the_numbers(tmp_path: Path):
     assert [li.text for li in shown.all("ul", class_="notes")[0].all("li")] == [HOSTILE]
 
 
+def test_an_evolution_loads_in_silence_and_is_told_to_the_end(tmp_path: Path):
+    given = evolved()
+    document, said = browse(render(given), tmp_path)
+    assert said == []
+    shown = read(document)
+    assert [len(shown.all("table", class_=name)) for name in ("steps", "front", "refusals")] == [1, 1, 1]
+    assert len(shown.all("table", class_="tried")) == 4
+    assert len(shown.all("figure", class_="chart lineage")) == 2
+
+
 def test_what_would_ask_the_network_or_run_is_refused_aloud(tmp_path: Path):
     """Shows that silence means something."""
     intruded = render(result()).replace(
@@ -57,10 +70,11 @@ def test_what_would_ask_the_network_or_run_is_refused_aloud(tmp_path: Path):
 
 
 @pytest.mark.parametrize("width", [390, 1100])
-def test_nothing_sticks_out_of_the_screen(tmp_path: Path, width: int):
+@pytest.mark.parametrize("given", [result, evolved], ids=["smaller", "evolved"])
+def test_nothing_sticks_out_of_the_screen(tmp_path: Path, given: Callable[[], Result], width: int):
     """In a frame, since a window cannot be that narrow; a script that is let in for this tells how wide it came out."""
     probe = "<script>parent.document.body.dataset.wide = [innerWidth, document.documentElement.scrollWidth]</script>"
-    page = render(result(), latency=latency()).replace("default-src 'none'", "script-src 'unsafe-inline'")
+    page = render(given(), latency=latency()).replace("default-src 'none'", "script-src 'unsafe-inline'")
     framed = html.escape(page.replace("</body>", f"{probe}</body>"))
     document, _ = browse(f'<body><iframe width="{width}" height="900" srcdoc="{framed}"></iframe></body>', tmp_path)
     [body] = read(document).all("body")
