@@ -29,7 +29,7 @@ def main(
         typer.Option("--version", metavar="", callback=_version, is_eager=True, help="Show the version and leave."),
     ] = False,
 ) -> None:
-    r"""Make your own PyTorch model smaller and faster.
+    r"""Make your own PyTorch model smaller and faster, or better.
 
     [bold]The way through[/bold]
       1. [cyan]demo[/cyan]      see all of it happen on a small network, in about a minute

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from fxsurgery.cli.endings import ending, give
-from fxsurgery.cli.options import AsJson, Original, Seed
-from fxsurgery.cli.sources import saved_result
+from fxsurgery.cli.options import AsJson, Member, Original, Seed
+from fxsurgery.cli.sources import member_of, saved_result
 from fxsurgery.deploy import LatencyReport, resolve_target
 from fxsurgery.deploy.declared import declared_inputs
 from fxsurgery.errors import ConfigError
+from fxsurgery.result import Result
 
 
 def bench(  # noqa: PLR0913 -- what can be said, each by a flag  # noqa: PLR0917 -- what can be said, each by a flag
@@ -25,6 +26,7 @@ def bench(  # noqa: PLR0913 -- what can be said, each by a flag  # noqa: PLR0917
     ],
     *,
     original: Original = None,
+    member: Member = None,
     device: Annotated[str, typer.Option(metavar="TARGET", help="local (this machine's CPU) or cuda.")] = "local",
     rounds: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each model that count, at most.")] = 200,
     seconds: Annotated[float, typer.Option(min=0.1, metavar="N", help="For all of it, about.")] = 20.0,
@@ -41,11 +43,15 @@ def bench(  # noqa: PLR0913 -- what can be said, each by a flag  # noqa: PLR0917
     [bold]Examples[/bold]
       fxsurgery bench small
       fxsurgery bench runs/a --rounds 1000 --seconds 60 --json
+      fxsurgery bench evolved --member 2
       fxsurgery bench original.onnx small.onnx --threads 4
     """
     options = {"rounds": rounds, "seconds": seconds, "threads": threads, "seed": seed}
     with ending(as_json=as_json):
-        report = _of_files(what, device, options) if _are_files(what) else _of_saved(what, original, device, options)
+        if _are_files(what):
+            report = _of_files(what, device, options, member)
+        else:
+            report = member_of(_saved(what, original), member).benchmark(device, **options)
     give(report.to_dict() if as_json else report, as_json=as_json)
 
 
@@ -53,13 +59,15 @@ def _are_files(what: list[Path]) -> bool:
     return any(path.suffix == ".onnx" for path in what)
 
 
-def _of_saved(what: list[Path], original: str | None, device: str, options: Mapping[str, Any]) -> LatencyReport:
+def _saved(what: list[Path], original: str | None) -> Result:
     if len(what) > 1:
         raise ConfigError("bench takes one saved result, which has its original with it, or ONNX files")
-    return saved_result(what[0], original).benchmark(device, **options)
+    return saved_result(what[0], original)
 
 
-def _of_files(what: list[Path], device: str, options: Mapping[str, Any]) -> LatencyReport:
+def _of_files(what: list[Path], device: str, options: Mapping[str, Any], member: int | None) -> LatencyReport:
+    if member is not None:
+        raise ConfigError("--member is for a saved result, not for ONNX files")
     if wrong := [path for path in what if path.suffix != ".onnx"]:
         raise ConfigError(f"bench takes one saved result or ONNX files, not both: {wrong[0]}")
     stems = [path.stem for path in what]

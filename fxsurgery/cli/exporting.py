@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from fxsurgery.cli.endings import ending, give, in_flags, say
-from fxsurgery.cli.options import AsJson, ExampleInputs, ExampleShape, Model, ModelArgs, Original, Seed, Weights
+from fxsurgery.cli.options import AsJson, ExampleInputs, ExampleShape, Member, Model, ModelArgs, Original, Seed, Weights
 from fxsurgery.cli.sources import wanted
 from fxsurgery.deploy import OnnxModel, export_onnx
 
@@ -19,6 +19,7 @@ def export(  # noqa: PLR0913 -- what can be said, each by a flag
     model_args: ModelArgs = None,
     weights: Weights = None,
     original: Original = None,
+    member: Member = None,
     example_shape: ExampleShape = None,
     example_inputs: ExampleInputs = None,
     opset: Annotated[
@@ -39,10 +40,11 @@ def export(  # noqa: PLR0913 -- what can be said, each by a flag
     [bold]Examples[/bold]
       fxsurgery export small small.onnx
       fxsurgery export runs/a small.onnx --opset 17
+      fxsurgery export evolved second.onnx --member 2
       fxsurgery export mypkg.nets:resnet original.onnx --example-shape 3,224,224
     """
     with ending(as_json=as_json):
-        loaded = wanted(model, model_args, weights, example_shape, example_inputs, seed, original).load()
+        loaded = wanted(model, model_args, weights, example_shape, example_inputs, seed, original).load().member(member)
         inputs, notes = loaded.known_inputs()
         for note in notes:
             say(f"note: {in_flags(note)}", "yellow")

@@ -29,7 +29,8 @@ _CONFIG = "A .toml or .json file of all that flags can say; flags go before it."
 _DRY = "Show what can be reached, what would be done and for how long; train nothing."
 _PRINT = "Print the config that file and flags come to, with every setting, as JSON for --config; do nothing."
 _SET = "A setting of the method, e.g. learning_rate=0.01; --print-config shows them all."
-_BUDGET = "AMOUNT of params, macs or latency_ms; half the MACs unless said."
+_BUDGET = "AMOUNT of params, macs or latency_ms; for dnal and prune half the MACs unless said."
+_SPEND = "AMOUNT of epochs or seconds that ectonas may spend: epochs=300, over all candidates."
 
 
 def optimize(  # noqa: PLR0913 -- what can be said, each by a flag
@@ -49,6 +50,7 @@ def optimize(  # noqa: PLR0913 -- what can be said, each by a flag
     loss: Annotated[str | None, key("loss", DATA, "MODULE:NAME")] = None,
     metric: Annotated[str | None, key("metric", DATA, "MODULE:NAME")] = None,
     budget: Annotated[list[str] | None, option(GOAL, "NAME=AMOUNT", _BUDGET, "--budget", "-b")] = None,
+    spend: Annotated[list[str] | None, option(GOAL, "NAME=AMOUNT", _SPEND, "--spend")] = None,
     target: Annotated[str | None, key("target", GOAL, "TARGET")] = None,
     method: Annotated[str | None, key("method", GOAL, "|".join(METHODS), "--method", "-m")] = None,
     settings: Annotated[list[str] | None, option(GOAL, "NAME=VALUE", _SET, "--set", "-s")] = None,
@@ -59,6 +61,8 @@ def optimize(  # noqa: PLR0913 -- what can be said, each by a flag
     seed: Annotated[int | None, key("seed", TRAINING, "N")] = None,
     mixed_precision: Annotated[Literal["no", "bf16", "fp16"] | None, key("mixed_precision", TRAINING)] = None,
     accumulate: Annotated[int | None, key("accumulate", TRAINING, "N")] = None,
+    executor: Annotated[Literal["in-process", "processes", "ray"] | None, key("executor", TRAINING)] = None,
+    workers: Annotated[int | None, key("workers", TRAINING, "N")] = None,
     run_dir: Annotated[Path | None, key("run_dir", KEEPING, "DIR")] = None,
     resume: Annotated[bool, key("resume", KEEPING, "", "--resume")] = False,
     out: Annotated[Path | None, key("out", KEEPING, "DIR", "--out", "-o")] = None,
@@ -72,6 +76,8 @@ def optimize(  # noqa: PLR0913 -- what can be said, each by a flag
 ) -> None:
     r"""Make a model smaller: search what can go within the budget, cut it, fine-tune.
 
+    Or let it evolve: ectonas lets it grow where that pays, and shrink elsewhere.
+
     Ask for --dry-run first: it says what can be reached, and how long it takes.
     Without data it works on inputs made of the model, and learns from the
     model's own outputs; fine-tune such a result on your data.
@@ -83,6 +89,9 @@ def optimize(  # noqa: PLR0913 -- what can be said, each by a flag
           --train-data train.npz --val-data val.npz --run-dir runs/a --resume
       fxsurgery optimize nets.py:Net --model-args width=64 --budget params=200k \
           --set learning_rate=0.01 --set align=4 --out small --onnx small.onnx
+      fxsurgery optimize nets.py:Net --train-data train.npz --val-data val.npz \
+          --method ectonas --spend epochs=300 --set greediness=0.5 \
+          --executor processes --workers 4 --out evolved
       fxsurgery optimize --config run.toml --seed 1 --out small-1
 
     [bold]DATA[/bold] is module:name or file.py:name of a DataLoader, a Dataset, a tuple
@@ -93,8 +102,8 @@ def optimize(  # noqa: PLR0913 -- what can be said, each by a flag
     macs=50%. Anything larger is absolute: params=1.2M, latency_ms=2.5.
 
     [bold]The config file[/bold] has the same names with _ for -, and tables \[budget],
-    \[settings] and \[model_args]. Flags go before it: --budget replaces its
-    table, --set and --model-args change single entries.
+    \[spend], \[settings] and \[model_args]. Flags go before it: --budget and --spend
+    replace their tables, --set and --model-args change single entries.
     """
     asked = dict(locals())
     with ending(as_json=as_json):
@@ -118,8 +127,9 @@ def _said(asked: Mapping[str, Any]) -> dict[str, Any]:
     said = {name: value for name, value in given.items() if value is not None and value is not False and value != []}
     if asked["not_trained"]:
         said["trained"] = False
-    if budget := said.get("budget"):
-        said["budget"] = assignments(budget, "--budget", raw=True)
+    for name in ("budget", "spend"):
+        if limits := said.get(name):
+            said[name] = assignments(limits, f"--{name}", raw=True)
     if settings := said.get("settings"):
         said["settings"] = assignments(settings, "--set")
     if arguments := said.get("model_args"):

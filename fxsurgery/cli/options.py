@@ -49,6 +49,10 @@ ExampleShape: TypeAlias = Annotated[
 ExampleInputs: TypeAlias = Annotated[str | None, key("example_inputs", INPUTS, "DATA")]
 LeafModules: TypeAlias = Annotated[list[str] | None, key("leaf_modules", INPUTS, "MODULE:CLASS", "--leaf-module")]
 Original: TypeAlias = Annotated[str | None, key("original", INPUTS, "MODULE:NAME")]
+Member: TypeAlias = Annotated[
+    int | None,
+    option(INPUTS, "N", "Of an evolved result: network N of its Pareto front in place of the winner.", "--member"),
+]
 Seed: TypeAlias = Annotated[
     int, typer.Option("--seed", metavar="N", min=0, max=2**63 - 1, help="Of everything random.")
 ]

@@ -6,14 +6,15 @@ from typing import Annotated
 import typer
 
 from fxsurgery.cli.endings import ending, give
-from fxsurgery.cli.options import Original
-from fxsurgery.cli.sources import saved_result
+from fxsurgery.cli.options import Member, Original
+from fxsurgery.cli.sources import member_of, saved_result
 
 
 def report(
     saved: Annotated[Path, typer.Argument(metavar="SAVED", help="The directory of a saved result or of a run.")],
     html: Annotated[Path, typer.Argument(metavar="FILE.html", help="Where the page goes.")],
     original: Original = None,
+    member: Member = None,
     *,
     bench: Annotated[
         bool, typer.Option("--bench", metavar="", help="Measure the latencies too, in about 20 s.")
@@ -26,8 +27,9 @@ def report(
     [bold]Examples[/bold]
       fxsurgery report small small.html
       fxsurgery report runs/a a.html --bench
+      fxsurgery report evolved second.html --member 2
     """
     with ending():
-        result = saved_result(saved, original)
+        result = member_of(saved_result(saved, original), member)
         result.report(html, latency=result.benchmark() if bench else None)
     give(f"{html}: {html.stat().st_size:,} bytes", as_json=False)

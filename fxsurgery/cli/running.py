@@ -18,7 +18,7 @@ from fxsurgery.deploy import OnnxModel
 from fxsurgery.errors import SurgeryError
 from fxsurgery.planning import Plan
 from fxsurgery.result import Result
-from fxsurgery.searchers.session import Settings
+from fxsurgery.searchers.settings import Settings
 from fxsurgery.training import from_first
 
 
@@ -90,7 +90,26 @@ def as_plain(shown: object) -> object:
         "kept": dict(shown.kept.paths),
         "onnx": None if shown.kept.onnx is None else asdict(shown.kept.onnx),
         "failures": list(shown.kept.failures),
+        **_evolved(result),
     }
+
+
+def _evolved(result: Result) -> dict[str, Any]:
+    """What there is to tell of an evolution."""
+    evolution = result.evolution
+    if evolution is None:
+        return {}
+    told = {name: getattr(evolution, name) for name in ("spent", "allowed", "rejected", "duplicates", "lost_workers")}
+    front = [
+        {
+            "metric": member.metric,
+            **{name: getattr(member.candidate, name) for name in ("params", "macs", "latency_ms")},
+            "chosen": evolution.is_winner(member.candidate),
+            "done": [candidate.operation for candidate in evolution.changes(member.candidate.number)],
+        }
+        for member in result.pareto
+    ]
+    return {"evolution": {"networks": evolution.trained, **told}, "pareto": front}
 
 
 def _arguments(config: RunConfig, settings: Settings) -> tuple[Any, dict[str, Any]]:
@@ -124,7 +143,14 @@ def _arguments(config: RunConfig, settings: Settings) -> tuple[Any, dict[str, An
         "target": config.target,
         "mixed_precision": config.mixed_precision,
         "accumulate": config.accumulate,
+        **_of_the_search(config),
     }
+
+
+def _of_the_search(config: RunConfig) -> dict[str, Any]:
+    """What not every method takes, where it is said."""
+    said = {"spend": config.to_spend(), "executor": config.executor, "workers": config.workers}
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _warn(config: RunConfig) -> None:

@@ -16,7 +16,7 @@ from fxsurgery.capture.guess import guess_inputs
 from fxsurgery.cli.data import data_of
 from fxsurgery.cli.naming import called, named
 from fxsurgery.config import assignments, shapes
-from fxsurgery.errors import ConfigError, SourceError
+from fxsurgery.errors import ConfigError, SourceError, SurgeryError
 from fxsurgery.files import NO_TENSORS
 from fxsurgery.inputs import Inputs
 from fxsurgery.result import Result
@@ -33,6 +33,19 @@ class Loaded:
     """`None` where nothing is."""
     result: Result | None = None
     """Where it came from a saved one."""
+
+    def member(self, number: int | None) -> "Loaded":
+        """Another network of its Pareto front; itself where no number is given.
+
+        Raises:
+            ConfigError: there is no such network.
+        """
+        if number is None:
+            return self
+        if self.result is None:
+            raise ConfigError("--member: the model is no saved result, and has no Pareto front")
+        taken = member_of(self.result, number)
+        return Loaded(taken.model, self.inputs, taken)
 
     def known_inputs(self) -> tuple[Inputs, tuple[str, ...]]:
         """Inputs to capture the model on, guessed where none are known; and what to say of that."""
@@ -164,6 +177,18 @@ def saved_result(folder: Path, original: str | None = None, arguments: Mapping[s
         raise SourceError(f"{folder} holds a run that has not ended: go on with it by --resume")
     model = None if original is None else Wanted(original, arguments).load().model
     return fxsurgery.load(folder / RESULT if (folder / RESULT).is_dir() else folder, original=model)
+
+
+def member_of(result: Result, number: int | None) -> Result:
+    """The result with another network of its Pareto front as its end; itself where no number is given.
+
+    Raises:
+        ConfigError: there is no such network.
+    """
+    try:
+        return result if number is None else result.member(number)
+    except SurgeryError as error:
+        raise ConfigError(f"--member: {error}") from error
 
 
 def module_class(text: str) -> type[nn.Module]:

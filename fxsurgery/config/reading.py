@@ -15,13 +15,13 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError, validate_call
 
-from fxsurgery.budget import Budget
+from fxsurgery.budget import Budget, Spend
 from fxsurgery.config.places import Origins, Place
 from fxsurgery.config.run import RunConfig
 from fxsurgery.config.texts import assigned, value
 from fxsurgery.errors import ConfigError, SurgeryError
 from fxsurgery.searchers.methods import method_of
-from fxsurgery.searchers.session import Settings
+from fxsurgery.searchers.settings import Settings
 from fxsurgery.training import OptimizerFactory, adamw, sgd
 
 Table = Mapping[str, Any]
@@ -159,14 +159,14 @@ def _mistake(found: Any, origins: Origins, at: Place, known: Iterable[str]) -> s
     if kind == "missing" and place == ("model",):
         return "no model: name it as module:factory, or as a saved directory"
     if is_key or kind in {"extra_forbidden", "unexpected_keyword_argument"}:
-        names, what = (_LIMITS, "limit") if is_key else (known, "key")
+        names, what = (_LIMITS.get(str(place[0]), ()), "limit") if is_key else (known, "key")
         return f"{origins.tell(place)}: {_unknown(str(place[-1]), names, what)}"
     said = found["msg"].removeprefix("Value error, ").replace("Input ", "it ")
     shown = "" if kind in {"value_error", "missing", "missing_argument"} else f", and is {_short(found['input'])}"
     return f"{origins.tell(place)}: {said}{shown}"
 
 
-_LIMITS = tuple(f.name for f in fields(Budget))
+_LIMITS = {"budget": [f.name for f in fields(Budget)], "spend": [f.name for f in fields(Spend)]}
 
 
 def _unknown(name: str, known: Iterable[str], what: str) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from fxsurgery.budget import Budget
+from fxsurgery.budget import Budget, Spend
 from fxsurgery.config.texts import amount, shapes
 from fxsurgery.searchers.methods import METHODS
 from fxsurgery.training import MixedPrecision
@@ -49,7 +49,10 @@ class RunConfig(BaseModel):
 
     method: Annotated[str, AfterValidator(_known)] | None = Field(None, description="how to search; dnal unless said")
     budget: dict[Literal["params", "macs", "latency_ms"], Limit] = Field(
-        {}, description="what the result may take at most; half the MACs unless said"
+        {}, description="what the result may take at most; for dnal and prune half the MACs unless said"
+    )
+    spend: dict[Literal["epochs", "seconds"], Limit] = Field(
+        {}, description="what the search of ectonas may spend at most"
     )
     target: str = Field("local", description="where a budget of latency_ms is measured: local or cuda")
     settings: dict[str, Any] = Field({}, description="the method's own settings")
@@ -58,6 +61,10 @@ class RunConfig(BaseModel):
     seed: Seed = Field(0, description="of everything random")
     mixed_precision: MixedPrecision | None = Field(None, description="number format of the training")
     accumulate: Count = Field(1, description="batches per optimiser step")
+    executor: Literal["in-process", "processes", "ray"] | None = Field(
+        None, description="where ectonas trains its candidates; one by one in-process unless said"
+    )
+    workers: Count | None = Field(None, description="of processes or ray: how many train at a time")
 
     run_dir: Path | None = Field(None, description="keep the run here as it goes; a killed run can go on from it")
     resume: bool = Field(default=False, description="go on with the run there; begin it where there is none")
@@ -72,6 +79,17 @@ class RunConfig(BaseModel):
         if isinstance(given, Mapping) and str(given.get("latency_ms", "")).strip().endswith("%"):
             raise ValueError("latency_ms is in milliseconds, never a share of the original's")
         return given
+
+    @field_validator("spend", mode="before")
+    @classmethod
+    def _nothing_to_be_a_share_of(cls, given: object) -> object:
+        if isinstance(given, Mapping) and (names := [n for n, v in given.items() if str(v).strip().endswith("%")]):
+            raise ValueError(f"{names[0]} is an amount, never a share")
+        return given
+
+    def to_spend(self) -> Spend | None:
+        """What may be spent; `None` where nothing is said."""
+        return Spend(**self.spend) if self.spend else None
 
     def to_budget(self) -> Budget | None:
         """The budget; `None` where none is given."""

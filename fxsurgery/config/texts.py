@@ -8,7 +8,7 @@ _SCALES = {"k": 1e3, "m": 1e6, "g": 1e9}
 
 
 def amount(given: object) -> object:
-    """A limit of a budget: `0.5` and `50%` are fractions of the original, `300M` and `1200000` are absolute.
+    """A limit: `0.5` and `50%` are fractions of the original, `300M` and `1200000` are absolute.
 
     Raises:
         ValueError: it is a text and no such number.

@@ -145,6 +145,20 @@ def seen(quick: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def evolved_here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what an evolution left: `evolved`, `evolved.html`; and its `told.json`."""
+    folder = written(tmp_path_factory.mktemp("evolved"))
+    flags = ["--train-data=sample_data:train", "--val-data=sample_data:val", "--spend=epochs=24", "--method=ectonas"]
+    settings = ["match_epochs=1", "rounds=1", "rolling_epochs=1", "places=1", "learning_rate=0.02", "greediness=0.5"]
+    with imports_undone(), contextlib.chdir(folder):
+        keeping = ["--out=evolved", "--report=evolved.html", "--json"]
+        result = give("optimize", "sample_nets:Net", *flags, *(f"--set={text}" for text in settings), *keeping)
+    assert result.exit_code == 0, result.output
+    (folder / "told.json").write_text(result.stdout)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def optimized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what one run left: `small`, `run`, `small.onnx`, `small.html`; and its `told.json`."""
     folder = written(tmp_path_factory.mktemp("optimized"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fxsurgery.budget import Budget
+from fxsurgery.budget import Budget, Spend
 from fxsurgery.config import RunConfig, assignments, effective, read
 from fxsurgery.errors import ConfigError
 from fxsurgery.searchers.dnal import Dnal
@@ -60,6 +60,24 @@ def test_a_run_is_its_model_and_defaults():
     assert settings == Dnal()
 
 
+def test_what_a_search_may_spend_is_a_table_like_the_budget(write):
+    text = 'model = "n:N"\nmethod = "ectonas"\nexecutor = "processes"\nworkers = 2\n[spend]\nepochs = 300\n'
+    config, settings = read(write(text), {"settings": {"greediness": 0.5}})
+    assert (config.to_spend(), config.executor, config.workers) == (Spend(epochs=300), "processes", 2)
+    assert settings.greediness == 0.5
+    config, _ = read(write(text), {"spend": {"seconds": "1.5k"}})
+    assert config.to_spend() == Spend(seconds=1500)
+    config, _ = read(None, {"model": "n:N"})
+    assert (config.to_spend(), config.executor, config.workers) == (None, None, None)
+
+
+def test_the_effective_config_of_an_evolution_gives_the_same_run_again(write):
+    said = {"model": "n:N", "method": "ectonas", "spend": {"epochs": "1.5"}, "settings": {"operations": ["add-cell"]}}
+    config, settings = read(None, said)
+    again, settings_again = read(write(json.dumps(effective(config, settings)), "again.json"), {})
+    assert (again.to_spend(), settings_again) == (config.to_spend(), settings)
+
+
 def test_the_method_says_which_settings_there_are():
     _, settings = read(None, {"model": "n:N", "method": "prune", "settings": {"importance": "taylor", "rounds": 3}})
     assert settings == Prune(importance="taylor", rounds=3)
@@ -104,6 +122,11 @@ def test_the_effective_config_gives_the_same_run_again(write):
         ('model = "n:N"\n[budget]\nmacs = -1\n', "run.toml, line 3: budget.macs: it should be greater than 0"),
         ('model = "n:N"\n[budget]\nlatency_ms = "50%"\n', "line 2: budget: latency_ms is in milliseconds, never"),
         ('model = "n:N"\n[budget]\nmacs = inf\n', "line 3: budget.macs: it should be less than 1000"),
+        ('model = "n:N"\n[spend]\nepoch = 3\n', "line 3: spend.epoch: 'epoch' is no limit; did you mean 'epochs'?"),
+        ('model = "n:N"\n[spend]\nepochs = "50%"\n', "line 2: spend: epochs is an amount, never a share"),
+        ('model = "n:N"\n[spend]\nseconds = 0\n', "line 3: spend.seconds: it should be greater than 0, and is 0"),
+        ('model = "n:N"\nexecutor = "mpi"\n', "line 2: executor: it should be 'in-process', 'processes' or 'ray'"),
+        ('model = "n:N"\nworkers = 0\n', "run.toml, line 2: workers: it should be greater than 0, and is 0"),
         ('model = "n:N"\n[settings]\naling = 4\n', "line 3: settings.aling: 'aling' is no setting of dnal; did"),
         ('model = "n:N"\n[settings]\nrounds = 4\n', "line 3: settings.rounds: 'rounds' is no setting of dnal; "),
         ('model = "n:N"\n[settings]\nalign = "four"\n', "line 3: settings.align: it should be a valid integer"),
@@ -182,6 +205,7 @@ def understood(**flags: object) -> bool:
         told = str(error)
     else:
         config.to_budget()
+        config.to_spend()
         return True
     assert told
     assert "\n" not in told
@@ -202,3 +226,8 @@ def test_a_setting_of_any_kind_is_understood_or_told(method: str):
 @pytest.mark.parametrize("name", ["macs", "params", "latency_ms"])
 def test_a_limit_of_any_kind_is_understood_or_told(name: str):
     assert sum(understood(budget={name: value}) for value in ODD) <= 3
+
+
+@pytest.mark.parametrize("name", ["epochs", "seconds"])
+def test_what_may_be_spent_is_understood_or_told(name: str):
+    assert sum(understood(spend={name: value}) for value in ODD) <= 3
