@@ -14,11 +14,14 @@ def test_the_page_is_that_of_these_settings():
     try:
         import list_settings
 
-        page = list_settings.page()
+        page, sections = list_settings.page(), list_settings.sections()
+        told = {settings: list_settings.told_of(settings) for settings in sections}
     finally:
         sys.path.remove(str(DOCS))
     assert (DOCS / "settings.md").read_text(encoding="utf-8") == page, "run: python docs/list_settings.py"
     for method in METHODS.values():
+        assert set(method.settings.__mro__[:-1]) <= set(sections)
         for field in fields(method.settings):
-            [row] = [line for line in page.splitlines() if line.startswith(f"| `{field.name}` |")]
-            assert len(row.split("|")[3].strip()) > 10, f"{field.name} has no text under it"
+            texts = [told[kind][field.name] for kind in method.settings.__mro__[:-1] if field.name in told[kind]]
+            assert len(texts[0]) > 6, f"{method.name}: {field.name} has no text under it"
+            assert f"| `{field.name}` | `{field.default!r}` | {texts[0]} |" in page
