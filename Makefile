@@ -46,5 +46,5 @@ $(BIN)/python:
 	@touch $@
 
 .venv/.installed-dev: $(REQUIREMENTS) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,zoo]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,ray,zoo]"
 	@touch .venv/.installed $@
