@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from conformance.graphs import Graph
 from conformance.promises import check_endures, check_pass
 from conformance.strategies import draw_move, draw_variant, graphs
-from fxsurgery.errors import SpecError
+from fxsurgery.errors import SpecError, StructureError
 
 LENGTH = 3
 """Passes in a chain, at most."""
@@ -27,7 +27,7 @@ def run(graph: Graph, data: st.DataObject) -> None:
             specs.append(str(variant))
             try:
                 result = check_pass(after, variant)
-            except SpecError:
+            except (SpecError, StructureError):  # which says that it would leave nothing
                 if variant == move:
                     raise
                 specs.pop()
