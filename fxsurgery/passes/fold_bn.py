@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from fxsurgery.analysis.blocks import shape_of
 from fxsurgery.analysis.refit import refit
-from fxsurgery.analysis.sharing import called_again, read_elsewhere
+from fxsurgery.analysis.sharing import called_again, read_elsewhere, shared
 from fxsurgery.edit import Editor
 from fxsurgery.elastic import ELASTIC_CONVS
 from fxsurgery.program import Program
@@ -95,7 +95,7 @@ def _shared(program: Program, before: fx.Node, node: fx.Node) -> str | None:
         return reason
     if len(before.users) > 1:
         return f"%{before} has {len(before.users)} readers"
-    return read_elsewhere(program, str(before.target))
+    return shared(program, str(before.target)) or read_elsewhere(program, str(before.target))
 
 
 def _unfoldable(program: Program, before: fx.Node, norm: _BatchNorm) -> str | None:

@@ -108,3 +108,11 @@ def test_norms_with_and_without_a_scale_fold_into_every_kind_of_layer(
     assert result.error < 1e-5
     folded = result.program.graph_module.get_submodule("0")
     assert folded.bias.requires_grad
+
+
+def test_a_weight_that_another_layer_has_too_is_left_alone():
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 3, padding=1))
+    model[3].weight = model[0].weight
+    result = FoldBn()(capture(model.eval(), torch.randn(2, 3, 6, 6)))
+    assert result.changes == 0
+    assert "3" in result.refusals[0].reason
