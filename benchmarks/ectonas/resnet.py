@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.ectonas.resnet_trial import AS_IT_IS, FREE, OUT_OF_REACH, PRUNE, START, Trial
+from benchmarks.ectonas.resnet_trial import AS_IT_IS, FREE, OUT_OF_REACH, PRESET, PRUNE, START, Trial
 from benchmarks.ectonas.rows import each, ends
 from benchmarks.ectonas.together import estimate, missing, one_thread, run_all
 from benchmarks.runs import Figures
@@ -46,6 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--places", type=int, default=3, help="of each operation on each parent")
     parser.add_argument("--rounds", type=int, default=2, help="of a competition; the paper's are 3")
     parser.add_argument("--finetune", type=float, default=6, help="epochs of the winner, inside the spend")
+    parser.add_argument("--learning-rate", type=float, default=PRESET.learning_rate / 10, help="of matches")
     parser.add_argument("--workers", type=int, default=1, help="trials at once, each in a process of one thread")
 
 
@@ -105,12 +106,13 @@ def table(options: argparse.Namespace, found: dict[tuple[str, str], list[Figures
         f"R20w8 on {options.samples:,} images of Fashion-MNIST, 2,000 to select on, 10,000 to test once; trained for "
         f"{options.first:g} epochs first, its MACs and parameters being 1. 'epochs' is all that was trained for a row, "
         "over all its networks, and 'trained' what the network of the row had of that, both after those first ones. A "
-        f"search spends {options.spend:g} epochs: matches of {options.match_epochs:g}, competitions of "
-        f"{options.rounds} rounds, at most {options.places} places an operation, {options.finetune:g} to fine-tune the "
-        "winner. So it looks at far fewer networks, and for "
-        "shorter, than the paper's settings would. 'as it is' is trained from the beginning, the first epochs "
-        "included, at a rate that falls to 0 once. 'kept': of how many runs the result keeps the budget; the other "
-        "figures are of those. The last column: convolutions of the start and of the end."
+        f"search spends {options.spend:g} epochs: matches of {options.match_epochs:g} at a rate of "
+        f"{options.learning_rate:g}, competitions of {options.rounds} rounds, at most {options.places} places an "
+        f"operation, {options.finetune:g} to fine-tune the winner, at the rate of all other rows: "
+        f"{PRESET.learning_rate:g}, falling to 0. So it looks at far fewer networks, and for shorter, than the paper's "
+        "settings would. 'as it is' is trained from the beginning, the first epochs included, at a rate that falls to "
+        "0 once. 'kept': of how many runs the result keeps the budget; the other figures are of those. The last "
+        "column: convolutions of the start and of the end."
     )
     return Table("ECToNAS from a ResNet-20, R20w8 on Fashion-MNIST", COLUMNS, rows, options.seeds, notes)
 
@@ -143,7 +145,7 @@ def _trial(
     return Trial(
         mode=mode, seed=seed, budget=budget, spend=options.spend if spend is None else spend, first=options.first,
         samples=options.samples, match_epochs=options.match_epochs, places=options.places, rounds=options.rounds,
-        finetune_epochs=options.finetune,
+        finetune_epochs=options.finetune, learning_rate=options.learning_rate,
     )  # fmt: skip
 
 

@@ -44,6 +44,8 @@ class Trial:
     places: int
     rounds: int
     finetune_epochs: float
+    learning_rate: float
+    """Of the matches of a search; all else trains at the preset's, which falls to 0."""
 
     net = PRESET.name
 
@@ -67,7 +69,7 @@ class Trial:
     def key(self) -> str:
         """What it is kept under."""
         search = (
-            f"-{self.match_epochs:g}-{self.places}-{self.rounds}-{self.finetune_epochs:g}"
+            f"-{self.match_epochs:g}-{self.places}-{self.rounds}-{self.finetune_epochs:g}-{self.learning_rate:g}"
             if self.mode in SEARCHES
             else ""
         )
@@ -112,7 +114,10 @@ class Trial:
         return {**self._scores(model.eval()), "winner trained": self.spend}
 
     def _pruned(self) -> Figures:
-        config = Prune(finetune_epochs=self.spend, align=1, fewest_steps=1, **self._rates())
+        config = Prune(
+            finetune_epochs=self.spend, align=1, fewest_steps=1, learning_rate=PRESET.learning_rate,
+            weight_decay=PRESET.weight_decay,
+        )  # fmt: skip
         result = optimize(
             self.start(), train_data=self.task(), budget=Budget(macs=self.budget), config=config, seed=self.seed,
             device="cpu", run_dir=RUNS / self.key, resume=True, verbose=False,
@@ -122,7 +127,8 @@ class Trial:
     def _searched(self) -> Figures:
         config = Ectonas(
             match_epochs=self.match_epochs, places=self.places, rounds=self.rounds, momentum=0.9,
-            finetune_epochs=self.finetune_epochs, **self._rates(), **SEARCHES[self.mode],
+            finetune_epochs=self.finetune_epochs, learning_rate=self.learning_rate,
+            finetune_learning_rate=PRESET.learning_rate, weight_decay=PRESET.weight_decay, **SEARCHES[self.mode],
         )  # fmt: skip
         try:
             result = self._search(config)
@@ -138,10 +144,6 @@ class Trial:
             budget=Budget(macs=self.budget) if self.budget else None, config=config, seed=self.seed, device="cpu",
             run_dir=RUNS / self.key, resume=True, executor="in-process", verbose=False,
         )  # fmt: skip
-
-    @staticmethod
-    def _rates() -> dict[str, float]:
-        return {"learning_rate": PRESET.learning_rate, "weight_decay": PRESET.weight_decay}
 
     def _fit(self, model: nn.Module, epochs: float, key: str) -> None:
         RUNS.mkdir(exist_ok=True)

@@ -70,7 +70,8 @@ class Timed(Trial):
         began = time.monotonic()
         result = optimize(
             model, method="ectonas", train_data=task, trained=False, spend=Spend(epochs=self.epochs), config=config,
-            seed=self.seed, device="cpu", executor=self.executor, workers=self.workers, verbose=False,
+            seed=self.seed, device="cpu", executor=self.executor,
+            workers=None if self.executor == ALONE else self.workers, verbose=False,
         )  # fmt: skip
         return {
             "seconds": time.monotonic() - began,

@@ -357,7 +357,7 @@ class TestTables:
 
 RESNET = Namespace(
     seeds=[0, 1], first=4.0, spend=60.0, budget=0.5, samples=10_000, match_epochs=0.25, places=3, rounds=2,
-    finetune=6.0, workers=1,
+    finetune=6.0, learning_rate=0.01, workers=1,
 )  # fmt: skip
 
 
@@ -404,6 +404,16 @@ class TestThroughput:
         assert row["the same result"] == "yes"
         assert throughput.row("n", "ray", 2, found)["the same result"] == "NO"
         assert "the same result" not in throughput.row("n", "in-process", 2, found)
+
+    def test_every_executor_searches_and_finds_the_same(self, few, capsys):
+        asked = Namespace(
+            nets=["small-ffnn"], executors=["in-process", "processes"], workers=2, seeds=[0], spend=6.0, warm_up=1.0,
+            match_epochs=0.5, samples=60,
+        )  # fmt: skip
+        trials = [throughput._timed(asked, "small-ffnn", executor, 0) for executor in asked.executors]
+        one, two = (trial.figures() for trial in trials)
+        assert one["candidates"] > 1
+        assert one["digest"] == two["digest"]
 
     def test_the_digest_sees_one_weight(self):
         model = TRIAL.model()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 from typing_extensions import override
@@ -11,6 +11,7 @@ from fxsurgery.errors import SurgeryError
 from fxsurgery.searchers.evolution import Axis
 from fxsurgery.searchers.operations import OPERATIONS
 from fxsurgery.searchers.settings import Settings
+from fxsurgery.training import OptimizerFactory
 
 Selection: TypeAlias = Literal["fitness", "random"]
 
@@ -30,7 +31,9 @@ class Ectonas(Settings):
     fewest_steps: int = 0
     """No training is shorter, however little data there is."""
     learning_rate: float = 0.1
-    """The same throughout, but for the fine-tune."""
+    """The same throughout, but for the fine-tune. Lower it for a trained model, whose score would fall at once."""
+    finetune_learning_rate: float | None = None
+    """The fine-tune's at first; `learning_rate` unless said."""
     momentum: float = 0.0
     """Of SGD. Each match begins with a fresh optimizer."""
     weight_decay: float = 0.0
@@ -71,9 +74,18 @@ class Ectonas(Settings):
             for name in names:
                 if not _holds(fits, getattr(self, name)):
                     raise SurgeryError(f"{name}={getattr(self, name)!r}: it must be {what}")
+        if self.optimizer is not None and self.finetune_learning_rate is not None:
+            raise SurgeryError(
+                "finetune_learning_rate is for SGD, and the optimizer that was given has a rate of its own"
+            )
         for name in self.operations or ("none at all",):
             if name not in OPERATIONS:
                 raise SurgeryError(f"operations: there is no {name!r}; there are: {', '.join(OPERATIONS)}")
+
+    @property
+    def finetune_optimizer(self) -> OptimizerFactory:
+        """The one that trains the winner."""
+        return replace(self, learning_rate=self.finetune_learning_rate or self.learning_rate).own_optimizer
 
 
 def _holds(fits: Callable[[Any], bool], value: object) -> bool:
@@ -89,6 +101,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
         lambda value: isinstance(value, int) and value >= 1,
         "a whole number, at least 1",
     ),
+    (("finetune_learning_rate",), lambda value: value is None or 0 < value < math.inf, "greater than 0, and finite"),
     (("match_epochs", "most_growth"), lambda value: 0 < value < math.inf, "greater than 0, and finite"),
     (("greediness", "change"), lambda value: 0 <= value <= 1, "from 0 to 1"),
     (("operations",), lambda value: not isinstance(value, str), "several names, such as ('identity', 'add-cell')"),

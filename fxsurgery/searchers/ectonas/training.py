@@ -128,7 +128,7 @@ class School:
         """Train a network on, at a rate that falls to 0: what it comes to, `None` where that is nothing."""
         recipe = Recipe(
             steps=self.purse.reserved,
-            optimizer=self.config.own_optimizer,
+            optimizer=self.config.finetune_optimizer,
             schedule=cosine(),
             gradient_clip=self.session.clip(self.config),
         )
@@ -157,7 +157,8 @@ class School:
             validations=looks(steps, own, epochs),
         )
         name = f"{where}: {individual.operation} #{individual.number}"
-        return Job(name, program, recipe, mix(self.session.seed, self.trainings))
+        work = steps * individual.cost.macs
+        return Job(name, program, recipe, mix(self.session.seed, self.trainings), work)
 
     def _take(self, individual: Individual, job: Job, end: Ended) -> None:
         """Take over what a training came to."""

@@ -69,7 +69,7 @@ class Share:
             WorkerError: a process raised what nobody foresaw, or several died over the same job.
             SurgeryError: what a process raised.
         """
-        waiting, at_work = deque(duties), dict[int, Duty]()
+        waiting, at_work = deque(sorted(duties, key=lambda duty: -duty.job.work)), dict[int, Duty]()
         try:
             while waiting or at_work:
                 left = None if deadline is None else deadline - time.monotonic()

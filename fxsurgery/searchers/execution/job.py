@@ -20,6 +20,9 @@ class Job:
     program: Program
     recipe: Recipe
     seed: int
+    work: float = 0.0
+    """How much there is to do, in a unit of the batch's own. Processes begin with the longest jobs, so that at the end
+    none works while the others wait; what a job comes to is the same."""
 
 
 def _nothing() -> None:

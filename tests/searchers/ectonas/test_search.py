@@ -19,6 +19,7 @@ from fxsurgery.searchers.ectonas import population as populations
 from fxsurgery.searchers.ectonas.evolving import Evolving
 from fxsurgery.searchers.execution import Workshop
 from fxsurgery.start_nets import start_net
+from fxsurgery.training import adamw
 
 BATCH, TRAIN = 16, 96
 EPOCH = TRAIN // BATCH
@@ -83,6 +84,21 @@ def test_never_overspends(epochs: float, finetune: float, monkeypatch: pytest.Mo
     assert told.spent * EPOCH == pytest.approx(Counted.steps)
     assert told.spent <= told.allowed == epochs
     assert told.finetuned == finetune
+
+
+def test_jobs_tell_how_long_they_take_beside_each_other(monkeypatch: pytest.MonkeyPatch):
+    batches = []
+
+    class Noting(Workshop):
+        def run(self, jobs, *args, **options):
+            batches.append([(job.work, job.recipe.steps, cost(job.program).macs) for job in jobs])
+            return super().run(jobs, *args, **options)
+
+    monkeypatch.setattr(fxsurgery.asking, "Workshop", Noting)
+    evolved(cnn(), epochs=12)
+    assert len(batches) == 2  # the warm-up, and a round
+    assert all(work == steps * macs > 0 for batch in batches for work, steps, macs in batch)
+    assert len({work for work, *_ in batches[1]}) > 2
 
 
 def test_it_spends_what_it_may_but_for_less_than_a_match():
@@ -399,6 +415,18 @@ def test_fine_tuning_keeps_the_better():
     assert result.evolution.finetuned == 4
 
 
+def test_fine_tuning_has_a_rate_of_its_own():
+    config = replace(QUICK, finetune_epochs=4, finetune_learning_rate=0.2)
+    result = evolved(cnn(), config, 30)
+    rates = {True: [], False: []}
+    for record in result.history:
+        rates[record["stage"] == "fine-tune"].append(record["lr"])
+    assert set(rates[False]) == {0.05}
+    assert max(rates[True]) == pytest.approx(0.2, rel=0.05)
+    assert min(rates[True]) < 0.02
+    assert max(r["lr"] for r in evolved(cnn(), replace(QUICK, finetune_epochs=4), 30).history) == 0.05
+
+
 def test_fine_tuning_that_diverges_is_left_out(monkeypatch: pytest.MonkeyPatch):
     class Failing(Workshop):
         def run(self, jobs, *args, **options):
@@ -473,6 +501,8 @@ def test_without_data_it_agrees_with_the_original():
         ({"operations": "add-cell"}, "it must be several names"),
         ({"operations": ()}, "there is no 'none at all'"),
         ({"momentum": 1.0}, "momentum=1.0"),
+        ({"finetune_learning_rate": 0}, "finetune_learning_rate=0: it must be greater than 0"),
+        ({"finetune_learning_rate": 0.1, "optimizer": adamw(1e-3)}, "finetune_learning_rate is for SGD"),
     ],
 )
 def test_settings_without_meaning(settings: dict, said: str):
