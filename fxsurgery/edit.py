@@ -154,10 +154,13 @@ class Editor:
         self.twin(node).replace_input_with(self.twin(old), self.twin(new))
         self.changes += 1
 
+    def first_input(self, node: fx.Node) -> fx.Node:
+        """What `node` reads first by now; what it read in `program` may have been replaced, and erased."""
+        return self.twin(node).all_input_nodes[0]
+
     def bypass(self, node: fx.Node) -> None:
         """Drop `node`; its readers read its first input instead."""
-        twin = self.twin(node)
-        twin.replace_all_uses_with(twin.all_input_nodes[0])
+        self.twin(node).replace_all_uses_with(self.first_input(node))
         self.erase(node)
 
     def erase(self, node: fx.Node) -> None:

@@ -153,7 +153,7 @@ def _settle_kernels(edit: Editor, sliced: Program, gone: set[fx.Node]) -> None:
         path, conv = str(node.target), edit.module(str(node.target))
         if isinstance(conv, ElasticConv):  # the first of its calls
             conv = _plain(edit, path, conv, sliced)
-        plain = edit.insert_call(path, conv, (node.args[0],), before=node)
+        plain = edit.insert_call(path, conv, (edit.first_input(node),), before=node)
         edit.replace_uses(node, plain)
         edit.erase(node)
     for node, _ in edit.program.calls(KernelMatrices):

@@ -83,7 +83,7 @@ class LowRank(Rewrite):
         paths = [edit.new_path(f"{self.layer}_{which}") for which in ("first", "second")]
         first, second = matrix.layers(rank)
         for call in calls:
-            inner = edit.insert_call(paths[0], first, (call.all_input_nodes[0],), before=call)
+            inner = edit.insert_call(paths[0], first, (edit.first_input(call),), before=call)
             edit.replace_uses(call, edit.insert_call(paths[1], second, (inner,), before=call))
             edit.erase(call)
         if second.bias is not None:

@@ -6,7 +6,7 @@ import pytest
 
 from conformance.graphs import Graph
 from conformance.promises import check
-from conformance.steps import Act, Attention, Conv, Head, Join, Norm, Transposed
+from conformance.steps import Act, Again, Attention, Conv, Head, Join, Norm, Transposed
 from fxsurgery.passes import ALL
 
 BIAS = "capture: a bias whose gradient is nothing but rounding, and torch's attention"
@@ -34,6 +34,10 @@ CASES = {
     LIST: (
         Graph((3, 8, 8), (Conv(0, 6), Norm(1, "instance", affine=False, running=False)), (Head((1, 2)),)),
         ["remove-layer(layer='conv0')"],
+    ),
+    "low-rank: a layer that is called on what it gave itself": (
+        Graph((3, 8, 8), (Conv(0, 3, bias=False), Again(1, 1)), (Head((2,)), Head((2,), how="map"))),
+        ["low-rank(layer='conv0',rank=None,energy=None,params=0.5,scheme='auto')"],
     ),
 }
 LISTED = {IDLE: Graph((3, 8, 8), (Conv(0, 4), Norm(1, running=False)), (Head((2,)),))}
