@@ -1,4 +1,4 @@
-"""Every case that `test_random_programs` ever found, in the words in which it was printed, cut down."""
+"""Every case that `random_chains` ever found, in the words in which it was printed, cut down."""
 
 from collections.abc import Iterable
 

@@ -226,6 +226,16 @@ def test_sums_in_place_are_skipped_as_well():
         assert distance(ExtractSubnet.of(subnet)(start).program, running(start, subnet)) < 1e-5
 
 
+def test_an_elastic_conv_that_is_called_on_what_it_gave_itself():
+    stem, conv = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 5, padding=2)
+    start = Elasticise()(capture(lively(nn.Sequential(stem, conv, conv, conv)).eval(), IMAGE)).program
+    assert elastic_space(start).kernels == (("1", (3, 5)),)
+    for subnet in some(start, 0):
+        result = ExtractSubnet.of(subnet)(start).program
+        assert is_plain(result.graph_module)
+        assert distance(result, running(start, subnet)) < 1e-5
+
+
 class IntoBranch(nn.Module):
     """A residual sum that is written into the branch."""
 
