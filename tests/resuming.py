@@ -21,6 +21,7 @@ import fxsurgery
 from fxsurgery import Budget, Dnal, Ectonas, Spend
 from fxsurgery.searchers import rundir
 from fxsurgery.training.synthesis import Amount
+from noisy import Noisy, images
 
 COMMON = {"align": 2, "fewest_steps": 25, "weights_epochs": 1, "finetune_epochs": 1, "learning_rate": 0.02}
 
@@ -35,24 +36,6 @@ def net() -> nn.Module:
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 2)
         return model
-
-
-def images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(count)
-    return torch.randn(count, 3, 8, 8, generator=generator), torch.arange(count) % 4
-
-
-class Noisy(torch.utils.data.Dataset):
-    """Augments at random, from the global state."""
-
-    def __init__(self, count: int) -> None:
-        self.x, self.y = images(count)
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, index: int):
-        return self.x[index] + 0.1 * torch.randn(3, 8, 8), self.y[index]
 
 
 def jobs() -> dict[str, dict]:

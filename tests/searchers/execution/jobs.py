@@ -7,6 +7,7 @@ from fxsurgery.capture import capture
 from fxsurgery.program import Program
 from fxsurgery.searchers.execution import Ended, Job
 from fxsurgery.training import Recipe, Task, adamw, cosine, sgd
+from noisy import Noisy, images
 
 
 def net(width: int = 8) -> nn.Module:
@@ -21,24 +22,6 @@ def net(width: int = 8) -> nn.Module:
 
 def program(width: int = 8) -> Program:
     return capture(net(width), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
-
-
-def images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(count)
-    return torch.randn(count, 3, 8, 8, generator=generator), torch.arange(count) % 4
-
-
-class Noisy(torch.utils.data.Dataset):
-    """Augments at random, from the global state."""
-
-    def __init__(self, count: int) -> None:
-        self.x, self.y = images(count)
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, index: int):
-        return self.x[index] + 0.1 * torch.randn(3, 8, 8), self.y[index]
 
 
 def task(**options) -> Task:

@@ -22,7 +22,8 @@ from fxsurgery.searchers import rundir
 from fxsurgery.searchers.execution import Job, Workshop, forks
 from fxsurgery.searchers.rundir import RunDir
 from fxsurgery.training import Recipe, sgd
-from searchers.execution.jobs import Noisy, jobs, program, task, told
+from noisy import Noisy
+from searchers.execution.jobs import jobs, program, task, told
 
 
 class Telling(Noisy):

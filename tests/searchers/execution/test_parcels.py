@@ -13,7 +13,8 @@ from fxsurgery.errors import SurgeryError
 from fxsurgery.inputs import tensors_in
 from fxsurgery.passes import parse
 from fxsurgery.program import Program
-from searchers.execution.jobs import Noisy, program, task
+from noisy import Noisy
+from searchers.execution.jobs import program, task
 
 parcels = pytest.importorskip("fxsurgery.searchers.execution.parcels")
 REAL = ["resnet18", "densenet121", "shufflenet_v2_x1_0", "mobilenet_v3_small"]

@@ -16,7 +16,8 @@ from fxsurgery.errors import DeviceError, TrainingError, WorkerError
 from fxsurgery.searchers.execution import TIME_UP, Job, Workshop
 from fxsurgery.searchers.rundir import RunDir
 from fxsurgery.training import Recipe, sgd
-from searchers.execution.jobs import Noisy, jobs, program, task, told
+from noisy import Noisy
+from searchers.execution.jobs import jobs, program, task, told
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow

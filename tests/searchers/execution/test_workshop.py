@@ -21,7 +21,8 @@ from fxsurgery.searchers import rundir
 from fxsurgery.searchers.execution import TIME_UP, Ended, Job, Workshop
 from fxsurgery.searchers.rundir import RunDir
 from fxsurgery.training import Recipe, sgd
-from searchers.execution.jobs import Noisy, images, jobs, program, task, told
+from noisy import Noisy, images
+from searchers.execution.jobs import jobs, program, task, told
 
 FORKED = pytest.mark.skipif(not hasattr(os, "fork"), reason="the jobs run in forks")
 HERE = "in-process"
