@@ -41,7 +41,8 @@ class Nets:
     def suffix(self) -> str:
         """Tells tables apart."""
         matches = "" if self.match_epochs == PAPER_MATCH else f"-matches-{self.match_epochs:g}"
-        return f"{self.spend:g}{matches}-of-{self.samples}"
+        some = [self.modes if set(self.modes) < set(MODES) else (), self.nets if set(self.nets) < set(NETS) else ()]
+        return "-".join([f"{self.spend:g}{matches}-of-{self.samples}", *(name for names in some for name in names)])
 
     def trials(self) -> list[Trial]:
         """Every trial that can be named beforehand; those that take longest first, so that no worker is left alone."""
