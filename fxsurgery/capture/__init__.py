@@ -19,6 +19,8 @@ from fxsurgery.capture.checks import Comparison, shapes
 from fxsurgery.capture.guess import guess_inputs
 from fxsurgery.capture.kind import require_takeable
 from fxsurgery.capture.recorded import Recorded, recorded
+from fxsurgery.capture.size_guards import settle_sizes
+from fxsurgery.capture.size_variants import Variant, size_variants
 from fxsurgery.capture.symbolic import traced, traced_in_training, used_by
 from fxsurgery.errors import CaptureError, DataError, TrainOnlyError
 from fxsurgery.inputs import Inputs
@@ -81,24 +83,44 @@ def _ordered(model: nn.Module, inputs: Inputs) -> Inputs:
 
 def _captured(model: nn.Module, inputs: Inputs, leaf_modules: tuple[type[nn.Module], ...]) -> Recorded:
     reason, reached = CaptureError("symbolic tracing takes positional tensors alone"), tuple[str, ...]()
+    variants = size_variants(model, inputs)
     if not inputs.kwargs and all(isinstance(a, Tensor) for a in inputs.args):
         trained = traced_in_training(model, len(inputs.args), leaf_modules)
         reached = used_by(trained)
         try:
-            return _checked(model, traced(model, len(inputs.args), leaf_modules, trained), inputs)
+            return _checked(model, traced(model, len(inputs.args), leaf_modules, trained), inputs, variants)
         except CaptureError as error:
             reason = error
     try:
-        return _checked(model, recorded(_copied(model), inputs, leaf_modules, reached), inputs)
+        return _recorded(model, inputs, leaf_modules, reached, variants)
     except CaptureError as error:
         if isinstance(reason, TrainOnlyError):
             raise reason from error
         raise error from reason
 
 
-def _checked(model: nn.Module, found: Recorded, inputs: Inputs) -> Recorded:
+def _recorded(
+    model: nn.Module,
+    inputs: Inputs,
+    leaf_modules: tuple[type[nn.Module], ...],
+    reached: tuple[str, ...],
+    variants: tuple[Variant, ...],
+) -> Recorded:
+    """Record with symbolic sizes; where something in forward does not take those, with the sizes of the inputs."""
+    try:
+        return _checked(model, recorded(_copied(model), inputs, leaf_modules, reached), inputs, variants)
+    except CaptureError as error:
+        try:
+            found = recorded(_copied(model), inputs, leaf_modules, reached, trace_sizes=False)
+            return _checked(model, found, inputs, variants)
+        except CaptureError:
+            raise error from None
+
+
+def _checked(model: nn.Module, found: Recorded, inputs: Inputs, variants: tuple[Variant, ...]) -> Recorded:
+    sizes = settle_sizes(model, found.graph_module, inputs, variants)
     notes = Comparison(model, found.graph_module, found.entered).check(inputs)
-    return Recorded(found.graph_module, found.entered, (*found.notes, *notes))
+    return Recorded(found.graph_module, found.entered, (*found.notes, *sizes, *notes))
 
 
 def _copied(model: nn.Module) -> nn.Module:

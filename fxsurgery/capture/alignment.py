@@ -55,6 +55,10 @@ class Alignment:
         self._merge_constants(nodes)
         for row in zip(*columns, strict=True):
             given = [fx.node.map_arg((n.args, n.kwargs), twins.__getitem__) for n in row]
+            if row[0].meta.get("guard") and not all(_same(args[1], row[0].args[1]) for args, _ in given):
+                # The recordings went different ways and yet did the same.
+                self.first.graph.erase_node(row[0])
+                continue
             row[0].args, row[0].kwargs = self._merged(row[0], (given[0], given[1], given[2], given[3]))
 
     def _merge_constants(self, nodes: list[fx.Node]) -> None:
@@ -86,11 +90,11 @@ class Alignment:
             raise _offence(node, f"an argument of {node.target} depends on the batch size: {one}, {other}")
         slope = other - one
         offset = one - slope * self.batch
-        size = self._once("size", lambda g, inputs: g.call_method("size", (inputs[self.batched], 0)))
+        size = self._once("size", lambda g, inputs: _size(g.call_method("size", (inputs[self.batched], 0))))
         graph = self.first.graph
         with graph.inserting_before(node):
-            scaled = size if slope == 1 else graph.call_function(operator.mul, (size, slope))
-            return scaled if not offset else graph.call_function(operator.add, (scaled, offset))
+            scaled = size if slope == 1 else _size(graph.call_function(operator.mul, (size, slope)))
+            return scaled if not offset else _size(graph.call_function(operator.add, (scaled, offset)))
 
     def _flag(self, node: fx.Node, one: Any, other: Any) -> fx.Node:
         path = _inside(node)
@@ -112,6 +116,11 @@ class Alignment:
             with graph.inserting_after(inputs[-1]):
                 self._made[key] = make(graph, inputs)
         return self._made[key]
+
+
+def _size(node: fx.Node) -> fx.Node:
+    node.meta["size"] = True
+    return node
 
 
 def _paired(nodes: list[fx.Node], others: list[fx.Node], what: str) -> list[fx.Node]:

@@ -42,6 +42,7 @@ class _Search:
 
     model: nn.Module
     leaf_modules: tuple[type[nn.Module], ...]
+    trace_sizes: bool
     kept: dict[str, str] = field(default_factory=dict)
     functions: dict[Function, str] = field(default_factory=dict)
 
@@ -79,7 +80,12 @@ class _Search:
 
 
 def recorded(
-    model: nn.Module, inputs: Inputs, leaf_modules: tuple[type[nn.Module], ...], reached: tuple[str, ...] = ()
+    model: nn.Module,
+    inputs: Inputs,
+    leaf_modules: tuple[type[nn.Module], ...],
+    reached: tuple[str, ...] = (),
+    *,
+    trace_sizes: bool = True,
 ) -> Recorded:
     """Record `model`, a private copy that is used up.
 
@@ -88,11 +94,13 @@ def recorded(
         inputs: what it runs on.
         leaf_modules: types that are kept whole.
         reached: modules and parameters that are known to be used in train mode.
+        trace_sizes: whether sizes stay symbolic, with guards where Python needs their values; else they are those
+            of the example inputs.
 
     Raises:
         CaptureError: something in the model's own forward cannot be held by a graph; it says what and where.
     """
-    search = _Search(model, leaf_modules)
+    search = _Search(model, leaf_modules, trace_sizes)
     own = set(model.state_dict())
     for _ in range(ATTEMPTS):
         try:
@@ -144,7 +152,7 @@ def _record(search: _Search, inputs: Inputs, *, training: bool = False) -> Recor
     # On a copy: what a forward keeps for the next one must not be there yet.
     model = copy.deepcopy(search.model).train().train(training)
     try:
-        return record(model, inputs, search.is_leaf, search.functions)
+        return record(model, inputs, search.is_leaf, search.functions, trace_sizes=search.trace_sizes)
     except OffenceError:
         raise
     except Exception as error:
@@ -190,7 +198,7 @@ def _finished(model: nn.Module, recording: Recording, inputs: Inputs) -> tuple[f
     if simple:
         ending.args = (output,)
     for node in reversed(list(graph.nodes)):
-        reads = node.op == "get_attr" or node.target in {getattr, operator.getitem}
+        reads = node.op == "get_attr" or node.target in {getattr, operator.getitem} or node.meta.get("size")
         if reads and not node.users:
             graph.erase_node(node)
     names = inputs.names(model.forward)

@@ -25,11 +25,23 @@ from fxsurgery.capture.outputs import CONSTANTS, plain_structure, unknown_types
 from fxsurgery.capture.recording import REWRITE, OffenceError, Recording
 from fxsurgery.capture.refusals import UNREGISTERED, goes_over, sized_by_values, unrepeatable
 from fxsurgery.capture.spelling import REFLECTED, spelled
+from fxsurgery.capture.traced_sizes import SizeTape, is_traced, plain
 from fxsurgery.inputs import Inputs
+
+SIZES = {name: name for name in ("size", "stride", "numel", "nelement")} | {"shape": "size", "__len__": "size"}
+"""Functions and attributes that give sizes of a tensor, and the method that a graph reads them by."""
+
+LISTS = {"split", "unsafe_split", "chunk", "unsafe_chunk", "unbind", "tensor_split", "hsplit", "vsplit", "dsplit"}
+"""Functions that give as many tensors as a size says, which Python takes apart."""
 
 
 def record(
-    model: nn.Module, inputs: Inputs, is_leaf: Callable[[nn.Module, str], bool], whole: Iterable[Function] = ()
+    model: nn.Module,
+    inputs: Inputs,
+    is_leaf: Callable[[nn.Module, str], bool],
+    whole: Iterable[Function] = (),
+    *,
+    trace_sizes: bool = True,
 ) -> Recording:
     """Run `model`, a private copy in the mode that is asked about, and write down what it does.
 
@@ -38,11 +50,12 @@ def record(
         inputs: what it runs on.
         is_leaf: whether a module, at its path, is kept whole.
         whole: functions that are kept whole.
+        trace_sizes: whether the sizes of tensors stay symbolic in the graph, rather than those of this run.
 
     Raises:
         OffenceError: it does something that a graph cannot hold.
     """
-    recorder = _Recorder(model, is_leaf)
+    recorder = _Recorder(model, is_leaf, trace_sizes=trace_sizes)
     inputs = inputs.clone()
     for position, leaf in enumerate(inputs.leaves):
         recorder.bind(leaf, recorder.graph.placeholder(f"input_{position}"))
@@ -71,9 +84,10 @@ def _notes(model: nn.Module, recorder: "_Recorder", returned: Any) -> tuple[str,
 class _Recorder(TorchFunctionMode):
     """Writes down one run."""
 
-    def __init__(self, model: nn.Module, is_leaf: Callable[[nn.Module, str], bool]) -> None:
+    def __init__(self, model: nn.Module, is_leaf: Callable[[nn.Module, str], bool], *, trace_sizes: bool) -> None:
         super().__init__()
         self.graph = fx.Graph()
+        self._tape = SizeTape(self.graph, self._made) if trace_sizes else None
         self.constants: dict[str, Tensor] = {}
         self.entered: list[str] = [""]
         self.quiet = 0
@@ -126,6 +140,7 @@ class _Recorder(TorchFunctionMode):
             raise self.offence(*reason)
         before = None if name in {"__get__", "__set__"} else (self.argument(args), self.argument(kwargs))
         sized = self._is_sized(name, args, kwargs, before)
+        args, kwargs = plain(args), plain(kwargs)
         self.quiet += 1
         try:
             out = func(*args, **kwargs)
@@ -133,6 +148,8 @@ class _Recorder(TorchFunctionMode):
             self.quiet -= 1
         if before is None:
             return self._attribute(func, args[0], out)
+        if name in SIZES and isinstance(args[0], Tensor):
+            return self._sizes(name, args[0], (*args[1:], *kwargs.values()), out)
         if name != "__setitem__" and not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(out)):
             return out
         self._check_surroundings((args, kwargs))
@@ -140,6 +157,8 @@ class _Recorder(TorchFunctionMode):
         node.meta["sized"] |= sized
         if name == "__setitem__":
             return out
+        if name in LISTS and self._tape is not None:
+            self._tape.pin_count(node, len(out))
         in_place = kwargs.get("inplace") or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
         return self._bound(out, node, () if in_place else (args, kwargs))
 
@@ -170,7 +189,19 @@ class _Recorder(TorchFunctionMode):
                 raise self.offence("Tensor.data is read, which takes it out of the graph of gradients")
             read = self.graph.create_node("call_function", getattr, (self.argument(tensor), name))
             return self._bound(out, self._made(read), tensor)
-        return out
+        return self._sizes(name, tensor, (), out)
+
+    def _sizes(self, name: str, tensor: Tensor, dim: tuple[int, ...], out: Any) -> Any:
+        """The sizes that were read of `tensor`, traced; `len()` gives Python a plain number."""
+        method = SIZES.get(name)
+        if self._tape is None or method is None:
+            return out
+        node = self.argument(tensor)
+        if isinstance(out, tuple):
+            return type(out)([self._tape.read(method, node, d, value=size) for d, size in enumerate(out)])
+        if name == "__len__":
+            return self._tape.pin(self._tape.read(method, node, 0, value=out))
+        return self._tape.read(method, node, *dim, value=out)
 
     def _made(self, node: fx.Node) -> fx.Node:
         node.meta["inside"], node.meta["line"] = self._inside[-1], running_line()
@@ -239,6 +270,7 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         before = self.argument(args), self.argument(kwargs)
         self._check_surroundings((args, kwargs))
+        args, kwargs = plain(args), plain(kwargs)
         self.quiet += 1
         try:
             out = run(*args, **kwargs)
@@ -248,6 +280,8 @@ class _Recorder(TorchFunctionMode):
 
     def argument(self, value: Any) -> Any:
         """`value` with nodes for what the graph made."""
+        if is_traced(value):
+            return value.node_of
         if id(value) in self._nodes:
             return self._nodes[id(value)]
         if isinstance(value, Tensor):
@@ -266,8 +300,8 @@ class _Recorder(TorchFunctionMode):
             return slice(*(self.argument(v) for v in (value.start, value.stop, value.step)))
         if isinstance(value, (list, tuple)):
             parts = [self.argument(v) for v in value]
-            plain = tuple if isinstance(value, torch.Size) else type(value)
-            return plain(*parts) if hasattr(value, "_fields") else plain(parts)
+            container = tuple if isinstance(value, torch.Size) else type(value)
+            return container(*parts) if hasattr(value, "_fields") else container(parts)
         if type(value) is dict:
             return {k: self.argument(v) for k, v in value.items()}
         leaves, spec = pytree.tree_flatten(value)

@@ -1,0 +1,231 @@
+"""The sizes that a captured graph holds for, settled by running it beside the model at sizes that the model takes.
+
+    a size that is the same in every run        becomes a constant of the graph;
+    a guard of constants                        is dropped;
+    an exact guard that another size breaks     fixes the dims of the inputs that were changed;
+    a branch guard                              stays, with a message;
+    a difference that no guard catches          fixes the dims of the inputs that were changed.
+
+A fixed dim is checked before anything is computed: one error names the input, the size and the remedy.
+"""
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+from typing_extensions import override
+
+from fxsurgery.capture import trials
+from fxsurgery.capture.size_variants import Dim, Variant
+from fxsurgery.capture.traced_sizes import ASSERT
+from fxsurgery.inputs import Inputs
+
+REMEDY = "pad or crop the inputs, or capture the model at the size that you need"
+OPPOSITE = {
+    operator.eq: operator.ne,
+    operator.ne: operator.eq,
+    operator.lt: operator.ge,
+    operator.ge: operator.lt,
+    operator.gt: operator.le,
+    operator.le: operator.gt,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """One run of the graph with its guards switched off."""
+
+    dims: tuple[Dim, ...]
+    """The dims of the inputs that differ from the example's; none where only the batch does."""
+    sizes: dict[str, Any]
+    """The numbers that were computed, by node."""
+    broken: tuple[str, ...]
+    """Guards that do not hold, by node."""
+    agrees: bool
+    """Whether it gave what the model gives."""
+
+
+def settle_sizes(
+    model: nn.Module, graph_module: fx.GraphModule, inputs: Inputs, variants: tuple[Variant, ...]
+) -> tuple[str, ...]:
+    """Make a graph right, or refuse, at every size that its model takes.
+
+    Args:
+        model: what it was captured from; stays as it is.
+        graph_module: changed in place.
+        inputs: the example inputs.
+        variants: inputs of other sizes, which the model takes.
+
+    Returns:
+        Notes for the user: which sizes are fixed, and why.
+    """
+    lively = trials.lively(model)
+    example = Variant(inputs, (), trials.run_eval(trials.lively_copy(model, lively), inputs))
+    found = [_tried(trials.lively_copy(graph_module, lively), variant) for variant in (example, *variants)]
+    if not found[0].agrees:
+        return ()  # the checks of the capture tell what is wrong
+    settled = _Settlement(graph_module.graph, _leaf_names(model, inputs), inputs, found)
+    settled.fold()
+    settled.drop_harmless()
+    notes = (*settled.fix(), *settled.word_branches())
+    settled.clean()
+    graph_module.graph.lint()
+    graph_module.recompile()
+    return notes
+
+
+def _tried(graph_module: nn.Module, variant: Variant) -> _Trial:
+    run = _Run(graph_module.train().eval())
+    trials.seed_all()
+    try:
+        with torch.no_grad():
+            output = run.run(*variant.inputs.clone().leaves, enable_io_processing=False)
+        outcome = trials.Outcome(trials.named_leaves(run.graph.process_outputs(output)))
+        agrees = trials.difference(outcome, variant.outcome)[0] <= 1
+    except Exception:  # noqa: BLE001 -- whatever the operations raise at another size is the finding
+        agrees = False
+    return _Trial(variant.dims, run.sizes, tuple(run.broken), agrees)
+
+
+class _Run(fx.Interpreter):
+    """Runs a graph to its end, whether or not its guards hold."""
+
+    def __init__(self, graph_module: nn.Module) -> None:
+        super().__init__(graph_module)  # type: ignore[arg-type]  # a copy of a graph module is one
+        self.sizes: dict[str, Any] = {}
+        self.broken: list[str] = []
+
+    @override
+    def run_node(self, n: fx.Node) -> Any:
+        if n.meta.get("guard"):
+            condition, expected = self.fetch_args_kwargs_from_env(n)[0]
+            if bool(condition) != expected:
+                self.broken.append(n.name)
+            return None
+        value = super().run_node(n)
+        if n.meta.get("size"):
+            self.sizes[n.name] = value
+        return value
+
+
+@dataclass
+class _Settlement:
+    graph: fx.Graph
+    names: list[str]
+    """What the user calls each leaf of the inputs."""
+    inputs: Inputs
+    trials: list[_Trial]
+    """The example's first."""
+    fixed: dict[Dim, str] = field(default_factory=dict)
+    """The dims of the inputs that may have one size alone, and why."""
+
+    def guards(self, kind: str) -> Iterator[fx.Node]:
+        """The guards of a kind."""
+        yield from [n for n in self.graph.nodes if n.meta.get("guard") == kind]
+
+    def fold(self) -> None:
+        """Write the sizes that never change into the graph, and drop the guards that ask for nothing else."""
+        for node in list(self.graph.nodes):
+            if node.meta.get("size") and self._is_constant(node):
+                value = self.trials[0].sizes[node.name]
+                for user in list(node.users):
+                    user.args, user.kwargs = fx.node.map_arg(
+                        (user.args, user.kwargs), lambda n, node=node, value=value: value if n is node else n
+                    )
+                self.graph.erase_node(node)
+            elif node.meta.get("guard") and not isinstance(node.args[0], fx.Node):
+                self.graph.erase_node(node)
+
+    def _is_constant(self, node: fx.Node) -> bool:
+        if all(n.meta.get("size") for n in node.all_input_nodes):
+            return not node.all_input_nodes  # computed from constants alone
+        values = [trial.sizes[node.name] for trial in self.trials if node.name in trial.sizes]
+        return all(value == values[0] for value in values)
+
+    def drop_harmless(self) -> None:
+        """Drop the guards that no size breaks, or only a batch size at which the graph is right all the same."""
+        seen = set[tuple[Any, ...]]()
+        for node in [*self.guards("exact"), *self.guards("branch")]:
+            broken = [trial for trial in self.trials if node.name in trial.broken]
+            condition = node.args[0]
+            assert isinstance(condition, fx.Node)  # noqa: S101 -- what fold() left
+            key = (condition.target, condition.args, node.args[1])
+            exact = node.meta["guard"] == "exact"
+            only_batch = bool(broken) and all(not trial.dims and trial.agrees for trial in broken)
+            if only_batch or key in seen or (exact and not broken):
+                self.graph.erase_node(node)
+            seen.add(key)
+
+    def fix(self) -> Iterator[str]:
+        """Fix the dims for which an exact guard, or the comparison with the model, finds one right size alone."""
+        for node in self.guards("exact"):
+            broken = [trial for trial in self.trials if node.name in trial.broken and trial.dims]
+            if broken:
+                self._fix(broken, f"forward computes with this very number{_at(node)}")
+                self.graph.erase_node(node)
+        unguarded = [t for t in self.trials if not t.agrees and t.dims and not t.broken]
+        self._fix([t for t in unguarded if not set(t.dims) & self.fixed.keys()], "the graph is right for no other")
+        for (leaf, dim), why in self.fixed.items():
+            yield self._check(leaf, dim, why)
+
+    def _fix(self, broken: list[_Trial], why: str) -> None:
+        for trial in sorted(broken, key=lambda t: len(t.dims)):
+            if not set(trial.dims) & self.fixed.keys():
+                self.fixed |= dict.fromkeys(trial.dims, why)
+
+    def _check(self, leaf: int, dim: int, why: str) -> str:
+        size = self.inputs.leaves[leaf].shape[dim]
+        message = f"`{self.names[leaf]}` must have size {size} along dim {dim}, as at capture: {why}"
+        places = [n for n in self.graph.nodes if n.op == "placeholder"]
+        with self.graph.inserting_after(places[-1]):
+            got = self.graph.call_method("size", (places[leaf], dim))
+        with self.graph.inserting_after(got):
+            same = self.graph.call_function(operator.eq, (got, size))
+        with self.graph.inserting_after(same):
+            self.graph.call_function(ASSERT, (same, f"{message}; {REMEDY}"))
+        return message
+
+    def word_branches(self) -> Iterator[str]:
+        """Give each guard that is left a message, in place of what it expects."""
+        shapes = ", ".join(
+            f"`{name}` {tuple(leaf.shape)}"
+            for name, leaf in zip(self.names, self.inputs.leaves, strict=True)
+            if isinstance(leaf, torch.Tensor)
+        )
+        told = dict[str, None]()
+        for node in [*self.guards("exact"), *self.guards("branch")]:
+            condition, expected = node.args
+            if not expected:
+                assert isinstance(condition, fx.Node)  # noqa: S101 -- what fold() left
+                with self.graph.inserting_before(node):
+                    condition = self.graph.call_function(OPPOSITE[condition.target], condition.args)
+            what = f"forward decides by a size{_at(node)}, and the graph holds where it decides as for {shapes}"
+            node.args = (condition, f"{what}; {REMEDY}")
+            del node.meta["guard"]
+            told[what] = None
+        yield from told
+
+    def clean(self) -> None:
+        """Leave out the numbers that nothing uses."""
+        for node in reversed(list(self.graph.nodes)):
+            if node.meta.pop("size", False) and not node.users:
+                self.graph.erase_node(node)
+
+
+def _at(node: fx.Node) -> str:
+    place, _, source = str(node.meta.get("line", "")).partition(": ")
+    file = place.replace("\\", "/").rpartition("/")[-1]
+    return f" ({file}: {source})" if source else f" ({file})" if file else ""
+
+
+def _leaf_names(model: nn.Module, inputs: Inputs) -> list[str]:
+    """What the user calls each leaf: `x`, `batch['mask']`."""
+    top = inputs.names(model.forward)
+    names = list[str]()
+    for name, value in zip(top, (*inputs.args, *inputs.kwargs.values()), strict=True):
+        names += [f"{name}{pytree.keystr(path)}" for path, _ in pytree.tree_flatten_with_path(value)[0]]
+    return names
