@@ -4,9 +4,10 @@
     a guard of constants                        is dropped;
     an exact guard that another size breaks     fixes the dims of the inputs that were changed;
     a branch guard                              stays, with a message;
-    a difference that no guard catches          fixes the dims of the inputs that were changed.
+    a difference that no guard catches          fixes the dims of the inputs that were changed;
+    one that a joint change does not show       ties them: ids and their mask are as long as each other.
 
-A fixed dim is checked before anything is computed: one error names the input, the size and the remedy.
+Fixed and tied dims are checked before anything is computed: one error names the input, the size and the remedy.
 """
 
 import operator
@@ -70,6 +71,7 @@ def settle_sizes(
         return ()  # the checks of the capture tell what is wrong
     settled = _Settlement(graph_module.graph, _leaf_names(model, inputs), inputs, found)
     settled.fold()
+    settled.tie()
     settled.drop_harmless()
     notes = (*settled.fix(), *settled.word_branches())
     settled.clean()
@@ -146,8 +148,33 @@ class _Settlement:
         values = [trial.sizes[node.name] for trial in self.trials if node.name in trial.sizes]
         return all(value == values[0] for value in values)
 
+    def tie(self) -> None:
+        """Tie dims for which the graph is right where all of them change, and wrong where one does."""
+        exact = {node.name for node in self.guards("exact")}
+
+        def is_wrong(trial: _Trial) -> bool:
+            return bool(exact & set(trial.broken)) or (not trial.agrees and not trial.broken)
+
+        joint = {t.dims: not is_wrong(t) for t in self.trials if len(t.dims) > 1 and t.agrees}
+        apart = {t.dims[0] for t in self.trials if len(t.dims) == 1 and is_wrong(t)}
+        for dims in [dims for dims, right in joint.items() if right and apart & set(dims)]:
+            self.trials = [t for t in self.trials if not (set(t.dims) & set(dims) and t.dims != dims)]
+            self._insert_tie(dims)
+
+    def _insert_tie(self, dims: tuple[Dim, ...]) -> None:
+        (leaf, dim), *others = dims
+        for other_leaf, other_dim in others:
+            message = (
+                f"`{self.names[other_leaf]}` along dim {other_dim} must have the size of `{self.names[leaf]}` "
+                f"along dim {dim}, as at capture: the graph is right for no other"
+            )
+            self._insert_check((other_leaf, other_dim), (leaf, dim), message)
+
     def drop_harmless(self) -> None:
-        """Drop the guards that no size breaks, or only a batch size at which the graph is right all the same."""
+        """Drop the guards that no size breaks, or only sizes at which the graph is right all the same.
+
+        Those are other batch sizes, of which a few are tried as ever, and the size 1 where it is the only one.
+        """
         seen = set[tuple[Any, ...]]()
         for node in [*self.guards("exact"), *self.guards("branch")]:
             broken = [trial for trial in self.trials if node.name in trial.broken]
@@ -155,8 +182,10 @@ class _Settlement:
             assert isinstance(condition, fx.Node)  # noqa: S101 -- what fold() left
             key = (condition.target, condition.args, node.args[1])
             exact = node.meta["guard"] == "exact"
-            only_batch = bool(broken) and all(not trial.dims and trial.agrees for trial in broken)
-            if only_batch or key in seen or (exact and not broken):
+            right = bool(broken) and all(trial.agrees for trial in broken)
+            small = _broken_by(condition, node.args[1])
+            tried = right and (not any(t.dims for t in broken) or small - {0} == {1})
+            if tried or key in seen or (exact and not broken) or small == {0}:
                 self.graph.erase_node(node)
             seen.add(key)
 
@@ -180,14 +209,19 @@ class _Settlement:
     def _check(self, leaf: int, dim: int, why: str) -> str:
         size = self.inputs.leaves[leaf].shape[dim]
         message = f"`{self.names[leaf]}` must have size {size} along dim {dim}, as at capture: {why}"
-        places = [n for n in self.graph.nodes if n.op == "placeholder"]
-        with self.graph.inserting_after(places[-1]):
-            got = self.graph.call_method("size", (places[leaf], dim))
-        with self.graph.inserting_after(got):
-            same = self.graph.call_function(operator.eq, (got, size))
-        with self.graph.inserting_after(same):
-            self.graph.call_function(ASSERT, (same, f"{message}; {REMEDY}"))
+        self._insert_check((leaf, dim), size, message)
         return message
+
+    def _insert_check(self, at: Dim, wanted: int | Dim, message: str) -> None:
+        inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
+        with self.graph.inserting_before(inputs[-1].next):
+            size = wanted if isinstance(wanted, int) else self._size_of(inputs, wanted)
+            same = self.graph.call_function(operator.eq, (self._size_of(inputs, at), size))
+            self.graph.call_function(ASSERT, (same, f"{message}; {REMEDY}"))
+
+    def _size_of(self, inputs: list[fx.Node], at: Dim) -> fx.Node:
+        leaf, dim = at
+        return self.graph.call_method("size", (inputs[leaf], dim))
 
     def word_branches(self) -> Iterator[str]:
         """Give each guard that is left a message, in place of what it expects."""
@@ -206,7 +240,8 @@ class _Settlement:
             what = f"forward decides by a size{_at(node)}, and the graph holds where it decides as for {shapes}"
             node.args = (condition, f"{what}; {REMEDY}")
             del node.meta["guard"]
-            told[what] = None
+            if any(node.name in trial.broken and not set(trial.dims) & self.fixed.keys() for trial in self.trials):
+                told[what] = None
         yield from told
 
     def clean(self) -> None:
@@ -214,6 +249,16 @@ class _Settlement:
         for node in reversed(list(self.graph.nodes)):
             if node.meta.pop("size", False) and not node.users:
                 self.graph.erase_node(node)
+
+
+def _broken_by(condition: fx.Node, expected: object) -> set[int]:
+    """The sizes of 0, 1 and 2 that break a guard, where it compares one size of a tensor with a number up to 2."""
+    size, limit = condition.args
+    if not isinstance(size, fx.Node) or size.op != "call_method" or not isinstance(limit, int) or limit > 2:
+        return set()
+    compare: Any = condition.target
+    broken = {n for n in (0, 1, 2) if bool(compare(n, limit)) != expected}
+    return broken if bool(compare(3, limit)) == expected else set()
 
 
 def _at(node: fx.Node) -> str:

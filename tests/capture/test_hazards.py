@@ -315,10 +315,20 @@ def test_a_size_that_depends_on_values_keeps_its_module_whole():
 def test_a_number_that_depends_on_values_is_refused_in_the_model_itself():
     def counting(x):
         assert bool(x.shape[0])
-        return x * (x > 0).nonzero().shape[0]
+        return x * int((x > 0).nonzero().shape[0])
 
     text = refused(Call(counting), match="depends on the values")
-    assert "`return x * (x > 0).nonzero().shape[0]`" in text
+    assert "`return x * int((x > 0).nonzero().shape[0])`" in text
+
+
+def test_a_size_that_depends_on_values_is_computed_anew():
+    def counting(x):
+        assert bool(x.shape[0])
+        return x * (x > 0).nonzero().shape[0]
+
+    program = taken(Call(counting), X)
+    x = torch.randn(7, 3)
+    assert torch.equal(program(x), counting(x))
 
 
 def test_a_loop_as_long_as_the_values_say_is_refused_in_the_model_itself():
