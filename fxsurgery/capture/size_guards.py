@@ -26,7 +26,7 @@ from fxsurgery.capture.traced_sizes import ASSERT
 from fxsurgery.inputs import Inputs
 
 REMEDY = "pad or crop the inputs, or capture the model at the size that you need"
-OPPOSITE = {
+OPPOSITE: dict[Any, Any] = {
     operator.eq: operator.ne,
     operator.ne: operator.eq,
     operator.lt: operator.ge,
@@ -97,7 +97,8 @@ class _Run(fx.Interpreter):
     """Runs a graph to its end, whether or not its guards hold."""
 
     def __init__(self, graph_module: nn.Module) -> None:
-        super().__init__(graph_module)  # type: ignore[arg-type]  # a copy of a graph module is one
+        super().__init__(graph_module)
+        self.extra_traceback = False
         self.sizes: dict[str, Any] = {}
         self.broken: list[str] = []
 
@@ -133,12 +134,7 @@ class _Settlement:
         """Write the sizes that never change into the graph, and drop the guards that ask for nothing else."""
         for node in list(self.graph.nodes):
             if node.meta.get("size") and self._is_constant(node):
-                value = self.trials[0].sizes[node.name]
-                for user in list(node.users):
-                    user.args, user.kwargs = fx.node.map_arg(
-                        (user.args, user.kwargs), lambda n, node=node, value=value: value if n is node else n
-                    )
-                self.graph.erase_node(node)
+                _put_in_place(node, self.trials[0].sizes[node.name])
             elif node.meta.get("guard") and not isinstance(node.args[0], fx.Node):
                 self.graph.erase_node(node)
 
@@ -179,7 +175,7 @@ class _Settlement:
         for node in [*self.guards("exact"), *self.guards("branch")]:
             broken = [trial for trial in self.trials if node.name in trial.broken]
             condition = node.args[0]
-            assert isinstance(condition, fx.Node)  # noqa: S101 -- what fold() left
+            assert isinstance(condition, fx.Node)
             key = (condition.target, condition.args, node.args[1])
             exact = node.meta["guard"] == "exact"
             right = bool(broken) and all(trial.agrees for trial in broken)
@@ -234,7 +230,7 @@ class _Settlement:
         for node in [*self.guards("exact"), *self.guards("branch")]:
             condition, expected = node.args
             if not expected:
-                assert isinstance(condition, fx.Node)  # noqa: S101 -- what fold() left
+                assert isinstance(condition, fx.Node)
                 with self.graph.inserting_before(node):
                     condition = self.graph.call_function(OPPOSITE[condition.target], condition.args)
             what = f"forward decides by a size{_at(node)}, and the graph holds where it decides as for {shapes}"
@@ -249,6 +245,17 @@ class _Settlement:
         for node in reversed(list(self.graph.nodes)):
             if node.meta.pop("size", False) and not node.users:
                 self.graph.erase_node(node)
+
+
+def _put_in_place(node: fx.Node, value: object) -> None:
+    """Let a value take the place of a node."""
+
+    def put(given: fx.Node) -> object:
+        return value if given is node else given
+
+    for user in list(node.users):
+        user.args, user.kwargs = fx.node.map_arg((user.args, user.kwargs), put)  # type: ignore[arg-type]
+    node.graph.erase_node(node)
 
 
 def _broken_by(condition: fx.Node, expected: object) -> set[int]:

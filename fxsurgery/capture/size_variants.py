@@ -49,7 +49,7 @@ def size_variants(model: nn.Module, inputs: Inputs) -> tuple[Variant, ...]:
             runs += 1
             try:
                 outcome = trials.run_eval(trials.lively_copy(model, lively), changed)
-            except Exception:  # noqa: BLE001, PERF203 -- a model refuses a size in any way it likes
+            except Exception:  # noqa: BLE001 -- a model refuses a size in any way it likes
                 continue
             found.append(Variant(changed, dims, outcome))
             break

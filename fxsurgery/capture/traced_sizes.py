@@ -13,7 +13,7 @@ A guard is a call of `torch._assert(condition, expected)` with `meta["guard"]`; 
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, Self, TypeAlias, TypeGuard
 
 import torch
 from torch import fx
@@ -51,7 +51,7 @@ class SizeTape:
         self._guard("branch", function, *operands, expected=value)
         return value
 
-    def pin(self, number: "Traced") -> Any:
+    def pin(self, number: "_Traced") -> Any:
         """Return the plain value of `number`, which becomes an exact guard."""
         if number.node_of not in self._pinned:
             self._pinned.add(number.node_of)
@@ -78,7 +78,7 @@ def traced(value: Any, node: fx.Node, tape: SizeTape) -> Any:
     return TracedFloat(value, node, tape) if type(value) is float else value
 
 
-def is_traced(value: object) -> "TypeGuard[Traced]":
+def is_traced(value: object) -> "TypeGuard[_Traced]":
     """Whether `value` is a traced number."""
     return type(value) is TracedInt or type(value) is TracedFloat
 
@@ -107,55 +107,71 @@ def node_or_value(value: Any) -> Any:
     return value.node_of if is_traced(value) else value
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float))
+class _Traced:
+    """What traced ints and floats share; they behave as the plain numbers of their type do."""
 
+    value_of: Any
+    node_of: fx.Node
+    tape: SizeTape
+    plain_type: type
 
-def _binary(function: Callable[..., Any], *, reflected: bool = False) -> Callable[[Any, Any], Any]:
-    def method(self: "Traced", other: Any) -> Any:
-        if not _is_number(other):
-            return NotImplemented
-        operands = (other, self) if reflected else (self, other)
-        return self.tape.compute(function, *operands)
-
-    return method
-
-
-def _unary(function: Callable[..., Any]) -> Callable[[Any], Any]:
-    def method(self: "Traced") -> Any:
-        return self.tape.compute(function, self)
-
-    return method
-
-
-def _comparison(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
-    def method(self: "Traced", other: Any) -> Any:
-        return self.tape.decide(function, self, other) if _is_number(other) else NotImplemented
-
-    return method
-
-
-class TracedInt(torch.SymInt):
-    """An int read from a shape or computed from one.
-
-    It is a `torch.SymInt`, so that every torch function takes it, and `isinstance(n, int)` holds as in eager mode.
-    """
-
-    def __init__(self, value: int, node: fx.Node, tape: SizeTape) -> None:
+    def __init__(self, value: Any, node: fx.Node, tape: SizeTape) -> None:
         self.value_of, self.node_of, self.tape = value, node, tape
 
-    @property  # type: ignore[misc]  # what isinstance() goes by
+    @property  # type: ignore[misc]
+    @override
     def __class__(self) -> type:
-        return int
+        """The plain type, so that `isinstance(n, int)` holds as it does without us."""
+        return self.plain_type
 
     @property
-    def node(self) -> "_Guarded":  # type: ignore[override]  # what torch's C++ code asks for the value
-        """The value, for torch's own code."""
+    def node(self) -> Any:
+        """The value as torch's C++ code reads it."""
         return _Guarded(self)
 
-    @override
     def __bool__(self) -> bool:
         return self.tape.decide(operator.ne, self, 0)
+
+    def __float__(self) -> float:
+        return float(self.tape.pin(self))
+
+    @override
+    def __hash__(self) -> int:
+        return hash(self.tape.pin(self))
+
+    @override
+    def __repr__(self) -> str:
+        return repr(self.value_of)
+
+    @override
+    def __str__(self) -> str:
+        return str(self.value_of)
+
+    @override
+    def __format__(self, spec: str) -> str:
+        return format(self.value_of, spec)
+
+    @override
+    def __reduce__(self) -> Any:
+        return self.plain_type, (self.tape.pin(self),)
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __divmod__(self, other: Any) -> Any:
+        return self.tape.compute(operator.floordiv, self, other), self.tape.compute(operator.mod, self, other)
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return self.tape.compute(operator.floordiv, other, self), self.tape.compute(operator.mod, other, self)
+
+
+class TracedInt(_Traced, torch.SymInt):  # type: ignore[misc]  # `node` is read only
+    """An int read from a shape or computed from one; a `torch.SymInt`, so that every torch function takes it."""
+
+    plain_type = int
 
     @override
     def __index__(self) -> int:
@@ -165,150 +181,61 @@ class TracedInt(torch.SymInt):
     def __int__(self) -> int:
         return int(self.tape.pin(self))
 
-    def __float__(self) -> float:
-        return float(self.tape.pin(self))
-
-    @override
-    def __hash__(self) -> int:
-        return hash(self.tape.pin(self))
-
     @override
     def __round__(self, ndigits: int | None = None) -> Any:
-        return self
-
-    def __divmod__(self, other: Any) -> Any:
-        return self // other, self % other
-
-    def __rdivmod__(self, other: Any) -> Any:
-        return other // self, other % self
+        return self if ndigits is None or ndigits >= 0 else round(int(self), ndigits)
 
     @override
-    def __repr__(self) -> str:
-        return repr(self.value_of)
-
-    @override
-    def __str__(self) -> str:
-        return str(self.value_of)
-
-    @override
-    def __format__(self, spec: str) -> str:
-        return format(self.value_of, spec)
-
-    @override
-    def __reduce__(self) -> Any:
-        return int, (self.tape.pin(self),)
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        return self
-
-    def __copy__(self) -> Any:
-        return self
-
-    def __floor__(self) -> Any:
-        return self
-
-    def __ceil__(self) -> Any:
-        return self
-
-    def __trunc__(self) -> Any:
-        return self
-
     def bit_length(self) -> int:
         """Return the number of bits, as `int.bit_length` does."""
-        return self.__index__().bit_length()
+        return int(self).bit_length()
 
     def is_integer(self) -> bool:
         """Return True, as `int.is_integer` does."""
         return True
 
 
-class TracedFloat(torch.SymFloat):
+class TracedFloat(_Traced, torch.SymFloat):  # type: ignore[misc]  # `node` is read only
     """A float computed from sizes: `h / 16`, `n ** 0.5`."""
 
-    def __init__(self, value: float, node: fx.Node, tape: SizeTape) -> None:
-        self.value_of, self.node_of, self.tape = value, node, tape
-
-    @property  # type: ignore[misc]  # what isinstance() goes by
-    def __class__(self) -> type:
-        return float
-
-    @property
-    def node(self) -> "_Guarded":  # type: ignore[override]  # what torch's C++ code asks for the value
-        """The value, for torch's own code."""
-        return _Guarded(self)
-
-    @override
-    def __bool__(self) -> bool:
-        return self.tape.decide(operator.ne, self, 0.0)
-
-    @override
-    def __float__(self) -> float:
-        return float(self.tape.pin(self))
+    plain_type = float
 
     @override
     def __int__(self) -> int:
         return int(self.tape.compute(math.trunc, self))
 
     @override
-    def __hash__(self) -> int:
-        return hash(self.tape.pin(self))
-
-    def __round__(self, ndigits: int | None = None) -> Any:
-        operands = (self,) if ndigits is None else (self, ndigits)
-        return self.tape.compute(round, *operands)
+    def __round__(self, ndigits: int | None = None) -> Any:  # type: ignore[override]
+        return self.tape.compute(round, self) if ndigits is None else self.tape.compute(round, self, ndigits)
 
     @override
-    def __repr__(self) -> str:
-        return repr(self.value_of)
-
-    @override
-    def __str__(self) -> str:
-        return str(self.value_of)
-
-    @override
-    def __format__(self, spec: str) -> str:
-        return format(self.value_of, spec)
-
-    @override
-    def __reduce__(self) -> Any:
-        return float, (self.tape.pin(self),)
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        return self
-
-    def __copy__(self) -> Any:
-        return self
-
     def is_integer(self) -> bool:
         """Return whether the value is whole, as `float.is_integer` does."""
-        return bool(self % 1 == 0)
-
-
-Traced: TypeAlias = TracedInt | TracedFloat
+        return self.tape.decide(operator.eq, self.tape.compute(operator.mod, self, 1), 0)
 
 
 class _Guarded:
     """The value of a traced number as torch's C++ code reads it; each read is an exact guard."""
 
-    def __init__(self, number: Traced) -> None:
+    def __init__(self, number: _Traced) -> None:
         self._number = number
 
     def guard_int(self, file: str, line: int) -> int:
         del file, line
-        return int(self._number)
+        return int(self._number.tape.pin(self._number))
 
     def guard_float(self, file: str, line: int) -> float:
         del file, line
         return float(self._number)
 
     def int_(self) -> int:
-        return int(self._number)
+        return self.guard_int("", 0)
 
     def is_int(self) -> bool:
-        return type(self._number) is TracedInt
+        return self._number.plain_type is int
 
     def is_float(self) -> bool:
-        return type(self._number) is TracedFloat
+        return self._number.plain_type is float
 
     def is_symbolic(self) -> bool:
         return True
@@ -317,45 +244,42 @@ class _Guarded:
         return False
 
 
-_ARITHMETIC = {
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "truediv": operator.truediv,
-    "floordiv": operator.floordiv,
-    "mod": operator.mod,
-    "pow": operator.pow,
-}
-_BITWISE = {
-    "and": operator.and_,
-    "or": operator.or_,
-    "xor": operator.xor,
-    "lshift": operator.lshift,
-    "rshift": operator.rshift,
-}
-_SIGNS = {"neg": operator.neg, "pos": operator.pos, "abs": abs}
-_COMPARISONS = {
-    "eq": operator.eq,
-    "ne": operator.ne,
-    "lt": operator.lt,
-    "le": operator.le,
-    "gt": operator.gt,
-    "ge": operator.ge,
-}
+def _binary(function: Callable[..., Any], *, reflected: bool = False) -> Callable[[Any, Any], Any]:
+    def method(self: _Traced, other: Any) -> Any:
+        if not isinstance(other, (int, float)):
+            return NotImplemented
+        return self.tape.compute(function, *((other, self) if reflected else (self, other)))
+
+    return method
+
+
+def _unary(function: Callable[..., Any]) -> Callable[[Any], Any]:
+    def method(self: _Traced) -> Any:
+        return self.tape.compute(function, self)
+
+    return method
+
+
+def _comparison(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+    def method(self: _Traced, other: Any) -> Any:
+        return self.tape.decide(function, self, other) if isinstance(other, (int, float)) else NotImplemented
+
+    return method
 
 
 def _install() -> None:
-    for kind, table in ((TracedInt, _ARITHMETIC | _BITWISE), (TracedFloat, _ARITHMETIC)):
-        for name, function in table.items():
-            setattr(kind, f"__{name}__", _binary(function))
-            setattr(kind, f"__r{name}__", _binary(function, reflected=True))
-        for name, function in _SIGNS.items():
-            setattr(kind, f"__{name}__", _unary(function))
-        for name, function in _COMPARISONS.items():
-            setattr(kind, f"__{name}__", _comparison(function))
-    TracedInt.__invert__ = _unary(operator.invert)  # type: ignore[method-assign]
-    for name, function in {"floor": math.floor, "ceil": math.ceil, "trunc": math.trunc}.items():
-        setattr(TracedFloat, f"__{name}__", _unary(function))
+    """Give the classes the methods of numbers, each of which records what it computes."""
+    for name in "add sub mul truediv floordiv mod pow and or xor lshift rshift".split():
+        function = getattr(operator, f"__{name}__")
+        setattr(_Traced, f"__{name}__", _binary(function))
+        setattr(_Traced, f"__r{name}__", _binary(function, reflected=True))
+    for name in "neg pos abs invert".split():
+        setattr(_Traced, f"__{name}__", _unary(getattr(operator, f"__{name}__")))
+    for name in "eq ne lt le gt ge".split():
+        setattr(_Traced, f"__{name}__", _comparison(getattr(operator, name)))
+    for rounding in (math.floor, math.ceil, math.trunc):
+        setattr(TracedFloat, f"__{rounding.__name__}__", _unary(rounding))
+        setattr(TracedInt, f"__{rounding.__name__}__", lambda self: self)
 
 
 _install()

@@ -17,7 +17,7 @@ from fxsurgery.inputs import Inputs, tensors_in
 from fxsurgery.training.batches import describe, describe_inputs
 from fxsurgery.training.task import Accumulating, Task
 
-MISFITS = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError)
+MISFITS = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError)
 ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 ELEMENTWISE_FUNCTIONS = (functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss)
 """What compares output and target entry by entry, and broadcasts them."""

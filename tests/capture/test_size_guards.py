@@ -1,0 +1,214 @@
+"""At sizes other than the example's, a captured graph computes what the model does, or refuses in one error."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fxsurgery.capture import capture
+from fxsurgery.inputs import Inputs
+from zoo import lively
+
+REFUSED = r"must have (the )?size|decides by a size"
+
+
+class Net(nn.Module):
+    """Two layers around a function of the feature map; symbolic tracing cannot take the assertion."""
+
+    def __init__(self, between, channels=3):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(channels, 4, 3, padding=1), nn.Conv2d(4, 5, 1)
+        self.between = between
+
+    def forward(self, x):
+        assert bool(x.shape[0])
+        return self.last(self.between(self.first(x)))
+
+
+class Tokens(nn.Module):
+    def __init__(self, between, longest=40):
+        super().__init__()
+        self.embed, self.position = nn.Embedding(30, 8), nn.Parameter(torch.randn(1, longest, 8))
+        self.cell, self.head = nn.GRUCell(8, 8), nn.Linear(8, 3)
+        self.between = between
+
+    def forward(self, batch):
+        return self.head(self.between(self, self.embed(batch["ids"]), batch))
+
+
+def images(*size, batch=2):
+    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(sum(size)))
+
+
+def ids(length, batch=2):
+    return {"ids": torch.randint(0, 30, (batch, length), generator=torch.Generator().manual_seed(length))}
+
+
+def taken(model, example):
+    model = lively(model).eval()
+    return model, capture(model, example)
+
+
+def agrees(model, program, given):
+    own = Inputs((given,)).clone().args[0]
+    wanted, got = model(own), program(own)
+    return wanted.shape == got.shape and torch.allclose(wanted, got, atol=1e-5)
+
+
+def told(program):
+    """What is noted, but for the parts of `Tokens` that a case does not use."""
+    return [note for note in program.notes if "left out" not in note]
+
+
+def pads_and_crops(x):
+    h, w = x.shape[-2:]
+    return functional.pad(x, (0, -w % 8, 0, -h % 8)).cos()[..., :h, :w]
+
+
+def flattens(x):
+    b, c, h, w = x.size()
+    return x.reshape(b, c, h * w).softmax(-1).view(b, c, h, w)
+
+
+def halves(x):
+    return functional.interpolate(x, size=(x.shape[2] // 2, x.shape[3] // 2)).mean((2, 3), keepdim=True)
+
+
+def rolls(x):
+    return torch.roll(x, x.shape[-1] // 2, -1) / x[0, 0].numel()
+
+
+def ceils(x):
+    return functional.avg_pool2d(x, 2, ceil_mode=True) * (-(-x.shape[2] // 2)) ** 0.5
+
+
+def chunks(x):
+    top, bottom = x.chunk(2, 1)
+    return torch.cat([top.sin(), bottom], 1) + torch.linspace(0, 1, x.shape[-1])
+
+
+@pytest.mark.parametrize("between", [pads_and_crops, flattens, halves, rolls, ceils, chunks])
+def test_what_is_computed_from_sizes_stays_symbolic(between):
+    model, program = taken(Net(between), images(8, 8))
+    assert not program.notes
+    for size in ((8, 8), (13, 13), (24, 24), (9, 20), (4, 31)):
+        assert agrees(model, program, images(*size, batch=3)), size
+
+
+def with_positions(model, x, _):
+    return x + model.position[:, : x.shape[1]]
+
+
+def shifted(model, x, _):
+    n = x.shape[1]
+    mask = torch.ones(n, n, dtype=torch.bool).tril()
+    return (x @ x.transpose(1, 2)).masked_fill(~mask, -1e4).softmax(-1) @ x
+
+
+def one_by_one(model, x, _):
+    state = x.new_zeros(len(x), 8)
+    for step in range(x.shape[1]):
+        state = model.cell(x[:, step], state)
+    return state
+
+
+def unbound(model, x, _):
+    return sum(step.tanh() for step in x.unbind(1))
+
+
+def half_of(model, x, _):
+    return x[:, : int(x.shape[1] * 0.5)].sum(1)
+
+
+def only_long(model, x, _):
+    return x.cos() if x.shape[1] > 6 else x
+
+
+@pytest.mark.parametrize("between", [with_positions, shifted])
+def test_a_sequence_may_have_any_length_that_the_model_takes(between):
+    model, program = taken(Tokens(between), ids(12))
+    assert not told(program)
+    for length in (1, 3, 12, 29, 40):
+        assert agrees(model, program, ids(length, batch=3)), length
+
+
+@pytest.mark.parametrize("between", [one_by_one, unbound, half_of])
+def test_a_length_that_forward_goes_by_is_fixed_and_named(between):
+    model, program = taken(Tokens(between), ids(5))
+    (note,) = told(program)
+    assert note.startswith("`batch['ids']` must have size 5 along dim 1")
+    assert "test_size_guards.py" in note
+    assert agrees(model, program, ids(5, batch=7))
+    for length in (1, 4, 6, 10):
+        with pytest.raises(AssertionError, match=r"`batch\['ids'\]` must have size 5.*capture the model at the size"):
+            program(ids(length))
+
+
+def test_a_threshold_that_no_tried_size_crosses_is_guarded():
+    def past_a_hundred(x):
+        return x * 2 if x.shape[-1] > 100 else x
+
+    model, program = taken(Net(past_a_hundred), images(8, 8))
+    assert agrees(model, program, images(50, 100))
+    with pytest.raises(AssertionError, match=r"decides by a size \(test_size_guards.py"):
+        program(images(8, 101))
+
+
+@pytest.mark.parametrize("length", [3, 9])
+def test_a_branch_holds_where_it_went_the_same_way(length):
+    model, program = taken(Tokens(only_long), ids(length))
+    for other in range(1, 16):
+        if (other > 6) == (length > 6):
+            assert agrees(model, program, ids(other))
+        else:
+            with pytest.raises(AssertionError, match=REFUSED):
+                program(ids(other))
+
+
+def test_dims_that_must_agree_are_tied():
+    def masked(model, x, batch):
+        mask = batch["mask"]
+        if mask.shape[1] > x.shape[1]:
+            mask = mask[:, -x.shape[1] :]
+        return x * mask[:, :, None]
+
+    model, program = taken(Tokens(masked), {**ids(9), "mask": torch.ones(2, 9)})
+    for length in (1, 4, 20):
+        assert agrees(model, program, {**ids(length), "mask": torch.rand(2, length)})
+    with pytest.raises(AssertionError, match="size"):
+        program({**ids(9), "mask": torch.ones(2, 12)})
+
+
+def test_a_graph_with_the_sizes_of_its_run_is_fixed_to_them():
+    class Odd(nn.Module):
+        def forward(self, x):
+            n = x.shape[2]
+            if type(n) is not int:  # a traced size is refused: the recording falls back to plain ones
+                raise TypeError("a plain int, please")
+            return x[:, :, torch.arange(n).flip(0)]
+
+    model, program = taken(Net(Odd()), images(8, 8))
+    assert agrees(model, program, images(8, 8, batch=5))
+    assert agrees(model, program, images(8, 11))
+    with pytest.raises(AssertionError, match=r"`x` must have size 8 along dim 2"):
+        program(images(11, 8))
+
+
+def test_symbolic_tracing_is_held_to_other_sizes_too():
+    class Cached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.side = nn.Conv2d(3, 4, 3, padding=1), 8
+
+        def forward(self, x):
+            return self.conv(x)[..., : self.side]
+
+    model, program = taken(Cached(), images(8, 8))
+    for size in ((8, 8), (4, 4), (16, 9)):
+        assert agrees(model, program, images(*size))
+
+
+def test_train_mode_refuses_too():
+    _, program = taken(Tokens(one_by_one), ids(5))
+    with pytest.raises(AssertionError, match=REFUSED):
+        program.trainable_copy().train()(ids(8))
