@@ -8,6 +8,7 @@ checked against the model.
 import copy
 import inspect
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from fxsurgery.capture.checks import Comparison, shapes
 from fxsurgery.capture.guess import guess_inputs
 from fxsurgery.capture.kind import require_takeable
 from fxsurgery.capture.recorded import Recorded, recorded
-from fxsurgery.capture.size_guards import settle_sizes
+from fxsurgery.capture.size_guards import Settled, settle_sizes
 from fxsurgery.capture.size_variants import Variant, size_variants
 from fxsurgery.capture.symbolic import traced, traced_in_training, used_by
 from fxsurgery.errors import CaptureError, DataError, TrainOnlyError
@@ -106,21 +107,41 @@ def _recorded(
     reached: tuple[str, ...],
     variants: tuple[Variant, ...],
 ) -> Recorded:
-    """Record with symbolic sizes; where something in forward does not take those, with the sizes of the inputs."""
+    """Record with symbolic sizes; where something in forward does not take those, with the sizes of the inputs.
+
+    Where a branch goes another way at other sizes, the recording of such a size may hold for all of them.
+    """
+
+    def attempt(at: Variant | None = None, *, trace_sizes: bool = True) -> tuple[Recorded, Settled]:
+        sizes, others = inputs, variants
+        if at is not None:
+            sizes, others = at.inputs, (*(v for v in variants if v is not at), Variant.of(model, inputs, at.dims))
+        found = recorded(_copied(model), sizes, leaf_modules, reached, trace_sizes=trace_sizes)
+        settled = settle_sizes(model, found.graph_module, sizes, others)
+        return _compared(model, found, settled, inputs), settled
+
     try:
-        return _checked(model, recorded(_copied(model), inputs, leaf_modules, reached), inputs, variants)
+        found, settled = attempt()
     except CaptureError as error:
         try:
-            found = recorded(_copied(model), inputs, leaf_modules, reached, trace_sizes=False)
-            return _checked(model, found, inputs, variants)
+            return attempt(trace_sizes=False)[0]
         except CaptureError:
             raise error from None
+    for variant in settled.refused[:1]:
+        with suppress(CaptureError):
+            wider, again = attempt(variant)
+            if not again.notes:
+                return wider
+    return found
 
 
 def _checked(model: nn.Module, found: Recorded, inputs: Inputs, variants: tuple[Variant, ...]) -> Recorded:
-    sizes = settle_sizes(model, found.graph_module, inputs, variants)
+    return _compared(model, found, settle_sizes(model, found.graph_module, inputs, variants), inputs)
+
+
+def _compared(model: nn.Module, found: Recorded, settled: Settled, inputs: Inputs) -> Recorded:
     notes = Comparison(model, found.graph_module, found.entered).check(inputs)
-    return Recorded(found.graph_module, found.entered, (*found.notes, *sizes, *notes))
+    return Recorded(found.graph_module, found.entered, (*found.notes, *settled.notes, *notes))
 
 
 def _copied(model: nn.Module) -> nn.Module:

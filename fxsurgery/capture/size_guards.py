@@ -36,6 +36,16 @@ OPPOSITE: dict[Any, Any] = {
 }
 
 
+@dataclass(frozen=True)
+class Settled:
+    """What a graph was made to hold for."""
+
+    notes: tuple[str, ...] = ()
+    """Which sizes are fixed and refused, and why."""
+    refused: tuple[Variant, ...] = ()
+    """Inputs that the model takes and the graph refuses, since a branch goes another way for them."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Trial:
     """One run of the graph with its guards switched off."""
@@ -52,7 +62,7 @@ class _Trial:
 
 def settle_sizes(
     model: nn.Module, graph_module: fx.GraphModule, inputs: Inputs, variants: tuple[Variant, ...]
-) -> tuple[str, ...]:
+) -> Settled:
     """Make a graph right, or refuse, at every size that its model takes.
 
     Args:
@@ -60,24 +70,23 @@ def settle_sizes(
         graph_module: changed in place.
         inputs: the example inputs.
         variants: inputs of other sizes, which the model takes.
-
-    Returns:
-        Notes for the user: which sizes are fixed, and why.
     """
-    lively = trials.lively(model)
-    example = Variant(inputs, (), trials.run_eval(trials.lively_copy(model, lively), inputs))
+    lively, example = trials.lively(model), Variant.of(model, inputs)
     found = [_tried(trials.lively_copy(graph_module, lively), variant) for variant in (example, *variants)]
     if not found[0].agrees:
-        return ()  # the checks of the capture tell what is wrong
+        return Settled()  # the checks of the capture tell what is wrong
     settled = _Settlement(graph_module.graph, _leaf_names(model, inputs), inputs, found)
     settled.fold()
     settled.tie()
     settled.drop_harmless()
-    notes = (*settled.fix(), *settled.word_branches())
+    notes = tuple(settled.fix())
+    branches = {node.name for node in settled.guards("branch")}
+    refused = [v for v, trial in zip(variants, found[1:], strict=True) if branches & set(trial.broken) and v.dims]
+    notes = (*notes, *settled.word_branches())
     settled.clean()
     graph_module.graph.lint()
     graph_module.recompile()
-    return notes
+    return Settled(notes, tuple(refused))
 
 
 def _tried(graph_module: nn.Module, variant: Variant) -> _Trial:
@@ -169,7 +178,8 @@ class _Settlement:
     def drop_harmless(self) -> None:
         """Drop the guards that no size breaks, or only sizes at which the graph is right all the same.
 
-        Those are other batch sizes, of which a few are tried as ever, and the size 1 where it is the only one.
+        Those are other batch sizes, of which a few are tried as ever; the size 1 where it is the only one; and
+        sizes with another remainder, where two or more of them are right: "pad if it is no multiple".
         """
         seen = set[tuple[Any, ...]]()
         for node in [*self.guards("exact"), *self.guards("branch")]:
@@ -180,7 +190,8 @@ class _Settlement:
             exact = node.meta["guard"] == "exact"
             right = bool(broken) and all(trial.agrees for trial in broken)
             small = _broken_by(condition, node.args[1])
-            tried = right and (not any(t.dims for t in broken) or small - {0} == {1})
+            several = len(broken) > 1 and _is_remainder(condition)
+            tried = right and (not any(t.dims for t in broken) or small - {0} == {1} or several)
             if tried or key in seen or (exact and not broken) or small == {0}:
                 self.graph.erase_node(node)
             seen.add(key)
@@ -266,6 +277,14 @@ def _broken_by(condition: fx.Node, expected: object) -> set[int]:
     compare: Any = condition.target
     broken = {n for n in (0, 1, 2) if bool(compare(n, limit)) != expected}
     return broken if bool(compare(3, limit)) == expected else set()
+
+
+def _is_remainder(condition: fx.Node) -> bool:
+    """Whether a guard compares the remainder of a division by a constant with 0."""
+    value, limit = condition.args
+    if not isinstance(value, fx.Node) or limit != 0 or condition.target not in {operator.eq, operator.ne}:
+        return False
+    return value.target is operator.mod and not isinstance(value.args[1], fx.Node)
 
 
 def _at(node: fx.Node) -> str:

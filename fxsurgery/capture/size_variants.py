@@ -6,7 +6,7 @@ their mask), then one by one (height, width).
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,11 @@ class Variant:
     """The dims that were changed; none where it is the batch."""
     outcome: trials.Outcome
 
+    @classmethod
+    def of(cls, model: nn.Module, inputs: Inputs, dims: tuple[Dim, ...] = ()) -> Self:
+        """Run a copy of `model` on `inputs`, whatever it may raise."""
+        return cls(inputs, dims, trials.run_eval(trials.lively_copy(model, trials.lively(model)), inputs))
+
 
 def size_variants(model: nn.Module, inputs: Inputs) -> tuple[Variant, ...]:
     """Return the variants of `inputs` that `model` takes in eval mode, those of other batch sizes first.
@@ -40,7 +45,7 @@ def size_variants(model: nn.Module, inputs: Inputs) -> tuple[Variant, ...]:
         model: a private copy, which stays as it is.
         inputs: the example inputs.
     """
-    lively, runs = trials.lively(model), 0
+    runs = 0
     found = list[Variant]()
     for dims, changes in _changes(inputs):
         for changed in changes:
@@ -48,10 +53,9 @@ def size_variants(model: nn.Module, inputs: Inputs) -> tuple[Variant, ...]:
                 return tuple(found)
             runs += 1
             try:
-                outcome = trials.run_eval(trials.lively_copy(model, lively), changed)
+                found.append(Variant.of(model, changed, dims))
             except Exception:  # noqa: BLE001 -- a model refuses a size in any way it likes
                 continue
-            found.append(Variant(changed, dims, outcome))
             break
     return tuple(found)
 

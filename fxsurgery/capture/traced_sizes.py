@@ -168,7 +168,7 @@ class _Traced:
         return self.tape.compute(operator.floordiv, other, self), self.tape.compute(operator.mod, other, self)
 
 
-class TracedInt(_Traced, torch.SymInt):  # type: ignore[misc]  # `node` is read only
+class TracedInt(_Traced, torch.SymInt):  # type: ignore[override]  # `node` is read only
     """An int read from a shape or computed from one; a `torch.SymInt`, so that every torch function takes it."""
 
     plain_type = int
@@ -195,7 +195,7 @@ class TracedInt(_Traced, torch.SymInt):  # type: ignore[misc]  # `node` is read 
         return True
 
 
-class TracedFloat(_Traced, torch.SymFloat):  # type: ignore[misc]  # `node` is read only
+class TracedFloat(_Traced, torch.SymFloat):  # type: ignore[override]  # `node` is read only
     """A float computed from sizes: `h / 16`, `n ** 0.5`."""
 
     plain_type = float
