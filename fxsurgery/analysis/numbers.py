@@ -5,7 +5,7 @@ other way (`x / c ** 0.5`) must stay what it is, so the dims that it came from f
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, fx
@@ -47,7 +47,11 @@ class Numbers:
         """The tensors and dims that the numbers among `node`'s inputs came from."""
         if not self._sources:
             return set()
-        return set[Source]().union(*(self._sources.get(n, ()) for n in node.all_input_nodes))
+        return self.of(node.all_input_nodes)
+
+    def of(self, nodes: Iterable[fx.Node]) -> set[Source]:
+        """The tensors and dims that the numbers which `nodes` give came from."""
+        return set[Source]().union(*(self._sources.get(n, ()) for n in nodes))
 
     def by_name(self) -> dict[str, tuple[tuple[str, tuple[int, ...]], ...]]:
         """By node: the tensors and dims that the number it gives came from."""
@@ -84,3 +88,33 @@ def _picked(dims: tuple[int, ...], index: object) -> tuple[int, ...]:
     if len(dims) > 1 and isinstance(index, int):
         return (dims[index],)
     return dims[index] if len(dims) > 1 and isinstance(index, slice) else dims
+
+
+def computed_slices(node: fx.Node, rank: int) -> Iterator[tuple[int, tuple[fx.Node, ...]]]:
+    """The dims of its first input, of `rank` dims, along which `node` takes a part by computed numbers, and those."""
+    name = target_name(node)
+    if name in {"narrow", "select"} and isinstance(dim := _told(node, 1, "dim"), int):
+        numbers = tuple(n for n in node.all_input_nodes if n is not node.args[0])
+        if numbers:
+            yield dim % rank, numbers
+    if name != "getitem" or len(node.args) < 2:
+        return
+    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    taken = sum(part is not None and part is not Ellipsis for part in index)
+    dim = 0
+    for part in index:
+        if part is Ellipsis:
+            dim += rank - taken
+        elif part is not None:
+            if numbers := _numbers_in(part):
+                yield dim, numbers
+            dim += 1
+
+
+def _told(node: fx.Node, position: int, name: str) -> object:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name)
+
+
+def _numbers_in(part: object) -> tuple[fx.Node, ...]:
+    bounds = (part.start, part.stop, part.step) if isinstance(part, slice) else (part,)
+    return tuple(bound for bound in bounds if isinstance(bound, fx.Node))

@@ -18,10 +18,10 @@ from typing_extensions import override
 
 from fxsurgery.analysis.atoms import Atoms, Ids
 from fxsurgery.analysis.direct import Plain, computes_no_tensor, plain_function, plain_module
-from fxsurgery.analysis.labels import Labels, along
+from fxsurgery.analysis.labels import Labels, along, varying
 from fxsurgery.analysis.macs import macs_of
 from fxsurgery.analysis.meta import run_on_meta
-from fxsurgery.analysis.numbers import Numbers
+from fxsurgery.analysis.numbers import Numbers, computed_slices
 from fxsurgery.analysis.provenance import Attention, Provenance, Work
 from fxsurgery.analysis.real_run import is_kept_whole, on_meta, run_for_real
 from fxsurgery.analysis.refit import is_resizable
@@ -193,6 +193,7 @@ class Walk(fx.Interpreter):
         if leaves:
             if not is_sized(node):
                 self._freeze_sizes(node)
+            self._freeze_parts(node)
             self.numbers.forget(node)
         if isinstance(result, Tensor) and result.dtype == torch.bool:
             self.masks.add(node.name)
@@ -210,6 +211,26 @@ class Walk(fx.Interpreter):
             labels = self.labels(self.env[tensor])
             for dim in dims:
                 self.state.freeze(self.state.vector(labels, dim))
+
+    def _freeze_parts(self, node: fx.Node) -> None:
+        """A part whose bounds follow the inputs' sizes may be any other at another size: nothing of it is unused."""
+        source = self.env.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+        if not isinstance(source, Tensor):
+            return
+        for dim, bounds in computed_slices(node, source.dim()):
+            if not any(isinstance(self.env.get(bound), Tensor) for bound in bounds) and self._follow_inputs(bounds):
+                self.state.op = "a slice that follows the sizes of the inputs"
+                self.state.freeze(self.state.vector(self.labels(source), dim))
+
+    def _follow_inputs(self, numbers: Sequence[fx.Node]) -> bool:
+        """Whether numbers come from a dim without labels, whose size is the inputs' to say."""
+        sources = self.numbers.of(numbers)
+        labelled = all(
+            any(dim in varying(plane) for plane in self.labels(self.env[tensor]).planes)
+            for tensor, dims in sources
+            for dim in dims
+        )
+        return not sources or not labelled
 
     def labels(self, tensor: Tensor) -> Labels:
         """What is known of a tensor; one that was not met before carries no label."""

@@ -221,10 +221,12 @@ class _Settlement:
 
     def _insert_check(self, at: Dim, wanted: int | Dim, message: str) -> None:
         inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
-        with self.graph.inserting_before(inputs[-1].next):
+        checked = [n for n in self.graph.nodes if n.meta.get("input_check")]
+        with self.graph.inserting_before((checked or inputs)[-1].next):
             size = wanted if isinstance(wanted, int) else self._size_of(inputs, wanted)
             same = self.graph.call_function(operator.eq, (self._size_of(inputs, at), size))
-            self.graph.call_function(ASSERT, (same, f"{message}; {REMEDY}"))
+            check = self.graph.call_function(ASSERT, (same, f"{message}; {REMEDY}"))
+            check.meta["input_check"] = True
 
     def _size_of(self, inputs: list[fx.Node], at: Dim) -> fx.Node:
         leaf, dim = at

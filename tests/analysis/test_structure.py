@@ -185,3 +185,22 @@ def test_tied_weights_need_no_rule():
 def test_known_group_counts_of_real_models(name: str, groups: int, units: int):
     found = structure(program(name)).groups
     assert (len(found), sum(len(g.units) for g in found)) == (groups, units)
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["traced", "recorded"])
+def test_rows_of_a_table_that_longer_inputs_need_are_not_unused(named):
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(30, 8), nn.Linear(8, 4)
+            self.table = nn.Parameter(torch.randn(1, 40, 8))
+            self.register_buffer("scale", torch.rand(40, 1))
+
+        def forward(self, given):
+            ids = given["ids"] if named else given
+            n = ids.shape[1]
+            return self.head((self.embed(ids) + self.table[:, :n]) * self.scale.narrow(0, 0, n))
+
+    ids = torch.randint(0, 30, (2, 9))
+    found = structure(capture(Positions().eval(), {"ids": ids} if named else ids))
+    assert [(group.name, len(group.units)) for group in found.groups] == [("embed", 8)]

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
-from fxsurgery.passes import ALL
+from fxsurgery.passes import ALL, PruneChannels
 from fxsurgery.surgery import Effect
 from zoo import ZOO, example, lively
 
@@ -92,8 +93,25 @@ class Thirds(nn.Module):
         return self.last(functional.interpolate(x, size=n)) / n**0.5
 
 
-SIGNALS = {"Conv1dNet", "Steps", "Thirds"}
-OWN = {kind.__name__: kind for kind in (Padding, Windows, Steps, Thirds)}
+class Positions(nn.Module):
+    """Adds as much of a learned table, and masks by as much of a fixed one, as the signal is long."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 4)
+        self.table = nn.Parameter(torch.randn(1, 32, 8))
+        self.register_buffer("causal", torch.ones(32, 32).tril())
+
+    def forward(self, x):
+        x = self.first(x.transpose(1, 2))
+        n = x.shape[1]
+        x = x + self.table[:, :n]
+        scores = (x @ x.transpose(1, 2)).masked_fill(self.causal[:n, :n] == 0, -1e4)
+        return self.last(scores.softmax(-1) @ x)
+
+
+SIGNALS = {"Conv1dNet", "Steps", "Thirds", "Positions"}
+OWN = {kind.__name__: kind for kind in (Padding, Windows, Steps, Thirds, Positions)}
 NAMES = [*ZOO, *OWN]
 
 
@@ -141,6 +159,8 @@ def hold(name, recorded, draws, seed=0):
         for move in itertools.islice(kind.candidates(program), 1)
         if (result := move(program)).effect is Effect.EXACT and result.changes
     ]
+    groups = structure(program).groups
+    pruned = [PruneChannels(((group.name, (0,)),))(program).program for group in groups if len(group.units) > 1]
     computed = 0
     for x in drawn(name, draws, seed):
         wanted = outputs(model, as_given(x))
@@ -155,6 +175,10 @@ def hold(name, recorded, draws, seed=0):
         assert equal(got, wanted), tuple(x.shape)
         for changed in exact:
             assert equal(outputs(changed, as_given(x)), wanted), (changed.log, tuple(x.shape))
+        for changed in pruned:
+            got = outputs(changed, as_given(x))
+            assert not isinstance(got, Exception), (changed.log, tuple(x.shape), got)
+            assert [o.shape for o in got] == [o.shape for o in wanted]
     return computed
 
 
