@@ -2,10 +2,11 @@
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+from pydantic import ConfigDict, ValidationError, create_model
 from torch import fx, nn
 from typing_extensions import override
 
@@ -19,9 +20,19 @@ from fxsurgery.deploy import LatencyReport, OnnxModel, export_onnx, resolve_targ
 from fxsurgery.errors import RunError, SpecError, SurgeryError
 from fxsurgery.passes import replay
 from fxsurgery.program import Program
-from fxsurgery.saving import load_facts, load_programs, save_result, write_standalone
+from fxsurgery.saving import open_result, save_result, write_standalone
+from fxsurgery.saving.schema import SavedResult, first_fault
 from fxsurgery.searchers.beginning import CONFIG, RESULT
-from fxsurgery.searchers.evolution import Evolution, Member, as_plain, member_as_plain, member_of_plain, of_plain
+from fxsurgery.searchers.evolution import (
+    Candidate,
+    Evolution,
+    Member,
+    as_plain,
+    member_as_plain,
+    member_of_plain,
+    of_plain,
+)
+from fxsurgery.training import Score
 from fxsurgery.training.device import leads
 
 
@@ -66,6 +77,8 @@ class Result:
     pareto: tuple[Member, ...] = ()
     """What an evolutionary search found on the way that no other network beats at its cost, the cheapest first."""
     _files: dict[str, OnnxModel] = field(default_factory=dict, repr=False)
+    _saved_costs: tuple[Cost | None, Cost | None] | None = field(default=None, repr=False)
+    """Of a result that was loaded, what was saved of `costs`: `None` for what was not."""
 
     @property
     def model(self) -> fx.GraphModule:
@@ -76,6 +89,14 @@ class Result:
     def cost(self) -> tuple[Cost, Cost]:
         """What the original takes, and what the result takes."""
         return cost(self.original), cost(self.program)
+
+    @property
+    def costs(self) -> tuple[Cost | None, Cost | None]:
+        """The same without running anything of a result that was loaded: as it was saved.
+
+        `None` where it was not, by an early version; `cost` counts it.
+        """
+        return self.cost if self._saved_costs is None else self._saved_costs
 
     @property
     def log(self) -> tuple[str, ...]:
@@ -94,7 +115,10 @@ class Result:
 
     @override
     def __repr__(self) -> str:
-        before, after = self.cost
+        before, after = self.costs
+        if before is None or after is None:
+            numbers = [sum(p.numel() for p in x.graph_module.parameters()) for x in (self.program, self.original)]
+            return f"<Result: {numbers[0]:,} of {numbers[1]:,} parameters>"
         return f"<Result: {after.params:,} of {before.params:,} parameters, {after.macs:,} of {before.macs:,} MACs>"
 
     def summary(self) -> str:
@@ -122,6 +146,7 @@ class Result:
             history=(),
             evolution=self.evolution and self.evolution.ending_with(member.candidate),
             _files={},
+            _saved_costs=self._saved_costs and (self._saved_costs[0], _cost_of(member)),
         )
 
     def save(self, folder: str | Path) -> None:
@@ -135,7 +160,7 @@ class Result:
         """
         if not leads():
             return
-        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {*_PROGRAMS, *_EVOLVED, "_files"}}
+        facts = {name: getattr(self, name) for name in _known() if name not in {*_PROGRAMS, *_EVOLVED}}
         for name in ("metrics", "figures"):
             facts[name] = {what: (pair.before, pair.after) for what, pair in getattr(self, name).items()}
         programs = {name: getattr(self, name) for name in _PROGRAMS}
@@ -144,7 +169,8 @@ class Result:
         if self.pareto:
             facts["pareto"] = [member_as_plain(member) for member in self.pareto]
             programs |= {_member(i): member.program for i, member in enumerate(self.pareto)}
-        save_result(Path(folder), programs, facts)
+        original, program = self.cost
+        save_result(Path(folder), programs, facts, {"original": original, "program": program})
 
     def save_standalone(self, folder: str | Path) -> None:
         """Write the model as Python code of its own, `model.py`, with its weights: it needs torch and nothing else.
@@ -245,23 +271,87 @@ def load(folder: str | Path, *, original: nn.Module | None = None) -> Result:
     folder = Path(folder)
     if (folder / CONFIG).is_file() and (folder / RESULT).is_dir():
         folder /= RESULT
-    facts = load_facts(folder)
-    known = {f.name for f in fields(Result)} - {"_files"}
-    given: dict[str, Any] = {name: value for name, value in facts.items() if name in known}
+    opened = open_result(folder)
+    facts = opened.facts
+    _require_types(folder, facts)
+    given = dict(facts)
     try:
         given["metrics"] = {split: BeforeAfter(*pair) for split, pair in facts["metrics"].items()}
         given["figures"] = {name: BeforeAfter(*pair) for name, pair in facts.get("figures", {}).items()}
         given["evolution"] = of_plain(facts["evolution"]) if "evolution" in facts else None
         members = list(facts.get("pareto", ()))
-        programs = load_programs(folder, (*_PROGRAMS, *map(_member, range(len(members)))), original)
+        programs = opened.programs((*_PROGRAMS, *map(_member, range(len(members)))), original)
         given |= {name: programs[name] for name in _PROGRAMS}
         given["pareto"] = tuple(member_of_plain(m, programs[_member(i)]) for i, m in enumerate(members))
-        return Result(**given)
+        return Result(**given, _saved_costs=_costs(folder, opened.saved, programs))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise RunError(f"{folder} is damaged: {error}") from error
 
 
+def _costs(folder: Path, saved: SavedResult, programs: Mapping[str, Program]) -> tuple[Cost | None, Cost | None]:
+    """What the file says that original and result take.
+
+    Raises:
+        RunError: the parameters are others.
+    """
+    found = dict[str, Cost | None]()
+    for name in ("original", "program"):
+        stated = (saved.costs or {}).get(name)  # type: ignore[call-overload]
+        found[name] = stated and Cost(params=stated.params, macs=stated.macs, uncounted=tuple(stated.uncounted))
+        counted = sum(p.numel() for p in programs[name].graph_module.parameters())
+        if stated and stated.params != counted:
+            raise RunError(f"{folder} is damaged: `{name}` has {counted:,} parameters, and {stated.params:,} by its file")
+    return found["original"], found["program"]
+
+
+def _cost_of(member: Member) -> Cost:
+    """What a member takes, as it was noted in the search."""
+    return Cost(params=member.candidate.params, macs=member.candidate.macs)
+
+
 _PROGRAMS = ("program", "original")
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+def _saved_as(kind: type[Any], **changed: Any) -> Any:  # noqa: ANN401 -- a type
+    """The schema of a dataclass that is saved field by field; of some, the type is `changed` by it."""
+    kinds = {**get_type_hints(kind), **changed}
+    saved = [f for f in fields(kind) if not f.name.startswith("_") and f.name not in _PROGRAMS]
+    needed = {f.name for f in saved if f.default is MISSING and f.default_factory is MISSING}
+    given: dict[str, Any] = {f.name: (kinds[f.name], ... if f.name in needed else None) for f in saved}
+    return create_model(kind.__name__, __config__=_STRICT, **given)
+
+
+_CANDIDATE = _saved_as(Candidate)
+_MEMBER = create_model("Member", __config__=_STRICT, candidate=(_CANDIDATE, ...), score=(_saved_as(Score), ...))
+_PAIRS = dict[str, tuple[float, float]]
+_FACTS = _saved_as(
+    Result,
+    metrics=_PAIRS,
+    figures=_PAIRS,
+    evolution=_saved_as(Evolution, candidates=tuple[_CANDIDATE, ...] | list[_CANDIDATE]),
+    pareto=list[_MEMBER],  # type: ignore[valid-type]
+)
+"""What `result.json` says beside the programs."""
+
+
+def _require_types(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Refuse facts of unknown names and of other types than `Result.save` writes.
+
+    Raises:
+        RunError: it says which.
+    """
+    try:
+        _FACTS.model_validate(facts)
+    except (ValidationError, RecursionError) as error:
+        raise RunError(f"{folder} is damaged: {first_fault(error)}") from error
+
+
+def _known() -> list[str]:
+    """What a result holds that is saved."""
+    return [f.name for f in fields(Result) if not f.name.startswith("_")]
+
+
 _EVOLVED = ("evolution", "pareto")
 
 

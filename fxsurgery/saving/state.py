@@ -1,0 +1,80 @@
+"""The tensors of a saved program: checked against what was declared before one is read, then put in their places."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxsurgery.errors import RunError
+from fxsurgery.saving.modules import submodule
+from fxsurgery.saving.schema import StateEntry
+from fxsurgery.saving.tensors import named_state
+
+
+def check_sizes(root: nn.Module, entries: list[StateEntry], header: Mapping[str, torch.Size]) -> None:
+    """Refuse tensors that do not fit what was declared, before one is read.
+
+    Raises:
+        RunError: one is missing, of another size, or of no use.
+    """
+    wanted = {name: tensor.shape for name, tensor in named_state(root)}
+    known = set[str]()
+    for entry in entries:
+        source = entry.of or entry.name
+        if entry.name in known or source not in header or (entry.of and entry.of not in known):
+            raise RunError(f"there are no weights for {entry.name}, or two" if entry.of else _missing([entry.name]))
+        known.add(entry.name)
+        if entry.name in wanted and wanted[entry.name] != header[source]:
+            sizes = f"{tuple(header[source])} in the weights and {tuple(wanted[entry.name])} in the graph"
+            raise RunError(f"`{entry.name}` is {sizes}")
+    if missing := sorted(wanted.keys() - known):
+        raise RunError(_missing(missing))
+    if odd := sorted(header.keys() - {entry.name for entry in entries if not entry.of}):
+        raise RunError(f"damaged: nothing in the graph is {', '.join(odd)[:60]}")
+
+
+def _missing(names: Sequence[str]) -> str:
+    return f"there are no weights for {', '.join(names[:4])}"
+
+
+def add_state(root: nn.Module, entries: list[StateEntry], weights: Mapping[str, Tensor]) -> None:
+    made = dict[str, Tensor]()
+    for entry in entries:
+        tensor = made[entry.of] if entry.of else weights[entry.name]
+        if entry.kind == "parameter" and not isinstance(tensor, nn.Parameter):
+            tensor = nn.Parameter(tensor, requires_grad=bool(entry.trains))
+        made[entry.name] = tensor
+        _put(root, entry.name, tensor, persistent=entry.persistent)
+
+
+def _put(root: nn.Module, name: str, tensor: Tensor, *, persistent: bool) -> None:
+    owner, _, leaf = name.rpartition(".")
+    module = submodule(root, owner)
+    if module is None:
+        raise RunError(f"damaged: `{name}` is part of what is not there")
+    if leaf in module._parameters or leaf in module._buffers:  # noqa: SLF001 -- no other way to ask
+        kept = module._parameters if isinstance(tensor, nn.Parameter) else module._buffers  # noqa: SLF001
+        if leaf not in kept:
+            raise RunError(f"damaged: `{name}` is no {'parameter' if kept is module._parameters else 'buffer'}")  # noqa: SLF001
+    elif hasattr(type(module), leaf) or leaf in vars(module) or leaf in module._modules:  # noqa: SLF001
+        raise RunError(f"damaged: `{name}` is no tensor")
+    if isinstance(tensor, nn.Parameter):
+        setattr(module, leaf, tensor)
+    elif leaf in module._buffers:  # noqa: SLF001
+        module._buffers[leaf] = tensor  # noqa: SLF001 -- setattr would refuse another type
+    else:
+        module.register_buffer(leaf, tensor, persistent=persistent)
+
+
+def check_targets(root: nn.Module, graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        if node.op == "call_module":
+            module = submodule(root, str(node.target))
+            if module is None or type(module) in {nn.Module, nn.ModuleList, nn.ModuleDict}:
+                raise RunError(f"the node `{node.name}` calls `{node.target}`, which is no layer")
+        elif node.op == "get_attr":
+            owner, _, leaf = str(node.target).rpartition(".")
+            module = submodule(root, owner)
+            tensors = {} if module is None else {**module._parameters, **module._buffers}  # noqa: SLF001
+            if module is None or (leaf != "training" and tensors.get(leaf) is None):
+                raise RunError(f"the node `{node.name}` reads `{node.target}`, which is no tensor")
