@@ -2,11 +2,11 @@
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import GenericAlias
+from typing import Any
 
-from pydantic import ConfigDict, ValidationError, create_model
 from torch import fx, nn
 from typing_extensions import override
 
@@ -21,7 +21,8 @@ from fxsurgery.errors import RunError, SpecError, SurgeryError
 from fxsurgery.passes import replay
 from fxsurgery.program import Program
 from fxsurgery.saving import open_result, save_result, write_standalone
-from fxsurgery.saving.schema import SavedResult, first_fault
+from fxsurgery.saving.facts import require_types, schema_of
+from fxsurgery.saving.schema import SavedResult
 from fxsurgery.searchers.beginning import CONFIG, RESULT
 from fxsurgery.searchers.evolution import (
     Candidate,
@@ -273,7 +274,7 @@ def load(folder: str | Path, *, original: nn.Module | None = None) -> Result:
         folder /= RESULT
     opened = open_result(folder)
     facts = opened.facts
-    _require_types(folder, facts)
+    require_types(folder, facts, _FACTS)
     given = dict(facts)
     try:
         given["metrics"] = {split: BeforeAfter(*pair) for split, pair in facts["metrics"].items()}
@@ -294,14 +295,16 @@ def _costs(folder: Path, saved: SavedResult, programs: Mapping[str, Program]) ->
     Raises:
         RunError: the parameters are others.
     """
-    found = dict[str, Cost | None]()
+    found = list[Cost | None]()
     for name in ("original", "program"):
-        stated = (saved.costs or {}).get(name)  # type: ignore[call-overload]
-        found[name] = stated and Cost(params=stated.params, macs=stated.macs, uncounted=tuple(stated.uncounted))
+        stated = None if saved.costs is None else saved.costs.get(name)
         counted = sum(p.numel() for p in programs[name].graph_module.parameters())
-        if stated and stated.params != counted:
-            raise RunError(f"{folder} is damaged: `{name}` has {counted:,} parameters, and {stated.params:,} by its file")
-    return found["original"], found["program"]
+        if stated is not None and stated.params != counted:
+            numbers = f"{counted:,} parameters, and {stated.params:,} by its file"
+            raise RunError(f"{folder} is damaged: `{name}` has {numbers}")
+        uncounted = () if stated is None else tuple(stated.uncounted)
+        found.append(None if stated is None else Cost(params=counted, macs=stated.macs, uncounted=uncounted))
+    return found[0], found[1]
 
 
 def _cost_of(member: Member) -> Cost:
@@ -310,41 +313,18 @@ def _cost_of(member: Member) -> Cost:
 
 
 _PROGRAMS = ("program", "original")
-_STRICT = ConfigDict(extra="forbid", strict=True)
-
-
-def _saved_as(kind: type[Any], **changed: Any) -> Any:  # noqa: ANN401 -- a type
-    """The schema of a dataclass that is saved field by field; of some, the type is `changed` by it."""
-    kinds = {**get_type_hints(kind), **changed}
-    saved = [f for f in fields(kind) if not f.name.startswith("_") and f.name not in _PROGRAMS]
-    needed = {f.name for f in saved if f.default is MISSING and f.default_factory is MISSING}
-    given: dict[str, Any] = {f.name: (kinds[f.name], ... if f.name in needed else None) for f in saved}
-    return create_model(kind.__name__, __config__=_STRICT, **given)
-
-
-_CANDIDATE = _saved_as(Candidate)
-_MEMBER = create_model("Member", __config__=_STRICT, candidate=(_CANDIDATE, ...), score=(_saved_as(Score), ...))
-_PAIRS = dict[str, tuple[float, float]]
-_FACTS = _saved_as(
+_CANDIDATE, _PAIRS = schema_of(Candidate), dict[str, tuple[float, float]]
+_MEMBER = schema_of(Member, program=None, candidate=_CANDIDATE, score=schema_of(Score))
+_FACTS = schema_of(
     Result,
+    program=None,
+    original=None,
     metrics=_PAIRS,
     figures=_PAIRS,
-    evolution=_saved_as(Evolution, candidates=tuple[_CANDIDATE, ...] | list[_CANDIDATE]),
-    pareto=list[_MEMBER],  # type: ignore[valid-type]
+    evolution=schema_of(Evolution, candidates=GenericAlias(list, (_CANDIDATE,))),
+    pareto=GenericAlias(list, (_MEMBER,)),
 )
 """What `result.json` says beside the programs."""
-
-
-def _require_types(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Refuse facts of unknown names and of other types than `Result.save` writes.
-
-    Raises:
-        RunError: it says which.
-    """
-    try:
-        _FACTS.model_validate(facts)
-    except (ValidationError, RecursionError) as error:
-        raise RunError(f"{folder} is damaged: {first_fault(error)}") from error
 
 
 def _known() -> list[str]:

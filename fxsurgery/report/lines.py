@@ -31,8 +31,8 @@ def _costs(told: Told) -> list[tuple[str, float, float, str]]:
     """What original and result take, as far as it is known without running anything of a result that was loaded."""
     before, after = told.costs
     if before is None or after is None:
-        sizes = [sum(p.numel() for p in x.graph_module.parameters()) for x in (told.original, told.program)]
-        return [("parameters", *sizes, "{:,.0f}")]
+        was, is_ = (sum(p.numel() for p in x.graph_module.parameters()) for x in (told.original, told.program))
+        return [("parameters", was, is_, "{:,.0f}")]
     return [
         ("parameters", before.params, after.params, "{:,.0f}"),
         ("MACs", before.macs, after.macs, "{:,.0f}"),

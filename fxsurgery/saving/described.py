@@ -89,7 +89,10 @@ class Parametrised:
 
     def apply(self, module: nn.Module) -> None:
         """Parametrise `module`."""
-        known = {"weight_norm": parametrizations.weight_norm, "spectral_norm": parametrizations.spectral_norm}
+        known: dict[str, Any] = {
+            "weight_norm": parametrizations.weight_norm,
+            "spectral_norm": parametrizations.spectral_norm,
+        }
         if self.function not in known:
             raise SavingError(f"no parametrisation is called {self.function!r}")
         if self.tensor not in module._parameters or not self.options.keys() <= _OPTIONS:  # noqa: SLF001

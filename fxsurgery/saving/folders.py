@@ -70,6 +70,8 @@ _DAMAGES = (
     LookupError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError, RuntimeError, SyntaxError,
 )  # fmt: skip
 """What Python and torch raise on a graph that somebody changed."""
+DAMAGED = "damaged: "
+"""What an error begins with that does not know the folder."""
 
 
 @contextmanager
@@ -77,5 +79,9 @@ def damage(folder: Path) -> Iterator[None]:
     """Turn what goes wrong with a file that somebody changed into an error of ours."""
     try:
         yield
+    except RunError as error:
+        if not str(error).startswith(DAMAGED):
+            raise
+        raise RunError(f"{folder} is {error}") from error
     except _DAMAGES as error:
         raise RunError(f"{folder} is damaged: {type(error).__name__}: {str(error)[:400]}") from error

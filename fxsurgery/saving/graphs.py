@@ -115,7 +115,7 @@ def _set_structure(graph: fx.Graph, saved: SavedGraph, inputs: Inputs) -> None:
     names = list(saved.inputs or ())
     _require_distinct(names)
     if len(names) != len(inputs.args) + len(inputs.kwargs):
-        raise RunError(f"damaged: {len(names)} inputs have names, and there are {len(inputs.args) + len(inputs.kwargs)}")
+        raise RunError(f"damaged: {', '.join(names)[:60]} are the inputs' names, and the examples are others")
     structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))[1]
     outputs = None if saved.outputs is None else read_structure(saved.outputs)
     given = next(reversed(graph.nodes)).args[0]

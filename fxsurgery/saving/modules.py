@@ -38,12 +38,19 @@ OWN: Mapping[str, tuple[type[nn.Module], tuple[str, ...]]] = {
 """Trees: the class, and the attributes that it has beside what is registered."""
 _ATTRIBUTES: Mapping[str, TypeAdapter[Any]] = {
     name: TypeAdapter(kind, config=ConfigDict(strict=True))
-    for name, kind in {
-        "mode": Mode, "dim": int, "groups": tuple[tuple[str, tuple[int, ...]], ...], "stage": str, "position": int,
-        "options": tuple[int, ...], "is_on": bool, "conv": str, "sizes": tuple[tuple[int, ...], ...],
-        "size": tuple[int, ...],
-    }.items()
-}  # fmt: skip
+    for name, kind in dict[str, Any](
+        mode=Mode,
+        dim=int,
+        groups=tuple[tuple[str, tuple[int, ...]], ...],
+        stage=str,
+        position=int,
+        options=tuple[int, ...],
+        is_on=bool,
+        conv=str,
+        sizes=tuple[tuple[int, ...], ...],
+        size=tuple[int, ...],
+    ).items()
+}
 """Of each such attribute, its type."""
 ELASTIC: Mapping[str, type[ElasticConv]] = {k.__name__: k for k in (ElasticConv1d, ElasticConv2d, ElasticConv3d)}
 

@@ -82,6 +82,10 @@ def _spec(plain: Plain, stand_ins: set[str]) -> pytree.TreeSpec:
         if not isinstance(parts, list):
             raise TypeError("a list is wanted")
         return pytree.TreeSpec({"tuple": tuple, "list": list}[kind], None, [_spec(c, stand_ins) for c in parts])
+    return _typed(plain, stand_ins)
+
+
+def _typed(plain: Plain, stand_ins: set[str]) -> pytree.TreeSpec:
     saved = _Saved.model_validate(plain)
     children = [_spec(c, stand_ins) for c in saved.children]
     if len(saved.keys) != len(children) or len(set(saved.keys)) < len(children):

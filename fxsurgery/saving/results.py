@@ -45,7 +45,8 @@ def save_result(
             (fresh / name).mkdir(parents=True)
             write_program(program, fresh / name)
         plain = {"format": FORMAT, "programs": list(programs), "facts": written, "costs": _plain(costs)}
-        write_whole(fresh / RESULT, json.dumps(with_digests(RESULT, plain, _graphs(fresh, programs)), indent=1).encode())
+        whole = with_digests(RESULT, plain, _graphs(fresh, programs))
+        write_whole(fresh / RESULT, json.dumps(whole, indent=1).encode())
 
 
 def _plain(costs: Mapping[str, Cost]) -> dict[str, Any]:

@@ -186,7 +186,7 @@ class SavedResult(_Strict):
     format: int
     programs: list[Annotated[str, Field(pattern=r"^[a-z]+(/[0-9]+)?$")]]
     facts: dict[Identifier, Plain]
-    costs: dict[Literal["original", "program"], SavedCost] | None = None
+    costs: dict[str, SavedCost] | None = None
     """Not written by early versions."""
     sha256: dict[str, Digest] | None = None
 

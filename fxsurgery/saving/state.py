@@ -38,6 +38,11 @@ def _missing(names: Sequence[str]) -> str:
 
 
 def add_state(root: nn.Module, entries: list[StateEntry], weights: Mapping[str, Tensor]) -> None:
+    """Put the tensors in their places.
+
+    Raises:
+        RunError: something else is there.
+    """
     made = dict[str, Tensor]()
     for entry in entries:
         tensor = made[entry.of] if entry.of else weights[entry.name]
@@ -67,6 +72,11 @@ def _put(root: nn.Module, name: str, tensor: Tensor, *, persistent: bool) -> Non
 
 
 def check_targets(root: nn.Module, graph: fx.Graph) -> None:
+    """Refuse a graph that calls what is no layer, or reads what is no tensor.
+
+    Raises:
+        RunError: it does; it says which node.
+    """
     for node in graph.nodes:
         if node.op == "call_module":
             module = submodule(root, str(node.target))

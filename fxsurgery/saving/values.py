@@ -120,7 +120,7 @@ def _made(kind: str, content: Any, special: Mapping[str, Callable[[Any], Any]] |
     if not isinstance(content, list):
         raise TypeError("a list is wanted")
     if kind == "dict":
-        pairs = [(decoded(k, special, depth), decoded(v, special, depth)) for k, v in content]
+        pairs = [(decoded(k, None, depth), decoded(v, special, depth)) for k, v in content]
         found = dict(pairs)
         if len(found) < len(pairs):
             raise ValueError("a key stands twice")

@@ -42,7 +42,8 @@ class Witness:
 
         def calls_it(node: fx.Node) -> bool:
             found = getattr(node.target, "__module__", None), getattr(node.target, "__qualname__", None)
-            return node.op == "call_function" and node.name == name and is_kept(node, _none) and found == (home, own_name)
+            is_there = node.op == "call_function" and node.name == name and found == (home, own_name)
+            return is_there and is_kept(node, _none)
 
         node = self._find(calls_it)
         if node is None:
