@@ -17,7 +17,8 @@ from fxsurgery.capture import capture
 from fxsurgery.capture.attention import is_plain
 from fxsurgery.capture.tracer import COMPOSED
 from fxsurgery.deploy import LatencyReport, OnnxModel, export_onnx, resolve_target
-from fxsurgery.errors import RunError, SpecError, SurgeryError
+from fxsurgery.errors import CaptureError, RunError, SpecError, SurgeryError
+from fxsurgery.inputs import Inputs
 from fxsurgery.passes import replay
 from fxsurgery.program import Program
 from fxsurgery.saving import open_result, save_result, write_standalone
@@ -201,9 +202,7 @@ class Result:
         examples = self.original.examples
         if tensor is not None:
             examples = examples.map(lambda x: x.to(tensor.device))
-        taken = capture(
-            original, *examples.args, leaf_modules=_kept_whole(self.original), example_kwargs=dict(examples.kwargs)
-        )
+        taken = _captured_as(self.original, original, examples)
         _require_same(taken, self.original, "the model given is another architecture")
         again = replay(self.log, taken)
         _require_same(again, self.program, "the surgery depends on the weights, and comes out otherwise on these")
@@ -338,6 +337,27 @@ _EVOLVED = ("evolution", "pareto")
 def _member(number: int) -> str:
     """The folder of a program of the front."""
     return f"pareto/{number}"
+
+
+def _captured_as(wanted: Program, model: nn.Module, examples: Inputs) -> Program:
+    """Capture `model` with those of its modules kept whole that are in `wanted`.
+
+    A module that cannot be looked into is kept whole without being asked for, and others of its type are not.
+
+    Raises:
+        CaptureError: it cannot be captured.
+    """
+    found, problem = None, CaptureError("the model cannot be captured")
+    for leaf_modules in ((), _kept_whole(wanted)):
+        try:
+            found = capture(model, *examples.args, leaf_modules=leaf_modules, example_kwargs=dict(examples.kwargs))
+        except CaptureError as error:
+            problem = error
+        if found is not None and found.text() == wanted.text():
+            break
+    if found is None:
+        raise problem
+    return found
 
 
 def _kept_whole(program: Program) -> tuple[type[nn.Module], ...]:

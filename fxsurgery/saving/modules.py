@@ -16,6 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from fxsurgery.analysis.refit import size_attributes
 from fxsurgery.elastic.kernels import ElasticConv, ElasticConv1d, ElasticConv2d, ElasticConv3d, KernelMatrices
 from fxsurgery.elastic.switches import BlockSwitch, UnitMask
 from fxsurgery.errors import RunError, SavingError
@@ -92,7 +93,9 @@ def _spec(module: nn.Module) -> Spec:
         return _written(describe(module))
     except SavingError as error:
         kind = type(module)
-        return {"kind": "opaque", "class": f"{kind.__module__}.{kind.__qualname__}", "reason": str(error)}
+        spec: Spec = {"kind": "opaque", "class": f"{kind.__module__}.{kind.__qualname__}", "reason": str(error)}
+        sizes = {name: encoded(value) for name, value in size_attributes(module).items()}
+        return {**spec, "sizes": sizes} if sizes else spec
 
 
 def _own(module: nn.Module) -> Spec | None:
@@ -177,15 +180,15 @@ def _torchs(entry: TorchEntry, most_layers: int) -> nn.Module:
     if not isinstance(module, _ConvNd) or f"Elastic{entry.class_name}" not in ELASTIC:
         raise RunError(f"damaged: `{entry.path}`: no {entry.class_name} is elastic")
     sizes = decoded(entry.elastic)
-    if not is_sizes(sizes) or {len(size) for size in sizes} != {len(module.kernel_size)}:
+    if not is_sizes(sizes) or not all(map(all, sizes)) or {len(size) for size in sizes} != {len(module.kernel_size)}:
         raise RunError(f"damaged: `{entry.path}` has no kernel sizes {str(sizes)[:60]}")
     return ELASTIC[f"Elastic{entry.class_name}"].of(module, sizes)
 
 
 def is_sizes(sizes: object) -> bool:
-    """Whether a value is several kernel sizes."""
+    """Whether a value is a tuple of tuples of sizes."""
     return isinstance(sizes, tuple) and all(
-        isinstance(size, tuple) and all(type(s) is int and s > 0 for s in size) for size in sizes
+        isinstance(size, tuple) and all(type(s) is int and s >= 0 for s in size) for size in sizes
     )
 
 
@@ -201,7 +204,16 @@ def _opaque(entry: OpaqueEntry, original: nn.Module | None) -> nn.Module:
         and f"{kind.__module__}.{kind.__qualname__}" != entry.class_name
     ):
         raise RunError(f"the model given has a {kind.__qualname__} at `{entry.path}`; a {entry.class_name} is wanted")
-    return copy.deepcopy(found).eval()
+    module, sizes = copy.deepcopy(found).eval(), {name: decoded(value) for name, value in entry.sizes.items()}
+    if sizes.keys() - size_attributes(module).keys() or not is_sizes(tuple(_several(v) for v in sizes.values())):
+        raise RunError(f"damaged: `{entry.path}`, a {entry.class_name}, has no sizes {str(sizes)[:60]}")
+    for name, value in sizes.items():
+        setattr(module, name, value)
+    return module
+
+
+def _several(value: object) -> object:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def submodule(root: nn.Module, path: str) -> nn.Module | None:

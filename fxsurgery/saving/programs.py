@@ -141,7 +141,8 @@ def read_program(folder: Path, original: nn.Module | None, witness: Witness | No
         inputs = _inputs(saved, kept)
         root = fx.GraphModule(nn.Module(), fx.Graph())
         own = _add_modules(root, saved, original)
-        check_sizes(root, saved.state, read_header(folder / WEIGHTS))
+        resized = {s.path for s in saved.modules if s.kind == "opaque" and s.sizes}
+        check_sizes(root, saved.state, read_header(folder / WEIGHTS), resized)
         witness = witness or Witness()
         witness.hear(captures(original, inputs, [s.path for s in saved.modules if s.kind in {"opaque", "torch"}]))
         graph = graph_from_json(saved, inputs, witness, lambda path: id(submodule(root, path)) in own)

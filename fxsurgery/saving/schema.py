@@ -140,6 +140,8 @@ class OpaqueEntry(_Strict):
     kind: Literal["opaque"]
     class_name: Annotated[ClassName, Field(alias="class")]
     reason: str
+    sizes: dict[Identifier, Plain] = {}
+    """Attributes that hold sizes of it, of a layer that passes resize."""
 
 
 ModuleEntry = Annotated[SameEntry | TreeEntry | DepthEntry | TorchEntry | OpaqueEntry, Field(discriminator="kind")]

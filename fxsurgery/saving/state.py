@@ -1,6 +1,6 @@
 """The tensors of a saved program: checked against what was declared before one is read, then put in their places."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,8 +11,16 @@ from fxsurgery.saving.schema import StateEntry
 from fxsurgery.saving.tensors import named_state
 
 
-def check_sizes(root: nn.Module, entries: list[StateEntry], header: Mapping[str, torch.Size]) -> None:
+def check_sizes(
+    root: nn.Module, entries: list[StateEntry], header: Mapping[str, torch.Size], resized: Collection[str]
+) -> None:
     """Refuse tensors that do not fit what was declared, before one is read.
+
+    Args:
+        root: the modules, with tensors of the sizes that were declared.
+        entries: every tensor of the program.
+        header: the sizes of those that the file has.
+        resized: paths of modules of the user's whose tensors have been cut: these fit with as many dims.
 
     Raises:
         RunError: one is missing, of another size, or of no use.
@@ -20,21 +28,24 @@ def check_sizes(root: nn.Module, entries: list[StateEntry], header: Mapping[str,
     wanted = {name: tensor.shape for name, tensor in named_state(root)}
     known = set[str]()
     for entry in entries:
-        source = entry.of or entry.name
-        if entry.name in known or source not in header or (entry.of and entry.of not in known):
-            raise RunError(f"there are no weights for {entry.name}, or two" if entry.of else _missing([entry.name]))
+        _require_there(entry, header, known)
         known.add(entry.name)
-        if entry.name in wanted and wanted[entry.name] != header[source]:
-            sizes = f"{tuple(header[source])} in the weights and {tuple(wanted[entry.name])} in the graph"
-            raise RunError(f"`{entry.name}` is {sizes}")
+        there = header[entry.of or entry.name]
+        declared = wanted.get(entry.name, there)
+        cut = entry.name.rpartition(".")[0] in resized and len(declared) == len(there)
+        if declared != there and not cut:
+            raise RunError(f"`{entry.name}` is {tuple(there)} in the weights and {tuple(declared)} in the graph")
     if missing := sorted(wanted.keys() - known):
-        raise RunError(_missing(missing))
+        raise RunError(f"there are no weights for {', '.join(missing[:4])}")
     if odd := sorted(header.keys() - {entry.name for entry in entries if not entry.of}):
         raise RunError(f"damaged: nothing in the graph is {', '.join(odd)[:60]}")
 
 
-def _missing(names: Sequence[str]) -> str:
-    return f"there are no weights for {', '.join(names[:4])}"
+def _require_there(entry: StateEntry, header: Mapping[str, torch.Size], known: Collection[str]) -> None:
+    if entry.name in known:
+        raise RunError(f"damaged: `{entry.name}` is there twice")
+    if (entry.of or entry.name) not in header or (entry.of and entry.of not in known):
+        raise RunError(f"there are no weights for {entry.name}")
 
 
 def add_state(root: nn.Module, entries: list[StateEntry], weights: Mapping[str, Tensor]) -> None:
