@@ -2,11 +2,11 @@
 
 Run as a script, it loads mutants of a folder under an audit hook, which no process can take off again:
 
-    python mutants.py FOLDER COUNT SEED [signed]
+    python mutants.py FOLDER COUNT SEED [signed] [kept]
 
 Each must give an error of ours, or a result that equals the original; nothing may be imported, run, or opened for
 writing meanwhile. With `signed` the mutant's digests are made to fit, as an attacker would make them: then a mutant may
-differ from the original, and the same must hold otherwise.
+differ from the original, and the same must hold otherwise. With `kept` they are loaded with `original=kept.Model()`.
 """
 
 import copy
@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 import fxsurgery
+import kept
 from fxsurgery.errors import SurgeryError
 from fxsurgery.saving.schema import digest_of, digest_of_file
 
@@ -184,10 +185,10 @@ class Watch:
         return False
 
 
-def judged(folder: Path, wanted: list[torch.Tensor] | None) -> str:
+def judged(folder: Path, wanted: list[torch.Tensor] | None, original: torch.nn.Module | None) -> str:
     """What is wrong with how a mutant is loaded; nothing, where it is right."""
     try:
-        found = fxsurgery.load(folder)
+        found = fxsurgery.load(folder, original=original)
         text = repr(found) + found.summary()
         if wanted is not None:
             outputs = [*found.original.run_examples(), *found.program.run_examples()]
@@ -204,7 +205,8 @@ def main() -> int:
     folder, count, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     signed = "signed" in sys.argv
     warnings.simplefilter("ignore")
-    first = fxsurgery.load(folder)
+    original = kept.Model() if "kept" in sys.argv else None
+    first = fxsurgery.load(folder, original=original)
     first.summary()
     wanted = [*first.original.run_examples(), *first.program.run_examples()]
     watch, faults, right = Watch(), 0, 0
@@ -214,7 +216,7 @@ def main() -> int:
             shutil.copytree(folder, mutant)
             what = mutate(mutant, rng, signed=signed)
             watch.on = True
-            wrong = judged(mutant, None if signed else wanted)
+            wrong = judged(mutant, None if signed else wanted, original)
             watch.on = False
             right += not wrong
             if wrong or watch.seen:

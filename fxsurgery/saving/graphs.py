@@ -16,6 +16,8 @@ from fxsurgery.saving.values import decoded, encoded
 from fxsurgery.saving.witness import Witness, is_kept
 
 Plain = dict[str, Any]
+_RESERVED = {"self", "torch", "pytree", "fx_pytree"}
+"""Names that mean something else in the code that torch.fx generates."""
 
 
 def graph_as_json(graph: fx.Graph) -> Plain:
@@ -92,6 +94,8 @@ def graph_from_json(saved: SavedGraph, inputs: Inputs, witness: Witness, is_own:
     _check_ends(graph, inputs)
     if saved.inputs is not None:
         _set_structure(graph, saved, inputs)
+    elif inputs.kwargs or len(inputs.args) != len(inputs.leaves):
+        raise RunError("damaged: inputs in structures, or by name, are not named")
     return graph
 
 
@@ -107,7 +111,7 @@ def _check_ends(graph: fx.Graph, inputs: Inputs) -> None:
 
 
 def _require_distinct(names: list[str]) -> None:
-    if len(set(names)) < len(names) or "self" in names:
+    if len(set(names)) < len(names) or not _RESERVED.isdisjoint(names):
         raise RunError(f"damaged: inputs cannot be called {', '.join(names)[:60]}")
 
 

@@ -216,6 +216,16 @@ def _several(value: object) -> object:
     return value if isinstance(value, tuple) else (value,)
 
 
+def is_tree(module: nn.Module) -> bool:
+    """Whether what is registered with a module is written beside it."""
+    return type(module) is OWN.get(type(module).__name__, (None,))[0]
+
+
+def is_taken(owner: nn.Module, name: str) -> bool:
+    """Whether an attribute of that name is something else than what is registered: a method, such as `to_folder`."""
+    return name in vars(owner) or hasattr(type(owner), name)
+
+
 def submodule(root: nn.Module, path: str) -> nn.Module | None:
     """The module at `path`; no attribute of a module is read, since one may be a property."""
     found: nn.Module | None = root

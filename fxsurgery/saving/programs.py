@@ -17,7 +17,7 @@ from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
 from fxsurgery.saving.folders import damage, new_folder
 from fxsurgery.saving.graphs import graph_as_json, graph_from_json
-from fxsurgery.saving.modules import build, specs, submodule
+from fxsurgery.saving.modules import build, is_taken, is_tree, specs, submodule
 from fxsurgery.saving.outputs import read_structure
 from fxsurgery.saving.schema import (
     FORMAT,
@@ -196,12 +196,14 @@ def _add_modules(root: nn.Module, saved: SavedGraph, original: nn.Module | None)
     for entry in saved.modules:
         parent, _, leaf = entry.path.rpartition(".")
         owner = submodule(root, parent)
+        if owner is None or (parent and not is_tree(owner)) or leaf in vars(owner)["_modules"]:
+            raise RunError(f"damaged: `{entry.path}` is there twice, or part of what has no such part")
+        if is_taken(owner, leaf):
+            raise RunError(f"damaged: no module can be called `{entry.path}`: a {type(owner).__name__} has one already")
         module = submodule(root, entry.first) if entry.kind == "same" else build(entry, original, len(saved.state))
-        if owner is None or module is None:
-            raise RunError(f"damaged: `{entry.path}` is part, or another name, of what is not there")
-        if leaf in vars(owner)["_modules"]:
-            raise RunError(f"damaged: `{entry.path}` is there twice")
-        owner._modules[leaf] = module  # noqa: SLF001 -- add_module refuses names such as "type"
+        if module is None:
+            raise RunError(f"damaged: `{entry.path}` is another name of what is not there")
+        owner._modules[leaf] = module  # noqa: SLF001 -- add_module refuses more
         if entry.kind == "opaque":
             own |= {id(part) for part in module.modules()}
     return own

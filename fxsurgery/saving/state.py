@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxsurgery.errors import RunError
-from fxsurgery.saving.modules import submodule
+from fxsurgery.saving.modules import is_taken, submodule
 from fxsurgery.saving.schema import StateEntry
 from fxsurgery.saving.tensors import named_state
 
@@ -72,7 +72,7 @@ def _put(root: nn.Module, name: str, tensor: Tensor, *, persistent: bool) -> Non
         kept = module._parameters if isinstance(tensor, nn.Parameter) else module._buffers  # noqa: SLF001
         if leaf not in kept:
             raise RunError(f"damaged: `{name}` is no {'parameter' if kept is module._parameters else 'buffer'}")  # noqa: SLF001
-    elif hasattr(type(module), leaf) or leaf in vars(module) or leaf in module._modules:  # noqa: SLF001
+    elif is_taken(module, leaf) or leaf in module._modules:  # noqa: SLF001
         raise RunError(f"damaged: `{name}` is no tensor")
     if isinstance(tensor, nn.Parameter):
         setattr(module, leaf, tensor)

@@ -311,6 +311,9 @@ def test_every_string_in_generated_code_is_a_literal(tmp_path: Path) -> None:
         ("modules", "lstm", {"class": "Embedding", "arguments": {"num_embeddings": 9**9, "embedding_dim": 9**9}}),
         ("modules", "lstm", {"path": "__class__"}),
         ("modules", "lstm", {"path": "drop.forward"}),
+        ("modules", "lstm", {"path": "norm.extra"}),
+        ("modules", "lstm", {"path": "graph"}),
+        ("modules", "lstm", {"path": "meta"}),
         ("modules", "lstm", {"path": "a" * 5000}),
         ("modules", "lstm", {"path": ".".join("a" * 200)}),
         ("modules", "lstm", {"path": "lstm\n"}),
@@ -325,6 +328,7 @@ def test_every_string_in_generated_code_is_a_literal(tmp_path: Path) -> None:
         ("modules", "norm", {"norms": [["spectral_norm", "weight", {"dim": "x"}]]}),
         ("nodes", "x", {"target": "x=__import__('os')"}),
         ("nodes", "x", {"target": "self"}),
+        ("nodes", "x", {"target": "torch"}),
         ("nodes", "x", {"target": "lambda"}),
         ("nodes", "x", {"target": "__builtins__"}),
         ("nodes", "x", {"name": "\uff58"}),
@@ -375,6 +379,19 @@ def test_no_entry_is_read_that_loading_does_not_know(
 ) -> None:
     folder = changed(saved(deep_program(), tmp_path), lambda plain: entry(plain, name, group).update(change))
     with pytest.raises(SurgeryError):
+        load_program(folder)
+
+
+@pytest.mark.parametrize("method", ["to_folder", "load_state_dict", "register_forward_hook", "print_readable", "apply"])
+def test_no_module_takes_the_name_of_a_method(method: str, tmp_path: Path) -> None:
+    """The generated code would call the method: `self.to_folder("/some/where")` writes files."""
+
+    def rename(plain: dict[str, Any]) -> None:
+        entry(plain, "drop", "modules").update(path=method)
+        entry(plain, "drop").update(target=method, args=[str(tmp_path / "written"), "module"])
+
+    folder = changed(saved(deep_program(), tmp_path), rename)
+    with pytest.raises(RunError, match=f"no module can be called `{method}`"):
         load_program(folder)
 
 
@@ -589,8 +606,8 @@ def test_no_fact_is_read_that_loading_does_not_know(change: Callable[[dict[str, 
         fxsurgery.load(tmp_path / "saved")
 
 
-@pytest.mark.parametrize("name", ["x=1, **y", "a.b", "class", "", "x\n", 1])
-def test_names_in_generated_code_are_identifiers(name: Any) -> None:
+@pytest.mark.parametrize("name", ["x=1, **y", "a.b", "class", "", "x y"])
+def test_names_in_generated_code_are_identifiers(name: str) -> None:
     graph = torch.fx.Graph()
     x = graph.placeholder("x")
     for node in (

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import kept
 import mutants
 from evolutions import evolved
 from fxsurgery.result import Result
@@ -29,6 +30,11 @@ def require_right(made: Result, folder: Path, *options: str) -> None:
 @pytest.mark.parametrize("options", [("60", "0"), ("60", "1", "signed")])
 def test_sixty_mutants_are_refused_or_equal(options: tuple[str, ...], tmp_path: Path) -> None:
     require_right(result("Plain"), tmp_path, *options)
+
+
+@pytest.mark.parametrize("options", [("30", "4", "kept"), ("30", "5", "kept", "signed")])
+def test_mutants_of_what_takes_code_of_the_model_are_refused_or_equal(options: tuple[str, ...], tmp_path: Path) -> None:
+    require_right(kept.result(), tmp_path, *options)
 
 
 @pytest.mark.slow
