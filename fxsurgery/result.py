@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from types import GenericAlias
 from typing import Any
 
 from torch import fx, nn
@@ -16,12 +17,24 @@ from fxsurgery.capture import capture
 from fxsurgery.capture.attention import is_plain
 from fxsurgery.capture.tracer import COMPOSED
 from fxsurgery.deploy import LatencyReport, OnnxModel, export_onnx, resolve_target
-from fxsurgery.errors import RunError, SpecError, SurgeryError
+from fxsurgery.errors import CaptureError, RunError, SpecError, SurgeryError
+from fxsurgery.inputs import Inputs
 from fxsurgery.passes import replay
 from fxsurgery.program import Program
-from fxsurgery.saving import load_facts, load_programs, save_result, write_standalone
+from fxsurgery.saving import open_result, save_result, write_standalone
+from fxsurgery.saving.facts import require_types, schema_of
+from fxsurgery.saving.schema import SavedResult
 from fxsurgery.searchers.beginning import CONFIG, RESULT
-from fxsurgery.searchers.evolution import Evolution, Member, as_plain, member_as_plain, member_of_plain, of_plain
+from fxsurgery.searchers.evolution import (
+    Candidate,
+    Evolution,
+    Member,
+    as_plain,
+    member_as_plain,
+    member_of_plain,
+    of_plain,
+)
+from fxsurgery.training import Score
 from fxsurgery.training.device import leads
 
 
@@ -66,6 +79,8 @@ class Result:
     pareto: tuple[Member, ...] = ()
     """What an evolutionary search found on the way that no other network beats at its cost, the cheapest first."""
     _files: dict[str, OnnxModel] = field(default_factory=dict, repr=False)
+    _saved_costs: tuple[Cost | None, Cost | None] | None = field(default=None, repr=False)
+    """Of a result that was loaded, what was saved of `costs`: `None` for what was not."""
 
     @property
     def model(self) -> fx.GraphModule:
@@ -76,6 +91,14 @@ class Result:
     def cost(self) -> tuple[Cost, Cost]:
         """What the original takes, and what the result takes."""
         return cost(self.original), cost(self.program)
+
+    @property
+    def costs(self) -> tuple[Cost | None, Cost | None]:
+        """The same without running anything of a result that was loaded: as it was saved.
+
+        `None` where it was not, by an early version; `cost` counts it.
+        """
+        return self.cost if self._saved_costs is None else self._saved_costs
 
     @property
     def log(self) -> tuple[str, ...]:
@@ -94,7 +117,10 @@ class Result:
 
     @override
     def __repr__(self) -> str:
-        before, after = self.cost
+        before, after = self.costs
+        if before is None or after is None:
+            numbers = [sum(p.numel() for p in x.graph_module.parameters()) for x in (self.program, self.original)]
+            return f"<Result: {numbers[0]:,} of {numbers[1]:,} parameters>"
         return f"<Result: {after.params:,} of {before.params:,} parameters, {after.macs:,} of {before.macs:,} MACs>"
 
     def summary(self) -> str:
@@ -122,6 +148,7 @@ class Result:
             history=(),
             evolution=self.evolution and self.evolution.ending_with(member.candidate),
             _files={},
+            _saved_costs=self._saved_costs and (self._saved_costs[0], _cost_of(member)),
         )
 
     def save(self, folder: str | Path) -> None:
@@ -135,7 +162,7 @@ class Result:
         """
         if not leads():
             return
-        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {*_PROGRAMS, *_EVOLVED, "_files"}}
+        facts = {name: getattr(self, name) for name in _known() if name not in {*_PROGRAMS, *_EVOLVED}}
         for name in ("metrics", "figures"):
             facts[name] = {what: (pair.before, pair.after) for what, pair in getattr(self, name).items()}
         programs = {name: getattr(self, name) for name in _PROGRAMS}
@@ -144,7 +171,8 @@ class Result:
         if self.pareto:
             facts["pareto"] = [member_as_plain(member) for member in self.pareto]
             programs |= {_member(i): member.program for i, member in enumerate(self.pareto)}
-        save_result(Path(folder), programs, facts)
+        original, program = self.cost
+        save_result(Path(folder), programs, facts, {"original": original, "program": program})
 
     def save_standalone(self, folder: str | Path) -> None:
         """Write the model as Python code of its own, `model.py`, with its weights: it needs torch and nothing else.
@@ -174,9 +202,7 @@ class Result:
         examples = self.original.examples
         if tensor is not None:
             examples = examples.map(lambda x: x.to(tensor.device))
-        taken = capture(
-            original, *examples.args, leaf_modules=_kept_whole(self.original), example_kwargs=dict(examples.kwargs)
-        )
+        taken = _captured_as(self.original, original, examples)
         _require_same(taken, self.original, "the model given is another architecture")
         again = replay(self.log, taken)
         _require_same(again, self.program, "the surgery depends on the weights, and comes out otherwise on these")
@@ -245,29 +271,93 @@ def load(folder: str | Path, *, original: nn.Module | None = None) -> Result:
     folder = Path(folder)
     if (folder / CONFIG).is_file() and (folder / RESULT).is_dir():
         folder /= RESULT
-    facts = load_facts(folder)
-    known = {f.name for f in fields(Result)} - {"_files"}
-    given: dict[str, Any] = {name: value for name, value in facts.items() if name in known}
+    opened = open_result(folder)
+    facts = opened.facts
+    require_types(folder, facts, _FACTS)
+    given = dict(facts)
     try:
         given["metrics"] = {split: BeforeAfter(*pair) for split, pair in facts["metrics"].items()}
         given["figures"] = {name: BeforeAfter(*pair) for name, pair in facts.get("figures", {}).items()}
         given["evolution"] = of_plain(facts["evolution"]) if "evolution" in facts else None
         members = list(facts.get("pareto", ()))
-        programs = load_programs(folder, (*_PROGRAMS, *map(_member, range(len(members)))), original)
+        programs = opened.programs((*_PROGRAMS, *map(_member, range(len(members)))), original)
         given |= {name: programs[name] for name in _PROGRAMS}
         given["pareto"] = tuple(member_of_plain(m, programs[_member(i)]) for i, m in enumerate(members))
-        return Result(**given)
+        return Result(**given, _saved_costs=_costs(folder, opened.saved, programs))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise RunError(f"{folder} is damaged: {error}") from error
 
 
+def _costs(folder: Path, saved: SavedResult, programs: Mapping[str, Program]) -> tuple[Cost | None, Cost | None]:
+    """What the file says that original and result take.
+
+    Raises:
+        RunError: the parameters are others.
+    """
+    found = list[Cost | None]()
+    for name in ("original", "program"):
+        stated = None if saved.costs is None else saved.costs.get(name)
+        counted = sum(p.numel() for p in programs[name].graph_module.parameters())
+        if stated is not None and stated.params != counted:
+            numbers = f"{counted:,} parameters, and {stated.params:,} by its file"
+            raise RunError(f"{folder} is damaged: `{name}` has {numbers}")
+        uncounted = () if stated is None else tuple(stated.uncounted)
+        found.append(None if stated is None else Cost(params=counted, macs=stated.macs, uncounted=uncounted))
+    return found[0], found[1]
+
+
+def _cost_of(member: Member) -> Cost:
+    """What a member takes, as it was noted in the search."""
+    return Cost(params=member.candidate.params, macs=member.candidate.macs)
+
+
 _PROGRAMS = ("program", "original")
+_CANDIDATE, _PAIRS = schema_of(Candidate), dict[str, tuple[float, float]]
+_MEMBER = schema_of(Member, program=None, candidate=_CANDIDATE, score=schema_of(Score))
+_FACTS = schema_of(
+    Result,
+    program=None,
+    original=None,
+    metrics=_PAIRS,
+    figures=_PAIRS,
+    evolution=schema_of(Evolution, candidates=GenericAlias(list, (_CANDIDATE,))),
+    pareto=GenericAlias(list, (_MEMBER,)),
+)
+"""What `result.json` says beside the programs."""
+
+
+def _known() -> list[str]:
+    """What a result holds that is saved."""
+    return [f.name for f in fields(Result) if not f.name.startswith("_")]
+
+
 _EVOLVED = ("evolution", "pareto")
 
 
 def _member(number: int) -> str:
     """The folder of a program of the front."""
     return f"pareto/{number}"
+
+
+def _captured_as(wanted: Program, model: nn.Module, examples: Inputs) -> Program:
+    """Capture `model` with those of its modules kept whole that are in `wanted`.
+
+    A module that cannot be looked into is kept whole without being asked for, and others of its type are not.
+
+    Raises:
+        CaptureError: it cannot be captured.
+    """
+    found, problem = None, CaptureError("the model cannot be captured")
+    for leaf_modules in ((), _kept_whole(wanted)):
+        try:
+            found = capture(model, *examples.args, leaf_modules=leaf_modules, example_kwargs=dict(examples.kwargs))
+        except CaptureError as error:
+            problem = error
+        if found is not None and found.text() == wanted.text():
+            break
+    if found is None:
+        raise problem
+    return found
 
 
 def _kept_whole(program: Program) -> tuple[type[nn.Module], ...]:

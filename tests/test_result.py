@@ -163,6 +163,32 @@ def test_replay_keeps_whole_what_the_capture_kept_whole(tmp_path: Path) -> None:
     assert torch.equal(loaded.model(*loaded.example_inputs), done.model(*loaded.example_inputs))
 
 
+class Drops(nn.Module):
+    """Drops whole samples in training, unless its rate is 0: then it can be looked into."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate, self.first, self.second = rate, nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.second(self.first(x).relu())
+        if self.rate and self.training:
+            y = y * torch.floor(1 - self.rate + torch.rand(len(y), 1)) / (1 - self.rate)
+        return x + y
+
+
+def test_replay_keeps_whole_those_of_a_type_alone_that_were(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(5, 4), Drops(0.0), Drops(0.2), nn.Linear(4, 3)).eval()
+    original = capture(model, torch.randn(2, 5))
+    assert {str(n.target) for n, m in original.calls(Drops)} == {"2"}
+    done = Result(pruned(original), original, "accuracy", {})
+    assert done.log
+    x = torch.randn(3, 5)
+    assert torch.equal(done.replay(model)(x), done.model(x))
+    done.save(tmp_path / "saved")
+    assert torch.equal(fxsurgery.load(tmp_path / "saved", original=model).model(x), done.model(x))
+
+
 def test_the_standalone_model_runs_without_fxsurgery(tmp_path: Path) -> None:
     done = result()
     done.save_standalone(tmp_path / "alone")

@@ -126,6 +126,13 @@ def _row_norms(weight: Tensor) -> Tensor:
     return norms
 
 
+def size_attributes(module: nn.Module) -> dict[str, object]:
+    """Return the attributes of `module` that hold its sizes, by name; none where nothing resizes it."""
+    if is_parametrized(module) or not isinstance(module, RESIZABLE):
+        return {}
+    return _attributes(module, Sizes())
+
+
 def _attributes(module: nn.Module, sizes: Sizes) -> dict[str, object]:  # noqa: C901, PLR0912 -- one line a kind
     """The size attributes of a module with the tensors that it now has."""
     found: dict[str, object] = {}

@@ -2,7 +2,6 @@
 
 import math
 
-from fxsurgery.analysis.cost import cost
 from fxsurgery.report.told import Told
 from fxsurgery.report.wording import epochs, figure
 from fxsurgery.searchers.evolution import Evolution, Member
@@ -15,10 +14,8 @@ MOST_TEXT = 60
 
 def summary(told: Told) -> str:
     """A table of before, after and ratio, that of the Pareto front where there is one, and the notes."""
-    before, after = cost(told.original), cost(told.program)
     rows = [
-        ("parameters", before.params, after.params, "{:,.0f}"),
-        ("MACs", before.macs, after.macs, "{:,.0f}"),
+        *_costs(told),
         *((f"{told.metric_name} ({split})", p.before, p.after, "{:.4f}") for split, p in told.metrics.items()),
         *((name, pair.before, pair.after, "{:.4f}") for name, pair in told.figures.items()),
     ]
@@ -28,6 +25,18 @@ def summary(told: Told) -> str:
         ratio = is_ / was if was else math.nan
         lines.append(f"{name:<{width}}{form.format(was):>16}{form.format(is_):>16}{ratio:>9.3f}")
     return "\n".join([*lines, *_evolved(told), *(f"note: {note}" for note in told.notes)])
+
+
+def _costs(told: Told) -> list[tuple[str, float, float, str]]:
+    """What original and result take, as far as it is known without running anything of a result that was loaded."""
+    before, after = told.costs
+    if before is None or after is None:
+        was, is_ = (sum(p.numel() for p in x.graph_module.parameters()) for x in (told.original, told.program))
+        return [("parameters", was, is_, "{:,.0f}")]
+    return [
+        ("parameters", before.params, after.params, "{:,.0f}"),
+        ("MACs", before.macs, after.macs, "{:,.0f}"),
+    ]
 
 
 def _evolved(told: Told) -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from fxsurgery.budget import Cost
 from fxsurgery.program import Program
 from fxsurgery.searchers.evolution import Evolution, Member
 
@@ -29,6 +30,10 @@ class Told(Protocol):
     @property
     def program(self) -> Program:
         """What came of it; its log leads there."""
+
+    @property
+    def costs(self) -> tuple[Cost | None, Cost | None]:
+        """What original and result take; `None` where it cannot be told without running what was loaded."""
 
     @property
     def metric_name(self) -> str:

@@ -21,7 +21,11 @@ from fxsurgery.errors import SavingError
 
 CLASSES: Mapping[str, type[nn.Module]] = {
     NonDynamicallyQuantizableLinear.__name__: NonDynamicallyQuantizableLinear,
-    **{n: c for n, c in vars(nn).items() if isinstance(c, type) and issubclass(c, nn.Module) and c is not nn.Module},
+    **{
+        n: c
+        for n, c in vars(nn).items()
+        if isinstance(c, type) and issubclass(c, nn.Module) and c not in {nn.Module, nn.DataParallel}
+    },
 }
 """Torch's own modules, by name."""
 
@@ -31,7 +35,13 @@ PLAIN_TREES: Mapping[str, type[nn.Module]] = {
 """Modules that are no more than what is registered with them."""
 
 _MADE_BY_STATE = {"_parameters", "_buffers", "_modules", "training", "_flat_weights", "_flat_weight_refs"}
+_REFUSED = (
+    TypeError, ValueError, RuntimeError, AttributeError, AssertionError, LookupError, ArithmeticError,
+    NotImplementedError,
+)  # fmt: skip
+"""What modules of torch raise on arguments that they do not take."""
 _NO_ARGUMENTS = {"self", "device", "dtype"}
+_OPTIONS = {"dim", "n_power_iterations", "eps"}
 _TENSORS_ASKED = {"bias": ("bias", "in_proj_bias"), "add_bias_kv": ("bias_k",)}
 """Arguments that ask for a tensor: the attributes that hold it."""
 
@@ -62,8 +72,9 @@ class Described:
                 module = self.kind(**self.arguments)
                 for norm in self.norms:
                     norm.apply(module)
-        except (TypeError, ValueError, RuntimeError, AttributeError, AssertionError, KeyError) as error:
-            raise SavingError(f"torch.nn.{self.name} cannot be made of {dict(self.arguments)}: {error}") from error
+        except _REFUSED as error:
+            what = str(dict(self.arguments))[:200]
+            raise SavingError(f"torch.nn.{self.name} cannot be made of {what}: {str(error)[:400]}") from error
         return module.eval()
 
 
@@ -78,9 +89,15 @@ class Parametrised:
 
     def apply(self, module: nn.Module) -> None:
         """Parametrise `module`."""
-        if self.function not in {"weight_norm", "spectral_norm"}:
+        known: dict[str, Any] = {
+            "weight_norm": parametrizations.weight_norm,
+            "spectral_norm": parametrizations.spectral_norm,
+        }
+        if self.function not in known:
             raise SavingError(f"no parametrisation is called {self.function!r}")
-        getattr(parametrizations, self.function)(module, self.tensor, **self.options)
+        if self.tensor not in module._parameters or not self.options.keys() <= _OPTIONS:  # noqa: SLF001
+            raise SavingError(f"no {self.function} of {self.tensor!r} has {', '.join(self.options)}")
+        known[self.function](module, self.tensor, **self.options)
 
 
 def describe(module: nn.Module) -> Described:

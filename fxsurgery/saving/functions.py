@@ -32,9 +32,12 @@ ATTRIBUTES = {"shape", "dtype", "device", "ndim", "T", "mT", "H", "mH", "real", 
 """What `getattr` may read of a value."""
 FORBIDDEN = {
     "boolean_dispatch", "from_file", "from_numpy", "frombuffer", "handle_torch_function", "has_torch_function",
-    "has_torch_function_unary", "has_torch_function_variadic", "resize_as_", "resize_as_sparse_", "set_",
+    "has_torch_function_unary", "has_torch_function_variadic", "resize_as_", "resize_as_sparse_", "set_", "set_data",
+    "record_stream", "retain_grad", "shallow_copy_data_", "data_ptr", "triplet_margin_with_distance_loss",
 }  # fmt: skip
-"""Operations on files and on raw memory, and what is no operation."""
+"""Operations on files and on raw memory, or that call a function given; and what is no operation."""
+_FILES = {"filename", "file", "path"}
+"""Names of arguments of operations on files."""
 OP_NAMESPACES = ("aten", "prims", "torchvision")
 NAMESPACES: tuple[tuple[str, types.ModuleType], ...] = (
     ("torch.nn.functional", torch.nn.functional),
@@ -43,10 +46,16 @@ NAMESPACES: tuple[tuple[str, types.ModuleType], ...] = (
     ("torch.special", torch.special),
     ("torch._C._nn", torch._C._nn),  # noqa: SLF001 -- what torch.nn.functional takes its operations from
 )
-NO_METHODS = {
+NO_METHODS = FORBIDDEN | {
     "apply_", "backward", "map_", "map2_", "numpy", "register_hook", "register_post_accumulate_grad_hook", "reinforce",
-    "resize_", "resize_as_", "set_", "share_memory_", "storage", "tolist", "untyped_storage", "data_ptr", "module_load",
+    "resize_", "share_memory_", "storage", "tolist", "untyped_storage", "module_load", "pin_memory",
 }  # fmt: skip
+PLAIN_METHODS = {
+    "bfloat16", "bool", "byte", "cdouble", "cfloat", "char", "count", "cpu", "cuda", "dim", "dim_order", "double",
+    "element_size", "float", "half", "index", "int", "long", "lu", "ndimension", "nelement", "new_tensor", "numel",
+    "short", "size", "to_sparse_coo", "type", "unique", "xpu",
+}  # fmt: skip
+"""Methods of tensors, and of the tuples that they give, that Python makes of operations."""
 
 
 def name_of(function: Function) -> str:
@@ -93,21 +102,26 @@ def check_call(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
     name = args[1] if len(args) == 2 and not kwargs else None
     source = args[0] if args else None
     while isinstance(source, fx.Node) and source.target is operator.getitem:
-        source = source.args[0]
+        source = source.args[0] if source.args else None
     given = isinstance(source, fx.Node) and source.op == "call_module"
     public = isinstance(name, str) and name.isidentifier() and not name.startswith("_")
     if name not in ATTRIBUTES and not (given and public):
         raise SavingError(f"a saved graph may read {', '.join(sorted(ATTRIBUTES))} of a value, and no {name!r}")
 
 
+def reads_beyond(function: Function, args: tuple[Any, ...]) -> bool:
+    """Whether a call that `check_call` lets pass reads an attribute that tensors do not have."""
+    return function is builtins.getattr and args[1] not in ATTRIBUTES
+
+
 def check_method(name: str) -> None:
-    """Refuse a method that is none of a tensor's computations.
+    """Refuse a method that is none of a tensor's computations: an operation that torch's dispatcher has.
 
     Raises:
         SavingError: it is not.
     """
-    known = name.isidentifier() and not name.startswith("_") and name not in NO_METHODS
-    if not known or not (callable(getattr(Tensor, name, None)) or name in {"numel", "index", "count"}):
+    known = name in PLAIN_METHODS or (name in _operations() and callable(getattr(Tensor, name, None)))
+    if not known or name.startswith("_") or name in NO_METHODS:
         raise SavingError(f"a saved graph may not call the method {name!r}: it is none of a tensor's operations")
 
 
@@ -138,7 +152,21 @@ def _is_computed(operation: torch._ops.OpOverload | torch._ops.OpOverloadPacket)
             torch._C._dispatch_find_schema_or_throw(overload._schema.name, overload._schema.overload_name)  # noqa: SLF001
     except RuntimeError:
         return False
-    return True
+    return all(_computes(overload._schema) for overload in overloads)  # noqa: SLF001
+
+
+def _computes(schema: torch.FunctionSchema) -> bool:
+    """Whether an operation gives something, or writes to a tensor given; and has nothing to do with files."""
+    gives = bool(schema.returns) or any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
+    asserts = schema.name.startswith("aten::_assert")
+    return (gives or asserts) and not any(a.name in _FILES for a in schema.arguments)
+
+
+@functools.cache
+def _operations() -> frozenset[str]:
+    """The names of torch's own operations."""
+    names = torch._C._dispatch_get_all_op_names()  # noqa: SLF001 -- what a dispatcher knows, and not TorchScript
+    return frozenset(n.removeprefix("aten::").partition(".")[0] for n in names if n.startswith("aten::"))
 
 
 @functools.cache

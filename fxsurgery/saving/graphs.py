@@ -1,25 +1,23 @@
 """A graph as JSON, and back. What generated code would be made of is checked to be names and nothing else."""
 
-import keyword
-import re
-import sys
-import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import fx, nn
+from torch import fx
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from fxsurgery.errors import RunError, SavingError
 from fxsurgery.inputs import Inputs
-from fxsurgery.saving.functions import Function, check_call, check_method, name_of, named
+from fxsurgery.saving.functions import check_call, check_method, name_of, named
 from fxsurgery.saving.outputs import read_structure, structure_of
+from fxsurgery.saving.schema import NodeEntry, OpaqueTarget, SavedGraph, identifier, module_path
 from fxsurgery.saving.values import decoded, encoded
+from fxsurgery.saving.witness import Witness, is_kept
 
 Plain = dict[str, Any]
-Functions = Mapping[tuple[str, str], Function]
-"""The user's own that a graph may call, by module and name."""
+_RESERVED = {"self", "torch", "pytree", "fx_pytree"}
+"""Names that mean something else in the code that torch.fx generates."""
 
 
 def graph_as_json(graph: fx.Graph) -> Plain:
@@ -72,114 +70,110 @@ def _target(node: fx.Node) -> str | Plain:
         return {"opaque": [function.__module__, function.__qualname__]}
 
 
-def graph_from_json(plain: Plain, inputs: Inputs, functions: Functions) -> fx.Graph:
+def graph_from_json(saved: SavedGraph, inputs: Inputs, witness: Witness, is_own: Callable[[str], bool]) -> fx.Graph:
     """The graph.
 
     Args:
-        plain: what `graph_as_json` wrote.
+        saved: what `graph_as_json` wrote, and the modules.
         inputs: the example inputs, whose structure the graph takes.
-        functions: the user's own that it may call, by module and name.
+        witness: tells of what is the user's own whether the user's model has it there.
+        is_own: whether the module at a path is the user's.
 
     Raises:
         RunError: it is damaged.
         SavingError: it calls what a saved graph may not call.
     """
     graph, made = fx.Graph(), dict[str, fx.Node]()
-    for entry in plain["nodes"]:
-        made[str(entry["name"])] = _made(entry, graph, made, functions)
-    if "inputs" in plain:
-        names = [_identifier(name) for name in plain["inputs"]]
-        structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))[1]
-        for name in inputs.kwargs:
-            _identifier(name)
-        outputs = None if plain["outputs"] is None else read_structure(plain["outputs"])
-        graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, structure, outputs)))
+    for entry in saved.nodes:
+        node = _made(entry, graph, made, witness)
+        if node.name != entry.name:
+            raise RunError(f"damaged: no second node, and no other one, can be called {entry.name!r}")
+        if is_kept(node, is_own):
+            witness.require(node)
+        made[entry.name] = node
+    _check_ends(graph, inputs)
+    if saved.inputs is not None:
+        _set_structure(graph, saved, inputs)
+    elif inputs.kwargs or len(inputs.args) != len(inputs.leaves):
+        raise RunError("damaged: inputs in structures, or by name, are not named")
     return graph
 
 
-def _made(entry: Plain, graph: fx.Graph, made: Mapping[str, fx.Node], functions: Functions) -> fx.Node:
-    name = _identifier(entry["name"])
+def _check_ends(graph: fx.Graph, inputs: Inputs) -> None:
+    """Refuse a graph that does not take the example inputs, or does not end with what it gives."""
+    ops = [node.op for node in graph.nodes]
+    names = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+    if len(names) != len(inputs.leaves) or ops[: len(names)].count("placeholder") < len(names):
+        raise RunError(f"damaged: the graph takes {len(names)} inputs, and there are {len(inputs.leaves)}")
+    _require_distinct(names)
+    if not ops or ops[-1] != "output" or ops.count("output") > 1:
+        raise RunError("damaged: the graph does not end with its one output")
 
+
+def _require_distinct(names: list[str]) -> None:
+    if len(set(names)) < len(names) or not _RESERVED.isdisjoint(names):
+        raise RunError(f"damaged: inputs cannot be called {', '.join(names)[:60]}")
+
+
+def _set_structure(graph: fx.Graph, saved: SavedGraph, inputs: Inputs) -> None:
+    names = list(saved.inputs or ())
+    _require_distinct(names)
+    if len(names) != len(inputs.args) + len(inputs.kwargs):
+        raise RunError(f"damaged: {', '.join(names)[:60]} are the inputs' names, and the examples are others")
+    structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))[1]
+    outputs = None if saved.outputs is None else read_structure(saved.outputs)
+    given = next(reversed(graph.nodes)).args[0]
+    count = len(given) if isinstance(given, (list, tuple)) else 1
+    if outputs is not None and outputs.num_leaves != count:
+        raise RunError(f"damaged: the graph gives {count} things, and the output is made of {outputs.num_leaves}")
+    graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, structure, outputs)))
+
+
+def _made(entry: NodeEntry, graph: fx.Graph, made: Mapping[str, fx.Node], witness: Witness) -> fx.Node:
     def node_of(other: str) -> fx.Node:
         if other not in made:
-            raise RunError(f"damaged: the node `{name}` reads {other!r}, which is not there yet")
+            raise RunError(f"damaged: the node `{entry.name}` reads {other[:60]!r}, which is not there yet")
         return made[other]
 
-    args = tuple(decoded(a, {"node": node_of}) for a in entry["args"])
-    kwargs = {_identifier(k): decoded(v, {"node": node_of}) for k, v in entry["kwargs"].items()}
-    target = _checked_target(entry["op"], entry["target"], args, kwargs, functions)
-    node = graph.create_node(entry["op"], target, args, kwargs, name)
-    node.meta["inside"] = str(entry.get("inside", ""))
+    args = tuple(decoded(a, {"node": node_of}) for a in entry.args)
+    kwargs = {k: decoded(v, {"node": node_of}) for k, v in entry.kwargs.items()}
+    _check_arguments(entry, args, kwargs)
+    target = _checked_target(entry, args, kwargs, witness)
+    node = graph.create_node(entry.op, target, args, kwargs, entry.name)
+    node.meta["inside"] = entry.inside
     return node
 
 
-def _checked_target(
-    op: str,
-    target: Any,  # noqa: ANN401 -- whatever stands in the file
-    args: tuple[Any, ...],
-    kwargs: Plain,
-    functions: Functions,
-) -> Any:  # noqa: ANN401
-    match op:
-        case "placeholder":
-            return _identifier(target)
-        case "call_method":
-            check_method(target)
-            return target
-        case "call_module" | "get_attr":
-            return path_checked(target)
-        case "output":
-            return "output"
-        case "call_function":
-            function = named(target) if isinstance(target, str) else _opaque(target, functions)
-            check_call(function, args, kwargs)
-            return function
-        case _:
-            raise RunError(f"damaged: no node is a {op!r}")
+def _check_arguments(entry: NodeEntry, args: tuple[Any, ...], kwargs: Plain) -> None:
+    """Refuse arguments of what is not called, and a method of what is not computed."""
+    most = {"placeholder": 1, "get_attr": 0, "output": 1}.get(entry.op)
+    least = entry.op in {"output", "call_method"}
+    if (most is not None and (len(args) > most or kwargs)) or len(args) < least:
+        raise RunError(f"damaged: the node `{entry.name}`, a {entry.op}, has {len(args) + len(kwargs)} arguments")
+    if entry.op == "call_method" and not isinstance(args[0], fx.Node):
+        raise RunError(f"damaged: the node `{entry.name}` calls a method of a constant")
 
 
-def _opaque(target: Plain, functions: Functions) -> Function:
-    module, name = target["opaque"]
-    if (module, name) not in functions:
-        raise RunError(
-            f"the graph calls the function {module}.{name}, which was kept whole: pass the model it comes from, "
-            "load(folder, original=your_model)"
-        )
-    return functions[module, name]
-
-
-def path_checked(path: Any) -> str:  # noqa: ANN401 -- whatever stands in the file
-    """`path`, which names a module or tensor.
-
-    Raises:
-        RunError: it does not look like one.
-    """
-    if not isinstance(path, str) or not re.fullmatch(r"[\w -]+(\.[\w -]+)*", path):
-        _refuse(path)
-    return str(path)
-
-
-def _identifier(name: Any) -> str:  # noqa: ANN401 -- whatever stands in the file
-    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
-        _refuse(name)
-    return str(name)
-
-
-def _refuse(name: object) -> None:
-    raise RunError(f"damaged: {str(name)[:60]!r} is no name")
-
-
-def functions_of(original: nn.Module | None) -> dict[tuple[str, str], Function]:
-    """The functions in the files of the user's model, and in those of the same package that these import."""
-    found = dict[tuple[str, str], Function]()
-    kinds = {type(m) for m in original.modules()} if original is not None else set()
-    homes = {kind.__module__ for kind in kinds if kind.__module__.partition(".")[0] not in {"torch", "builtins"}}
-    for home in list(homes):
-        package = home.partition(".")[0]
-        beside = [v.__name__ for v in vars(sys.modules[home]).values() if isinstance(v, types.ModuleType)]
-        homes |= {name for name in beside if name.partition(".")[0] == package and name in sys.modules}
-    for home in homes:
-        for name, value in vars(sys.modules[home]).items():
-            if isinstance(value, types.FunctionType) and not name.startswith("__"):
-                found[value.__module__, value.__qualname__] = value
-    return found
+def _checked_target(entry: NodeEntry, args: tuple[Any, ...], kwargs: Plain, witness: Witness) -> Any:  # noqa: ANN401
+    target = entry.target
+    if isinstance(target, OpaqueTarget):
+        if entry.op != "call_function":
+            raise RunError(f"damaged: the node `{entry.name}` is no call of a function")
+        return witness.function(entry.name, *target.opaque)
+    try:
+        match entry.op:
+            case "placeholder":
+                return identifier(target)
+            case "call_method":
+                check_method(target)
+                return target
+            case "call_module" | "get_attr":
+                return module_path(target)
+            case "call_function":
+                function = named(target)
+                check_call(function, args, kwargs)
+                return function
+            case _:
+                return "output"
+    except ValueError as error:
+        raise RunError(f"damaged: the node `{entry.name}`: {error}") from error

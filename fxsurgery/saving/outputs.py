@@ -7,6 +7,7 @@ PyTorch's pytree knows when the structure is read; where it is not known then, a
 from collections import namedtuple
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch.utils import _pytree as pytree
 
 from fxsurgery.errors import RunError, SavingError
@@ -52,33 +53,59 @@ def _keys(context: Any, count: int) -> list[Any] | None:  # noqa: ANN401 -- what
 def read_structure(plain: Plain, stand_ins: set[str] | None = None) -> pytree.TreeSpec:
     """The structure; the names of types that something plain stands in for are added to `stand_ins`.
 
+    No type is called to read it, so that nothing runs.
+
     Raises:
         RunError: it is damaged.
     """
-    return pytree.tree_structure(_example(plain, set() if stand_ins is None else stand_ins))
-
-
-def _example(plain: Plain, stand_ins: set[str]) -> Any:  # noqa: ANN401 -- any structure
-    if plain == "*":
-        return 0
     try:
-        if "type" not in plain:
-            [(kind, children)] = plain.items()
-            return {"tuple": tuple, "list": list}[kind](_example(c, stand_ins) for c in children)
-        children = [_example(c, stand_ins) for c in plain["children"]]
-        name, keys = str(plain["type"]), plain["keys"]
-        if name == "builtins.dict":
-            return dict(zip(keys, children, strict=True))
-        if "context" not in plain:
-            stand_ins.add(name)
-            return tuple(children)
-        known = next((k for k in pytree.SUPPORTED_NODES if _name(k) == name), None)
-        if known is not None:
-            return pytree.SUPPORTED_NODES[known].unflatten_fn(children, decoded(plain["context"]))
-        stand_ins.add(name)
-        return dict(zip(keys, children, strict=True))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return _spec(plain, set() if stand_ins is None else stand_ins)
+    except (KeyError, TypeError, ValueError, AttributeError, ValidationError) as error:
         raise RunError(f"damaged: {str(plain)[:60]} is no structure") from error
+
+
+class _Saved(BaseModel):
+    """A structure of another type than tuple and list."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    type: str
+    keys: list[str | int]
+    children: list[Plain]
+    context: Plain = None
+
+
+def _spec(plain: Plain, stand_ins: set[str]) -> pytree.TreeSpec:
+    if plain == "*":
+        return _leaf()
+    if "type" not in plain:
+        [(kind, parts)] = plain.items()
+        if not isinstance(parts, list):
+            raise TypeError("a list is wanted")
+        return pytree.TreeSpec({"tuple": tuple, "list": list}[kind], None, [_spec(c, stand_ins) for c in parts])
+    return _typed(plain, stand_ins)
+
+
+def _typed(plain: Plain, stand_ins: set[str]) -> pytree.TreeSpec:
+    saved = _Saved.model_validate(plain)
+    children = [_spec(c, stand_ins) for c in saved.children]
+    if len(saved.keys) != len(children) or len(set(saved.keys)) < len(children):
+        raise ValueError("each key names one child")
+    if "context" not in plain:
+        stand_ins.add(saved.type)
+        return pytree.TreeSpec(tuple, None, children)
+    known = next((k for k in pytree.SUPPORTED_NODES if k is not dict and _name(k) == saved.type), None)
+    if known is not None:
+        context = decoded(saved.context)
+        if _keys(context, len(children)) != saved.keys:
+            raise ValueError("the keys are others in the context")
+        return pytree.TreeSpec(known, context, children)
+    if saved.type != _name(dict):
+        stand_ins.add(saved.type)
+    return pytree.TreeSpec(dict, saved.keys, children)
+
+
+def _leaf() -> pytree.TreeSpec:
+    return pytree.tree_structure(0)
 
 
 def _name(kind: Any) -> str:  # noqa: ANN401 -- a type

@@ -4,10 +4,7 @@ What is written is read again before it is put in its place, and must compute wh
 """
 
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +12,29 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxsurgery.errors import RunError, SavingError
-from fxsurgery.files import settle, write_whole, writing
+from fxsurgery.files import write_whole
 from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
-from fxsurgery.saving.functions import Function
-from fxsurgery.saving.graphs import functions_of, graph_as_json, graph_from_json, path_checked
-from fxsurgery.saving.modules import build, specs
+from fxsurgery.saving.folders import damage, new_folder
+from fxsurgery.saving.graphs import graph_as_json, graph_from_json
+from fxsurgery.saving.modules import build, is_taken, is_tree, specs, submodule
 from fxsurgery.saving.outputs import read_structure
-from fxsurgery.saving.tensors import first_names, named_state, read_tensors, write_tensors
+from fxsurgery.saving.schema import (
+    FORMAT,
+    OpaqueTarget,
+    SavedGraph,
+    identifier,
+    read_saved,
+    require_digests,
+    with_digests,
+)
+from fxsurgery.saving.state import add_state, check_sizes, check_targets
+from fxsurgery.saving.tensors import first_names, named_state, read_header, read_tensors, write_tensors
 from fxsurgery.saving.values import decoded, encoded, tensors_as
+from fxsurgery.saving.witness import Witness, captures
 from fxsurgery.seeding import seeded
 
-FORMAT = 1
 GRAPH, WEIGHTS, EXAMPLES = "graph.json", "weights.safetensors", "examples.safetensors"
-LARGEST_GRAPH = 2**28
-"""Bytes of JSON."""
 
 Plain = dict[str, Any]
 
@@ -77,7 +82,8 @@ def write_program(program: Program, folder: Path) -> None:
     }
     write_tensors(folder / WEIGHTS, {name: tensor for name, tensor in state if first[name] == name})
     write_tensors(folder / EXAMPLES, examples)
-    write_whole(folder / GRAPH, json.dumps(plain, indent=1).encode())
+    whole = with_digests(GRAPH, plain, {name: folder / name for name in (WEIGHTS, EXAMPLES)})
+    write_whole(folder / GRAPH, json.dumps(whole, indent=1).encode())
     _prove(program, folder)
 
 
@@ -94,10 +100,10 @@ def _entry(root: nn.Module, name: str, tensor: Tensor, first: str) -> Plain:
 
 def _prove(program: Program, folder: Path) -> None:
     """Raise unless what was written gives the outputs of `program`; its opaque parts are taken from itself."""
-    called: list[Any] = [n.target for n in program.nodes if n.op == "call_function"]
-    own = {(f.__module__, f.__qualname__): f for f in called if hasattr(f, "__qualname__")}
     try:
-        again = read_program(folder, program.graph_module, own)
+        witness = Witness()
+        witness.hear([program])
+        again = read_program(folder, program.graph_module, witness)
     except RunError as error:
         raise SavingError(f"what was written cannot be read again: {error}") from error
     devices = {t.device.type for t in (*program.examples.tensors, *program.graph_module.parameters())}
@@ -120,39 +126,63 @@ def _equal(left: Tensor, right: Tensor) -> bool:
     )
 
 
-def read_program(
-    folder: Path, original: nn.Module | None, functions: Mapping[tuple[str, str], Function] | None = None
-) -> Program:
-    """The program in `folder`, which may call `functions`, or those of the files of `original`."""
-    plain = read_json(folder / GRAPH, FORMAT)
-    weights, kept = read_tensors(folder / WEIGHTS), read_tensors(folder / EXAMPLES)
+def read_program(folder: Path, original: nn.Module | None, witness: Witness | None = None) -> Program:
+    """The program in `folder`; what was kept whole is taken from `original`.
+
+    Args:
+        folder: where it is.
+        original: the user's model.
+        witness: tells what the user's model does where code of it was kept whole; else it is captured to see.
+    """
+    saved, plain = read_saved(folder / GRAPH, SavedGraph)
+    kept = read_tensors(folder / EXAMPLES)
     with damage(folder):
-        _ask_for_original(plain, original)
-        args, kwargs = decoded(plain["examples"], {"tensor": kept.__getitem__})
-        inputs = Inputs(args, kwargs)
-        graph = graph_from_json(plain, inputs, functions_of(original) if functions is None else functions)
-        graph_module = fx.GraphModule(nn.Module(), fx.Graph())
-        _add_modules(graph_module, plain["modules"], original)
-        _add_state(graph_module, plain["state"], weights)
-        _check_targets(graph_module, graph)
-        graph_module.graph = graph
-        graph_module.recompile()
-        log = tuple(map(str, plain["log"]))
-        notes = tuple(dict.fromkeys((*map(str, plain["notes"]), *_unknown_outputs(plain))))
-        return Program(graph_module.eval(), inputs.args, log, inputs.kwargs, notes, str(plain["name"]))
+        _ask_for_original(saved, original)
+        inputs = _inputs(saved, kept)
+        root = fx.GraphModule(nn.Module(), fx.Graph())
+        own = _add_modules(root, saved, original)
+        resized = {s.path for s in saved.modules if s.kind == "opaque" and s.sizes}
+        check_sizes(root, saved.state, read_header(folder / WEIGHTS), resized)
+        witness = witness or Witness()
+        witness.hear(captures(original, inputs, [s.path for s in saved.modules if s.kind in {"opaque", "torch"}]))
+        graph = graph_from_json(saved, inputs, witness, lambda path: id(submodule(root, path)) in own)
+        add_state(root, saved.state, read_tensors(folder / WEIGHTS))
+        check_targets(root, graph)
+        require_digests(folder / GRAPH, plain, {name: folder / name for name in (WEIGHTS, EXAMPLES)})
+        root.graph = graph
+        root.recompile()
+        notes = tuple(dict.fromkeys((*saved.notes, *_unknown_outputs(saved))))
+        return Program(root.eval(), inputs.args, tuple(saved.log), inputs.kwargs, notes, saved.name)
 
 
-def _unknown_outputs(plain: Plain) -> Iterator[str]:
+def _inputs(saved: SavedGraph, kept: Mapping[str, Tensor]) -> Inputs:
+    """The example inputs: `(args, kwargs)`, in which every tensor of the file stands."""
+    used = set[str]()
+
+    def tensor(name: str) -> Tensor:
+        used.add(name)
+        return kept[name]
+
+    found = decoded(saved.examples, {"tensor": tensor})
+    if used != kept.keys():
+        raise RunError(f"damaged: no example input is {', '.join(sorted(kept.keys() - used))[:60]}")
+    args, kwargs = found if isinstance(found, tuple) and len(found) == 2 else (None, None)
+    if not isinstance(args, tuple) or not isinstance(kwargs, dict):
+        raise RunError("damaged: the example inputs are not (args, kwargs)")
+    return Inputs(args, {identifier(name): value for name, value in kwargs.items()})
+
+
+def _unknown_outputs(saved: SavedGraph) -> Iterator[str]:
     stand_ins = set[str]()
-    if plain.get("outputs") is not None:
-        read_structure(plain["outputs"], stand_ins)
+    if saved.outputs is not None:
+        read_structure(saved.outputs, stand_ins)
     for name in sorted(stand_ins):
         yield f"the output's {name} comes as a plain dict or tuple: import {name.partition('.')[0]} before loading"
 
 
-def _ask_for_original(plain: Plain, original: nn.Module | None) -> None:
-    opaque = [f"`{s['path']}` ({s['class']}: {s['reason']})" for s in plain["modules"] if s["kind"] == "opaque"]
-    opaque += [".".join(n["target"]["opaque"]) for n in plain["nodes"] if isinstance(n["target"], dict)]
+def _ask_for_original(saved: SavedGraph, original: nn.Module | None) -> None:
+    opaque = [f"`{s.path}` ({s.class_name}: {s.reason})" for s in saved.modules if s.kind == "opaque"]
+    opaque += [".".join(n.target.opaque) for n in saved.nodes if isinstance(n.target, OpaqueTarget)]
     if opaque and original is None:
         raise RunError(
             f"parts of your model were kept whole, and their code is not saved: {', '.join(opaque)}. Build the model "
@@ -160,133 +190,20 @@ def _ask_for_original(plain: Plain, original: nn.Module | None) -> None:
         )
 
 
-def _add_modules(root: nn.Module, entries: list[Plain], original: nn.Module | None) -> None:
-    for spec in entries:
-        parent, _, leaf = path_checked(spec["path"]).rpartition(".")
-        module = root.get_submodule(path_checked(spec["as"])) if spec["kind"] == "same" else build(spec, original)
-        root.get_submodule(parent)._modules[leaf] = module  # noqa: SLF001 -- add_module refuses names such as "type"
-
-
-def _add_state(root: nn.Module, entries: list[Plain], weights: Mapping[str, Tensor]) -> None:
-    made = dict[str, Tensor]()
-    wanted = {name: tensor.shape for name, tensor in named_state(root)}
-    for entry in entries:
-        name = path_checked(entry["name"])
-        source = entry.get("of", name)
-        tensor = made[source] if "of" in entry else weights[source]
-        if name in wanted and wanted[name] != tensor.shape:
-            raise RunError(f"`{name}` is {tuple(tensor.shape)} in the weights and {tuple(wanted[name])} in the graph")
-        if entry["kind"] == "parameter" and not isinstance(tensor, nn.Parameter):
-            tensor = nn.Parameter(tensor, requires_grad=bool(entry["trains"]))
-        made[name] = tensor
-        _put(root, name, tensor, persistent=entry.get("persistent", True))
-    if missing := sorted(wanted.keys() - made.keys()):
-        raise RunError(f"there are no weights for {', '.join(missing[:4])}")
-
-
-def _put(root: nn.Module, name: str, tensor: Tensor, *, persistent: bool) -> None:
-    owner, _, leaf = name.rpartition(".")
-    module = root.get_submodule(owner)
-    if isinstance(tensor, nn.Parameter):
-        setattr(module, leaf, tensor)
-    elif leaf in module._buffers:  # noqa: SLF001 -- no other way to ask
-        module._buffers[leaf] = tensor  # noqa: SLF001 -- setattr would refuse another type
-    else:
-        module.register_buffer(leaf, tensor, persistent=persistent)
-
-
-def _check_targets(root: nn.Module, graph: fx.Graph) -> None:
-    for node in graph.nodes:
-        if node.op == "call_module":
-            root.get_submodule(str(node.target))
-        elif node.op == "get_attr":
-            owner, _, leaf = str(node.target).rpartition(".")
-            module = root.get_submodule(owner)
-            if leaf != "training" and not isinstance(getattr(module, leaf, None), Tensor):
-                raise RunError(f"the node `{node.name}` reads `{node.target}`, which is no tensor")
-
-
-def read_json(path: Path, newest: int) -> Plain:
-    """A JSON object with a `format`.
-
-    Raises:
-        RunError: it is not there, damaged, or of a later version.
-    """
-    with writing(path):
-        if path.stat().st_size > LARGEST_GRAPH:
-            raise RunError(f"{path} is larger than {LARGEST_GRAPH} bytes")
-        content = path.read_bytes()
-    try:
-        plain = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{path} is damaged: {error}") from error
-    if not isinstance(plain, dict) or not isinstance(plain.get("format"), int):
-        raise RunError(f"{path} is nothing that fxsurgery wrote")
-    if plain["format"] > newest:
-        raise RunError(f"{path} is of format {plain['format']}, and this fxsurgery reads up to {newest}: update it")
-    return plain
-
-
-@contextmanager
-def damage(folder: Path) -> Iterator[None]:
-    """Turn what goes wrong with a file that somebody changed into an error of ours."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, SyntaxError) as error:
-        raise RunError(f"{folder} is damaged: {type(error).__name__}: {error}") from error
-
-
-@contextmanager
-def new_folder(path: Path, ours: Sequence[str], sign: str) -> Iterator[Path]:
-    """A folder to write into that takes the place of `path` once all is written.
-
-    Args:
-        path: where it goes.
-        ours: the names that a folder may hold which is replaced; the first must be there.
-        sign: what the first of them says somewhere, if it is of ours.
-
-    Raises:
-        RunError: the system refuses, or `path` holds something else.
-    """
-    with writing(path):
-        if path.exists() and (stray := _stray(path, ours, sign)):
-            raise RunError(f"{path} holds something else ({stray}): give an empty folder, or a new one")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield fresh
-        with writing(path):
-            fresh.chmod(0o755)
-            _swap(fresh, path)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _stray(path: Path, ours: Sequence[str], sign: str) -> str:
-    """What keeps `path` from being replaced: the name of something in it that was not written here."""
-    if not path.is_dir():
-        return path.name
-    there = {part.name for part in path.iterdir()}
-    if stray := sorted(there - {*ours, "__pycache__"}):
-        return stray[0]
-    first = path / ours[0]
-    is_ours = first.is_file() and sign in first.read_text(encoding="utf-8", errors="replace")
-    return "" if is_ours or not there else min(there)
-
-
-def _swap(fresh: Path, path: Path) -> None:
-    """Put `fresh` in the place of `path`. What was there is moved away first, and back if that fails."""
-    settle(fresh)
-    if not path.exists():
-        fresh.rename(path)
-    else:
-        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / "old"
-        path.rename(old)
-        try:
-            fresh.rename(path)
-        except OSError:
-            old.rename(path)
-            raise
-        finally:
-            shutil.rmtree(old.parent, ignore_errors=True)
-    settle(path.parent)
+def _add_modules(root: nn.Module, saved: SavedGraph, original: nn.Module | None) -> set[int]:
+    """Build every module; what of them comes from `original`, by id."""
+    own = set[int]()
+    for entry in saved.modules:
+        parent, _, leaf = entry.path.rpartition(".")
+        owner = submodule(root, parent)
+        if owner is None or (parent and not is_tree(owner)) or leaf in vars(owner)["_modules"]:
+            raise RunError(f"damaged: `{entry.path}` is there twice, or part of what has no such part")
+        if is_taken(owner, leaf):
+            raise RunError(f"damaged: no module can be called `{entry.path}`: a {type(owner).__name__} has one already")
+        module = submodule(root, entry.first) if entry.kind == "same" else build(entry, original, len(saved.state))
+        if module is None:
+            raise RunError(f"damaged: `{entry.path}` is another name of what is not there")
+        owner._modules[leaf] = module  # noqa: SLF001 -- add_module refuses more
+        if entry.kind == "opaque":
+            own |= {id(part) for part in module.modules()}
+    return own

@@ -16,6 +16,8 @@ from fxsurgery.errors import RunError, SavingError
 
 DEEPEST = 40
 """How far values may nest."""
+LARGEST = 10**1000
+"""How far integers may go: Python refuses to write much longer ones."""
 
 Plain = Any
 """What the json module writes."""
@@ -95,37 +97,74 @@ def decoded(plain: Plain, special: Mapping[str, Callable[[Any], Any]] | None = N
     """
     if depth > DEEPEST:
         raise RunError(f"damaged: values nest deeper than {DEEPEST}")
-    if plain is None or isinstance(plain, (bool, int, float, str)):
+    if plain is None or type(plain) in {bool, float, str} or (type(plain) is int and abs(plain) < LARGEST):
         return plain
     if isinstance(plain, list):
         return [decoded(v, special, depth + 1) for v in plain]
     if not isinstance(plain, dict) or len(plain) != 1:
         raise RunError(f"damaged: {str(plain)[:60]!r} is no value")
     [(kind, content)] = plain.items()
-    if special and kind in special:
-        return special[kind](content)
     try:
         return _made(kind, content, special, depth + 1)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise RunError(f"damaged: {str(plain)[:60]!r} is no value: {error}") from error
+        raise RunError(f"damaged: {str(plain)[:60]!r} is no value: {str(error)[:200]}") from error
 
 
 def _made(kind: str, content: Any, special: Mapping[str, Callable[[Any], Any]] | None, depth: int) -> Any:  # noqa: ANN401
+    if special and kind in special:
+        return special[kind](_text(content))
     if kind in _BY_NAME:
-        return _BY_NAME[kind][content]
-    if kind in {"tuple", "slice", "size"}:
-        items = [decoded(v, special, depth) for v in content]
-        made: dict[str, Callable[[Any], Any]] = {"tuple": tuple, "slice": lambda v: slice(*v), "size": torch.Size}
-        return made[kind](items)
+        return _BY_NAME[kind][_text(content)]
+    if kind in _SIMPLE:
+        return _SIMPLE[kind](content)
+    if not isinstance(content, list):
+        raise TypeError("a list is wanted")
     if kind == "dict":
-        return {decoded(k, special, depth): decoded(v, special, depth) for k, v in content}
-    simple: dict[str, Callable[[Any], Any]] = {
-        "float": float,
-        "device": torch.device,
-        "ellipsis": lambda _: ...,
-        "complex": lambda v: complex(float(v[0]), float(v[1])),
-    }
-    return simple[kind](content)
+        pairs = [(decoded(k, None, depth), decoded(v, special, depth)) for k, v in content]
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a key stands twice")
+        return found
+    return _SEQUENCES[kind]([decoded(v, special, depth) for v in content])
+
+
+def _text(content: object) -> str:
+    if not isinstance(content, str):
+        raise TypeError("a string is wanted")
+    return content
+
+
+def _float(content: object) -> float:
+    found = float(_text(content))
+    if repr(found) != content:
+        raise ValueError(f"no float is written as {str(content)[:60]!r}")
+    return found
+
+
+def _complex(content: object) -> complex:
+    if not isinstance(content, list) or len(content) != 2:
+        raise TypeError("two floats are wanted")
+    return complex(_float(content[0]), _float(content[1]))
+
+
+def _ellipsis(content: object) -> object:
+    if content is not True:
+        raise ValueError("it is no ellipsis")
+    return ...
+
+
+def _slice(items: list[Any]) -> slice:
+    start, stop, step = items
+    return slice(start, stop, step)
+
+
+_SIMPLE: Mapping[str, Callable[[Any], Any]] = {
+    "float": _float,
+    "complex": _complex,
+    "ellipsis": _ellipsis,
+    "device": lambda content: torch.device(_text(content)),
+}
+_SEQUENCES: Mapping[str, Callable[[list[Any]], Any]] = {"tuple": tuple, "slice": _slice, "size": torch.Size}
 
 
 def tensors_as(kept: dict[str, Tensor]) -> Callable[[object], Plain | None]:

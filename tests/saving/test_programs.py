@@ -14,9 +14,10 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils import _pytree as pytree
 
 from fxsurgery import files
+from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
 from fxsurgery.errors import RunError, SavingError
-from fxsurgery.passes import Elasticise, InsertGates
+from fxsurgery.passes import Elasticise, InsertGates, PruneChannels
 from fxsurgery.program import Program
 from fxsurgery.saving import load_program, save_program
 from programs import program
@@ -190,6 +191,81 @@ def test_a_module_kept_whole_is_taken_from_the_model_with_the_saved_weights(tmp_
     assert not torch.equal(loaded.graph_module.whole.weight, other.whole.weight)
     with pytest.raises(RunError, match="has no `whole`"):
         load_program(tmp_path / "saved", original=nn.Linear(3, 3))
+
+
+class Masked(nn.Conv2d):
+    """A layer of torch's that is kept whole, with a mask as large as its weight."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, groups: int = 1) -> None:
+        super().__init__(inputs, outputs, size, groups=groups)
+        self.register_buffer("mask", torch.ones_like(self.weight).tril())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.weight.data *= self.mask
+        return super().forward(x)
+
+
+class Subclassed(nn.Linear):
+    """Kept whole since it is asked for."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 1
+
+
+def hooked() -> nn.Module:
+    conv = nn.Conv2d(8, 8, 3, groups=4)
+    conv.register_forward_hook(lambda module, inputs, output: None)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), conv, nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+
+
+KEPT_LAYERS = {
+    "hooked": (hooked, torch.randn(2, 3, 8, 8)),
+    "masked": (
+        lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Masked(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval(),
+        torch.randn(2, 3, 8, 8),
+    ),
+    "subclassed": (
+        lambda: nn.Sequential(nn.Linear(5, 8), nn.ReLU(), Subclassed(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval(),
+        torch.randn(2, 5),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KEPT_LAYERS)
+def test_a_layer_kept_whole_comes_back_as_it_was_cut(name: str, tmp_path: Path) -> None:
+    make, x = KEPT_LAYERS[name]
+    model = make()
+    whole = capture(model, x, leaf_modules=(Subclassed,))
+    drop = tuple((g.name, tuple(range(0, len(g.units), 2))) for g in structure(whole).groups if len(g.units) > 1)
+    given = PruneChannels(drop)(whole).program
+    kept = given.graph_module.get_submodule("2")
+    assert kept.weight.shape != model[2].weight.shape
+    save_program(given, tmp_path / "saved")
+    assert '"opaque"' in (tmp_path / "saved" / "graph.json").read_text()
+    before = repr(model)
+    loaded = load_program(tmp_path / "saved", original=model)
+    same(given, loaded)
+    assert repr(loaded.graph_module.get_submodule("2")) == repr(kept)
+    assert repr(model) == before
+    model_again = loaded.trainable_copy().train()
+    model_again(x).square().sum().backward()
+
+
+def test_sizes_of_a_layer_kept_whole_are_sizes_of_that_layer(tmp_path: Path) -> None:
+    make, x = KEPT_LAYERS["masked"]
+    model = make()
+    save_program(capture(model, x), tmp_path / "saved")
+    path = tmp_path / "saved" / "graph.json"
+    text = path.read_text()
+    for old, new in (
+        ('"groups": 1', '"groups": -1'),
+        ('"groups": 1', '"groups": "1"'),
+        ('"groups": 1', '"forward": 1'),
+    ):
+        assert old in text
+        path.write_text(text.replace(old, new))
+        with pytest.raises(RunError, match="has no sizes"):
+            load_program(tmp_path / "saved", original=model)
 
 
 def test_stochastic_depth_of_a_library_is_known_by_what_it_does(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
 from fxsurgery.saving.functions import name_of
 from fxsurgery.saving.standalone.literals import ATOM, POWER, UNARY, Code, Show, index, shown
+from fxsurgery.saving.standalone.literals import name as name_as_code
 
 BINARY: Mapping[str, tuple[str, int]] = {
     "or_": ("|", 8), "xor": ("^", 9), "and_": ("&", 10), "lshift": ("<<", 11), "rshift": (">>", 11),
@@ -48,7 +49,7 @@ def call(node: fx.Node, special: Show, *, tensors: bool) -> Code:
     if home == "operator":
         return _operator(short, node, special, tensors=tensors)
     if function is builtins.getattr:
-        return Code(f"{shown(node.args[0], special).within(ATOM)}.{node.args[1]}")
+        return Code(f"{shown(node.args[0], special).within(ATOM)}.{name_as_code(node.args[1])}")
     called = name.replace("torch.nn.functional.", "F.")
     return Code(f"{called}({arguments(node.args, _beyond_defaults(function, node), special)})")
 
@@ -56,7 +57,7 @@ def call(node: fx.Node, special: Show, *, tensors: bool) -> Code:
 def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any], special: Show) -> str:
     """What stands between the parentheses of a call."""
     given = [shown(a, special).text for a in args]
-    return ", ".join([*given, *(f"{k}={shown(v, special).text}" for k, v in kwargs.items())])
+    return ", ".join([*given, *(f"{name_as_code(k)}={shown(v, special).text}" for k, v in kwargs.items())])
 
 
 def _beyond_defaults(function: Any, node: fx.Node) -> dict[str, Any]:  # noqa: ANN401 -- any function
@@ -79,7 +80,7 @@ def _method(node: fx.Node, special: Show) -> Code:
     if not node.kwargs and name == "neg" and len(args) == 1:
         return Code(f"-{shown(args[0], special).within(UNARY)}", UNARY)
     receiver = shown(args[0], special).within(ATOM)
-    return Code(f"{receiver}.{name}({arguments(args[1:], node.kwargs, special)})")
+    return Code(f"{receiver}.{name_as_code(name)}({arguments(args[1:], node.kwargs, special)})")
 
 
 def _operator(name: str, node: fx.Node, special: Show, *, tensors: bool) -> Code:

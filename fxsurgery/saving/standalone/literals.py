@@ -1,6 +1,6 @@
 """Constants as Python code, and what stands for a call: an expression with its precedence."""
 
-import json
+import keyword
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,8 +42,25 @@ def shown(value: Any, special: Show = lambda _: None) -> Code:  # noqa: ANN401 -
     if value is None or isinstance(value, bool):
         return Code(repr(value))
     if isinstance(value, str):
-        return Code(json.dumps(value, ensure_ascii=False) if value.isprintable() else repr(value))
+        return Code(text(value))
     return _number(value) if isinstance(value, (int, float)) else _torchs(value)
+
+
+def text(value: str) -> str:
+    """A string as code: `repr`, in double quotes where that needs no escape."""
+    exact = str.__str__(value)
+    return f'"{exact}"' if exact.isprintable() and {'"', "\\"}.isdisjoint(exact) else repr(exact)
+
+
+def name(value: object) -> str:
+    """An identifier as code.
+
+    Raises:
+        SavingError: it is none.
+    """
+    if not isinstance(value, str) or not value.isidentifier() or keyword.iskeyword(value):
+        raise SavingError(f"{str(value)[:60]!r} cannot be written as code: it is no identifier")
+    return str.__str__(value)
 
 
 def _structure(value: Any, special: Show) -> str:  # noqa: ANN401 -- a tuple, list, dict or slice
@@ -59,15 +76,16 @@ def _structure(value: Any, special: Show) -> str:  # noqa: ANN401 -- a tuple, li
 
 def _number(value: float) -> Code:
     if not math.isfinite(value):
-        return Code(f'float("{value}")')
-    return Code(repr(value).replace("e+", "e"), ATOM if value >= 0 and not str(value).startswith("-") else UNARY)
+        return Code(f"float({text(float.__repr__(value))})")
+    plain = int.__repr__(value) if isinstance(value, int) else float.__repr__(value)
+    return Code(plain.replace("e+", "e"), UNARY if plain.startswith("-") else ATOM)
 
 
 def _torchs(value: object) -> Code:
     if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
         return Code(str(value))
     if isinstance(value, torch.device):
-        return Code(f'torch.device("{value}")')
+        return Code(f"torch.device({text(str(value))})")
     if value is ...:
         return Code("...")
     if isinstance(value, complex):

@@ -11,7 +11,7 @@ from fxsurgery.errors import SavingError
 from fxsurgery.program import Program
 from fxsurgery.saving.described import Described, Parametrised, describe, parameters_of
 from fxsurgery.saving.standalone.chains import Chain, is_tree, ordered
-from fxsurgery.saving.standalone.literals import shown
+from fxsurgery.saving.standalone.literals import shown, text
 from fxsurgery.saving.stochastic_depth import depth_of
 
 GROUP_ATTRIBUTES = set(dir(nn.ModuleDict))
@@ -37,7 +37,7 @@ class Tree:
             case "list":
                 lines.insert(0, f"super().__init__({', '.join(code for _, code in made)})")
             case "dict":
-                keyed = ", ".join(f'"{name}": {code}' for name, code in made)
+                keyed = ", ".join(f"{text(name)}: {code}" for name, code in made)
                 lines.insert(0, f"super().__init__({{{keyed}}})")
             case _:
                 lines = ["super().__init__()", *lines, *(f"self.{name} = {code}" for name, code in made)]
@@ -53,7 +53,7 @@ class Tree:
         code, at = "self", ""
         for part in path.split("."):
             kind = self._kinds.get(at, "leaf")
-            code += f"[{part}]" if kind == "list" else f'["{part}"]' if kind == "dict" else f".{part}"
+            code += f"[{part}]" if kind == "list" else f"[{text(part)}]" if kind == "dict" else f".{part}"
             at = f"{at}.{part}" if at else part
         return code
 
@@ -78,8 +78,8 @@ class Tree:
             return self._container(path, module)
         if (depth := depth_of(module)) is not None:
             self.helpers.add("StochasticDepth")
-            mode = "" if depth.mode == "row" else f', mode="{depth.mode}"'
-            return f"StochasticDepth({depth.p!r}{mode})"
+            mode = "" if depth.mode == "row" else f", mode={shown(depth.mode).text}"
+            return f"StochasticDepth({shown(depth.p).text}{mode})"
         try:
             found = describe(module)
         except SavingError as error:
@@ -100,12 +100,12 @@ class Tree:
     def _parametrised(self, norm: Parametrised, code: str) -> str:
         self.helpers.add(norm.function)
         options = "".join(f", {name}={shown(value).text}" for name, value in norm.options.items())
-        return f'{norm.function}({code}, "{norm.tensor}"{options})'
+        return f"{norm.function}({code}, {text(norm.tensor)}{options})"
 
     def _container(self, path: str, module: nn.Module) -> str:
         parts = [(name, self._module(f"{path}.{name}", child)) for name, child in ordered(module, path, self._used)]
         tensors = list(_tensors(module))
-        keyed = ", ".join(f'"{name}": {code}' for name, code in parts)
+        keyed = ", ".join(f"{text(name)}: {code}" for name, code in parts)
         if path in self._chains:
             if self._kinds[path] == "list":
                 return f"nn.Sequential({', '.join(code for _, code in parts)})"
@@ -128,7 +128,7 @@ class Tree:
             return f"{place}.{name} = {_made(tensor)}"
         owner = self._root.get_submodule(parent)
         persistent = "" if name not in owner._non_persistent_buffers_set else ", persistent=False"  # noqa: SLF001
-        return f'{place}.register_buffer("{name}", {_made(tensor)}{persistent})'
+        return f"{place}.register_buffer({text(name)}, {_made(tensor)}{persistent})"
 
     def _ties(self) -> Iterator[str]:
         first = dict[int, str]()
