@@ -443,10 +443,6 @@ def test_a_gate_has_what_a_gate_has(change: dict[str, Any], tmp_path: Path) -> N
         load_program(changed(saved(given, tmp_path), craft))
 
 
-def built(*_: object) -> None:
-    CALLS.append("built")
-
-
 class Output:
     """An output type that pytree knows, which runs something when it is made."""
 
