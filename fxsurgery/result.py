@@ -262,7 +262,9 @@ def load(folder: str | Path, *, original: nn.Module | None = None) -> Result:
 
     Args:
         folder: the folder, or the directory of a run that has ended.
-        original: your model, where modules of it were kept whole: these are copied from it, and get saved weights.
+        original: your model, where modules or functions of it were kept whole: these are taken from it, modules as
+            copies with the saved weights. It is captured anew on the saved example inputs, and what it does not call
+            in the same way is refused.
 
     Raises:
         RunError: there is no result, it is damaged or of a later version, or it wants `original`; it says what to do.

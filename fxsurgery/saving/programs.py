@@ -55,7 +55,9 @@ def load_program(folder: str | Path, *, original: nn.Module | None = None) -> Pr
 
     Args:
         folder: the folder.
-        original: your model, where modules or functions of it were kept whole: they are taken from it, copied.
+        original: your model, where modules or functions of it were kept whole: they are taken from it, modules as
+            copies. It is captured anew on the saved example inputs, and what it does not call in the same way is
+            refused.
 
     Raises:
         RunError: there is no program, it is damaged or of a later version, or it wants `original`.

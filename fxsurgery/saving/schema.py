@@ -201,7 +201,7 @@ def read_saved(path: Path, kind: type[Read]) -> tuple[Read, dict[str, Any]]:
     """
     plain = read_json(path, max_bytes=LARGEST, max_depth=_MAX_DEPTH)
     found = plain.get("format") if isinstance(plain, dict) else None
-    if type(found) is not int:
+    if type(found) is not int or found < 1:
         raise RunError(f"{path} is nothing that fxsurgery wrote")
     if found > FORMAT:
         raise RunError(f"{path} is of format {found}, and this fxsurgery reads up to {FORMAT}: update it")

@@ -6,9 +6,9 @@ very same function object at a node of the same name, or the same module, with t
 Until then nothing of the graph has run.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import Any
 
 from torch import fx, nn
 
@@ -103,12 +103,13 @@ def _none(_: str) -> bool:
     return False
 
 
-def _constants(node: fx.Node) -> Any:  # noqa: ANN401 -- plain JSON
-    """The arguments of a call, each node among them as any other; `None` where they cannot be written."""
+def _constants(node: fx.Node) -> str | None:
+    """The arguments of a call as JSON, each node among them as any other; `None` where they cannot be written."""
     try:
-        return encoded((node.args, dict(node.kwargs)), lambda v: {"node": ""} if isinstance(v, fx.Node) else None)
+        found = encoded((node.args, dict(node.kwargs)), lambda v: {"node": ""} if isinstance(v, fx.Node) else None)
     except SavingError:
         return None
+    return json.dumps(found)
 
 
 def captures(original: nn.Module | None, inputs: Inputs, kept: Iterable[str]) -> Iterator[Program]:
