@@ -120,7 +120,7 @@ def test_the_effective_config_gives_the_same_run_again(write):
         ('model = "n:N"\n[budget]\nmacs = "half"\n', "run.toml, line 3: budget.macs: 'half' is no amount"),
         ('model = "n:N"\n[budget]\nmacs = true\n', "run.toml, line 3: budget.macs: a limit is a number"),
         ('model = "n:N"\n[budget]\nmacs = -1\n', "run.toml, line 3: budget.macs: it should be greater than 0"),
-        ('model = "n:N"\n[budget]\nlatency_ms = "50%"\n', "line 2: budget: latency_ms is in milliseconds, never"),
+        ('model = "n:N"\n[budget]\nlatency_ms = "0%"\n', "line 3: budget.latency_ms: it should be greater than 0"),
         ('model = "n:N"\n[budget]\nmacs = inf\n', "line 3: budget.macs: it should be less than 1000"),
         ('model = "n:N"\n[spend]\nepoch = 3\n', "line 3: spend.epoch: 'epoch' is no limit; did you mean 'epochs'?"),
         ('model = "n:N"\n[spend]\nepochs = "50%"\n', "line 2: spend: epochs is an amount, never a share"),
