@@ -278,7 +278,7 @@ def _latency(ready: Ready, outcome: Outcome) -> dict[str, float]:
     if ready.latency is None or outcome.latency is None or ready.latency.limit_ms is None:
         return {}
     whole, limit_ms = ready.latency.original_ms, ready.latency.limit_ms
-    return {"original_ms": whole, **asdict(outcome.latency), "limit_ms": limit_ms}
+    return {"original_ms": whole, **asdict(outcome.latency), "limit_ms": limit_ms, "batch": ready.latency.batch}
 
 
 def _latency_note(found: Mapping[str, float]) -> tuple[str, ...]:
@@ -288,7 +288,8 @@ def _latency_note(found: Mapping[str, float]) -> tuple[str, ...]:
     low, high = found["low_ms"] / whole, found["high_ms"] / whole
     return (
         f"latency {whole:.4g} ms before, {found['ms']:.4g} ms after, {found['limit_ms']:.4g} ms allowed; "
-        f"measured in turns, the ratio is {found['ms'] / whole:.3f} (95 % interval {low:.3f} to {high:.3f})",
+        f"measured in turns, the ratio is {found['ms'] / whole:.3f} (95 % interval {low:.3f} to {high:.3f}), "
+        f"at batch size {found['batch']}",
     )
 
 

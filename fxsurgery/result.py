@@ -66,7 +66,8 @@ class Result:
     """What an evolutionary search found on the way that no other network beats at its cost, the cheapest first."""
     latency: Mapping[str, float] = field(default_factory=dict)
     """What a budget of `latency_ms` was held by, measured side by side on the target: `original_ms`, `ms`, `low_ms`
-    and `high_ms` of the result (a 95 % interval), and `limit_ms`. Empty where the budget has no such limit."""
+    and `high_ms` of the result (a 95 % interval), `limit_ms`, and the `batch` size that was measured: 1, unless the
+    model takes another one only. Empty where the budget has no such limit."""
     _files: dict[str, OnnxModel] = field(default_factory=dict, repr=False)
 
     @property

@@ -50,6 +50,10 @@ class Device:
     def original_ms(self) -> float:
         return milliseconds(self.original)
 
+    @property
+    def original_latency(self) -> tuple[float, int]:
+        return self.original_ms, 1
+
     def ratio(self, program: Program, *, thorough: bool) -> tuple[float, float, float]:
         true = milliseconds(program) * (self.bias if thorough else 1.0) / self.original_ms
         found = true * (1.0 + self._random.uniform(-self.noise, self.noise))

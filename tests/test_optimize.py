@@ -199,7 +199,7 @@ def test_a_budget_in_milliseconds_is_met_as_measured(monkeypatch: pytest.MonkeyP
         found = milliseconds(result.program)
         assert 0.4 * whole < found <= 0.5 * whole
         assert result.latency == pytest.approx(
-            {"original_ms": whole, "ms": found, "low_ms": found, "high_ms": found, "limit_ms": 0.5 * whole}
+            {"original_ms": whole, "ms": found, "low_ms": found, "high_ms": found, "limit_ms": 0.5 * whole, "batch": 1}
         )
         assert any("ms allowed; measured in turns, the ratio is 0." in note for note in result.notes)
 
@@ -207,7 +207,7 @@ def test_a_budget_in_milliseconds_is_met_as_measured(monkeypatch: pytest.MonkeyP
 def test_an_unverified_latency_is_not_returned(monkeypatch: pytest.MonkeyPatch):
     """Whatever a method says, the front door lets nothing through that it did not verify."""
     monkeypatch.setattr(asking, "Timer", lambda _, original, *__: Device(original, bias=1.5))
-    monkeypatch.setattr(latency, "hold", lambda _, cut, finish: finish(cut(None), 1) and None)
+    monkeypatch.setattr(latency, "hold", lambda model, cut, finish: finish(cut(model.limit), 1) and None)
     monkeypatch.setattr(dnal, "hold", latency.hold)
     with pytest.raises(BudgetError, match=r"a latency of .* ms \(original: .* ms\) is not held"):
         quick(net(), budget=Budget(latency_ms=0.5))

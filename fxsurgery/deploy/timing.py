@@ -33,14 +33,18 @@ class Pace:
     """In the order in which they are tried."""
 
 
-QUICK = Pace(rounds=100, seconds=3.0, exporters=("legacy", "dynamo"))
+QUICK = Pace(rounds=200, seconds=3.0, exporters=("legacy", "dynamo"))
 """For the many networks of a search."""
-THOROUGH = Pace(rounds=300, seconds=10.0, exporters=("dynamo", "legacy"))
+THOROUGH = Pace(rounds=1000, seconds=10.0, exporters=("dynamo", "legacy"))
 """For what is returned; exported as the user's file will be."""
 GLANCE = Pace(rounds=30, seconds=1.0, exporters=("legacy", "dynamo"))
 """To tell a user what there is."""
 
-Files = Mapping[str, OnnxModel]
+WIDE = 0.1
+"""Width of a 95 % interval, relative to the ratio, at which a measurement is made once more, longer."""
+LONGER = 3
+"""How much longer."""
+
 Write = Callable[[str, Program, Exporter, bool], OnnxModel]
 """Writes a program, named so, by an exporter, with a free batch or without."""
 
@@ -54,20 +58,19 @@ class Timer:
     seed: int = 0
     quick: Pace = QUICK
     thorough: Pace = THOROUGH
-    batch: int = 1
-    """Samples that the last measurement ran on."""
     _known: dict[tuple[Exporter, bool], tuple[OnnxModel, bytes]] = field(default_factory=dict)
     """The original's files, by exporter and by whether their batch is free."""
 
     @cached_property
-    def original_ms(self) -> float:
-        """The original's median latency in milliseconds, over several loadings.
+    def original_latency(self) -> tuple[float, int]:
+        """The original's median latency in milliseconds, over several loadings, and the batch size it was measured at.
 
         Raises:
             DeviceError: the target cannot run it.
             ExportError: it cannot be exported.
         """
-        return self._compared({ORIGINAL: self.original}, self.thorough)[ORIGINAL].p50_ms
+        report = self._compared({ORIGINAL: self.original}, self.thorough)
+        return report[ORIGINAL].p50_ms, report.batch
 
     def ratio(self, program: Program, *, thorough: bool) -> tuple[float, float, float]:
         """The latency of a program over that of the original, with a 95 % interval.
@@ -77,7 +80,11 @@ class Timer:
             ExportError: it cannot be exported.
         """
         programs = {ORIGINAL: self.original, CANDIDATE: program}
-        found = self._compared(programs, self.thorough if thorough else self.quick)[CANDIDATE]
+        pace = self.thorough if thorough else self.quick
+        found = self._compared(programs, pace)[CANDIDATE]
+        if found.ratio_high - found.ratio_low > WIDE * found.ratio:
+            longer = replace(pace, rounds=LONGER * pace.rounds, seconds=LONGER * pace.seconds)
+            found = self._compared(programs, longer)[CANDIDATE]
         return found.ratio, found.ratio_low, found.ratio_high
 
     def _compared(self, programs: Mapping[str, Program], pace: Pace) -> LatencyReport:
@@ -95,9 +102,7 @@ class Timer:
                 return made
 
             options = {"rounds": pace.rounds, "seconds": pace.seconds, "seed": self.seed}
-            report = _first_that_runs(programs, pace.exporters, write, self.target, options)
-        self.batch = report.batch
-        return report
+            return _first_that_runs(programs, pace.exporters, write, self.target, options)
 
 
 def compare_programs(programs: Mapping[str, Program], device: str, options: Mapping[str, Any]) -> LatencyReport:

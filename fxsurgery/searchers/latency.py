@@ -35,8 +35,8 @@ class Timer(Protocol):
     """Measures programs against the original, on a target."""
 
     @property
-    def original_ms(self) -> float:
-        """The original's latency in milliseconds."""
+    def original_latency(self) -> tuple[float, int]:
+        """The original's latency in milliseconds, and the batch size that it was measured at."""
 
     def ratio(self, program: Program, *, thorough: bool) -> tuple[float, float, float]:
         """The latency of a program over the original's, with the bounds of its 95 % interval."""
@@ -68,10 +68,20 @@ class LatencyModel:
     _known: dict[str, LatencyEstimate] = field(default_factory=dict)
     """What `measure` gave, by structure."""
 
-    @cached_property
+    @property
     def original_ms(self) -> float:
         """Of the original, measured once."""
-        return self.run.recall("latency of the original", lambda: self.timer.original_ms)
+        return self._original_latency[0]
+
+    @property
+    def batch(self) -> int:
+        """The batch size at which all is measured: 1, unless the model takes another one only."""
+        return self._original_latency[1]
+
+    @cached_property
+    def _original_latency(self) -> tuple[float, int]:
+        ms, batch = self.run.recall("latency of the original", lambda: [*self.timer.original_latency])
+        return float(ms), int(batch)
 
     @property
     def limit_ms(self) -> float | None:
