@@ -286,11 +286,9 @@ def _latency_note(found: Mapping[str, float]) -> tuple[str, ...]:
         return ()
     whole = found["original_ms"]
     low, high = found["low_ms"] / whole, found["high_ms"] / whole
-    return (
-        f"latency {whole:.4g} ms before, {found['ms']:.4g} ms after, {found['limit_ms']:.4g} ms allowed; "
-        f"measured in turns, the ratio is {found['ms'] / whole:.3f} (95 % interval {low:.3f} to {high:.3f}), "
-        f"at batch size {found['batch']}",
-    )
+    times = f"latency {whole:.4g} ms before, {found['ms']:.4g} ms after, {found['limit_ms']:.4g} ms allowed"
+    ratio = f"the ratio is {found['ms'] / whole:.3f} (95 % interval {low:.3f} to {high:.3f})"
+    return (f"{times}; measured in turns, {ratio}, at batch size {found['batch']}",)
 
 
 def _left_alone(ready: Ready) -> tuple[str, ...]:

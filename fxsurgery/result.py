@@ -139,7 +139,10 @@ class Result:
         """
         if not leads():
             return
-        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {*_PROGRAMS, *_EVOLVED, "_files"}}
+        apart = {*_PROGRAMS, *_EVOLVED, "latency", "_files"}
+        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
+        if self.latency:
+            facts["latency"] = dict(self.latency)
         for name in ("metrics", "figures"):
             facts[name] = {what: (pair.before, pair.after) for what, pair in getattr(self, name).items()}
         programs = {name: getattr(self, name) for name in _PROGRAMS}

@@ -238,13 +238,14 @@ def _silent(model: nn.Module) -> Iterator[None]:
     The exporter turns that log on as it begins, and leaves it on. So it is turned off when the exporter runs the
     model, and is afterwards as it was.
     """
-    was_enabled = torch._C._jit_is_onnx_log_enabled()  # noqa: SLF001 -- there is no public switch
-    hook = model.register_forward_pre_hook(lambda *_: torch._C._jit_set_onnx_log_enabled(False))  # noqa: SLF001
+    switch = torch._C._jit_set_onnx_log_enabled  # noqa: SLF001 -- there is no public one
+    was_enabled = torch._C._jit_is_onnx_log_enabled()  # noqa: SLF001
+    hook = model.register_forward_pre_hook(lambda *_: switch(False))  # noqa: FBT003 -- it takes no names
     try:
         yield
     finally:
         hook.remove()
-        torch._C._jit_set_onnx_log_enabled(was_enabled)  # noqa: SLF001
+        switch(was_enabled)
 
 
 _WRITERS: dict[str, _Writer] = {"dynamo": _dynamo, "legacy": _legacy}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 from typing_extensions import override
 
 from deploy.samples import Residual, noise, seeded
@@ -35,17 +35,17 @@ class Drawing(nn.Module):
 
 class Dropout(Drawing):
     def between(self, x: Tensor) -> Tensor:
-        return F.dropout(x, 0.3, training=True)
+        return functional.dropout(x, 0.3, training=True)
 
 
 class FeatureDropout(Drawing):
     def between(self, x: Tensor) -> Tensor:
-        return F.alpha_dropout(x, 0.3, training=True)
+        return functional.alpha_dropout(x, 0.3, training=True)
 
 
 class Leaky(Drawing):
     def between(self, x: Tensor) -> Tensor:
-        return F.rrelu(x - 1, training=True)
+        return functional.rrelu(x - 1, training=True)
 
 
 class Sample(Drawing):

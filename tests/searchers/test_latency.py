@@ -1,5 +1,6 @@
-"""A budget of latency is held by what was verified, or refused; on devices that are made up. No test looks at the clock."""
+"""A budget of latency is held by what was verified, or refused, on made-up devices. No test looks at the clock."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,21 +94,17 @@ def test_a_miss_after_the_fine_tuning_is_cut_and_tuned_again(monkeypatch: pytest
 def test_a_budget_that_no_network_holds_is_refused_with_the_figures(what: str):
     """A device that finds by and by that everything is slower than it seemed: quick measurements promised to hold."""
     device = Device(start(), bias=40.0)
-    with pytest.raises(BudgetError, match=r"a latency of [\d.]+ ms \(original: [\d.]+ ms\) is not held: .* takes .*") as e:
+    said = r"a latency of [\d.]+ ms \(original: [\d.]+ ms\) is not held: .* takes .* Raise latency_ms above .* align="
+    with pytest.raises(BudgetError, match=said):
         searched(device, what)
-    assert "Raise latency_ms above" in str(e.value)
-    assert "align=" in str(e.value)
     assert 2 <= len(device.thorough) <= ATTEMPTS
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_attempts_are_bounded_however_bad_the_measurements_are(seed: int):
     device = Device(start(), noise=0.4, bias=2.0, seed=seed)
-    try:
+    with contextlib.suppress(BudgetError):
         outcome, _ = searched(device, "prune", 0.3)
-    except BudgetError as error:
-        assert "is not held" in str(error)
-    else:
         assert 2 * milliseconds(outcome.program) <= 0.3 * device.original_ms
     assert 2 <= len(device.thorough) <= 2 * ATTEMPTS
 

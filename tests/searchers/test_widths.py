@@ -147,14 +147,16 @@ def test_latency_is_met_by_what_was_measured():
 
 def test_latency_and_macs_hold_together():
     start = wide()
-    budget = Budget(latency_ms=0.9 * milliseconds(start), macs=0.3)
-    small = pruning(start, project(space(start, align=4), scores(start), budget, limited(0.9 * milliseconds(start))))(start).program
+    allowed = 0.9 * milliseconds(start)
+    budget = Budget(latency_ms=allowed, macs=0.3)
+    keep = project(space(start, align=4), scores(start), budget, limited(allowed))
+    small = pruning(start, keep)(start).program
     assert budget.holds(cost(small), cost(start))
     assert milliseconds(small) <= 0.9 * milliseconds(start)
 
 
 def test_unreachable_latency_says_the_least():
-    with pytest.raises(BudgetError, match=r"a latency of 0\.5 ms cannot be reached: the least is [\d.]+ ms, .* it is, "):
+    with pytest.raises(BudgetError, match=r"a latency of 0\.5 ms cannot be reached: the least is .* as it is, "):
         project(space(wide()), scores(wide()), Budget(latency_ms=0.5), limited(0.5))
 
 

@@ -28,9 +28,9 @@ from fxsurgery.budget import Budget, Spend
 from fxsurgery.errors import BudgetError, TrainingError
 from fxsurgery.program import Program
 from fxsurgery.searchers.ectonas.ending import evolution_of, fine_tuned, member_of, out_of_reach, relate, told_of
-from fxsurgery.searchers.ectonas.holding import verified_choice, verified_end
 from fxsurgery.searchers.ectonas.evolving import Evolving
 from fxsurgery.searchers.ectonas.fitness import Fitness
+from fxsurgery.searchers.ectonas.holding import verified_choice, verified_end
 from fxsurgery.searchers.ectonas.population import Population
 from fxsurgery.searchers.ectonas.settings import Ectonas
 from fxsurgery.searchers.ectonas.training import School
@@ -132,7 +132,10 @@ def _school(program: Program, budget: Budget | None, config: Ectonas, session: S
         session,
         Population(config.operations, amounts, session.seed, config.most_params, config.most_growth, measure),
         Fitness(
-            greediness=config.greediness, higher_is_better=higher, budget=budget, original=cost(program),
+            greediness=config.greediness,
+            higher_is_better=higher,
+            budget=budget,
+            original=cost(program),
             limit_ms=limit_ms,
         ),
         Front(config.front, higher_is_better=higher),

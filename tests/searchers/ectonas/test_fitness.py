@@ -14,9 +14,7 @@ ORIGINAL = Cost(params=1000, macs=5000)
 def fitness(
     greediness: float = 1.0, *, higher: bool = True, budget: Budget | None = None, limit_ms: float | None = None
 ) -> Fitness:
-    return Fitness(
-        greediness=greediness, higher_is_better=higher, budget=budget, original=ORIGINAL, limit_ms=limit_ms
-    )
+    return Fitness(greediness=greediness, higher_is_better=higher, budget=budget, original=ORIGINAL, limit_ms=limit_ms)
 
 
 def figures(score: float, params: int = 1000, macs: int = 5000, latency_ms: float | None = None) -> Figures:
