@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import Protocol
 
 from fxsurgery.budget import Budget, LatencyEstimate
-from fxsurgery.errors import BudgetError
+from fxsurgery.errors import BudgetError, ExportError
 from fxsurgery.program import Program
 from fxsurgery.searchers.rundir import RunDir
 
@@ -80,8 +80,18 @@ class LatencyModel:
 
     @cached_property
     def _original_latency(self) -> tuple[float, int]:
-        ms, batch = self.run.recall("latency of the original", lambda: [*self.timer.original_latency])
+        ms, batch = self.run.recall("latency of the original", self._timed)
         return float(ms), int(batch)
+
+    def _timed(self) -> list[float]:
+        try:
+            return [*self.timer.original_latency]
+        except ExportError as error:
+            if self.budget is None or self.budget.latency_ms is None:
+                raise
+            raise ExportError(
+                f"a budget of latency_ms needs the model as an ONNX file: {error}. Limit macs= or params= instead"
+            ) from error
 
     @property
     def limit_ms(self) -> float | None:

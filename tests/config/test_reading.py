@@ -90,6 +90,13 @@ def test_whole_numbers_of_a_budget_stay_absolute(write):
     assert type(budget.params) is float
 
 
+@pytest.mark.parametrize(("written", "limit"), [('"50%"', 0.5), ("0.5", 0.5), ("2.5", 2.5), ("1", 1)])
+def test_a_latency_is_a_share_or_absolute_as_the_other_limits_are(write, written, limit):
+    config, _ = read(write(f'model = "n:N"\n[budget]\nlatency_ms = {written}\n'), {})
+    assert config.to_budget() == Budget(latency_ms=limit)
+    assert type(config.to_budget().latency_ms) is type(limit)
+
+
 def test_an_optimizer_is_written_as_a_table(write):
     table = 'optimizer = { name = "adamw", lr = 1e-3, weight_decay = 0.5, betas = [0.8, 0.9] }'
     _, settings = read(write(f'model = "n:N"\n[settings]\n{table}\n'), {})

@@ -11,7 +11,7 @@ from torch import nn
 from devices import Device, milliseconds
 from fxsurgery import Budget, Dnal, Prune, capture
 from fxsurgery.budget import LatencyEstimate
-from fxsurgery.errors import BudgetError
+from fxsurgery.errors import BudgetError, ExportError
 from fxsurgery.program import Program
 from fxsurgery.searchers.dnal import search as dnal
 from fxsurgery.searchers.latency import ATTEMPTS, LatencyLimit, LatencyModel, hold
@@ -161,6 +161,20 @@ def test_measurements_are_recalled_from_the_journal(tmp_path: Path):
     other = replace(device, noise=0.5, seed=7, thorough=[], quick=0)
     assert measured(other, resume=True) == first
     assert (other.quick, other.thorough) == (0, [])
+
+
+class NoFile(Device):
+    @property
+    def original_latency(self) -> tuple[float, int]:
+        raise ExportError("no exporter takes it")
+
+
+def test_a_model_that_cannot_be_exported_is_told_what_else_to_limit():
+    model = model_of(NoFile(start()))
+    with pytest.raises(ExportError, match=r"as an ONNX file: no exporter takes it\. Limit macs= or params= instead"):
+        _ = model.limit
+    with pytest.raises(ExportError, match=r"^no exporter takes it$"):
+        _ = replace(model, budget=None).original_ms
 
 
 def test_the_limit_is_a_fraction_or_absolute():
