@@ -31,10 +31,10 @@ def require_repeatable(run: Callable[[], list[Tensor]]) -> None:
     """
     if error := repeat_gap(run):
         raise ExportError(
-            f"the model draws random numbers in its forward: two runs of it on the same inputs differ by {error:.1e}, "
-            "relative to the largest value of an output, so no file can be compared with it. Make its eval mode "
-            "deterministic (no dropout with training=True; the mean, not a sample), or export it unchecked with "
-            "check=False"
+            f"two runs of the model itself on the same inputs differ by {error:.1e}, relative to the largest value of "
+            "an output, so no file can be compared with it: its forward draws random numbers, or changes its state. "
+            "Make its eval mode deterministic (no dropout with training=True; the mean, not a sample), or export it "
+            "unchecked with check=False"
         )
 
 
