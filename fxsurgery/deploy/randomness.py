@@ -4,6 +4,7 @@ The model itself tells: it runs several times on the same inputs, each time from
 counts as a difference is more than a correct file may differ by.
 """
 
+import pickle
 import random
 from collections.abc import Callable
 
@@ -69,13 +70,8 @@ def output_gap(got: Tensor, wanted: Tensor) -> float:
 
 def _states() -> tuple[object, ...]:
     """The global random states that a model may draw from."""
-    numpy_state = np.random.get_state(legacy=False)["state"]  # noqa: NPY002 -- what a model may draw from
-    return (
-        torch.get_rng_state().numpy().tobytes(),
-        random.getstate(),
-        numpy_state["key"].tobytes(),
-        numpy_state["pos"],
-    )
+    numpy_state = pickle.dumps(np.random.get_state(legacy=False))  # noqa: NPY002 -- what a model may draw from
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), numpy_state
 
 
 def _difference(outputs: list[Tensor], first: list[Tensor]) -> float:

@@ -4,6 +4,7 @@ Both are written by the same exporter, so that the ratio is that of the models a
 takes any batch size and is measured on one sample; of a program that takes its example batch alone, on that batch.
 """
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,17 +32,17 @@ class Pace:
     seconds: float
     exporters: Sequence[Exporter]
     """In the order in which they are tried."""
+    wide: float = 0.1
+    """Width of a 95 % interval, relative to the ratio, above which a measurement is made once more, longer."""
 
 
 QUICK = Pace(rounds=200, seconds=3.0, exporters=("legacy", "dynamo"))
 """For the many networks of a search."""
 THOROUGH = Pace(rounds=1000, seconds=10.0, exporters=("dynamo", "legacy"))
 """For what is returned; exported as the user's file will be."""
-GLANCE = Pace(rounds=30, seconds=1.0, exporters=("legacy", "dynamo"))
+GLANCE = Pace(rounds=30, seconds=1.0, exporters=("legacy", "dynamo"), wide=math.inf)
 """To tell a user what there is."""
 
-WIDE = 0.1
-"""Width of a 95 % interval, relative to the ratio, at which a measurement is made once more, longer."""
 LONGER = 3
 """How much longer."""
 
@@ -82,7 +83,7 @@ class Timer:
         programs = {ORIGINAL: self.original, CANDIDATE: program}
         pace = self.thorough if thorough else self.quick
         found = self._compared(programs, pace)[CANDIDATE]
-        if found.ratio_high - found.ratio_low > WIDE * found.ratio:
+        if found.ratio_high - found.ratio_low > pace.wide * found.ratio:
             longer = replace(pace, rounds=LONGER * pace.rounds, seconds=LONGER * pace.seconds)
             found = self._compared(programs, longer)[CANDIDATE]
         return found.ratio, found.ratio_low, found.ratio_high
