@@ -1,6 +1,5 @@
 """What a user asks of `optimize`, checked, captured and made ready, before anything trains."""
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from fxsurgery.budget import Budget, Spend
 from fxsurgery.capture import capture, guess_inputs
-from fxsurgery.deploy import export_onnx, resolve_target
+from fxsurgery.deploy import Timer, resolve_target
 from fxsurgery.errors import BudgetError, CaptureError, DataError, SurgeryError, TrainingError
 from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
@@ -20,10 +19,10 @@ from fxsurgery.searchers.beginning import ENVIRONMENT
 from fxsurgery.searchers.ectonas import DEFAULT_SPEND
 from fxsurgery.searchers.execution import Executor, Workshop
 from fxsurgery.searchers.identity import fingerprint, told
+from fxsurgery.searchers.latency import LatencyModel
 from fxsurgery.searchers.methods import METHODS, Method, method_of
 from fxsurgery.searchers.rundir import RunDir
 from fxsurgery.searchers.settings import Settings
-from fxsurgery.searchers.widths import Measure
 from fxsurgery.training import MixedPrecision, Progress, Task, resolve
 from fxsurgery.training.calls import addressed
 from fxsurgery.training.device import join, processes
@@ -81,7 +80,7 @@ class Ready:
     """`None` where there are no data: the task is then made of the model."""
     progress: Progress
     run: RunDir
-    measure: Measure | None
+    latency: LatencyModel | None
     """The latency on the target, where it matters; as it was measured before a kill."""
     workshop: Workshop
     asked: Mapping[str, Any]
@@ -107,7 +106,7 @@ def prepare(ask: Ask) -> Ready:
     if processes() > 1:
         join(where)
     timed = getattr(settings, "front", None) == "latency_ms" or (budget is not None and budget.latency_ms is not None)
-    raw = latency_on(ask.target, ask.seed) if timed else None
+    device = resolve_target(ask.target) if timed else None
     task = _task(ask, method, settings)
     examples, notes = _examples(ask, task)
     progress = Progress(verbose=ask.verbose)
@@ -119,9 +118,11 @@ def prepare(ask: Ask) -> Ready:
     run = RunDir() if ask.run_dir is None else RunDir.open(ask.run_dir, asked, resume=ask.resume)
     if ask.resume and ask.run_dir is None:
         raise SurgeryError("resume=True goes on with a run directory: pass run_dir= as well")
-    measure = None if raw is None else _recalled(raw, run)
+    latency = None
+    if device is not None:
+        latency = LatencyModel(timer=Timer(device, program, ask.seed), original=program, budget=budget, run=run)
     return Ready(
-        ask, method, settings, budget, program, task, progress, run, measure, workshop, asked, (*notes, *run.notes)
+        ask, method, settings, budget, program, task, progress, run, latency, workshop, asked, (*notes, *run.notes)
     )
 
 
@@ -156,10 +157,6 @@ def _check_values(ask: Ask) -> None:
         raise BudgetError(f"budget={ask.budget!r}: say of what, such as budget=Budget(macs=0.5)")
     if not isinstance(ask.example_inputs, Sequence | Tensor | None):
         raise DataError(f"example_inputs are a tensor, or a tuple of what the model takes, not {ask.example_inputs!r}")
-
-
-def _recalled(measure: Measure, run: RunDir) -> Measure:
-    return lambda program: run.recall("latency", lambda: measure(program))
 
 
 def _task(ask: Ask, method: Method, settings: Settings) -> Task | None:
@@ -231,31 +228,6 @@ def _captured(
         if not guessed:
             raise
         raise CaptureError(f"{error}\n  What it is called with was a guess: {'; '.join(guessed)}") from error
-
-
-def latency_on(target: str, seed: int, *, rounds: int = 100, seconds: float = 3.0) -> Measure:
-    """Median latency of one sample on a target, in milliseconds.
-
-    Raises:
-        DeviceError: there is no such target.
-    """
-    device = resolve_target(target)
-
-    def latency_ms(program: Program) -> float:
-        with tempfile.TemporaryDirectory(prefix="fxsurgery-") as folder:
-            exported = export_onnx(
-                program.graph_module,
-                program.example_inputs,
-                Path(folder) / "candidate.onnx",
-                example_kwargs=program.example_kwargs,
-                exporter="legacy",
-                check=False,
-            )
-            one = program.examples.resized(1)
-            report = device.compare({"candidate": exported}, one, rounds=rounds, seconds=seconds, seed=seed)
-            return report["candidate"].p50_ms
-
-    return latency_ms
 
 
 def _asked(  # noqa: PLR0917 -- everything that the result follows from

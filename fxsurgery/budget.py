@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Self
 
 from fxsurgery.errors import BudgetError
 
@@ -19,11 +20,30 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LatencyEstimate:
+    """A measured latency with its 95 % interval, in milliseconds."""
+
+    ms: float
+    low_ms: float
+    high_ms: float
+
+    @classmethod
+    def exactly(cls, ms: float) -> Self:
+        """A latency that is known without error."""
+        return cls(ms=ms, low_ms=ms, high_ms=ms)
+
+    @property
+    def width_ms(self) -> float:
+        """Of the interval."""
+        return self.high_ms - self.low_ms
+
+
+@dataclass(frozen=True, kw_only=True)
 class Budget:
     """What the result may take at most; several limits hold at once.
 
-    A float up to 1.0 is a fraction of the original, anything larger (and any int) is absolute.
-    `latency_ms` is always absolute.
+    A float up to 1.0 is a fraction of the original, anything larger (and any int) is absolute: `latency_ms=0.5` is
+    half the original's latency, `latency_ms=2.5` is 2.5 milliseconds.
 
     Raises:
         BudgetError: no limit is given, or one is not positive.
@@ -47,6 +67,17 @@ class Budget:
             if (value := getattr(self, name)) is not None:
                 fraction = isinstance(value, float) and value <= 1.0
                 yield name, value * getattr(original, name) if fraction else float(value)
+
+    def latency_limit(self, original_ms: float) -> float | None:
+        """The limit on latency in milliseconds; `None` where there is none.
+
+        Args:
+            original_ms: the original's latency, of which a fraction is taken.
+        """
+        value: Any = self.latency_ms
+        if value is None:
+            return None
+        return value * original_ms if isinstance(value, float) and value <= 1.0 else float(value)
 
     def holds(self, cost: Cost, original: Cost) -> bool:
         """Whether `cost` is within every counted limit."""

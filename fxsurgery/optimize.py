@@ -2,7 +2,7 @@
 
 import datetime
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from fxsurgery.analysis.structure import structure
 from fxsurgery.asking import Ask, Ready, prepare
 from fxsurgery.budget import Budget, Spend
 from fxsurgery.datafree import foreseen_task, gradient_clip, made_task
-from fxsurgery.errors import SavingError
+from fxsurgery.errors import BudgetError, SavingError
 from fxsurgery.planning import Plan, Reach, check, estimate, reach, space_of
 from fxsurgery.result import BeforeAfter, Result
 from fxsurgery.searchers.beginning import REPORT
@@ -88,8 +88,9 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
         batch_size: for data given as tensors or as a `Dataset`.
         seed: the same seed gives the same result on the same machine.
         device: where to train, `"cpu"` or `"cuda"`; the GPU where there is one, unless said.
-        target: the device that a budget of `latency_ms` is measured on: its median for one sample, through ONNX
-            Runtime. Such a result depends on the measurements, not on the seed alone.
+        target: the device that a budget of `latency_ms` is measured on, for one sample, through ONNX Runtime: the
+            original once, every other network in turns with the original. Such a result depends on the measurements,
+            not on the seed alone; it holds the budget by the upper bound of its 95 % interval, or is refused.
         mixed_precision: `"bf16"` or `"fp16"`; what `accelerate launch` says unless said.
         accumulate: batches per optimiser step, whose gradients are added up.
         run_dir: where the run keeps its settings, journal, snapshots, best model, result and report; a killed run
@@ -124,6 +125,7 @@ def _optimized(ready: Ready) -> Result:
     check(ready, found)
     session, notes = _session(ready)
     outcome = ready.method.search(ready.program, ready.budget, ready.settings, session, trained=ready.ask.trained)
+    _require_fast(ready, outcome)
     result = _result(ready, session, outcome, notes)
     unsaved = ready.run.finish(lambda folder: _kept(result, folder))
     return result if unsaved is None else replace(result, notes=(*result.notes, unsaved))
@@ -189,10 +191,10 @@ def _session(ready: Ready) -> tuple[Session, tuple[str, ...]]:
     ask = ready.ask
     trainer = Trainer(ask.seed, ready.progress, ask.device, ask.mixed_precision, ask.accumulate, ready.run)
     if ready.task is not None:
-        return Session(ready.task, trainer, ready.measure, spend=ask.spend, workshop=ready.workshop), ()
+        return Session(ready.task, trainer, ready.latency, spend=ask.spend, workshop=ready.workshop), ()
     task, note = made_task(ready, trainer)
     clip = gradient_clip(ready)
-    return Session(task, trainer, ready.measure, clip, spend=ask.spend, workshop=ready.workshop), (note,)
+    return Session(task, trainer, ready.latency, clip, spend=ask.spend, workshop=ready.workshop), (note,)
 
 
 def _foreseen(ready: Ready) -> tuple[tuple[Stage, ...], float, tuple[str, ...]]:
@@ -204,7 +206,7 @@ def _foreseen(ready: Ready) -> tuple[tuple[Stage, ...], float, tuple[str, ...]]:
     else:
         counted, timed, making = foreseen_task(ready)
         made = (making,)
-    session = Session(counted, trainer, ready.measure, spend=ask.spend)
+    session = Session(counted, trainer, ready.latency, spend=ask.spend)
     found = ready.method.stages(ready.settings, session, trained=ask.trained)
     stages = (*made, *found)
     looks = count(counted.val_data, "val_data")
@@ -224,6 +226,7 @@ def _result(ready: Ready, session: Session, outcome: Outcome, notes: tuple[str, 
         figures |= _figures(task, "test", before, after)
     if ready.task is None:
         notes = (f"data-free: fine-tune on your data; {task.metric_name}: {outcome.after.metric:.4f}", *notes)
+    latency = _latency(ready, outcome)
     return Result(
         program=outcome.program,
         original=outcome.trained,
@@ -233,12 +236,13 @@ def _result(ready: Ready, session: Session, outcome: Outcome, notes: tuple[str, 
         notes=(
             *notes, *ready.notes, *ready.program.notes,
             *_left_alone(ready), *outcome.notes,
-            *_latency_note(ready, outcome),
+            *_latency_note(latency),
         ),
         history=tuple(session.trainer.progress.history),
         gates=outcome.gates,
         evolution=outcome.evolution,
         pareto=outcome.pareto,
+        latency=latency,
         seed=ready.ask.seed,
         asked={**ready.asked, "date": ready.run.recall("date", lambda: datetime.date.today().isoformat())},
     )  # fmt: skip
@@ -256,11 +260,35 @@ def _counted(task: Task, score: Score) -> str:
     return task.select or next(iter(score.figures), "")
 
 
-def _latency_note(ready: Ready, outcome: Outcome) -> tuple[str, ...]:
-    if ready.measure is None or ready.budget is None or ready.budget.latency_ms is None:
+def _require_fast(ready: Ready, outcome: Outcome) -> None:
+    """Whatever the method: what was not verified to hold the budget of latency is not returned.
+
+    Raises:
+        BudgetError: it does not.
+    """
+    limit = None if ready.latency is None else ready.latency.limit
+    if limit is None or ready.latency is None:
+        return
+    if outcome.latency is None or outcome.latency.high_ms > limit.limit_ms:
+        raise BudgetError(ready.latency.missed(outcome.latency or ready.latency.verify(outcome.program)))
+
+
+def _latency(ready: Ready, outcome: Outcome) -> dict[str, float]:
+    """What a budget of latency was held by."""
+    if ready.latency is None or outcome.latency is None or ready.latency.limit_ms is None:
+        return {}
+    whole, limit_ms = ready.latency.original_ms, ready.latency.limit_ms
+    return {"original_ms": whole, **asdict(outcome.latency), "limit_ms": limit_ms, "batch": ready.latency.batch}
+
+
+def _latency_note(found: Mapping[str, float]) -> tuple[str, ...]:
+    if not found:
         return ()
-    before, after = ready.measure(outcome.trained), ready.measure(outcome.program)
-    return (f"latency {before:.3g} ms before, {after:.3g} ms after, {ready.budget.latency_ms:g} ms allowed",)
+    whole = found["original_ms"]
+    low, high = found["low_ms"] / whole, found["high_ms"] / whole
+    times = f"latency {whole:.4g} ms before, {found['ms']:.4g} ms after, {found['limit_ms']:.4g} ms allowed"
+    ratio = f"the ratio is {found['ms'] / whole:.3f} (95 % interval {low:.3f} to {high:.3f})"
+    return (f"{times}; measured in turns, {ratio}, at batch size {found['batch']}",)
 
 
 def _left_alone(ready: Ready) -> tuple[str, ...]:

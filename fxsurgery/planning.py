@@ -10,11 +10,14 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from fxsurgery.analysis.cost import cost
-from fxsurgery.asking import Ready, latency_on
+from fxsurgery.asking import Ready
+from fxsurgery.deploy import Timer, resolve_target
+from fxsurgery.deploy.timing import GLANCE
 from fxsurgery.errors import DeviceError, ExportError
 from fxsurgery.program import Program
+from fxsurgery.searchers.latency import LatencyModel
 from fxsurgery.searchers.session import Stage, Trainer
-from fxsurgery.searchers.widths import Measure, Space
+from fxsurgery.searchers.widths import Space
 from fxsurgery.seeding import seeded
 from fxsurgery.training import Recipe, Task, evaluate, fit, sgd
 from fxsurgery.training.batches import Loader
@@ -82,19 +85,20 @@ def reach(ready: Ready, found: Space | None, *, measured: bool) -> Iterator[Reac
     wanted = dict(ready.budget.limits(whole)) if ready.budget is not None else {}
     for name in ("params", "macs"):
         yield Reach(name, getattr(whole, name), None if least is None else getattr(least, name), wanted.get(name))
-    if ready.measure is not None and ready.budget is not None:
-        yield Reach("latency_ms", *_latencies(ready.measure, ready, found), ready.budget.latency_ms)
+    if ready.latency is not None and ready.budget is not None:
+        yield Reach("latency_ms", *_latencies(ready.latency, ready, found), ready.latency.limit_ms)
     elif measured:
         try:
-            measure = latency_on(ready.ask.target, ready.ask.seed, rounds=30, seconds=1.0)
-            yield Reach("latency_ms", *_latencies(measure, ready, found), None)
+            timer = Timer(resolve_target(ready.ask.target), ready.program, ready.ask.seed, GLANCE, GLANCE)
+            glance = LatencyModel(timer=timer, original=ready.program)
+            yield Reach("latency_ms", *_latencies(glance, ready, found), None)
         except (ExportError, DeviceError) as error:
             yield f"latency: not measured, {error}"
 
 
-def _latencies(measure: Measure, ready: Ready, found: Space | None) -> tuple[float, float | None]:
+def _latencies(latency: LatencyModel, ready: Ready, found: Space | None) -> tuple[float, float | None]:
     """Of the model as it is and at its least, in milliseconds."""
-    return measure(ready.program), None if found is None else measure(found.smallest_program())
+    return latency.measure(ready.program).ms, None if found is None else latency.measure(found.smallest_program()).ms
 
 
 def check(ready: Ready, found: Space | None) -> None:
@@ -104,7 +108,7 @@ def check(ready: Ready, found: Space | None) -> None:
         BudgetError: the budget lies below the least; it says how much that is.
     """
     if ready.budget is not None and found is not None:
-        found.check(ready.budget, ready.measure)
+        found.check(ready.budget, None if ready.latency is None else ready.latency.limit)
 
 
 def estimate(trainer: Trainer, task: Task, program: Program, stages: Sequence[Stage], *, looks: int) -> float:

@@ -1,6 +1,5 @@
 """What `optimize` gives back: the model, what it costs and scores, and how it came about."""
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from fxsurgery.budget import Cost
 from fxsurgery.capture import capture
 from fxsurgery.capture.attention import is_plain
 from fxsurgery.capture.tracer import COMPOSED
-from fxsurgery.deploy import LatencyReport, OnnxModel, export_onnx, resolve_target
+from fxsurgery.deploy import LatencyReport, OnnxModel, compare_programs, export_onnx
 from fxsurgery.errors import CaptureError, RunError, SpecError, SurgeryError
 from fxsurgery.inputs import Inputs
 from fxsurgery.passes import replay
@@ -78,6 +77,10 @@ class Result:
     """What an evolutionary search went through."""
     pareto: tuple[Member, ...] = ()
     """What an evolutionary search found on the way that no other network beats at its cost, the cheapest first."""
+    latency: Mapping[str, float] = field(default_factory=dict)
+    """What a budget of `latency_ms` was held by, measured side by side on the target: `original_ms`, `ms`, `low_ms`
+    and `high_ms` of the result (a 95 % interval), `limit_ms`, and the `batch` size that was measured: 1, unless the
+    model takes another one only. Empty where the budget has no such limit."""
     _files: dict[str, OnnxModel] = field(default_factory=dict, repr=False)
     _saved_costs: tuple[Cost | None, Cost | None] | None = field(default=None, repr=False)
     """Of a result that was loaded, what was saved of `costs`: `None` for what was not."""
@@ -146,6 +149,7 @@ class Result:
             metrics={"val": BeforeAfter(self.metrics["val"].before, member.metric)} if "val" in self.metrics else {},
             figures={n: BeforeAfter(pair.before, figures[n]) for n, pair in self.figures.items() if n in figures},
             history=(),
+            latency={},
             evolution=self.evolution and self.evolution.ending_with(member.candidate),
             _files={},
             _saved_costs=self._saved_costs and (self._saved_costs[0], _cost_of(member)),
@@ -162,7 +166,10 @@ class Result:
         """
         if not leads():
             return
-        facts = {name: getattr(self, name) for name in _known() if name not in {*_PROGRAMS, *_EVOLVED}}
+        apart = {*_PROGRAMS, *_EVOLVED, "latency"}
+        facts = {name: getattr(self, name) for name in _known() if name not in apart}
+        if self.latency:
+            facts["latency"] = dict(self.latency)
         for name in ("metrics", "figures"):
             facts[name] = {what: (pair.before, pair.after) for what, pair in getattr(self, name).items()}
         programs = {name: getattr(self, name) for name in _PROGRAMS}
@@ -240,21 +247,10 @@ class Result:
             options: as of `fxsurgery.deploy.compare_latency` (`rounds`, `threads`, `seconds`, ...).
 
         Raises:
-            DeviceError: there is no such target, or it cannot run the model.
+            DeviceError: there is no such target, an option is out of range, or it cannot run the model.
             ExportError: one of the two cannot be exported.
         """
-        target = resolve_target(device)
-        with tempfile.TemporaryDirectory(prefix="fxsurgery-") as folder:
-            files = {
-                name: export_onnx(
-                    program.graph_module,
-                    program.example_inputs,
-                    Path(folder) / f"{name}.onnx",
-                    example_kwargs=program.example_kwargs,
-                )
-                for name, program in (("original", self.original), ("result", self.program))
-            }
-            return target.compare(files, self.program.examples.resized(1), **options)
+        return compare_programs({"original": self.original, "result": self.program}, device, options)
 
 
 def load(folder: str | Path, *, original: nn.Module | None = None) -> Result:

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import random
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import fxsurgery
+from devices import Device, milliseconds
 from fxsurgery import Budget, Dnal, Prune, RunError, SurgeryError, asking, capture, optimize
 from fxsurgery.analysis.cost import cost
 from fxsurgery.errors import BudgetError, CaptureError, DataError, DeviceError, StructureError, TrainingError
 from fxsurgery.passes import replay
-from fxsurgery.searchers import session
+from fxsurgery.searchers import dnal, latency, session
 from fxsurgery.surgery import relative_error
 from fxsurgery.training import Amount, Recipe
 
@@ -192,15 +192,42 @@ def test_what_capture_noted_is_told_before_training_and_in_the_summary(
 
 def test_a_budget_in_milliseconds_is_met_as_measured(monkeypatch: pytest.MonkeyPatch):
     """On a made-up device, so that the test does not depend on how busy this one is."""
+    monkeypatch.setattr(asking, "Timer", lambda _, original, *__: Device(original))
+    whole = milliseconds(capture(net().eval(), images()[0][:2]))
+    for asked in (0.5 * whole, 0.5):
+        result = quick(net(), budget=Budget(latency_ms=asked))
+        found = milliseconds(result.program)
+        assert 0.4 * whole < found <= 0.5 * whole
+        assert result.latency == pytest.approx(
+            {"original_ms": whole, "ms": found, "low_ms": found, "high_ms": found, "limit_ms": 0.5 * whole, "batch": 1}
+        )
+        assert any("ms allowed; measured in turns, the ratio is 0." in note for note in result.notes)
 
-    def of(target: str, seed: int):
-        return lambda program: cost(program).macs / 1e3
 
-    monkeypatch.setattr(asking, "latency_on", of)
-    whole = cost(capture(net().eval(), images()[0][:2])).macs / 1e3
-    result = quick(net(), budget=Budget(latency_ms=0.5 * whole))
-    assert 0.4 * whole < result.cost[1].macs / 1e3 <= 0.5 * whole
-    assert any("ms allowed" in note for note in result.notes)
+def test_an_unverified_latency_is_not_returned(monkeypatch: pytest.MonkeyPatch):
+    """Whatever a method says, the front door lets nothing through that it did not verify."""
+    monkeypatch.setattr(asking, "Timer", lambda _, original, *__: Device(original, bias=1.5))
+    monkeypatch.setattr(latency, "hold", lambda model, cut, finish: finish(cut(model.limit), 1) and None)
+    monkeypatch.setattr(dnal, "hold", latency.hold)
+    with pytest.raises(BudgetError, match=r"a latency of .* ms \(original: .* ms\) is not held"):
+        quick(net(), budget=Budget(latency_ms=0.5))
+
+
+def test_a_budget_in_milliseconds_of_a_model_for_the_current_exporter_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    """A batch norm without statistics, which the older exporter refuses and shows on the terminal."""
+    layers = [nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16, track_running_stats=False), nn.ReLU(), nn.Conv2d(16, 16, 3)]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+    config = Prune(finetune_epochs=0)
+    given = {"train_data": images(), "val_data": images(32), "config": config, "verbose": False, "batch_size": 16}
+    assert fxsurgery.plan(model, **given).reach[2].original > 0
+    result = quick(model, config=config, budget=Budget(latency_ms=1000.0))
+    assert result.latency["high_ms"] <= result.latency["limit_ms"] == 1000.0
+    assert result.export_onnx(tmp_path / "m.onnx").exporter == "dynamo"
+    assert capfd.readouterr() == ("", "")
 
 
 def test_what_can_be_reached_is_told_before_training(capsys: pytest.CaptureFixture[str]):
@@ -468,13 +495,9 @@ def test_the_best_on_validation_is_the_result():
 
 def test_a_resumed_run_believes_what_was_measured_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """On a device whose every measurement differs, the end would differ if anything were measured again."""
-    noise = random.Random(0)
-
-    def of(target: str, seed: int, **_):
-        return lambda program: cost(program).macs / 1e3 * noise.uniform(0.8, 1.2)
-
-    monkeypatch.setattr(asking, "latency_on", of)
-    limit = 0.5 * cost(capture(net().eval(), images()[0][:2])).macs / 1e3
+    made = iter(range(2))
+    monkeypatch.setattr(asking, "Timer", lambda _, original, *__: Device(original, noise=0.1, seed=next(made)))
+    limit = 0.6 * milliseconds(capture(net().eval(), images()[0][:2]))
     whole = quick(net(), budget=Budget(latency_ms=limit), run_dir=tmp_path / "run", verbose=True)
     journal = tmp_path / "run" / "journal.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
@@ -483,10 +506,6 @@ def test_a_resumed_run_believes_what_was_measured_before(tmp_path: Path, monkeyp
     again = quick(net(), budget=Budget(latency_ms=limit), run_dir=tmp_path / "run", resume=True)
     assert again.log == whole.log
     assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), whole.model.parameters(), strict=True))
-
-
-def test_latency_is_measured_on_the_target():
-    assert asking.latency_on("local", 0)(capture(net().eval(), images()[0][:2])) > 0
 
 
 class Forks(nn.Module):

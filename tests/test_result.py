@@ -219,6 +219,13 @@ def test_an_evolution_and_its_front_are_saved_and_loaded(tmp_path: Path) -> None
     assert fxsurgery.load(tmp_path / "saved").summary() == fresh.summary()
 
 
+def test_how_a_budget_of_latency_was_held_is_kept(tmp_path: Path) -> None:
+    figures = {"original_ms": 4.0, "ms": 1.9, "low_ms": 1.8, "high_ms": 2.0, "limit_ms": 2.0, "batch": 1}
+    replace(result(), latency=figures).save(tmp_path / "saved")
+    assert fxsurgery.load(tmp_path / "saved").latency == figures
+    assert replace(evolved(), latency=figures).member(0).latency == {}
+
+
 def test_scores_that_are_no_numbers_are_saved_and_loaded(tmp_path: Path) -> None:
     made = evolved()
     assert made.evolution is not None

@@ -48,6 +48,7 @@ def bench(  # noqa: PLR0913 -- what can be said, each by a flag  # noqa: PLR0917
     """
     options = {"rounds": rounds, "seconds": seconds, "threads": threads, "seed": seed}
     with ending(as_json=as_json):
+        resolve_target(device).plan(**options)
         if _are_files(what):
             report = _of_files(what, device, options, member)
         else:

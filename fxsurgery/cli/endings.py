@@ -18,6 +18,8 @@ _AS_FLAGS = (
     (r"fxsurgery\.optimize\(model, .*?val_data=\(images, labels\)\)", "--train-data DATA --val-data DATA"),
     (r"load\(folder, original=your_model\)", "--original module:name"),
     (r"\bresume=True", "--resume"),
+    (r"\bcheck=False", "--no-check"),
+    (r"\b(threads|rounds|seconds|seed)=(?=\d)", r"--\1 "),
     (r"\btrained=False", "--not-trained"),
     (r"\brun_dir=", "--run-dir"),
     (r"\bspend=Spend\((\w+)=([^,)]+)\)", r"--spend \1=\2"),

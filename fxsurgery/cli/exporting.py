@@ -29,6 +29,9 @@ def export(  # noqa: PLR0913 -- what can be said, each by a flag
         Literal["auto", "dynamo", "legacy"],
         typer.Option(help="dynamo, legacy (faster, deprecated in PyTorch), or auto: the first, else the second."),
     ] = "auto",
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Compare the file with PyTorch; a model that draws cannot be.")
+    ] = True,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -49,7 +52,13 @@ def export(  # noqa: PLR0913 -- what can be said, each by a flag
         for note in notes:
             say(f"note: {in_flags(note)}", "yellow")
         file = export_onnx(
-            loaded.model, inputs.args, onnx, example_kwargs=inputs.kwargs, opset=opset, exporter=exporter
+            loaded.model,
+            inputs.args,
+            onnx,
+            example_kwargs=inputs.kwargs,
+            opset=opset,
+            exporter=exporter,
+            check=check,
         )
     give(asdict(file) if as_json else line(file), as_json=as_json)
 

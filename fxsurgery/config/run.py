@@ -73,13 +73,6 @@ class RunConfig(BaseModel):
     onnx: Path | None = Field(None, description="export to this ONNX file, checked against PyTorch")
     report: Path | None = Field(None, description="write an HTML page about it")
 
-    @field_validator("budget", mode="before")
-    @classmethod
-    def _latency_is_no_share(cls, given: object) -> object:
-        if isinstance(given, Mapping) and str(given.get("latency_ms", "")).strip().endswith("%"):
-            raise ValueError("latency_ms is in milliseconds, never a share of the original's")
-        return given
-
     @field_validator("spend", mode="before")
     @classmethod
     def _nothing_to_be_a_share_of(cls, given: object) -> object:

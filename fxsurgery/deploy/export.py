@@ -25,9 +25,11 @@ from fxsurgery.deploy.flat import Flat
 from fxsurgery.deploy.names import input_names, output_names, rename
 from fxsurgery.deploy.onnx_model import OnnxModel, Parity
 from fxsurgery.deploy.parity import check_parity, frozen_copy, frozen_inputs, output_of, outputs_of
+from fxsurgery.deploy.randomness import CPU, require_repeatable
 from fxsurgery.errors import ExportError
 from fxsurgery.files import require_plain
 from fxsurgery.inputs import Inputs
+from fxsurgery.seeding import seeded as seeded_states
 
 Exporter = Literal["auto", "dynamo", "legacy"]
 OLDEST_DYNAMO_OPSET = 18
@@ -69,6 +71,7 @@ _Writer = Callable[[nn.Module, Path, _Request], None]
 """Takes the model as `Flat`."""
 
 
+@seeded_states(0, CPU)
 def export_onnx(  # noqa: PLR0913 -- what a user may want to say, each by name
     model: nn.Module,
     example_inputs: Sequence[Any],
@@ -96,7 +99,8 @@ def export_onnx(  # noqa: PLR0913 -- what a user may want to say, each by name
         dynamic_batch: whether the file takes any batch size.
         exporter: `"dynamo"`, `"legacy"` (ten times as fast, deprecated in PyTorch), or `"auto"`: the first, and the
             second where that fails or the opset is below 18.
-        check: compare with ONNX Runtime, at two batch sizes where the batch is dynamic.
+        check: compare with ONNX Runtime, at two batch sizes where the batch is dynamic. A model that draws random
+            numbers in its forward cannot be compared: pass `check=False`.
 
     Raises:
         ExportError: no exporter can do it, the file disagrees with the model, or it cannot be written. What was
@@ -115,6 +119,8 @@ def export_onnx(  # noqa: PLR0913 -- what a user may want to say, each by name
     names_out = output_names(output_of(frozen, inputs), names)
     request = _Request(inputs, opset, dynamic_batch, tuple(names), tuple(names_out))
     _require_run(frozen, request)
+    if check:
+        require_repeatable(lambda: outputs_of(frozen, inputs))
     failures, last = list[str](), None
     for name in _order(exporter, opset):
         try:
@@ -217,11 +223,29 @@ def _legacy(model: nn.Module, path: Path, request: _Request) -> None:
     grows = [a.shape[:1] != b.shape[:1] for a, b in zip(outputs, grown, strict=True)]
     names, names_out = request.drafts
     open_ = [*zip(names, request.batched, strict=True), *zip(names_out, grows, strict=True)]
-    torch.onnx.export(
-        model, flat.args, path, dynamo=False, opset_version=request.opset or OLDEST_DYNAMO_OPSET,
-        input_names=names, output_names=names_out,
-        dynamic_axes={name: {0: "batch"} for name, is_open in open_ if is_open},
-    )  # fmt: skip
+    with _silent(model):
+        torch.onnx.export(
+            model, flat.args, path, dynamo=False, opset_version=request.opset or OLDEST_DYNAMO_OPSET,
+            input_names=names, output_names=names_out,
+            dynamic_axes={name: {0: "batch"} for name, is_open in open_ if is_open},
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _silent(model: nn.Module) -> Iterator[None]:
+    """Keep the older exporter's C++ log off the terminal, on which it shows its graph when it fails.
+
+    The exporter turns that log on as it begins, and leaves it on. So it is turned off when the exporter runs the
+    model, and is afterwards as it was.
+    """
+    switch = torch._C._jit_set_onnx_log_enabled  # noqa: SLF001 -- there is no public one
+    was_enabled = torch._C._jit_is_onnx_log_enabled()  # noqa: SLF001
+    hook = model.register_forward_pre_hook(lambda *_: switch(False))  # noqa: FBT003 -- it takes no names
+    try:
+        yield
+    finally:
+        hook.remove()
+        switch(was_enabled)
 
 
 _WRITERS: dict[str, _Writer] = {"dynamo": _dynamo, "legacy": _legacy}

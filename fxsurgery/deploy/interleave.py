@@ -4,6 +4,8 @@ A session's speed also depends on where its memory happens to lie: the same file
 for as long as it is loaded. So all the models are loaded anew several times, in random order.
 """
 
+import numbers
+import os
 import random
 import time
 from collections.abc import Mapping
@@ -23,6 +25,8 @@ FEWEST_ROUNDS = 3
 """Made after each loading, however short the time is."""
 WARMUP_SHARE = 0.2
 """Of the time, at most."""
+MOST: Mapping[str, int] = {"rounds": 10**6, "warmup": 10**6, "loads": 100, "seconds": 24 * 3600}
+"""The largest value of each option: beyond it, a measurement would not end."""
 
 Models = Mapping[str, Path | OnnxModel]
 Seconds = NDArray[np.float64]
@@ -45,8 +49,34 @@ class Plan:
     loads: int = 5
 
     def __post_init__(self) -> None:
-        if min(self.rounds, self.threads, self.loads) < 1 or self.warmup < 0 or not self.seconds > 0:
-            raise DeviceError(f"rounds, threads, loads and seconds must be positive, and warmup not negative: {self}")
+        for name in ("rounds", "warmup", "threads", "seed", "loads"):
+            _require_number(name, getattr(self, name), numbers.Integral, "a whole number")
+        _require_number("seconds", self.seconds, numbers.Real, "a number")
+        if min(self.rounds, self.threads, self.loads) < 1 or min(self.warmup, self.seed) < 0 or not self.seconds > 0:
+            raise DeviceError(
+                f"rounds, threads, loads and seconds must be positive, and warmup and seed not negative: {self}"
+            )
+        for name, most in MOST.items():
+            if (value := getattr(self, name)) > most:
+                raise DeviceError(f"{name}={value!r} is too large to measure; pass at most {most:,}")
+        if self.threads > (cores := available_cores()):
+            raise DeviceError(
+                f"threads={self.threads:,} is more than the {cores} processor core(s) available to this process; "
+                f"pass threads={cores} or fewer"
+            )
+
+
+def available_cores() -> int:
+    """Number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _require_number(name: str, value: object, kind: type, wanted: str) -> None:
+    """Refuse an option that is no number of its kind."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise DeviceError(f"{name}={value!r} must be {wanted}")
 
 
 @dataclass(frozen=True, eq=False)

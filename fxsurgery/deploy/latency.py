@@ -120,7 +120,7 @@ def compare_latency(  # noqa: PLR0913 -- what a user may want to say, each by na
         seed: of the order and of the bootstrap.
 
     Raises:
-        DeviceError: there is no model, or fewer than one thread or round.
+        DeviceError: there is no model, an option is out of range, or there are fewer cores than threads.
         ExportError: a file cannot be loaded or run.
     """
     plan = Plan(rounds=rounds, warmup=warmup, threads=threads, seconds=seconds, seed=seed)

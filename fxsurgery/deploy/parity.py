@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from fxsurgery.deploy.draws import is_stuck, seeded
 from fxsurgery.deploy.names import input_names
 from fxsurgery.deploy.onnx_model import Parity
+from fxsurgery.deploy.randomness import CPU, output_gap, require_repeatable
 from fxsurgery.deploy.session import open_session, run_session
 from fxsurgery.errors import ExportError
 from fxsurgery.inputs import Inputs, tensors_in
-from fxsurgery.surgery import TOLERANCE, relative_error
+from fxsurgery.seeding import seeded as seeded_states
+from fxsurgery.surgery import TOLERANCE
 
 LABEL_TOLERANCE = 1e-3
 """Share of integer or boolean outputs that may differ: those where rounding tips a near tie."""
@@ -32,6 +34,7 @@ Reexport = Callable[[nn.Module, Path], object]
 """Export a model of the same structure to another file."""
 
 
+@seeded_states(0, CPU)
 def check_parity(
     model: nn.Module,
     onnx_path: str | Path,
@@ -56,10 +59,11 @@ def check_parity(
             do not depend on its inputs is refused.
 
     Raises:
-        ExportError: the file does not load or run, its outputs have other shapes or types, they differ, or they
-            would have agreed with anything.
+        ExportError: the file does not load or run, its outputs have other shapes or types, they differ, they would
+            have agreed with anything, or the model draws random numbers, so that two runs of itself differ.
     """
     model, inputs = frozen_copy(model), frozen_inputs(example_inputs, example_kwargs)
+    require_repeatable(lambda: outputs_of(model, inputs))
     parity = _compare(model, Path(onnx_path), inputs, dynamic_batch=dynamic_batch, rtol=rtol)
     lively = _enlivened(model)
     if reexport is not None and lively is not None and (parity.constant_outputs or _hides(model)):
@@ -127,26 +131,17 @@ def _compare(model: nn.Module, path: Path, examples: Inputs, *, dynamic_batch: b
         got = run_session(session, dict(zip(names, inputs.tensors, strict=True)))
         if (kinds := _kinds(got)) != _kinds(wanted):
             raise ExportError(f"at batch size {size} ONNX Runtime gives {kinds}, not {_kinds(wanted)}")
-        errors.append([*map(_gap, got, wanted)])
+        errors.append([*map(output_gap, got, wanted)])
     worst = tuple(map(max, *errors))
     first, second = (outputs_of(model, seeded(examples, own, seed)) for seed in (2, 3))
     limits = [_limit(o, rtol) for o in first]
     if any(error > limit for error, limit in zip(worst, limits, strict=True)):
         figures = ", ".join(f"{e:.1e} (limit {limit:.0e})" for e, limit in zip(worst, limits, strict=True))
         raise ExportError(f"ONNX Runtime and PyTorch differ, relative to the largest value of each output: {figures}")
-    spreads = [*map(_gap, first, second)]
+    spreads = [*map(output_gap, first, second)]
     constant = tuple(i for i, spread in enumerate(spreads) if spread <= 2 * limits[i])
     varying = [spread for i, spread in enumerate(spreads) if i not in constant]
     return Parity(max(worst, default=0.0), worst, min(varying, default=0.0), sizes, constant_outputs=constant)
-
-
-def _gap(got: Tensor, wanted: Tensor) -> float:
-    """How far apart two outputs are, on the scale of the second, however small that is."""
-    if not wanted.is_floating_point():
-        return float((got != wanted).double().mean()) if wanted.numel() else 0.0
-    finite = wanted.double().nan_to_num(0.0, 0.0, 0.0).abs()
-    scale = finite.max() if finite.numel() and finite.any() else torch.ones(())
-    return relative_error(got.double() / scale, wanted.double() / scale)
 
 
 def _limit(output: Tensor, rtol: float | None) -> float:

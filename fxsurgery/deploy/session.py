@@ -26,7 +26,7 @@ def open_session(path: Path, threads: int = 1, provider: str = CPU) -> onnxrunti
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised, and need not be on the terminal as well
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -80,6 +80,6 @@ def _limit(name: str, value: Any) -> str:  # noqa: ANN401 -- what a JSON file ho
     unit = UNITS.get(name, name)
     if not isinstance(value, int | float):
         return f"{value} {unit}"
-    if name != "latency_ms" and isinstance(value, float) and value <= 1.0:
-        return f"{100 * value:.4g}{PER_CENT} of the {unit}"
+    if isinstance(value, float) and value <= 1.0:
+        return f"{100 * value:.4g}{PER_CENT} of the {'latency' if name == 'latency_ms' else unit}"
     return f"{value:,g} {unit}" if name == "latency_ms" else f"{value:,.0f} {unit}"

@@ -10,7 +10,7 @@ mode, `L0 + lambda * sum(sigmoid(delta * s))` with a fixed lambda (Eq. 4) and no
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,10 +24,11 @@ from fxsurgery.errors import BudgetError, SurgeryError
 from fxsurgery.gates import GateVector
 from fxsurgery.passes import InsertGates
 from fxsurgery.program import Program
+from fxsurgery.searchers.latency import LatencyLimit, hold
 from fxsurgery.searchers.session import Outcome, Session, Stage
 from fxsurgery.searchers.settings import Narrowing
 from fxsurgery.searchers.steering import Limit, Steering
-from fxsurgery.searchers.widths import Measure, Scores, Space, alignment_note, evenly, project, pruning, space
+from fxsurgery.searchers.widths import Scores, Space, alignment_note, evenly, project, pruning, space
 from fxsurgery.training import Hooks, Recipe, constant, sgd
 
 TERMS: dict[str, Callable[[Program], CostTerms]] = {"macs": mac_terms, "params": param_terms}
@@ -68,18 +69,37 @@ def search(program: Program, budget: Budget | None, config: Dnal, session: Sessi
         raise BudgetError("give either a budget or Dnal(penalty=...), the paper's lambda")
     found = widths(program, config)
     if budget is not None:
-        found.check(budget, session.measure)
+        found.check(budget, session.latency_limit)
     if not trained:
         program = session.trained(program, config, "weights", config.weights_epochs)
         found = widths(program, config)
     before = session.score(program, "original" if trained else "trained")
-    keep, gates = _choose(found, budget, config, session)
-    pruned = session.recalibrated(pruning(program, keep)(program).program)
-    middle = session.score(pruned, "pruned")
-    session.offer(pruned, middle)
-    tuned = session.trained(pruned, config, "fine-tune", config.finetune_epochs)
-    session.offer(tuned, session.score(tuned, "fine-tuned"))
-    return session.outcome(program, before, middle, (*session.notes, *alignment_note(found)), tuple(gates))
+    scores, learned = _ranked(found, budget, config, session)
+    keep, middle = structure(program).mask(np.empty(0, np.int64)), before
+
+    def cut(limit: LatencyLimit | None) -> Program:
+        nonlocal keep
+        keep = _open(found, scores) if budget is None else project(found, scores, budget, limit)
+        return pruning(program, keep)(program).program
+
+    def finish(cut: Program, time: int) -> Program:
+        nonlocal middle
+        again = "" if time == 1 else f", time {time}"
+        session.offered.clear()
+        pruned = session.recalibrated(cut)
+        middle = session.score(pruned, f"pruned{again}")
+        session.offer(pruned, middle)
+        tuned = session.trained(pruned, config, f"fine-tune{again}", config.finetune_epochs)
+        session.offer(tuned, session.score(tuned, f"fine-tuned{again}"))
+        return session.best[1]
+
+    verified = hold(session.latency, cut, finish)
+    gates = np.empty(0)
+    if learned is not None:
+        plan, gates = learned
+        _note_gates(found, plan, gates, keep, session, budgeted=budget is not None)
+    notes = (*session.notes, *alignment_note(found))
+    return replace(session.outcome(program, before, middle, notes, tuple(gates.tolist())), latency=verified)
 
 
 def widths(program: Program, config: Dnal) -> Space:
@@ -97,19 +117,19 @@ def stages(config: Dnal, session: Session, *, trained: bool) -> list[Stage]:
     return [Stage(name, count) for name, count in steps.items() if count]
 
 
-def _choose(found: Space, budget: Budget | None, config: Dnal, session: Session) -> tuple[Mask, list[float]]:
+def _ranked(
+    found: Space, budget: Budget | None, config: Dnal, session: Session
+) -> tuple[Scores, tuple[GatePlan, Scores] | None]:
+    """A score for each unit; and the gates that it is made of, but for the random control."""
     size = structure(found.program).size
     if config.random:
         if budget is None:
             raise BudgetError("the random control needs a budget")
-        scores = np.random.default_rng(session.seed).random(size)
-        return project(found, scores, budget, session.measure), []
+        return np.random.default_rng(session.seed).random(size), None
     plan, logits, gates = _learn_gates(found, budget, config, session)
     scores = np.zeros(size)
     scores[plan.units] = logits
-    keep = project(found, scores, budget, session.measure) if budget is not None else _open(found, scores)
-    _note_gates(found, plan, gates, keep, session, budgeted=budget is not None)
-    return keep, gates.tolist()
+    return scores, (plan, gates)
 
 
 def _learn_gates(
@@ -125,7 +145,7 @@ def _learn_gates(
     with torch.no_grad():
         vector.logits.masked_fill_(movable == 0, 1e3)
     steps = max(session.steps(config, config.architecture_epochs), 1)
-    limits = [] if budget is None else _limits(found, budget, plan, session.measure)
+    limits = [] if budget is None else _limits(found, budget, plan, session.latency_limit)
     steering = Steering(vector, limits, movable)
     if limits:
         recipe = Recipe(steps=steps, optimizer=sgd(1.0 / steps, momentum=0.9), schedule=constant())
@@ -150,7 +170,7 @@ def _learn_gates(
     return plan, vector.logits.detach().double().cpu().numpy(), gates
 
 
-def _limits(found: Space, budget: Budget, plan: GatePlan, measure: Measure | None) -> list[Limit]:
+def _limits(found: Space, budget: Budget, plan: GatePlan, latency: LatencyLimit | None) -> list[Limit]:
     """What the gates are steered to.
 
     Latency is no sum over units: its limit is stood for by the share of the MACs that the network has when its
@@ -158,8 +178,8 @@ def _limits(found: Space, budget: Budget, plan: GatePlan, measure: Measure | Non
     """
     program, original = found.program, cost(found.program)
     shares = {name: amount / getattr(original, name) for name, amount in budget.limits(original)}
-    if budget.latency_ms is not None:
-        even = cost_after(program, project(found, evenly(found), budget, measure))
+    if latency is not None:
+        even = cost_after(program, project(found, evenly(found), budget, latency))
         shares["macs"] = min(shares.get("macs", 1.0), even.macs / original.macs)
     return [Limit(TERMS[name](program).expected(plan), share) for name, share in shares.items()]
 

@@ -10,7 +10,7 @@ analysed and its channels are ranked anew.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
@@ -24,6 +24,7 @@ from fxsurgery.analysis.structure import structure
 from fxsurgery.budget import Budget
 from fxsurgery.errors import BudgetError, StructureError, SurgeryError
 from fxsurgery.program import Program
+from fxsurgery.searchers.latency import LatencyLimit, hold
 from fxsurgery.searchers.session import Outcome, Session, Stage
 from fxsurgery.searchers.settings import Narrowing
 from fxsurgery.searchers.widths import Scores, Space, alignment_note, evenly, project, pruning, space
@@ -82,20 +83,33 @@ def search(program: Program, budget: Budget | None, config: Prune, session: Sess
     if budget is None:
         raise BudgetError("method='prune' needs a budget, e.g. Budget(macs=0.5)")
     found = widths(program, config)
-    found.check(budget, session.measure)
+    found.check(budget, session.latency_limit)
     if not trained:
         program = session.trained(program, config, "weights", config.weights_epochs)
     before = middle = session.score(program, "original" if trained else "trained")
     current, notes = program, (*alignment_note(found), *_left_out(found, config))
-    for number, limit in enumerate(_approach(program, budget, config, session), 1):
-        pruned = session.recalibrated(_cut_further(current, limit, config, session, number))
+    *approach, last = _approach(program, budget, config, session)
+    for number, goal in enumerate(approach, 1):
+        pruned = session.recalibrated(_cutter(current, goal, config, session, number)(goal.latency))
         middle = session.score(pruned, _named("pruned", number, config))
         current = session.trained(pruned, config, _named("fine-tune", number, config), _epochs(number, config))
-        after = session.score(current, _named("fine-tuned", number, config))
-        if number == config.rounds:
-            session.offer(pruned, middle)
-            session.offer(current, after)
-    return session.outcome(program, before, middle, (*session.notes, *notes))
+        session.score(current, _named("fine-tuned", number, config))
+
+    def finish(cut: Program, time: int) -> Program:
+        nonlocal middle
+        again = "" if time == 1 else f", time {time}"
+        session.offered.clear()
+        pruned = session.recalibrated(cut)
+        middle = session.score(pruned, _named("pruned", config.rounds, config) + again)
+        epochs = _epochs(config.rounds, config)
+        tuned = session.trained(pruned, config, _named("fine-tune", config.rounds, config) + again, epochs)
+        after = session.score(tuned, _named("fine-tuned", config.rounds, config) + again)
+        session.offer(pruned, middle)
+        session.offer(tuned, after)
+        return session.best[1]
+
+    verified = hold(session.latency, _cutter(current, last, config, session, config.rounds), finish)
+    return replace(session.outcome(program, before, middle, (*session.notes, *notes)), latency=verified)
 
 
 def widths(program: Program, config: Prune) -> Space:
@@ -147,17 +161,27 @@ def _epochs(number: int, config: Prune) -> float:
     return share * config.finetune_epochs
 
 
-def _approach(program: Program, budget: Budget, config: Prune, session: Session) -> Iterator[Budget]:
-    """What each round may leave, absolutely."""
-    original = cost(program)
-    pairs = {name: (getattr(original, name), amount) for name, amount in budget.limits(original)}
-    if budget.latency_ms is not None and session.measure is not None:
-        now = session.measure(program) if config.rounds > 1 else budget.latency_ms
-        pairs["latency_ms"] = (now, budget.latency_ms)
+@dataclass(frozen=True, eq=False)
+class _Goal:
+    """What a round may leave, absolutely."""
+
+    budget: Budget
+    latency: LatencyLimit | None
+
+
+def _approach(program: Program, budget: Budget, config: Prune, session: Session) -> Iterator[_Goal]:
+    """What each round may leave."""
+    original, limit = cost(program), session.latency_limit
     for number in range(1, config.rounds + 1):
         share = number / config.rounds
-        limits = {name: _between(whole, wanted, share) for name, (whole, wanted) in pairs.items()}
-        yield Budget(**{k: v if k == "latency_ms" else math.floor(v) for k, v in limits.items()})
+        counted = {
+            name: math.floor(_between(getattr(original, name), amount, share))
+            for name, amount in budget.limits(original)
+        }
+        latency = limit
+        if limit is not None and session.latency is not None:
+            latency = replace(limit, limit_ms=_between(session.latency.original_ms, limit.limit_ms, share))
+        yield _Goal(Budget(**counted, latency_ms=budget.latency_ms), latency)
 
 
 def _between(whole: float, wanted: float, share: float) -> float:
@@ -165,33 +189,39 @@ def _between(whole: float, wanted: float, share: float) -> float:
     return wanted if share == 1 or wanted >= whole else whole * (wanted / whole) ** share
 
 
-def _cut_further(program: Program, limit: Budget, config: Prune, session: Session, number: int) -> Program:
-    try:
-        return _cut(program, limit, config, session, number)
-    except (StructureError, BudgetError) as error:
-        if number == 1:
-            raise
-        raise BudgetError(f"what round {number - 1} left cannot be cut as far: {error}. Take rounds=1") from error
+def _cutter(
+    program: Program, goal: _Goal, config: Prune, session: Session, number: int
+) -> Callable[[LatencyLimit | None], Program]:
+    """What cuts the program to a goal, with a latency to aim at; its units are ranked once."""
+    ranks = list[Scores]()
+
+    def cut(latency: LatencyLimit | None) -> Program:
+        try:
+            ranks[:] = ranks or [_scores(program, config, session, number)]
+            return _cut(program, replace(goal, latency=latency), config, ranks[0])
+        except (StructureError, BudgetError) as error:
+            if number == 1:
+                raise
+            raise BudgetError(f"what round {number - 1} left cannot be cut as far: {error}. Take rounds=1") from error
+
+    return cut
 
 
-def _cut(program: Program, limit: Budget, config: Prune, session: Session, number: int) -> Program:
-    """The program pruned to a limit."""
-    scores = _scores(program, config, session, number)
-    if _within(program, limit, session):
+def _cut(program: Program, goal: _Goal, config: Prune, scores: Scores) -> Program:
+    """The program pruned to a goal."""
+    if _within(program, goal):
         return program
     found = widths(program, config)
     if config.scope == "local":
         scores = evenly(found, scores)
     elif config.normalize:
         scores = over_their_mean(scores, [c.group for c in found.choices])
-    return pruning(program, project(found, scores, limit, session.measure))(program).program
+    return pruning(program, project(found, scores, goal.budget, goal.latency))(program).program
 
 
-def _within(program: Program, limit: Budget, session: Session) -> bool:
+def _within(program: Program, goal: _Goal) -> bool:
     now = cost(program)
-    if not limit.holds(now, now):
-        return False
-    return limit.latency_ms is None or session.measure is None or session.measure(program) <= limit.latency_ms
+    return goal.budget.holds(now, now) and (goal.latency is None or goal.latency.holds(program))
 
 
 def _scores(program: Program, config: Prune, session: Session, number: int) -> Scores:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from fxsurgery.budget import Spend
+from fxsurgery.budget import LatencyEstimate, Spend
 from fxsurgery.errors import SavingError
 from fxsurgery.files import writing
 from fxsurgery.program import Program
@@ -22,9 +22,9 @@ from fxsurgery.saving import save_program
 from fxsurgery.searchers.beginning import BEST, RESULT, STAGES
 from fxsurgery.searchers.evolution import Evolution, Member
 from fxsurgery.searchers.execution import Ended, Job, Workshop
+from fxsurgery.searchers.latency import LatencyLimit, LatencyModel
 from fxsurgery.searchers.rundir import RunDir
 from fxsurgery.searchers.settings import Settings
-from fxsurgery.searchers.widths import Measure
 from fxsurgery.training import (
     Hooks,
     MixedPrecision,
@@ -118,6 +118,8 @@ class Outcome:
     """What an evolutionary search went through."""
     pareto: tuple[Member, ...] = ()
     """The front that it found."""
+    latency: LatencyEstimate | None = None
+    """Of `program`, as it was verified; `None` where the budget does not limit it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +128,7 @@ class Session:
 
     task: Task
     trainer: Trainer = field(default_factory=Trainer)
-    measure: Measure | None = None
+    latency: LatencyModel | None = None
     """For budgets of latency; recalls what it measured before a kill."""
     gradient_clip: float | None = None
     """Of the weights and fine-tune stages, where the settings do not say."""
@@ -147,6 +149,11 @@ class Session:
     def epoch(self) -> float:
         """Optimiser steps that go once through the training data; below 1 where a step takes more batches than that."""
         return steps_for(self.task, 1, min_steps=1, max_steps=None) / self.trainer.accumulate
+
+    @property
+    def latency_limit(self) -> LatencyLimit | None:
+        """What the budget allows; `None` where it does not limit the latency."""
+        return None if self.latency is None else self.latency.limit
 
     @property
     def lost_workers(self) -> int:

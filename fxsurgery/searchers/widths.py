@@ -21,10 +21,9 @@ from fxsurgery.budget import Budget, Cost
 from fxsurgery.errors import BudgetError, StructureError
 from fxsurgery.passes import PruneChannels
 from fxsurgery.program import Program
+from fxsurgery.searchers.latency import LatencyLimit
 
 Scores = NDArray[np.float64]
-Measure = Callable[[Program], float]
-"""The latency of a program in milliseconds, measured where it shall run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +79,7 @@ class Space:
                 return keep
             pinned |= set(emptied)
 
-    def check(self, budget: Budget, measure: Measure | None = None) -> None:
+    def check(self, budget: Budget, latency: LatencyLimit | None = None) -> None:
         """Refuse what cannot be reached.
 
         Raises:
@@ -97,13 +96,14 @@ class Space:
                 )
         if budget.latency_ms is None:
             return
-        if measure is None:
+        if latency is None:
             raise BudgetError("a budget of latency_ms needs a device to measure on: optimize(..., target='local')")
-        least_ms = measure(self.smallest_program())
-        if least_ms > budget.latency_ms:
+        least_ms = latency.measure(self.smallest_program()).ms
+        if least_ms > latency.limit_ms:
             raise BudgetError(
-                f"a latency of {budget.latency_ms:g} ms cannot be reached: the least is {least_ms:.3g} ms, with every "
-                f"width at its smallest multiple of {self.align}"
+                f"a latency of {latency.limit_ms:.4g} ms cannot be reached: the least is {least_ms:.4g} ms, with every "
+                f"width at its smallest multiple of {self.align}; as it is, the network takes "
+                f"{latency.measure(self.program).ms:.4g} ms. Raise latency_ms, or lower align="
             )
 
     def _further(self, name: str, limit: float) -> str:
@@ -178,19 +178,20 @@ def _why_nothing(program: Program, align: int, *, exact: bool) -> str:
     return "no channel can be removed: " + "; ".join(f"{tally[k]} are held by {k}" for k in worst)
 
 
-def project(found: Space, scores: Scores, budget: Budget, measure: Measure | None = None) -> Mask:
+def project(found: Space, scores: Scores, budget: Budget, latency: LatencyLimit | None = None) -> Mask:
     """The ids that stay so that `budget` holds, given a score for each id (higher stays).
 
-    A limit on latency is met by bisection over the ranking: what is measured is the pruned network.
+    A limit on latency is met by bisection over the ranking: what is measured is the pruned network. Where even the
+    smallest one is not within a tighter aim, that one is it.
 
     Raises:
         BudgetError: the budget cannot be reached.
     """
-    found.check(budget, measure)
+    found.check(budget, latency)
     facts, scores, pinned = structure(found.program), scores.copy(), set[int]()
     while True:
         blocks = sorted(_blocks(found, scores), key=lambda b: (b.score, b.choice, b.order))
-        keep = _cut(found, blocks, budget, measure)
+        keep = _cut(found, blocks, budget, latency)
         emptied = {int(ids[np.argmax(scores[ids])]) for ids in facts.vectors() if not keep[ids].any()}
         if not emptied:
             return keep
@@ -200,7 +201,7 @@ def project(found: Space, scores: Scores, budget: Budget, measure: Measure | Non
         scores[list(emptied)] = math.inf
 
 
-def _cut(found: Space, blocks: list[Block], budget: Budget, measure: Measure | None) -> Mask:
+def _cut(found: Space, blocks: list[Block], budget: Budget, latency: LatencyLimit | None) -> Mask:
     """Remove from the front until the budget holds, then put back what still fits, best first."""
     original, facts = cost(found.program), structure(found.program)
 
@@ -212,12 +213,12 @@ def _cut(found: Space, blocks: list[Block], budget: Budget, measure: Measure | N
 
     def is_fast(gone: list[Block]) -> bool:
         keep = mask(gone)
-        if measure is None or budget.latency_ms is None or facts.emptied(keep):
+        if latency is None or facts.emptied(keep):
             return True
-        return measure(pruning(found.program, keep)(found.program).program) <= budget.latency_ms
+        return latency.holds(pruning(found.program, keep)(found.program).program)
 
     count = _fewest(0, len(blocks), lambda n: fits(blocks[:n]))
-    if budget.latency_ms is not None:
+    if latency is not None:
         return mask(blocks[: _fewest(count, len(blocks), lambda n: is_fast(blocks[:n]))])
     gone = blocks[:count]
     for block in reversed(gone):

@@ -181,6 +181,22 @@ def test_any_model_can_be_exported(here: Path, give):
     assert Path("net.onnx").stat().st_size == told["bytes"]
 
 
+def test_a_model_that_draws_is_exported_unchecked(here: Path, give):
+    Path("sample_draws.py").write_text(
+        "import torch\n\n\nclass Net(torch.nn.Linear):\n    def forward(self, x):\n"
+        "        return torch.nn.functional.dropout(super().forward(x), 0.5, training=True)\n\n\n"
+        "def net():\n    return Net(8, 4)\n"
+    )
+    command = ("export", "sample_draws:net", "net.onnx", "--example-shape", "8", "--exporter", "legacy")
+    refused = give(*command)
+    assert (refused.exit_code, Path("net.onnx").exists()) == (1, False)
+    assert "or export it unchecked with --no-check" in " ".join(refused.stderr.split())
+    made = give(*command, "--no-check")
+    assert made.exit_code == 0, made.output
+    assert "; not checked" in made.stdout
+    assert Path("net.onnx").is_file()
+
+
 @pytest.mark.slow
 def test_bench_compares_original_and_result(optimized: Path, give):
     result = give("bench", optimized / "small", "--rounds", 5, "--json")

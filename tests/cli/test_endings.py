@@ -61,6 +61,8 @@ FAILED = 1
         ("export none a.onnx", TOLD, "'none' is neither there nor of the form"),
         ("bench none", FAILED, "there is no directory none"),
         ("bench none.onnx", FAILED, "there is no file none.onnx"),
+        ("bench none.onnx --threads 1000000", FAILED, "--threads 1,000,000 is more than the "),
+        ("bench none --rounds 1000000000000", FAILED, "--rounds 1000000000000 is too large to measure"),
         ("bench none.onnx none", TOLD, "one saved result or ONNX files, not both"),
         ("bench a b", TOLD, "bench takes one saved result"),
         ("bench a.onnx a.onnx", TOLD, "a file is named twice"),

@@ -90,6 +90,13 @@ def test_whole_numbers_of_a_budget_stay_absolute(write):
     assert type(budget.params) is float
 
 
+@pytest.mark.parametrize(("written", "limit"), [('"50%"', 0.5), ("0.5", 0.5), ("2.5", 2.5), ("1", 1)])
+def test_a_latency_is_a_share_or_absolute_as_the_other_limits_are(write, written, limit):
+    config, _ = read(write(f'model = "n:N"\n[budget]\nlatency_ms = {written}\n'), {})
+    assert config.to_budget() == Budget(latency_ms=limit)
+    assert type(config.to_budget().latency_ms) is type(limit)
+
+
 def test_an_optimizer_is_written_as_a_table(write):
     table = 'optimizer = { name = "adamw", lr = 1e-3, weight_decay = 0.5, betas = [0.8, 0.9] }'
     _, settings = read(write(f'model = "n:N"\n[settings]\n{table}\n'), {})
@@ -120,7 +127,7 @@ def test_the_effective_config_gives_the_same_run_again(write):
         ('model = "n:N"\n[budget]\nmacs = "half"\n', "run.toml, line 3: budget.macs: 'half' is no amount"),
         ('model = "n:N"\n[budget]\nmacs = true\n', "run.toml, line 3: budget.macs: a limit is a number"),
         ('model = "n:N"\n[budget]\nmacs = -1\n', "run.toml, line 3: budget.macs: it should be greater than 0"),
-        ('model = "n:N"\n[budget]\nlatency_ms = "50%"\n', "line 2: budget: latency_ms is in milliseconds, never"),
+        ('model = "n:N"\n[budget]\nlatency_ms = "0%"\n', "line 3: budget.latency_ms: it should be greater than 0"),
         ('model = "n:N"\n[budget]\nmacs = inf\n', "line 3: budget.macs: it should be less than 1000"),
         ('model = "n:N"\n[spend]\nepoch = 3\n', "line 3: spend.epoch: 'epoch' is no limit; did you mean 'epochs'?"),
         ('model = "n:N"\n[spend]\nepochs = "50%"\n', "line 2: spend: epochs is an amount, never a share"),

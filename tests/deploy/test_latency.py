@@ -5,9 +5,10 @@ import re
 from typing import ClassVar
 
 import numpy as np
+import onnx
 import pytest
 
-from deploy.samples import IgnoresFirst, Reader, Residual, noise, reading, residual, seeded
+from deploy.samples import FixedBatch, IgnoresFirst, Reader, Residual, noise, reading, residual, seeded
 from fxsurgery.deploy import compare_latency, export_onnx, interleave, resolve_target
 from fxsurgery.deploy.latency import measure_latency, ratio_of
 from fxsurgery.errors import DeviceError, ExportError
@@ -94,6 +95,7 @@ class FakeWatch:
 def fake(monkeypatch, tmp_path):
     FakeWatch.calls = []
     monkeypatch.setattr(interleave, "Stopwatch", FakeWatch)
+    monkeypatch.setattr(interleave, "available_cores", lambda: 2)
 
     def compare(names, **options):
         return compare_latency({n.partition(".")[0]: tmp_path / n for n in names}, X, **options)
@@ -177,7 +179,8 @@ def test_inputs_that_an_exporter_dropped_are_not_fed(tmp_path):
         compare_latency({"a": file.path}, inputs, rounds=1)
 
 
-def test_two_threads_can_be_asked_for(file):
+def test_two_threads_can_be_asked_for(file, monkeypatch):
+    monkeypatch.setattr(interleave, "available_cores", lambda: 2)
     assert compare_latency({"a": file}, X, rounds=2, warmup=0, threads=2).threads == 2
 
 
@@ -198,10 +201,61 @@ def test_what_cannot_be_measured_is_refused(file, tmp_path):
     for bad in ({"rounds": 0}, {"threads": 0}, {"seconds": 0.0}, {"warmup": -1}):
         with pytest.raises(DeviceError, match=r"must be positive"):
             compare_latency({"a": file}, X, **bad)
+    kinds = [{"threads": 1.5}, {"threads": "2"}, {"threads": True}, {"threads": None}, {"rounds": 3.0}, {"seed": "a"}]
+    for bad in kinds:
+        with pytest.raises(DeviceError, match=rf"{next(iter(bad))}=.* must be a whole number"):
+            compare_latency({"a": file}, X, **bad)
+    for bad in ({"seconds": "3"}, {"seconds": None}):
+        with pytest.raises(DeviceError, match=r"seconds=.* must be a number"):
+            compare_latency({"a": file}, X, **bad)
+    for bad in ({"seconds": float("nan")}, {"seconds": -1}, {"threads": -1}, {"seed": -1}):
+        with pytest.raises(DeviceError, match=r"must be positive, and warmup and seed not negative"):
+            compare_latency({"a": file}, X, **bad)
     with pytest.raises(ExportError, match="there is no file"):
         compare_latency({"a": tmp_path / "none.onnx"}, X)
     with pytest.raises(ExportError, match="cannot run"):
         compare_latency({"a": file}, (noise(2, 5, 8, 8),))
+
+
+def test_what_fails_in_the_runtime_is_raised_and_not_shown(tmp_path, capfd):
+    """A file that says to take any batch size, and holds one."""
+    path = export_onnx(FixedBatch(), (noise(2, 3, 4),), tmp_path / "m.onnx", dynamic_batch=False).path
+    file = onnx.load(path)
+    for value in (*file.graph.input, *file.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.save(file, path)
+    (tmp_path / "broken.onnx").write_bytes(b"no protobuf")
+    with pytest.raises(ExportError, match="cannot run"):
+        compare_latency({"m": path}, (noise(3, 3, 4),))
+    with pytest.raises(ExportError, match="cannot load"):
+        compare_latency({"m": tmp_path / "broken.onnx"}, (noise(3, 3, 4),))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "bad", [{"rounds": 10**12}, {"warmup": 10**12}, {"seconds": float("inf")}, {"seconds": 1e12}, {"rounds": 10**400}]
+)
+def test_a_measurement_that_would_not_end_is_refused(file, bad):
+    with pytest.raises(DeviceError, match=rf"{next(iter(bad))}=.* is too large to measure; pass at most [\d,]+$"):
+        compare_latency({"a": file}, X, **bad)
+
+
+@pytest.mark.parametrize("threads", [3, 10**6, 10**30])
+def test_more_threads_than_cores_are_refused(file, threads, monkeypatch):
+    monkeypatch.setattr(interleave, "available_cores", lambda: 2)
+    message = r"threads=[\d,]+ is more than the 2 processor core\(s\) available to this process; pass threads=2"
+    with pytest.raises(DeviceError, match=message):
+        compare_latency({"a": file}, X, threads=threads)
+
+
+def test_this_process_has_a_core():
+    assert interleave.available_cores() >= 1
+
+
+def test_an_unknown_option_is_refused_with_those_there_are(file):
+    for bad in ("batch", "provider"):
+        with pytest.raises(DeviceError, match=f"takes no {bad}=; its options are rounds, warmup, threads, seconds"):
+            resolve_target("local").compare({"a": file}, Inputs(X), **{bad: 3})
 
 
 def test_the_local_target_measures_as_asked(file):

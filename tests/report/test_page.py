@@ -70,6 +70,7 @@ def test_what_stays_is_not_said_to_go():
         ({}, r"\d+\.\d % of the MACs"),
         ({"method": "prune"}, r"Prune: \d"),
         ({"budget": {"params": 1000, "latency_ms": 2.5}}, r"Asked for at most 1,000 parameters and 2\.5 ms: \d"),
+        ({"budget": {"latency_ms": 0.5}}, r"Asked for at most 50.% of the latency: \d"),
         ({"method": "dnal", "data_free": True, "budget": None}, r"Without data, DNAL: \d"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from devices import Device, milliseconds
 from fxsurgery import Budget, Task, capture
 from fxsurgery.analysis.cost import cost
 from fxsurgery.analysis.importance import magnitude
@@ -14,6 +15,7 @@ from fxsurgery.analysis.structure import structure
 from fxsurgery.errors import BudgetError, StructureError, SurgeryError
 from fxsurgery.passes import replay
 from fxsurgery.program import Program
+from fxsurgery.searchers.latency import LatencyModel
 from fxsurgery.searchers.prune import IMPORTANCES, Prune, needs_data, search, stages, widths
 from fxsurgery.searchers.rundir import RunDir
 from fxsurgery.searchers.session import Outcome, Session, Stage, Trainer
@@ -182,17 +184,13 @@ def test_iterative_approaches_the_budget_in_equal_ratios():
         assert 0.3 ** (number / 3) * 0.7 < found <= 0.3 ** (number / 3)
 
 
-def milliseconds(start: Program) -> float:
-    """A device on which a thousand MACs take a millisecond, and the program itself another one."""
-    return 1.0 + cost(start).macs / 1e3
-
-
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_latency_is_approached_as_measured(rounds: int):
     start = small()
     allowed = 0.4 * milliseconds(start)
-    session = Session(task(start), Trainer(), milliseconds)
-    outcome = search(start, Budget(latency_ms=allowed), quick(rounds=rounds), session, trained=True)
+    budget = Budget(latency_ms=allowed)
+    session = Session(task(start), Trainer(), LatencyModel(timer=Device(start), original=start, budget=budget))
+    outcome = search(start, budget, quick(rounds=rounds), session, trained=True)
     found = [milliseconds(replay(outcome.program.log[:n], start)) for n in range(1, rounds + 1)]
     for number, latency in enumerate(found, 1):
         wanted = milliseconds(start) * 0.4 ** (number / rounds)

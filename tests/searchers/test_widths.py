@@ -1,11 +1,14 @@
 """Widths within a budget: aligned, as close below it as they can be, and refused with a figure otherwise."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from analysis.awkward import Attention
+from devices import limited, milliseconds
 from fxsurgery.analysis.cost import cost
 from fxsurgery.analysis.structure import structure
 from fxsurgery.budget import Budget
@@ -134,35 +137,39 @@ def test_no_branch_is_emptied():
     assert all(m.in_channels > 0 for _, m in small.calls(nn.Conv2d))
 
 
-def milliseconds(start: Program) -> float:
-    """A device on which a thousand MACs take a millisecond, and the program itself another one."""
-    return 1.0 + cost(start).macs / 1e3
-
-
 def test_latency_is_met_by_what_was_measured():
     start = wide()
     allowed = 0.4 * milliseconds(start)
-    keep = project(space(start, align=4), scores(start), Budget(latency_ms=allowed), milliseconds)
+    keep = project(space(start, align=4), scores(start), Budget(latency_ms=allowed), limited(allowed))
     after = milliseconds(pruning(start, keep)(start).program)
     assert 0.9 * allowed < after <= allowed
 
 
 def test_latency_and_macs_hold_together():
     start = wide()
-    budget = Budget(latency_ms=0.9 * milliseconds(start), macs=0.3)
-    small = pruning(start, project(space(start, align=4), scores(start), budget, milliseconds))(start).program
+    allowed = 0.9 * milliseconds(start)
+    budget = Budget(latency_ms=allowed, macs=0.3)
+    keep = project(space(start, align=4), scores(start), budget, limited(allowed))
+    small = pruning(start, keep)(start).program
     assert budget.holds(cost(small), cost(start))
     assert milliseconds(small) <= 0.9 * milliseconds(start)
 
 
 def test_unreachable_latency_says_the_least():
-    with pytest.raises(BudgetError, match=r"a latency of 0\.5 ms cannot be reached: the least is"):
-        project(space(wide()), scores(wide()), Budget(latency_ms=0.5), milliseconds)
+    with pytest.raises(BudgetError, match=r"a latency of 0\.5 ms cannot be reached: the least is .* as it is, "):
+        project(space(wide()), scores(wide()), Budget(latency_ms=0.5), limited(0.5))
 
 
 def test_latency_without_a_device_is_refused():
     with pytest.raises(BudgetError, match="needs a device to measure on"):
         project(space(wide()), scores(wide()), Budget(latency_ms=0.5))
+
+
+def test_a_tighter_aim_that_nothing_meets_gives_the_smallest_widths():
+    start = wide()
+    limit = replace(limited(milliseconds(start)), aim_ms=0.1)
+    keep = project(space(start, align=8), scores(start), Budget(latency_ms=0.9), limit)
+    assert widths(pruning(start, keep)(start).program) == widths(space(start, align=8).smallest_program())
 
 
 def attention(rotary: bool) -> Program:

@@ -32,6 +32,9 @@ class Target(Protocol):
     ) -> LatencyReport:
         """Measure models side by side."""
 
+    def plan(self, **options: Any) -> object:  # noqa: ANN401
+        """Refuse options that a measurement cannot have, before anything is exported for it."""
+
 
 def resolve_target(spec: str) -> Target:
     """The target of that name.

@@ -30,6 +30,7 @@ from fxsurgery.program import Program
 from fxsurgery.searchers.ectonas.ending import evolution_of, fine_tuned, member_of, out_of_reach, relate, told_of
 from fxsurgery.searchers.ectonas.evolving import Evolving
 from fxsurgery.searchers.ectonas.fitness import Fitness
+from fxsurgery.searchers.ectonas.holding import verified_choice, verified_end
 from fxsurgery.searchers.ectonas.population import Population
 from fxsurgery.searchers.ectonas.settings import Ectonas
 from fxsurgery.searchers.ectonas.training import School
@@ -64,15 +65,18 @@ def search(program: Program, budget: Budget | None, config: Ectonas, session: Se
         raise TrainingError(f"the validation {session.task.metric_name} is not a number (NaN) for any network")
     if school.fitness.excess(chosen.figures):
         raise BudgetError(out_of_reach(evolving, chosen))
+    chosen, verified = verified_choice(evolving, chosen)
     relate(session, chosen)
     before = session.scored(begun, "score of the start")
     session.offer(chosen.program, session.score(chosen.program, "winner"))
     tuned = fine_tuned(school, chosen)
+    verified = verified_end(session, verified)
     short = evolving.first_is_short()
     told = (*session.notes, *evolving.notes, *((short,) if short else ()), *told_of(school))
     outcome = session.outcome(begun, before, None, told)
     return replace(
         outcome,
+        latency=verified,
         evolution=evolution_of(school, chosen, tuned),
         pareto=tuple(member_of(state, session) for state in school.front.members),
     )
@@ -93,7 +97,7 @@ def foretold(program: Program, config: Ectonas, session: Session, *, trained: bo
     Raises:
         BudgetError: it does not pay for the warm-up and the fine-tuning.
     """
-    school = _school(program, None, config, replace(session, measure=None), trained=trained)
+    school = _school(program, None, config, replace(session, latency=None), trained=trained)
     start = school.population.start(program)
     children = Counter(child.operation for child in school.population.children([start], 1))
     price, allowed = school.generation_epochs(children), school.purse.spend.epochs
@@ -120,12 +124,20 @@ def _school(program: Program, budget: Budget | None, config: Ectonas, session: S
             if epochs
         )
         raise BudgetError(f"{fixed} is more than may be spent: spend more, or set weights_epochs or finetune_epochs")
+    latency = session.latency
+    measure, limit_ms = (None, None) if latency is None else (latency.measure, latency.limit_ms)
     amounts = Amounts(channels=config.channels, units=config.units, share=config.change, places=config.places)
     return School(
         config,
         session,
-        Population(config.operations, amounts, session.seed, config.most_params, config.most_growth, session.measure),
-        Fitness(greediness=config.greediness, higher_is_better=higher, budget=budget, original=cost(program)),
+        Population(config.operations, amounts, session.seed, config.most_params, config.most_growth, measure),
+        Fitness(
+            greediness=config.greediness,
+            higher_is_better=higher,
+            budget=budget,
+            original=cost(program),
+            limit_ms=limit_ms,
+        ),
         Front(config.front, higher_is_better=higher),
         purse,
     )

@@ -31,6 +31,7 @@ class Figures:
     """The validation metric."""
     cost: Cost
     latency_ms: float | None = None
+    """The upper bound of the 95 % interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,8 @@ class Fitness:
     budget: Budget | None
     original: Cost
     """What fractions in the budget are of."""
+    limit_ms: float | None = None
+    """What the budget allows of latency."""
 
     def greedy(self, figures: Figures) -> Worth:
         """By the metric alone."""
@@ -63,8 +66,8 @@ class Fitness:
         if self.budget is None:
             return 0.0
         shares = [getattr(figures.cost, name) / limit for name, limit in self.budget.limits(self.original)]
-        if self.budget.latency_ms is not None and figures.latency_ms is not None:
-            shares.append(figures.latency_ms / self.budget.latency_ms)
+        if self.limit_ms is not None and figures.latency_ms is not None:
+            shares.append(figures.latency_ms / self.limit_ms)
         return max(0.0, max(shares, default=1.0) - 1)
 
     def _worth(self, figures: Figures, fitness: float) -> Worth:

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fxsurgery.analysis.cost import cost
-from fxsurgery.budget import Cost
+from fxsurgery.budget import Cost, LatencyEstimate
 from fxsurgery.errors import PassCrashedError
 from fxsurgery.program import Program
 from fxsurgery.searchers.ectonas.fitness import Figures
 from fxsurgery.searchers.evolution import IDENTITY, START, Candidate
 from fxsurgery.searchers.identity import likeness
+from fxsurgery.searchers.latency import Measure
 from fxsurgery.searchers.operations import Amounts, born, moves
-from fxsurgery.searchers.widths import Measure
 from fxsurgery.seeding import mix
 
 
@@ -29,7 +29,7 @@ class Individual:
     program: Program | None
     """With its present weights; let go of when it is out. It shares tensors with its parent until it trains."""
     cost: Cost
-    latency_ms: float | None = None
+    latency: LatencyEstimate | None = None
     steps: int = 0
     """Trained, its ancestors' among them."""
     own_steps: int = 0
@@ -43,7 +43,7 @@ class Individual:
     def figures(self) -> Figures:
         """What it is ranked by; with a score of NaN where it never trained to an end."""
         score = float("nan") if self.score is None else self.score
-        return Figures(score=score, cost=self.cost, latency_ms=self.latency_ms)
+        return Figures(score=score, cost=self.cost, latency_ms=None if self.latency is None else self.latency.high_ms)
 
     def line(self) -> "list[Individual]":
         """Its ancestors and itself, the start first."""
@@ -62,7 +62,7 @@ class Individual:
             move=self.move,
             params=self.cost.params,
             macs=self.cost.macs,
-            latency_ms=self.latency_ms,
+            latency_ms=None if self.latency is None else self.latency.ms,
             epochs=self.steps / epoch,
             score=self.score,
             scores=tuple((steps / epoch, metric) for steps, metric in self.scores),
@@ -153,5 +153,5 @@ class Population:
             self.duplicates += 1
             made.program, made.fate = None, f"duplicate of {known.number}"
         elif self.measure is not None:
-            made.latency_ms = self.measure(program)
+            made.latency = self.measure(program)
         return made

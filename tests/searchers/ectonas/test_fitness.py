@@ -11,8 +11,10 @@ from fxsurgery.searchers.ectonas.fitness import Figures, Fitness
 ORIGINAL = Cost(params=1000, macs=5000)
 
 
-def fitness(greediness: float = 1.0, *, higher: bool = True, budget: Budget | None = None) -> Fitness:
-    return Fitness(greediness=greediness, higher_is_better=higher, budget=budget, original=ORIGINAL)
+def fitness(
+    greediness: float = 1.0, *, higher: bool = True, budget: Budget | None = None, limit_ms: float | None = None
+) -> Fitness:
+    return Fitness(greediness=greediness, higher_is_better=higher, budget=budget, original=ORIGINAL, limit_ms=limit_ms)
 
 
 def figures(score: float, params: int = 1000, macs: int = 5000, latency_ms: float | None = None) -> Figures:
@@ -51,7 +53,7 @@ def test_who_keeps_the_budget_is_worth_more_than_who_does_not():
 
 
 def test_the_limit_that_is_exceeded_most_counts():
-    limited = fitness(budget=Budget(params=0.5, macs=2500, latency_ms=2.0))
+    limited = fitness(budget=Budget(params=0.5, macs=2500, latency_ms=2.0), limit_ms=2.0)
     assert limited.excess(figures(0.5, params=500, macs=2500, latency_ms=2.0)) == 0
     assert limited.excess(figures(0.5, params=550, macs=5000, latency_ms=2.2)) == pytest.approx(1.0)
     assert limited.excess(figures(0.5, params=1, macs=1, latency_ms=3.0)) == pytest.approx(0.5)

@@ -1,0 +1,175 @@
+"""Programs measured side by side on a target: exported alike, interleaved in one process.
+
+Both are written by the same exporter, so that the ratio is that of the models and not that of two exporters. The file
+takes any batch size and is measured on one sample; of a program that takes its example batch alone, on that batch.
+"""
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fxsurgery.deploy.export import Exporter, export_onnx
+from fxsurgery.deploy.latency import LatencyReport
+from fxsurgery.deploy.onnx_model import OnnxModel
+from fxsurgery.deploy.parity import frozen_copy, frozen_inputs, outputs_of
+from fxsurgery.deploy.randomness import repeat_gap
+from fxsurgery.deploy.targets import Target, resolve_target
+from fxsurgery.errors import ExportError
+from fxsurgery.program import Program
+
+ORIGINAL, CANDIDATE = "original", "candidate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How thoroughly to measure."""
+
+    rounds: int
+    seconds: float
+    exporters: Sequence[Exporter]
+    """In the order in which they are tried."""
+    wide: float = 0.1
+    """Width of a 95 % interval, relative to the ratio, above which a measurement is made once more, longer."""
+
+
+QUICK = Pace(rounds=200, seconds=3.0, exporters=("legacy", "dynamo"))
+"""For the many networks of a search."""
+THOROUGH = Pace(rounds=1000, seconds=10.0, exporters=("dynamo", "legacy"))
+"""For what is returned; exported as the user's file will be."""
+GLANCE = Pace(rounds=30, seconds=1.0, exporters=("legacy", "dynamo"), wide=math.inf)
+"""To tell a user what there is."""
+
+LONGER = 3
+"""How much longer."""
+
+Write = Callable[[str, Program, Exporter, bool], OnnxModel]
+"""Writes a program, named so, by an exporter, with a free batch or without."""
+
+
+@dataclass(eq=False)
+class Timer:
+    """Measures programs against an original on a target."""
+
+    target: Target
+    original: Program
+    seed: int = 0
+    quick: Pace = QUICK
+    thorough: Pace = THOROUGH
+    _known: dict[tuple[Exporter, bool], tuple[OnnxModel, bytes]] = field(default_factory=dict)
+    """The original's files, by exporter and by whether their batch is free."""
+
+    @cached_property
+    def original_latency(self) -> tuple[float, int]:
+        """The original's median latency in milliseconds, over several loadings, and the batch size it was measured at.
+
+        Raises:
+            DeviceError: the target cannot run it.
+            ExportError: it cannot be exported.
+        """
+        report = self._compared({ORIGINAL: self.original}, self.thorough)
+        return report[ORIGINAL].p50_ms, report.batch
+
+    def ratio(self, program: Program, *, thorough: bool) -> tuple[float, float, float]:
+        """The latency of a program over that of the original, with a 95 % interval.
+
+        Raises:
+            DeviceError: the target cannot run it.
+            ExportError: it cannot be exported.
+        """
+        programs = {ORIGINAL: self.original, CANDIDATE: program}
+        pace = self.thorough if thorough else self.quick
+        found = self._compared(programs, pace)[CANDIDATE]
+        if found.ratio_high - found.ratio_low > pace.wide * found.ratio:
+            longer = replace(pace, rounds=LONGER * pace.rounds, seconds=LONGER * pace.seconds)
+            found = self._compared(programs, longer)[CANDIDATE]
+        return found.ratio, found.ratio_low, found.ratio_high
+
+    def _compared(self, programs: Mapping[str, Program], pace: Pace) -> LatencyReport:
+        with tempfile.TemporaryDirectory(prefix="fxsurgery-") as folder:
+
+            def write(name: str, program: Program, exporter: Exporter, dynamic: bool) -> OnnxModel:  # noqa: FBT001
+                path = Path(folder) / f"{name}.onnx"
+                known = self._known.get((exporter, dynamic)) if program is self.original else None
+                if known is not None:
+                    path.write_bytes(known[1])
+                    return replace(known[0], path=path)
+                made = _written(program, path, exporter, dynamic_batch=dynamic, check=False)
+                if program is self.original:
+                    self._known[exporter, dynamic] = made, path.read_bytes()
+                return made
+
+            options = {"rounds": pace.rounds, "seconds": pace.seconds, "seed": self.seed}
+            return _first_that_runs(programs, pace.exporters, write, self.target, options)
+
+
+def compare_programs(programs: Mapping[str, Program], device: str, options: Mapping[str, Any]) -> LatencyReport:
+    """Measure programs side by side on one sample, each checked against PyTorch; the first is what others compare to.
+
+    A program that draws random numbers is measured without the check, which it cannot pass.
+
+    Args:
+        programs: by name.
+        device: a target.
+        options: as of `fxsurgery.deploy.compare_latency`.
+
+    Raises:
+        DeviceError: there is no such target, an option is out of range, or it cannot run the model.
+        ExportError: one of them cannot be exported.
+    """
+    target = resolve_target(device)
+    target.plan(**options)
+    with tempfile.TemporaryDirectory(prefix="fxsurgery-") as folder:
+
+        def write(name: str, program: Program, exporter: Exporter, dynamic: bool) -> OnnxModel:  # noqa: FBT001
+            path = Path(folder) / f"{name}.onnx"
+            return _written(program, path, exporter, dynamic_batch=dynamic, check=not _draws(program))
+
+        return _first_that_runs(programs, THOROUGH.exporters, write, target, options)
+
+
+def _first_that_runs(
+    programs: Mapping[str, Program],
+    exporters: Sequence[Exporter],
+    write: Write,
+    target: Target,
+    options: Mapping[str, Any],
+) -> LatencyReport:
+    """Measure with the first exporter that takes all of the programs, with a free batch before a fixed one.
+
+    Raises:
+        ExportError: none does; the reasons of each, with a free batch.
+    """
+    reasons, last = list[str](), None
+    for dynamic in (True, False):
+        for exporter in exporters:
+            try:
+                files = {name: write(name, program, exporter, dynamic) for name, program in programs.items()}
+                examples = next(iter(programs.values())).examples
+                return target.compare(files, examples.resized(1) if dynamic else examples, **options)
+            except ExportError as error:
+                last = error
+                if dynamic:
+                    reasons.append(str(error))
+    raise ExportError(" | ".join(dict.fromkeys(reasons))) from last
+
+
+def _written(program: Program, path: Path, exporter: Exporter, *, dynamic_batch: bool, check: bool) -> OnnxModel:
+    return export_onnx(
+        program.graph_module,
+        program.example_inputs,
+        path,
+        example_kwargs=program.example_kwargs,
+        exporter=exporter,
+        dynamic_batch=dynamic_batch,
+        check=check,
+    )
+
+
+def _draws(program: Program) -> bool:
+    """Whether a program draws random numbers that show in its outputs."""
+    model, inputs = frozen_copy(program.graph_module), frozen_inputs(program.example_inputs, program.example_kwargs)
+    return repeat_gap(lambda: outputs_of(model, inputs)) > 0
