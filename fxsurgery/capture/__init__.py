@@ -9,6 +9,7 @@ import copy
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from fxsurgery.capture.guess import guess_inputs
 from fxsurgery.capture.kind import require_takeable
 from fxsurgery.capture.recorded import Recorded, recorded
 from fxsurgery.capture.size_guards import Settled, settle_sizes
-from fxsurgery.capture.size_variants import Variant, size_variants
+from fxsurgery.capture.size_variants import SizeVariants, Variant
 from fxsurgery.capture.symbolic import traced, traced_in_training, used_by
 from fxsurgery.errors import CaptureError, DataError, TrainOnlyError
 from fxsurgery.inputs import Inputs
@@ -84,16 +85,18 @@ def _ordered(model: nn.Module, inputs: Inputs) -> Inputs:
 
 def _captured(model: nn.Module, inputs: Inputs, leaf_modules: tuple[type[nn.Module], ...]) -> Recorded:
     reason, reached = CaptureError("symbolic tracing takes positional tensors alone"), tuple[str, ...]()
-    variants = size_variants(model, inputs)
+    sizes = SizeVariants(model, inputs)
     if not inputs.kwargs and all(isinstance(a, Tensor) for a in inputs.args):
         trained = traced_in_training(model, len(inputs.args), leaf_modules)
         reached = used_by(trained)
         try:
-            return _checked(model, traced(model, len(inputs.args), leaf_modules, trained), inputs, variants)
+            found = traced(model, len(inputs.args), leaf_modules, trained)
+            settled = settle_sizes(model, found.graph_module, sizes.example, sizes.few)
+            return _compared(model, found, settled, inputs)
         except CaptureError as error:
             reason = error
     try:
-        return _recorded(model, inputs, leaf_modules, reached, variants)
+        return _recorded(model, inputs, leaf_modules, reached, sizes)
     except CaptureError as error:
         if isinstance(reason, TrainOnlyError):
             raise reason from error
@@ -105,26 +108,26 @@ def _recorded(
     inputs: Inputs,
     leaf_modules: tuple[type[nn.Module], ...],
     reached: tuple[str, ...],
-    variants: tuple[Variant, ...],
+    sizes: SizeVariants,
 ) -> Recorded:
     """Record with symbolic sizes; where something in forward does not take those, with the sizes of the inputs.
 
     Where a branch goes another way at other sizes, the recording of such a size may hold for all of them.
     """
 
-    def attempt(at: Variant | None = None, *, trace_sizes: bool = True) -> tuple[Recorded, Settled]:
-        sizes, others = inputs, variants
-        if at is not None:
-            sizes, others = at.inputs, (*(v for v in variants if v is not at), Variant.of(model, inputs, at.dims))
-        found = recorded(_copied(model), sizes, leaf_modules, reached, trace_sizes=trace_sizes)
-        settled = settle_sizes(model, found.graph_module, sizes, others)
+    def attempt(at: Variant, *, trace_sizes: bool = True) -> tuple[Recorded, Settled]:
+        found = recorded(_copied(model), at.inputs, leaf_modules, reached, trace_sizes=trace_sizes)
+        others = tuple(v for v in sizes.all if v is not at)
+        if at is not sizes.example:
+            others = (*others, replace(sizes.example, dims=at.dims))
+        settled = settle_sizes(model, found.graph_module, at, others)
         return _compared(model, found, settled, inputs), settled
 
     try:
-        found, settled = attempt()
+        found, settled = attempt(sizes.example)
     except CaptureError as error:
         try:
-            return attempt(trace_sizes=False)[0]
+            return attempt(sizes.example, trace_sizes=False)[0]
         except CaptureError:
             raise error from None
     for variant in settled.refused[:1]:
@@ -133,10 +136,6 @@ def _recorded(
             if not again.notes:
                 return wider
     return found
-
-
-def _checked(model: nn.Module, found: Recorded, inputs: Inputs, variants: tuple[Variant, ...]) -> Recorded:
-    return _compared(model, found, settle_sizes(model, found.graph_module, inputs, variants), inputs)
 
 
 def _compared(model: nn.Module, found: Recorded, settled: Settled, inputs: Inputs) -> Recorded:

@@ -61,21 +61,21 @@ class _Trial:
 
 
 def settle_sizes(
-    model: nn.Module, graph_module: fx.GraphModule, inputs: Inputs, variants: tuple[Variant, ...]
+    model: nn.Module, graph_module: fx.GraphModule, example: Variant, variants: tuple[Variant, ...]
 ) -> Settled:
     """Make a graph right, or refuse, at every size that its model takes.
 
     Args:
         model: what it was captured from; stays as it is.
         graph_module: changed in place.
-        inputs: the example inputs.
+        example: the example inputs.
         variants: inputs of other sizes, which the model takes.
     """
-    lively, example = trials.lively(model), Variant.of(model, inputs)
-    found = [_tried(trials.lively_copy(graph_module, lively), variant) for variant in (example, *variants)]
+    scratch = trials.Scratch(graph_module)
+    found = [_tried(scratch.copy(), variant) for variant in (example, *variants)]
     if not found[0].agrees:
         return Settled()  # the checks of the capture tell what is wrong
-    settled = _Settlement(graph_module.graph, _leaf_names(model, inputs), inputs, found)
+    settled = _Settlement(graph_module.graph, _leaf_names(model, example.inputs), example.inputs, found)
     settled.fold()
     settled.tie()
     settled.drop_harmless()

@@ -4,8 +4,10 @@ The batch is not among these sizes. Dims of equal extent are first changed toget
 their mask), then one by one (height, width).
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self, TypeAlias
 
 import torch
@@ -17,8 +19,8 @@ from fxsurgery.inputs import Inputs
 Dim: TypeAlias = tuple[int, int]
 """A leaf of the inputs, by position, and one of its dims."""
 
-MOST_RUNS = 40
-"""How often a model is run to find sizes that it takes."""
+MOST_CHANGES = 12
+"""How many changes of a kind are tried."""
 
 LARGEST_STEP = 64
 
@@ -33,44 +35,56 @@ class Variant:
     outcome: trials.Outcome
 
     @classmethod
-    def of(cls, model: nn.Module, inputs: Inputs, dims: tuple[Dim, ...] = ()) -> Self:
-        """Run a copy of `model` on `inputs`, whatever it may raise."""
-        return cls(inputs, dims, trials.run_eval(trials.lively_copy(model, trials.lively(model)), inputs))
+    def of(cls, model: trials.Scratch, inputs: Inputs, dims: tuple[Dim, ...] = ()) -> Self:
+        """Run `model` on `inputs`, whatever it may raise."""
+        return cls(inputs, dims, trials.run_eval(model.copy(), inputs))
 
 
-def size_variants(model: nn.Module, inputs: Inputs) -> tuple[Variant, ...]:
-    """Return the variants of `inputs` that `model` takes in eval mode, those of other batch sizes first.
+class SizeVariants:
+    """The variants of the example inputs that a model takes in eval mode, found when they are asked for."""
 
-    Args:
-        model: a private copy, which stays as it is.
-        inputs: the example inputs.
-    """
-    runs = 0
-    found = list[Variant]()
-    for dims, changes in _changes(inputs):
-        for changed in changes:
-            if runs == MOST_RUNS:
-                return tuple(found)
-            runs += 1
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        self._model, self._inputs = trials.Scratch(model), inputs
+
+    @cached_property
+    def example(self) -> Variant:
+        """The example inputs themselves."""
+        return Variant.of(self._model, self._inputs)
+
+    @cached_property
+    def few(self) -> tuple[Variant, ...]:
+        """Each extent a little and a good deal larger, or smaller where the model takes no larger one."""
+        groups = _groups(self._inputs).items()
+        return self._taken((dims, choice(size)) for size, dims in groups for choice in (_near, _far))
+
+    @cached_property
+    def all(self) -> tuple[Variant, ...]:
+        """Also extents of 1, one dim at a time, and other batch sizes."""
+        groups = _groups(self._inputs)
+        ones = [(dims, [1]) for size, dims in groups.items() if size > 1]
+        singles = [
+            ((dim,), [*_near(size), *_far(size)]) for size, dims in groups.items() if len(dims) > 1 for dim in dims
+        ]
+        return (*self.few, *self._taken(ones), *self._taken(singles), *self._batches())
+
+    def _taken(self, changes: Iterable[tuple[tuple[Dim, ...], list[int]]]) -> tuple[Variant, ...]:
+        """One variant for each of `changes`, dims and the sizes to try, where the model takes one."""
+        tried = (self._first(dims, [_resized(self._inputs, dims, n) for n in sizes]) for dims, sizes in changes)
+        return tuple(variant for variant in itertools.islice(tried, MOST_CHANGES) if variant is not None)
+
+    def _batches(self) -> tuple[Variant, ...]:
+        batch = self._inputs.batch
+        sizes = {1, batch + 1} - {batch} if batch else set[int]()
+        tried = (self._first((), [self._inputs.resized(size)]) for size in sorted(sizes))
+        return tuple(variant for variant in tried if variant is not None)
+
+    def _first(self, dims: tuple[Dim, ...], choices: list[Inputs]) -> Variant | None:
+        for changed in choices:
             try:
-                found.append(Variant.of(model, changed, dims))
+                return Variant.of(self._model, changed, dims)
             except Exception:  # noqa: BLE001 -- a model refuses a size in any way it likes
                 continue
-            break
-    return tuple(found)
-
-
-def _changes(inputs: Inputs) -> Iterator[tuple[tuple[Dim, ...], list[Inputs]]]:
-    """The dims to change, and the inputs to try, of which one will do."""
-    for size in {1, (inputs.batch or 0) + 1} - {inputs.batch} if inputs.batch else ():
-        yield (), [inputs.resized(size)]
-    groups = _groups(inputs)
-    for size, dims in groups.items():
-        for choices in (_near(size), _far(size), [1] if size > 1 else []):
-            yield dims, [_resized(inputs, dims, n) for n in choices]
-    for size, dims in groups.items():
-        for dim in dims if len(dims) > 1 else ():
-            yield (dim,), [_resized(inputs, (dim,), n) for n in (*_near(size), *_far(size))]
+        return None
 
 
 def _groups(inputs: Inputs) -> dict[int, tuple[Dim, ...]]:

@@ -136,6 +136,25 @@ def lively_copy(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
     return twin
 
 
+class Scratch:
+    """A lively copy of a model to run again and again, as its user does; a new one where a run wrote to its tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._values = model, lively(model)
+        self._copy, self._versions = nn.Module(), [-1]
+
+    def copy(self) -> nn.Module:
+        """Return the copy, with the weights and buffers that it had at first."""
+        if self._versions != _versions(self._copy):
+            self._copy = lively_copy(self._model, self._values)
+            self._versions = _versions(self._copy)
+        return self._copy
+
+
+def _versions(model: nn.Module) -> list[int]:
+    return [t._version for t in (*model.parameters(), *model.buffers())]  # noqa: SLF001 -- counts the writes
+
+
 def noisy(inputs: Inputs) -> Inputs:
     """The inputs, with seeded noise on the floating-point ones; the values of the others are dealt anew."""
     generator = torch.Generator().manual_seed(SEED)
