@@ -21,6 +21,7 @@ from fxsurgery.searchers.ectonas import DEFAULT_SPEND
 from fxsurgery.searchers.execution import Executor, Workshop
 from fxsurgery.searchers.identity import fingerprint, told
 from fxsurgery.searchers.methods import METHODS, Method, method_of
+from fxsurgery.searchers.records import is_amount
 from fxsurgery.searchers.rundir import RunDir
 from fxsurgery.searchers.settings import Settings
 from fxsurgery.searchers.widths import Measure
@@ -159,7 +160,7 @@ def _check_values(ask: Ask) -> None:
 
 
 def _recalled(measure: Measure, run: RunDir) -> Measure:
-    return lambda program: run.recall("latency", lambda: measure(program))
+    return lambda program: run.recall("latency", lambda: measure(program), is_amount)
 
 
 def _task(ask: Ask, method: Method, settings: Settings) -> Task | None:

@@ -22,6 +22,7 @@ from fxsurgery.saving import save_program
 from fxsurgery.searchers.beginning import BEST, RESULT, STAGES
 from fxsurgery.searchers.evolution import Evolution, Member
 from fxsurgery.searchers.execution import Ended, Job, Workshop
+from fxsurgery.searchers.records import is_score
 from fxsurgery.searchers.rundir import RunDir
 from fxsurgery.searchers.settings import Settings
 from fxsurgery.searchers.widths import Measure
@@ -168,7 +169,7 @@ class Session:
         """The score of a program on `data`, the validation data unless said; as it was before a kill."""
         trainer = self.trainer
         found = trainer.run.recall(
-            name, lambda: asdict(evaluate(program.graph_module, self.task, data, device=trainer.device))
+            name, lambda: asdict(evaluate(program.graph_module, self.task, data, device=trainer.device)), is_score
         )
         return Score(**found)
 

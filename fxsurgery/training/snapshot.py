@@ -1,11 +1,9 @@
 """Snapshots of a training under way, from which it goes on bit for bit.
 
-A snapshot is plain data: dicts, lists, tuples, strings, numbers, `None` and tensors on the CPU. So
-`torch.load(weights_only=True)` reads what `torch.save` wrote of it.
+A snapshot is plain data: dicts, lists, tuples, strings, numbers, `None` and tensors on the CPU, so it can be written
+and read as `fxsurgery.training.encoding` does.
 """
 
-import io
-import pickle
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -14,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxsurgery.errors import TrainingError
+from fxsurgery.errors import RunError, TrainingError
+from fxsurgery.training.encoding import decode, encode
 
 FORMAT = 1
 
@@ -61,12 +60,9 @@ def check_readable(snapshot: Mapping[str, Any]) -> None:
     Raises:
         TrainingError: it does not come back.
     """
-    buffer = io.BytesIO()
     try:
-        torch.save(dict(snapshot), buffer)
-        buffer.seek(0)
-        torch.load(buffer, weights_only=True)
-    except (pickle.PickleError, RuntimeError, TypeError, ValueError) as error:
+        decode(encode(snapshot), "it")
+    except (RunError, ValueError) as error:
         raise TrainingError(f"no snapshot can be taken: what was written cannot be read back: {error}") from error
 
 
