@@ -12,6 +12,7 @@ from typing_extensions import override
 from fxsurgery.analysis.cost import cost
 from fxsurgery.asking import Ready, latency_on
 from fxsurgery.errors import DeviceError, ExportError
+from fxsurgery.printable import lines, printable
 from fxsurgery.program import Program
 from fxsurgery.searchers.session import Stage, Trainer
 from fxsurgery.searchers.widths import Measure, Space
@@ -43,7 +44,7 @@ class Reach:
             parts.append(f"{form.format(self.least)} at the least")
         if self.target is not None:
             parts.append(f"budget {form.format(self.target)}")
-        return f"{self.name}: {', '.join(parts)}"
+        return printable(f"{self.name}: {', '.join(parts)}")
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,10 @@ class Plan:
 
     @override
     def __str__(self) -> str:
-        lines = [f"method: {self.method}", *map(str, self.reach)]
-        lines += [f"stage {s.name}: {s.steps:,} steps" for s in self.stages]
-        lines.append(f"estimated time: {clock(self.seconds)} on this machine")
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        page = [f"method: {self.method}", *map(str, self.reach)]
+        page += [f"stage {s.name}: {s.steps:,} steps" for s in self.stages]
+        page.append(f"estimated time: {clock(self.seconds)} on this machine")
+        return lines([*page, *(f"note: {note}" for note in self.notes)])
 
 
 def space_of(ready: Ready) -> Space | None:
