@@ -28,6 +28,7 @@ def begin(path: Path, asked: Mapping[str, Any], *, resume: bool) -> list[str]:
     Raises:
         RunError: it holds a run that is not to be resumed, or that asked for something else; or is damaged.
     """
+    _require_kinds(path)
     _clear(path)
     before = _config(path / CONFIG)
     now: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **asked}))
@@ -58,6 +59,21 @@ def require_ours(path: Path) -> None:
         there = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
     if there and CONFIG not in there:
         raise RunError(f"{path} holds {', '.join(there[:3])} and no run; give an empty directory, or a new one")
+
+
+def _require_kinds(path: Path) -> None:
+    """Refuse a folder, pipe or socket where a file is to be, and a file where a folder is, before hours of training.
+
+    Raises:
+        RunError: it names the first.
+    """
+    with writing(path):
+        for name in (CONFIG, JOURNAL, REPORT):
+            if os.path.lexists(path / name) and not (path / name).is_file():
+                raise RunError(f"{path / name} is not a regular file; remove it, or begin elsewhere")
+        for name in (STAGES, BEST, RESULT):
+            if os.path.lexists(path / name) and not (path / name).is_dir():
+                raise RunError(f"{path / name} is not a directory; remove it, or begin elsewhere")
 
 
 def _clear(path: Path) -> None:

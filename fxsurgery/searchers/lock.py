@@ -59,7 +59,7 @@ class Lock:
         self._key = (there.st_dev, there.st_ino)
         self._enter(folder)
         try:
-            with writing(folder):
+            with writing(folder / FILE):
                 self._close = weakref.finalize(self, os.close, _locked(folder))
         except BaseException:
             self.release()
@@ -97,10 +97,13 @@ def _locked(folder: Path) -> int:
     Raises:
         RunError: another process has it, or something else stands in its place.
     """
-    # A pipe is opened without waiting for its other end.
-    descriptor = os.open(folder / FILE, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666)
+    path = folder / FILE
+    if os.path.lexists(path) and not path.is_file():
+        raise RunError(f"{path} is not a regular file; remove it, or begin elsewhere")
+    # A pipe that takes its place in between is opened without waiting for its other end.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666)
     try:
-        _require_regular(descriptor, folder / FILE)
+        _require_regular(descriptor, path)
         _take(descriptor)
     except OSError as error:
         if error.errno in _UNKNOWN:

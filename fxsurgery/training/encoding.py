@@ -26,7 +26,7 @@ from fxsurgery.strict_json import parse_json
 MAX_DEPTH = 32
 """How deep dicts, lists and tuples may nest."""
 _JSON_DEPTH = 3 * MAX_DEPTH + 8
-_MAX_DIMS = 64
+_MAX_DIMS, _MAX_SIZE = 64, 2**60
 _HEAD = re.compile(rb"fxsurgery state 1 ([0-9a-f]{64})\n")
 _PLAIN_DTYPE = re.compile(r"torch\.(bool|u?int(8|16|32|64)|b?float(16|32|64)|float8_\w+|complex(32|64|128))")
 _DTYPES = {
@@ -188,18 +188,20 @@ def _is_key(value: object) -> bool:
 
 def _size(described: Any) -> int:  # noqa: ANN401
     """The bytes of a tensor."""
-    if not isinstance(described, list) or len(described) != 3 or described[0] not in _DTYPES:
-        raise ValueError("a tensor is of an unknown kind")
+    if not isinstance(described, list) or len(described) != 3:
+        raise ValueError("a tensor is not told by dtype, shape and strides")
     name, shape, strides = described
+    if not isinstance(name, str) or name not in _DTYPES:
+        raise ValueError("a tensor is of an unknown kind")
     if not (_is_sizes(shape) and _is_sizes(strides) and len(shape) == len(strides) <= _MAX_DIMS):
         raise ValueError("a tensor has no shape and strides")
-    if not _is_dense(shape, strides):
-        raise ValueError("the strides of a tensor leave gaps, or overlap")
+    if math.prod(max(size, 1) for size in shape) > _MAX_SIZE or not _is_dense(shape, strides):
+        raise ValueError("the strides of a tensor leave gaps, or overlap, or it has no size that a tensor can have")
     return math.prod(shape) * _DTYPES[name].itemsize
 
 
 def _is_sizes(value: Any) -> bool:  # noqa: ANN401
-    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**62 for n in value)
+    return isinstance(value, list) and all(type(n) is int and 0 <= n <= _MAX_SIZE for n in value)
 
 
 def _order(shape: Any, strides: Any) -> list[int]:  # noqa: ANN401
