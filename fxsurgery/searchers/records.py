@@ -7,15 +7,14 @@ end     the result: a note, and the checksums of its files
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import fields
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeAlias
 
+from fxsurgery.errors import RunError
 from fxsurgery.searchers.journal import Journal, Record
-from fxsurgery.training import Score
+from fxsurgery.training.schema import is_curve, is_number
 
 _Field: TypeAlias = Callable[[Any], bool]
 
-_SCORE = {f.name for f in fields(Score)}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -26,18 +25,7 @@ def is_text(value: object) -> bool:
 
 def is_amount(value: object) -> bool:
     """Whether it is seconds, milliseconds or the like."""
-    return _is_number(value) and value >= 0
-
-
-def is_score(value: object) -> bool:
-    """Whether it holds the fields of a `Score`."""
-    if not isinstance(value, dict) or value.keys() != _SCORE or not isinstance(value["figures"], dict):
-        return False
-    return all(map(_is_number, (value["metric"], value["loss"], value["samples"], *value["figures"].values())))
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number(value) and value >= 0
 
 
 def _is_text_or_none(value: object) -> bool:
@@ -56,7 +44,7 @@ def _is_checksum(value: object) -> bool:
     return isinstance(value, str) and _SHA256.fullmatch(value) is not None
 
 
-def _is_curve(value: object) -> bool:
+def _is_table(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(point, dict) and _is_flat(point) for point in value)
 
 
@@ -73,9 +61,19 @@ def _is_anything(value: object) -> bool:
     return True
 
 
+def require_curve(records: object, stage: str) -> None:
+    """Refuse what no training reports, e.g. of a journal.
+
+    Raises:
+        RunError: it names the stage.
+    """
+    if not is_curve(records):
+        raise RunError(f"the journal's training curve of stage {stage!r} is none; begin in another directory")
+
+
 _MUST: Mapping[str, Mapping[str, _Field]] = {
     "value": {"name": is_text, "value": _is_anything},
-    "stage": {"name": is_text, "records": _is_curve, "failure": _is_text_or_none, "stopped": _is_flag},
+    "stage": {"name": is_text, "records": _is_table, "failure": _is_text_or_none, "stopped": _is_flag},
     "end": {"name": is_text, "note": _is_text_or_none, "files": _are_checksums},
 }
 _MAY: Mapping[str, Mapping[str, _Field]] = {"stage": {"lost": _is_count, "weights": _is_checksum}}

@@ -22,7 +22,7 @@ from fxsurgery.saving import save_program
 from fxsurgery.searchers.beginning import BEST, RESULT, STAGES
 from fxsurgery.searchers.evolution import Evolution, Member
 from fxsurgery.searchers.execution import Ended, Job, Workshop
-from fxsurgery.searchers.records import is_score
+from fxsurgery.searchers.records import require_curve
 from fxsurgery.searchers.rundir import RunDir
 from fxsurgery.searchers.settings import Settings
 from fxsurgery.searchers.widths import Measure
@@ -41,6 +41,7 @@ from fxsurgery.training import (
 )
 from fxsurgery.training.batches import Loader
 from fxsurgery.training.leader import from_first
+from fxsurgery.training.schema import is_score
 from fxsurgery.training.snapshot import Keeper
 
 
@@ -84,7 +85,9 @@ class Trainer:
             del self.progress.history[before:]
             return records
 
-        self.progress.history.extend(self.run.stage(stage, model, work))
+        records = self.run.stage(stage, model, work)
+        require_curve(records, stage)
+        self.progress.history.extend(records)
 
 
 @dataclass(frozen=True)

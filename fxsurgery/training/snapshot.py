@@ -5,6 +5,7 @@ and read as `fxsurgery.training.encoding` does.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -78,8 +79,10 @@ def put_back(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         TrainingError: they are not of this model.
     """
     own = dict(_named(model))
-    if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in tensors.items()}:
-        wrong = sorted(own.keys() ^ tensors.keys()) or [n for n, t in own.items() if t.shape != tensors[n].shape]
+    if {n: (t.shape, t.dtype) for n, t in own.items()} != {n: (t.shape, t.dtype) for n, t in tensors.items()}:
+        wrong = sorted(own.keys() ^ tensors.keys()) or [
+            n for n, t in own.items() if (t.shape, t.dtype) != (tensors[n].shape, tensors[n].dtype)
+        ]
         raise TrainingError(f"the snapshot is of another model; they differ in: {', '.join(wrong[:3])}")
     with torch.no_grad():
         for name, tensor in own.items():
@@ -109,14 +112,25 @@ def restore_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     Raises:
         TrainingError: it is of another optimiser.
     """
-    try:
+    with restoring("optimiser"):
         optimizer.load_state_dict(dict(state))
-    except (ValueError, KeyError) as error:
-        raise TrainingError(f"the snapshot is of another optimiser: {error}") from error
-    saved = state["state"]
-    for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-        held = optimizer.state.get(parameter, {})
-        for name, value in saved.get(number, {}).items():
-            # `load_state_dict` gives states the dtype of their parameters.
-            if isinstance(value, Tensor) and held[name].dtype != value.dtype:
-                held[name] = value.to(held[name].device, copy=True)
+        saved = state["state"]
+        for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+            held = optimizer.state.get(parameter, {})
+            for name, value in saved.get(number, {}).items():
+                # `load_state_dict` gives states the dtype of their parameters.
+                if isinstance(value, Tensor) and held[name].dtype != value.dtype:
+                    held[name] = value.to(held[name].device, copy=True)
+
+
+@contextmanager
+def restoring(what: str) -> Iterator[None]:
+    """Turn what goes wrong where a snapshot is put back into an error of ours.
+
+    Raises:
+        TrainingError: it is of another `what`.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError) as error:
+        raise TrainingError(f"the snapshot is of another {what}: {error}") from error

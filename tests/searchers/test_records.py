@@ -1,5 +1,6 @@
 """The schema of a journal: what no run writes is refused, with the line, whatever its checksum."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ import pytest
 
 from fxsurgery.errors import RunError
 from fxsurgery.searchers.journal import Journal
-from fxsurgery.searchers.records import is_amount, is_score, is_text, require_known
+from fxsurgery.searchers.records import is_amount, is_text, require_curve, require_known
+from fxsurgery.training.progress import Standing
+from fxsurgery.training.schema import is_score
 
 VALUE: dict[str, Any] = {"kind": "value", "name": "latency", "value": 1.5}
 STAGE: dict[str, Any] = {
@@ -67,3 +70,11 @@ def test_values_are_told_from_what_is_none():
     assert not any(map(is_amount, (-1.0, float("nan"), "1", None, True, [1])))
     assert is_text("2026-01-02")
     assert not is_text(3)
+
+
+def test_a_curve_has_the_fields_of_a_training_and_no_other():
+    point = {f.name: 1.0 for f in fields(Standing)} | {"stage": "weights", "metric": None}
+    require_curve([point], "weights")
+    for other in ([{"loss": 1.0}], [{**point, "more": 1}], [{**point, "step": "1"}], [{**point, "stage": 1}], {}, None):
+        with pytest.raises(RunError, match="training curve of stage 'weights' is none"):
+            require_curve(other, "weights")
