@@ -50,7 +50,7 @@ def fashion_mnist(
         FileNotFoundError: The data set is not there; the message says how to install it.
         ValueError: More images are asked for than there are, or a file is not an IDX file of bytes.
     """
-    folder = Path(root or os.environ.get(ROOT_VARIABLE) or ROOT)
+    folder = installed_folder() if root is None else Path(root)
     images, labels = _pair(folder, "train", train + validation)
     pixels = images[:train] / 255.0
     mean, deviation = pixels.mean(), pixels.std()
@@ -64,6 +64,11 @@ def fashion_mnist(
         validation=split(images[train:], labels[train:]),
         test=split(*_pair(folder, "t10k", test)),
     )
+
+
+def installed_folder() -> Path:
+    """The folder that `$FXSURGERY_FASHION_MNIST` names, else that of the Debian package."""
+    return Path(os.environ.get(ROOT_VARIABLE) or ROOT)
 
 
 def _pair(folder: Path, part: str, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from typing_extensions import override
 from fxsurgery.budget import Budget
 from fxsurgery.deploy import LatencyReport, OnnxModel, export_onnx
 from fxsurgery.optimize import optimize
+from fxsurgery.printable import printable
 from fxsurgery.result import BeforeAfter, Result
 from fxsurgery.searchers.dnal import Dnal
 
@@ -126,7 +128,9 @@ def table(result: Result, files: dict[str, OnnxModel], latency: LatencyReport) -
         ("ONNX file, bytes", BeforeAfter(files["original"].bytes, files["result"].bytes), "{:,.0f}"),
         ("latency, ms", times, "{:.3f}"),
     ]
-    shown = Table(title="fxsurgery demo: a residual network on digits", caption=_caption(latency))
+    shown = Table(
+        title="fxsurgery demo: a residual network on digits", caption=Text(printable(_caption(latency), "\n"))
+    )
     for heading in ("", "before", "after", "ratio"):
         shown.add_column(heading, justify="left" if not heading else "right")
     for name, pair, form in rows:

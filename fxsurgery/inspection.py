@@ -14,6 +14,7 @@ from fxsurgery.analysis.structure import Structure, structure
 from fxsurgery.analysis.walk import Walk
 from fxsurgery.budget import Cost
 from fxsurgery.capture import capture
+from fxsurgery.printable import lines
 from fxsurgery.program import Program
 
 
@@ -61,19 +62,19 @@ class Inspection:
     @override
     def __str__(self) -> str:
         """A page to read."""
-        lines = [
+        page = [
             f"{self.cost.params:,} parameters, {self.cost.macs:,} MACs for one sample",
             f"editable: {self.editable_macs:.1%} of the MACs, {self.editable_params:.1%} of the parameters",
             f"{len(self.widths)} widths of {sum(w.units for w in self.widths):,} removable units in all:",
         ]
-        lines += [_line(width) for width in self.widths[:SHOWN]]
-        lines += [f"  and {len(self.widths) - SHOWN} more"] if len(self.widths) > SHOWN else []
+        page += [_line(width) for width in self.widths[:SHOWN]]
+        page += [f"  and {len(self.widths) - SHOWN} more"] if len(self.widths) > SHOWN else []
         total = self.cost.macs or 1
         if self.fixed:
-            lines.append("cannot shrink:")
-        lines += [f"  {part.name}: {part.macs / total:.1%} of the MACs; {part.reason}" for part in self.fixed[:SHOWN]]
-        lines += [f"  and {len(self.fixed) - SHOWN} more"] if len(self.fixed) > SHOWN else []
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+            page.append("cannot shrink:")
+        page += [f"  {part.name}: {part.macs / total:.1%} of the MACs; {part.reason}" for part in self.fixed[:SHOWN]]
+        page += [f"  and {len(self.fixed) - SHOWN} more"] if len(self.fixed) > SHOWN else []
+        return lines([*page, *(f"note: {note}" for note in self.notes)])
 
 
 _NONE: Ids = np.zeros(0, np.int64)

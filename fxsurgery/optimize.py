@@ -18,6 +18,7 @@ from fxsurgery.planning import Plan, Reach, check, estimate, reach, space_of
 from fxsurgery.result import BeforeAfter, Result
 from fxsurgery.searchers.beginning import REPORT
 from fxsurgery.searchers.execution import Executor
+from fxsurgery.searchers.records import is_text
 from fxsurgery.searchers.session import Outcome, Session, Stage, Trainer, unwritable, unwritten
 from fxsurgery.searchers.settings import Settings
 from fxsurgery.searchers.widths import Space
@@ -127,7 +128,7 @@ def _optimized(ready: Ready) -> Result:
     outcome = ready.method.search(ready.program, ready.budget, ready.settings, session, trained=ready.ask.trained)
     _require_fast(ready, outcome)
     result = _result(ready, session, outcome, notes)
-    unsaved = ready.run.finish(lambda folder: _kept(result, folder))
+    unsaved = ready.run.finish(lambda folder: _kept(result, folder), ready.progress.note)
     return result if unsaved is None else replace(result, notes=(*result.notes, unsaved))
 
 
@@ -244,7 +245,7 @@ def _result(ready: Ready, session: Session, outcome: Outcome, notes: tuple[str, 
         pareto=outcome.pareto,
         latency=latency,
         seed=ready.ask.seed,
-        asked={**ready.asked, "date": ready.run.recall("date", lambda: datetime.date.today().isoformat())},
+        asked={**ready.asked, "date": ready.run.recall("date", lambda: datetime.date.today().isoformat(), is_text)},
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from fxsurgery.asking import Ready
 from fxsurgery.deploy import Timer, resolve_target
 from fxsurgery.deploy.timing import GLANCE
 from fxsurgery.errors import DeviceError, ExportError
+from fxsurgery.printable import lines, printable
 from fxsurgery.program import Program
 from fxsurgery.searchers.latency import LatencyModel
 from fxsurgery.searchers.session import Stage, Trainer
@@ -46,7 +47,7 @@ class Reach:
             parts.append(f"{form.format(self.least)} at the least")
         if self.target is not None:
             parts.append(f"budget {form.format(self.target)}")
-        return f"{self.name}: {', '.join(parts)}"
+        return printable(f"{self.name}: {', '.join(parts)}")
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,10 @@ class Plan:
 
     @override
     def __str__(self) -> str:
-        lines = [f"method: {self.method}", *map(str, self.reach)]
-        lines += [f"stage {s.name}: {s.steps:,} steps" for s in self.stages]
-        lines.append(f"estimated time: {clock(self.seconds)} on this machine")
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        page = [f"method: {self.method}", *map(str, self.reach)]
+        page += [f"stage {s.name}: {s.steps:,} steps" for s in self.stages]
+        page.append(f"estimated time: {clock(self.seconds)} on this machine")
+        return lines([*page, *(f"note: {note}" for note in self.notes)])
 
 
 def space_of(ready: Ready) -> Space | None:

@@ -9,9 +9,11 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import Argument, map_aggregate
+from typing_extensions import override
 
 from fxsurgery.errors import VerifyError
 from fxsurgery.inputs import Inputs, tensors_in
+from fxsurgery.printable import printable
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -40,6 +42,10 @@ class Program:
 
     def __post_init__(self) -> None:
         self.verify()
+
+    @override
+    def __repr__(self) -> str:
+        return f"<Program of {printable(self.name)}: {len(self.nodes)} nodes, {len(self.log)} passes>"
 
     def __call__(self, *inputs: Any, **named: Any) -> object:  # noqa: ANN401
         """Run the model."""

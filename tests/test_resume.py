@@ -2,15 +2,23 @@
 
 import json
 import os
+import random
+import shutil
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import Tensor, nn
 
+import fxsurgery
 import resuming
-from fxsurgery import Prune
+from fxsurgery import Budget, Prune
+from fxsurgery.errors import RunError, SurgeryError
 from fxsurgery.searchers import rundir
 
 
@@ -64,6 +72,97 @@ def test_two_processes_that_are_killed_come_to_their_end(tmp_path: Path):
     assert launched("killed", 0) == 0
     ends = {(tmp_path / f"{name}.{rank}").read_text() for name in ("whole", "killed") for rank in (0, 1)}
     assert len(ends) == 1
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`resuming.run("short", folder)` takes seconds, and a snapshot after every step."""
+    settings = {**resuming.COMMON, "fewest_steps": 2, "most_steps": 6}
+    job = {**resuming.jobs()["prune"], "config": Prune(**settings, importance="taylor", taylor_batches=2)}
+    monkeypatch.setattr(resuming, "jobs", lambda: {"short": job})
+    monkeypatch.setattr(rundir, "SNAPSHOT_SECONDS", 0.0)
+
+
+def killed_with_a_snapshot(folder: Path) -> None:
+    """A run that is killed right after its fourth snapshot."""
+    with pytest.MonkeyPatch.context() as patch:
+        keep, kept = rundir.Snapshots.keep, []
+
+        def counted(self: rundir.Snapshots, snapshot: Mapping[str, Any]) -> None:
+            keep(self, snapshot)
+            kept.append(snapshot)
+            if len(kept) == 4:
+                raise Killed
+
+        patch.setattr(rundir.Snapshots, "keep", counted)
+        with pytest.raises(Killed):
+            resuming.run("short", folder)
+    assert [*folder.rglob("*.partial")]
+
+
+@pytest.mark.usefixtures("short")
+def test_a_flipped_bit_of_any_file_is_an_error_or_the_same_end(tmp_path: Path):
+    whole = resuming.run("short", tmp_path / "whole")
+    killed_with_a_snapshot(tmp_path / "killed")
+    rng, refused = random.Random(0), set[str]()
+    names = [p.relative_to(tmp_path / "killed") for p in sorted((tmp_path / "killed").rglob("*")) if p.is_file()]
+    for name in names:
+        for _ in range(3 if name.suffix in {".partial", ".weights", ".jsonl"} else 1):
+            folder = tmp_path / "again"
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(tmp_path / "killed", folder)
+            changed = bytearray((folder / name).read_bytes())
+            if not changed:
+                continue
+            changed[rng.randrange(len(changed) - 1)] ^= 1 << rng.randrange(8)
+            (folder / name).write_bytes(changed)
+            try:
+                assert resuming.run("short", folder) == whole, name
+            except SurgeryError as error:
+                assert name.name in str(error) or "asked for something else" in str(error)  # noqa: PT017
+                refused.add(name.suffix)
+    assert refused >= {".partial", ".weights", ".jsonl"}
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("lost", ["result", "report.html", "result/result.json"])
+def test_what_a_finished_run_lost_is_written_again(tmp_path: Path, lost: str):
+    folder = tmp_path / "run"
+    end = resuming.run("short", folder)
+    names = {p.relative_to(folder) for p in folder.rglob("*")}
+    shutil.rmtree(folder / lost) if (folder / lost).is_dir() else (folder / lost).unlink()
+    assert resuming.run("short", folder) == end
+    assert {p.relative_to(folder) for p in folder.rglob("*")} == names
+    assert resuming.digest(fxsurgery.load(folder)) == end
+
+
+@pytest.mark.usefixtures("short")
+def test_a_run_directory_in_use_is_refused_to_another_thread(tmp_path: Path):
+    told, at_work, go_on = list[str](), threading.Event(), threading.Event()
+
+    def waiting(output: Tensor, target: Tensor) -> Tensor:
+        at_work.set()
+        go_on.wait(60)
+        return nn.functional.cross_entropy(output, target)
+
+    def run() -> None:
+        job = {**resuming.jobs()["short"], "loss": waiting, "budget": Budget(macs=0.5), "verbose": False}
+        try:
+            fxsurgery.optimize(resuming.net(), **job, run_dir=tmp_path / "run", resume=True, device="cpu")
+            told.append("ended")
+        except RunError as error:
+            told.append(str(error))
+
+    first = threading.Thread(target=run)
+    first.start()
+    assert at_work.wait(60)
+    run()
+    go_on.set()
+    first.join()
+    assert "another run of this process is at work there" in told[0]
+    assert told[1:] == ["ended"]
+    lines = (tmp_path / "run" / "journal.jsonl").read_text().splitlines()
+    assert len(set(lines)) == len(lines) > 2
 
 
 class Killed(BaseException):

@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from fxsurgery.errors import ConfigError, SurgeryError
+from fxsurgery.printable import printable
 from fxsurgery.training.device import leads
 
 _AS_FLAGS = (
@@ -75,14 +76,14 @@ def say(text: str, colour: str | None = None, *, by_all: bool = False) -> None:
     """
     if not (by_all or leads()):
         return
-    first, space, rest = text.partition(" ")
+    first, space, rest = printable(text, "\n").partition(" ")
     typer.echo(f"{typer.style(first, fg=colour, bold=True) if colour else first}{space}{rest}", err=True)
 
 
 def give(value: object, *, as_json: bool) -> None:
     """What the command is for, on standard output."""
     if leads():
-        typer.echo(json.dumps(_finite(value), indent=2) if as_json else in_flags(str(value)))
+        typer.echo(_json(value) if as_json else printable(in_flags(str(value)), "\n"))
 
 
 def in_flags(text: str) -> str:
@@ -90,6 +91,11 @@ def in_flags(text: str) -> str:
     for python, flag in _AS_FLAGS:
         text = re.sub(python, flag, text)
     return text
+
+
+def _json(value: object) -> str:
+    # DEL is the one control character that JSON writes as it is.
+    return json.dumps(_finite(value), indent=2).replace("\x7f", "\\u007f")
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401

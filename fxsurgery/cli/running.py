@@ -17,6 +17,7 @@ from fxsurgery.config import RunConfig
 from fxsurgery.deploy import OnnxModel
 from fxsurgery.errors import SurgeryError
 from fxsurgery.planning import Plan
+from fxsurgery.printable import lines
 from fxsurgery.result import Result
 from fxsurgery.searchers.settings import Settings
 from fxsurgery.training import from_first
@@ -45,7 +46,7 @@ class Done:
         files = dict[str, object](self.kept.paths)
         if self.kept.onnx is not None:
             files["onnx"] = line(self.kept.onnx)
-        return "\n".join([self.result.summary(), *(f"{name}: {path}" for name, path in files.items())])
+        return f"{self.result.summary()}\n{lines(f'{name}: {path}' for name, path in files.items())}".rstrip("\n")
 
 
 def dry(config: RunConfig, settings: Settings) -> Plan:

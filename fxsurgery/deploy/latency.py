@@ -26,6 +26,7 @@ from fxsurgery.deploy.session import CPU
 from fxsurgery.deploy.stopwatch import processor
 from fxsurgery.errors import DeviceError
 from fxsurgery.inputs import Inputs
+from fxsurgery.printable import lines
 
 CONTENDED_BELOW = 0.95
 """Processor time over wall time, per thread, of a run that had its processors to itself."""
@@ -93,7 +94,7 @@ class LatencyReport:
             rows.append(f"{m.name:<{width}}{times}  {m.ratio_low:.3f} to {m.ratio_high:.3f}")
         busy = "; the machine was busy" if self.contended else ""
         rows.append(f"{self.device}, {self.threads} thread(s), batch {self.batch}, {self.runtime}, {self.date}{busy}")
-        return "\n".join(rows)
+        return lines(rows)
 
 
 def compare_latency(  # noqa: PLR0913 -- what a user may want to say, each by name

@@ -2,6 +2,7 @@
 
 import math
 
+from fxsurgery.printable import lines
 from fxsurgery.report.told import Told
 from fxsurgery.report.wording import epochs, figure
 from fxsurgery.searchers.evolution import Evolution, Member
@@ -20,11 +21,11 @@ def summary(told: Told) -> str:
         *((name, pair.before, pair.after, "{:.4f}") for name, pair in told.figures.items()),
     ]
     width = max(len(name) for name, *_ in rows) + 1
-    lines = [f"{'':<{width}}{'before':>16}{'after':>16}{'ratio':>9}"]
+    table = [f"{'':<{width}}{'before':>16}{'after':>16}{'ratio':>9}"]
     for name, was, is_, form in rows:
         ratio = is_ / was if was else math.nan
-        lines.append(f"{name:<{width}}{form.format(was):>16}{form.format(is_):>16}{ratio:>9.3f}")
-    return "\n".join([*lines, *_evolved(told), *(f"note: {note}" for note in told.notes)])
+        table.append(f"{name:<{width}}{form.format(was):>16}{form.format(is_):>16}{ratio:>9.3f}")
+    return lines([*table, *_evolved(told), *(f"note: {note}" for note in told.notes)])
 
 
 def _costs(told: Told) -> list[tuple[str, float, float, str]]:
@@ -57,9 +58,9 @@ def _front(members: tuple[Member, ...], evolution: Evolution, metric_name: str) 
     kept = _shown(len(members), winner)
     star = "" if winner is None else " (* the winner)"
     head = f"{'Pareto front':<13}{metric_name:>16}{'parameters':>14}{'MACs':>16}  what was done{star}"
-    lines = [head, *(_line(i, members[i], evolution, chosen=i == winner) for i in kept)]
+    table = [head, *(_line(i, members[i], evolution, chosen=i == winner) for i in kept)]
     left = len(members) - len(kept)
-    return [*lines, *([f"   and {left} more: result.pareto"] if left else [])]
+    return [*table, *([f"   and {left} more: result.pareto"] if left else [])]
 
 
 def _line(number: int, member: Member, evolution: Evolution, *, chosen: bool) -> str:

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fxsurgery.deploy import LatencyReport
 from fxsurgery.files import write_whole
+from fxsurgery.printable import printable
 from fxsurgery.report import wording
 from fxsurgery.report.curves import curves, stages
 from fxsurgery.report.family import generations, mishaps, refusals
@@ -27,6 +28,8 @@ MOST_NAMED = 6
 """Stages whose names stand under the charts; more get numbers, and a list."""
 MOST_MEMBERS = 12
 """Of a front, whose table is shown unfolded."""
+KEPT = "\n\t" + "".join(map(chr, range(0xD800, 0xE000)))
+"""Characters that a page may hold, unlike a terminal; `write` gives halves of surrogate pairs a form of their own."""
 SHOWN_SPEC = 200
 """Characters of a pass that are shown before it is unfolded."""
 
@@ -86,12 +89,18 @@ def _environment() -> Environment:
         loader=PackageLoader("fxsurgery.report"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     made.filters["count"] = wording.count
     made.globals["change"] = wording.change
     return made
+
+
+def _shown(value: object) -> object:
+    """A value as it goes into the page, which then escapes it."""
+    return printable(value, KEPT) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _evolved(told: Told) -> dict[str, Any]:

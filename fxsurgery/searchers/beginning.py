@@ -1,6 +1,7 @@
 """What stands in a run directory when a run comes to it: nothing, a run to go on with, or what is none of ours."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any
 
 from fxsurgery.errors import RunError
 from fxsurgery.files import write_whole, writing
+from fxsurgery.strict_json import read_json
 
 CONFIG, JOURNAL, STAGES, BEST, RESULT = "config.json", "journal.jsonl", "stages", "best", "result"
 REPORT = "report.html"
 FORMAT = 1
+MOST_CONFIG_BYTES, MOST_CONFIG_DEPTH = 2**26, 256
 ENVIRONMENT = "environment"
 """The settings that may differ when a run is resumed: the end may then differ in rounding."""
 
@@ -25,6 +28,7 @@ def begin(path: Path, asked: Mapping[str, Any], *, resume: bool) -> list[str]:
     Raises:
         RunError: it holds a run that is not to be resumed, or that asked for something else; or is damaged.
     """
+    _require_kinds(path)
     _clear(path)
     before = _config(path / CONFIG)
     now: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **asked}))
@@ -57,12 +61,27 @@ def require_ours(path: Path) -> None:
         raise RunError(f"{path} holds {', '.join(there[:3])} and no run; give an empty directory, or a new one")
 
 
+def _require_kinds(path: Path) -> None:
+    """Refuse a folder, pipe or socket where a file is to be, and a file where a folder is, before hours of training.
+
+    Raises:
+        RunError: it names the first.
+    """
+    with writing(path):
+        for name in (CONFIG, JOURNAL, REPORT):
+            if os.path.lexists(path / name) and not (path / name).is_file():
+                raise RunError(f"{path / name} is not a regular file; remove it, or begin elsewhere")
+        for name in (STAGES, BEST, RESULT):
+            if os.path.lexists(path / name) and not (path / name).is_dir():
+                raise RunError(f"{path / name} is not a directory; remove it, or begin elsewhere")
+
+
 def _clear(path: Path) -> None:
     """Remove what a killed process was about to put in its place."""
     with writing(path):
         names = (CONFIG, BEST, RESULT, REPORT)
         for left in (*(p for name in names for p in path.glob(f".{name}.*")), *(path / STAGES).glob(".*")):
-            if left.is_dir():
+            if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left)
             else:
                 left.unlink()
@@ -70,14 +89,14 @@ def _clear(path: Path) -> None:
 
 def _config(path: Path) -> dict[str, Any] | None:
     """What a run asked for; `None` where there is none."""
-    with writing(path):
-        if not path.exists():
-            return None
-        content = path.read_bytes()
+    if not os.path.lexists(path):
+        return None
     try:
-        found: dict[str, Any] = dict(json.loads(content))
-    except (TypeError, ValueError) as error:
-        raise RunError(f"{path} is damaged ({error}); begin in another directory") from error
+        found = read_json(path, max_bytes=MOST_CONFIG_BYTES, max_depth=MOST_CONFIG_DEPTH, allow_nan=True)
+    except RunError as error:
+        raise RunError(f"{error}; begin in another directory") from error
+    if not isinstance(found, dict):
+        raise RunError(f"{path} is damaged: it is no JSON object; begin in another directory")
     return found
 
 

@@ -1,19 +1,28 @@
 """What a run did, one JSON record a line, each on the disk before the next thing begins.
 
-A process that is killed while it writes leaves half a line at the end. It says nothing, and is cut off.
+A line ends with the SHA-256 of what stands before it, so that no changed bit goes unseen. A process that is killed
+while it writes leaves half a line at the end. It says nothing, and is cut off.
 """
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from fxsurgery.errors import RunError
 from fxsurgery.files import settle, writing
+from fxsurgery.searchers.reading import read_whole
+from fxsurgery.strict_json import parse_json
 
 Record: TypeAlias = Mapping[str, Any]
 """Plain JSON; floats that are not finite are written as Python's `json` does."""
+
+MOST_BYTES = 2**31
+_CHECKSUM = re.compile(rb', "sha256": "([0-9a-f]{64})"}')
+_CHECKSUM_LENGTH = len(', "sha256": ""}') + 64
 
 
 class Journal:
@@ -23,31 +32,32 @@ class Journal:
         """Read what is there.
 
         Raises:
-            RunError: the file cannot be read, or a line that is not the last is no JSON object.
+            RunError: the file cannot be read, or a whole line is not as it was written.
         """
         self.path = path
-        self.records = list[Record]()
-        with writing(path):
-            content = path.read_bytes() if path.exists() else b""
+        content = read_whole(path, MOST_BYTES) if os.path.lexists(path) else b""
         whole = content.rfind(b"\n") + 1
-        for number, line in enumerate(content[:whole].splitlines(), 1):
-            self.records.append(self._parsed(line, number))
+        lines = content[:whole].split(b"\n")[:-1]
+        parsed = [self._parsed(line, number) for number, line in enumerate(lines, 1)]
+        self.records: list[Record] = [self._checked(one, lines[i], i + 1) for i, one in enumerate(parsed)]
         if whole < len(content):
             with writing(path):
                 os.truncate(path, whole)
 
     def append(self, record: Record) -> None:
-        """Add a record; it is on the disk when this returns.
+        """Add a record, which has a key at least; it is on the disk when this returns.
 
         Raises:
             RunError: the system refuses, e.g. since the disk is full. What was there stays.
         """
+        body = json.dumps(record)
+        line = f'{body[:-1]}, "sha256": "{hashlib.sha256(body.encode()).hexdigest()}"}}\n'
         new = not self.path.exists()
         with writing(self.path):
             length = 0 if new else self.path.stat().st_size
             try:
                 with self.path.open("ab") as file:
-                    file.write(json.dumps(record).encode() + b"\n")
+                    file.write(line.encode())
                     file.flush()
                     os.fsync(file.fileno())
             except OSError:
@@ -56,16 +66,27 @@ class Journal:
                 raise
             if new:
                 settle(self.path.parent)
-        self.records.append(json.loads(json.dumps(record)))
+        self.records.append(json.loads(body))
 
-    def _parsed(self, line: bytes, number: int) -> Record:
+    def damaged(self, number: int, why: str) -> RunError:
+        """The error of a line, counted from 1, that is not as it was written."""
+        return RunError(
+            f"{self.path} is damaged in line {number} ({why}); begin in another directory, or remove this line and all "
+            "below it: the run then does again what they tell of"
+        )
+
+    def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
         try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise self._damaged(number, str(error)) from error
+            record = parse_json(line, where="it", allow_nan=True)
+        except RunError as error:
+            raise self.damaged(number, str(error).removeprefix("it is damaged: ")) from error
         if not isinstance(record, dict):
-            raise self._damaged(number, "no JSON object")
+            raise self.damaged(number, "no JSON object")
         return record
 
-    def _damaged(self, number: int, why: str) -> RunError:
-        return RunError(f"{self.path} is damaged in line {number} ({why}); begin in another directory")
+    def _checked(self, record: dict[str, Any], line: bytes, number: int) -> Record:
+        body, end = line[:-_CHECKSUM_LENGTH] + b"}", _CHECKSUM.fullmatch(line[-_CHECKSUM_LENGTH:])
+        if end is None or end[1].decode() != hashlib.sha256(body).hexdigest():
+            raise self.damaged(number, "its checksum does not match" if end else "it has no checksum")
+        del record["sha256"]
+        return record

@@ -22,6 +22,7 @@ from typing import Protocol
 from fxsurgery.budget import Budget, LatencyEstimate
 from fxsurgery.errors import BudgetError, ExportError
 from fxsurgery.program import Program
+from fxsurgery.searchers.records import are_amounts
 from fxsurgery.searchers.rundir import RunDir
 
 ATTEMPTS = 6
@@ -80,7 +81,7 @@ class LatencyModel:
 
     @cached_property
     def _original_latency(self) -> tuple[float, int]:
-        ms, batch = self.run.recall("latency of the original", self._timed)
+        ms, batch = self.run.recall("latency of the original", self._timed, are_amounts(2))
         return float(ms), int(batch)
 
     def _timed(self) -> list[float]:
@@ -129,7 +130,9 @@ class LatencyModel:
         whole = self.original_ms
         if _structure(program) == self._original:
             return LatencyEstimate.exactly(whole)
-        ratio, low, high = self.run.recall(name, lambda: [*self.timer.ratio(program, thorough=thorough)])
+        ratio, low, high = self.run.recall(
+            name, lambda: [*self.timer.ratio(program, thorough=thorough)], are_amounts(3)
+        )
         return LatencyEstimate(ms=whole * ratio, low_ms=whole * low, high_ms=whole * high)
 
     @cached_property

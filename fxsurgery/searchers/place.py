@@ -1,19 +1,22 @@
 """The place of one stage in a run directory: its weights, its snapshots, and the line of the journal that ends it."""
 
-import io
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fxsurgery.errors import RunError, TrainingError
-from fxsurgery.files import NO_TENSORS, write_whole, writing
+from fxsurgery.files import write_whole, writing
 from fxsurgery.searchers.journal import Record
+from fxsurgery.searchers.reading import read_whole
+from fxsurgery.training.encoding import checksum, decode, encode
 from fxsurgery.training.leader import from_first
 from fxsurgery.training.snapshot import Keeper
+
+MOST_BYTES = 2**38
+"""Of a file of weights or a snapshot."""
 
 
 @dataclass(eq=False)
@@ -58,11 +61,11 @@ class Place:
             RunError: the system refuses, e.g. since the disk is full.
         """
         told = {"failure": failure, "stopped": stopped, **({"lost": lost} if lost else {})}
-        self.record = record = {"kind": "stage", "name": self.name, "records": list(records), **told}
+        record = {"kind": "stage", "name": self.name, "records": list(records), **told}
         if self.stem is None:
-            self._held = tensors
-            return
-        from_first(lambda: self._keep(record, tensors))
+            self.record, self._held = record, tensors
+        else:
+            self.record = from_first(lambda: self._keep(record, tensors))
 
     def weights(self) -> Mapping[str, Tensor]:
         """Every parameter and buffer that the stage ended with, by name, on the CPU.
@@ -100,11 +103,13 @@ class Place:
         for path in (partial, *partial.parent.glob(f".{partial.name}.*")):
             _remove(path)
 
-    def _keep(self, record: Record, tensors: Mapping[str, Tensor] | None) -> None:
+    def _keep(self, record: Record, tensors: Mapping[str, Tensor] | None) -> Record:
+        """Write the weights, then the line of the journal, which says by their checksum which they are."""
         if self.stem is not None and tensors is not None:
-            write_plain(self.stem.with_suffix(".weights"), tensors)
+            record = {**record, "weights": write_state(self.stem.with_suffix(".weights"), tensors)}
         self.note(record)
         self.clean()
+        return record
 
     def _read(self, path: Path) -> dict[str, Tensor]:
         if not path.exists():
@@ -112,7 +117,8 @@ class Place:
                 f"{path} is not there: the weights of stage {self.name!r} were given up, since nobody would want "
                 "them, or somebody removed them. Begin in another directory"
             )
-        return read_plain(path)
+        recorded = None if self.record is None else self.record.get("weights")
+        return read_state(path, "begin in another directory", recorded)
 
 
 def _remove(path: Path) -> None:
@@ -120,28 +126,33 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_plain(path: Path, content: Mapping[str, Any]) -> None:
-    """Write plain data, tensors among them, whole or not at all.
+def write_state(path: Path, content: Mapping[str, Any]) -> str:
+    """Write plain data, tensors among them, whole or not at all; its checksum.
 
     Raises:
         RunError: the system refuses.
     """
-    # Into memory first: on a full disk torch's own writer says something else than that it is full.
-    buffer = io.BytesIO()
-    torch.save(dict(content), buffer)
-    write_whole(path, buffer.getvalue())
+    encoded = encode(content)
+    write_whole(path, encoded)
+    return checksum(encoded)
 
 
-def read_plain(path: Path) -> dict[str, Any]:
-    """What `write_plain` wrote.
+def read_state(path: Path, remedy: str, recorded: str | None = None) -> dict[str, Any]:
+    """What `write_state` wrote.
+
+    Args:
+        path: the file.
+        remedy: what to do where it is damaged.
+        recorded: the checksum that it must have, where that is known.
 
     Raises:
-        RunError: it cannot be read, or is damaged.
+        RunError: it cannot be read, is damaged, or is another than the one recorded.
     """
-    with writing(path):
-        content = path.read_bytes()
+    encoded = read_whole(path, MOST_BYTES)
     try:
-        found: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except NO_TENSORS as error:
-        raise RunError(f"{path} is damaged ({error}); begin in another directory") from error
+        found = decode(encoded, str(path))
+    except RunError as error:
+        raise RunError(f"{error}; {remedy}") from error
+    if recorded not in {None, checksum(encoded)}:
+        raise RunError(f"{path} is damaged: it is another file than the one that the journal tells of; {remedy}")
     return found

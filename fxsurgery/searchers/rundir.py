@@ -12,11 +12,12 @@ weights it ended with, each measured value is the one of the journal, the stage 
 snapshot. What is recalled must come in the order it was written in; anything else is an error. Stages that are
 trained at the same time (`places`) are numbered in the order of their names and written as they end.
 
-One process at a time is at it: see `fxsurgery.searchers.lock`; those that it starts for single stages write the
+One run at a time is at it: see `fxsurgery.searchers.lock`; the processes that it starts for single stages write the
 snapshots of these, and nothing else. In a distributed run the first process alone reads
 and writes, and tells the others.
 """
 
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,10 +29,12 @@ from torch import nn
 
 from fxsurgery.errors import RunError
 from fxsurgery.files import writing
-from fxsurgery.searchers.beginning import JOURNAL, RESULT, STAGES, begin, require_ours
+from fxsurgery.searchers.beginning import JOURNAL, REPORT, RESULT, STAGES, begin, require_ours
 from fxsurgery.searchers.journal import Journal, Record
 from fxsurgery.searchers.lock import Lock
-from fxsurgery.searchers.place import Place, read_plain, write_plain
+from fxsurgery.searchers.place import Place, read_state, write_state
+from fxsurgery.searchers.records import require_known
+from fxsurgery.searchers.result_files import changed, checksums, clear_away
 from fxsurgery.training.leader import from_first
 from fxsurgery.training.snapshot import Keeper, put_back, tensors_of
 
@@ -55,6 +58,8 @@ class RunDir:
     """In the first process alone."""
 
     def __enter__(self) -> Self:
+        if self.lock is not None:
+            self.lock.working = True
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -77,7 +82,9 @@ class RunDir:
                 path.mkdir(parents=True, exist_ok=True)
             require_ours(path)
             locks.append(Lock(path))
-            return begin(path, asked, resume=resume), Journal(path / JOURNAL)
+            notes, journal = begin(path, asked, resume=resume), Journal(path / JOURNAL)
+            require_known(journal)
+            return notes, journal
 
         try:
             notes, journal = from_first(opened)
@@ -92,23 +99,31 @@ class RunDir:
         """How much of the journal is still to be gone through again."""
         return len(self._recalled)
 
-    def recall(self, name: str, compute: Callable[[], T]) -> T:
+    def recall(self, name: str, compute: Callable[[], T], is_valid: Callable[[Any], bool] = lambda _: True) -> T:
         """What `compute` gives, plain JSON; what it gave before where the run was here before.
+
+        Args:
+            name: what it is.
+            compute: gives it.
+            is_valid: whether a value of the journal is one that `compute` can give.
 
         Raises:
             RunError: the journal says that something else was done here.
         """
         self._number += 1
-        return from_first(lambda: self._recalled_or(name, compute))
 
-    def _recalled_or(self, name: str, compute: Callable[[], T]) -> T:
-        record = self._next("value", name)
-        if record is not None:
-            value: T = record["value"]
-            return value
-        value = compute()
-        self._note({"kind": "value", "name": name, "value": value})
-        return value
+        def recalled() -> T:
+            record = self._next("value", name)
+            if record is None:
+                value = compute()
+                self._note({"kind": "value", "name": name, "value": value})
+                return value
+            if not is_valid(record["value"]):
+                raise RunError(f"{self.path}: the journal's {name!r} is no such value; begin in another directory")
+            found: T = record["value"]
+            return found
+
+        return from_first(recalled)
 
     def stage(self, name: str, model: nn.Module, work: Callable[[Keeper | None], list[Any]]) -> list[Any]:
         """Let `work` train `model` in place; where that was done before, give `model` the weights of then.
@@ -164,18 +179,32 @@ class RunDir:
             found[name] = record
         return found
 
-    def finish(self, save: Callable[[Path], str | None]) -> str | None:
-        """Keep the result, once; what `save` has to tell of it."""
+    def finish(self, save: Callable[[Path], str | None], tell: Callable[[str], None] = lambda _: None) -> str | None:
+        """Keep the result: once, and again where what was kept is gone or changed.
+
+        Args:
+            save: writes it and its page; gives what there is to tell of it.
+            tell: told of what is written again.
+
+        Returns:
+            What `save` gave.
+        """
         if self.path is None:
             return None
-        folder = self.path / RESULT
+        path = self.path
 
         def end() -> str | None:
             record = self._next("end", RESULT)
-            if record is None:
-                record = {"kind": "end", "name": RESULT, "note": save(folder)}
-                self._note(record)
-            note: str | None = record.get("note")
+            while self._recalled:  # it was written again before
+                record = self._next("end", RESULT)
+            if record is not None:
+                if (lost := changed(path, record["files"])) is None:
+                    note: str | None = record["note"]
+                    return note
+                tell(f"{path / lost} is gone or changed: the result is written again")
+                clear_away(path, RESULT, record["files"])
+            note = save(path / RESULT)
+            self._note({"kind": "end", "name": RESULT, "note": note, "files": checksums(path, (RESULT, REPORT))})
             return note
 
         return from_first(end)
@@ -210,7 +239,7 @@ class Snapshots:
 
     def last(self) -> Mapping[str, Any] | None:
         """The snapshot to go on from."""
-        found: Mapping[str, Any] | None = from_first(lambda: read_plain(self.path) if self.path.exists() else None)
+        found: Mapping[str, Any] | None = from_first(self._read)
         return found
 
     def wants(self, step: int, steps: int) -> bool:
@@ -221,5 +250,10 @@ class Snapshots:
 
     def keep(self, snapshot: Mapping[str, Any]) -> None:
         """Put a snapshot in the place of the last."""
-        from_first(lambda: write_plain(self.path, snapshot))
+        from_first(lambda: write_state(self.path, snapshot))
         self._last = time.monotonic()
+
+    def _read(self) -> dict[str, Any] | None:
+        if not os.path.lexists(self.path):
+            return None
+        return read_state(self.path, "delete it, and the stage begins anew, to the same end")

@@ -23,6 +23,7 @@ from fxsurgery.searchers.beginning import BEST, RESULT, STAGES
 from fxsurgery.searchers.evolution import Evolution, Member
 from fxsurgery.searchers.execution import Ended, Job, Workshop
 from fxsurgery.searchers.latency import LatencyLimit, LatencyModel
+from fxsurgery.searchers.records import require_curve
 from fxsurgery.searchers.rundir import RunDir
 from fxsurgery.searchers.settings import Settings
 from fxsurgery.training import (
@@ -40,6 +41,7 @@ from fxsurgery.training import (
 )
 from fxsurgery.training.batches import Loader
 from fxsurgery.training.leader import from_first
+from fxsurgery.training.schema import is_score
 from fxsurgery.training.snapshot import Keeper
 
 
@@ -83,7 +85,9 @@ class Trainer:
             del self.progress.history[before:]
             return records
 
-        self.progress.history.extend(self.run.stage(stage, model, work))
+        records = self.run.stage(stage, model, work)
+        require_curve(records, stage)
+        self.progress.history.extend(records)
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,7 @@ class Session:
         """The score of a program on `data`, the validation data unless said; as it was before a kill."""
         trainer = self.trainer
         found = trainer.run.recall(
-            name, lambda: asdict(evaluate(program.graph_module, self.task, data, device=trainer.device))
+            name, lambda: asdict(evaluate(program.graph_module, self.task, data, device=trainer.device)), is_score
         )
         return Score(**found)
 

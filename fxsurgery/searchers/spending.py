@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 
 from fxsurgery.budget import Spend
+from fxsurgery.searchers.records import is_amount
 from fxsurgery.searchers.rundir import RunDir
 
 
@@ -50,7 +51,7 @@ class Purse:
         """When the time will be up, by `time.monotonic`; `None` where it does not matter."""
         if self.spend.seconds is None:
             return None
-        gone = self.run.recall("seconds", lambda: self.seconds)
+        gone = self.run.recall("seconds", lambda: self.seconds, is_amount)
         self._before, self._since = gone, time.monotonic()
         return self._since + self.spend.seconds - gone
 

@@ -26,6 +26,7 @@ from fxsurgery.training.evaluate import Score, evaluate
 from fxsurgery.training.progress import Progress, Standing
 from fxsurgery.training.randomness import random_states, set_random_states
 from fxsurgery.training.recipe import Recipe
+from fxsurgery.training.schema import require_snapshot
 from fxsurgery.training.sharing import Sharing
 from fxsurgery.training.snapshot import (
     FORMAT,
@@ -35,6 +36,7 @@ from fxsurgery.training.snapshot import (
     plain,
     put_back,
     restore_optimizer,
+    restoring,
     tensors_of,
 )
 from fxsurgery.training.step import Hooks, StepInfo, Stepper
@@ -251,14 +253,16 @@ class _Training:
     def _go_on(self, last: Mapping[str, Any]) -> None:
         stepper, sharing = self.stepper, self.stepper.sharing
         check_same(last, self._identity())
+        require_snapshot(last, self._identity())
         if len(set(sharing.gathered(last["step"]))) > 1:
             raise TrainingError("the processes of this run were given different snapshots to go on from")
         put_back(stepper.model, last["tensors"])
         restore_optimizer(stepper.optimizer, last["optimizer"])
-        if stepper.accelerator.scaler is not None and last["scaler"] is not None:
-            stepper.accelerator.scaler.load_state_dict(last["scaler"])
-        if stepper.hooks.restore is not None and last["hooks"] is not None:
-            stepper.hooks.restore(last["hooks"])
+        with restoring("scaler, or of other hooks"):
+            if stepper.accelerator.scaler is not None and last["scaler"] is not None:
+                stepper.accelerator.scaler.load_state_dict(last["scaler"])
+            if stepper.hooks.restore is not None and last["hooks"] is not None:
+                stepper.hooks.restore(last["hooks"])
         self.stream.skip_to(last["epoch"], last["drawn"], last["samples"])
         self.step, self.pending, self.before = last["step"], list(last["pending"]), last["seconds"]
         self.score = None if last["score"] is None else Score(**last["score"])
@@ -266,7 +270,8 @@ class _Training:
             self.records.append(dict(record))
             self.progress.record(Standing(**record))
         if len(last["random"]) == sharing.world:
-            set_random_states(last["random"][sharing.rank], stepper.device)
+            with restoring("version of Python, numpy or torch"):
+                set_random_states(last["random"][sharing.rank], stepper.device)
         else:
             reseed(mix(_own_seed(self.seed, sharing.rank), self.step), stepper.device)
 

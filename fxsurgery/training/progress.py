@@ -9,7 +9,9 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
+from fxsurgery.printable import printable
 from fxsurgery.training.device import leads
 
 
@@ -73,7 +75,7 @@ class Progress:
     def note(self, text: str) -> None:
         """Show a line of text."""
         if self._shown:
-            self._console.print(text, markup=False, soft_wrap=True)
+            self._console.print(Text(printable(text)), soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str, steps: int, metric_name: str = "metric") -> Iterator[None]:
@@ -84,7 +86,7 @@ class Progress:
             yield
             return
         with _bar(self._console) as bar:
-            bar.add_task(name, total=steps, seen="")
+            bar.add_task(printable(name), total=steps, seen="")
             self._bar = bar
             try:
                 yield
@@ -112,15 +114,15 @@ class Progress:
 
     def _seen(self, standing: Standing) -> str:
         metric = "" if self._metric is None else f", {self._metric_name} {self._metric:.4g}"
-        return f"epoch {standing.epoch + 1}, loss {standing.loss:.4g}{metric}"
+        return printable(f"epoch {standing.epoch + 1}, loss {standing.loss:.4g}{metric}")
 
 
 def _bar(console: Console) -> Bar:
     return Bar(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[seen]}"),
+        TextColumn("{task.fields[seen]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

@@ -1,12 +1,11 @@
 """Snapshots of a training under way, from which it goes on bit for bit.
 
-A snapshot is plain data: dicts, lists, tuples, strings, numbers, `None` and tensors on the CPU. So
-`torch.load(weights_only=True)` reads what `torch.save` wrote of it.
+A snapshot is plain data: dicts, lists, tuples, strings, numbers, `None` and tensors on the CPU, so it can be written
+and read as `fxsurgery.training.encoding` does.
 """
 
-import io
-import pickle
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxsurgery.errors import TrainingError
+from fxsurgery.errors import RunError, TrainingError
+from fxsurgery.training.encoding import decode, encode
 
 FORMAT = 1
 
@@ -61,12 +61,9 @@ def check_readable(snapshot: Mapping[str, Any]) -> None:
     Raises:
         TrainingError: it does not come back.
     """
-    buffer = io.BytesIO()
     try:
-        torch.save(dict(snapshot), buffer)
-        buffer.seek(0)
-        torch.load(buffer, weights_only=True)
-    except (pickle.PickleError, RuntimeError, TypeError, ValueError) as error:
+        decode(encode(snapshot), "it")
+    except (RunError, ValueError) as error:
         raise TrainingError(f"no snapshot can be taken: what was written cannot be read back: {error}") from error
 
 
@@ -82,8 +79,10 @@ def put_back(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         TrainingError: they are not of this model.
     """
     own = dict(_named(model))
-    if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in tensors.items()}:
-        wrong = sorted(own.keys() ^ tensors.keys()) or [n for n, t in own.items() if t.shape != tensors[n].shape]
+    if {n: (t.shape, t.dtype) for n, t in own.items()} != {n: (t.shape, t.dtype) for n, t in tensors.items()}:
+        wrong = sorted(own.keys() ^ tensors.keys()) or [
+            n for n, t in own.items() if (t.shape, t.dtype) != (tensors[n].shape, tensors[n].dtype)
+        ]
         raise TrainingError(f"the snapshot is of another model; they differ in: {', '.join(wrong[:3])}")
     with torch.no_grad():
         for name, tensor in own.items():
@@ -113,14 +112,25 @@ def restore_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     Raises:
         TrainingError: it is of another optimiser.
     """
-    try:
+    with restoring("optimiser"):
         optimizer.load_state_dict(dict(state))
-    except (ValueError, KeyError) as error:
-        raise TrainingError(f"the snapshot is of another optimiser: {error}") from error
-    saved = state["state"]
-    for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-        held = optimizer.state.get(parameter, {})
-        for name, value in saved.get(number, {}).items():
-            # `load_state_dict` gives states the dtype of their parameters.
-            if isinstance(value, Tensor) and held[name].dtype != value.dtype:
-                held[name] = value.to(held[name].device, copy=True)
+        saved = state["state"]
+        for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+            held = optimizer.state.get(parameter, {})
+            for name, value in saved.get(number, {}).items():
+                # `load_state_dict` gives states the dtype of their parameters.
+                if isinstance(value, Tensor) and held[name].dtype != value.dtype:
+                    held[name] = value.to(held[name].device, copy=True)
+
+
+@contextmanager
+def restoring(what: str) -> Iterator[None]:
+    """Turn what goes wrong where a snapshot is put back into an error of ours.
+
+    Raises:
+        TrainingError: it is of another `what`.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError) as error:
+        raise TrainingError(f"the snapshot is of another {what}: {error}") from error

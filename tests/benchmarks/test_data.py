@@ -1,16 +1,13 @@
 import gzip
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.data import ROOT, ROOT_VARIABLE, fashion_mnist
+from benchmarks.data import ROOT_VARIABLE, fashion_mnist, installed_folder
 
-FOLDER = Path(os.environ.get(ROOT_VARIABLE) or ROOT)
 installed = pytest.mark.skipif(
-    not FOLDER.is_dir(), reason="Fashion-MNIST is not installed: apt-get install dataset-fashion-mnist"
+    not installed_folder().is_dir(), reason="Fashion-MNIST is not installed: apt-get install dataset-fashion-mnist"
 )
 
 
@@ -63,6 +60,7 @@ def test_a_file_of_another_format_is_an_error(folder):
         fashion_mnist(folder, train=1, validation=1, test=1)
 
 
+@pytest.mark.dataset
 @installed
 def test_the_installed_set_has_the_expected_shapes_and_labels():
     splits = fashion_mnist()

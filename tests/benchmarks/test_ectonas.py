@@ -416,7 +416,7 @@ class TestThroughput:
         assert one["candidates"] > 1
         assert one["digest"] == two["digest"]
 
-    def test_the_digest_sees_one_weight(self):
+    def test_the_digest_sees_one_weight(self, few):
         model = TRIAL.model()
         before = throughput.digest(result_of(model))
         assert before == throughput.digest(result_of(TRIAL.model()))

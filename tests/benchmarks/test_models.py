@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from benchmarks.data import ROOT, fashion_mnist
+from benchmarks.data import fashion_mnist, installed_folder
 from benchmarks.models import PRESETS, macs, resnet20, uniform, vgg16
 
 presets = pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
@@ -72,7 +72,8 @@ def test_uniform_refuses_what_no_width_reaches():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not ROOT.is_dir(), reason="Fashion-MNIST is not installed")
+@pytest.mark.dataset
+@pytest.mark.skipif(not installed_folder().is_dir(), reason="Fashion-MNIST is not installed")
 @presets
 def test_presets_learn_in_two_epochs(preset):
     splits = fashion_mnist(train=6_000, validation=1_000, test=1)

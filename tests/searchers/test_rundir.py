@@ -3,9 +3,13 @@
 import json
 import os
 import random
+import re
+import shutil
+import socket
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -202,6 +206,147 @@ def test_nothing_that_is_loaded_runs_code(tmp_path: Path):
     assert not (tmp_path / "ran").exists()
 
 
+def saving(files: dict[str, str]):
+    """Saves a result of these files, and counts."""
+    saved = []
+
+    def save(folder: Path) -> None:
+        saved.append(folder)
+        for name, text in files.items():
+            path = folder.parent / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+    return save, saved
+
+
+FILES = {"result/result.json": "{}", "result/program/graph.json": "[]", "report.html": "<html>"}
+
+
+def left(path: Path) -> dict[str, str]:
+    return {name: (path / name).read_text() for name in FILES if (path / name).is_file()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: shutil.rmtree(path / "result"),
+        lambda path: (path / "report.html").unlink(),
+        lambda path: (path / "result/result.json").unlink(),
+        lambda path: (path / "result/program/graph.json").write_text("{}"),
+        lambda path: (path / "result/result.json").write_bytes(b""),
+    ],
+    ids=["no result", "no page", "no result.json", "changed", "empty"],
+)
+def test_a_result_that_is_gone_or_changed_is_written_again(tmp_path: Path, change):
+    save, saved = saving(FILES)
+    with RunDir.open(tmp_path, ASKED, resume=False) as run:
+        assert run.finish(save) is None
+    change(tmp_path)
+    for many in (1, 0):
+        told = []
+        with RunDir.open(tmp_path, ASKED, resume=True) as run:
+            run.finish(save, told.append)
+        assert len(saved) == 2
+        assert left(tmp_path) == FILES
+        assert len(told) == many
+
+
+def test_what_a_user_put_beside_the_result_is_left_alone(tmp_path: Path):
+    save, saved = saving(FILES)
+    with RunDir.open(tmp_path, ASKED, resume=False) as run:
+        run.finish(save)
+    (tmp_path / "result" / "mine.txt").write_text("mine")
+    with RunDir.open(tmp_path, ASKED, resume=True) as run:
+        run.finish(save)
+    assert len(saved) == 1
+    (tmp_path / "result" / "result.json").unlink()
+    with RunDir.open(tmp_path, ASKED, resume=True) as run:
+        run.finish(save)
+    assert len(saved) == 2
+    assert (tmp_path / "result" / "mine.txt").read_text() == "mine"
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def bound(path: Path) -> None:
+    before = Path.cwd()
+    os.chdir(path.parent)
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)
+    finally:
+        os.chdir(before)
+
+
+def endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def dangling(path: Path) -> None:
+    path.symlink_to(path.parent / "nowhere")
+
+
+FOLDERS = ("stages", "best", "result")
+READ = ("config.json", "stages", "stages/001-weights.weights", "stages/003-fine-tune.partial")
+"""What cannot be empty."""
+NAMES = ("journal.jsonl", "report.html", ".lock", "best", "result", *READ)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("make", [pipe, bound, endless, dangling, Path.mkdir, Path.touch], ids=lambda m: m.__name__)
+def test_what_should_not_be_there_is_one_error_and_no_wait(tmp_path: Path, name: str, make):
+    def unfinished(keeper):
+        keeper.last()
+        raise KeyboardInterrupt
+
+    def some() -> None:
+        with RunDir.open(tmp_path, ASKED, resume=True) as run:
+            run.stage("weights", net(), adding(0.5, [])(net()))
+            run.recall("score", lambda: 1.0)
+            with pytest.raises(KeyboardInterrupt):
+                run.stage("fine-tune", net(), unfinished)
+
+    some()
+    there = tmp_path / name
+    if there.is_dir():
+        shutil.rmtree(there)
+    there.unlink(missing_ok=True)
+    make(there)
+    if name not in READ and (there.is_dir() if name in FOLDERS else there.is_file()):
+        some()
+        return
+    with pytest.raises(RunError, match=re.escape(str(tmp_path))):
+        some()
+
+
+def test_weights_of_another_stage_are_refused_though_they_are_whole(tmp_path: Path):
+    search(RunDir.open(tmp_path, ASKED, resume=False), net(), [])
+    first, second = sorted((tmp_path / "stages").iterdir())
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(RunError, match="it is another file than the one that the journal tells of"):
+        search(RunDir.open(tmp_path, ASKED, resume=True), net(), [])
+
+
+def test_a_value_that_no_run_keeps_is_refused(tmp_path: Path):
+    RunDir.open(tmp_path, ASKED, resume=False).recall("seconds", lambda: "long")
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "001-weights.weights").touch()
+    with RunDir.open(tmp_path, ASKED, resume=True) as run, pytest.raises(RunError, match="'seconds' is no such value"):
+        run.recall("seconds", lambda: 1.0, lambda value: isinstance(value, float))
+
+
+@pytest.mark.parametrize("content", ['{"format": 1, "format": 1}', "[" * 10**5, "[1]", '"text"', "\0" * 64])
+def test_a_config_that_no_run_writes_is_refused(tmp_path: Path, content: str):
+    search(RunDir.open(tmp_path, ASKED, resume=False), net(), [])
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(RunError, match=r"config\.json is damaged: .*; begin in another directory"):
+        RunDir.open(tmp_path, ASKED, resume=True)
+
+
 def test_the_end_is_kept_once_with_what_there_is_to_tell_of_it(tmp_path: Path):
     saved = []
 
@@ -264,6 +409,29 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path):
         refused = subprocess.run(line, capture_output=True, check=True, **around)
         assert "another process is at work there" in refused.stdout
     assert "opened" in subprocess.run(line, capture_output=True, check=True, **around).stdout
+
+
+def test_another_thread_is_refused_until_the_first_is_done(tmp_path: Path):
+    refused = []
+
+    def meanwhile() -> None:
+        try:
+            RunDir.open(tmp_path, ASKED, resume=True)
+        except RunError as error:
+            refused.append(str(error))
+
+    def in_a_thread() -> None:
+        thread = threading.Thread(target=meanwhile)
+        thread.start()
+        thread.join()
+
+    with RunDir.open(tmp_path, ASKED, resume=True) as run:
+        in_a_thread()
+        meanwhile()
+        run.recall("value", lambda: 1)
+    in_a_thread()
+    assert len(refused) == 2
+    assert all("another run of this process is at work there" in why for why in refused)
 
 
 def test_config_says_what_was_asked_for(tmp_path: Path):

@@ -325,3 +325,47 @@ def test_tied_weights_stay_tied():
         assert model.get_parameter("one.weight") is model.get_parameter("other.weight")
         ends.append([p.detach().clone() for p in model.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"more": 1}, "'more' is missing or unknown"),
+        ({"step": None}, "'step' is not of its type"),
+        ({"step": True}, "'step' is not of its type"),
+        ({"step": STEPS + 1}, "more steps or batches than there are"),
+        ({"drawn": 10**12}, "more steps or batches than there are"),
+        ({"epoch": 10**12}, "more steps or batches than there are"),
+        ({"epoch": -1}, "'epoch' is not of its type"),
+        ({"tensors": {"0.bias": 1}}, "'tensors' is not of its type"),
+        ({"optimizer": []}, "'optimizer' is not of its type"),
+        ({"optimizer": {"state": 3, "param_groups": 4}}, "another optimiser"),
+        ({"pending": ["1"]}, "'pending' is not of its type"),
+        ({"score": {"metric": 1.0}}, "'score' is not of its type"),
+        ({"records": [{"loss": 1.0}]}, "'records' is not of its type"),
+        ({"random": [1]}, "'random' is not of its type"),
+        ({"random": [{}]}, "another version of Python, numpy or torch"),
+        ({"random": [{"python": (3, (1,), None), "numpy": 1, "torch": 2, "cuda": None}]}, "another version of Python"),
+        ({"hooks": "text"}, "'hooks' is not of its type"),
+        ({"seconds": "1"}, "'seconds' is not of its type"),
+    ],
+    ids=str,
+)
+def test_a_snapshot_that_no_training_keeps_is_refused(change, message):
+    kept = Kept(at=2)
+    trained(LOADERS["ours"], OPTIMIZERS["sgd"], kept)
+    kept.keep({**kept.last(), **change})
+    with pytest.raises(TrainingError, match=message):
+        trained(LOADERS["ours"], OPTIMIZERS["sgd"], kept)
+
+
+def test_a_snapshot_that_lacks_something_or_has_other_dtypes_is_refused():
+    kept = Kept(at=2)
+    trained(LOADERS["ours"], OPTIMIZERS["sgd"], kept)
+    whole = kept.last()
+    kept.keep({name: value for name, value in whole.items() if name != "random"})
+    with pytest.raises(TrainingError, match="'random' is missing or unknown"):
+        trained(LOADERS["ours"], OPTIMIZERS["sgd"], kept)
+    kept.keep({**whole, "tensors": {name: tensor.double() for name, tensor in whole["tensors"].items()}})
+    with pytest.raises(TrainingError, match=r"another model; they differ in: 0\.weight"):
+        trained(LOADERS["ours"], OPTIMIZERS["sgd"], kept)

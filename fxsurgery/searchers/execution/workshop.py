@@ -13,6 +13,7 @@ from fxsurgery.searchers.execution.forks import Forks
 from fxsurgery.searchers.execution.job import Ended, Job
 from fxsurgery.searchers.execution.work import Report, one_thread, work_on
 from fxsurgery.searchers.place import Place
+from fxsurgery.searchers.records import require_curve
 from fxsurgery.searchers.rundir import RunDir
 from fxsurgery.training import Hooks, StepInfo, Task, from_first, resolve
 from fxsurgery.training.device import processes
@@ -195,6 +196,7 @@ class _Batch:
             if place.record is None:
                 left.append(Duty(number, job, place.keeper()))
             else:
+                require_curve(place.record["records"], job.name)
                 self.lost.append(place.record.get("lost", 0))
                 self._tell(number)
         return left

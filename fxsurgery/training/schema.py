@@ -1,0 +1,101 @@
+"""What a snapshot of a training holds: the one schema that it is read by."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, TypeAlias, TypeGuard
+
+from torch import Tensor
+
+from fxsurgery.errors import TrainingError
+from fxsurgery.training.evaluate import Score
+from fxsurgery.training.progress import Standing
+
+_Field: TypeAlias = Callable[[Any], bool]
+
+_POINT = {f.name for f in fields(Standing)}
+_SCORE = {f.name for f in fields(Score)}
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a number, finite or not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether it is a whole number that is not negative."""
+    return type(value) is int and value >= 0
+
+
+def is_score(value: object) -> bool:
+    """Whether it holds the fields of a `Score`."""
+    if not isinstance(value, dict) or value.keys() != _SCORE or not isinstance(value["figures"], dict):
+        return False
+    return all(map(is_number, (value["metric"], value["loss"], value["samples"], *value["figures"].values())))
+
+
+def is_curve(value: object) -> bool:
+    """Whether it is a list of the fields of `Standing`, as `Progress.history` keeps them."""
+    return isinstance(value, list | tuple) and all(isinstance(point, dict) and _is_point(point) for point in value)
+
+
+def require_snapshot(snapshot: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Refuse what no training keeps.
+
+    Args:
+        snapshot: from a file.
+        identity: its fields that have been looked at.
+
+    Raises:
+        TrainingError: it names the first field that is wrong.
+    """
+    if other := snapshot.keys() ^ {*identity, *_FIELDS}:
+        raise TrainingError(f"the snapshot is none: {min(map(str, other))!r} is missing or unknown; {_REMEDY}")
+    if wrong := [name for name, is_right in _FIELDS.items() if not is_right(snapshot[name])]:
+        raise TrainingError(f"the snapshot is none: {wrong[0]!r} is not of its type; {_REMEDY}")
+    batches = snapshot["step"] * identity["accumulate"]
+    if snapshot["step"] > identity["steps"] or max(snapshot["epoch"], snapshot["drawn"]) > batches:
+        raise TrainingError(f"the snapshot is none: it tells of more steps or batches than there are; {_REMEDY}")
+
+
+_REMEDY = "delete it, and the stage begins anew"
+
+
+def _is_point(point: Mapping[str, Any]) -> bool:
+    if point.keys() != _POINT or not isinstance(point["stage"], str):
+        return False
+    metric = point["metric"]
+    rest = (value for name, value in point.items() if name not in {"stage", "metric"})
+    return (metric is None or is_number(metric)) and all(map(is_number, rest))
+
+
+def _is_dict(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_dict_or_none(value: object) -> bool:
+    return value is None or isinstance(value, dict)
+
+
+def _are_tensors(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(t, Tensor) for t in value.values())
+
+
+def _are_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(map(is_number, value))
+
+
+_FIELDS: Mapping[str, _Field] = {
+    "optimizer": _is_dict,
+    "scaler": _is_dict_or_none,
+    "hooks": _is_dict_or_none,
+    "step": is_count,
+    "tensors": _are_tensors,
+    "random": lambda value: isinstance(value, list) and all(map(_is_dict, value)),
+    "epoch": is_count,
+    "drawn": is_count,
+    "samples": is_count,
+    "pending": _are_numbers,
+    "score": lambda value: value is None or is_score(value),
+    "records": is_curve,
+    "seconds": is_number,
+}
