@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import Argument, map_aggregate
 
 from fxsurgery.errors import VerifyError
-from fxsurgery.inputs import Inputs, tensors_in
+from fxsurgery.inputs import BatchDims, Inputs, tensors_in
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -37,6 +37,8 @@ class Program:
     """What a user should know of the capture: modules kept whole and why, checks that could not be made."""
     name: str = "Model"
     """The class of the user's model."""
+    batch_dims: BatchDims | None = None
+    """Which dim of each tensor among the example inputs is the batch, as `Inputs.batch_dims`."""
 
     def __post_init__(self) -> None:
         self.verify()
@@ -48,7 +50,7 @@ class Program:
     @property
     def examples(self) -> Inputs:
         """The example inputs, positional and named, as one."""
-        return Inputs(self.example_inputs, self.example_kwargs)
+        return Inputs(self.example_inputs, self.example_kwargs, self.batch_dims)
 
     def outputs(self, inputs: Inputs) -> list[Tensor]:
         """The output tensors on `inputs`, which are left alone, in eval mode and without gradients."""

@@ -108,7 +108,7 @@ def _attempt(search: _Search, inputs: Inputs, own: set[str], reached: tuple[str,
     model.train().eval()
     first, batch = _first(search, inputs)
     sized = inputs.resized(batch) if batch else inputs
-    larger = _tried(search, sized.grown()) if batch else None
+    larger = _tried(search, sized.grown()) if batch and sized.is_resizable else None
     if larger is None:
         notes.append("captured for this number of inputs only: the model takes no other batch size")
     trained, other = _tried(search, sized, training=True), _tried(search, redrawn(sized))
@@ -116,8 +116,7 @@ def _attempt(search: _Search, inputs: Inputs, own: set[str], reached: tuple[str,
     for recording in (larger, trained, other):
         if recording is not None:
             lift(recording.graph, model)
-    batched = next((i for i, x in enumerate(inputs.leaves) if isinstance(x, Tensor) and inputs.is_batched(x)), 0)
-    Alignment(first, larger or first, trained or first, other or first, batch or 1, batched).align()
+    Alignment(first, larger or first, trained or first, other or first, batch or 1, _batched(inputs)).align()
     _follow_device(first, inputs)
     graph, codegen = _finished(model, first, inputs)
     make_plain(graph, model, lifted)
@@ -131,6 +130,12 @@ def _attempt(search: _Search, inputs: Inputs, own: set[str], reached: tuple[str,
     reached = (*reached, *(str(n.target) for n in seen if n.op in {"call_module", "get_attr"}))
     notes += [*search.notes(first.graph), *first.notes, *left_over(graph_module, model, reached)]
     return Recorded(graph_module, first.entered, tuple(notes))
+
+
+def _batched(inputs: Inputs) -> tuple[int, int]:
+    """The place of the first input with a batch dim among the leaves, and that dim."""
+    dims = ((i, inputs.batch_dim(x)) for i, x in enumerate(inputs.leaves) if isinstance(x, Tensor))
+    return next(((i, dim) for i, dim in dims if dim is not None), (0, 0))
 
 
 def _first(search: _Search, inputs: Inputs) -> tuple[Recording, int | None]:

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from fxsurgery.errors import RunError, SavingError
 from fxsurgery.files import settle, write_whole, writing
-from fxsurgery.inputs import Inputs
+from fxsurgery.inputs import BatchDims, Inputs
 from fxsurgery.program import Program
 from fxsurgery.saving.functions import Function
 from fxsurgery.saving.graphs import functions_of, graph_as_json, graph_from_json, path_checked
@@ -70,6 +70,7 @@ def write_program(program: Program, folder: Path) -> None:
         "name": program.name,
         "log": list(program.log),
         "notes": list(program.notes),
+        "batch_dims": None if program.batch_dims is None else list(program.batch_dims),
         "examples": encoded((program.example_inputs, dict(program.example_kwargs)), tensors_as(examples)),
         **graph_as_json(graph_module.graph),
         "modules": specs(graph_module),
@@ -129,7 +130,7 @@ def read_program(
     with damage(folder):
         _ask_for_original(plain, original)
         args, kwargs = decoded(plain["examples"], {"tensor": kept.__getitem__})
-        inputs = Inputs(args, kwargs)
+        inputs = Inputs(args, kwargs, _batch_dims(plain, args, kwargs))
         graph = graph_from_json(plain, inputs, functions_of(original) if functions is None else functions)
         graph_module = fx.GraphModule(nn.Module(), fx.Graph())
         _add_modules(graph_module, plain["modules"], original)
@@ -139,7 +140,19 @@ def read_program(
         graph_module.recompile()
         log = tuple(map(str, plain["log"]))
         notes = tuple(dict.fromkeys((*map(str, plain["notes"]), *_unknown_outputs(plain))))
-        return Program(graph_module.eval(), inputs.args, log, inputs.kwargs, notes, str(plain["name"]))
+        return Program(graph_module.eval(), inputs.args, log, inputs.kwargs, notes, str(plain["name"]), inputs.batch_dims)
+
+
+def _batch_dims(plain: Plain, args: Any, kwargs: Any) -> BatchDims | None:  # noqa: ANN401
+    """As it was written; `None` where it was written before there were any."""
+    dims = plain.get("batch_dims")
+    if dims is None:
+        return None
+    found = tuple(None if dim is None else int(dim) for dim in dims)
+    tensors = Inputs(args, kwargs).tensors
+    if len(found) != len(tensors) or any(d is not None and not 0 <= d < x.dim() for x, d in zip(tensors, found)):
+        raise RunError(f"batch_dims {dims} do not fit the {len(tensors)} example inputs")
+    return found
 
 
 def _unknown_outputs(plain: Plain) -> Iterator[str]:

@@ -1,0 +1,287 @@
+"""Which dim of each input is the batch: as the user states it, as the target tells, or as the model's outputs tell.
+
+A dim of size n is the batch where the outputs *follow* it, a dim of theirs growing from k n to k (n + 1) as it grows by
+one, and where samples are *apart*: a change of the first one changes no more than the k places of its own. So flat ids
+with offsets have their batch in the offsets, and a recurrent net that runs over dim 0 has it in dim 1.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxsurgery.errors import DataError
+from fxsurgery.inputs import BatchDims, Inputs, dims_of_size, tensors_in
+
+Statement: TypeAlias = int | None | Sequence[Any] | Mapping[Any, Any]
+"""What a user says of the batch: the dim of all inputs; or, for each, its dim or `None`, by position or by name."""
+Run: TypeAlias = Callable[[Inputs], Sequence[Tensor]]
+"""The output tensors on some inputs; it raises where the model does not take them."""
+
+_SEED = 20_012
+_MOST_DIMS = 3
+"""Of an input whose dim 1 is taken for the batch because the target is as long: more are an image's."""
+
+
+def stated(inputs: Inputs, statement: Statement) -> Inputs:
+    """The inputs with the batch where `statement` says.
+
+    Args:
+        inputs: what the model is called with.
+        statement: an int for all inputs; a sequence with one entry for each positional input; or a mapping from the
+            names of inputs, or their positions, to entries. An entry is the dim, `None` where an input has no batch
+            dim, or a sequence or mapping of entries for an input of that structure. Of inputs that a mapping leaves
+            out, and of those that are too short for an int, the dim is the one of that size.
+
+    Raises:
+        DataError: there is no such input or dim, or the sizes differ.
+    """
+    if isinstance(statement, int) and not isinstance(statement, bool):
+        return _checked(inputs, _from_one(inputs, statement), statement)
+    said = list[Any]()
+    for value, entry in _entries(inputs, statement):
+        said += _spread(value, entry, statement)
+    tensors = inputs.tensors
+    size = next((x.size(d) for x, d in zip(tensors, said, strict=True) if isinstance(d, int)), None)
+    others = dims_of_size(tensors, size)
+    dims = tuple(o if d is ... else d for d, o in zip(said, others, strict=True))
+    return _checked(inputs, dims, statement)
+
+
+def statement_of(inputs: Inputs) -> dict[int | str, Any]:
+    """The mapping that states the batch of `inputs` as it is."""
+    dims = iter(inputs.dims)
+    args, kwargs = pytree.tree_map(
+        lambda leaf: next(dims) if isinstance(leaf, Tensor) else None, (inputs.args, dict(inputs.kwargs))
+    )
+    return dict(enumerate(args)) | kwargs
+
+
+def _from_one(inputs: Inputs, dim: int) -> BatchDims:
+    size = next((x.size(dim) for x in inputs.tensors if -x.dim() <= dim < x.dim()), None)
+    if size is None:
+        raise DataError(f"batch_dims={dim}: no input has a dim {dim}")
+    firsts = (dims_of_size([x], size, dim % x.dim() if x.dim() else 0)[0] for x in inputs.tensors)
+    return tuple(firsts)
+
+
+def _entries(inputs: Inputs, statement: Any) -> Iterator[tuple[Any, Any]]:  # noqa: ANN401
+    """Each input with what is said of it; `...` where nothing is."""
+    if isinstance(statement, Mapping):
+        if not inputs.kwargs and len(inputs.args) == 1 and isinstance(inputs.args[0], Mapping) and 0 not in statement:
+            named: dict[Any, Any] = dict(inputs.args[0])
+        else:
+            named = dict(enumerate(inputs.args)) | dict(inputs.kwargs)
+        if unknown := [key for key in statement if key not in named]:
+            raise DataError(
+                f"batch_dims={statement!r}: there is no input {unknown[0]!r}; there are: {', '.join(map(repr, named))}"
+            )
+        yield from ((value, statement.get(key, ...)) for key, value in named.items())
+        return
+    values = [*inputs.args, *inputs.kwargs.values()]
+    if not isinstance(statement, list | tuple) or len(statement) != len(values):
+        raise DataError(
+            f"batch_dims={statement!r}: give an int for all inputs, one entry for each of the {len(values)} inputs, or "
+            "a dict by name, such as {'text': None, 'offsets': 0}"
+        )
+    yield from zip(values, statement, strict=True)
+
+
+def _spread(value: Any, entry: Any, statement: Any) -> list[Any]:  # noqa: ANN401
+    """The entry for each tensor in a value."""
+    if entry is None or entry is ... or (isinstance(entry, int) and not isinstance(entry, bool)):
+        return [entry for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    if isinstance(value, Mapping) and isinstance(entry, Mapping) and not entry.keys() - value.keys():
+        return [d for key, part in value.items() for d in _spread(part, entry.get(key, ...), statement)]
+    if isinstance(value, list | tuple) and isinstance(entry, list | tuple) and len(value) == len(entry):
+        return [d for part, e in zip(value, entry, strict=True) for d in _spread(part, e, statement)]
+    raise DataError(f"batch_dims={statement!r}: {entry!r} does not fit the structure of its input")
+
+
+def _checked(inputs: Inputs, dims: Sequence[int | None], statement: Any) -> Inputs:  # noqa: ANN401
+    found = list[int | None]()
+    for x, dim in zip(inputs.tensors, dims, strict=True):
+        if dim is not None and not -x.dim() <= dim < x.dim():
+            raise DataError(f"batch_dims={statement!r}: an input of shape {tuple(x.shape)} has no dim {dim}")
+        found.append(None if dim is None else dim % x.dim())
+    sizes = [x.size(d) for x, d in zip(inputs.tensors, found, strict=True) if d is not None]
+    if len(set(sizes)) > 1:
+        raise DataError(f"batch_dims={statement!r}: the inputs differ in their numbers of samples: {sizes}")
+    return replace(inputs, batch_dims=tuple(found))
+
+
+def by_target(inputs: Inputs, target: object) -> Inputs:
+    """The inputs with the batch where they are as long as the target is.
+
+    Dim 0 of the first tensor where a part of the target is as long; else dim 0 of another tensor; else dim 1 of the
+    first. Where nothing is as long as the target, which may hold any number of things, the batch stays where it was.
+    """
+    wanted, tensors = target_sizes(target), inputs.tensors
+    if inputs.batch_dims is not None or not wanted or inputs.batch in wanted:
+        return inputs
+    for size in wanted:
+        if size and any(x.dim() and len(x) == size for x in tensors):
+            return replace(inputs, batch_dims=dims_of_size(tensors, size))
+    first = next((x for x in tensors if x.dim()), None)
+    if first is not None and 2 <= first.dim() <= _MOST_DIMS and first.size(1) == wanted[0] > 0:
+        return replace(inputs, batch_dims=dims_of_size(tensors, wanted[0], 1))
+    return inputs
+
+
+def sample_count(inputs: Inputs, target: object, output: object = None) -> int:
+    """Number of samples in a batch: of the inputs, or of a target that only the output is as long as.
+
+    Args:
+        inputs: of one batch, with the batch dims as they are known.
+        target: of any structure.
+        output: what the model gives; nothing where it has not run.
+    """
+    wanted, size = target_sizes(target), inputs.batch
+    if size is not None and (not wanted or size in wanted):
+        return size
+    made = next((len(x) for _, x in tensors_in(output) if x.dim()), None)
+    if made is not None and made in wanted:
+        return made
+    return 1 if size is None else size
+
+
+def target_sizes(target: object) -> list[int]:
+    """How long the parts of a target are along dim 0, in order; a list of dicts has one for each sample."""
+    if isinstance(target, list | tuple) and target and all(isinstance(part, Mapping) for part in target):
+        return [len(target)]
+    return [len(x) for _, x in tensors_in(target) if x.dim()]
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """What a run says of a choice of dims; `None` where it says nothing."""
+
+    follows: bool | None
+    """The outputs grow with the batch; nothing is said where the model refuses to."""
+    apart: bool | None
+    """A change of one sample stays within its part of the outputs."""
+
+    @property
+    def is_batch(self) -> bool:
+        return bool(self.follows) and self.apart is not False
+
+
+def by_running(
+    inputs: Inputs, run: Run, outputs: Sequence[Tensor], names: Sequence[str]
+) -> tuple[Inputs, str | None]:
+    """The inputs with the batch where the model's outputs follow it, and a note where that is not dim 0 of the first.
+
+    Args:
+        inputs: example inputs; where they have batch dims these stay.
+        run: runs the model, alike each time.
+        outputs: what it gave on `inputs`.
+        names: what the note calls each positional input, and each by name.
+    """
+    if inputs.batch_dims is not None or not inputs.batch or not any(x.dim() for x in outputs):
+        return inputs, None
+    usual = replace(inputs, batch_dims=inputs.dims)
+    verdict = _judged(usual, run, outputs)
+    if verdict.is_batch or (verdict.follows is None and verdict.apart is not False):
+        return usual, None
+    others = [other for other in _others(usual) if _judged(other, run, outputs).is_batch]
+    if others:
+        also = f", and {_described(others[1], names)} would do too" if len(others) > 1 else ""
+        return others[0], (
+            f"the batch is taken to be {_described(others[0], names)}, which the outputs follow{also}; "
+            "batch_dims= says otherwise"
+        )
+    if verdict.follows is False and not verdict.apart:
+        return replace(inputs, batch_dims=(None,) * len(usual.tensors)), (
+            "no dim of the inputs is taken to be the batch, since no output follows one: costs are for all of the "
+            "example inputs together; batch_dims= says otherwise"
+        )
+    return usual, None
+
+
+def _others(usual: Inputs) -> list[Inputs]:
+    """Other places of the batch: dim 0 of a later tensor, and dim 1 of the first."""
+    tensors = usual.tensors
+    found = dict.fromkeys(dims_of_size(tensors, len(x)) for x in tensors if x.dim())
+    first = next(x for x in tensors if x.dim())
+    if first.dim() > 1:
+        found[dims_of_size(tensors, first.size(1), 1)] = None
+    found.pop(usual.dims, None)
+    return [replace(usual, batch_dims=dims) for dims in found]
+
+
+def _judged(inputs: Inputs, run: Run, outputs: Sequence[Tensor]) -> _Verdict:
+    if not inputs.is_resizable:
+        return _Verdict(None, None)
+    size = inputs.batch or 0
+    grown = _tried(run, inputs.grown())
+    follows = None if grown is None else any(_grows(a, b, size) for a, b in zip(outputs, grown, strict=False))
+    if size < 2:
+        return _Verdict(follows, None)
+    moved = _tried(run, _first_changed(inputs))
+    if moved is None or len(moved) != len(outputs):
+        return _Verdict(follows, None)
+    pairs = [(a, b) for a, b in zip(outputs, moved, strict=True) if a.dim() and not _same(a, b)]
+    return _Verdict(follows, all(_is_apart(a, b, size) for a, b in pairs) if pairs else None)
+
+
+def _tried(run: Run, inputs: Inputs) -> Sequence[Tensor] | None:
+    try:
+        return run(inputs)
+    except Exception:  # noqa: BLE001 -- a model refuses inputs in any way it likes, and that is the finding
+        return None
+
+
+def _grows(before: Tensor, after: Tensor, size: int) -> bool:
+    """Whether a dim goes from k n to k (n + 1)."""
+    if before.dim() != after.dim():
+        return size == 1  # squeezed away
+    return any(a and a % size == 0 and b == a // size * (size + 1) for a, b in zip(before.shape, after.shape, strict=True))
+
+
+def _first_changed(inputs: Inputs) -> Inputs:
+    """Another first sample: noise on floats, the last sample's other values; offsets stay."""
+    generator = torch.Generator().manual_seed(_SEED)
+    offsets = iter([found for found, d in zip(inputs.offsets, inputs.dims, strict=True) if d is not None])
+
+    def changed(x: Tensor, dim: int) -> Tensor:
+        if next(offsets):
+            return x
+        first, last = x.select(dim, 0), x.select(dim, x.size(dim) - 1)
+        if x.is_floating_point():
+            spread = float(x.double().std(correction=0))
+            last = first + torch.randn(first.shape, generator=generator).to(x) * (0.3 * spread or 1.0)
+        new = x.clone()
+        new.select(dim, 0).copy_(last)
+        return new
+
+    return inputs.map_batched(changed)
+
+
+def _is_apart(before: Tensor, after: Tensor, size: int) -> bool:
+    """Whether no more than one sample's places along a dim have changed."""
+    if before.shape != after.shape:
+        return False
+    different = ~((before == after) | ((before != before) & (after != after)))
+    for dim, length in enumerate(before.shape):
+        if length and length % size == 0:
+            along = different.movedim(dim, 0).reshape(length, -1).any(1)
+            if int(along.sum()) <= length // size:
+                return True
+    return False
+
+
+def _same(before: Tensor, after: Tensor) -> bool:
+    return before.shape == after.shape and bool(((before == after) | ((before != before) & (after != after))).all())
+
+
+def _described(inputs: Inputs, names: Sequence[str]) -> str:
+    """The first dim that is the batch, in words."""
+    dims = iter(inputs.dims)
+    for name, value in zip(names, [*inputs.args, *inputs.kwargs.values()], strict=True):
+        for leaf in pytree.tree_leaves(value):
+            if isinstance(leaf, Tensor) and (dim := next(dims)) is not None:
+                return f"dim {dim} of `{name}`"
+    return "no dim"
