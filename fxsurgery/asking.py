@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxsurgery.batch_layout import Statement, statement_of
 from fxsurgery.budget import Budget, Spend
 from fxsurgery.capture import capture, guess_inputs
 from fxsurgery.deploy import export_onnx, resolve_target
@@ -27,6 +28,7 @@ from fxsurgery.searchers.widths import Measure
 from fxsurgery.training import MixedPrecision, Progress, Task, resolve
 from fxsurgery.training.calls import addressed
 from fxsurgery.training.device import join, processes
+from fxsurgery.training.evaluate import require_ends
 
 _DATA_LINE = "fxsurgery.optimize(model, {}train_data=(images, labels), val_data=(images, labels))"
 
@@ -51,6 +53,7 @@ class Ask:
     workers: int | None = None
     example_inputs: Sequence[Any] | Tensor | None = None
     example_kwargs: Mapping[str, Any] | None = None
+    batch_dims: Statement = None
     leaf_modules: tuple[type[nn.Module], ...] = ()
     batch_size: int = 64
     seed: int = 0
@@ -109,11 +112,15 @@ def prepare(ask: Ask) -> Ready:
     timed = getattr(settings, "front", None) == "latency_ms" or (budget is not None and budget.latency_ms is not None)
     raw = latency_on(ask.target, ask.seed) if timed else None
     task = _task(ask, method, settings)
+    if task is not None:
+        require_ends(task)
     examples, notes = _examples(ask, task)
     progress = Progress(verbose=ask.verbose)
     for note in notes:
         progress.note(f"note: {note}")
-    program = _captured(ask.model, examples, ask.leaf_modules, guessed=notes)
+    said = ask.batch_dims if task is None else task.batch_dims
+    program = _captured(ask.model, examples, ask.leaf_modules, said, guessed=notes)
+    task = _located(ask, task, program)
     _require_trainable(program, settings, trained=ask.trained)
     asked = _asked(ask, method, settings, budget, program, task, timed=timed)
     run = RunDir() if ask.run_dir is None else RunDir.open(ask.run_dir, asked, resume=ask.resume)
@@ -164,14 +171,14 @@ def _recalled(measure: Measure, run: RunDir) -> Measure:
 
 def _task(ask: Ask, method: Method, settings: Settings) -> Task | None:
     if isinstance(ask.train_data, Task):
-        if given := [n for n in ("val_data", "test_data", "loss", "metric") if getattr(ask, n) is not None]:
+        if given := [n for n in ("val_data", "test_data", "loss", "metric", "batch_dims") if getattr(ask, n) is not None]:
             raise DataError(f"train_data is a Task, which has it all: leave {', '.join(given)} out")
         return ask.train_data
     if not ask.data_free:
         _require_data(ask)
         return Task.of(
             ask.train_data, ask.val_data, test_data=ask.test_data, loss=ask.loss, metric=ask.metric,
-            batch_size=ask.batch_size, seed=ask.seed,
+            batch_size=ask.batch_size, seed=ask.seed, batch_dims=ask.batch_dims,
         )  # fmt: skip
     named = "" if ask.method is None else f'method="{method.name}", '
     line = _DATA_LINE.format(named if ask.config is None else f"config={type(settings).__name__}(...), ")
@@ -199,9 +206,18 @@ def _examples(ask: Ask, task: Task | None) -> tuple[Inputs, tuple[str, ...]]:
         given = (ask.example_inputs,) if isinstance(ask.example_inputs, Tensor) else tuple(ask.example_inputs or ())
         return Inputs(given, ask.example_kwargs or {}), ()
     if task is not None:
-        return addressed(ask.model, task.examples()), ()
+        return addressed(ask.model, task.capture_examples()), ()
     guessed, how = guess_inputs(ask.model)
     return guessed, (how,)
+
+
+def _located(ask: Ask, task: Task | None, program: Program) -> Task | None:
+    """The task with the batch where the captured model has it, of the same inputs; as stated where it is."""
+    if task is None or task.batch_dims is not None or ask.example_inputs is not None or ask.example_kwargs is not None:
+        return task
+    if program.batch_dims is None or program.batch_dims == replace(program.examples, batch_dims=None).dims:
+        return task
+    return replace(task, batch_dims=statement_of(replace(task.capture_examples(), batch_dims=program.batch_dims)))
 
 
 def _require_trainable(program: Program, settings: Settings, *, trained: bool) -> None:
@@ -219,14 +235,19 @@ def _require_trainable(program: Program, settings: Settings, *, trained: bool) -
 
 
 def _captured(
-    model: nn.Module, examples: Inputs, leaf_modules: tuple[type[nn.Module], ...], *, guessed: tuple[str, ...]
+    model: nn.Module,
+    examples: Inputs,
+    leaf_modules: tuple[type[nn.Module], ...],
+    batch_dims: Statement,
+    *,
+    guessed: tuple[str, ...],
 ) -> Program:
     tensor = next((t for t in (*model.parameters(), *model.buffers())), None)
     if tensor is not None:
         examples = examples.map(lambda x: x.to(tensor.device))
     named = {"example_kwargs": examples.kwargs} if examples.kwargs else {}
     try:
-        return capture(model, *examples.args, leaf_modules=leaf_modules, **named)
+        return capture(model, *examples.args, leaf_modules=leaf_modules, batch_dims=batch_dims, **named)
     except CaptureError as error:
         if not guessed:
             raise
@@ -248,6 +269,7 @@ def latency_on(target: str, seed: int, *, rounds: int = 100, seconds: float = 3.
                 program.example_inputs,
                 Path(folder) / "candidate.onnx",
                 example_kwargs=program.example_kwargs,
+                batch_dims=statement_of(program.examples),
                 exporter="legacy",
                 check=False,
             )
@@ -299,6 +321,7 @@ def _told_task(task: Task) -> dict[str, Any]:
     return {
         **{name: told(getattr(task, name)) for name in ("loss", "metric", "metric_name", "higher_is_better", "select")},
         "split": told(task.split),
+        **{name: told(value) for name in ("batch_dims", "val_batches") if (value := getattr(task, name)) is not None},
         "batches": _batches(task),
         "tested": task.test_data is not None,
     }

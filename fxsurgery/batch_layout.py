@@ -131,6 +131,17 @@ def by_target(inputs: Inputs, target: object) -> Inputs:
     return inputs
 
 
+def is_ambiguous(inputs: Inputs, target: object) -> bool:
+    """Whether the sizes leave open which dim is the batch: two dims of the first input, or none, fit the target.
+
+    Images and the like have theirs in dim 0.
+    """
+    first, wanted = next((x for x in inputs.tensors if x.dim()), None), target_sizes(target)
+    if first is None or not wanted or first.dim() > _MOST_DIMS:
+        return False
+    return inputs.batch not in wanted or (first.dim() > 1 and first.size(0) == first.size(1) == inputs.batch)
+
+
 def sample_count(inputs: Inputs, target: object, output: object = None) -> int:
     """Number of samples in a batch: of the inputs, or of a target that only the output is as long as.
 

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from fxsurgery import report
 from fxsurgery.analysis.cost import cost
+from fxsurgery.batch_layout import statement_of
 from fxsurgery.budget import Cost
 from fxsurgery.capture import capture
 from fxsurgery.capture.attention import is_plain
@@ -175,8 +176,9 @@ class Result:
         if tensor is not None:
             examples = examples.map(lambda x: x.to(tensor.device))
         taken = capture(
-            original, *examples.args, leaf_modules=_kept_whole(self.original), example_kwargs=dict(examples.kwargs)
-        )
+            original, *examples.args, leaf_modules=_kept_whole(self.original), example_kwargs=dict(examples.kwargs),
+            batch_dims=statement_of(examples),
+        )  # fmt: skip
         _require_same(taken, self.original, "the model given is another architecture")
         again = replay(self.log, taken)
         _require_same(again, self.program, "the surgery depends on the weights, and comes out otherwise on these")
@@ -204,7 +206,8 @@ class Result:
         Raises:
             ExportError: the export fails, or ONNX Runtime disagrees with PyTorch.
         """
-        return export_onnx(self.model, self.example_inputs, path, example_kwargs=self.example_kwargs, **options)
+        asked = {"batch_dims": statement_of(self.program.examples), **options}
+        return export_onnx(self.model, self.example_inputs, path, example_kwargs=self.example_kwargs, **asked)
 
     def benchmark(self, device: str = "local", **options: Any) -> LatencyReport:  # noqa: ANN401
         """Measure original and result side by side on one sample, interleaved in one process, through ONNX Runtime.
@@ -225,6 +228,7 @@ class Result:
                     program.example_inputs,
                     Path(folder) / f"{name}.onnx",
                     example_kwargs=program.example_kwargs,
+                    batch_dims=statement_of(program.examples),
                 )
                 for name, program in (("original", self.original), ("result", self.program))
             }
