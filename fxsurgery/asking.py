@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxsurgery.batch_layout import Statement, statement_of
+from fxsurgery.batch_layout import Statement, by_position, statement_of
 from fxsurgery.budget import Budget, Spend
 from fxsurgery.capture import capture, guess_inputs
 from fxsurgery.deploy import export_onnx, resolve_target
@@ -176,10 +176,11 @@ def _task(ask: Ask, method: Method, settings: Settings) -> Task | None:
         return ask.train_data
     if not ask.data_free:
         _require_data(ask)
-        return Task.of(
+        task = Task.of(
             ask.train_data, ask.val_data, test_data=ask.test_data, loss=ask.loss, metric=ask.metric,
-            batch_size=ask.batch_size, seed=ask.seed, batch_dims=ask.batch_dims,
+            batch_size=ask.batch_size, seed=ask.seed,
         )  # fmt: skip
+        return task if ask.batch_dims is None else _stated(ask, task)
     named = "" if ask.method is None else f'method="{method.name}", '
     line = _DATA_LINE.format(named if ask.config is None else f"config={type(settings).__name__}(...), ")
     if reason := method.needs_data(settings):
@@ -190,6 +191,13 @@ def _task(ask: Ask, method: Method, settings: Settings) -> Task | None:
     if given:
         raise DataError(f"{', '.join(given)} without train_data and val_data: {line}")
     return None
+
+
+def _stated(ask: Ask, task: Task) -> Task:
+    """The task with the batch where the user states it, by the names of the model's parameters too."""
+    inputs, _ = task.take_apart(task.first_batch())
+    names = inputs.names(ask.model.forward)[: len(inputs.args)]
+    return replace(task, batch_dims=by_position(ask.batch_dims, names))
 
 
 def _require_data(ask: Ask) -> None:
@@ -270,6 +278,7 @@ def latency_on(target: str, seed: int, *, rounds: int = 100, seconds: float = 3.
                 Path(folder) / "candidate.onnx",
                 example_kwargs=program.example_kwargs,
                 batch_dims=statement_of(program.examples),
+                dynamic_batch=program.examples.is_resizable,
                 exporter="legacy",
                 check=False,
             )

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxsurgery.errors import DataError
-from fxsurgery.inputs import BatchDims, Inputs, dims_of_size, tensors_in
+from fxsurgery.inputs import BatchDims, Inputs, dims_of_size, is_integer_vector, is_rising_from_zero, tensors_in
 
 Statement: TypeAlias = int | None | Sequence[Any] | Mapping[Any, Any]
 """What a user says of the batch: the dim of all inputs; or, for each, its dim or `None`, by position or by name."""
@@ -26,7 +26,7 @@ _MOST_DIMS = 3
 """Of an input whose dim 1 is taken for the batch because the target is as long: more are an image's."""
 
 
-def stated(inputs: Inputs, statement: Statement) -> Inputs:
+def as_stated(inputs: Inputs, statement: Statement, names: Sequence[str] = ()) -> Inputs:
     """The inputs with the batch where `statement` says.
 
     Args:
@@ -35,6 +35,7 @@ def stated(inputs: Inputs, statement: Statement) -> Inputs:
             names of inputs, or their positions, to entries. An entry is the dim, `None` where an input has no batch
             dim, or a sequence or mapping of entries for an input of that structure. Of inputs that a mapping leaves
             out, and of those that are too short for an int, the dim is the one of that size.
+        names: what `forward` calls the positional inputs; a mapping may use these, too.
 
     Raises:
         DataError: there is no such input or dim, or the sizes differ.
@@ -42,13 +43,12 @@ def stated(inputs: Inputs, statement: Statement) -> Inputs:
     if isinstance(statement, int) and not isinstance(statement, bool):
         return _checked(inputs, _from_one(inputs, statement), statement)
     said = list[Any]()
-    for value, entry in _entries(inputs, statement):
+    for value, entry in _entries(inputs, statement, names):
         said += _spread(value, entry, statement)
-    tensors = inputs.tensors
-    size = next((x.size(d) for x, d in zip(tensors, said, strict=True) if isinstance(d, int)), None)
-    others = dims_of_size(tensors, size)
-    dims = tuple(o if d is ... else d for d, o in zip(said, others, strict=True))
-    return _checked(inputs, dims, statement)
+    known = _checked(inputs, [None if d is ... else d for d in said], statement)
+    others = dims_of_size(inputs.tensors, known.batch)
+    pairs = zip(said, known.dims, others, strict=True)
+    return replace(known, batch_dims=tuple(other if d is ... else dim for d, dim, other in pairs))
 
 
 def statement_of(inputs: Inputs) -> dict[int | str, Any]:
@@ -68,18 +68,26 @@ def _from_one(inputs: Inputs, dim: int) -> BatchDims:
     return tuple(firsts)
 
 
-def _entries(inputs: Inputs, statement: Any) -> Iterator[tuple[Any, Any]]:  # noqa: ANN401
+def by_position(statement: Statement, names: Sequence[str]) -> Statement:
+    """A mapping with positions in place of the names of positional inputs; any other statement as it is."""
+    if not isinstance(statement, Mapping):
+        return statement
+    return {names.index(key) if key in names else key: entry for key, entry in statement.items()}
+
+
+def _entries(inputs: Inputs, statement: Any, names: Sequence[str]) -> Iterator[tuple[Any, Any]]:  # noqa: ANN401
     """Each input with what is said of it; `...` where nothing is."""
     if isinstance(statement, Mapping):
-        if not inputs.kwargs and len(inputs.args) == 1 and isinstance(inputs.args[0], Mapping) and 0 not in statement:
-            named: dict[Any, Any] = dict(inputs.args[0])
-        else:
-            named = dict(enumerate(inputs.args)) | dict(inputs.kwargs)
-        if unknown := [key for key in statement if key not in named]:
+        said: Any = by_position(statement, names[: len(inputs.args)])
+        named = dict[Any, Any](enumerate(inputs.args)) | dict(inputs.kwargs)
+        if not inputs.kwargs and len(inputs.args) == 1 and isinstance(inputs.args[0], Mapping) and 0 not in said:
+            named = dict(inputs.args[0])
+        if unknown := [key for key in said if key not in named]:
+            known = [names[key] if isinstance(key, int) and key < len(names) else key for key in named]
             raise DataError(
-                f"batch_dims={statement!r}: there is no input {unknown[0]!r}; there are: {', '.join(map(repr, named))}"
+                f"batch_dims={statement!r}: there is no input {unknown[0]!r}; there are: {', '.join(map(repr, known))}"
             )
-        yield from ((value, statement.get(key, ...)) for key, value in named.items())
+        yield from ((value, said.get(key, ...)) for key, value in named.items())
         return
     values = [*inputs.args, *inputs.kwargs.values()]
     if not isinstance(statement, list | tuple) or len(statement) != len(values):
@@ -204,12 +212,34 @@ def by_running(
             f"the batch is taken to be {_described(others[0], names)}, which the outputs follow{also}; "
             "batch_dims= says otherwise"
         )
-    if verdict.follows is False and not verdict.apart:
-        return replace(inputs, batch_dims=(None,) * len(usual.tensors)), (
-            "no dim of the inputs is taken to be the batch, since no output follows one: costs are for all of the "
-            "example inputs together; batch_dims= says otherwise"
-        )
-    return usual, None
+    samples = _counted_out(inputs, outputs)
+    if verdict.apart or (verdict.follows is not False and samples is None):
+        return usual, None
+    costs = "all of the example inputs together" if samples is None else f"one of the {samples} samples that they share out"
+    return replace(inputs, batch_dims=(None,) * len(usual.tensors), samples=samples), (
+        f"no dim of the inputs is taken to be the batch, since no output follows one: costs are for {costs}; "
+        "batch_dims= says otherwise"
+    )
+
+
+def _counted_out(inputs: Inputs, outputs: Sequence[Tensor]) -> int | None:
+    """Number of samples that the inputs share the rows of a tensor out among, where an output is as long.
+
+    By n + 1 bounds from 0 to the number of rows; by the sample of each row, from 0 to n - 1; or by n lengths.
+    """
+    made, lengths = {len(x) for x in outputs if x.dim()}, {len(x) for x in inputs.tensors if x.dim() > 1}
+    for x in inputs.tensors:
+        others = lengths | {len(y) for y in inputs.tensors if y.dim() and y is not x}
+        if (found := _samples_by(x, others)) is not None and found in made:
+            return found
+    return None
+
+
+def _samples_by(x: Tensor, lengths: set[int]) -> int | None:
+    if is_rising_from_zero(x):
+        last = int(x[-1])
+        return len(x) - 1 if last in lengths else last + 1 if len(x) in lengths else None
+    return len(x) if is_integer_vector(x) and int(x.sum()) in lengths else None
 
 
 def _others(usual: Inputs) -> list[Inputs]:

@@ -27,6 +27,8 @@ class Inputs:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     batch_dims: BatchDims | None = None
     """Which dim of each of `tensors` is the batch; inferred from their sizes alone where it is not given."""
+    samples: int | None = None
+    """Number of samples where no dim of a tensor is as long."""
 
     @property
     def leaves(self) -> list[Any]:
@@ -48,8 +50,8 @@ class Inputs:
 
     @property
     def batch(self) -> int | None:
-        """The batch size; `None` where no tensor has a batch dim."""
-        return next((x.size(d) for x, d in zip(self.tensors, self.dims, strict=True) if d is not None), None)
+        """The batch size; `None` where no tensor has a batch dim and nothing else tells it."""
+        return next((x.size(d) for x, d in zip(self.tensors, self.dims, strict=True) if d is not None), self.samples)
 
     def batch_dim(self, tensor: Tensor) -> int | None:
         """Which dim of one of the tensors is the batch; `None` where none is."""
@@ -76,14 +78,15 @@ class Inputs:
         for x, dim in zip(self.tensors, self.dims, strict=True):
             if dim is None and x.dim():
                 flat.add(len(x))
-            elif flat and _is_integer_vector(x) and int(x.sum()) in flat:
+            elif flat and is_integer_vector(x) and int(x.sum()) in flat:
                 return True
         return False
 
     @property
     def is_resizable(self) -> bool:
         """Whether there is a batch dim, and no tensor without one whose rows are counted out among the samples."""
-        return bool(self.batch) and not self._has_lengths
+        has_rows = bool(self.batch) and any(dim is not None for dim in self.dims)
+        return has_rows and not self._has_lengths
 
     @property
     def is_divisible(self) -> bool:
@@ -97,7 +100,7 @@ class Inputs:
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same structure with each tensor changed, all of whose dims mean what they did."""
         args, kwargs = pytree.tree_map_only(Tensor, change, (self.args, dict(self.kwargs)))
-        return type(self)(args, kwargs, self.batch_dims)
+        return type(self)(args, kwargs, self.batch_dims, self.samples)
 
     def map_batched(self, change: Callable[[Tensor, int], Tensor]) -> Self:
         """The same structure with each tensor that has a batch dim changed, given that dim."""
@@ -115,15 +118,15 @@ class Inputs:
         Where the order of numbers matters, as of offsets or of sorted lengths, the last one over again.
         What cannot be resized stays as it is: see `is_resizable`.
         """
-        if not self.batch or not self.is_resizable:
+        if not self.is_resizable:
             return self
-        rows = torch.arange(samples)
-        rows = rows.clamp(max=self.batch - 1) if self._is_ordered() else rows % self.batch
+        rows, size = torch.arange(samples), self.batch or 1
+        rows = rows.clamp(max=size - 1) if self._is_ordered() else rows % size
         return self.map_batched(lambda x, d: _taken(x, d, rows.to(x.device)))
 
     def _is_ordered(self) -> bool:
         pairs = zip(self.tensors, self.dims, strict=True)
-        return any(d is not None and _is_integer_vector(x) and _is_monotone(x) for x, d in pairs)
+        return any(d is not None and is_integer_vector(x) and _is_monotone(x) for x, d in pairs)
 
     def grown(self) -> Self:
         """One sample more."""
@@ -180,7 +183,8 @@ def _taken(x: Tensor, dim: int, rows: Tensor) -> Tensor:
     return x[rows] if dim == 0 else x.index_select(dim, rows)
 
 
-def _is_integer_vector(x: Tensor) -> bool:
+def is_integer_vector(x: Tensor) -> bool:
+    """Whether a tensor has one dim and holds integers."""
     return x.dim() == 1 and not x.is_floating_point() and not x.is_complex() and x.dtype != torch.bool and not x.is_meta
 
 
@@ -190,11 +194,14 @@ def _is_monotone(x: Tensor) -> bool:
     return bool(steps.any()) and bool((steps >= 0).all() or (steps <= 0).all())
 
 
+def is_rising_from_zero(x: Tensor) -> bool:
+    """Whether a tensor is a vector of integers that begin at 0 and never fall."""
+    return is_integer_vector(x) and bool(len(x)) and not int(x[0]) and bool((x[1:] >= x[:-1]).all())
+
+
 def _are_offsets(x: Tensor, lengths: set[int]) -> bool:
     """Whether the values rise from 0 and stay within the length of one of the tensors that have no batch dim."""
-    if not _is_integer_vector(x) or not len(x) or int(x[0]):
-        return False
-    return bool((x[1:] >= x[:-1]).all()) and any(int(x[-1]) <= n for n in lengths)
+    return is_rising_from_zero(x) and any(int(x[-1]) <= n for n in lengths)
 
 
 def tensors_in(value: object, at: Place = ()) -> Iterator[tuple[Place, Tensor]]:

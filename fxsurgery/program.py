@@ -39,6 +39,8 @@ class Program:
     """The class of the user's model."""
     batch_dims: BatchDims | None = None
     """Which dim of each tensor among the example inputs is the batch, as `Inputs.batch_dims`."""
+    samples: int | None = None
+    """Number of samples in the example inputs where no dim of them is as long, as `Inputs.samples`."""
 
     def __post_init__(self) -> None:
         self.verify()
@@ -50,7 +52,7 @@ class Program:
     @property
     def examples(self) -> Inputs:
         """The example inputs, positional and named, as one."""
-        return Inputs(self.example_inputs, self.example_kwargs, self.batch_dims)
+        return Inputs(self.example_inputs, self.example_kwargs, self.batch_dims, self.samples)
 
     def outputs(self, inputs: Inputs) -> list[Tensor]:
         """The output tensors on `inputs`, which are left alone, in eval mode and without gradients."""

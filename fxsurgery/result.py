@@ -229,6 +229,7 @@ class Result:
                     Path(folder) / f"{name}.onnx",
                     example_kwargs=program.example_kwargs,
                     batch_dims=statement_of(program.examples),
+                    dynamic_batch=program.examples.is_resizable,
                 )
                 for name, program in (("original", self.original), ("result", self.program))
             }

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxsurgery.batch_layout import Statement, by_running, stated
+from fxsurgery.batch_layout import Statement, as_stated, by_running
 from fxsurgery.capture import trials
 from fxsurgery.capture.build import check_unshared
 from fxsurgery.capture.checks import Comparison, shapes
@@ -60,7 +60,7 @@ def capture(
     require_takeable(model)
     inputs = _ordered(model, inputs)
     if batch_dims is not None:
-        inputs = stated(inputs, batch_dims)
+        inputs = as_stated(inputs, batch_dims, inputs.names(model.forward))
     with trials.contained():
         inputs = inputs.clone()
         private = _copied(model)
@@ -71,7 +71,7 @@ def capture(
         check_unshared(found.graph_module, model)
         notes = (*where, *found.notes, *_scripted(found.graph_module))
         name = type(model).__name__
-        return Program(found.graph_module, inputs.args, (), inputs.kwargs, notes, name, inputs.batch_dims)
+        return Program(found.graph_module, inputs.args, (), inputs.kwargs, notes, name, inputs.batch_dims, inputs.samples)
 
 
 def _located(model: nn.Module, inputs: Inputs) -> tuple[Inputs, tuple[str, ...]]:

@@ -140,7 +140,7 @@ def _batched(inputs: Inputs) -> tuple[int, int]:
 
 def _first(search: _Search, inputs: Inputs) -> tuple[Recording, int | None]:
     """In eval mode, at a batch size of two or more where the model takes it; and that size."""
-    if inputs.batch == 1 and (found := _tried(search, inputs.resized(2))) is not None:
+    if inputs.batch == 1 and inputs.is_resizable and (found := _tried(search, inputs.resized(2))) is not None:
         return found, 2
     return _record(search, inputs), inputs.batch
 

@@ -71,6 +71,7 @@ def write_program(program: Program, folder: Path) -> None:
         "log": list(program.log),
         "notes": list(program.notes),
         "batch_dims": None if program.batch_dims is None else list(program.batch_dims),
+        "samples": program.samples,
         "examples": encoded((program.example_inputs, dict(program.example_kwargs)), tensors_as(examples)),
         **graph_as_json(graph_module.graph),
         "modules": specs(graph_module),
@@ -130,7 +131,7 @@ def read_program(
     with damage(folder):
         _ask_for_original(plain, original)
         args, kwargs = decoded(plain["examples"], {"tensor": kept.__getitem__})
-        inputs = Inputs(args, kwargs, _batch_dims(plain, args, kwargs))
+        inputs = Inputs(args, kwargs, *_batch(plain, args, kwargs))
         graph = graph_from_json(plain, inputs, functions_of(original) if functions is None else functions)
         graph_module = fx.GraphModule(nn.Module(), fx.Graph())
         _add_modules(graph_module, plain["modules"], original)
@@ -140,19 +141,23 @@ def read_program(
         graph_module.recompile()
         log = tuple(map(str, plain["log"]))
         notes = tuple(dict.fromkeys((*map(str, plain["notes"]), *_unknown_outputs(plain))))
-        return Program(graph_module.eval(), inputs.args, log, inputs.kwargs, notes, str(plain["name"]), inputs.batch_dims)
+        return Program(graph_module.eval(), inputs.args, log, inputs.kwargs, notes, str(plain["name"]), inputs.batch_dims, inputs.samples)
 
 
-def _batch_dims(plain: Plain, args: Any, kwargs: Any) -> BatchDims | None:  # noqa: ANN401
-    """As it was written; `None` where it was written before there were any."""
-    dims = plain.get("batch_dims")
+def _batch(plain: Plain, args: Any, kwargs: Any) -> tuple[BatchDims | None, int | None]:  # noqa: ANN401
+    """Batch dims and number of samples; `None` in files from before these were written."""
+    dims, samples = plain.get("batch_dims"), plain.get("samples")
+    if samples is not None and int(samples) < 1:
+        raise RunError(f"samples is {samples}: it must be at least 1")
     if dims is None:
-        return None
-    found = tuple(None if dim is None else int(dim) for dim in dims)
-    tensors = Inputs(args, kwargs).tensors
-    if len(found) != len(tensors) or any(d is not None and not 0 <= d < x.dim() for x, d in zip(tensors, found)):
+        return None, None
+    found, tensors = tuple(None if dim is None else int(dim) for dim in dims), Inputs(args, kwargs).tensors
+    if len(found) != len(tensors):
         raise RunError(f"batch_dims {dims} do not fit the {len(tensors)} example inputs")
-    return found
+    placed = [(x, dim) for x, dim in zip(tensors, found, strict=True) if dim is not None]
+    if any(not 0 <= dim < x.dim() for x, dim in placed) or len({x.size(dim) for x, dim in placed}) > 1:
+        raise RunError(f"batch_dims {dims} do not fit the shapes of the example inputs")
+    return found, None if samples is None else int(samples)
 
 
 def _unknown_outputs(plain: Plain) -> Iterator[str]:

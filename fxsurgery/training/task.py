@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from fxsurgery.batch_layout import Statement, by_target, is_ambiguous, sample_count, stated
+from fxsurgery.batch_layout import Statement, as_stated, by_target, is_ambiguous, sample_count
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs
 from fxsurgery.training.batches import Loader, describe, describe_inputs, epoch_of, loader_of
@@ -96,8 +96,8 @@ class Task:
     select: str | None = None
     """Of a metric that gives several numbers, the one that is compared; the first unless said."""
     batch_dims: Statement = None
-    """Which dim of the model's inputs is the batch, as `capture` takes it: `batch_dims=1`, or
-    `{"text": None, "offsets": 0}`. Inferred unless given: dim 0 of the first input that is as long as the target."""
+    """Which dim of the model's inputs is the batch, as `capture` takes it: `batch_dims=1`; or by position or, where the
+    batch is a dict, by name: `{0: None, 1: 0}`. Inferred unless given: dim 0 of the first input as long as the target."""
     val_batches: int | None = None
     """How many batches of the validation data are scored; all unless given, which takes a loader that ends."""
     _moved: dict[tuple[str, torch.device], Any] = field(default_factory=dict, init=False, repr=False)
@@ -214,7 +214,7 @@ class Task:
             several = isinstance(inputs, tuple | list)
             inputs = Inputs((), dict(inputs)) if named else Inputs(tuple(inputs) if several else (inputs,))
         if self.batch_dims is not None:
-            return stated(inputs, self.batch_dims), target
+            return as_stated(inputs, self.batch_dims), target
         return by_target(inputs, target), target
 
     def examples(self, n: int = 2) -> Inputs:
@@ -251,12 +251,20 @@ class Task:
         Raises:
             DataError: there are none, or no tensor among them has a batch dimension.
         """
-        with repeatable(self.train_data, 0, torch.device("cpu")) as source:
-            first = next(epoch_of(source, 0, "train_data", self.samples))
-        inputs, target = self.take_apart(first.batch)
+        batch = self.first_batch()
+        inputs, target = self._with_batch(batch), self.take_apart(batch)[1]
         if self.batch_dims is None and is_ambiguous(inputs, target):
-            return replace(self._with_batch(first.batch), batch_dims=None)
-        return self.examples() if inputs.is_divisible else self._with_batch(first.batch)
+            return replace(inputs, batch_dims=None)
+        return self.examples() if inputs.is_divisible else inputs
+
+    def first_batch(self) -> Any:  # noqa: ANN401
+        """The first training batch.
+
+        Raises:
+            DataError: there is none.
+        """
+        with repeatable(self.train_data, 0, torch.device("cpu")) as source:
+            return next(epoch_of(source, 0, "train_data", self.samples)).batch
 
 
 def _require_callable(what: str, given: object) -> None:
