@@ -171,7 +171,8 @@ def _recalled(measure: Measure, run: RunDir) -> Measure:
 
 def _task(ask: Ask, method: Method, settings: Settings) -> Task | None:
     if isinstance(ask.train_data, Task):
-        if given := [n for n in ("val_data", "test_data", "loss", "metric", "batch_dims") if getattr(ask, n) is not None]:
+        own = ("val_data", "test_data", "loss", "metric", "batch_dims")
+        if given := [name for name in own if getattr(ask, name) is not None]:
             raise DataError(f"train_data is a Task, which has it all: leave {', '.join(given)} out")
         return ask.train_data
     if not ask.data_free:

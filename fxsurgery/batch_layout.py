@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import BatchDims, Inputs, dims_of_size, is_integer_vector, is_rising_from_zero, tensors_in
 
-Statement: TypeAlias = int | None | Sequence[Any] | Mapping[Any, Any]
+Statement: TypeAlias = int | Sequence[Any] | Mapping[Any, Any] | None
 """What a user says of the batch: the dim of all inputs; or, for each, its dim or `None`, by position or by name."""
 Run: TypeAlias = Callable[[Inputs], Sequence[Tensor]]
 """The output tensors on some inputs; it raises where the model does not take them."""
@@ -57,7 +57,8 @@ def statement_of(inputs: Inputs) -> dict[int | str, Any]:
     args, kwargs = pytree.tree_map(
         lambda leaf: next(dims) if isinstance(leaf, Tensor) else None, (inputs.args, dict(inputs.kwargs))
     )
-    return dict(enumerate(args)) | kwargs
+    found: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+    return found
 
 
 def _from_one(inputs: Inputs, dim: int) -> BatchDims:
@@ -124,19 +125,30 @@ def _checked(inputs: Inputs, dims: Sequence[int | None], statement: Any) -> Inpu
 def by_target(inputs: Inputs, target: object) -> Inputs:
     """The inputs with the batch where they are as long as the target is.
 
-    Dim 0 of the first tensor where a part of the target is as long; else dim 0 of another tensor; else dim 1 of the
-    first. Where nothing is as long as the target, which may hold any number of things, the batch stays where it was.
+    Dim 0 of the first tensor where a part of the target is as long; else dim 0 of another tensor, and dim 1 of those
+    that are time first beside it; else dim 1 of the first. Where nothing is as long as the target, which may hold any number of things, the batch stays where it was.
     """
     wanted, tensors = target_sizes(target), inputs.tensors
     if inputs.batch_dims is not None or not wanted or inputs.batch in wanted:
         return inputs
     for size in wanted:
         if size and any(x.dim() and len(x) == size for x in tensors):
-            return replace(inputs, batch_dims=dims_of_size(tensors, size))
+            return replace(inputs, batch_dims=_with_second(tensors, dims_of_size(tensors, size), size))
     first = next((x for x in tensors if x.dim()), None)
     if first is not None and 2 <= first.dim() <= _MOST_DIMS and first.size(1) == wanted[0] > 0:
         return replace(inputs, batch_dims=dims_of_size(tensors, wanted[0], 1))
     return inputs
+
+
+def _with_second(tensors: Sequence[Tensor], dims: BatchDims, size: int) -> BatchDims:
+    """The dims, with dim 1 of those that have none and are time first."""
+    return tuple(_second(x, size) if dim is None else dim for x, dim in zip(tensors, dims, strict=True))
+
+
+def _second(x: Tensor, size: int) -> int | None:
+    """Dim 1 of a sequence of vectors or numbers, time first, where it is of that size."""
+    is_sequence = x.dim() == _MOST_DIMS or (x.dim() == 2 and not x.is_floating_point())
+    return 1 if is_sequence and x.size(1) == size else None
 
 
 def is_ambiguous(inputs: Inputs, target: object) -> bool:
@@ -188,9 +200,7 @@ class _Verdict:
         return bool(self.follows) and self.apart is not False
 
 
-def by_running(
-    inputs: Inputs, run: Run, outputs: Sequence[Tensor], names: Sequence[str]
-) -> tuple[Inputs, str | None]:
+def by_running(inputs: Inputs, run: Run, outputs: Sequence[Tensor], names: Sequence[str]) -> tuple[Inputs, str | None]:
     """The inputs with the batch where the model's outputs follow it, and a note where that is not dim 0 of the first.
 
     Args:
@@ -203,9 +213,14 @@ def by_running(
         return inputs, None
     usual = replace(inputs, batch_dims=inputs.dims)
     verdict = _judged(usual, run, outputs)
-    if verdict.is_batch or (verdict.follows is None and verdict.apart is not False):
+    if verdict.is_batch:
         return usual, None
-    others = [other for other in _others(usual) if _judged(other, run, outputs).is_batch]
+    others = _others(usual)
+    if verdict.follows is None and verdict.apart is not False:
+        # The samples are along dim 0, but of more tensors than have it there, or of a number that the model fixes.
+        alike = (other for other in others if other.batch == usual.batch and _includes(other, usual))
+        return next((other for other in alike if _judged(other, run, outputs).is_batch), usual), None
+    others = [other for other in others if _judged(other, run, outputs).is_batch]
     if others:
         also = f", and {_described(others[1], names)} would do too" if len(others) > 1 else ""
         return others[0], (
@@ -215,7 +230,7 @@ def by_running(
     samples = _counted_out(inputs, outputs)
     if verdict.apart or (verdict.follows is not False and samples is None):
         return usual, None
-    costs = "all of the example inputs together" if samples is None else f"one of the {samples} samples that they share out"
+    costs = "all of the example inputs together" if samples is None else f"one of the {samples} samples in them"
     return replace(inputs, batch_dims=(None,) * len(usual.tensors), samples=samples), (
         f"no dim of the inputs is taken to be the batch, since no output follows one: costs are for {costs}; "
         "batch_dims= says otherwise"
@@ -242,10 +257,18 @@ def _samples_by(x: Tensor, lengths: set[int]) -> int | None:
     return len(x) if is_integer_vector(x) and int(x.sum()) in lengths else None
 
 
+def _includes(other: Inputs, usual: Inputs) -> bool:
+    return all(dim is None or dim == d for dim, d in zip(usual.dims, other.dims, strict=True))
+
+
 def _others(usual: Inputs) -> list[Inputs]:
-    """Other places of the batch: dim 0 of a later tensor, and dim 1 of the first."""
+    """Other places of the batch: dim 0 of a later tensor, with dim 1 of what is time first, and dim 1 of the first."""
     tensors = usual.tensors
-    found = dict.fromkeys(dims_of_size(tensors, len(x)) for x in tensors if x.dim())
+    sizes = dict.fromkeys(len(x) for x in tensors if x.dim())
+    found = dict[BatchDims, None]()
+    for dims, size in ((dims_of_size(tensors, size), size) for size in sizes):
+        found[dims] = None
+        found[_with_second(tensors, dims, size)] = None
     first = next(x for x in tensors if x.dim())
     if first.dim() > 1:
         found[dims_of_size(tensors, first.size(1), 1)] = None
@@ -279,7 +302,8 @@ def _grows(before: Tensor, after: Tensor, size: int) -> bool:
     """Whether a dim goes from k n to k (n + 1)."""
     if before.dim() != after.dim():
         return size == 1  # squeezed away
-    return any(a and a % size == 0 and b == a // size * (size + 1) for a, b in zip(before.shape, after.shape, strict=True))
+    pairs = zip(before.shape, after.shape, strict=True)
+    return any(a and a % size == 0 and b == a // size * (size + 1) for a, b in pairs)
 
 
 def _first_changed(inputs: Inputs) -> Inputs:
@@ -305,7 +329,7 @@ def _is_apart(before: Tensor, after: Tensor, size: int) -> bool:
     """Whether no more than one sample's places along a dim have changed."""
     if before.shape != after.shape:
         return False
-    different = ~((before == after) | ((before != before) & (after != after)))
+    different = ~_equal(before, after)
     for dim, length in enumerate(before.shape):
         if length and length % size == 0:
             along = different.movedim(dim, 0).reshape(length, -1).any(1)
@@ -315,7 +339,11 @@ def _is_apart(before: Tensor, after: Tensor, size: int) -> bool:
 
 
 def _same(before: Tensor, after: Tensor) -> bool:
-    return before.shape == after.shape and bool(((before == after) | ((before != before) & (after != after))).all())
+    return before.shape == after.shape and bool(_equal(before, after).all())
+
+
+def _equal(before: Tensor, after: Tensor) -> Tensor:
+    return (before == after) | (before.isnan() & after.isnan())
 
 
 def _described(inputs: Inputs, names: Sequence[str]) -> str:

@@ -103,9 +103,7 @@ def inspect(
         DataError: the example inputs do not fit the model.
     """
     if isinstance(example_inputs, Mapping):
-        program = capture(
-            model, leaf_modules=leaf_modules, example_kwargs=dict(example_inputs), batch_dims=batch_dims
-        )
+        program = capture(model, leaf_modules=leaf_modules, example_kwargs=dict(example_inputs), batch_dims=batch_dims)
     else:
         given = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
         program = capture(model, *given, leaf_modules=leaf_modules, batch_dims=batch_dims)

@@ -70,8 +70,10 @@ def capture(
         found = _captured(private, inputs, leaf_modules)
         check_unshared(found.graph_module, model)
         notes = (*where, *found.notes, *_scripted(found.graph_module))
-        name = type(model).__name__
-        return Program(found.graph_module, inputs.args, (), inputs.kwargs, notes, name, inputs.batch_dims, inputs.samples)
+        return Program(
+            found.graph_module, inputs.args, (), inputs.kwargs, notes, type(model).__name__, inputs.batch_dims,
+            inputs.samples,
+        )  # fmt: skip
 
 
 def _located(model: nn.Module, inputs: Inputs) -> tuple[Inputs, tuple[str, ...]]:

@@ -8,7 +8,6 @@ from torch import Tensor
 from fxsurgery.errors import ExportError
 from fxsurgery.inputs import Inputs
 
-
 SEEDS = (0, 1, 2, 3)
 """Of the draws that a check makes, each of which the model must take."""
 

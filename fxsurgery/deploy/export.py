@@ -231,7 +231,8 @@ def _legacy(model: nn.Module, path: Path, request: _Request) -> None:
     flat = Inputs(tuple(request.inputs.tensors), batch_dims=request.inputs.dims)
     outputs = outputs_of(model, flat)
     grown = outputs_of(model, flat.grown()) if request.dynamic_batch else outputs
-    grow = [[d for d in range(min(a.dim(), b.dim())) if a.size(d) != b.size(d)] for a, b in zip(outputs, grown, strict=True)]
+    pairs = [(a.shape, b.shape) for a, b in zip(outputs, grown, strict=True)]
+    grow = [[d for d, (n, m) in enumerate(zip(a, b, strict=False)) if n != m] for a, b in pairs]
     names, names_out = request.drafts
     free = [[] if dim is None else [dim] for dim in request.free]
     axes = {name: dict.fromkeys(dims, "batch") for name, dims in zip((*names, *names_out), (*free, *grow), strict=True)}

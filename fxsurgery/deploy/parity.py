@@ -34,7 +34,7 @@ Reexport = Callable[[nn.Module, Path], object]
 """Export a model of the same structure to another file."""
 
 
-def check_parity(
+def check_parity(  # noqa: PLR0913 -- each by name but what is compared
     model: nn.Module,
     onnx_path: str | Path,
     example_inputs: Sequence[Any],
@@ -101,9 +101,10 @@ def located(model: nn.Module, inputs: Inputs, batch_dims: Statement) -> Inputs:
     """The inputs with the batch where it is stated, or where the model's outputs tell.
 
     Raises:
-        ExportError: the model does not run.
+        ExportError: the model does not run, or the inputs are in containers that PyTorch's pytree does not know.
         DataError: what is stated does not fit the inputs.
     """
+    input_names(model, inputs)  # refuses what it cannot name, before the model is run on it
     if batch_dims is not None:
         return as_stated(inputs, batch_dims, inputs.names(model.forward))
     run = partial(outputs_of, model)
@@ -135,7 +136,7 @@ def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     return [tensor for _, tensor in tensors_in(output_of(model, inputs))]
 
 
-def _compare(  # noqa: PLR0913 -- each by name but what is compared
+def _compare(
     model: nn.Module, path: Path, examples: Inputs, kept: tuple[int, ...], *, dynamic_batch: bool, rtol: float | None
 ) -> Parity:
     session, names = open_session(path), input_names(model, examples)

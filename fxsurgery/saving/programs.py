@@ -131,7 +131,8 @@ def read_program(
     with damage(folder):
         _ask_for_original(plain, original)
         args, kwargs = decoded(plain["examples"], {"tensor": kept.__getitem__})
-        inputs = Inputs(args, kwargs, *_batch(plain, args, kwargs))
+        found = _batch(plain, args, kwargs)
+        inputs = Inputs(args, kwargs, *found)
         graph = graph_from_json(plain, inputs, functions_of(original) if functions is None else functions)
         graph_module = fx.GraphModule(nn.Module(), fx.Graph())
         _add_modules(graph_module, plain["modules"], original)
@@ -141,7 +142,7 @@ def read_program(
         graph_module.recompile()
         log = tuple(map(str, plain["log"]))
         notes = tuple(dict.fromkeys((*map(str, plain["notes"]), *_unknown_outputs(plain))))
-        return Program(graph_module.eval(), inputs.args, log, inputs.kwargs, notes, str(plain["name"]), inputs.batch_dims, inputs.samples)
+        return Program(graph_module.eval(), inputs.args, log, inputs.kwargs, notes, str(plain["name"]), *found)
 
 
 def _batch(plain: Plain, args: Any, kwargs: Any) -> tuple[BatchDims | None, int | None]:  # noqa: ANN401

@@ -155,10 +155,7 @@ def count(loader: Loader, name: str) -> int:
     Raises:
         DataError: it is empty.
     """
-    if has_length(loader):
-        length = len(loader)
-    else:
-        length = sum(1 for _ in zip(range(COUNTED_BATCHES), loader, strict=False))
+    length = len(loader) if has_length(loader) else sum(1 for _ in islice(loader, COUNTED_BATCHES))
     if not length:
         raise DataError(f"{name} is empty: it gives no batch")
     return length
@@ -177,8 +174,8 @@ def ending(loader: Loader, most: int | None, name: str) -> Iterator[Any]:
     for number, batch in enumerate(loader):
         if number == limit:
             raise DataError(
-                f"{name} has no end after {limit:,} batches, and its length does not say when it ends; give a loader with "
-                "a length, or say how many batches to score: train_data=Task.of(train, val, val_batches=100)"
+                f"{name} has no end after {limit:,} batches, and its length does not say when it ends; give a loader "
+                "with a length, or say how many batches to score: train_data=Task.of(train, val, val_batches=100)"
             )
         yield batch
 

@@ -52,7 +52,7 @@ def accuracy(output: Any, target: Tensor, ignore_index: int = IGNORED) -> Tensor
     if target.is_floating_point():
         return (chosen == target.argmax(1)).double().mean()
     if chosen.shape != target.shape:
-        raise ValueError(f"accuracy wants a class for each of {tuple(chosen.shape)}, and targets are {tuple(target.shape)}")
+        raise ValueError(f"accuracy wants a target for each of {tuple(chosen.shape)}, not {tuple(target.shape)}")
     return (chosen == target)[target != ignore_index].double().mean()
 
 
@@ -95,9 +95,10 @@ class Counting:
 
 def counting_of(loss: object) -> Counting | None:
     """What a loss counts; `None` for one that is no mean over classes as PyTorch has it."""
-    options: Mapping[str, Any] = {}
-    if isinstance(loss, partial):
-        loss, options = loss.func, loss.keywords
+    options = dict[str, Any]()
+    while isinstance(loss, partial):
+        options = {**loss.keywords, **options}
+        loss = loss.func
     if loss is cross_entropy:
         return Counting()
     if loss in {nn.functional.cross_entropy, nn.functional.nll_loss}:

@@ -5,9 +5,9 @@ With n_r of a batch's N rows in process r, and L_r the mean loss over these, the
     L = sum_r (n_r / N) * L_r,      so      dL/dw = sum_r d((n_r / N) * L_r)/dw:
 
 what is learned is what one process learns on the whole batch, up to rounding, whether or not the rows divide
-evenly. Of a classification loss that leaves targets out, n_r and N are the targets that count. Gradients are summed once a step, after the backward pass. A process that is left without a row goes
-through the first one with weight 0. Batch norms take the moments of all rows (Ioffe & Szegedy 2015, Alg. 1),
-in place of those of their process.
+evenly. Of a classification loss that leaves targets out, n_r and N are the targets that count. Gradients are summed
+once a step, after the backward pass. A process that is left without a row goes through the first one with weight 0.
+Batch norms take the moments of all rows (Ioffe & Szegedy 2015, Alg. 1), in place of those of their process.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -176,11 +176,11 @@ def _require_rows(inputs: Inputs, target: object) -> None:
     Raises:
         DataError: offsets or lengths count out the rows of an input, or the target is not as long as the batch.
     """
-    hint = "train in one process, or pad the samples to rows of their own; batch_dims= of the Task says where the batch is"
+    hint = "train in one process, or pad the samples to rows of their own; batch_dims= of the Task says which dim it is"
     if inputs.batch and not inputs.is_divisible:
         raise DataError(
-            f"a batch cannot be shared by processes: in the inputs {describe_inputs(inputs)} the rows of one tensor are "
-            f"counted out by the offsets or lengths in another; {hint}"
+            f"a batch cannot be shared by processes: in the inputs {describe_inputs(inputs)} the rows of one tensor "
+            f"are counted out by the offsets or lengths in another; {hint}"
         )
     sizes = target_sizes(target)
     if sizes and inputs.batch not in sizes:

@@ -96,8 +96,9 @@ class Task:
     select: str | None = None
     """Of a metric that gives several numbers, the one that is compared; the first unless said."""
     batch_dims: Statement = None
-    """Which dim of the model's inputs is the batch, as `capture` takes it: `batch_dims=1`; or by position or, where the
-    batch is a dict, by name: `{0: None, 1: 0}`. Inferred unless given: dim 0 of the first input as long as the target."""
+    """Which dim of the model's inputs is the batch, as `capture` takes it: `batch_dims=1`; or `{0: None, 1: 0}`, by
+    position, or by name where the batch is a dict. Inferred unless given: dim 0 of the first that is as long as the
+    target."""
     val_batches: int | None = None
     """How many batches of the validation data are scored; all unless given, which takes a loader that ends."""
     _moved: dict[tuple[str, torch.device], Any] = field(default_factory=dict, init=False, repr=False)
