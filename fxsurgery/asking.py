@@ -226,7 +226,9 @@ def _located(ask: Ask, task: Task | None, program: Program) -> Task | None:
         return task
     if program.batch_dims is None or program.batch_dims == replace(program.examples, batch_dims=None).dims:
         return task
-    return replace(task, batch_dims=statement_of(replace(task.capture_examples(), batch_dims=program.batch_dims)))
+    said = statement_of(program.examples)
+    by_name = task.capture_examples().kwargs and not program.example_kwargs
+    return replace(task, batch_dims=said[0] if by_name else said)  # a dict by name may be the model's one input
 
 
 def _require_trainable(program: Program, settings: Settings, *, trained: bool) -> None:

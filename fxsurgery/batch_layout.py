@@ -152,14 +152,15 @@ def _second(x: Tensor, size: int) -> int | None:
 
 
 def is_ambiguous(inputs: Inputs, target: object) -> bool:
-    """Whether the sizes leave open which dim is the batch: two dims of the first input, or none, fit the target.
+    """Whether the sizes leave open which dim is the batch: two dims of an input, or none, fit the target.
 
     Images and the like have theirs in dim 0.
     """
-    first, wanted = next((x for x in inputs.tensors if x.dim()), None), target_sizes(target)
-    if first is None or not wanted or first.dim() > _MOST_DIMS:
+    tensors, wanted = [x for x in inputs.tensors if x.dim()], target_sizes(target)
+    if not tensors or not wanted or tensors[0].dim() > _MOST_DIMS:
         return False
-    return inputs.batch not in wanted or (first.dim() > 1 and first.size(0) == first.size(1) == inputs.batch)
+    is_square = (1 < x.dim() <= _MOST_DIMS and x.size(0) == x.size(1) == inputs.batch for x in tensors)
+    return inputs.batch not in wanted or any(is_square)
 
 
 def sample_count(inputs: Inputs, target: object, output: object = None) -> int:
@@ -262,16 +263,14 @@ def _includes(other: Inputs, usual: Inputs) -> bool:
 
 
 def _others(usual: Inputs) -> list[Inputs]:
-    """Other places of the batch: dim 0 of a later tensor, with dim 1 of what is time first, and dim 1 of the first."""
+    """Other places of the batch: dim 0 of a later tensor, with dim 1 of what is time first; and dim 1 of each."""
     tensors = usual.tensors
     sizes = dict.fromkeys(len(x) for x in tensors if x.dim())
     found = dict[BatchDims, None]()
     for dims, size in ((dims_of_size(tensors, size), size) for size in sizes):
         found[dims] = None
         found[_with_second(tensors, dims, size)] = None
-    first = next(x for x in tensors if x.dim())
-    if first.dim() > 1:
-        found[dims_of_size(tensors, first.size(1), 1)] = None
+    found |= dict.fromkeys(dims_of_size(tensors, x.size(1), 1) for x in tensors if x.dim() > 1)
     found.pop(usual.dims, None)
     return [replace(usual, batch_dims=dims) for dims in found]
 
@@ -281,7 +280,7 @@ def _judged(inputs: Inputs, run: Run, outputs: Sequence[Tensor]) -> _Verdict:
         return _Verdict(None, None)
     size = inputs.batch or 0
     grown = _tried(run, inputs.grown())
-    follows = None if grown is None else any(_grows(a, b, size) for a, b in zip(outputs, grown, strict=False))
+    follows = None if grown is None else _follow(outputs, grown, size)
     if size < 2:
         return _Verdict(follows, None)
     moved = _tried(run, _first_changed(inputs))
@@ -296,6 +295,11 @@ def _tried(run: Run, inputs: Inputs) -> Sequence[Tensor] | None:
         return run(inputs)
     except Exception:  # noqa: BLE001 -- a model refuses inputs in any way it likes, and that is the finding
         return None
+
+
+def _follow(outputs: Sequence[Tensor], grown: Sequence[Tensor], size: int) -> bool:
+    """Whether a dim of an output grows with the batch, or the number of outputs changes."""
+    return len(outputs) != len(grown) or any(_grows(a, b, size) for a, b in zip(outputs, grown, strict=True))
 
 
 def _grows(before: Tensor, after: Tensor, size: int) -> bool:

@@ -197,7 +197,7 @@ class Result:
         return report.write(self, path, **options) if leads() else Path(path)
 
     def export_onnx(self, path: str | Path, **options: Any) -> OnnxModel:  # noqa: ANN401
-        """Export the model to ONNX and check it against PyTorch at two batch sizes.
+        """Export the model to ONNX and check it against PyTorch, at two batch sizes where the batch is a dim of its inputs.
 
         Args:
             path: where the file goes.
@@ -206,7 +206,8 @@ class Result:
         Raises:
             ExportError: the export fails, or ONNX Runtime disagrees with PyTorch.
         """
-        asked = {"batch_dims": statement_of(self.program.examples), **options}
+        examples = self.program.examples
+        asked = {"batch_dims": statement_of(examples), "dynamic_batch": examples.is_resizable, **options}
         return export_onnx(self.model, self.example_inputs, path, example_kwargs=self.example_kwargs, **asked)
 
     def benchmark(self, device: str = "local", **options: Any) -> LatencyReport:  # noqa: ANN401

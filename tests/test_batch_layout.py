@@ -182,3 +182,14 @@ def test_a_sum_over_everything_has_no_batch_and_says_so():
     found, note = located(holder, torch.randn(4, 5, 6))
     assert (found.batch, found.resized(9)) == (None, found)
     assert "costs are for all of the example inputs together" in note
+
+
+def test_a_list_of_one_output_a_sample_follows_the_batch():
+    layer = nn.Linear(3, 8)
+    inputs = Inputs((torch.randn(2, 3),))
+
+    def run(given):
+        return [layer(row[None]) for row in given.args[0]]
+
+    found, note = by_running(inputs, run, run(inputs), ["rows"])
+    assert (found.dims, note) == ((0,), None)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from fxsurgery.batch_layout import statement_of
 from fxsurgery.cli.endings import ending, give, in_flags, say
 from fxsurgery.cli.options import AsJson, ExampleInputs, ExampleShape, Member, Model, ModelArgs, Original, Seed, Weights
 from fxsurgery.cli.sources import wanted
@@ -48,9 +49,12 @@ def export(  # noqa: PLR0913 -- what can be said, each by a flag
         inputs, notes = loaded.known_inputs()
         for note in notes:
             say(f"note: {in_flags(note)}", "yellow")
+        is_known = inputs.batch_dims is not None
         file = export_onnx(
-            loaded.model, inputs.args, onnx, example_kwargs=inputs.kwargs, opset=opset, exporter=exporter
-        )
+            loaded.model, inputs.args, onnx, example_kwargs=inputs.kwargs, opset=opset, exporter=exporter,
+            batch_dims=statement_of(inputs) if is_known else None,
+            dynamic_batch=inputs.is_resizable or not is_known,
+        )  # fmt: skip
     give(asdict(file) if as_json else line(file), as_json=as_json)
 
 

@@ -16,7 +16,7 @@ def seeded(examples: Inputs, samples: int | None, seed: int, kept: Collection[in
     """Inputs shaped like the examples, with so many samples; as many as the examples for `None`.
 
     Floats are the examples with noise, kept within their range, so that a model that takes a root does not see
-    negative numbers. Integers are the examples' own values dealt anew: no index leaves a vocabulary. Masks are dealt
+    negative numbers. Integers are drawn among the examples' own values: no index leaves a vocabulary. Masks are dealt
     along their rows: none that lets something through is closed.
 
     Args:
@@ -78,8 +78,7 @@ def _like(example: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _dealt(example: Tensor, generator: torch.Generator) -> Tensor:
-    """The same values in other places; in a mask, of zeros and ones, each row keeps its own."""
-    is_mask = example.dim() > 1 and bool(((example == 0) | (example == 1)).all())
-    order = torch.rand(example.shape if is_mask else (example.numel(),), generator=generator).argsort(-1)
-    values = example if is_mask else example.flatten()
-    return values.gather(-1, order).reshape(example.shape)
+    """Values drawn among its own, so that a mean over them varies; in a mask, of zeros and ones, each row keeps its own."""
+    if example.dim() > 1 and bool(((example == 0) | (example == 1)).all()):
+        return example.gather(-1, torch.rand(example.shape, generator=generator).argsort(-1))
+    return example.flatten()[torch.randint(example.numel(), example.shape, generator=generator)]

@@ -94,7 +94,10 @@ class Counting:
 
 
 def counting_of(loss: object) -> Counting | None:
-    """What a loss counts; `None` for one that is no mean over classes as PyTorch has it."""
+    """What a loss counts; `None` for one that is no mean over classes as PyTorch has it.
+
+    A loss of the user's own that has an `ignore_index` is taken to be one.
+    """
     options = dict[str, Any]()
     while isinstance(loss, partial):
         options = {**loss.keywords, **options}
@@ -104,6 +107,7 @@ def counting_of(loss: object) -> Counting | None:
     if loss in {nn.functional.cross_entropy, nn.functional.nll_loss}:
         found = Counting(options.get("ignore_index", IGNORED), options.get("weight"))
         return found if options.get("reduction", "mean") == "mean" else None
-    if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) and loss.reduction == "mean":
+    ignored, is_mean = getattr(loss, "ignore_index", None), getattr(loss, "reduction", "mean") == "mean"
+    if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) and is_mean:
         return Counting(loss.ignore_index, loss.weight)
-    return None
+    return Counting(ignored) if isinstance(ignored, int) and is_mean else None
