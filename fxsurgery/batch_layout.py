@@ -126,7 +126,8 @@ def by_target(inputs: Inputs, target: object) -> Inputs:
     """The inputs with the batch where they are as long as the target is.
 
     Dim 0 of the first tensor where a part of the target is as long; else dim 0 of another tensor, and dim 1 of those
-    that are time first beside it; else dim 1 of the first. Where nothing is as long as the target, which may hold any number of things, the batch stays where it was.
+    that are time first beside it; else dim 1 of the first. Where nothing is as long as the target, which may hold any
+    number of things, the batch stays where it was.
     """
     wanted, tensors = target_sizes(target), inputs.tensors
     if inputs.batch_dims is not None or not wanted or inputs.batch in wanted:

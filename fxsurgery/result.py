@@ -197,7 +197,9 @@ class Result:
         return report.write(self, path, **options) if leads() else Path(path)
 
     def export_onnx(self, path: str | Path, **options: Any) -> OnnxModel:  # noqa: ANN401
-        """Export the model to ONNX and check it against PyTorch, at two batch sizes where the batch is a dim of its inputs.
+        """Export the model to ONNX and check it against PyTorch.
+
+        At two batch sizes where a dim of its inputs is the batch; else for the sizes of the example inputs alone.
 
         Args:
             path: where the file goes.

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from fxsurgery.batch_layout import as_stated, by_position, by_running, by_target, sample_count, statement_of, target_sizes
+from fxsurgery.batch_layout import (
+    as_stated,
+    by_position,
+    by_running,
+    by_target,
+    sample_count,
+    statement_of,
+    target_sizes,
+)
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs
 
@@ -66,13 +74,29 @@ def test_names_become_positions_where_inputs_go_by_position():
         (Inputs((SEQ, ROWS)), LABELS, (1, 0), 3),
         (Inputs((SEQ,)), LABELS, (1,), 3),
         (Inputs((ROWS,)), {"sizes": torch.zeros(9, 2), "y": LABELS}, (0,), 3),
-        (Inputs((ROWS,)), [{"boxes": torch.zeros(5, 4)}, {"boxes": torch.zeros(1, 4)}, {"boxes": torch.zeros(2, 4)}], (0,), 3),
+        (
+            Inputs((ROWS,)),
+            [{"boxes": torch.zeros(5, 4)}, {"boxes": torch.zeros(1, 4)}, {"boxes": torch.zeros(2, 4)}],
+            (0,),
+            3,
+        ),
         (Inputs((torch.randn(8, 3, 6, 6),)), torch.zeros(3, 6), (0,), 8),  # three boxes are not three channels
         (Inputs((ROWS,)), None, (0,), 3),
         (Inputs((ROWS,)), torch.tensor(1.0), (0,), 3),
         (Inputs((SCALAR, ROWS)), LABELS, (None, 0), 3),
     ],
-    ids=["rows", "flat", "time first", "one time first", "dict", "list of dicts", "boxes", "none", "scalar", "scalar input"],
+    ids=[
+        "rows",
+        "flat",
+        "time first",
+        "one time first",
+        "dict",
+        "list of dicts",
+        "boxes",
+        "none",
+        "scalar",
+        "scalar input",
+    ],
 )
 def test_the_target_tells_where_the_batch_is(inputs, target, dims, samples):
     found = by_target(inputs, target)
@@ -147,7 +171,7 @@ def test_time_first_is_found_at_any_sizes(model, shape):
 def test_batch_first_stays(model, x):
     first = model if not isinstance(model, nn.LSTM) else lambda given: model(given)[0]
     holder = nn.Module()
-    holder.forward = lambda x: first(x)
+    holder.forward = lambda x: first(x)  # noqa: PLW0108 -- of a signature with a name
     found, note = located(holder, x)
     assert (found.dims, note) == ((0,), None)
 
@@ -163,14 +187,17 @@ def test_flat_ids_have_their_batch_in_the_offsets():
     ("second", "reader"),
     [
         (torch.tensor([0, 3, 4, 8, 10]), partial(nn.EmbeddingBag(50, 8, include_last_offset=True))),
-        (torch.tensor([0, 0, 0, 1, 2, 2, 2, 3, 3, 3]), lambda x, at: torch.zeros(4, 1).index_add(0, at, x[:, None].float())),
+        (
+            torch.tensor([0, 0, 0, 1, 2, 2, 2, 3, 3, 3]),
+            lambda x, at: torch.zeros(4, 1).index_add(0, at, x[:, None].float()),
+        ),
         (torch.tensor([3, 1, 4, 2]), lambda x, n: torch.stack([part.float().sum() for part in x.split(n.tolist())])),
     ],
     ids=["bounds", "sample of each row", "lengths"],
 )
 def test_samples_that_no_dim_is_as_long_as_are_counted(second, reader):
     holder = nn.Module()
-    holder.forward = lambda x, how: reader(x, how)
+    holder.forward = lambda x, how: reader(x, how)  # noqa: PLW0108 -- as above
     found, note = located(holder, FLAT, second)
     assert (found.dims, found.batch, found.is_resizable) == ((None, None), 4, False)
     assert "one of the 4 samples" in note

@@ -660,8 +660,8 @@ def steps():
 def test_flat_ids_with_offsets_go_all_the_way(tmp_path, stated):
     loader = DataLoader(ragged(), batch_size=8, collate_fn=flat)
     result = optimize(
-        Bag(), train_data=loader, val_data=loader, budget=Budget(macs=0.5), config=Prune(finetune_epochs=1), verbose=False,
-        **stated,
+        Bag(), train_data=loader, val_data=loader, budget=Budget(macs=0.5), config=Prune(finetune_epochs=1),
+        verbose=False, **stated,
     )  # fmt: skip
     with torch.no_grad():
         right = sum(int((result.model(t, o).argmax(1) == y).sum()) for t, o, y in loader)

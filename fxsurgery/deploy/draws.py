@@ -78,7 +78,7 @@ def _like(example: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _dealt(example: Tensor, generator: torch.Generator) -> Tensor:
-    """Values drawn among its own, so that a mean over them varies; in a mask, of zeros and ones, each row keeps its own."""
+    """Values drawn among its own, so that their mean varies; in a mask, of zeros and ones, each row keeps its own."""
     if example.dim() > 1 and bool(((example == 0) | (example == 1)).all()):
         return example.gather(-1, torch.rand(example.shape, generator=generator).argsort(-1))
     return example.flatten()[torch.randint(example.numel(), example.shape, generator=generator)]

@@ -99,8 +99,8 @@ STEP = 3 * 8 * (6 + 8)
         (nn.TransformerEncoderLayer(8, 2, 16), (torch.randn(5, 2, 8),), (1,), 5 * (4 * 64 + 2 * 128) + 2 * 5 * 5 * 8),
     ],
     ids=[
-        "flat", "bounds", "time first", "shorter than the batch", "as long as the batch", "one sample", "each step", "two",
-        "dict", "tuple", "scalar", "batch first", "attention",
+        "flat", "bounds", "time first", "shorter than the batch", "as long as the batch", "one sample", "each step",
+        "two", "dict", "tuple", "scalar", "batch first", "attention",
     ],
 )  # fmt: skip
 def test_one_sample_is_counted_wherever_the_batch_is(model, args, dims, macs):

@@ -342,10 +342,12 @@ LENGTHS = (torch.arange(18).reshape(3, 6), torch.tensor([6, 4, 1]))
 @pytest.mark.parametrize(
     ("model", "examples", "free", "kept", "others"),
     [
-        (Bag, FLAT, {"text": [10], "offsets": ["batch"]}, ("offsets",), (torch.arange(10) + 7, torch.tensor([0, 2, 9]))),
+        (Bag, FLAT, {"text": [10], "offsets": ["batch"]}, ("offsets",),
+         (torch.arange(10) + 7, torch.tensor([0, 2, 9]))),
         (TimeFirst, (noise(7, 3, 6),), {"steps": [7, "batch", 6]}, (), (noise(7, 5, 6, seed=1),)),
         (TimeFirst, (noise(4, 4, 6),), {"steps": [4, "batch", 6]}, (), (noise(4, 2, 6, seed=1),)),
-        (Sorted, LENGTHS, {"ids": ["batch", 6], "lengths": ["batch"]}, ("lengths",), (torch.arange(12).reshape(2, 6), torch.tensor([5, 5]))),
+        (Sorted, LENGTHS, {"ids": ["batch", 6], "lengths": ["batch"]}, ("lengths",),
+         (torch.arange(12).reshape(2, 6), torch.tensor([5, 5]))),
     ],
     ids=["offsets", "time first", "square", "sorted lengths"],
 )  # fmt: skip
@@ -369,7 +371,7 @@ def test_offsets_are_checked_on_the_values_given(tmp_path, offsets):
 
 def test_a_batch_that_is_no_dim_is_exported_for_its_sizes_alone(tmp_path):
     net, examples = seeded(lambda: Bag(include_last_offset=True)), (FLAT[0], torch.tensor([0, 3, 4, 8, 10]))
-    with pytest.raises(ExportError, match="no dim of the inputs is known to be a batch.*dynamic_batch=False"):
+    with pytest.raises(ExportError, match=r"no dim of the inputs is known to be a batch.*dynamic_batch=False"):
         export_onnx(net, examples, tmp_path / "m.onnx")
     found = export_onnx(net, examples, tmp_path / "m.onnx", dynamic_batch=False)
     assert found.parity.kept_inputs == ("offsets",)

@@ -93,7 +93,9 @@ def test_batches_of_other_lengths_weigh_by_their_targets():
     with torch.no_grad():
         outputs = [model(ids[None]) for ids, _ in rows]
     right = sum(int((o.argmax(1)[0] == tags).sum()) for o, (_, tags) in zip(outputs, rows, strict=True))
-    summed = sum(float(functional.cross_entropy(o, t[None], reduction="sum")) for o, (_, t) in zip(outputs, rows, strict=True))
+    summed = sum(
+        float(functional.cross_entropy(o, t[None], reduction="sum")) for o, (_, t) in zip(outputs, rows, strict=True)
+    )
     score = evaluate(model, Task(loader, loader))
     assert score.metric == pytest.approx(right / 35)
     assert score.loss == pytest.approx(summed / 35)

@@ -152,11 +152,9 @@ def test_a_split_that_gives_inputs_with_their_batch_is_followed():
     def split(batch):
         return Inputs((batch[0],), batch_dims=(1,)), None
 
-    loader = DataLoader([torch.randn(5, n, 3) for n in (2, 4)], batch_size=None)
-    model = nn.Linear(3, 1)
-    task = Task(DataLoader([(x,) for x in loader.dataset], batch_size=None), DataLoader(
-        [(x,) for x in loader.dataset], batch_size=None), loss=lambda output, _: output.mean(), split=split)  # fmt: skip
-    assert evaluate(model, task).samples == 6
+    loader = DataLoader([(torch.randn(5, n, 3),) for n in (2, 4)], batch_size=None)
+    task = Task(loader, loader, loss=lambda output, _: output.mean(), split=split)
+    assert evaluate(nn.Linear(3, 1), task).samples == 6
 
 
 class Endless(IterableDataset):

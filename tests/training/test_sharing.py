@@ -54,8 +54,16 @@ def test_rows_are_taken_along_the_batch_dim():
 @pytest.mark.parametrize(
     ("inputs", "target", "message"),
     [
-        (Inputs((torch.arange(9), torch.tensor([0, 2, 5])), batch_dims=(None, 0)), torch.zeros(3), "offsets or lengths"),
-        (Inputs((torch.arange(9), torch.tensor([2, 3, 4])), batch_dims=(None, 0)), torch.zeros(3), "offsets or lengths"),
+        (
+            Inputs((torch.arange(9), torch.tensor([0, 2, 5])), batch_dims=(None, 0)),
+            torch.zeros(3),
+            "offsets or lengths",
+        ),
+        (
+            Inputs((torch.arange(9), torch.tensor([2, 3, 4])), batch_dims=(None, 0)),
+            torch.zeros(3),
+            "offsets or lengths",
+        ),
         (Inputs((torch.randn(9, 2), torch.arange(9) // 3)), torch.zeros(3), r"target \(3,\) float32 is not as long"),
         (Inputs((torch.randn(4, 3, 6, 6),)), torch.zeros(9, 6), r"target \(9, 6\) float32 is not as long"),
     ],
