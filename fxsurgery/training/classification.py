@@ -82,7 +82,7 @@ class Counting:
         counted = target[target != self.ignore_index]
         if self.class_weights is None:
             return float(counted.numel())
-        return float(self.class_weights.to(counted.device)[counted].sum())
+        return float(self.class_weights.to(counted.device)[counted.long()].sum())
 
     def targets(self, target: object) -> float | None:
         """Number of targets that count; of probabilities (batch, classes, ...) each sums to one target."""

@@ -139,6 +139,7 @@ def test_training_goes_on_over_a_batch_of_which_nothing_counts(loss):
         (partial(partial(functional.nll_loss, ignore_index=1), ignore_index=4), Counting(4)),
         (nn.CrossEntropyLoss(reduction="sum"), None),
         (nn.MSELoss(), None),
+        (type("Focal", (nn.Module,), {"ignore_index": 7})(), Counting(7)),
         (lambda output, target: output.mean(), None),
     ],
 )

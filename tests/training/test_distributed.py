@@ -232,8 +232,8 @@ def how_many_steps():
 
 EXACT = [
     rows_that_do_not_divide, batch_norms, lone_rows, processes_without_a_row, users_loader, users_loader_with_workers,
-    data_set, ignored_targets, ignored_targets_with_class_weights, time_first, accumulating, unused_parameters, a_penalty,
-    gradients_that_hooks_edit, sparse_gradients, recalibrated, how_many_steps,
+    data_set, ignored_targets, ignored_targets_with_class_weights, time_first, accumulating, unused_parameters,
+    a_penalty, gradients_that_hooks_edit, sparse_gradients, recalibrated, how_many_steps,
 ]  # fmt: skip
 
 
