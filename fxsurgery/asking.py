@@ -1,7 +1,7 @@
 """What a user asks of `optimize`, checked, captured and made ready, before anything trains."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxsurgery.batch_layout import Statement, by_position, statement_of
 from fxsurgery.budget import Budget, Spend
 from fxsurgery.capture import capture, guess_inputs
 from fxsurgery.deploy import Timer, resolve_target
@@ -26,6 +27,7 @@ from fxsurgery.searchers.settings import Settings
 from fxsurgery.training import MixedPrecision, Progress, Task, resolve
 from fxsurgery.training.calls import addressed
 from fxsurgery.training.device import join, processes
+from fxsurgery.training.evaluate import require_ends
 
 _DATA_LINE = "fxsurgery.optimize(model, {}train_data=(images, labels), val_data=(images, labels))"
 
@@ -50,6 +52,7 @@ class Ask:
     workers: int | None = None
     example_inputs: Sequence[Any] | Tensor | None = None
     example_kwargs: Mapping[str, Any] | None = None
+    batch_dims: Statement = None
     leaf_modules: tuple[type[nn.Module], ...] = ()
     batch_size: int = 64
     seed: int = 0
@@ -108,22 +111,30 @@ def prepare(ask: Ask) -> Ready:
     timed = getattr(settings, "front", None) == "latency_ms" or (budget is not None and budget.latency_ms is not None)
     device = resolve_target(ask.target) if timed else None
     task = _task(ask, method, settings)
+    if task is not None:
+        require_ends(task)
     examples, notes = _examples(ask, task)
     progress = Progress(verbose=ask.verbose)
     for note in notes:
         progress.note(f"note: {note}")
-    program = _captured(ask.model, examples, ask.leaf_modules, guessed=notes)
+    said = ask.batch_dims if task is None else task.batch_dims
+    program = _captured(ask.model, examples, ask.leaf_modules, said, guessed=notes)
+    task = _located(ask, task, program)
     _require_trainable(program, settings, trained=ask.trained)
     asked = _asked(ask, method, settings, budget, program, task, timed=timed)
-    run = RunDir() if ask.run_dir is None else RunDir.open(ask.run_dir, asked, resume=ask.resume)
-    if ask.resume and ask.run_dir is None:
-        raise SurgeryError("resume=True goes on with a run directory: pass run_dir= as well")
+    run = _run(ask, asked)
     latency = None
     if device is not None:
         latency = LatencyModel(timer=Timer(device, program, ask.seed), original=program, budget=budget, run=run)
     return Ready(
         ask, method, settings, budget, program, task, progress, run, latency, workshop, asked, (*notes, *run.notes)
     )
+
+
+def _run(ask: Ask, asked: Mapping[str, Any]) -> RunDir:
+    if ask.resume and ask.run_dir is None:
+        raise SurgeryError("resume=True goes on with a run directory: pass run_dir= as well")
+    return RunDir() if ask.run_dir is None else RunDir.open(ask.run_dir, asked, resume=ask.resume)
 
 
 def _check_evolving(ask: Ask, method: Method) -> None:
@@ -161,15 +172,17 @@ def _check_values(ask: Ask) -> None:
 
 def _task(ask: Ask, method: Method, settings: Settings) -> Task | None:
     if isinstance(ask.train_data, Task):
-        if given := [n for n in ("val_data", "test_data", "loss", "metric") if getattr(ask, n) is not None]:
+        own = ("val_data", "test_data", "loss", "metric", "batch_dims")
+        if given := [name for name in own if getattr(ask, name) is not None]:
             raise DataError(f"train_data is a Task, which has it all: leave {', '.join(given)} out")
         return ask.train_data
     if not ask.data_free:
         _require_data(ask)
-        return Task.of(
+        task = Task.of(
             ask.train_data, ask.val_data, test_data=ask.test_data, loss=ask.loss, metric=ask.metric,
             batch_size=ask.batch_size, seed=ask.seed,
         )  # fmt: skip
+        return task if ask.batch_dims is None else _stated(ask, task)
     named = "" if ask.method is None else f'method="{method.name}", '
     line = _DATA_LINE.format(named if ask.config is None else f"config={type(settings).__name__}(...), ")
     if reason := method.needs_data(settings):
@@ -180,6 +193,13 @@ def _task(ask: Ask, method: Method, settings: Settings) -> Task | None:
     if given:
         raise DataError(f"{', '.join(given)} without train_data and val_data: {line}")
     return None
+
+
+def _stated(ask: Ask, task: Task) -> Task:
+    """The task with the batch where the user states it, by the names of the model's parameters too."""
+    inputs, _ = task.take_apart(task.first_batch())
+    names = inputs.names(ask.model.forward)[: len(inputs.args)]
+    return replace(task, batch_dims=by_position(ask.batch_dims, names))
 
 
 def _require_data(ask: Ask) -> None:
@@ -196,9 +216,20 @@ def _examples(ask: Ask, task: Task | None) -> tuple[Inputs, tuple[str, ...]]:
         given = (ask.example_inputs,) if isinstance(ask.example_inputs, Tensor) else tuple(ask.example_inputs or ())
         return Inputs(given, ask.example_kwargs or {}), ()
     if task is not None:
-        return addressed(ask.model, task.examples()), ()
+        return addressed(ask.model, task.capture_examples()), ()
     guessed, how = guess_inputs(ask.model)
     return guessed, (how,)
+
+
+def _located(ask: Ask, task: Task | None, program: Program) -> Task | None:
+    """The task with the batch where the captured model has it, of the same inputs; as stated where it is."""
+    if task is None or task.batch_dims is not None or ask.example_inputs is not None or ask.example_kwargs is not None:
+        return task
+    if program.batch_dims is None or program.batch_dims == replace(program.examples, batch_dims=None).dims:
+        return task
+    said = statement_of(program.examples)
+    by_name = task.capture_examples().kwargs and not program.example_kwargs
+    return replace(task, batch_dims=said[0] if by_name else said)  # a dict by name may be the model's one input
 
 
 def _require_trainable(program: Program, settings: Settings, *, trained: bool) -> None:
@@ -216,14 +247,19 @@ def _require_trainable(program: Program, settings: Settings, *, trained: bool) -
 
 
 def _captured(
-    model: nn.Module, examples: Inputs, leaf_modules: tuple[type[nn.Module], ...], *, guessed: tuple[str, ...]
+    model: nn.Module,
+    examples: Inputs,
+    leaf_modules: tuple[type[nn.Module], ...],
+    batch_dims: Statement,
+    *,
+    guessed: tuple[str, ...],
 ) -> Program:
     tensor = next((t for t in (*model.parameters(), *model.buffers())), None)
     if tensor is not None:
         examples = examples.map(lambda x: x.to(tensor.device))
     named = {"example_kwargs": examples.kwargs} if examples.kwargs else {}
     try:
-        return capture(model, *examples.args, leaf_modules=leaf_modules, **named)
+        return capture(model, *examples.args, leaf_modules=leaf_modules, batch_dims=batch_dims, **named)
     except CaptureError as error:
         if not guessed:
             raise
@@ -271,6 +307,7 @@ def _told_task(task: Task) -> dict[str, Any]:
     return {
         **{name: told(getattr(task, name)) for name in ("loss", "metric", "metric_name", "higher_is_better", "select")},
         "split": told(task.split),
+        **{name: told(value) for name in ("batch_dims", "val_batches") if (value := getattr(task, name)) is not None},
         "batches": _batches(task),
         "tested": task.test_data is not None,
     }

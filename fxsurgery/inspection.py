@@ -12,6 +12,7 @@ from fxsurgery.analysis.atoms import Ids, TracedAtoms
 from fxsurgery.analysis.cost import cost
 from fxsurgery.analysis.structure import Structure, structure
 from fxsurgery.analysis.walk import Walk
+from fxsurgery.batch_layout import Statement
 from fxsurgery.budget import Cost
 from fxsurgery.capture import capture
 from fxsurgery.printable import lines
@@ -88,6 +89,7 @@ def inspect(
     example_inputs: Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any],
     *,
     leaf_modules: tuple[type[nn.Module], ...] = (),
+    batch_dims: Statement = None,
 ) -> Inspection:
     """Say what of `model` surgery can reach, and why the rest stays as it is. The model is left alone.
 
@@ -95,17 +97,17 @@ def inspect(
         model: any module, as for `fxsurgery.optimize`.
         example_inputs: what it is called with: a tensor, a tuple of positional inputs, or a dict of inputs by name.
         leaf_modules: types of modules to keep whole.
+        batch_dims: which dim of the inputs is the batch, as for `fxsurgery.capture.capture`; inferred unless said.
 
     Raises:
         CaptureError: the model cannot be taken as a graph; the message names the line or the module.
         DataError: the example inputs do not fit the model.
     """
     if isinstance(example_inputs, Mapping):
-        program = capture(model, leaf_modules=leaf_modules, example_kwargs=dict(example_inputs))
-    elif isinstance(example_inputs, Tensor):
-        program = capture(model, example_inputs, leaf_modules=leaf_modules)
+        program = capture(model, leaf_modules=leaf_modules, example_kwargs=dict(example_inputs), batch_dims=batch_dims)
     else:
-        program = capture(model, *example_inputs, leaf_modules=leaf_modules)
+        given = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+        program = capture(model, *given, leaf_modules=leaf_modules, batch_dims=batch_dims)
     return inspect_program(program)
 
 

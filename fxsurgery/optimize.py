@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fxsurgery.analysis.structure import structure
 from fxsurgery.asking import Ask, Ready, prepare
+from fxsurgery.batch_layout import Statement
 from fxsurgery.budget import Budget, Spend
 from fxsurgery.datafree import foreseen_task, gradient_clip, made_task
 from fxsurgery.errors import BudgetError, SavingError
@@ -44,6 +45,7 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
     workers: int | None = None,
     example_inputs: Sequence[Any] | Tensor | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
+    batch_dims: Statement = None,
     leaf_modules: tuple[type[nn.Module], ...] = (),
     batch_size: int = 64,
     seed: int = 0,
@@ -85,6 +87,8 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
         example_inputs: what to capture the model on, by position, or the one tensor that it takes; from the training
             data unless said.
         example_kwargs: the same by name.
+        batch_dims: which dim of the inputs is the batch, as for `fxsurgery.capture.capture`: `batch_dims=1`, or by
+            input, `{"text": None, "offsets": 0}`; inferred from data and model unless said.
         leaf_modules: module classes that the capture shall not look into.
         batch_size: for data given as tensors or as a `Dataset`.
         seed: the same seed gives the same result on the same machine.
@@ -210,7 +214,7 @@ def _foreseen(ready: Ready) -> tuple[tuple[Stage, ...], float, tuple[str, ...]]:
     session = Session(counted, trainer, ready.latency, spend=ask.spend)
     found = ready.method.stages(ready.settings, session, trained=ask.trained)
     stages = (*made, *found)
-    looks = count(counted.val_data, "val_data")
+    looks = counted.val_batches or count(counted.val_data, "val_data")
     seconds = estimate(trainer, timed, ready.program, stages, looks=looks)
     return stages, seconds, ready.method.foretold(ready.program, ready.settings, session, trained=ask.trained)
 

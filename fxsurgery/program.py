@@ -12,7 +12,7 @@ from torch.fx.node import Argument, map_aggregate
 from typing_extensions import override
 
 from fxsurgery.errors import VerifyError
-from fxsurgery.inputs import Inputs, tensors_in
+from fxsurgery.inputs import BatchDims, Inputs, tensors_in
 from fxsurgery.printable import printable
 
 M = TypeVar("M", bound=nn.Module)
@@ -39,6 +39,10 @@ class Program:
     """What a user should know of the capture: modules kept whole and why, checks that could not be made."""
     name: str = "Model"
     """The class of the user's model."""
+    batch_dims: BatchDims | None = None
+    """Which dim of each tensor among the example inputs is the batch, as `Inputs.batch_dims`."""
+    samples: int | None = None
+    """Number of samples in the example inputs where no dim of them is as long, as `Inputs.samples`."""
 
     def __post_init__(self) -> None:
         self.verify()
@@ -54,7 +58,7 @@ class Program:
     @property
     def examples(self) -> Inputs:
         """The example inputs, positional and named, as one."""
-        return Inputs(self.example_inputs, self.example_kwargs)
+        return Inputs(self.example_inputs, self.example_kwargs, self.batch_dims, self.samples)
 
     def outputs(self, inputs: Inputs) -> list[Tensor]:
         """The output tensors on `inputs`, which are left alone, in eval mode and without gradients."""

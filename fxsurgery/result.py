@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from fxsurgery import report
 from fxsurgery.analysis.cost import cost
+from fxsurgery.batch_layout import statement_of
 from fxsurgery.budget import Cost
 from fxsurgery.capture import capture
 from fxsurgery.capture.attention import is_plain
@@ -228,7 +229,9 @@ class Result:
         return report.write(self, path, **options) if leads() else Path(path)
 
     def export_onnx(self, path: str | Path, **options: Any) -> OnnxModel:  # noqa: ANN401
-        """Export the model to ONNX and check it against PyTorch at two batch sizes.
+        """Export the model to ONNX and check it against PyTorch.
+
+        At two batch sizes where a dim of its inputs is the batch; else for the sizes of the example inputs alone.
 
         Args:
             path: where the file goes.
@@ -237,7 +240,9 @@ class Result:
         Raises:
             ExportError: the export fails, or ONNX Runtime disagrees with PyTorch.
         """
-        return export_onnx(self.model, self.example_inputs, path, example_kwargs=self.example_kwargs, **options)
+        examples = self.program.examples
+        asked = {"batch_dims": statement_of(examples), "dynamic_batch": examples.is_resizable, **options}
+        return export_onnx(self.model, self.example_inputs, path, example_kwargs=self.example_kwargs, **asked)
 
     def benchmark(self, device: str = "local", **options: Any) -> LatencyReport:  # noqa: ANN401
         """Measure original and result side by side on one sample, interleaved in one process, through ONNX Runtime.
@@ -348,7 +353,10 @@ def _captured_as(wanted: Program, model: nn.Module, examples: Inputs) -> Program
     found, problem = None, CaptureError("the model cannot be captured")
     for leaf_modules in ((), _kept_whole(wanted)):
         try:
-            found = capture(model, *examples.args, leaf_modules=leaf_modules, example_kwargs=dict(examples.kwargs))
+            found = capture(
+                model, *examples.args, leaf_modules=leaf_modules, example_kwargs=dict(examples.kwargs),
+                batch_dims=statement_of(examples),
+            )  # fmt: skip
         except CaptureError as error:
             problem = error
         if found is not None and found.text() == wanted.text():

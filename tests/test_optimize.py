@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 import fxsurgery
 from devices import Device, milliseconds
@@ -18,7 +19,7 @@ from fxsurgery.errors import BudgetError, CaptureError, DataError, DeviceError, 
 from fxsurgery.passes import replay
 from fxsurgery.searchers import dnal, latency, session
 from fxsurgery.surgery import relative_error
-from fxsurgery.training import Amount, Recipe
+from fxsurgery.training import Amount, Recipe, Task
 
 QUICK = Dnal(align=2, architecture_epochs=1, finetune_epochs=1, fewest_steps=20, learning_rate=0.01)
 
@@ -631,3 +632,147 @@ def test_public_names_are_these():
         "SavingError", "SpecError", "Spend", "StructureError", "SurgeryError", "Task", "TrainingError", "VerifyError",
         "capture", "inspect", "load", "optimize", "plan",
     ]  # fmt: skip
+
+
+class Bag(nn.Module):
+    """Flat ids and offsets to (batch, 4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag, self.wide, self.head = nn.EmbeddingBag(50, 16, mode="mean"), nn.Linear(16, 32), nn.Linear(32, 4)
+
+    def forward(self, text, offsets):
+        return self.head(self.wide(self.bag(text, offsets)).relu())
+
+
+class LastStep(nn.Module):
+    """(time, batch, 6) to (batch, 4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.wide, self.head = nn.GRU(6, 8), nn.Linear(8, 64), nn.Linear(64, 4)
+
+    def forward(self, steps):
+        return self.head(self.wide(self.cell(steps)[1][-1]).relu())
+
+
+def flat(rows):
+    lengths = torch.tensor([0] + [len(t) for t, _ in rows[:-1]])
+    return torch.cat([t for t, _ in rows]), lengths.cumsum(0), torch.tensor([y for _, y in rows])
+
+
+def time_first(rows):
+    return torch.stack([x for x, _ in rows], 1), torch.tensor([y for _, y in rows])
+
+
+def ragged():
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.randint(0, 50, (1 + i % 16,), generator=generator), i % 4) for i in range(44)]
+
+
+def steps():
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.randn(8, 6, generator=generator), i % 4) for i in range(44)]
+
+
+@pytest.mark.parametrize("stated", [{}, {"batch_dims": {"text": None, "offsets": 0}}, {"batch_dims": (None, 0)}])
+def test_flat_ids_with_offsets_go_all_the_way(tmp_path, stated):
+    loader = DataLoader(ragged(), batch_size=8, collate_fn=flat)
+    result = optimize(
+        Bag(), train_data=loader, val_data=loader, budget=Budget(macs=0.5), config=Prune(finetune_epochs=1),
+        verbose=False, **stated,
+    )  # fmt: skip
+    with torch.no_grad():
+        right = sum(int((result.model(t, o).argmax(1) == y).sum()) for t, o, y in loader)
+    assert result.metrics["val"].after == pytest.approx(right / 44)
+    assert result.cost[0].macs == 16 * 32 + 32 * 4
+    assert any("dim 0 of `offsets`" in note for note in result.notes) is not bool(stated)
+    assert result.export_onnx(tmp_path / "m.onnx").parity.kept_inputs == ("offsets",)
+    result.save(tmp_path / "saved")
+    assert fxsurgery.load(tmp_path / "saved").cost == result.cost
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_time_first_data_go_all_the_way(tmp_path, size):
+    loader = DataLoader(steps(), batch_size=size, collate_fn=time_first)
+    result = optimize(
+        LastStep(), train_data=loader, val_data=loader, budget=Budget(macs=0.97), config=Prune(finetune_epochs=1),
+        verbose=False,
+    )  # fmt: skip
+    with torch.no_grad():
+        right = sum(int((result.model(x).argmax(1) == y).sum()) for x, y in loader)
+    assert result.metrics["val"].after == pytest.approx(right / 44)
+    assert result.cost[0].macs == 8 * 3 * 8 * (6 + 8) + 8 * 64 + 64 * 4
+    found = result.export_onnx(tmp_path / "m.onnx")
+    assert found.parity.batch_sizes == ((2, 3) if size == 7 else (8, 9))
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["by name", "one dict"])
+def test_inputs_by_name_have_their_batch_in_any_order(whole):
+    class Fields(LastStep):
+        def __init__(self):
+            super().__init__()
+            self.rows = nn.Linear(5, 8)
+
+        def forward(self, steps, rows):
+            return self.head(self.wide(self.cell(steps)[1][-1] + self.rows(rows)).relu())
+
+    class Whole(Fields):
+        def forward(self, fields):
+            return super().forward(fields["steps"], fields["rows"])
+
+    def by_name(rows):
+        x, y = time_first(rows)
+        return {"labels": y, "rows": x[0, :, :5], "steps": x}
+
+    loader = DataLoader(steps(), batch_size=8, collate_fn=by_name)
+    result = optimize(
+        (Whole if whole else Fields)(), train_data=loader, val_data=loader, budget=Budget(macs=0.97),
+        config=Prune(finetune_epochs=1), verbose=False,
+    )  # fmt: skip
+    right = 0
+    for batch in loader:
+        fields = {name: batch[name] for name in ("steps", "rows")}
+        output = result.model(fields) if whole else result.model(**fields)
+        right += int((output.argmax(1) == batch["labels"]).sum())
+    assert result.metrics["val"].after == pytest.approx(right / 44)
+    assert sorted(map(str, result.program.batch_dims)) == ["0", "1"]
+
+
+def test_a_task_says_where_the_batch_is_itself():
+    loader = DataLoader(steps(), batch_size=8, collate_fn=time_first)
+    task = Task.of(loader, loader, batch_dims=1)
+    with pytest.raises(DataError, match="leave batch_dims out"):
+        optimize(LastStep(), train_data=task, batch_dims=1)
+    assert fxsurgery.plan(LastStep(), train_data=task, budget=Budget(macs=0.97), config=Prune()).reach
+
+
+def test_entries_that_the_model_does_not_take_are_told_before_anything_is_done():
+    rows = [{"input": torch.randn(12), "labels": i % 4, "text": f"row {i}", "id": i} for i in range(32)]
+    loader = DataLoader(rows, batch_size=8)
+    for call in (fxsurgery.plan, optimize):
+        with pytest.raises(DataError, match=r"no 'text', 'id'.*split=lambda batch: \(\{'input': batch\['input'\]\}"):
+            call(nn.Linear(12, 4), train_data=loader, val_data=loader, budget=Budget(macs=0.5), config=Prune())
+
+
+def test_validation_data_without_an_end_are_refused_before_anything_is_trained():
+    class Endless(IterableDataset):
+        def __iter__(self):
+            while True:
+                yield torch.randn(3, 8, 8), 0
+
+    for call in (fxsurgery.plan, quick):
+        with pytest.raises(DataError, match="val_data has no end after 1,000 batches"):
+            call(net(), train_data=images(), val_data=Endless(), config=QUICK)
+    task = Task.of(Endless(), Endless(), val_batches=2, batch_size=4)
+    assert fxsurgery.plan(net(), train_data=task, config=QUICK).seconds > 0
+
+
+def test_a_model_of_time_first_inputs_works_without_data():
+    result = optimize(
+        LastStep(), example_inputs=torch.randn(5, 2, 6), budget=Budget(macs=0.95), config=Prune(finetune_epochs=1),
+        verbose=False,
+    )  # fmt: skip
+    assert result.program.batch_dims == (1,)
+    with pytest.raises(DataError, match="offsets or lengths"):
+        optimize(Bag(), example_inputs=(torch.arange(10), torch.tensor([0, 3, 4])), config=Prune(), verbose=False)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxsurgery.batch_layout import Statement, as_stated, by_running
 from fxsurgery.capture import trials
 from fxsurgery.capture.build import check_unshared
 from fxsurgery.capture.checks import Comparison, shapes
@@ -36,6 +37,7 @@ def capture(
     *example_inputs: Any,  # noqa: ANN401 -- whatever the model takes
     leaf_modules: tuple[type[nn.Module], ...] = (),
     example_kwargs: Mapping[str, Any] | None = None,
+    batch_dims: Statement = None,
 ) -> Program:
     """Take `model` as a program, checked to compute and to train as the model does.
 
@@ -45,9 +47,12 @@ def capture(
 
     Args:
         model: any module, in either mode; the program is in eval mode and shares no tensor with it.
-        example_inputs: positional inputs, batch first: tensors, or tuples, lists and dicts of them.
+        example_inputs: positional inputs: tensors, or tuples, lists and dicts of them.
         leaf_modules: types of modules to keep whole, as one node of the graph each.
         example_kwargs: inputs by name.
+        batch_dims: the dim of the inputs that is the batch, `batch_dims=1`; or of each input, by position or by name,
+            `None` for one without: `batch_dims={"text": None, "offsets": 0}`. Without it, it is inferred from what the
+            model's outputs follow: dim 0 of the first input, unless another dim fits and that does not.
 
     Raises:
         CaptureError: the model cannot be taken as a graph; the message names the line or the module.
@@ -55,18 +60,40 @@ def capture(
     """
     inputs = Inputs(example_inputs, dict(example_kwargs or {}))
     if not inputs.tensors:
-        raise DataError("no example inputs that are tensors: capture(model, x) wants what the model takes, batch first")
+        raise DataError("no example inputs that are tensors: capture(model, x) wants what the model takes")
     require_takeable(model)
     inputs = _ordered(model, inputs)
+    if batch_dims is not None:
+        inputs = as_stated(inputs, batch_dims, inputs.names(model.forward))
     with trials.contained():
         inputs = inputs.clone()
         private = _copied(model)
         check_unshared(private, model)
         _check_runs(private, inputs)
+        inputs, where = _located(private, inputs)
         found = _captured(private, inputs, leaf_modules)
         check_unshared(found.graph_module, model)
-        notes = (*found.notes, *_scripted(found.graph_module))
-        return Program(found.graph_module, inputs.args, (), inputs.kwargs, notes, type(model).__name__)
+        notes = (*where, *found.notes, *_scripted(found.graph_module))
+        return Program(
+            found.graph_module, inputs.args, (), inputs.kwargs, notes, type(model).__name__, inputs.batch_dims,
+            inputs.samples,
+        )  # fmt: skip
+
+
+def _located(model: nn.Module, inputs: Inputs) -> tuple[Inputs, tuple[str, ...]]:
+    """The inputs with the batch that the model's outputs tell, and what a user should know of that."""
+    lively = trials.lively(model)
+
+    def run(given: Inputs) -> list[Tensor]:
+        found = trials.run_eval(trials.lively_copy(model, lively), given).outputs.values()
+        return [value for value in found if isinstance(value, Tensor)]
+
+    try:
+        outputs = run(inputs)
+    except Exception:  # noqa: BLE001 -- whatever it raises with other weights: then nothing can be told of it
+        return inputs, ()
+    found, note = by_running(inputs, run, outputs, inputs.names(model.forward))
+    return found, () if note is None else (note,)
 
 
 def _scripted(graph_module: fx.GraphModule) -> Iterator[str]:

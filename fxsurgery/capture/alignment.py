@@ -33,8 +33,8 @@ class Alignment:
     redrawn: Recording
     batch: int
     """The batch size of `first`; that of `larger` is one more."""
-    batched: int
-    """The place of an input whose dim 0 is the batch."""
+    batched: tuple[int, int]
+    """The place of an input with a batch dim, and that dim."""
     _made: dict[str, fx.Node] = field(default_factory=dict)
 
     def align(self) -> None:
@@ -90,7 +90,8 @@ class Alignment:
             raise _offence(node, f"an argument of {node.target} depends on the batch size: {one}, {other}")
         slope = other - one
         offset = one - slope * self.batch
-        size = self._once("size", lambda g, inputs: _size(g.call_method("size", (inputs[self.batched], 0))))
+        place, dim = self.batched
+        size = self._once("size", lambda g, inputs: _size(g.call_method("size", (inputs[place], dim))))
         graph = self.first.graph
         with graph.inserting_before(node):
             scaled = size if slope == 1 else _size(graph.call_function(operator.mul, (size, slope)))

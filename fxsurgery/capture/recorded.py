@@ -116,7 +116,7 @@ def _attempt(search: _Search, inputs: Inputs, own: set[str], reached: tuple[str,
     model.train().eval()
     first, batch = _first(search, inputs)
     sized = inputs.resized(batch) if batch else inputs
-    larger = _tried(search, sized.grown()) if batch else None
+    larger = _tried(search, sized.grown()) if batch and sized.is_resizable else None
     if larger is None:
         notes.append("captured for this number of inputs only: the model takes no other batch size")
     trained, other = _tried(search, sized, training=True), _tried(search, redrawn(sized))
@@ -124,8 +124,7 @@ def _attempt(search: _Search, inputs: Inputs, own: set[str], reached: tuple[str,
     for recording in (larger, trained, other):
         if recording is not None:
             lift(recording.graph, model)
-    batched = next((i for i, x in enumerate(inputs.leaves) if isinstance(x, Tensor) and inputs.is_batched(x)), 0)
-    Alignment(first, larger or first, trained or first, other or first, batch or 1, batched).align()
+    Alignment(first, larger or first, trained or first, other or first, batch or 1, _batched(inputs)).align()
     _follow_device(first, inputs)
     graph, codegen = _finished(model, first, inputs)
     make_plain(graph, model, lifted)
@@ -141,9 +140,15 @@ def _attempt(search: _Search, inputs: Inputs, own: set[str], reached: tuple[str,
     return Recorded(graph_module, first.entered, tuple(notes))
 
 
+def _batched(inputs: Inputs) -> tuple[int, int]:
+    """The place of the first input with a batch dim among the leaves, and that dim."""
+    dims = ((i, inputs.batch_dim(x)) for i, x in enumerate(inputs.leaves) if isinstance(x, Tensor))
+    return next(((i, dim) for i, dim in dims if dim is not None), (0, 0))
+
+
 def _first(search: _Search, inputs: Inputs) -> tuple[Recording, int | None]:
     """In eval mode, at a batch size of two or more where the model takes it; and that size."""
-    if inputs.batch == 1 and (found := _tried(search, inputs.resized(2))) is not None:
+    if inputs.batch == 1 and inputs.is_resizable and (found := _tried(search, inputs.resized(2))) is not None:
         return found, 2
     return _record(search, inputs), inputs.batch
 

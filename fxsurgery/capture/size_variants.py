@@ -74,7 +74,7 @@ class SizeVariants:
 
     def _batches(self) -> tuple[Variant, ...]:
         batch = self._inputs.batch
-        sizes = {1, batch + 1} - {batch} if batch else set[int]()
+        sizes = {1, batch + 1} - {batch} if batch and self._inputs.is_resizable else set[int]()
         tried = (self._first((), [self._inputs.resized(size)]) for size in sorted(sizes))
         return tuple(variant for variant in tried if variant is not None)
 
@@ -92,8 +92,8 @@ def _groups(inputs: Inputs) -> dict[int, tuple[Dim, ...]]:
     found = dict[int, tuple[Dim, ...]]()
     for position, leaf in enumerate(inputs.leaves):
         if isinstance(leaf, Tensor):
-            first = 1 if inputs.is_batched(leaf) else 0
-            for dim in range(first, leaf.dim()):
+            batch = inputs.batch_dim(leaf)
+            for dim in (d for d in range(leaf.dim()) if d != batch):
                 found[leaf.shape[dim]] = (*found.get(leaf.shape[dim], ()), (position, dim))
     return {size: dims for size, dims in found.items() if size > 0}
 

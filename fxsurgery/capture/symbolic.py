@@ -44,7 +44,7 @@ def traced(
     # Where the modes do different things, nothing follows the mode, and the checks find out what that means.
     with suppress(OffenceError):
         eval_mode = _recording(graph)
-        Alignment(eval_mode, eval_mode, _recording(trained or graph), eval_mode, batch=1, batched=0).align()
+        Alignment(eval_mode, eval_mode, _recording(trained or graph), eval_mode, batch=1, batched=(0, 0)).align()
     make_plain(graph, private, lifted)
     graph_module = build(private, graph, set(model.state_dict()))
     return Recorded(graph_module, tuple(tracer.entered), left_over(graph_module, model, used_by(trained)))

@@ -158,17 +158,19 @@ def _versions(model: nn.Module) -> list[int]:
 def noisy(inputs: Inputs) -> Inputs:
     """The inputs, with seeded noise on the floating-point ones; the values of the others are dealt anew."""
     generator = torch.Generator().manual_seed(SEED)
-    return inputs.map(lambda x: _noisy(x, generator) if x.is_floating_point() else _dealt(x, generator))
+    return inputs.map(lambda x: _noisy(x, generator) if x.is_floating_point() else _dealt(x, inputs, generator))
 
 
 def redrawn(inputs: Inputs) -> Inputs:
     """Other inputs, each with the mean and the spread that it has; the values of the integer ones are dealt anew."""
     generator = torch.Generator().manual_seed(SEED)
-    return inputs.map(lambda x: _redrawn(x, generator) if x.is_floating_point() else _dealt(x, generator))
+    return inputs.map(lambda x: _redrawn(x, generator) if x.is_floating_point() else _dealt(x, inputs, generator))
 
 
 def doubled(inputs: Inputs) -> Inputs:
     """Twice the batch: the inputs and noisy ones after them, where they have a batch dimension."""
+    if inputs.batch and not inputs.is_divisible:
+        return inputs.resized(2 * inputs.batch)
     return inputs.joined(noisy(inputs))
 
 
@@ -226,7 +228,9 @@ def _redrawn(x: Tensor, generator: torch.Generator) -> Tensor:
     return (values.mean() + noise * (values.std(correction=0) or 1.0)).to(x) if x.numel() else x
 
 
-def _dealt(x: Tensor, generator: torch.Generator) -> Tensor:
+def _dealt(x: Tensor, inputs: Inputs, generator: torch.Generator) -> Tensor:
+    if inputs.holds_offsets(x):
+        return x  # in another order they are none
     order = torch.randperm(x.numel(), generator=generator).to(x.device)
     return x.flatten()[order].reshape(x.shape)
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from fxsurgery.batch_layout import statement_of
 from fxsurgery.cli.endings import ending, give, in_flags, say
 from fxsurgery.cli.options import AsJson, ExampleInputs, ExampleShape, Member, Model, ModelArgs, Original, Seed, Weights
 from fxsurgery.cli.sources import wanted
@@ -51,15 +52,12 @@ def export(  # noqa: PLR0913 -- what can be said, each by a flag
         inputs, notes = loaded.known_inputs()
         for note in notes:
             say(f"note: {in_flags(note)}", "yellow")
+        is_known = inputs.batch_dims is not None
         file = export_onnx(
-            loaded.model,
-            inputs.args,
-            onnx,
-            example_kwargs=inputs.kwargs,
-            opset=opset,
-            exporter=exporter,
-            check=check,
-        )
+            loaded.model, inputs.args, onnx, example_kwargs=inputs.kwargs, opset=opset, exporter=exporter, check=check,
+            batch_dims=statement_of(inputs) if is_known else None,
+            dynamic_batch=inputs.is_resizable or not is_known,
+        )  # fmt: skip
     give(asdict(file) if as_json else line(file), as_json=as_json)
 
 
@@ -69,4 +67,6 @@ def line(file: OnnxModel) -> str:
     if file.parity is not None:
         sizes = " and ".join(map(str, file.parity.batch_sizes))
         checked = f"agrees with PyTorch to {file.parity.error:.1e} of the outputs' size, at batch {sizes}"
+        if file.parity.kept_inputs:
+            checked += f", on the values given of {', '.join(file.parity.kept_inputs)}"
     return f"{file.path}: {file.bytes:,} bytes, opset {file.opset}, by the {file.exporter} exporter; {checked}"

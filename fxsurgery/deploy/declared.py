@@ -1,5 +1,6 @@
 """Inputs for a file that comes without its model, made from what it declares."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,6 +10,8 @@ from fxsurgery.deploy.session import open_session
 from fxsurgery.errors import ExportError
 from fxsurgery.inputs import Inputs
 
+AXIS = "batch"
+"""What the batch dim is called in files of ours."""
 _TYPES = {
     "tensor(float)": torch.float32,
     "tensor(float16)": torch.float16,
@@ -23,15 +26,16 @@ _TYPES = {
 def declared_inputs(path: Path, seed: int = 0) -> Inputs:
     """One sample of what the file takes: noise, and zeros for integers, which are valid as indices.
 
-    A free dim 0 is the batch and becomes 1.
+    A free dim that is called `batch` is the batch, else dim 0, and becomes 1.
 
     Raises:
         ExportError: the file cannot be loaded, another dim is free, or an input is of a type without arrays.
     """
     generator = torch.Generator().manual_seed(seed)
-    named = dict[str, Tensor]()
+    named, dims = dict[str, Tensor](), list[int | None]()
     for declared in open_session(path).get_inputs():
-        sizes = [1 if place == 0 and not isinstance(size, int) else size for place, size in enumerate(declared.shape)]
+        dim = _batch_dim(declared.shape)
+        sizes = [1 if place == dim else size for place, size in enumerate(declared.shape)]
         if free := [size for size in sizes if not isinstance(size, int)]:
             raise ExportError(f"{path.name}: input {declared.name} has free sizes beside the batch ({free}): fix them")
         if declared.type not in _TYPES:
@@ -39,4 +43,11 @@ def declared_inputs(path: Path, seed: int = 0) -> Inputs:
         dtype = _TYPES[declared.type]
         noise = torch.randn(sizes, generator=generator)
         named[declared.name] = noise.to(dtype) if dtype.is_floating_point else torch.zeros(sizes, dtype=dtype)
-    return Inputs((), named)
+        dims.append(dim)
+    return Inputs((), named, tuple(dims) if any(dim is not None for dim in dims) else None)
+
+
+def _batch_dim(shape: Sequence[object]) -> int | None:
+    """The free dim that is the batch; `None` where dim 0 is not free and none is called so."""
+    free = [place for place, size in enumerate(shape) if not isinstance(size, int)]
+    return next((place for place in free if shape[place] == AXIS or place == 0), None)

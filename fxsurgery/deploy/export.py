@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +21,12 @@ import onnx
 import torch
 from torch import nn
 
-from fxsurgery.deploy.draws import seeded
+from fxsurgery.batch_layout import Statement, statement_of
+from fxsurgery.deploy.draws import kept_values, seeded
 from fxsurgery.deploy.flat import Flat
 from fxsurgery.deploy.names import input_names, output_names, rename
 from fxsurgery.deploy.onnx_model import OnnxModel, Parity
-from fxsurgery.deploy.parity import check_parity, frozen_copy, frozen_inputs, output_of, outputs_of
+from fxsurgery.deploy.parity import check_parity, frozen_copy, frozen_inputs, located, output_of, outputs_of
 from fxsurgery.deploy.randomness import CPU, require_repeatable
 from fxsurgery.errors import ExportError
 from fxsurgery.files import require_plain
@@ -45,6 +47,8 @@ class _Request:
     inputs: Inputs
     opset: int | None
     dynamic_batch: bool
+    kept: tuple[int, ...]
+    """The input tensors, by their place, whose values stay in every draw."""
     names: tuple[str, ...]
     """Of the input tensors, in the file that is kept."""
     names_out: tuple[str, ...]
@@ -62,9 +66,9 @@ class _Request:
         return self.inputs.batch or 1
 
     @property
-    def batched(self) -> list[bool]:
-        """Which inputs have the batch along dim 0, and shall have any length there."""
-        return [self.dynamic_batch and self.inputs.is_batched(x) for x in self.inputs.tensors]
+    def free(self) -> list[int | None]:
+        """The dim of each input that shall have any length: its batch."""
+        return list(self.inputs.dims) if self.dynamic_batch else [None] * len(self.inputs.tensors)
 
 
 _Writer = Callable[[nn.Module, Path, _Request], None]
@@ -79,6 +83,7 @@ def export_onnx(  # noqa: PLR0913 -- what a user may want to say, each by name
     *,
     example_kwargs: Mapping[str, Any] | None = None,
     opset: int | None = None,
+    batch_dims: Statement = None,
     dynamic_batch: bool = True,
     exporter: Exporter = "auto",
     check: bool = True,
@@ -91,18 +96,22 @@ def export_onnx(  # noqa: PLR0913 -- what a user may want to say, each by name
 
     Args:
         model: it is not changed; a copy in eval mode on the CPU is exported.
-        example_inputs: its positional inputs: tensors, or tuples, lists and dicts of them. The batch is dim 0 of the
-            first tensor, and of each that is as long there; no other size is free.
+        example_inputs: its positional inputs: tensors, or tuples, lists and dicts of them.
         example_kwargs: its inputs by name.
+        batch_dims: which dim of the inputs is the batch, as for `fxsurgery.capture.capture`; inferred from what the
+            model's outputs follow unless given: dim 0 of the first input, unless only another fits. No other size is
+            free.
         path: where the file goes; written whole or not at all.
         opset: the operator set; the exporter's own choice unless said.
         dynamic_batch: whether the file takes any batch size.
         exporter: `"dynamo"`, `"legacy"` (ten times as fast, deprecated in PyTorch), or `"auto"`: the first, and the
             second where that fails or the opset is below 18.
-        check: compare with ONNX Runtime, at two batch sizes where the batch is dynamic. A model that draws random
+        check: compare with ONNX Runtime, at two batch sizes where the batch is dynamic. Integers whose order matters,
+            such as offsets, are checked on the values given; `parity.kept_inputs` names them. A model that draws random
             numbers in its forward cannot be compared: pass `check=False`.
 
     Raises:
+        DataError: `batch_dims` does not fit the inputs.
         ExportError: no exporter can do it, the file disagrees with the model, or it cannot be written. What was
             at `path` before is still there.
     """
@@ -115,9 +124,11 @@ def export_onnx(  # noqa: PLR0913 -- what a user may want to say, each by name
     if not inputs.tensors:
         raise ExportError("export needs at least one example input")
     frozen = frozen_copy(model)
+    inputs = located(frozen, inputs, batch_dims)
+    kept = kept_values(inputs, partial(outputs_of, frozen))
     names = input_names(frozen, inputs)
     names_out = output_names(output_of(frozen, inputs), names)
-    request = _Request(inputs, opset, dynamic_batch, tuple(names), tuple(names_out))
+    request = _Request(inputs, opset, dynamic_batch, kept, tuple(names), tuple(names_out))
     _require_run(frozen, request)
     if check:
         require_repeatable(lambda: outputs_of(frozen, inputs))
@@ -153,8 +164,13 @@ def _require_run(model: nn.Module, request: _Request) -> None:
     if not request.names_out:
         raise ExportError("the model gives no tensor")
     if request.dynamic_batch:
+        if any(x.dim() for x in request.inputs.tensors) and not request.inputs.is_resizable:
+            raise ExportError(
+                "no dim of the inputs is known to be a batch of any size; give batch_dims= to say which is, or "
+                "dynamic_batch=False to export it for inputs of these sizes alone"
+            )
         try:
-            outputs_of(model, seeded(request.inputs, request.batch + 1, 0))
+            outputs_of(model, seeded(request.inputs, request.batch + 1, 0, request.kept))
         except ExportError as error:
             wish = f"give dynamic_batch=False to export it for batch size {request.batch} alone"
             raise ExportError(f"{error}; {wish}") from error
@@ -179,8 +195,8 @@ def _export_with(
 
 def _parity(name: str, model: nn.Module, path: Path, request: _Request) -> Parity:
     return check_parity(
-        model, path, request.inputs.args, example_kwargs=request.inputs.kwargs, dynamic_batch=request.dynamic_batch,
-        reexport=lambda twin, file: _write(name, twin, file, request),
+        model, path, request.inputs.args, example_kwargs=request.inputs.kwargs, batch_dims=statement_of(request.inputs),
+        dynamic_batch=request.dynamic_batch, reexport=lambda twin, file: _write(name, twin, file, request),
     )  # fmt: skip
 
 
@@ -208,26 +224,29 @@ def _write(name: str, model: nn.Module, path: Path, request: _Request) -> int:
 def _dynamo(model: nn.Module, path: Path, request: _Request) -> None:
     batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
     # A batch of one would be taken for a constant.
-    examples = seeded(request.inputs, max(2, request.batch), 0) if request.dynamic_batch else request.inputs
+    size = max(2, request.batch)
+    examples = seeded(request.inputs, size, 0, request.kept) if request.dynamic_batch else request.inputs
     torch.onnx.export(
         model, tuple(examples.tensors), path, dynamo=True, opset_version=request.opset, external_data=False,
-        verbose=False, dynamic_shapes=(tuple({0: batch} if b else None for b in request.batched),),
+        verbose=False, dynamic_shapes=(tuple(None if dim is None else {dim: batch} for dim in request.free),),
         input_names=request.drafts[0], output_names=request.drafts[1],
     )  # fmt: skip
 
 
 def _legacy(model: nn.Module, path: Path, request: _Request) -> None:
-    flat = Inputs(tuple(request.inputs.tensors))
+    flat = Inputs(tuple(request.inputs.tensors), batch_dims=request.inputs.dims)
     outputs = outputs_of(model, flat)
     grown = outputs_of(model, flat.grown()) if request.dynamic_batch else outputs
-    grows = [a.shape[:1] != b.shape[:1] for a, b in zip(outputs, grown, strict=True)]
+    pairs = [(a.shape, b.shape) for a, b in zip(outputs, grown, strict=True)]
+    grow = [[d for d, (n, m) in enumerate(zip(a, b, strict=False)) if n != m] for a, b in pairs]
     names, names_out = request.drafts
-    open_ = [*zip(names, request.batched, strict=True), *zip(names_out, grows, strict=True)]
+    free = [[] if dim is None else [dim] for dim in request.free]
+    axes = {name: dict.fromkeys(dims, "batch") for name, dims in zip((*names, *names_out), (*free, *grow), strict=True)}
     with _silent(model):
         torch.onnx.export(
             model, flat.args, path, dynamo=False, opset_version=request.opset or OLDEST_DYNAMO_OPSET,
             input_names=names, output_names=names_out,
-            dynamic_axes={name: {0: "batch"} for name, is_open in open_ if is_open},
+            dynamic_axes={name: dims for name, dims in axes.items() if dims},
         )  # fmt: skip
 
 

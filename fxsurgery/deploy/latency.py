@@ -20,6 +20,7 @@ import numpy as np
 import onnxruntime
 from typing_extensions import override
 
+from fxsurgery.batch_layout import Statement, as_stated
 from fxsurgery.deploy.interleave import Block, Models, Plan, Seconds, interleaved
 from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.session import CPU
@@ -102,6 +103,7 @@ def compare_latency(  # noqa: PLR0913 -- what a user may want to say, each by na
     example_inputs: Sequence[Any],
     *,
     example_kwargs: Mapping[str, Any] | None = None,
+    batch_dims: Statement = None,
     rounds: int = 200,
     warmup: int = 10,
     threads: int = 1,
@@ -114,6 +116,7 @@ def compare_latency(  # noqa: PLR0913 -- what a user may want to say, each by na
         models: ONNX files by name.
         example_inputs: what to run them on, as the model in PyTorch is called: tensors, or tuples, lists and dicts.
         example_kwargs: the same by name.
+        batch_dims: which dim of the inputs is the batch, for the report; by their sizes alone unless given.
         rounds: runs of each model that count, at most.
         warmup: rounds after each of five loadings, which do not; at most a fifth of the time goes to them.
         threads: of ONNX Runtime.
@@ -121,11 +124,13 @@ def compare_latency(  # noqa: PLR0913 -- what a user may want to say, each by na
         seed: of the order and of the bootstrap.
 
     Raises:
+        DataError: `batch_dims` does not fit the inputs.
         DeviceError: there is no model, an option is out of range, or there are fewer cores than threads.
         ExportError: a file cannot be loaded or run.
     """
     plan = Plan(rounds=rounds, warmup=warmup, threads=threads, seconds=seconds, seed=seed)
-    return measure(models, Inputs(tuple(example_inputs), example_kwargs or {}), plan)
+    inputs = Inputs(tuple(example_inputs), example_kwargs or {})
+    return measure(models, inputs if batch_dims is None else as_stated(inputs, batch_dims), plan)
 
 
 def measure_latency(model: Path | OnnxModel, example_inputs: Sequence[Any], **options: Any) -> LatencyReport:  # noqa: ANN401

@@ -22,6 +22,9 @@ class Parity:
     it, did not depend on the input, and would have agreed with anything."""
     constant_outputs: tuple[int, ...] = ()
     """Outputs that vary with no input, the twin's neither: only their values are checked."""
+    kept_inputs: tuple[str, ...] = ()
+    """Inputs that were checked on the values of the examples alone, since the model does not take others drawn from
+    them: offsets, say. Every other input was checked on other values as well."""
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,15 @@ import copy
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fxsurgery.deploy.draws import is_stuck, seeded
+from fxsurgery.batch_layout import Statement, as_stated, by_running
+from fxsurgery.deploy.draws import is_stuck, kept_values, seeded
 from fxsurgery.deploy.names import input_names
 from fxsurgery.deploy.onnx_model import Parity
 from fxsurgery.deploy.randomness import CPU, output_gap, require_repeatable
@@ -35,12 +37,13 @@ Reexport = Callable[[nn.Module, Path], object]
 
 
 @seeded_states(0, CPU)
-def check_parity(
+def check_parity(  # noqa: PLR0913 -- each by name but what is compared
     model: nn.Module,
     onnx_path: str | Path,
     example_inputs: Sequence[Any],
     *,
     example_kwargs: Mapping[str, Any] | None = None,
+    batch_dims: Statement = None,
     dynamic_batch: bool = True,
     rtol: float | None = None,
     reexport: Reexport | None = None,
@@ -52,6 +55,7 @@ def check_parity(
         onnx_path: the ONNX file.
         example_inputs: the model's positional inputs: tensors, or tuples, lists and dicts.
         example_kwargs: its inputs by name.
+        batch_dims: which dim of the inputs is the batch; inferred from what the model's outputs follow unless given.
         dynamic_batch: whether the file takes another batch size than the examples'.
         rtol: the largest relative error that passes. By default 1e-4 for float32: sums in another order differ by
             1e-5 at most in deep models, while a wrong operator or weight differs by far more than 1e-4.
@@ -62,15 +66,17 @@ def check_parity(
         ExportError: the file does not load or run, its outputs have other shapes or types, they differ, they would
             have agreed with anything, or the model draws random numbers, so that two runs of itself differ.
     """
-    model, inputs = frozen_copy(model), frozen_inputs(example_inputs, example_kwargs)
+    model = frozen_copy(model)
+    inputs = located(model, frozen_inputs(example_inputs, example_kwargs), batch_dims)
+    kept = kept_values(inputs, partial(outputs_of, model))
     require_repeatable(lambda: outputs_of(model, inputs))
-    parity = _compare(model, Path(onnx_path), inputs, dynamic_batch=dynamic_batch, rtol=rtol)
+    parity = _compare(model, Path(onnx_path), inputs, kept, dynamic_batch=dynamic_batch, rtol=rtol)
     lively = _enlivened(model)
     if reexport is not None and lively is not None and (parity.constant_outputs or _hides(model)):
         with tempfile.TemporaryDirectory(prefix="fxsurgery-") as folder:
             twin = Path(folder) / "twin.onnx"
             reexport(lively, twin)
-            again = _compare(lively, twin, inputs, dynamic_batch=dynamic_batch, rtol=rtol)
+            again = _compare(lively, twin, inputs, kept, dynamic_batch=dynamic_batch, rtol=rtol)
         errors = tuple(map(max, parity.errors, again.errors))
         parity = replace(again, error=max(errors), errors=errors, enlivened=True)
     if len(parity.constant_outputs) == len(parity.errors):
@@ -93,6 +99,20 @@ def frozen_copy(model: nn.Module) -> nn.Module:
 def frozen_inputs(example_inputs: Sequence[Any], example_kwargs: Mapping[str, Any] | None) -> Inputs:
     """The inputs, positional and by name, on the CPU."""
     return Inputs(tuple(example_inputs), example_kwargs or {}).map(lambda x: x.detach().cpu())
+
+
+def located(model: nn.Module, inputs: Inputs, batch_dims: Statement) -> Inputs:
+    """The inputs with the batch where it is stated, or where the model's outputs tell.
+
+    Raises:
+        ExportError: the model does not run, or the inputs are in containers that PyTorch's pytree does not know.
+        DataError: what is stated does not fit the inputs.
+    """
+    input_names(model, inputs)  # refuses what it cannot name, before the model is run on it
+    if batch_dims is not None:
+        return as_stated(inputs, batch_dims, inputs.names(model.forward))
+    run = partial(outputs_of, model)
+    return by_running(inputs, run, run(inputs), inputs.names(model.forward))[0]
 
 
 def output_of(model: nn.Module, inputs: Inputs) -> object:
@@ -120,20 +140,22 @@ def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     return [tensor for _, tensor in tensors_in(output_of(model, inputs))]
 
 
-def _compare(model: nn.Module, path: Path, examples: Inputs, *, dynamic_batch: bool, rtol: float | None) -> Parity:
+def _compare(
+    model: nn.Module, path: Path, examples: Inputs, kept: tuple[int, ...], *, dynamic_batch: bool, rtol: float | None
+) -> Parity:
     session, names = open_session(path), input_names(model, examples)
     own = examples.batch or 1
-    sizes = (own, own + 1) if dynamic_batch else (own,)
+    sizes = (own, own + 1) if dynamic_batch and examples.is_resizable else (own,)
     errors = list[list[float]]()
-    for size, seed in [(own, 0), (sizes[-1], 1)]:
-        inputs = seeded(examples, size, seed)
+    drawn = [seeded(examples, size, seed, kept) for size, seed in ((own, 0), (sizes[-1], 1))]
+    for size, inputs in zip((own, sizes[-1], own), [*drawn, *([examples] if kept else [])], strict=False):
         wanted = outputs_of(model, inputs)
         got = run_session(session, dict(zip(names, inputs.tensors, strict=True)))
         if (kinds := _kinds(got)) != _kinds(wanted):
             raise ExportError(f"at batch size {size} ONNX Runtime gives {kinds}, not {_kinds(wanted)}")
         errors.append([*map(output_gap, got, wanted)])
     worst = tuple(map(max, *errors))
-    first, second = (outputs_of(model, seeded(examples, own, seed)) for seed in (2, 3))
+    first, second = (outputs_of(model, seeded(examples, own, seed, kept)) for seed in (2, 3))
     limits = [_limit(o, rtol) for o in first]
     if any(error > limit for error, limit in zip(worst, limits, strict=True)):
         figures = ", ".join(f"{e:.1e} (limit {limit:.0e})" for e, limit in zip(worst, limits, strict=True))
@@ -141,7 +163,10 @@ def _compare(model: nn.Module, path: Path, examples: Inputs, *, dynamic_batch: b
     spreads = [*map(output_gap, first, second)]
     constant = tuple(i for i, spread in enumerate(spreads) if spread <= 2 * limits[i])
     varying = [spread for i, spread in enumerate(spreads) if i not in constant]
-    return Parity(max(worst, default=0.0), worst, min(varying, default=0.0), sizes, constant_outputs=constant)
+    return Parity(
+        max(worst, default=0.0), worst, min(varying, default=0.0), sizes, constant_outputs=constant,
+        kept_inputs=tuple(names[i] for i in kept),
+    )  # fmt: skip
 
 
 def _limit(output: Tensor, rtol: float | None) -> float:

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fxsurgery.batch_layout import statement_of
 from fxsurgery.deploy.export import Exporter, export_onnx
 from fxsurgery.deploy.latency import LatencyReport
 from fxsurgery.deploy.onnx_model import OnnxModel
@@ -144,7 +145,8 @@ def _first_that_runs(
         ExportError: none does; the reasons of each, with a free batch.
     """
     reasons, last = list[str](), None
-    for dynamic in (True, False):
+    is_resizable = all(program.examples.is_resizable for program in programs.values())
+    for dynamic in (True, False) if is_resizable else (False,):
         for exporter in exporters:
             try:
                 files = {name: write(name, program, exporter, dynamic) for name, program in programs.items()}
@@ -152,7 +154,7 @@ def _first_that_runs(
                 return target.compare(files, examples.resized(1) if dynamic else examples, **options)
             except ExportError as error:
                 last = error
-                if dynamic:
+                if dynamic or not is_resizable:
                     reasons.append(str(error))
     raise ExportError(" | ".join(dict.fromkeys(reasons))) from last
 
@@ -163,6 +165,7 @@ def _written(program: Program, path: Path, exporter: Exporter, *, dynamic_batch:
         program.example_inputs,
         path,
         example_kwargs=program.example_kwargs,
+        batch_dims=statement_of(program.examples),
         exporter=exporter,
         dynamic_batch=dynamic_batch,
         check=check,

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from fxsurgery.errors import RunError, SavingError
 from fxsurgery.files import write_whole
-from fxsurgery.inputs import Inputs
+from fxsurgery.inputs import BatchDims, Inputs
 from fxsurgery.program import Program
 from fxsurgery.saving.folders import damage, new_folder
 from fxsurgery.saving.graphs import graph_as_json, graph_from_json
@@ -77,6 +77,8 @@ def write_program(program: Program, folder: Path) -> None:
         "name": program.name,
         "log": list(program.log),
         "notes": list(program.notes),
+        "batch_dims": None if program.batch_dims is None else list(program.batch_dims),
+        "samples": program.samples,
         "examples": encoded((program.example_inputs, dict(program.example_kwargs)), tensors_as(examples)),
         **graph_as_json(graph_module.graph),
         "modules": specs(graph_module),
@@ -154,7 +156,10 @@ def read_program(folder: Path, original: nn.Module | None, witness: Witness | No
         root.graph = graph
         root.recompile()
         notes = tuple(dict.fromkeys((*saved.notes, *_unknown_outputs(saved))))
-        return Program(root.eval(), inputs.args, tuple(saved.log), inputs.kwargs, notes, saved.name)
+        return Program(
+            root.eval(), inputs.args, tuple(saved.log), inputs.kwargs, notes, saved.name, inputs.batch_dims,
+            inputs.samples,
+        )  # fmt: skip
 
 
 def _inputs(saved: SavedGraph, kept: Mapping[str, Tensor]) -> Inputs:
@@ -171,7 +176,21 @@ def _inputs(saved: SavedGraph, kept: Mapping[str, Tensor]) -> Inputs:
     args, kwargs = found if isinstance(found, tuple) and len(found) == 2 else (None, None)
     if not isinstance(args, tuple) or not isinstance(kwargs, dict):
         raise RunError("damaged: the example inputs are not (args, kwargs)")
-    return Inputs(args, {identifier(name): value for name, value in kwargs.items()})
+    kwargs = {identifier(name): value for name, value in kwargs.items()}
+    return Inputs(args, kwargs, *_batch(saved, Inputs(args, kwargs).tensors))
+
+
+def _batch(saved: SavedGraph, tensors: list[Tensor]) -> tuple[BatchDims | None, int | None]:
+    """Batch dims and number of samples; `None` in files from before these were written."""
+    if saved.batch_dims is None:
+        return None, None
+    dims = tuple(saved.batch_dims)
+    if len(dims) != len(tensors):
+        raise RunError(f"damaged: batch_dims {dims} do not fit the {len(tensors)} example inputs")
+    placed = [(x, dim) for x, dim in zip(tensors, dims, strict=True) if dim is not None]
+    if any(dim >= x.dim() for x, dim in placed) or len({x.size(dim) for x, dim in placed}) > 1:
+        raise RunError(f"damaged: batch_dims {dims} do not fit the shapes of the example inputs")
+    return dims, saved.samples
 
 
 def _unknown_outputs(saved: SavedGraph) -> Iterator[str]:

@@ -165,6 +165,8 @@ class SavedGraph(_Strict):
     name: Annotated[str, Field(max_length=LONGEST)]
     log: list[str]
     notes: list[str]
+    batch_dims: list[Annotated[int, Field(ge=0)] | None] | None = None
+    samples: Annotated[int, Field(ge=1)] | None = None
     examples: Plain
     nodes: list[NodeEntry]
     inputs: list[Identifier] | None = None

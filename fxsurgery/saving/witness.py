@@ -12,6 +12,7 @@ from itertools import chain
 
 from torch import fx, nn
 
+from fxsurgery.batch_layout import statement_of
 from fxsurgery.capture import capture
 from fxsurgery.capture.tracer import COMPOSED
 from fxsurgery.errors import RunError, SavingError, SurgeryError
@@ -125,7 +126,10 @@ def captures(original: nn.Module | None, inputs: Inputs, kept: Iterable[str]) ->
     problems = list[SurgeryError]()
     for leaf_modules in ((), _leaf_types(original, kept)):
         try:
-            yield capture(original, *examples.args, leaf_modules=leaf_modules, example_kwargs=dict(examples.kwargs))
+            yield capture(
+                original, *examples.args, leaf_modules=leaf_modules, example_kwargs=dict(examples.kwargs),
+                batch_dims=statement_of(examples),
+            )  # fmt: skip
         except SurgeryError as error:
             problems.append(error)
     if len(problems) == 2:

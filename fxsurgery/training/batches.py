@@ -6,6 +6,7 @@ The order of a shuffled epoch is a function of the seed and the epoch alone.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,7 +22,7 @@ from fxsurgery.seeding import mix
 
 Loader: TypeAlias = DataLoader[Any]
 COUNTED_BATCHES = 1000
-"""How far a loader without a length is read to learn how long it is."""
+"""How far a loader without a length is read to learn how long it is, and where validation refuses to go on."""
 
 
 class Arrays(Dataset[Any]):
@@ -139,19 +140,44 @@ def _tensor(array: Any) -> Tensor:  # noqa: ANN401
     return tensor.long() if tensor.dtype in {torch.int8, torch.int16, torch.int32} else tensor
 
 
+def has_length(loader: Loader) -> bool:
+    """Whether a loader knows how many batches an epoch has."""
+    try:
+        len(loader)
+    except TypeError:
+        return False
+    return True
+
+
 def count(loader: Loader, name: str) -> int:
     """How many batches an epoch has; at most `COUNTED_BATCHES` where the loader does not know.
 
     Raises:
         DataError: it is empty.
     """
-    try:
-        length = len(loader)
-    except TypeError:
-        length = sum(1 for _ in zip(range(COUNTED_BATCHES), loader, strict=False))
+    length = len(loader) if has_length(loader) else sum(1 for _ in islice(loader, COUNTED_BATCHES))
     if not length:
         raise DataError(f"{name} is empty: it gives no batch")
     return length
+
+
+def ending(loader: Loader, most: int | None, name: str) -> Iterator[Any]:
+    """The batches of a loader that is to be read to its end, or the first `most` of them.
+
+    Raises:
+        DataError: it gives more batches than its length says, or than `COUNTED_BATCHES` where it has none.
+    """
+    if most is not None:
+        yield from islice(loader, most)
+        return
+    limit = max(len(loader) * max(loader.num_workers, 1), COUNTED_BATCHES) if has_length(loader) else COUNTED_BATCHES
+    for number, batch in enumerate(loader):
+        if number == limit:
+            raise DataError(
+                f"{name} has no end after {limit:,} batches, and its length does not say when it ends; give a loader "
+                "with a length, or say how many batches to score: train_data=Task.of(train, val, val_batches=100)"
+            )
+        yield batch
 
 
 @dataclass(frozen=True)

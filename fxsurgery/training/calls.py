@@ -15,39 +15,64 @@ from torch.nn import functional
 from fxsurgery.errors import DataError, DeviceError, DivergedError, TrainingError
 from fxsurgery.inputs import Inputs, tensors_in
 from fxsurgery.training.batches import describe, describe_inputs
+from fxsurgery.training.classification import accuracy
 from fxsurgery.training.task import Accumulating, Task
 
 MISFITS = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError)
 ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 ELEMENTWISE_FUNCTIONS = (functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss)
 """What compares output and target entry by entry, and broadcasts them."""
-_HINT = " (inputs in a dict are given by name; split= of the task says otherwise)"
 
 
 def addressed(model: nn.Module, inputs: Inputs) -> Inputs:
-    """The inputs as `forward` takes them: by name; in one dict where it has no such parameters, but takes one thing."""
+    """The inputs as `forward` takes them: by name; in one dict where it has no such parameters, but takes one thing.
+
+    Raises:
+        DataError: there are entries that it has no parameter for.
+    """
     if inputs.args or not inputs.kwargs:
         return inputs
     inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     signature, whole = inspect.signature(inner.forward), dict(inputs.kwargs)
-    if any(p.kind is p.VAR_KEYWORD or p.name in whole for p in signature.parameters.values()):
+    if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        return inputs
+    if any(name in signature.parameters for name in whole):
+        _refuse_extra(inputs, list(signature.parameters))
         return inputs
     try:
         signature.bind(whole)
     except TypeError:
+        _refuse_extra(inputs, list(signature.parameters))
         return inputs
-    return Inputs((whole,))
+    return Inputs((whole,), {}, inputs.batch_dims)
+
+
+def _hint(inputs: Inputs) -> str:
+    how = "a dict are given by name" if inputs.kwargs else "a tuple are given by position"
+    return f" (inputs in {how}; split= of the task says otherwise)"
+
+
+def _refuse_extra(inputs: Inputs, known: list[str]) -> None:
+    """Refuse entries that the model does not take."""
+    extra = [name for name in inputs.kwargs if name not in known]
+    if extra:
+        taken = ", ".join(f"{name!r}: batch[{name!r}]" for name in inputs.kwargs if name in known) or "..."
+        raise DataError(
+            f"the model cannot take inputs {describe_inputs(inputs)}{_hint(inputs)}: its forward has no "
+            f"{', '.join(map(repr, extra))}, it takes {', '.join(known)}. Leave these entries out of the data, or with "
+            f"train_data=Task.of(train, val, split=lambda batch: ({{{taken}}}, batch['labels']))"
+        )
 
 
 def predict(model: nn.Module, inputs: Inputs) -> Any:  # noqa: ANN401
     """The model's output.
 
     Raises:
-        DataError: the model cannot take these inputs.
+        DataError: the model cannot take these inputs; it names entries of a dict that forward has no parameter for.
         DeviceError: they need more memory than the device has.
     """
     given = addressed(model, inputs)
-    with _blaming(f"the model cannot take inputs {describe_inputs(given)}{_HINT if inputs.kwargs else ''}"):
+    with _blaming(f"the model cannot take inputs {describe_inputs(given)}{_hint(given)}"):
         return model(*given.args, **given.kwargs)
 
 
@@ -84,10 +109,20 @@ def loss_of(task: Task, output: Any, target: Any) -> Tensor:  # noqa: ANN401
             "the loss must give a scalar tensor, the mean over the batch, or several in a dict or a tuple, which are "
             f"summed; it gave {describe(given)}"
         )
+    if _counts_nothing(task, tensors[0], target):
+        # PyTorch's mean of nothing is NaN; this has a gradient of zeros.
+        return reduce(add, [x.flatten()[:0].sum() for _, x in tensors_in(output) if x.is_floating_point()])
     total: Tensor = reduce(add, [x.reshape(()) if isinstance(x, Tensor) else x for x in terms.values()])  # type: ignore[assignment]
     if len(terms) > 1 and total.requires_grad and not math.isfinite(total.item()):
         _blame_terms(terms)
     return total
+
+
+def _counts_nothing(task: Task, loss: Tensor, target: object) -> bool:
+    """Whether a loss is NaN because it leaves out every target."""
+    if loss.is_meta or task.counting is None:
+        return False
+    return bool(loss.isnan()) and task.counting.loss_weight(target) == 0
 
 
 def _terms(loss: object) -> dict[str, Tensor | float]:
@@ -127,6 +162,8 @@ def figures_of(task: Task, output: Any, target: Any, loss: float) -> dict[str, f
     metric = task.on("metric", _device_of(output))
     _refuse_broadcast(metric, task.metric_name, output, target)
     with _blaming(_metric_misfit(task, output, target)):
+        if metric is accuracy and task.counting is not None:
+            return _numbers(accuracy(_readable(output), target, task.counting.ignore_index), task.metric_name)
         return _numbers(metric(_readable(output), target), task.metric_name)
 
 

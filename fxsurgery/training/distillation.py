@@ -10,7 +10,7 @@ two dims, (batch, classes), with two classes at least. The classes are in dim 1,
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -171,6 +171,7 @@ def distilled_task(  # noqa: PLR0913 -- each by name
         DataError: the inputs are empty or do not fit the program, or it has no output that can be learned.
     """
     kinds = outputs_of(program, classes=classes)
+    train_inputs, val_inputs = (_as_captured(program, inputs) for inputs in (train_inputs, val_inputs))
     train, val = (_answered(program, inputs, kinds, batch_size, device) for inputs in (train_inputs, val_inputs))
     likeness = Likeness(tuple(_measured(kind, answer) for kind, answer in zip(kinds, train[1].values(), strict=True)))
     return Task(
@@ -181,6 +182,15 @@ def distilled_task(  # noqa: PLR0913 -- each by name
         metric_name=f"{likeness.name} on {on}",
         split=_Rebuilt(train_inputs),
     )
+
+
+def _as_captured(program: Program, inputs: Inputs) -> Inputs:
+    """The inputs with the batch where the program has it, unless they say where it is."""
+    dims = program.batch_dims
+    if dims is None or inputs.batch_dims is not None or len(inputs.tensors) != len(dims):
+        return inputs
+    fits = all(dim is None or dim < x.dim() for x, dim in zip(inputs.tensors, dims, strict=True))
+    return replace(inputs, batch_dims=dims) if fits else inputs
 
 
 def commonest_answer(program: Program, task: Task) -> float | None:
@@ -199,24 +209,32 @@ def commonest_answer(program: Program, task: Task) -> float | None:
 
 @dataclass(frozen=True, eq=False)
 class _Rebuilt:
-    """Puts the tensors of a batch back into the structure of the inputs."""
+    """Puts the tensors of a batch, samples first, back into the structure of the inputs."""
 
     template: Inputs
 
     def __call__(self, batch: tuple[Mapping[str, Tensor], Mapping[str, Tensor]]) -> tuple[Inputs, Any]:
         given, target = batch
-        device = next(iter(given.values())).device
-        parts = iter([given.get(str(i), x).to(device) for i, x in enumerate(self.template.tensors)])
-        return self.template.map(lambda _: next(parts)), target
+        device, dims = next(iter(given.values())).device, self.template.dims
+        parts = iter(
+            [
+                x.to(device) if dim is None else given[str(i)].movedim(0, dim)
+                for i, (x, dim) in enumerate(zip(self.template.tensors, dims, strict=True))
+            ]
+        )
+        return replace(self.template.map(lambda _: next(parts)), batch_dims=dims), target
 
 
 def _answered(
     program: Program, inputs: Inputs, kinds: Sequence[Output], batch_size: int, device: Device
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Inputs that have a batch dim, and the program's answers, by their number."""
+    """Inputs that have a batch dim, samples first, and the program's answers, by their number."""
     if not inputs.batch:
         raise DataError(f"no tensor among the inputs has samples: {describe_inputs(inputs)}")
-    given = {str(i): x.detach() for i, x in enumerate(inputs.tensors) if inputs.is_batched(x)}
+    if not inputs.is_divisible:
+        raise DataError(f"offsets or lengths count out the rows of one of the inputs: {describe_inputs(inputs)}")
+    pairs = enumerate(zip(inputs.tensors, inputs.dims, strict=True))
+    given = {str(i): x.detach().movedim(dim, 0) for i, (x, dim) in pairs if dim is not None}
     answers = list[list[Tensor]]()
     bounds = [*range(0, inputs.batch, batch_size), inputs.batch]
     with borrowed(program.graph_module, device) as there, torch.no_grad():

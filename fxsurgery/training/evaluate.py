@@ -9,7 +9,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from fxsurgery.errors import DataError
-from fxsurgery.training.batches import Loader, set_epoch
+from fxsurgery.training.batches import Loader, ending, has_length, set_epoch
 from fxsurgery.training.borrowing import borrowed
 from fxsurgery.training.calls import predict
 from fxsurgery.training.device import Device
@@ -20,7 +20,7 @@ from fxsurgery.training.task import Task
 
 @dataclass(frozen=True)
 class Score:
-    """Means over the samples; a metric that accumulates is of all of them together."""
+    """Means over the samples, of classification over the targets that count; a metric that accumulates is of all."""
 
     metric: float
     """The task's metric, of several numbers the selected one; equal to `loss` where it has none."""
@@ -43,7 +43,7 @@ def evaluate(model: nn.Module, task: Task, data: Loader | None = None, *, device
         device: where; `None` is where the model is.
 
     Raises:
-        DataError: there is no batch, or it does not fit the model, the loss or the metric.
+        DataError: there is no batch, or it does not fit the model, the loss or the metric; or there is no end of them.
         TrainingError: the loss is not a scalar.
         DeviceError: there is no such device, or it is out of memory.
     """
@@ -51,14 +51,31 @@ def evaluate(model: nn.Module, task: Task, data: Loader | None = None, *, device
     with borrowed(model, device) as there, repeatable(loader, 0, there) as source, torch.no_grad():
         model.eval()
         set_epoch(source, 0)
-        return _score(model, task, source, there)
+        most = task.val_batches if loader is task.val_data else None
+        return _score(model, task, ending(source, most, "the data to evaluate on"), there)
 
 
-def _score(model: nn.Module, task: Task, loader: Iterable[Any], device: torch.device) -> Score:
+def require_ends(task: Task) -> None:
+    """Read the validation and test data through, where their length does not say that they end.
+
+    Raises:
+        DataError: they do not.
+    """
+    for name in ("val_data", "test_data"):
+        loader = getattr(task, name)
+        if loader is None or has_length(loader) or (name == "val_data" and task.val_batches is not None):
+            continue
+        with repeatable(loader, 0, torch.device("cpu")) as source:
+            for _ in ending(source, None, name):
+                pass
+
+
+def _score(model: nn.Module, task: Task, batches: Iterable[Any], device: torch.device) -> Score:
     meter = Meter(task, device)
-    for batch in loader:
+    for batch in batches:
         inputs, target = task.take_apart(send_to_device(batch, device))
-        meter.add(predict(model, inputs), target, 1 if inputs.batch is None else inputs.batch)
+        output = predict(model, inputs)
+        meter.add(output, target, task.count(inputs, target, output))
     if not meter.samples:
         raise DataError("the data to evaluate on is empty: it gives no batch")
     figures = meter.figures()

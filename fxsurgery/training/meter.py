@@ -1,20 +1,24 @@
-"""What loss and metric come to over a whole split, batch by batch."""
+"""What loss and metric come to over a whole split, batch by batch: means of what counts in it."""
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from fxsurgery.errors import DataError
 from fxsurgery.training.calls import compute, figures_of, loss_of, update
+from fxsurgery.training.classification import Counting, accuracy
 from fxsurgery.training.task import Task
 
 
 class Meter:
     """Loss and metric of a task, of what has been added.
 
-    The loss is a mean over the samples, and so is a metric that is a function. One that accumulates is a copy of
-    the task's, so that an evaluation starts from nothing and the user's own object stays as it is.
+    The loss is a mean over the samples, and so is a metric that is a function; of classification both are means over
+    the targets that count. One that accumulates is a copy of the task's, so that an evaluation starts from nothing and
+    the user's own object stays as it is.
     """
 
     def __init__(self, task: Task, device: torch.device) -> None:
@@ -23,6 +27,7 @@ class Meter:
         self._accumulating = task.fresh_metric(device)
         self._loss = _Mean()
         self._means: Mapping[str, _Mean] = defaultdict(_Mean)
+        self._counting = task.counting
 
     def add(self, output: Any, target: Any, samples: int) -> None:  # noqa: ANN401
         """Take a batch of so many samples into account.
@@ -34,16 +39,36 @@ class Meter:
         """
         loss = loss_of(self.task, output, target).item()
         self.samples += samples
-        self._loss.add(loss, samples)
+        counted, weight = self._weights(target, samples)
+        self._loss.add(loss, weight)
         if self._accumulating is not None:
             update(self._accumulating, self.task, output, target)
             return
+        if self.task.metric is not None:
+            weight = counted if self.task.metric is accuracy else samples
         for name, value in figures_of(self.task, output, target, loss).items():
-            self._means[name].add(value, samples)
+            self._means[name].add(value, weight)
+
+    def _weights(self, target: Any, samples: int) -> tuple[float, float]:  # noqa: ANN401
+        """The targets of a batch that count, and what its loss weighs; its samples where the loss counts none."""
+        counting = self._counting or Counting()
+        targets = counting.targets(target) if self.task.metric is accuracy or self._counting else None
+        weight = None if self._counting is None else counting.loss_weight(target)
+        return (samples if targets is None else targets), (samples if weight is None else weight)
 
     @property
     def loss(self) -> float:
-        """Mean over the samples."""
+        """Mean over what counts; 0 of nothing.
+
+        Raises:
+            DataError: there are samples, but nothing of them counts.
+        """
+        if not self.samples:
+            return 0.0
+        if not self._loss.weight:
+            raise DataError(
+                f"no target of the {self.samples} samples counts: the loss leaves out those equal to its ignore_index"
+            )
         return self._loss.value
 
     def figures(self) -> dict[str, float]:
@@ -59,15 +84,16 @@ class Meter:
 
 
 class _Mean:
-    """A mean over samples, of means over batches."""
+    """A weighted mean, of means over batches."""
 
     def __init__(self) -> None:
-        self.total, self.samples = 0.0, 0
+        self.total, self.weight = 0.0, 0.0
 
-    def add(self, value: float, samples: int) -> None:
-        self.total += value * samples
-        self.samples += samples
+    def add(self, value: float, weight: float) -> None:
+        if weight:  # else the mean of a batch is that of nothing, NaN
+            self.total += value * weight
+            self.weight += weight
 
     @property
     def value(self) -> float:
-        return self.total / max(self.samples, 1)
+        return self.total / self.weight if self.weight else math.nan

@@ -5,9 +5,9 @@ With n_r of a batch's N rows in process r, and L_r the mean loss over these, the
     L = sum_r (n_r / N) * L_r,      so      dL/dw = sum_r d((n_r / N) * L_r)/dw:
 
 what is learned is what one process learns on the whole batch, up to rounding, whether or not the rows divide
-evenly. Gradients are summed once a step, after the backward pass. A process that is left without a row goes
-through the first one with weight 0. Batch norms take the moments of all rows (Ioffe & Szegedy 2015, Alg. 1),
-in place of those of their process.
+evenly. Of a classification loss that leaves targets out, n_r and N are the targets that count. Gradients are summed
+once a step, after the backward pass. A process that is left without a row goes through the first one with weight 0.
+Batch norms take the moments of all rows (Ioffe & Szegedy 2015, Alg. 1), in place of those of their process.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +22,10 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
+from fxsurgery.batch_layout import target_sizes
+from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs
+from fxsurgery.training.batches import describe, describe_inputs
 
 T = TypeVar("T", bound=Tensor)
 
@@ -55,6 +58,20 @@ class Sharing:
         start = self.rank * each + min(self.rank, more)
         stop = start + each + (self.rank < more)
         return Share(start, stop, (stop - start) / max(samples, 1)) if stop > start else Share(0, 1, 0.0)
+
+    def part(self, share: Share, counted: float | None, device: torch.device) -> float:
+        """What the mean loss over the rows of a process weighs in that of the batch.
+
+        Args:
+            share: the rows.
+            counted: how many targets among them count, where the loss leaves some out.
+            device: where processes meet.
+        """
+        if self.world == 1 or counted is None:
+            return share.weight
+        mine = counted if share.weight else 0.0
+        whole = float(self.total(torch.tensor(mine, dtype=torch.float64, device=device)))
+        return mine / whole if whole else 0.0
 
     def norms(self, share: Share) -> AbstractContextManager[object]:
         """Batch norms take the moments of all processes' rows within the block."""
@@ -124,10 +141,21 @@ def _apart(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def rows_of(inputs: Inputs, target: Any, share: Share) -> tuple[Inputs, Any]:  # noqa: ANN401
-    """The rows of inputs and target that a process takes; what is not as long as the batch stays whole."""
-    size = inputs.batch
+    """The rows of inputs and target that a process takes; what is not as long as the batch stays whole.
+
+    Raises:
+        DataError: the samples have no rows of their own.
+    """
+    _require_rows(inputs, target)
+    size, mine = inputs.batch, inputs.rows(share.start, share.stop)
+    own = {id(x) for x in mine.tensors}
+
+    def is_own(value: object) -> bool:
+        return id(value) in own
 
     def cut(value: Any) -> Any:  # noqa: ANN401
+        if is_own(value):
+            return value  # cut already
         if isinstance(value, Tensor | np.ndarray):
             return value[share.rows] if value.ndim and len(value) == size else value
         if isinstance(value, Mapping):
@@ -135,11 +163,31 @@ def rows_of(inputs: Inputs, target: Any, share: Share) -> tuple[Inputs, Any]:  #
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return type(value)(*map(cut, value))
         if isinstance(value, tuple | list):
-            listed = len(value) == size and not any(_is_batched(part, size) for part in value)
+            listed = len(value) == size and not any(_is_batched(part, size) or is_own(part) for part in value)
             return value[share.rows] if listed else type(value)(map(cut, value))
         return value
 
-    return type(inputs)(cut(inputs.args), cut(inputs.kwargs)), cut(target)
+    return type(inputs)(cut(mine.args), cut(mine.kwargs), inputs.dims), cut(target)
+
+
+def _require_rows(inputs: Inputs, target: object) -> None:
+    """Refuse a batch whose parts would not be of the same samples.
+
+    Raises:
+        DataError: offsets or lengths count out the rows of an input, or the target is not as long as the batch.
+    """
+    hint = "train in one process, or pad the samples to rows of their own; batch_dims= of the Task says which dim it is"
+    if inputs.batch and not inputs.is_divisible:
+        raise DataError(
+            f"a batch cannot be shared by processes: in the inputs {describe_inputs(inputs)} the rows of one tensor "
+            f"are counted out by the offsets or lengths in another; {hint}"
+        )
+    sizes = target_sizes(target)
+    if sizes and inputs.batch not in sizes:
+        raise DataError(
+            f"a batch cannot be shared by processes: the target {describe(target)} is not as long as the batch of "
+            f"{inputs.batch}, inputs {describe_inputs(inputs)}; {hint}"
+        )
 
 
 def _is_batched(value: object, size: int | None) -> bool:

@@ -116,7 +116,7 @@ class Stepper:
         """Leave the gradients of a step's batches; the loss, the penalty, and the epoch of the last batch."""
         figures, epoch = list[Tensor](), 0
         for number, portion in enumerate(portions, 1):
-            epoch, loss = portion.epoch, self._loss(portion) * portion.share.weight
+            epoch, loss = portion.epoch, self._loss(portion)
             penalty = loss.new_zeros(())
             if self.hooks.penalty is not None and number == self.batches:
                 # The backward pass divides by the batches of a step, and each process has the whole penalty.
@@ -129,13 +129,16 @@ class Stepper:
         return loss, penalty, epoch
 
     def _loss(self, portion: Portion) -> Tensor:
-        """The loss on the rows that this process takes of a batch."""
+        """The loss on the rows that this process takes of a batch, as a part of the whole batch's."""
         inputs, target = self.task.take_apart(send_to_device(portion.batch, self.device))
         if portion.whole:
             inputs, target = rows_of(inputs, target, portion.share)
         with self.accelerator.autocast(), self.sharing.norms(portion.share):
             output = predict(self.model, inputs)
-        return loss_of(self.task, convert_to_fp32(output) if self.accelerator.native_amp else output, target)
+        loss = loss_of(self.task, convert_to_fp32(output) if self.accelerator.native_amp else output, target)
+        counting = self.task.counting if self.sharing.world > 1 else None
+        counted = None if counting is None else counting.loss_weight(target)
+        return loss * self.sharing.part(portion.share, counted, loss.device)
 
     def _update(self, info: StepInfo) -> None:
         self.sharing.sum_gradients(self.trained)

@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
+from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs, tensors_in
 from fxsurgery.program import Program
 from fxsurgery.seeding import mix
@@ -140,17 +141,20 @@ def noise(program: Program, samples: int, seed: int) -> Inputs:
     examples = program.examples
     below = dict(zip(map(id, examples.tensors), _ids_below(program), strict=True))
 
-    def drawn(x: Tensor) -> Tensor:
-        if not examples.is_batched(x):
-            return x.clone()
-        shape, rows = (samples, *x.shape[1:]), below[id(x)]
+    def drawn(x: Tensor, dim: int) -> Tensor:
+        shape, rows = [samples if d == dim else n for d, n in enumerate(x.shape)], below[id(x)]
         if x.is_floating_point():
             return torch.randn(shape, generator=generator).to(x)
         if rows is not None:
             return torch.randint(rows, shape, generator=generator).to(x)
-        return x[(torch.arange(samples) % len(x)).to(x.device)]
+        return x.index_select(dim, (torch.arange(samples) % x.size(dim)).to(x.device))
 
-    return examples.map(drawn)
+    if examples.batch and not examples.is_divisible:
+        raise DataError(
+            "inputs cannot be made of a model whose inputs hold offsets or lengths of the samples in another; "
+            "give train_data and val_data"
+        )
+    return examples.map_batched(drawn).clone()
 
 
 def _ids_below(program: Program) -> list[int | None]:

@@ -2,17 +2,19 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
+from fxsurgery.batch_layout import Statement, as_stated, by_target, is_ambiguous, sample_count
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs
 from fxsurgery.training.batches import Loader, describe, describe_inputs, epoch_of, loader_of
+from fxsurgery.training.classification import Counting, accuracy, counting_of, cross_entropy
 from fxsurgery.training.randomness import repeatable
 
 
@@ -58,44 +60,6 @@ def by_convention(batch: Any) -> tuple[Any, Any]:  # noqa: ANN401
     return inputs[0] if len(inputs) == 1 and isinstance(inputs[0], Mapping) else inputs, batch[-1]
 
 
-def cross_entropy(output: Any, target: Tensor) -> Tensor:  # noqa: ANN401
-    """The loss of classification: `output` (batch, classes, ...), `target` (batch, ...) of class numbers.
-
-    An output that is an object or a dict is taken by its `logits`. `target` may be probabilities of the output's shape.
-
-    Raises:
-        TypeError: the output is no tensor and has no `logits`.
-        ValueError: this is no classification; PyTorch would give 0 for a single class, and take any number as one.
-    """
-    logits = _logits(output)
-    if logits.dim() < 2 or logits.shape[1] < 2:
-        raise ValueError(f"cross-entropy wants outputs (batch, classes, ...) of two classes at least; {_OTHERWISE}")
-    if target.is_floating_point() and target.shape == logits.shape:
-        sums = target.sum(1)
-        if bool((target < 0).any()) or not torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
-            raise ValueError(f"cross-entropy wants class numbers, or probabilities that sum to 1; {_OTHERWISE}")
-    return nn.functional.cross_entropy(logits, target)
-
-
-_OTHERWISE = "for another problem give its loss, such as loss=nn.MSELoss() or loss=nn.BCEWithLogitsLoss()"
-
-
-def accuracy(output: Any, target: Tensor) -> Tensor:  # noqa: ANN401
-    """Share of `target` (batch, ...) that the largest of `output` (batch, classes, ...) hits; or of its `logits`."""
-    classes = target.argmax(1) if target.is_floating_point() else target
-    return (_logits(output).argmax(1) == classes).double().mean()
-
-
-def _logits(output: Any) -> Tensor:  # noqa: ANN401
-    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
-    if not isinstance(found, Tensor):
-        raise TypeError(
-            "cross-entropy and accuracy want a tensor, or an output with `logits`; for any other say what part they "
-            'take: loss=lambda output, target: functional.cross_entropy(output["out"], target), and metric= alike'
-        )
-    return found
-
-
 @dataclass(frozen=True, eq=False)
 class Task:
     """Data, loss and metric. `Task.of` makes one from tensors and data sets, too.
@@ -107,7 +71,8 @@ class Task:
     `metric` takes the same and gives a number, or several in a dict, of which `select` names the one that counts.
     What is no mean over batches is an object with `update(output, target)` and `compute()`: each evaluation takes
     a copy of it, `reset()` where it can be. Without a metric it is accuracy for the default loss, and the loss
-    itself for any other.
+    itself for any other. Targets that the default loss, or one of `nn.CrossEntropyLoss` or `nn.NLLLoss`, leaves out
+    (`ignore_index`) count for neither loss nor accuracy, which are means over all targets that do.
 
     A batch is `(input, ..., target)`, `(dict, target)`, or a dict with a key `labels`, `label`, `targets`, `target` or
     `y`; `split` takes any other apart. The inputs in a dict are given to the model by name. The target may be
@@ -130,6 +95,12 @@ class Task:
     """Takes a batch apart into (inputs of the model, target); a tuple of inputs goes in by position, a dict by name."""
     select: str | None = None
     """Of a metric that gives several numbers, the one that is compared; the first unless said."""
+    batch_dims: Statement = None
+    """Which dim of the model's inputs is the batch, as `capture` takes it: `batch_dims=1`; or `{0: None, 1: 0}`, by
+    position, or by name where the batch is a dict. Inferred unless given: dim 0 of the first that is as long as the
+    target."""
+    val_batches: int | None = None
+    """How many batches of the validation data are scored; all unless given, which takes a loader that ends."""
     _moved: dict[tuple[str, torch.device], Any] = field(default_factory=dict, init=False, repr=False)
     """Copies of a loss and a metric that are modules with tensors, one a device."""
 
@@ -140,6 +111,8 @@ class Task:
         for name in ("train_data", "val_data", "test_data"):
             if not isinstance(data := getattr(self, name), DataLoader | None):
                 raise DataError(f"{name} of a Task is a DataLoader, not {describe(data)}; Task.of makes one of data")
+        if self.val_batches is not None and self.val_batches < 1:
+            raise DataError(f"val_batches={self.val_batches}: it must be at least 1")
         _require_callable("loss", self.loss)
         metric = accuracy if self.metric is None and self.loss is cross_entropy else self.metric
         if isinstance(metric, type) or not isinstance(metric, Accumulating | None):
@@ -210,10 +183,20 @@ class Task:
             raise DataError(f"{self.metric_name} gives no number {name!r}; it gives: {', '.join(figures) or 'none'}")
         return figures[name]
 
+    @property
+    def counting(self) -> Counting | None:
+        """Which targets the loss counts; `None` where it is no mean over classes."""
+        return counting_of(self.loss)
+
     def samples(self, batch: Any) -> int:  # noqa: ANN401
-        """How many samples a batch has, by the model's inputs; the target may hold any number of things."""
-        inputs, _ = self.take_apart(batch)
-        return 1 if inputs.batch is None else inputs.batch
+        """Number of samples in a batch; see `count`."""
+        return self.count(*self.take_apart(batch))
+
+    def count(self, inputs: Inputs, target: Any, output: Any = None) -> int:  # noqa: ANN401
+        """Number of samples in a batch, by the inputs; by the target where only the model's output is as long."""
+        if self.batch_dims is not None and inputs.batch is not None:
+            return inputs.batch
+        return sample_count(inputs, target, output)
 
     def take_apart(self, batch: Any) -> tuple[Inputs, Any]:  # noqa: ANN401
         """Inputs and target of a batch.
@@ -227,11 +210,13 @@ class Task:
             raise DataError(
                 f"split must turn a batch into (inputs, target); on {describe(batch)} it failed: {error!r}"
             ) from error
-        if isinstance(inputs, Inputs):
-            return inputs, target
-        if isinstance(inputs, Mapping):
-            return Inputs((), dict(inputs)), target
-        return Inputs(tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), target
+        if not isinstance(inputs, Inputs):
+            named = isinstance(inputs, Mapping)
+            several = isinstance(inputs, tuple | list)
+            inputs = Inputs((), dict(inputs)) if named else Inputs(tuple(inputs) if several else (inputs,))
+        if self.batch_dims is not None:
+            return as_stated(inputs, self.batch_dims), target
+        return by_target(inputs, target), target
 
     def examples(self, n: int = 2) -> Inputs:
         """The first `n` training inputs; fewer where there are no more, or where the next batch has other sizes.
@@ -255,9 +240,32 @@ class Task:
 
     def _with_batch(self, batch: object) -> Inputs:
         inputs, _ = self.take_apart(batch)
-        if not inputs.batch:
+        if not inputs.batch and self.batch_dims is None:
             raise DataError(f"no tensor among the model's inputs has a batch dimension: {describe_inputs(inputs)}")
         return inputs
+
+    def capture_examples(self) -> Inputs:
+        """Two training inputs to capture a model on; the first batch, whole, where two cannot be cut out of it.
+
+        That is where its samples have no rows of their own, or its sizes leave open which dim they are along.
+
+        Raises:
+            DataError: there are none, or no tensor among them has a batch dimension.
+        """
+        batch = self.first_batch()
+        inputs, target = self._with_batch(batch), self.take_apart(batch)[1]
+        if self.batch_dims is None and is_ambiguous(inputs, target):
+            return replace(inputs, batch_dims=None)
+        return self.examples() if inputs.is_divisible else inputs
+
+    def first_batch(self) -> Any:  # noqa: ANN401
+        """The first training batch.
+
+        Raises:
+            DataError: there is none.
+        """
+        with repeatable(self.train_data, 0, torch.device("cpu")) as source:
+            return next(epoch_of(source, 0, "train_data", self.samples)).batch
 
 
 def _require_callable(what: str, given: object) -> None:

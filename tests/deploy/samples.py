@@ -57,6 +57,43 @@ class Tokens(nn.Module):
         return self.head(self.embedding(tokens).mean(1))
 
 
+class Bag(nn.Module):
+    """Flat ids in a vocabulary of 50, and offsets, to (batch, 4)."""
+
+    def __init__(self, **options) -> None:
+        super().__init__()
+        self.bag, self.head = nn.EmbeddingBag(50, 16, mode="mean", **options), nn.Linear(16, 4)
+
+    def forward(self, text: Tensor, offsets: Tensor) -> Tensor:
+        return self.head(self.bag(text, offsets))
+
+
+class TimeFirst(nn.Module):
+    """(time, batch, 6) to (time, batch, 4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.GRU(6, 8), nn.Linear(8, 4)
+
+    def forward(self, steps: Tensor) -> Tensor:
+        return self.head(self.cell(steps)[0])
+
+
+class Sorted(nn.Module):
+    """(batch, length) ids and their lengths, longest first, to (batch, 4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(20, 8), nn.Linear(8, 4)
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        tracing = torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
+        if not tracing and not bool((lengths[:-1] >= lengths[1:]).all()):
+            raise ValueError("longest first")
+        inside = torch.arange(ids.shape[1]) < lengths[:, None]
+        return self.head((self.embedding(ids) * inside[..., None]).sum(1))
+
+
 class Reader(nn.Module):
     """Tokens and a mask of those that count, by name: (batch, length) twice, to logits (batch, 3) and tokens' features.
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from deploy.samples import TimeFirst, seeded
 from fxsurgery.deploy import export_onnx
 from fxsurgery.deploy.declared import declared_inputs
 from fxsurgery.deploy.session import open_session, run_session
@@ -45,3 +46,9 @@ def test_a_file_with_free_sizes_is_refused(tmp_path: Path):
     )
     with pytest.raises(ExportError, match="input x has free sizes beside the batch"):
         declared_inputs(tmp_path / "free.onnx")
+
+
+def test_the_batch_dim_of_our_files_becomes_one_wherever_it_is(tmp_path: Path):
+    file = export_onnx(seeded(TimeFirst), (torch.randn(7, 3, 6),), tmp_path / "m.onnx")
+    inputs = declared_inputs(file.path)
+    assert (inputs.kwargs["steps"].shape, inputs.batch) == ((7, 1, 6), 1)

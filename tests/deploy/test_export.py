@@ -14,12 +14,15 @@ import torch
 from torch import nn
 
 from deploy.samples import (
+    Bag,
     Finder,
     FixedBatch,
     HardToTrace,
     IgnoresFirst,
     Reader,
     Residual,
+    Sorted,
+    TimeFirst,
     Tokens,
     TwoInputs,
     noise,
@@ -329,3 +332,53 @@ def test_a_type_that_onnx_runtime_cannot_run_is_named_with_what_to_do(tmp_path, 
     name = str(dtype).removeprefix("torch.")
     with pytest.raises(ExportError, match=rf"few operators in {name} on the CPU: export a copy in float32"):
         export_onnx(model, (x,), tmp_path / "m.onnx")
+
+
+FLAT = (torch.arange(10), torch.tensor([0, 3, 4, 8]))
+LENGTHS = (torch.arange(18).reshape(3, 6), torch.tensor([6, 4, 1]))
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "legacy"])
+@pytest.mark.parametrize(
+    ("model", "examples", "free", "kept", "others"),
+    [
+        (Bag, FLAT, {"text": [10], "offsets": ["batch"]}, ("offsets",),
+         (torch.arange(10) + 7, torch.tensor([0, 2, 9]))),
+        (TimeFirst, (noise(7, 3, 6),), {"steps": [7, "batch", 6]}, (), (noise(7, 5, 6, seed=1),)),
+        (TimeFirst, (noise(4, 4, 6),), {"steps": [4, "batch", 6]}, (), (noise(4, 2, 6, seed=1),)),
+        (Sorted, LENGTHS, {"ids": ["batch", 6], "lengths": ["batch"]}, ("lengths",),
+         (torch.arange(12).reshape(2, 6), torch.tensor([5, 5]))),
+    ],
+    ids=["offsets", "time first", "square", "sorted lengths"],
+)  # fmt: skip
+def test_the_free_size_is_the_batch_and_values_in_order_stay(tmp_path, exporter, model, examples, free, kept, others):
+    net = seeded(model)
+    found = export_onnx(net, examples, tmp_path / "m.onnx", exporter=exporter)
+    session = onnxruntime.InferenceSession(str(found.path), providers=["CPUExecutionProvider"])
+    assert {i.name: i.shape for i in session.get_inputs()} == free
+    batch = examples[-1].shape[-2 if examples[-1].dim() == 3 else 0]
+    assert (found.parity.batch_sizes, found.parity.kept_inputs) == ((batch, batch + 1), kept)
+    with torch.no_grad():
+        torch.testing.assert_close(run(found.path, *others)[0], net(*others), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("offsets", [FLAT[1], torch.tensor([0, 0, 10, 10]), torch.tensor([0])])
+def test_offsets_are_checked_on_the_values_given(tmp_path, offsets):
+    found = export_onnx(seeded(Bag), (FLAT[0], offsets), tmp_path / "m.onnx", dynamic_batch=False)
+    assert found.parity.kept_inputs == ("offsets",)
+    assert found.parity.spread > 100 * found.parity.error
+
+
+def test_a_batch_that_is_no_dim_is_exported_for_its_sizes_alone(tmp_path):
+    net, examples = seeded(lambda: Bag(include_last_offset=True)), (FLAT[0], torch.tensor([0, 3, 4, 8, 10]))
+    with pytest.raises(ExportError, match=r"no dim of the inputs is known to be a batch.*dynamic_batch=False"):
+        export_onnx(net, examples, tmp_path / "m.onnx")
+    found = export_onnx(net, examples, tmp_path / "m.onnx", dynamic_batch=False)
+    assert found.parity.kept_inputs == ("offsets",)
+
+
+def test_a_stated_batch_is_the_free_size(tmp_path):
+    net = seeded(TimeFirst)
+    found = export_onnx(net, (noise(7, 3, 6),), tmp_path / "m.onnx", batch_dims={"steps": 0})
+    assert found.parity.batch_sizes == (7, 8)
+    assert run(found.path, noise(9, 3, 6))[0].shape == (9, 3, 4)

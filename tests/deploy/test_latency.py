@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from deploy.samples import FixedBatch, IgnoresFirst, Reader, Residual, noise, reading, residual, seeded
+from deploy.samples import FixedBatch, IgnoresFirst, Reader, Residual, TimeFirst, noise, reading, residual, seeded
 from fxsurgery.deploy import compare_latency, export_onnx, interleave, resolve_target
 from fxsurgery.deploy.latency import measure_latency, ratio_of
 from fxsurgery.errors import DeviceError, ExportError
@@ -166,6 +166,11 @@ def test_a_model_called_by_name_is_measured_as_it_is_called(tmp_path):
     models = {"described": file, "bare": file.path}
     report = compare_latency(models, (), example_kwargs=reading(3), rounds=3, warmup=0)
     assert (report.batch, report["bare"].runs) == (3, 3)
+
+
+def test_the_report_has_the_batch_where_it_is_stated(tmp_path):
+    file = export_onnx(seeded(TimeFirst), (noise(7, 3, 6),), tmp_path / "m.onnx", exporter="legacy")
+    assert compare_latency({"m": file}, (noise(7, 2, 6),), batch_dims=1, rounds=3, warmup=0).batch == 2
 
 
 def test_inputs_that_an_exporter_dropped_are_not_fed(tmp_path):

@@ -394,3 +394,46 @@ def test_a_name_that_could_not_be_read_again_is_told_when_it_is_written(tmp_path
     with pytest.raises(SavingError, match=r"cannot be read again: .*it's.* is no name"):
         save_program(capture(model, torch.randn(2, 4)), tmp_path / "program")
     assert not (tmp_path / "program").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "dims", "samples"),
+    [
+        ((torch.arange(10), torch.tensor([0, 3, 4, 8])), (None, 0), None),
+        ((torch.arange(10), torch.tensor([0, 3, 4, 8, 10])), (None, None), 4),
+    ],
+)
+def test_where_the_batch_is_is_kept(tmp_path, args, dims, samples):
+    class Bag(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bag = nn.EmbeddingBag(20, 3, include_last_offset=samples is not None)
+
+        def forward(self, text, offsets):
+            return self.bag(text, offsets)
+
+    save_program(capture(Bag(), *args), tmp_path / "saved")
+    again = load_program(tmp_path / "saved")
+    assert (again.batch_dims, again.samples, again.examples.batch) == (dims, samples, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("batch_dims", [0]), ("batch_dims", [0, 7]), ("batch_dims", [0, 0]), ("batch_dims", [-1, 0]), ("batch_dims", "ab"),
+     ("batch_dims", [{}, 0]), ("samples", 0), ("samples", [])],
+)  # fmt: skip
+def test_a_batch_that_does_not_fit_the_examples_is_damage(tmp_path, name, value):
+    save_program(capture(nn.EmbeddingBag(20, 3), torch.arange(10), torch.tensor([0, 3, 4, 8])), tmp_path / "saved")
+    path = tmp_path / "saved" / "graph.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(RunError, match=r"batch_dims|samples|damaged"):
+        load_program(tmp_path / "saved")
+
+
+def test_a_program_saved_before_there_were_batch_dims_is_read(tmp_path):
+    save_program(capture(nn.Linear(3, 2), torch.randn(4, 3)), tmp_path / "saved")
+    path = tmp_path / "saved" / "graph.json"
+    plain = json.loads(path.read_text())
+    del plain["batch_dims"], plain["samples"]
+    path.write_text(json.dumps(plain))
+    assert load_program(tmp_path / "saved").examples.batch == 4

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from fxsurgery.errors import DataError
 from fxsurgery.training import Recipe, Task, adamw, evaluate, fit, recalibrate
@@ -43,6 +44,25 @@ def texts(samples: int = 64) -> dict[str, Tensor]:
     ids = torch.randint(0, 7, (samples, 5), generator=generator)
     mask = torch.arange(5) < torch.randint(1, 6, (samples, 1), generator=generator)
     return {"input_ids": ids, "attention_mask": mask, "labels": ((ids == 3) & mask).any(1).long()}
+
+
+@pytest.mark.parametrize("model", [Reader, nn.Linear], ids=["several", "one"])
+def test_entries_that_the_model_does_not_take_are_named_with_the_remedy(model):
+    names = ["input_ids", "text", "id"] if model is Reader else ["input", "text", "id"]
+    batch = {name: torch.zeros(2, 5) if name.startswith("input") else ["a", "b"] for name in names}
+    rows = DataLoader([{**batch, "labels": torch.zeros(2)}], batch_size=None)
+    with pytest.raises(
+        DataError, match=r"no 'text', 'id', it takes input.*split=lambda batch: \(\{'input.*labels"
+    ) as caught:
+        evaluate(model(5, 2) if model is nn.Linear else model(), Task(rows, rows))
+    assert "Task.of" in str(caught.value)
+
+
+def test_inputs_by_position_that_are_too_many_name_split_too():
+    rows = [(torch.zeros(2, 5), torch.zeros(2), torch.zeros(2))]
+    loader = DataLoader(rows, batch_size=None)
+    with pytest.raises(DataError, match=r"by position; split= of the task says otherwise.*positional arguments"):
+        evaluate(nn.Linear(5, 2), Task(loader, loader))
 
 
 def seeded(build: type[nn.Module]) -> nn.Module:

@@ -183,6 +183,42 @@ def sparse_gradients():
     return trained(model, Task.of(data, data, batch_size=7), optimizer=sgd(0.1, momentum=0.0))
 
 
+def ignored_targets():
+    x, y = images()
+    y[::3], y[7:12] = -100, -100
+    return trained(net(), task_of((x, y)))
+
+
+def ignored_targets_with_class_weights():
+    x, y = images()
+    y[7:14] = 1  # a whole batch
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 4.0, 0.5]), ignore_index=1)
+    return trained(net(), Task.of((x, y), (x, y), batch_size=7, loss=loss))
+
+
+class LastStep(nn.Module):
+    """(time, batch, 5) to (batch, 3)."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.cell, self.head = nn.GRU(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.cell(x)[1][-1])
+
+
+def stacked(rows):
+    return torch.stack([x for x, _ in rows], 1), torch.tensor([y for _, y in rows])
+
+
+def time_first():
+    rows = list(zip(numbers(26, 4, 5), (torch.arange(26) % 3).tolist(), strict=True))
+    loader = DataLoader(rows, 7, collate_fn=stacked)
+    return trained(LastStep(), Task(loader, loader, batch_dims=1))
+
+
 def recalibrated():
     model = net(norm=True)
     recalibrate(model, task_of(Plain()), batches=3)
@@ -196,8 +232,8 @@ def how_many_steps():
 
 EXACT = [
     rows_that_do_not_divide, batch_norms, lone_rows, processes_without_a_row, users_loader, users_loader_with_workers,
-    data_set, accumulating, unused_parameters, a_penalty, gradients_that_hooks_edit, sparse_gradients,
-    recalibrated, how_many_steps,
+    data_set, ignored_targets, ignored_targets_with_class_weights, time_first, accumulating, unused_parameters,
+    a_penalty, gradients_that_hooks_edit, sparse_gradients, recalibrated, how_many_steps,
 ]  # fmt: skip
 
 
@@ -269,7 +305,25 @@ def loaders_that_part_the_data_themselves():
     return {"told": told}
 
 
-APART = [cut_off, dropped, not_finite_in_one, loaders_that_part_the_data_themselves, bfloat16]
+def offsets():
+    """Rows of ids that belong to offsets cannot be shared."""
+    ids, starts, y = torch.arange(20) % 9, torch.arange(0, 20, 4), torch.arange(5) % 3
+    loader = DataLoader([(ids, starts, y)], batch_size=None)
+
+    class Bag(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bag, self.head = nn.EmbeddingBag(9, 5), nn.Linear(5, 3)
+
+        def forward(self, ids, starts):
+            return self.head(self.bag(ids, starts))
+
+    with pytest.raises(DataError) as caught:
+        trained(Bag(), Task(loader, loader), steps=1)
+    return {"told": [str(caught.value)]}
+
+
+APART = [offsets, cut_off, dropped, not_finite_in_one, loaders_that_part_the_data_themselves, bfloat16]
 
 
 @pytest.fixture(scope="module")
@@ -372,6 +426,11 @@ def test_a_whole_search_in_two_processes_finds_what_one_finds(tmp_path, capsys):
         line for line in capsys.readouterr().err.splitlines() if line.startswith(("params:", "macs:", "fine-tuned:"))
     ]
     assert len(shown) == 3
+
+
+def test_rows_that_belong_to_offsets_are_not_shared(processes):
+    for found in processes:
+        assert "a batch cannot be shared by processes" in found["offsets"]["told"][0]
 
 
 def test_loaders_that_part_the_data_themselves_are_refused(processes):

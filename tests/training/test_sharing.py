@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs
 from fxsurgery.training.sharing import Share, Sharing, rows_of
 
@@ -39,6 +40,38 @@ def test_rows_are_taken_wherever_the_batch_is():
     assert wanted["pair"].left.tolist() == [2, 4]
     assert wanted["pair"].right.tolist() == [1, 2]
     assert wanted["names"] == ("v", "w")
+
+
+def test_rows_are_taken_along_the_batch_dim():
+    steps, lengths = torch.arange(24).reshape(4, 3, 2), torch.tensor([4, 2, 4])
+    mine, wanted = rows_of(Inputs((steps, lengths), batch_dims=(1, 0)), torch.arange(3), Share(1, 3, 2 / 3))
+    assert torch.equal(mine.args[0], steps[:, 1:])
+    assert mine.args[1].tolist() == [2, 4]
+    assert wanted.tolist() == [1, 2]
+    assert mine.batch == 2
+
+
+@pytest.mark.parametrize(
+    ("inputs", "target", "message"),
+    [
+        (
+            Inputs((torch.arange(9), torch.tensor([0, 2, 5])), batch_dims=(None, 0)),
+            torch.zeros(3),
+            "offsets or lengths",
+        ),
+        (
+            Inputs((torch.arange(9), torch.tensor([2, 3, 4])), batch_dims=(None, 0)),
+            torch.zeros(3),
+            "offsets or lengths",
+        ),
+        (Inputs((torch.randn(9, 2), torch.arange(9) // 3)), torch.zeros(3), r"target \(3,\) float32 is not as long"),
+        (Inputs((torch.randn(4, 3, 6, 6),)), torch.zeros(9, 6), r"target \(9, 6\) float32 is not as long"),
+    ],
+    ids=["offsets", "lengths", "graphs", "boxes"],
+)
+def test_samples_without_rows_of_their_own_are_not_shared(inputs, target, message):
+    with pytest.raises(DataError, match=message):
+        rows_of(inputs, target, Share(0, 2, 2 / 3))
 
 
 def test_a_tuple_of_batched_tensors_is_no_list_of_samples():

@@ -1,0 +1,113 @@
+"""The default loss and metric, of classification, and which targets such a loss counts.
+
+PyTorch's cross-entropy is a mean over the targets other than `ignore_index`, each weighed by its class where there are
+class weights. So the loss of several batches is
+
+    L = sum_b W_b L_b / sum_b W_b,      W_b = sum of the weights of the targets of batch b that count,
+
+and the accuracy is the share of hits among the targets that count. A batch in which none does weighs nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+IGNORED = -100
+"""The target that PyTorch's losses leave out unless given another."""
+
+
+def cross_entropy(output: Any, target: Tensor) -> Tensor:  # noqa: ANN401
+    """The loss of classification: `output` (batch, classes, ...), `target` (batch, ...) of class numbers.
+
+    An output that is an object or a dict is taken by its `logits`. `target` may be probabilities of the output's shape.
+    Targets of -100 are left out.
+
+    Raises:
+        TypeError: the output is no tensor and has no `logits`.
+        ValueError: this is no classification; PyTorch would give 0 for a single class, and take any number as one.
+    """
+    logits = _logits(output)
+    if logits.dim() < 2 or logits.shape[1] < 2:
+        raise ValueError(f"cross-entropy wants outputs (batch, classes, ...) of two classes at least; {_OTHERWISE}")
+    if target.is_floating_point() and target.shape == logits.shape:
+        sums = target.sum(1)
+        if bool((target < 0).any()) or not torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
+            raise ValueError(f"cross-entropy wants class numbers, or probabilities that sum to 1; {_OTHERWISE}")
+    return nn.functional.cross_entropy(logits, target)
+
+
+_OTHERWISE = "for another problem give its loss, such as loss=nn.MSELoss() or loss=nn.BCEWithLogitsLoss()"
+
+
+def accuracy(output: Any, target: Tensor, ignore_index: int = IGNORED) -> Tensor:  # noqa: ANN401
+    """Share of `target` (batch, ...) that the largest of `output` (batch, classes, ...) hits; or of its `logits`.
+
+    Targets of `ignore_index` are left out; within a `Task` it is the loss's own. NaN where none is left.
+    """
+    chosen = _logits(output).argmax(1)
+    if target.is_floating_point():
+        return (chosen == target.argmax(1)).double().mean()
+    if chosen.shape != target.shape:
+        raise ValueError(f"accuracy wants a target for each of {tuple(chosen.shape)}, not {tuple(target.shape)}")
+    return (chosen == target)[target != ignore_index].double().mean()
+
+
+def _logits(output: Any) -> Tensor:  # noqa: ANN401
+    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            "cross-entropy and accuracy want a tensor, or an output with `logits`; for any other say what part they "
+            'take: loss=lambda output, target: functional.cross_entropy(output["out"], target), and metric= alike'
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Counting:
+    """Which targets a loss of classification counts, and what each weighs."""
+
+    ignore_index: int = IGNORED
+    class_weights: Tensor | None = None
+
+    def loss_weight(self, target: object) -> float | None:
+        """What the mean over the targets of a batch divides by; `None` where they are no classes."""
+        if not isinstance(target, Tensor):
+            return None
+        if target.is_floating_point():
+            return self.targets(target)
+        counted = target[target != self.ignore_index]
+        if self.class_weights is None:
+            return float(counted.numel())
+        return float(self.class_weights.to(counted.device)[counted.long()].sum())
+
+    def targets(self, target: object) -> float | None:
+        """Number of targets that count; of probabilities (batch, classes, ...) each sums to one target."""
+        if not isinstance(target, Tensor):
+            return None
+        if target.is_floating_point():
+            return target.numel() / (target.shape[1] if target.dim() > 1 else max(target.numel(), 1))
+        return float((target != self.ignore_index).sum())
+
+
+def counting_of(loss: object) -> Counting | None:
+    """What a loss counts; `None` for one that is no mean over classes as PyTorch has it.
+
+    A loss of the user's own that has an `ignore_index` is taken to be one.
+    """
+    options = dict[str, Any]()
+    while isinstance(loss, partial):
+        options = {**loss.keywords, **options}
+        loss = loss.func
+    if loss is cross_entropy:
+        return Counting()
+    if loss in {nn.functional.cross_entropy, nn.functional.nll_loss}:
+        found = Counting(options.get("ignore_index", IGNORED), options.get("weight"))
+        return found if options.get("reduction", "mean") == "mean" else None
+    ignored, is_mean = getattr(loss, "ignore_index", None), getattr(loss, "reduction", "mean") == "mean"
+    if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) and is_mean:
+        return Counting(loss.ignore_index, loss.weight)
+    return Counting(ignored) if isinstance(ignored, int) and is_mean else None
