@@ -118,7 +118,8 @@ class Place:
                 "them, or somebody removed them. Begin in another directory"
             )
         recorded = None if self.record is None else self.record.get("weights")
-        return read_state(path, "begin in another directory", recorded)
+        again = f"remove the line of stage {self.name!r} and all below it from the journal: they are then done again"
+        return read_state(path, f"begin in another directory, or {again}", recorded)
 
 
 def _remove(path: Path) -> None:
