@@ -19,7 +19,9 @@ from fxsurgery.capture.checks import Comparison, shapes
 from fxsurgery.capture.guess import guess_inputs
 from fxsurgery.capture.kind import require_takeable
 from fxsurgery.capture.recorded import Recorded, recorded
+from fxsurgery.capture.steering import refuse_steering
 from fxsurgery.capture.symbolic import traced, traced_in_training, used_by
+from fxsurgery.capture.tracer import is_leaf
 from fxsurgery.errors import CaptureError, DataError, TrainOnlyError
 from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
@@ -85,7 +87,9 @@ def _captured(model: nn.Module, inputs: Inputs, leaf_modules: tuple[type[nn.Modu
         trained = traced_in_training(model, len(inputs.args), leaf_modules)
         reached = used_by(trained)
         try:
-            return _checked(model, traced(model, len(inputs.args), leaf_modules, trained), inputs)
+            found = traced(model, len(inputs.args), leaf_modules, trained)
+            refuse_steering(model, inputs, lambda module, _: is_leaf(module, leaf_modules))
+            return _checked(model, found, inputs)
         except CaptureError as error:
             reason = error
     try:

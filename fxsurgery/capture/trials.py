@@ -69,6 +69,14 @@ def seed_all() -> None:
         torch.cuda.manual_seed_all(SEED)
 
 
+def torch_states() -> tuple[bytes, ...]:
+    """The states of PyTorch's global generators: they move on with every draw."""
+    states = [torch.default_generator.get_state()]
+    if _cuda_is_on():
+        states += [generator.get_state() for generator in torch.cuda.default_generators]
+    return tuple(state.numpy().tobytes() for state in states)
+
+
 def run_eval(model: nn.Module, inputs: Inputs) -> Outcome:
     """The outputs in eval mode. `model` is used up: hand in a copy."""
     model.train().eval()
