@@ -59,6 +59,8 @@ _KINDS = (
     ),
 )
 _OURS = tuple(str(Path(p).parent) for p in (torch.__file__, __file__))
+_WITH_TORCH = ("numpy", "sympy", "mpmath", "networkx")
+"""What torch itself runs on."""
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
 
 
@@ -135,7 +137,7 @@ def _first_line(error: Exception) -> str:
 @functools.cache
 def is_users(file: str) -> bool:
     """Whether a file is none of Python's, torch's or ours."""
-    in_library = in_standard_library(file) or "/site-packages/numpy/" in file
+    in_library = in_standard_library(file) or any(f"/site-packages/{name}/" in file for name in _WITH_TORCH)
     return not in_library and not any(file.startswith(f"{ours}/") for ours in _OURS)
 
 

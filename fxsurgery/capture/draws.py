@@ -1,9 +1,8 @@
-"""Random numbers that become Python values: a graph would hold for good how they came out in one run.
+"""Random numbers that become Python values: a graph would repeat the outcome of one run.
 
-A draw that stays a tensor is an operation, and is drawn anew in each call of the graph. Any other steers Python
-code, and is met here in every run, however it comes out: draws from generators of Python and the system, of NumPy
-(the global one, those that the model holds, those that its code names), and values read out of tensors that
-random numbers of PyTorch's had a part in.
+A draw that stays a tensor is an operation, and is drawn anew in each call of the graph. Any other controls Python
+code, and is met here in every run, whatever its outcome: draws from the generators of Python, of the system, and of
+NumPy (the global one, those that the model holds, and those that its code names).
 """
 
 import _random
@@ -18,10 +17,13 @@ from typing import Any
 
 import numpy as np
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from fxsurgery.capture.blame import in_standard_library, is_users, shown
 
 REMEDY = "Draw with torch and keep what is drawn a tensor, as in x * (torch.rand(len(x), 1, device=x.device) > p)"
+
+OUT_OF_WHOLE = "a value that comes out of what is kept whole"
 
 Meet = Callable[[str, str], None]
 """Called at each draw with what was drawn from, and the user's line."""
@@ -30,14 +32,18 @@ NumPyGenerator = np.random.Generator | np.random.RandomState | np.random.BitGene
 _NUMPY_NAMES = frozenset(
     name for kind in (np.random.Generator, np.random.RandomState) for name in dir(kind) if name[0] != "_"
 )
-_SYSTEM = {function: f"os.{function.__name__}" for function in (os.urandom,)}
 _DEEPEST = 3
 """Attributes and entries that are gone through from a module to a generator."""
 
 
 def steers(source: str) -> str:
     """What is wrong with a draw from `source`."""
-    return f"random numbers steer Python code ({source}), and a graph would hold how they came out once"
+    return f"random numbers control Python code ({source}), and a graph would repeat one outcome"
+
+
+def has_numbers(out: object) -> bool:
+    """Whether a call gives values that are Python's: a graph would hold those of one run."""
+    return any(isinstance(leaf, (bool, int, float, str)) for leaf in pytree.tree_leaves(out))
 
 
 @contextmanager
@@ -71,7 +77,7 @@ class _Watch:
         self._codes = set[CodeType]()
         self._import: FrameType | None = None
 
-    def see(self, frame: FrameType, event: str, arg: Any) -> None:
+    def see(self, frame: FrameType, event: str, arg: Any) -> None:  # noqa: ANN401
         """The profile function. What an import does is done once, and no part of the run."""
         if self._import is not None:
             self._import = None if event == "return" and frame is self._import else self._import
@@ -105,7 +111,7 @@ def _source(function: Any) -> str:  # noqa: ANN401
     owner = getattr(function, "__self__", None)
     if isinstance(owner, _random.Random):
         return "Python's random" if function.__name__ in {"random", "getrandbits"} else ""
-    return _SYSTEM.get(function, "") if owner is os or isinstance(owner, ModuleType) else ""
+    return "os.urandom" if function is os.urandom else ""
 
 
 def _caller(frame: FrameType | None) -> FrameType | None:

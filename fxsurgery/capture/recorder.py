@@ -20,7 +20,7 @@ from typing_extensions import override
 from fxsurgery.capture import trials
 from fxsurgery.capture.attention import expanded
 from fxsurgery.capture.blame import running_line
-from fxsurgery.capture.draws import REMEDY, python_draws, steers
+from fxsurgery.capture.draws import OUT_OF_WHOLE, REMEDY, has_numbers, python_draws, steers
 from fxsurgery.capture.functions import Function, stand_ins
 from fxsurgery.capture.listening import listening
 from fxsurgery.capture.outputs import CONSTANTS, plain_structure, unknown_types
@@ -262,8 +262,8 @@ class _Recorder(TorchFunctionMode):
             drew = self._drew or trials.torch_states() != drawn_from
         finally:
             self.quiet -= 1
-        if drew and any(isinstance(leaf, (bool, int, float, str)) for leaf in pytree.tree_leaves(out)):
-            raise self.offence(steers("a number that comes out of what is kept whole"), REMEDY)
+        if drew and has_numbers(out):
+            raise self.offence(steers(OUT_OF_WHOLE), REMEDY)
         return self._bound(out, self._made(node(*before)), (args, kwargs))
 
     def argument(self, value: Any) -> Any:

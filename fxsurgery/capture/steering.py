@@ -1,4 +1,4 @@
-"""Runs a model in both modes to find random numbers that steer its Python code, which symbolic tracing passes over."""
+"""Runs a model in both modes to find random numbers that control its Python code, which symbolic tracing misses."""
 
 import copy
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from fxsurgery.capture import trials
 from fxsurgery.capture.blame import offended, running_line
-from fxsurgery.capture.draws import REMEDY, python_draws, steers
+from fxsurgery.capture.draws import OUT_OF_WHOLE, REMEDY, has_numbers, python_draws, steers
 from fxsurgery.capture.listening import meeting_modules
 from fxsurgery.capture.recording import OffenceError
 from fxsurgery.capture.refusals import VALUES
@@ -24,7 +24,7 @@ REGULAR = ("dropout", "rrelu", "scaled_dot_product_attention", "multi_head_atten
 
 
 def refuse_steering(model: nn.Module, inputs: Inputs, is_leaf: Callable[[nn.Module, str], bool]) -> None:
-    """Refuse a model whose Python code random numbers steer in either mode, outside modules that are kept whole.
+    """Refuse a model whose Python code depends on random numbers in either mode, outside modules that are kept whole.
 
     Args:
         model: stays as it is.
@@ -42,7 +42,7 @@ def refuse_steering(model: nn.Module, inputs: Inputs, is_leaf: Callable[[nn.Modu
             watch.run(given)
         except OffenceError as error:
             raise offended(error, model) from error
-        except Exception:  # noqa: BLE001, S112 -- whatever the user's forward raises: the checks look into that
+        except Exception:  # noqa: BLE001 -- whatever the user's forward raises: the checks look into that
             continue
         finally:
             del private
@@ -59,7 +59,7 @@ class _Watch(TorchFunctionMode):
         self._paths: dict[nn.Module, str] = {}
         for path, module in model.named_modules():
             self._paths.setdefault(module, path)
-        self._inside, self._quiet = [""], 0
+        self._inside, self._quiet, self._hidden = [""], 0, False
         self._drawn = dict[int, Tensor]()
         self._met: OffenceError | None = None
 
@@ -67,16 +67,18 @@ class _Watch(TorchFunctionMode):
         """Run the model.
 
         Raises:
-            OffenceError: random numbers steered it.
+            OffenceError: random numbers control its Python code.
         """
         own = inputs.clone()
-        with torch.set_grad_enabled(self._model.training), meeting_modules(self._call):
-            with suppress(OffenceError), python_draws(self._model, self._steered), self:
-                self._model(*own.args, **own.kwargs)
+        gradients = torch.set_grad_enabled(self._model.training)
+        drawing = python_draws(self._model, self._steered)
+        with suppress(OffenceError), gradients, meeting_modules(self._call), drawing, self:
+            self._model(*own.args, **own.kwargs)
         if self._met is not None:
             raise self._met
 
     def _steered(self, source: str, line: str) -> None:
+        self._hidden = True
         if self._quiet:
             return
         error = OffenceError(self._inside[-1], steers(source), REMEDY, line)
@@ -84,18 +86,26 @@ class _Watch(TorchFunctionMode):
         self._met = self._met or error
         raise error
 
-    def _call(self, run: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _call(self, run: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401 -- any module
         path = self._paths.get(module)
         if path is None or self._quiet or not path:
             return run(*args, **kwargs)
         self._inside.append(path)
-        whole = self._is_leaf(module, path)
-        self._quiet += whole
         try:
-            return run(*args, **kwargs)
+            return self._whole(run, args, kwargs) if self._is_leaf(module, path) else run(*args, **kwargs)
         finally:
             self._inside.pop()
-            self._quiet -= whole
+
+    def _whole(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        """Call what is kept whole. It may draw, but not give Python what comes of that."""
+        self._quiet, self._hidden, before = self._quiet + 1, False, trials.torch_states()
+        try:
+            out = run(*args, **kwargs)
+        finally:
+            self._quiet -= 1
+        if has_numbers(out) and (self._hidden or trials.torch_states() != before):
+            self._steered(OUT_OF_WHOLE, running_line())
+        return out
 
     @override
     def __torch_function__(
@@ -122,7 +132,7 @@ class _Watch(TorchFunctionMode):
         given = any(isinstance(value, torch.Generator) for value in (*args, *kwargs.values()))
         return given or trials.torch_states() != before
 
-    def _note(self, values: Any) -> None:
+    def _note(self, values: object) -> None:
         for leaf in pytree.tree_leaves(values):
             if isinstance(leaf, Tensor):
                 self._drawn[id(leaf)] = leaf

@@ -2,8 +2,9 @@
 
 import copy
 import random
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,14 +46,14 @@ class Outcome:
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Seed every global generator inside and put all of them back after.
+    """Seed every global generator inside and put all of them back after; functions under torch.compile run eagerly.
 
     Leaving inference mode turns gradients on as well, under a caller's no_grad too.
     """
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state a model may draw from
     devices = range(torch.cuda.device_count()) if _cuda_is_on() else []
     try:
-        with torch.random.fork_rng(devices), torch.inference_mode(mode=False):
+        with torch.random.fork_rng(devices), torch.inference_mode(mode=False), _uncompiled():
             seed_all()
             yield
     finally:
@@ -196,6 +197,13 @@ def _excess(got: object, wanted: object, floor: float) -> float:
 
 def _cuda_is_on() -> bool:
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """What torch.compile made runs as it was written. Without its compiler loaded, it made nothing."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-untyped-call, no-any-return]
 
 
 def _real(tensor: Tensor) -> Tensor:
