@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from typing_extensions import override
 
 from fxsurgery.analysis.refit import is_resizable
+from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.work_counter import WorkCounter
 from fxsurgery.program import Program
 
@@ -37,13 +38,19 @@ class RealRun(fx.Interpreter):
 
     @override
     def run_node(self, n: fx.Node) -> Any:
-        if n.op.startswith("call"):
-            with WorkCounter(self._state, self._batch) as counter:
-                result = super().run_node(n)
-            self.macs[n.name], self.unknown[n.name] = counter.macs, tuple(counter.unknown)
-        else:
-            result = super().run_node(n)
+        result = self._counted(n) if n.op.startswith("call") else super().run_node(n)
         self.metas[n.name] = pytree.tree_map_only(Tensor, on_meta, result)
+        return result
+
+    def _counted(self, node: fx.Node) -> Any:
+        """Run a call and count its work."""
+        try:
+            with WorkCounter(self._state, self._batch) as counter:
+                result = super().run_node(node)
+        except Exception:  # noqa: BLE001 -- what does not run while it is watched (control flow that PyTorch compiles)
+            self.macs[node.name], self.unknown[node.name] = 0.0, (target_name(node),)
+            return super().run_node(node)
+        self.macs[node.name], self.unknown[node.name] = counter.macs, tuple(counter.unknown)
         return result
 
 

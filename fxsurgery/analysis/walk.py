@@ -322,8 +322,9 @@ class Walk(fx.Interpreter):
         """Whether an operation works on parameters alone; what it gives is as good as one."""
         if self.state.node in self._moving and not self._in_module:
             return False
-        given = list(_tensors(args))
-        is_fixed = all(id(tensor) in self._fixed for tensor in given) and bool(given or not self._in_module)
+        lists = (a if isinstance(a, (list, tuple)) else (a,) for a in args)
+        given = [id(a) for members in lists for a in members if isinstance(a, Tensor)]
+        is_fixed = self._fixed.issuperset(given) and bool(given or not self._in_module)
         if is_fixed:
             self._fixed.update(map(id, results))
         return is_fixed

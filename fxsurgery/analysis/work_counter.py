@@ -38,14 +38,14 @@ class WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @override
     def __enter__(self) -> Self:
-        self._outside.__enter__()
+        self._outside.__enter__()  # type: ignore[no-untyped-call]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     @override
     def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
-        self._outside.__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._outside.__exit__(*error)  # type: ignore[no-untyped-call]
 
     @override
     def __torch_dispatch__(
@@ -102,4 +102,4 @@ def _is_unknown(func: Any, result: object) -> bool:  # noqa: ANN401
 
 
 def _name(func: Any) -> str:  # noqa: ANN401
-    return func.name() if isinstance(func, HigherOrderOperator) else base_name(func)
+    return str(func) if isinstance(func, HigherOrderOperator) else base_name(func)

@@ -152,8 +152,8 @@ def _masked(path: str, module: nn.Module) -> str:
 def _normed(path: str, module: nn.Module) -> str:
     """Of a module with a hook that keeps a weight which cannot be copied."""
     for hook in module._forward_pre_hooks.values():  # noqa: SLF001 -- nothing else tells
-        kind = {WeightNorm: "weight_norm", SpectralNorm: "spectral_norm"}.get(type(hook), "")
-        if kind and not getattr(module, hook.name).is_leaf:
+        if isinstance(hook, (WeightNorm, SpectralNorm)) and not getattr(module, hook.name).is_leaf:
+            kind = "weight_norm" if isinstance(hook, WeightNorm) else "spectral_norm"
             return (
                 f"{_named(path)} is under torch.nn.utils.{kind}, whose weights cannot be copied: use "
                 f"torch.nn.utils.parametrizations.{kind}, or take it off with torch.nn.utils.remove_{kind}"

@@ -203,7 +203,7 @@ def _uncompiled() -> AbstractContextManager[object]:
     """What torch.compile made runs as it was written. Without its compiler loaded, it made nothing."""
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
-    return torch.compiler.set_stance("force_eager")  # type: ignore[no-untyped-call, no-any-return]
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
 
 
 def _real(tensor: Tensor) -> Tensor:

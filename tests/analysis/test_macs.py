@@ -6,9 +6,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
+from torch.nn.attention.flex_attention import flex_attention
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from fxsurgery.analysis.cost import cost, cost_after, unknown_macs_notes
 from fxsurgery.analysis.structure import structure
+from fxsurgery.analysis.work_counter import WorkCounter
 from fxsurgery.budget import Budget
 from fxsurgery.capture import capture
 from fxsurgery.program import Program
@@ -251,3 +254,30 @@ def test_the_macs_do_not_depend_on_the_example_batch():
     function, held, _ = BY_HAND["weights made of others"]
     model = Wrapped(function, **{k: make() for k, make in held.items()}).eval()
     assert {cost(capture(model, X[:1].repeat(n, 1, 1))).macs for n in (1, 2, 7)} == {5 * 16 * 16 * 2 + 16 * 4 * 16}
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_run_eagerly_is_counted_as_attention():
+    query = torch.linspace(-1, 1, 2 * 2 * 16 * 8).reshape(2, 2, 16, 8)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), WorkCounter((), batch=2) as counter:
+        flex_attention(query, query, query)
+    assert (counter.macs, counter.unknown) == (2 * 2 * 16 * 16 * 8, {})
+
+
+class Unwatchable(nn.Module):
+    """Does not run under a dispatch mode, and branches on a value, so that it is kept whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if _get_current_dispatch_mode() is not None or x.sum() > 1e9:
+            raise RuntimeError("a mode is on")
+        return self.inner(x)
+
+
+def test_what_does_not_run_while_it_is_counted_is_named():
+    found = program(lambda s, x: s.whole(x), whole=Unwatchable())
+    assert cost(found).unknown_macs == ("whole",)
+    assert "the MACs of whole (at whole) are not counted" in unknown_macs_notes(found)[0]
