@@ -113,8 +113,8 @@ def unknown_macs_notes(program: Program, budget: Budget | None = None) -> tuple[
     """What to say of operations whose MACs are unknown: one note each, and one where `budget` limits the MACs."""
     facts, paths = structure(program), {n.name: str(n.target) for n in program.nodes if n.op == "call_module"}
     notes = [
-        f"the MACs of {op} (at {_listed([paths.get(node, node) for node in nodes])}) are not counted: no rule says how "
-        "many it takes"
+        f"the MACs of {op} (at {_listed([paths.get(node, node) for node in nodes])}) are not counted: it has no "
+        "counting rule"
         for op, nodes in facts.unknown_macs.items()
     ]
     if notes and budget is not None and budget.macs is not None:

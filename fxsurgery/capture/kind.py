@@ -110,7 +110,7 @@ def _compiled(path: str, module: nn.Module) -> str:
     if type(module).__name__ == "OptimizedModule":
         return f"`{path}` comes from torch.compile: use the module that was compiled, `{path}._orig_mod`"
     if hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
-        return f"the forward of `{path}` comes from torch.compile: leave it as it was, and compile what you deploy"
+        return f"the forward of `{path}` comes from torch.compile: keep the plain forward, and compile the result"
     return ""
 
 
