@@ -16,7 +16,9 @@ class Cost:
     params: int
     macs: int
     uncounted: tuple[str, ...] = ()
-    """Operations on tensors that the MACs leave out, by name: elementwise work, pooling, norms."""
+    """Operations on tensors that the MACs leave out, by name: elementwise work, pooling, norms, and `unknown_macs`."""
+    unknown_macs: tuple[str, ...] = ()
+    """Those of them that may take multiply-accumulates of which nobody knows how many: `macs` is then too low."""
 
 
 @dataclass(frozen=True, kw_only=True)

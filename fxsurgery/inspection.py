@@ -9,9 +9,9 @@ from torch import Tensor, fx, nn
 from typing_extensions import override
 
 from fxsurgery.analysis.atoms import Ids, TracedAtoms
-from fxsurgery.analysis.cost import cost
+from fxsurgery.analysis.cost import cost, unknown_macs_notes
 from fxsurgery.analysis.structure import Structure, structure
-from fxsurgery.analysis.walk import Walk
+from fxsurgery.analysis.walk import KEPT_WHOLE, Walk
 from fxsurgery.batch_layout import Statement
 from fxsurgery.budget import Cost
 from fxsurgery.capture import capture
@@ -123,7 +123,9 @@ def inspect_program(program: Program) -> Inspection:
         if not free:
             stuck[part.node] = stuck.get(part.node, 0.0) + part.macs
     reasons = _Reasons(program) if stuck else None
-    fixed = [Fixed(_name(program, node), macs, reasons.of(node)) for node, macs in stuck.items() if reasons and macs]
+    whole_ones = {part.node for part, _ in work if part.op == KEPT_WHOLE}
+    why = {node: "it is kept whole" if node in whole_ones else reasons.of(node) for node in stuck if reasons}
+    fixed = [Fixed(_name(program, node), macs, why[node]) for node, macs in stuck.items() if macs]
     unknown = tuple(
         f"operation {op!r} (at {', '.join(nodes[:3])}) has no rule: what flows into it keeps its width"
         for op, nodes in facts.unknown.items()
@@ -135,7 +137,7 @@ def inspect_program(program: Program) -> Inspection:
         editable_params=editable / (sum(sizes.values()) or 1),
         widths=tuple(_widths(program, facts)),
         fixed=tuple(sorted(fixed, key=lambda part: -part.macs)),
-        notes=(*program.notes, *unknown),
+        notes=(*program.notes, *unknown, *unknown_macs_notes(program)),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxsurgery.analysis.cost import unknown_macs_notes
 from fxsurgery.analysis.structure import structure
 from fxsurgery.asking import Ask, Ready, prepare
 from fxsurgery.batch_layout import Statement
@@ -183,7 +184,7 @@ def _announce(ready: Ready, found: Space | None) -> None:
     progress = ready.progress
     for line in reach(ready, found, measured=progress.shown):
         progress.note(str(line))
-    for note in ready.program.notes:
+    for note in (*ready.program.notes, *unknown_macs_notes(ready.program, ready.budget)):
         progress.note(f"note: {note}")
     if ready.run.path is not None and (unsaved := unwritable(ready.program, ready.run.path)):
         progress.note(f"note: {unsaved}")
@@ -297,9 +298,13 @@ def _latency_note(found: Mapping[str, float]) -> tuple[str, ...]:
 
 
 def _left_alone(ready: Ready) -> tuple[str, ...]:
-    """What of the model cannot shrink, and why; nothing of a method that tells of each move that it could not make."""
+    """What of the model cannot shrink or be counted, and why.
+
+    Of a method that tells of each move that it could not make, only what cannot be counted.
+    """
+    uncounted = unknown_macs_notes(ready.program, ready.budget)
     if ready.method.evolves:
-        return ()
+        return uncounted
     facts = structure(ready.program)
     total = sum(w.macs for w in facts.work) or 1.0
     fixed = sum(w.macs for w in facts.work if not any(ids.any() for ids in w.dims))
@@ -308,4 +313,4 @@ def _left_alone(ready: Ready) -> tuple[str, ...]:
         f"operation {op!r} (at {', '.join(nodes[:3])}) has no rule: what flows into it keeps its width"
         for op, nodes in facts.unknown.items()
     )
-    return (*share, *unknown)
+    return (*share, *unknown, *uncounted)

@@ -115,3 +115,37 @@ def test_inputs_by_name_and_by_position_are_the_same():
     model = Two()
     pages = {str(fxsurgery.inspect(model, given)) for given in ((x, y), [x, y], {"x": x, "y": y})}
     assert len(pages) == 1
+
+
+class Spectral(nn.Module):
+    """Most of its work may lie in a transform, of which nobody says how many MACs it takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(12, 16), nn.Linear(9, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.fft.rfft(self.first(x)).abs())
+
+
+def test_macs_that_nobody_counts_are_named():
+    found = fxsurgery.inspect(Spectral(), torch.linspace(-1, 1, 24).reshape(2, 12))
+    assert found.cost.unknown_macs == ("_fft_r2c",)
+    assert "note: the MACs of _fft_r2c (at fft_rfft) are not counted" in str(found)
+
+
+class BothWays(nn.Module):
+    """A bilinear form of two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.both = nn.Linear(12, 32), nn.Linear(12, 24), nn.Bilinear(32, 24, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.both(self.a(x).relu(), self.b(x).tanh())
+
+
+def test_a_bilinear_form_is_counted_where_it_is():
+    found = fxsurgery.inspect(BothWays(), torch.linspace(-1, 1, 24).reshape(2, 12))
+    assert found.cost.macs == 12 * 32 + 12 * 24 + 32 * 24 * 16
+    assert next(part.name for part in found.fixed) == "both"

@@ -776,3 +776,35 @@ def test_a_model_of_time_first_inputs_works_without_data():
     assert result.program.batch_dims == (1,)
     with pytest.raises(DataError, match="offsets or lengths"):
         optimize(Bag(), example_inputs=(torch.arange(10), torch.tensor([0, 3, 4])), config=Prune(), verbose=False)
+
+
+class WithTransform(nn.Module):
+    """Its convolutions can shrink; a Fourier transform stays, whose MACs nobody counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.rfft2(self.second(self.first(x).relu())).abs().mean((2, 3))
+
+
+def test_a_budget_of_macs_says_which_macs_it_leaves_out():
+    data = {"train_data": images(), "val_data": images(32), "method": "prune", "verbose": False}
+    settings = {"align": 1, "finetune_epochs": 0.25}
+    left_out = "the budget in MACs is checked without the MACs of _fft_r2c"
+    plan = fxsurgery.plan(WithTransform(), budget=Budget(macs=0.5), **data, **settings)
+    assert f"note: {left_out}" in str(plan)
+    assert plan.notes.count(left_out) == 1
+    result = optimize(WithTransform(), budget=Budget(macs=0.5), **data, **settings)
+    assert "note: the MACs of _fft_r2c (at fft_rfft2) are not counted" in result.summary()
+    assert left_out in result.notes
+    with pytest.raises(BudgetError, match="The MACs of _fft_r2c are unknown and left out"):
+        optimize(WithTransform(), budget=Budget(macs=0.001), **data, **settings)
+    with pytest.raises(BudgetError, match=r"holds the rest$"):
+        optimize(WithTransform(), budget=Budget(params=0.001), **data, **settings)
+
+
+def test_a_model_without_parameters_is_refused_with_the_reason():
+    with pytest.raises(StructureError, match="no channel can be removed: the model has no parameters"):
+        quick(nn.Flatten(), config=None, method="prune")

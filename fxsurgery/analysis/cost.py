@@ -15,7 +15,7 @@ from fxsurgery.analysis.atoms import Ids
 from fxsurgery.analysis.fact import fact
 from fxsurgery.analysis.gating import GatePlan
 from fxsurgery.analysis.structure import Mask, structure
-from fxsurgery.budget import Cost
+from fxsurgery.budget import Budget, Cost
 from fxsurgery.program import Program
 
 
@@ -94,16 +94,38 @@ def cost(program: Program) -> Cost:
         params=sum(p.numel() for _, p in _parameters(program)),
         macs=round(sum(w.macs for w in facts.work)),
         uncounted=facts.uncounted,
+        unknown_macs=tuple(facts.unknown_macs),
     )
 
 
 def cost_after(program: Program, keep: Mask) -> Cost:
     """The cost that is left when only the ids of `keep` stay; no program is built."""
+    facts = structure(program)
     return Cost(
         params=param_terms(program).total(keep),
         macs=mac_terms(program).total(keep),
-        uncounted=structure(program).uncounted,
+        uncounted=facts.uncounted,
+        unknown_macs=tuple(facts.unknown_macs),
     )
+
+
+def unknown_macs_notes(program: Program, budget: Budget | None = None) -> tuple[str, ...]:
+    """What to say of operations whose MACs are unknown: one note each, and one where `budget` limits the MACs."""
+    facts, paths = structure(program), {n.name: str(n.target) for n in program.nodes if n.op == "call_module"}
+    notes = [
+        f"the MACs of {op} (at {_listed([paths.get(node, node) for node in nodes])}) are not counted: it has no "
+        "counting rule"
+        for op, nodes in facts.unknown_macs.items()
+    ]
+    if notes and budget is not None and budget.macs is not None:
+        notes.append(f"the budget in MACs is checked without the MACs of {_listed(list(facts.unknown_macs))}")
+    return tuple(notes)
+
+
+def _listed(names: list[str]) -> str:
+    """The first three names."""
+    distinct = list(dict.fromkeys(names))
+    return ", ".join(distinct[:3]) + (f" and {len(distinct) - 3} more" if distinct[3:] else "")
 
 
 def _parameters(program: Program) -> Iterator[tuple[str, nn.Parameter]]:

@@ -1,4 +1,4 @@
-"""A run on real tensors, for what cannot run on meta tensors: shapes, and the work of modules kept whole."""
+"""A run on real tensors, for what cannot run on meta tensors: shapes, and the work of what is kept whole."""
 
 from typing import Any
 
@@ -6,45 +6,51 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import override
 
 from fxsurgery.analysis.refit import is_resizable
+from fxsurgery.analysis.shapes import target_name
+from fxsurgery.analysis.work_counter import WorkCounter
 from fxsurgery.program import Program
 
 
 def run_for_real(program: Program) -> "RealRun":
     """Run the program on its example inputs, whatever modes are on."""
     device = next((x.device for x in program.examples.tensors), torch.device("cpu"))
-    run = RealRun(program.graph_module)
+    run = RealRun(program)
     with _disable_current_modes(), torch.no_grad(), device:
         run.run(*program.examples.clone().leaves, enable_io_processing=False)
     return run
 
 
 class RealRun(fx.Interpreter):
-    """One real run, of which the shapes are kept, and the work of the modules that capture kept whole."""
+    """One real run, of which the shapes are kept, and the work of each call."""
 
-    def __init__(self, graph_module: fx.GraphModule) -> None:
-        super().__init__(graph_module)
+    def __init__(self, program: Program) -> None:
+        super().__init__(program.graph_module)
         self.metas: dict[str, Any] = {}
         self.macs: dict[str, float] = {}
-        """Of the modules that were kept whole."""
+        """Of one sample, by node."""
+        self.unknown: dict[str, tuple[str, ...]] = {}
+        """Operations that could not be counted, by node."""
+        self._state = [*program.graph_module.parameters(), *program.graph_module.buffers()]
+        self._batch = program.examples.batch or 1
 
     @override
     def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
+        result = self._counted(n) if n.op.startswith("call") else super().run_node(n)
         self.metas[n.name] = pytree.tree_map_only(Tensor, on_meta, result)
         return result
 
-    @override
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        module = self.fetch_attr(target)
-        if not is_kept_whole(module):
-            return super().call_module(target, args, kwargs)
-        with FlopCounterMode(display=False) as counter:
-            result = super().call_module(target, args, kwargs)
-        self.macs[target] = counter.get_total_flops() / 2
+    def _counted(self, node: fx.Node) -> Any:
+        """Run a call and count its work."""
+        try:
+            with WorkCounter(self._state, self._batch) as counter:
+                result = super().run_node(node)
+        except Exception:  # noqa: BLE001 -- what does not run while it is watched (control flow that PyTorch compiles)
+            self.macs[node.name], self.unknown[node.name] = 0.0, (target_name(node),)
+            return super().run_node(node)
+        self.macs[node.name], self.unknown[node.name] = counter.macs, tuple(counter.unknown)
         return result
 
 

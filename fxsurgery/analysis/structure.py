@@ -65,6 +65,8 @@ class Structure:
     group_width: Mapping[str, int]
     """Channels in one group of a grouped conv or norm that loses whole groups, by node."""
     uncounted: tuple[str, ...]
+    unknown_macs: Mapping[str, tuple[str, ...]]
+    """Operations whose MACs nobody counts, with the nodes that run them."""
     inexact_nodes: frozenset[str]
     """Nodes at which removal changes what is computed on the surviving units."""
     masks: frozenset[str]
@@ -166,6 +168,7 @@ def _analysed(program: Program, attention: Attention) -> Structure:
         unknown={op: tuple(dict.fromkeys(nodes)) for op, nodes in state.unknown.items()},
         group_width=dict(state.group_width),
         uncounted=tuple(walk.uncounted),
+        unknown_macs={op: tuple(nodes) for op, nodes in walk.unknown_macs.items()},
         numbers=walk.numbers.by_name(),
         size=state.atoms.count,
     )

@@ -19,11 +19,11 @@ from typing_extensions import override
 from fxsurgery.analysis.atoms import Atoms, Ids
 from fxsurgery.analysis.direct import Plain, computes_no_tensor, plain_function, plain_module
 from fxsurgery.analysis.labels import Labels, along, varying
-from fxsurgery.analysis.macs import macs_of
+from fxsurgery.analysis.macs import has_unknown_macs, macs_of
 from fxsurgery.analysis.meta import run_on_meta
 from fxsurgery.analysis.numbers import Numbers, computed_slices
 from fxsurgery.analysis.provenance import Attention, Provenance, Work
-from fxsurgery.analysis.real_run import is_kept_whole, on_meta, run_for_real
+from fxsurgery.analysis.real_run import RealRun, is_kept_whole, on_meta, run_for_real
 from fxsurgery.analysis.refit import is_resizable
 from fxsurgery.analysis.rules import Call, rule_for
 from fxsurgery.analysis.rules.call import base_name
@@ -40,6 +40,9 @@ GROUPED = {"convolution", "_convolution", "group_norm", "native_group_norm"}
 
 RESHAPES = {"view", "_unsafe_view", "reshape", "expand", "split", "slice", "repeat", "select", "constant_pad_nd"}
 """Operations that are told sizes."""
+
+KEPT_WHOLE = "kept whole"
+"""The operation of work that was counted in a real run."""
 
 ATEN = torch.ops.aten
 META = torch.device("meta")
@@ -60,13 +63,17 @@ class Walk(fx.Interpreter):
         self.values: dict[str, Any] = {}
         self.dims: dict[str, dict[int, Ids]] = {}
         self.uncounted: dict[str, None] = {}
+        self.unknown_macs: dict[str, dict[str, None]] = {}
+        """Nodes by operation."""
         self.numbers = Numbers()
         self.masks = set[str]()
         self._program = program
-        self._recorded: dict[str, Any] | None = None
+        self._recorded: RealRun | None = None
+        self._fixed = set(map(id, self._metas.values()))
+        self._moving = _reached_by_inputs(program)
         self._labels: dict[int, Labels] = {}
         self._alive = list[Tensor]()
-        self._hidden = False
+        self._hidden = self._in_module = False
         self._watch = _Watch(self)
         self._label_tensors(named)
         self._inputs = [on_meta(x) if isinstance(x, Tensor) else x for x in program.examples.leaves]
@@ -91,7 +98,7 @@ class Walk(fx.Interpreter):
 
     @override
     def run_node(self, n: fx.Node) -> Any:
-        self.state.node, self.state.op = n.name, n.op
+        self.state.node, self.state.op, self._in_module = n.name, n.op, n.op == "call_module"
         self._hidden = hides_its_shape(n, self._module(str(n.target)) if n.op == "call_module" else None)
         self.numbers.note(n, self.env)
         result = self._called_node(n) if n.op.startswith("call") else super().run_node(n)
@@ -100,6 +107,7 @@ class Walk(fx.Interpreter):
 
     def _called_node(self, node: fx.Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(node)
+        counted = len(self.state.work)
         try:
             if node.op == "call_module":
                 plain = None if kwargs else plain_module(self._module(str(node.target)), args, self._meta)
@@ -116,6 +124,8 @@ class Walk(fx.Interpreter):
             with META, self._watch:
                 return getattr(self, node.op)(node.target, args, kwargs)
         except NO_META:
+            # The real run counts what was counted before it broke off, too.
+            del self.state.work[counted:]
             return self._looked_up(node)
 
     def _module(self, path: str) -> nn.Module:
@@ -181,11 +191,12 @@ class Walk(fx.Interpreter):
                 self.state.freeze_all(self.labels(leaf))
         self.state.unknown.setdefault(self.state.op, []).append(node.name)
         if self._recorded is None:
-            recorder = run_for_real(self._program)
-            self._recorded = recorder.metas
-            for name, macs in recorder.macs.items():
-                self.state.work.append(Work(name, "kept whole", macs / self._batch, ()))
-        return self._recorded[node.name]
+            self._recorded = run_for_real(self._program)
+        if macs := self._recorded.macs[node.name]:
+            self.state.work.append(Work(node.name, KEPT_WHOLE, macs, ()))
+        for op in self._recorded.unknown[node.name]:
+            self.unknown_macs.setdefault(op, {})[node.name] = None
+        return self._recorded.metas[node.name]
 
     def _book(self, node: fx.Node, result: object) -> None:
         leaves = list(_tensors(result))
@@ -277,7 +288,7 @@ class Walk(fx.Interpreter):
         self.state.op, self.state.work_dims = call.name, ()
         for tensor, labels in zip(results, self._outcome(call), strict=True):
             self._remember(tensor, labels)
-        self._count(call, args, result)
+        self._count(call, args, kwargs, result)
 
     def _given(self, value: Any) -> Any:
         """Arguments with labels for tensors; ATen nests no deeper than lists."""
@@ -317,13 +328,27 @@ class Walk(fx.Interpreter):
             return False
         return self._hidden and any(t.planes for t in call.tensors())
 
-    def _count(self, call: Call, args: Sequence[Any], result: object) -> None:
-        macs = macs_of(call.name, args, result)
+    def _count(self, call: Call, args: Sequence[Any], kwargs: dict[str, Any], result: object) -> None:
+        macs, is_fixed = macs_of(call.op, args, kwargs, result), self._note_fixed(args, call.results)
         if macs is not None:
-            dims = self.state.work_dims
-            self.state.work.append(Work(self.state.node, call.name, macs / self._batch, dims))
+            # What depends on no input is done once for the whole batch.
+            share = macs if is_fixed else macs / self._batch
+            self.state.work.append(Work(self.state.node, call.name, share, self.state.work_dims))
         elif call.name not in FREE:
-            self.uncounted[base_name(call.op)] = None
+            self.uncounted[call.name] = None
+            if has_unknown_macs(call.op):
+                self.unknown_macs.setdefault(call.name, {})[self.state.node] = None
+
+    def _note_fixed(self, args: Sequence[Any], results: Sequence[Tensor]) -> bool:
+        """Whether an operation works on parameters alone; what it gives is as good as one."""
+        if self.state.node in self._moving and not self._in_module:
+            return False
+        lists = (a if isinstance(a, (list, tuple)) else (a,) for a in args)
+        given = [id(a) for members in lists for a in members if isinstance(a, Tensor)]
+        is_fixed = self._fixed.issuperset(given) and bool(given or not self._in_module)
+        if is_fixed:
+            self._fixed.update(map(id, results))
+        return is_fixed
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -371,3 +396,12 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 def _called(root: fx.GraphModule) -> dict[str, nn.Module]:
     paths = dict.fromkeys(str(n.target) for n in root.graph.nodes if n.op == "call_module")
     return {path: root.get_submodule(path) for path in paths}
+
+
+def _reached_by_inputs(program: Program) -> set[str]:
+    """Nodes that depend on an input, if only on its size."""
+    reached = set[str]()
+    for node in program.nodes:
+        if node.op == "placeholder" or any(n.name in reached for n in node.all_input_nodes):
+            reached.add(node.name)
+    return reached

@@ -20,11 +20,13 @@ from fxsurgery.capture import trials
 from fxsurgery.capture.build import check_unshared
 from fxsurgery.capture.checks import Comparison, shapes
 from fxsurgery.capture.guess import guess_inputs
-from fxsurgery.capture.kind import require_takeable
+from fxsurgery.capture.kind import is_exported, require_takeable, uncopiable
 from fxsurgery.capture.recorded import Recorded, recorded
 from fxsurgery.capture.size_guards import Settled, settle_sizes
 from fxsurgery.capture.size_variants import SizeVariants, Variant
+from fxsurgery.capture.steering import refuse_steering
 from fxsurgery.capture.symbolic import traced, traced_in_training, used_by
+from fxsurgery.capture.tracer import is_leaf
 from fxsurgery.errors import CaptureError, DataError, TrainOnlyError
 from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
@@ -71,6 +73,8 @@ def capture(
         check_unshared(private, model)
         _check_runs(private, inputs)
         inputs, where = _located(private, inputs)
+        if is_exported(private):
+            _require_any_batch(private, inputs)
         found = _captured(private, inputs, leaf_modules)
         check_unshared(found.graph_module, model)
         notes = (*where, *found.notes, *_scripted(found.graph_module))
@@ -118,6 +122,7 @@ def _captured(model: nn.Module, inputs: Inputs, leaf_modules: tuple[type[nn.Modu
         reached = used_by(trained)
         try:
             found = traced(model, len(inputs.args), leaf_modules, trained)
+            refuse_steering(model, inputs, lambda module, _: is_leaf(module, leaf_modules))
             settled = settle_sizes(model, found.graph_module, sizes.example, sizes.few)
             return _compared(model, found, settled, inputs)
         except CaptureError as error:
@@ -175,8 +180,21 @@ def _copied(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as error:
         raise CaptureError(
-            f"the model cannot be deep-copied, and capture only works on copies: {error}. "
-            "Does it hold an open file, a lock, a generator, or a tensor that is not a leaf?"
+            f"the model cannot be deep-copied, and capture only works on copies: {uncopiable(model) or error}"
+        ) from error
+
+
+def _require_any_batch(model: nn.Module, inputs: Inputs) -> None:
+    """Refuse a model from torch.export that holds for one batch size alone: its graph has that size written in."""
+    if inputs.batch is None:
+        return
+    try:
+        trials.run_eval(copy.deepcopy(model), inputs.grown())
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise CaptureError(
+            f"the model comes from torch.export and takes batches of {inputs.batch} alone ({reason}): export it with "
+            "dynamic_shapes=({0: torch.export.Dim('batch')},), or pass the module that was exported"
         ) from error
 
 

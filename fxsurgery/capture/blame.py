@@ -59,6 +59,8 @@ _KINDS = (
     ),
 )
 _OURS = tuple(str(Path(p).parent) for p in (torch.__file__, __file__))
+_WITH_TORCH = ("numpy", "sympy", "mpmath", "networkx")
+"""What torch itself runs on."""
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
 
 
@@ -93,17 +95,18 @@ def user_line(error: BaseException) -> str:
     if isinstance(error, OffenceError) and error.line:
         return error.line
     frames = [f for f in traceback.extract_tb(error.__traceback__) if is_users(f.filename)]
-    return _shown(frames[-1].filename, frames[-1].lineno or 0) if frames else ""
+    return shown(frames[-1].filename, frames[-1].lineno or 0) if frames else ""
 
 
 def running_line() -> str:
     """`file:line: source` of the deepest frame in the user's code that is now running."""
     frames = (frame for frame, _ in traceback.walk_stack(None) if is_users(frame.f_code.co_filename))
     frame = next(frames, None)
-    return "" if frame is None else _shown(frame.f_code.co_filename, frame.f_lineno)
+    return "" if frame is None else shown(frame.f_code.co_filename, frame.f_lineno)
 
 
-def _shown(file: str, line: int) -> str:
+def shown(file: str, line: int) -> str:
+    """`file:line: source`."""
     source = linecache.getline(file, line).strip()
     return f"{file}:{line}" + (f": `{source}`" if source else "")
 
@@ -134,9 +137,14 @@ def _first_line(error: Exception) -> str:
 @functools.cache
 def is_users(file: str) -> bool:
     """Whether a file is none of Python's, torch's or ours."""
-    in_library = file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file
-    in_library = in_library or file.startswith("<frozen") or "/site-packages/numpy/" in file
+    in_library = in_standard_library(file) or any(f"/site-packages/{name}/" in file for name in _WITH_TORCH)
     return not in_library and not any(file.startswith(f"{ours}/") for ours in _OURS)
+
+
+@functools.cache
+def in_standard_library(file: str) -> bool:
+    """Whether a file is Python's own."""
+    return (file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file) or file.startswith("<frozen")
 
 
 def _autograd_function(error: BaseException) -> str:

@@ -21,18 +21,15 @@ def listening(
 
     `stand_ins` are put in the place of functions: a module, a name in it, and what is called instead.
     """
-    call, apply = nn.Module.__call__, torch.autograd.Function.__dict__["apply"]
-
-    def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return meet(functools.partial(call, module), module, args, kwargs)
+    apply = torch.autograd.Function.__dict__["apply"]
 
     def applied(cls: type, *args: Any, **kwargs: Any) -> Any:
         refuse(cls.__name__)
         return apply.__get__(None, cls)(*args, **kwargs)
 
     with ExitStack() as stack:
+        stack.enter_context(meeting_modules(meet))
         for place, name, value in (
-            (nn.Module, "__call__", called),
             (torch.autograd.Function, "apply", classmethod(applied)),
             (torch.compiler, "_is_compiling_flag", True),
             (torch.compiler, "_is_exporting_flag", True),
@@ -41,6 +38,18 @@ def listening(
             *stand_ins,
         ):
             stack.enter_context(mock.patch.object(place, name, value))
+        yield
+
+
+@contextmanager
+def meeting_modules(meet: Call) -> Iterator[None]:
+    """Every module call goes by `meet`."""
+    call = nn.Module.__call__
+
+    def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return meet(functools.partial(call, module), module, args, kwargs)
+
+    with mock.patch.object(nn.Module, "__call__", called):
         yield
 
 

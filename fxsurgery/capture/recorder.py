@@ -17,8 +17,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
+from fxsurgery.capture import trials
 from fxsurgery.capture.attention import expanded
 from fxsurgery.capture.blame import running_line
+from fxsurgery.capture.draws import OUT_OF_WHOLE, REMEDY, has_numbers, python_draws, steers
 from fxsurgery.capture.functions import Function, stand_ins
 from fxsurgery.capture.listening import listening
 from fxsurgery.capture.outputs import CONSTANTS, plain_structure, unknown_types
@@ -60,8 +62,9 @@ def record(
     for position, leaf in enumerate(inputs.leaves):
         recorder.bind(leaf, recorder.graph.placeholder(f"input_{position}"))
     met = [place for function in whole for place in stand_ins(function, recorder.call_function)]
-    with listening(recorder.call, recorder.refuse_function, met), recorder:
+    with listening(recorder.call, recorder.refuse_function, met), python_draws(model, recorder.refuse_draw), recorder:
         returned = model(*inputs.args, **inputs.kwargs)
+    recorder.refuse_caught()
     recorder.refuse_assigned()
     leaves, spec = pytree.tree_flatten(plain_structure(returned, recorder.offence))
     recorder.graph.output([recorder.argument(leaf) for leaf in leaves])
@@ -104,6 +107,7 @@ class _Recorder(TorchFunctionMode):
         self._nodes: dict[int, fx.Node] = {}
         self._makers: dict[int, str] = {}
         self._whole_ones = set[str]()
+        self._drew, self._drawn = False, list[OffenceError]()
         self._alive: list[object] = []
 
     def offence(self, what: str, remedy: str = REWRITE) -> OffenceError:
@@ -117,6 +121,18 @@ class _Recorder(TorchFunctionMode):
         if name == "BackwardHookFunction":
             raise self.offence("backward hooks are registered, which would be lost", "Remove them before capture")
         raise self.offence(f"the torch.autograd.Function {name} is called, whose backward would be lost")
+
+    def refuse_draw(self, source: str, line: str) -> None:
+        """Refuse a random number that comes to Python, unless that is within what is kept whole."""
+        self._drew = True
+        if not self.quiet:
+            self._drawn.append(OffenceError(self._inside[-1], steers(source), REMEDY, line))
+            raise self._drawn[0]
+
+    def refuse_caught(self) -> None:
+        """Refuse a draw whose refusal the user's own code caught."""
+        if self._drawn:
+            raise self._drawn[0]
 
     def refuse_assigned(self) -> None:
         """Refuse a run that put another tensor in the place of a buffer or parameter."""
@@ -272,10 +288,14 @@ class _Recorder(TorchFunctionMode):
         self._check_surroundings((args, kwargs))
         args, kwargs = plain(args), plain(kwargs)
         self.quiet += 1
+        self._drew, drawn_from = False, trials.torch_states()
         try:
             out = run(*args, **kwargs)
+            drew = self._drew or trials.torch_states() != drawn_from
         finally:
             self.quiet -= 1
+        if drew and has_numbers(out):
+            raise self.offence(steers(OUT_OF_WHOLE), REMEDY)
         return self._bound(out, self._made(node(*before)), (args, kwargs))
 
     def argument(self, value: Any) -> Any:

@@ -9,12 +9,14 @@ from torch.utils import _pytree as pytree
 
 _NUMBER = "a tensor value is converted to a Python number (item(), int(), float())", "Keep it a tensor"
 _NUMPY = "NumPy is called on a tensor", "Use the torch function of the same name"
+_BRANCH = "a Python branch depends on the value of a tensor", "Write it with torch.where or torch.clamp"
 VALUES = {
-    "__bool__": ("a Python branch depends on the value of a tensor", "Write it with torch.where or torch.clamp"),
+    "__bool__": _BRANCH,
     "__contains__": ("a Python branch depends on the value of a tensor", "Write it with torch.isin and torch.where"),
     "__format__": ("a tensor value is formatted as text", "Take the print or the message out of forward"),
     "__array__": _NUMPY,
     "numpy": _NUMPY,
+    **dict.fromkeys("equal allclose is_nonzero".split(), _BRANCH),
 } | dict.fromkeys("item tolist __int__ __float__ __index__ __complex__ data_ptr".split(), _NUMBER)
 """Methods that read a value out of a tensor: what that means, and what to do."""
 

@@ -2,8 +2,9 @@
 
 import copy
 import random
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,14 +46,14 @@ class Outcome:
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Seed every global generator inside and put all of them back after.
+    """Seed every global generator inside and put all of them back after; functions under torch.compile run eagerly.
 
     Leaving inference mode turns gradients on as well, under a caller's no_grad too.
     """
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state a model may draw from
     devices = range(torch.cuda.device_count()) if _cuda_is_on() else []
     try:
-        with torch.random.fork_rng(devices), torch.inference_mode(mode=False):
+        with torch.random.fork_rng(devices), torch.inference_mode(mode=False), _uncompiled():
             seed_all()
             yield
     finally:
@@ -67,6 +68,14 @@ def seed_all() -> None:
     torch.default_generator.manual_seed(SEED)
     if _cuda_is_on():
         torch.cuda.manual_seed_all(SEED)
+
+
+def torch_states() -> tuple[bytes, ...]:
+    """The states of PyTorch's global generators: they move on with every draw."""
+    states = [torch.default_generator.get_state()]
+    if _cuda_is_on():
+        states += [generator.get_state() for generator in torch.cuda.default_generators]
+    return tuple(state.numpy().tobytes() for state in states)
 
 
 def run_eval(model: nn.Module, inputs: Inputs) -> Outcome:
@@ -209,6 +218,13 @@ def _excess(got: object, wanted: object, floor: float) -> float:
 
 def _cuda_is_on() -> bool:
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """What torch.compile made runs as it was written. Without its compiler loaded, it made nothing."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
 
 
 def _real(tensor: Tensor) -> Tensor:

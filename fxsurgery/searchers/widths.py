@@ -92,7 +92,7 @@ class Space:
                 raise BudgetError(
                     f"{limit:,.0f} {name} ({limit / whole:.3f} of the original) cannot be reached: the least is "
                     f"{least:,} ({least / whole:.3f}), with every width at its smallest multiple of {self.align}; "
-                    f"{self._further(name, limit)}fxsurgery.inspect says what holds the rest"
+                    f"{self._further(name, limit)}fxsurgery.inspect says what holds the rest{_left_out(name, original)}"
                 )
         if budget.latency_ms is None:
             return
@@ -112,6 +112,12 @@ class Space:
             return ""
         least = getattr(space(self.program, align=self.align, exact=False).smallest(), name)
         return f"method='prune', which needs no gates, reaches {least:,}; " if least <= limit else ""
+
+
+def _left_out(name: str, original: Cost) -> str:
+    """What to tell of operations that the limit `name` says nothing of."""
+    unknown = original.unknown_macs if name == "macs" else ()
+    return f". The MACs of {', '.join(unknown)} are unknown and left out" if unknown else ""
 
 
 def space(program: Program, *, align: int = 8, inner_only: bool = False, exact: bool = True) -> Space:
@@ -175,6 +181,9 @@ def _why_nothing(program: Program, align: int, *, exact: bool) -> str:
     for freeze in facts.freezes:
         tally[f"{freeze.op} at {freeze.node}"] = tally.get(f"{freeze.op} at {freeze.node}", 0) + freeze.count
     worst = sorted(tally, key=lambda k: -tally[k])[:3]
+    if not worst:
+        what = "has no parameters" if not cost(program).params else "has no layer of PyTorch's with channels"
+        return f"no channel can be removed: the model {what}"
     return "no channel can be removed: " + "; ".join(f"{tally[k]} are held by {k}" for k in worst)
 
 

@@ -55,8 +55,10 @@ Rule = Callable[[Provenance, Call], Sequence[Labels]]
 
 @functools.cache
 def base_name(op: OpOverload) -> str:
-    """`relu` for `aten::relu_.default`; a leading underscore is kept."""
-    name: str = op._schema.name.split("::")[1]  # noqa: SLF001
+    """`relu` for `aten::relu_.default`; a leading underscore is kept, and so is the namespace of another library."""
+    space, name = op._schema.name.split("::")  # noqa: SLF001
+    if space != "aten":
+        return f"{space}::{name}"
     return name if name.startswith("_") else name.rstrip("_")
 
 
