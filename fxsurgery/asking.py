@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from fxsurgery.budget import Budget, Spend
 from fxsurgery.capture import capture, guess_inputs
 from fxsurgery.deploy import export_onnx, resolve_target
-from fxsurgery.errors import BudgetError, CaptureError, DataError, SurgeryError, TrainingError
+from fxsurgery.errors import BudgetError, CaptureError, DataError, DeviceError, RunError, SurgeryError, TrainingError
 from fxsurgery.inputs import Inputs
+from fxsurgery.options import Count, OptionalFilePath, Range, Seed, check_fields, shown
 from fxsurgery.program import Program
 from fxsurgery.searchers.beginning import ENVIRONMENT
 from fxsurgery.searchers.ectonas import DEFAULT_SPEND
@@ -48,17 +49,17 @@ class Ask:
     settings: Mapping[str, Any] = field(default_factory=dict)
     spend: Spend | None = None
     executor: Executor = "in-process"
-    workers: int | None = None
+    workers: Annotated[int | None, Range(least=1, below=10**6)] = None
     example_inputs: Sequence[Any] | Tensor | None = None
     example_kwargs: Mapping[str, Any] | None = None
     leaf_modules: tuple[type[nn.Module], ...] = ()
-    batch_size: int = 64
-    seed: int = 0
+    batch_size: Count = 64
+    seed: Seed = 0
     device: str | None = None
     target: str = "local"
     mixed_precision: MixedPrecision | None = None
-    accumulate: int = 1
-    run_dir: str | Path | None = None
+    accumulate: Count = 1
+    run_dir: OptionalFilePath = None
     resume: bool = False
     verbose: bool = True
 
@@ -95,8 +96,6 @@ def prepare(ask: Ask) -> Ready:
     Raises:
         SurgeryError: one of its children, for each thing that does not fit.
     """
-    if not isinstance(ask.model, nn.Module):
-        raise SurgeryError(f"optimize takes a torch.nn.Module, not a {type(ask.model).__name__}")
     _check_values(ask)
     method, settings = method_of(ask.method, ask.config, ask.settings, (f.name for f in fields(Ask)))
     _check_evolving(ask, method)
@@ -127,8 +126,6 @@ def prepare(ask: Ask) -> Ready:
 
 def _check_evolving(ask: Ask, method: Method) -> None:
     """Refuse what only a method that trains many networks can follow."""
-    if not isinstance(ask.spend, Spend | None):
-        raise BudgetError(f"spend={ask.spend!r}: say of what, such as spend=Spend(epochs=300)")
     given = [n for n in ("spend", "executor", "workers") if getattr(ask, n) != getattr(Ask, n)]
     if given and not method.evolves:
         others = ", ".join(f"method={m.name!r}" for m in METHODS.values() if m.evolves)
@@ -148,14 +145,20 @@ def _budget(ask: Ask, method: Method, settings: Settings) -> Budget | None:
 
 
 def _check_values(ask: Ask) -> None:
-    if not 0 <= ask.seed < 2**63:
-        raise SurgeryError(f"seed={ask.seed!r}: it must be at least 0 and less than 2**63")
-    if ask.accumulate < 1:
-        raise SurgeryError(f"accumulate={ask.accumulate!r}: a step takes at least 1 batch")
+    if not isinstance(ask.model, nn.Module):
+        raise SurgeryError(f"optimize takes a torch.nn.Module, not a {type(ask.model).__name__}")
     if not isinstance(ask.budget, Budget | None):
-        raise BudgetError(f"budget={ask.budget!r}: say of what, such as budget=Budget(macs=0.5)")
-    if not isinstance(ask.example_inputs, Sequence | Tensor | None):
-        raise DataError(f"example_inputs are a tensor, or a tuple of what the model takes, not {ask.example_inputs!r}")
+        raise BudgetError(f"budget={shown(ask.budget)}: say of what, such as budget=Budget(macs=0.5)")
+    if not isinstance(ask.spend, Spend | None):
+        raise BudgetError(f"spend={shown(ask.spend)}: say of what, such as spend=Spend(epochs=300)")
+    if not isinstance(ask.example_inputs, Sequence | Tensor | None) or isinstance(ask.example_inputs, str | bytes):
+        raise DataError(
+            f"example_inputs are a tensor, or a tuple of what the model takes, not {shown(ask.example_inputs)}"
+        )
+    check_fields(
+        ask, SurgeryError, name="optimize", loss=DataError, batch_size=DataError, example_kwargs=DataError,
+        leaf_modules=CaptureError, device=DeviceError, target=DeviceError, run_dir=RunError,
+    )  # fmt: skip
 
 
 def _recalled(measure: Measure, run: RunDir) -> Measure:

@@ -14,6 +14,8 @@ from fxsurgery.analysis.structure import Structure, structure
 from fxsurgery.analysis.walk import Walk
 from fxsurgery.budget import Cost
 from fxsurgery.capture import capture
+from fxsurgery.errors import CaptureError, DataError
+from fxsurgery.options import checked
 from fxsurgery.program import Program
 
 
@@ -82,6 +84,7 @@ SHOWN = 12
 """Entries of a list that `str` shows."""
 
 
+@checked(CaptureError, example_inputs=DataError)
 def inspect(
     model: nn.Module,
     example_inputs: Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any],

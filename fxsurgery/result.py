@@ -16,7 +16,8 @@ from fxsurgery.capture import capture
 from fxsurgery.capture.attention import is_plain
 from fxsurgery.capture.tracer import COMPOSED
 from fxsurgery.deploy import LatencyReport, OnnxModel, export_onnx, resolve_target
-from fxsurgery.errors import RunError, SpecError, SurgeryError
+from fxsurgery.errors import CaptureError, DeviceError, ExportError, RunError, SpecError, SurgeryError
+from fxsurgery.options import FilePath, checked
 from fxsurgery.passes import replay
 from fxsurgery.program import Program
 from fxsurgery.saving import load_facts, load_programs, save_result, write_standalone
@@ -101,6 +102,7 @@ class Result:
         """A table of before, after and ratio, that of the Pareto front where there is one, and the notes."""
         return report.summary(self)
 
+    @checked(SurgeryError)
     def member(self, number: int) -> "Result":
         """The result as it would be with `pareto[number]` as its end: to report, export, measure or save that one.
 
@@ -124,7 +126,8 @@ class Result:
             _files={},
         )
 
-    def save(self, folder: str | Path) -> None:
+    @checked(RunError)
+    def save(self, folder: FilePath) -> None:
         """Write everything as a folder that `fxsurgery.load` reads; a result that was there is replaced.
 
         Of a distributed run the first process alone writes, here and in the other methods that do.
@@ -146,7 +149,8 @@ class Result:
             programs |= {_member(i): member.program for i, member in enumerate(self.pareto)}
         save_result(Path(folder), programs, facts)
 
-    def save_standalone(self, folder: str | Path) -> None:
+    @checked(RunError)
+    def save_standalone(self, folder: FilePath) -> None:
         """Write the model as Python code of its own, `model.py`, with its weights: it needs torch and nothing else.
 
         The folder is proven in a process of its own: same outputs, same parameter names, and a backward step runs.
@@ -161,6 +165,7 @@ class Result:
         if leads():
             write_standalone(self.program, Path(folder))
 
+    @checked(CaptureError)
     def replay(self, original: nn.Module) -> nn.Module:
         """The same surgery on another copy of your model, such as a later checkpoint; `original` is left alone.
 
@@ -182,7 +187,8 @@ class Result:
         _require_same(again, self.program, "the surgery depends on the weights, and comes out otherwise on these")
         return again.graph_module
 
-    def report(self, path: str | Path, **options: Any) -> Path:  # noqa: ANN401
+    @checked(RunError)
+    def report(self, path: FilePath, **options: Any) -> Path:  # noqa: ANN401
         """Write what was asked and what came out as one HTML page, which needs no other file and no network.
 
         Args:
@@ -194,7 +200,8 @@ class Result:
         """
         return report.write(self, path, **options) if leads() else Path(path)
 
-    def export_onnx(self, path: str | Path, **options: Any) -> OnnxModel:  # noqa: ANN401
+    @checked(ExportError)
+    def export_onnx(self, path: FilePath, **options: Any) -> OnnxModel:  # noqa: ANN401
         """Export the model to ONNX and check it against PyTorch at two batch sizes.
 
         Args:
@@ -206,6 +213,7 @@ class Result:
         """
         return export_onnx(self.model, self.example_inputs, path, example_kwargs=self.example_kwargs, **options)
 
+    @checked(DeviceError)
     def benchmark(self, device: str = "local", **options: Any) -> LatencyReport:  # noqa: ANN401
         """Measure original and result side by side on one sample, interleaved in one process, through ONNX Runtime.
 
@@ -231,7 +239,8 @@ class Result:
             return target.compare(files, self.program.examples.resized(1), **options)
 
 
-def load(folder: str | Path, *, original: nn.Module | None = None) -> Result:
+@checked(RunError)
+def load(folder: FilePath, *, original: nn.Module | None = None) -> Result:
     """What `Result.save` wrote, on the CPU. Nothing of the folder is run.
 
     Args:

@@ -12,9 +12,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from fxsurgery.edit import Editor, Reference, Refusal
-from fxsurgery.errors import DifferError, PassCrashedError, SurgeryError, VerifyError
+from fxsurgery.errors import DifferError, PassCrashedError, SpecError, SurgeryError, VerifyError
 from fxsurgery.inputs import Inputs
-from fxsurgery.options import check_options
+from fxsurgery.options import check_options, type_name
 from fxsurgery.origins import Origin, compose
 from fxsurgery.program import Program
 from fxsurgery.seeding import seeded
@@ -98,6 +98,10 @@ class Rewrite(Pass):
     @override
     def __call__(self, program: Program) -> PassResult:
         check_options(self)
+        if not isinstance(program, Program):
+            raise SpecError(
+                f"{self.name} takes a fxsurgery.Program, not a {type_name(program)}: capture(model, x) makes one"
+            )
         edit = Editor(program)
         try:
             effect = self.rewrite(edit)

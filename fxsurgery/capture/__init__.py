@@ -22,11 +22,13 @@ from fxsurgery.capture.recorded import Recorded, recorded
 from fxsurgery.capture.symbolic import traced, traced_in_training, used_by
 from fxsurgery.errors import CaptureError, DataError, TrainOnlyError
 from fxsurgery.inputs import Inputs
+from fxsurgery.options import checked
 from fxsurgery.program import Program
 
 __all__ = ["capture", "guess_inputs"]
 
 
+@checked(CaptureError, example_kwargs=DataError)
 def capture(
     model: nn.Module,
     *example_inputs: Any,  # noqa: ANN401 -- whatever the model takes

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import onnx
 import torch
@@ -28,6 +28,7 @@ from fxsurgery.deploy.parity import check_parity, frozen_copy, frozen_inputs, ou
 from fxsurgery.errors import ExportError
 from fxsurgery.files import require_plain
 from fxsurgery.inputs import Inputs
+from fxsurgery.options import FilePath, Range, checked
 
 Exporter = Literal["auto", "dynamo", "legacy"]
 OLDEST_DYNAMO_OPSET = 18
@@ -69,13 +70,14 @@ _Writer = Callable[[nn.Module, Path, _Request], None]
 """Takes the model as `Flat`."""
 
 
+@checked(ExportError)
 def export_onnx(  # noqa: PLR0913 -- what a user may want to say, each by name
     model: nn.Module,
     example_inputs: Sequence[Any],
-    path: str | Path,
+    path: FilePath,
     *,
     example_kwargs: Mapping[str, Any] | None = None,
-    opset: int | None = None,
+    opset: Annotated[int | None, Range(least=1, below=10**4)] = None,
     dynamic_batch: bool = True,
     exporter: Exporter = "auto",
     check: bool = True,

@@ -18,6 +18,7 @@ from fxsurgery.deploy.session import CPU
 from fxsurgery.deploy.stopwatch import Stopwatch
 from fxsurgery.errors import DeviceError
 from fxsurgery.inputs import Inputs
+from fxsurgery.options import check_fields
 
 FEWEST_ROUNDS = 3
 """Made after each loading, however short the time is."""
@@ -45,6 +46,7 @@ class Plan:
     loads: int = 5
 
     def __post_init__(self) -> None:
+        check_fields(self, DeviceError, name="latency")
         if min(self.rounds, self.threads, self.loads) < 1 or self.warmup < 0 or not self.seconds > 0:
             raise DeviceError(f"rounds, threads, loads and seconds must be positive, and warmup not negative: {self}")
 

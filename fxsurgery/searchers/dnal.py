@@ -11,21 +11,22 @@ mode, `L0 + lambda * sum(sigmoid(delta * s))` with a fixed lambda (Eq. 4) and no
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
-from typing_extensions import override
 
 from fxsurgery.analysis.cost import CostTerms, cost, cost_after, mac_terms, param_terms
 from fxsurgery.analysis.gating import GatePlan, gate_plan
 from fxsurgery.analysis.structure import Mask, structure
 from fxsurgery.budget import Budget
-from fxsurgery.errors import BudgetError, SurgeryError
+from fxsurgery.errors import BudgetError
 from fxsurgery.gates import GateVector
+from fxsurgery.options import Range
 from fxsurgery.passes import InsertGates
 from fxsurgery.program import Program
 from fxsurgery.searchers.session import Outcome, Session, Stage
-from fxsurgery.searchers.settings import Narrowing
+from fxsurgery.searchers.settings import Epochs, Narrowing
 from fxsurgery.searchers.steering import Limit, Steering
 from fxsurgery.searchers.widths import Measure, Scores, Space, alignment_note, evenly, project, pruning, space
 from fxsurgery.training import Hooks, Recipe, constant, sgd
@@ -42,18 +43,12 @@ class Dnal(Narrowing):
         SurgeryError: a setting has no meaning.
     """
 
-    penalty: float | None = None
-    """The paper's lambda, instead of a budget."""
+    penalty: Annotated[float | None, Range(least=0)] = None
+    """The paper's lambda, instead of a budget; a negative one would reward open gates."""
     random: bool = False
     """The control: rank units at random instead of by gates; nothing else changes."""
-    architecture_epochs: float = 5
+    architecture_epochs: Epochs = 5
     """In which the gates are learned, all weights frozen."""
-
-    @override
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.penalty is not None and not self.penalty >= 0:
-            raise SurgeryError(f"penalty={self.penalty!r}: it would reward open gates; it must be at least 0")
 
 
 def search(program: Program, budget: Budget | None, config: Dnal, session: Session, *, trained: bool) -> Outcome:

@@ -12,17 +12,17 @@ analysed and its channels are ranked anew.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, get_args
+from typing import Annotated, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
-from typing_extensions import override
 
 from fxsurgery.analysis.cost import cost
 from fxsurgery.analysis.importance import bn_gamma, magnitude, over_their_mean, taylor
 from fxsurgery.analysis.structure import structure
 from fxsurgery.budget import Budget
-from fxsurgery.errors import BudgetError, StructureError, SurgeryError
+from fxsurgery.errors import BudgetError, StructureError
+from fxsurgery.options import Count, Range, Share
 from fxsurgery.program import Program
 from fxsurgery.searchers.session import Outcome, Session, Stage
 from fxsurgery.searchers.settings import Narrowing
@@ -45,30 +45,18 @@ class Prune(Narrowing):
 
     importance: Importance = "magnitude"
     """What units are ranked by: `magnitude`, `bn-gamma`, `taylor` or `random`."""
-    rounds: int = 1
+    rounds: Annotated[int, Range(least=1, most=1000)] = 1
     """In how many steps the budget is approached; 1 is one-shot."""
-    between: float = 0.5
+    between: Share = 0.5
     """Of `finetune_epochs`, the share spent between the rounds, evenly; the rest follows the last one."""
     scope: Literal["global", "local"] = "global"
     """Rank the units of all groups against each other, or take the same share of each group."""
     normalize: bool = True
     """Globally, rank by importance over its mean in the group: see `fxsurgery.analysis.importance`."""
-    order: float = 1.0
+    order: Annotated[float, Range(above=0)] = 1.0
     """Of magnitude: the exponent of |w|."""
-    taylor_batches: int = 50
+    taylor_batches: Count = 50
     """Of Taylor: over how many steps of the training data its gradients are taken."""
-
-    @override
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.importance not in IMPORTANCES:
-            raise SurgeryError(f"importance={self.importance!r}: say one of {', '.join(IMPORTANCES)}")
-        if self.scope not in {"global", "local"}:
-            raise SurgeryError(f"scope={self.scope!r}: say 'global' or 'local'")
-        if self.rounds < 1 or self.taylor_batches < 1 or not self.order > 0:
-            raise SurgeryError("rounds and taylor_batches must be at least 1, order greater than 0")
-        if not 0 <= self.between <= 1:
-            raise SurgeryError(f"between={self.between!r} is a share of the fine-tuning epochs, from 0 to 1")
 
 
 def search(program: Program, budget: Budget | None, config: Prune, session: Session, *, trained: bool) -> Outcome:

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs, tensors_in
+from fxsurgery.options import Count, checked
 from fxsurgery.seeding import mix
 
 Loader: TypeAlias = DataLoader[Any]
@@ -66,7 +67,8 @@ class Batches(Sampler[list[int]]):
         return math.ceil(self.samples / self.batch_size)
 
 
-def loader_of(data: object, batch_size: int, seed: int | None, name: str) -> Loader:
+@checked(DataError)
+def loader_of(data: object, batch_size: Count, seed: int | None, name: str) -> Loader:
     """A loader of `data`; shuffled when a seed is given. A `DataLoader` is taken as it is.
 
     Args:
@@ -78,8 +80,6 @@ def loader_of(data: object, batch_size: int, seed: int | None, name: str) -> Loa
     Raises:
         DataError: it is none of these, has no samples, or its arrays differ in length.
     """
-    if batch_size < 1:
-        raise DataError(f"batch_size={batch_size}: it must be at least 1")
     if isinstance(data, DataLoader):
         return data
     if isinstance(data, IterableDataset):
@@ -93,6 +93,10 @@ def loader_of(data: object, batch_size: int, seed: int | None, name: str) -> Loa
         f"{name} must be a DataLoader, a Dataset, or a tuple of tensors (inputs, target) or a dict of them, "
         f"not {describe(data)}"
     )
+
+
+_NUMBERS = "biufc"
+"""The kinds of numpy's types that are numbers."""
 
 
 def _order(data: object, batch_size: int, seed: int | None, name: str) -> Batches:
@@ -118,6 +122,8 @@ def _tensors(data: tuple[Any, ...] | list[Any] | Mapping[str, Any], name: str) -
             f"{name} must hold tensors or arrays of samples, not {describe(wrong[0])}; "
             "several inputs go as (a, b, y) or as a dict, a list of batches or samples in a DataLoader"
         )
+    if odd := [x for x in arrays if isinstance(x, np.ndarray) and x.dtype.kind not in _NUMBERS]:
+        raise DataError(f"{name} must hold numbers, not an array of type {odd[0].dtype}; encode it as numbers first")
     if len({len(x) for x in arrays}) > 1:
         raise DataError(f"{name} holds different numbers of samples: {describe(data)}")
     return _plain(data)

@@ -27,12 +27,14 @@ def resolve(device: Device) -> torch.device:
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
     try:
         wanted = torch.device(device)
         torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError, ImportError) as error:
-        there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
+    except (RuntimeError, AssertionError, ImportError, TypeError, ValueError) as error:
         raise DeviceError(f"device {str(device)!r} is not there; this machine has: {there}") from error
+    if wanted.type == "meta":
+        raise DeviceError(f"device 'meta' holds no numbers and cannot train; this machine has: {there}")
     return wanted
 
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs
+from fxsurgery.options import Count, Seed, check_fields, checked
 from fxsurgery.training.batches import Loader, describe, describe_inputs, epoch_of, loader_of
 from fxsurgery.training.randomness import repeatable
 
@@ -144,19 +145,21 @@ class Task:
         metric = accuracy if self.metric is None and self.loss is cross_entropy else self.metric
         if isinstance(metric, type) or not isinstance(metric, Accumulating | None):
             _require_callable("metric", metric)
+        check_fields(self, DataError)
         name = self.metric_name or self.select or _name_of(metric)
         higher = metric is not None and self.higher_is_better and getattr(metric, "higher_is_better", None) is not False
         for field_name, value in {"metric": metric, "metric_name": name, "higher_is_better": higher}.items():
             object.__setattr__(self, field_name, value)
 
     @classmethod
+    @checked(DataError)
     def of(
         cls,
         train_data: Any,  # noqa: ANN401
         val_data: Any,  # noqa: ANN401
         *,
-        batch_size: int = 64,
-        seed: int = 0,
+        batch_size: Count = 64,
+        seed: Seed = 0,
         loss: Loss | None = None,
         **options: Any,  # noqa: ANN401
     ) -> Self:

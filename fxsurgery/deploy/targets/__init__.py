@@ -11,6 +11,7 @@ from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.targets.local import Local
 from fxsurgery.errors import DeviceError
 from fxsurgery.inputs import Inputs
+from fxsurgery.options import checked
 
 CUDA = "CUDAExecutionProvider"
 KNOWN = "'local' or 'cpu' (this machine's CPU), 'cuda' (its GPU, with onnxruntime-gpu)"
@@ -33,6 +34,7 @@ class Target(Protocol):
         """Measure models side by side."""
 
 
+@checked(DeviceError)
 def resolve_target(spec: str) -> Target:
     """The target of that name.
 
