@@ -25,9 +25,10 @@ from fxsurgery.searchers.methods import METHODS, Method, method_of
 from fxsurgery.searchers.rundir import RunDir
 from fxsurgery.searchers.settings import Settings
 from fxsurgery.searchers.widths import Measure
-from fxsurgery.training import MixedPrecision, Progress, Task, resolve
+from fxsurgery.training import Accumulate, MixedPrecision, Progress, Task, resolve
 from fxsurgery.training.calls import addressed
 from fxsurgery.training.device import join, processes
+from fxsurgery.training.finite import not_finite
 
 _DATA_LINE = "fxsurgery.optimize(model, {}train_data=(images, labels), val_data=(images, labels))"
 
@@ -58,7 +59,7 @@ class Ask:
     device: str | None = None
     target: str = "local"
     mixed_precision: MixedPrecision | None = None
-    accumulate: Count = 1
+    accumulate: Accumulate = 1
     run_dir: OptionalFilePath = None
     resume: bool = False
     verbose: bool = True
@@ -208,9 +209,12 @@ def _examples(ask: Ask, task: Task | None) -> tuple[Inputs, tuple[str, ...]]:
 
 
 def _require_trainable(program: Program, settings: Settings, *, trained: bool) -> None:
-    broken = [name for name, weight in program.graph_module.named_parameters() if weight.isnan().any()]
-    if broken:
-        raise TrainingError(f"the model's weights are not numbers (NaN): {', '.join(broken[:3])}")
+    if broken := not_finite(program.graph_module):
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        raise TrainingError(
+            f"the model's weights are not numbers (NaN): {', '.join(broken[:3])}{more} hold NaN or infinite values; "
+            "load a checkpoint that is whole"
+        )
     if trained and settings.finetune_epochs <= 0:
         return
     parameters = list(program.graph_module.parameters())

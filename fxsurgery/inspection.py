@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from fxsurgery.analysis.atoms import Ids, TracedAtoms
 from fxsurgery.analysis.cost import cost
+from fxsurgery.analysis.removable import unremovable, unremovable_notes
 from fxsurgery.analysis.structure import Structure, structure
 from fxsurgery.analysis.walk import Walk
 from fxsurgery.budget import Cost
@@ -135,7 +136,7 @@ def inspect_program(program: Program) -> Inspection:
         editable_params=editable / (sum(sizes.values()) or 1),
         widths=tuple(_widths(program, facts)),
         fixed=tuple(sorted(fixed, key=lambda part: -part.macs)),
-        notes=(*program.notes, *unknown),
+        notes=(*program.notes, *unknown, *unremovable_notes(program)),
     )
 
 
@@ -144,6 +145,8 @@ def _widths(program: Program, facts: Structure) -> Iterator[Width]:
     group_of = np.full(facts.size, -1)
     for number, group in enumerate(facts.groups):
         group_of[group.units] = number
+        if group.name in unremovable(program):
+            continue
         own = _tensors_of(facts, group.producers[0], nodes.get(group.producers[0]))
         channels = [int((group_of[ids] == number).sum()) for dims in own for ids in dims.values()]
         exact = not set(group.units.tolist()) & facts.inexact

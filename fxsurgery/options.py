@@ -66,8 +66,8 @@ class Range:
     above: float | None = None
     most: float | None = None
     below: float | None = None
-    text: str = ""
-    """What a message says of it; the bounds themselves unless given."""
+    said: str = ""
+    """What follows `name=value` in a message, in place of the bounds."""
 
     def holds(self, value: Any) -> bool:  # noqa: ANN401
         """Whether a number lies within the bounds; `None`, where the type admits it, does."""
@@ -82,8 +82,6 @@ class Range:
 
     @override
     def __str__(self) -> str:
-        if self.text:
-            return self.text
         if None not in {self.least, self.most}:
             return f"from {self.least:,} to {self.most:,}"
         words = {"at least": self.least, "greater than": self.above, "at most": self.most, "less than": self.below}
@@ -141,7 +139,13 @@ def checked(
     return decorate
 
 
-def check_fields(owner: Any, error: type[SurgeryError], *, name: str = "", **others: type[SurgeryError]) -> None:  # noqa: ANN401
+def check_fields(
+    owner: Any,  # noqa: ANN401 -- any dataclass
+    error: type[SurgeryError],
+    *,
+    name: str | None = None,
+    **others: type[SurgeryError],
+) -> None:
     """Refuse a field of a dataclass whose value is of another type, or out of the bounds, that it is declared with.
 
     Numbers of numpy become Python's, so that they are saved and compared as such.
@@ -149,19 +153,14 @@ def check_fields(owner: Any, error: type[SurgeryError], *, name: str = "", **oth
     Args:
         owner: an instance, frozen or not.
         error: what a wrong field raises.
-        name: what messages call the owner; its class unless given.
+        name: what messages begin with, maybe nothing; the name of its class unless given.
         others: what particular fields raise instead, by name.
     """
-    hints = _hints(type(owner))
+    hints, owned = _hints(type(owner)), type(owner).__name__ if name is None else name
     for field in fields(owner):
         value = getattr(owner, field.name)
-        plain = _checked(
-            field.name,
-            value,
-            hints[field.name],
-            owner=name or type(owner).__name__,
-            error=others.get(field.name, error),
-        )
+        kind = others.get(field.name, error)
+        plain = _checked(field.name, value, hints[field.name], owner=owned, error=kind)
         if plain is not value:
             object.__setattr__(owner, field.name, plain)
 
@@ -219,10 +218,12 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
 
 
 def _misfit(owner: str, name: str, value: object, hint: Any) -> str:  # noqa: ANN401
-    wanted = _expected(hint)
+    prefix, wanted = f"{owner}: " if owner else "", _expected(hint)
     if get_origin(hint) is Annotated and _fits(_plain(value), get_args(hint)[0]):
         wanted = _bounds(hint)
-    return f"{owner}: {name}={shown(value)}: it must be {wanted}"
+        if said := next((one.said for one in get_args(hint)[1:] if isinstance(one, Range) and one.said), ""):
+            return f"{prefix}{name}={shown(value)}{said}"
+    return f"{prefix}{name}={shown(value)}: it must be {wanted}"
 
 
 def shown(value: object) -> str:

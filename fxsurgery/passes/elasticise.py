@@ -43,6 +43,7 @@ class Elasticise(Rewrite):
 
     name: ClassVar[str] = "elasticise"
     trains: ClassVar[Trains] = Trains.ALIKE
+    follows_structure: ClassVar[bool] = True
     widths: tuple[float, ...] = (0.5, 0.75, 1.0)
     """The share of its units that a channel group may keep; the whole is always one of them."""
     align: int = 1

@@ -35,6 +35,7 @@ class Widen(Rewrite):
     """Add units to channel groups, each a copy of one that is there."""
 
     name: ClassVar[str] = "widen"
+    follows_structure: ClassVar[bool] = True
     add: tuple[tuple[str, int], ...]
     """For each channel group, by name, how many units to add. A multiple of its size copies all equally often. Or
     for one layer of a single output, by path."""

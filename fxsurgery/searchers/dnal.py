@@ -20,7 +20,7 @@ from fxsurgery.analysis.cost import CostTerms, cost, cost_after, mac_terms, para
 from fxsurgery.analysis.gating import GatePlan, gate_plan
 from fxsurgery.analysis.structure import Mask, structure
 from fxsurgery.budget import Budget
-from fxsurgery.errors import BudgetError
+from fxsurgery.errors import BudgetError, StructureError
 from fxsurgery.gates import GateVector
 from fxsurgery.options import Range
 from fxsurgery.passes import InsertGates
@@ -28,7 +28,7 @@ from fxsurgery.program import Program
 from fxsurgery.searchers.session import Outcome, Session, Stage
 from fxsurgery.searchers.settings import Epochs, Narrowing
 from fxsurgery.searchers.steering import Limit, Steering
-from fxsurgery.searchers.widths import Measure, Scores, Space, alignment_note, evenly, project, pruning, space
+from fxsurgery.searchers.widths import Measure, Scores, Space, alignment_note, evenly, project, pruned, space
 from fxsurgery.training import Hooks, Recipe, constant, sgd
 
 TERMS: dict[str, Callable[[Program], CostTerms]] = {"macs": mac_terms, "params": param_terms}
@@ -43,8 +43,8 @@ class Dnal(Narrowing):
         SurgeryError: a setting has no meaning.
     """
 
-    penalty: Annotated[float | None, Range(least=0)] = None
-    """The paper's lambda, instead of a budget; a negative one would reward open gates."""
+    penalty: Annotated[float | None, Range(least=0, said=": it would reward open gates; it must be at least 0")] = None
+    """The paper's lambda, instead of a budget."""
     random: bool = False
     """The control: rank units at random instead of by gates; nothing else changes."""
     architecture_epochs: Epochs = 5
@@ -69,10 +69,10 @@ def search(program: Program, budget: Budget | None, config: Dnal, session: Sessi
         found = widths(program, config)
     before = session.score(program, "original" if trained else "trained")
     keep, gates = _choose(found, budget, config, session)
-    pruned = session.recalibrated(pruning(program, keep)(program).program)
-    middle = session.score(pruned, "pruned")
-    session.offer(pruned, middle)
-    tuned = session.trained(pruned, config, "fine-tune", config.finetune_epochs)
+    smaller = session.recalibrated(pruned(program, keep))
+    middle = session.score(smaller, "pruned")
+    session.offer(smaller, middle)
+    tuned = session.trained(smaller, config, "fine-tune", config.finetune_epochs)
     session.offer(tuned, session.score(tuned, "fine-tuned"))
     return session.outcome(program, before, middle, (*session.notes, *alignment_note(found)), tuple(gates))
 
@@ -112,8 +112,10 @@ def _learn_gates(
 ) -> tuple[GatePlan, Scores, Scores]:
     """The architecture stage: each unit's logit and gate at its end."""
     plan = gate_plan(found.program)
-    gated = InsertGates()(found.program).program
-    model = gated.trainable_copy()
+    gated = InsertGates()(found.program)
+    if not gated.changes:
+        raise StructureError(f"no gates can be inserted: {gated.refusals[0].reason}. method='prune' needs none")
+    model = gated.program.trainable_copy()
     [vector] = [m for m in model.modules() if isinstance(m, GateVector)]
     vector.mode = "soft"
     movable = torch.from_numpy(np.isin(plan.units, found.units)).to(vector.logits)

@@ -21,12 +21,12 @@ from fxsurgery.analysis.cost import cost
 from fxsurgery.analysis.importance import bn_gamma, magnitude, over_their_mean, taylor
 from fxsurgery.analysis.structure import structure
 from fxsurgery.budget import Budget
-from fxsurgery.errors import BudgetError, StructureError
-from fxsurgery.options import Count, Range, Share
+from fxsurgery.errors import BudgetError, StructureError, TrainingError
+from fxsurgery.options import Count, Range
 from fxsurgery.program import Program
 from fxsurgery.searchers.session import Outcome, Session, Stage
 from fxsurgery.searchers.settings import Narrowing
-from fxsurgery.searchers.widths import Scores, Space, alignment_note, evenly, project, pruning, space
+from fxsurgery.searchers.widths import Scores, Space, alignment_note, evenly, project, pruned, space
 from fxsurgery.training import Hooks, Recipe, StepInfo, constant, sgd
 
 Importance: TypeAlias = Literal["magnitude", "bn-gamma", "taylor", "random"]
@@ -47,7 +47,9 @@ class Prune(Narrowing):
     """What units are ranked by: `magnitude`, `bn-gamma`, `taylor` or `random`."""
     rounds: Annotated[int, Range(least=1, most=1000)] = 1
     """In how many steps the budget is approached; 1 is one-shot."""
-    between: Share = 0.5
+    between: Annotated[
+        float, Range(least=0, most=1, said=" is a share of the fine-tuning epochs: it must be from 0 to 1")
+    ] = 0.5
     """Of `finetune_epochs`, the share spent between the rounds, evenly; the rest follows the last one."""
     scope: Literal["global", "local"] = "global"
     """Rank the units of all groups against each other, or take the same share of each group."""
@@ -76,12 +78,12 @@ def search(program: Program, budget: Budget | None, config: Prune, session: Sess
     before = middle = session.score(program, "original" if trained else "trained")
     current, notes = program, (*alignment_note(found), *_left_out(found, config))
     for number, limit in enumerate(_approach(program, budget, config, session), 1):
-        pruned = session.recalibrated(_cut_further(current, limit, config, session, number))
-        middle = session.score(pruned, _named("pruned", number, config))
-        current = session.trained(pruned, config, _named("fine-tune", number, config), _epochs(number, config))
+        smaller = session.recalibrated(_cut_further(current, limit, config, session, number))
+        middle = session.score(smaller, _named("pruned", number, config))
+        current = session.trained(smaller, config, _named("fine-tune", number, config), _epochs(number, config))
         after = session.score(current, _named("fine-tuned", number, config))
         if number == config.rounds:
-            session.offer(pruned, middle)
+            session.offer(smaller, middle)
             session.offer(current, after)
     return session.outcome(program, before, middle, (*session.notes, *notes))
 
@@ -165,6 +167,7 @@ def _cut_further(program: Program, limit: Budget, config: Prune, session: Sessio
 def _cut(program: Program, limit: Budget, config: Prune, session: Session, number: int) -> Program:
     """The program pruned to a limit."""
     scores = _scores(program, config, session, number)
+    _require_finite(program, scores, config)
     if _within(program, limit, session):
         return program
     found = widths(program, config)
@@ -172,7 +175,7 @@ def _cut(program: Program, limit: Budget, config: Prune, session: Session, numbe
         scores = evenly(found, scores)
     elif config.normalize:
         scores = over_their_mean(scores, [c.group for c in found.choices])
-    return pruning(program, project(found, scores, limit, session.measure))(program).program
+    return pruned(program, project(found, scores, limit, session.measure))
 
 
 def _within(program: Program, limit: Budget, session: Session) -> bool:
@@ -190,6 +193,16 @@ def _scores(program: Program, config: Prune, session: Session, number: int) -> S
     if config.importance == "taylor":
         return _taylor(program, config, session, number)
     return np.random.default_rng((session.seed, number)).random(structure(program).size)
+
+
+def _require_finite(program: Program, scores: Scores, config: Prune) -> None:
+    """Refuse a ranking by importances that are not finite."""
+    kept = widths(program, config).choices
+    if wrong := [c.group.name for c in kept if not np.isfinite(scores[c.group.units]).all()]:
+        raise TrainingError(
+            f"the {config.importance} importance of the channels of {', '.join(wrong[:3])} is not finite: do gradients "
+            "or powers of the weights overflow? Take another importance, or a lower order"
+        )
 
 
 def _taylor(program: Program, config: Prune, session: Session, number: int) -> Scores:

@@ -51,7 +51,7 @@ class Settings:
                 "optimizer must be a function of the parameters, such as fxsurgery.training.adamw(1e-3), "
                 f"not a {type(self.optimizer).__name__}"
             )
-        check_fields(self, SurgeryError)
+        check_fields(self, SurgeryError, name="")
 
     @property
     def own_optimizer(self) -> OptimizerFactory:

@@ -24,8 +24,8 @@ class Meter:
         self._loss = _Mean()
         self._means: Mapping[str, _Mean] = defaultdict(_Mean)
 
-    def add(self, output: Any, target: Any, samples: int) -> None:  # noqa: ANN401
-        """Take a batch of so many samples into account.
+    def add(self, output: Any, target: Any, samples: int) -> float:  # noqa: ANN401
+        """Take a batch of so many samples into account; its loss.
 
         Raises:
             DataError: loss or metric cannot take it.
@@ -37,9 +37,10 @@ class Meter:
         self._loss.add(loss, samples)
         if self._accumulating is not None:
             update(self._accumulating, self.task, output, target)
-            return
+            return loss
         for name, value in figures_of(self.task, output, target, loss).items():
             self._means[name].add(value, samples)
+        return loss
 
     @property
     def loss(self) -> float:

@@ -20,6 +20,8 @@ OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
 Schedule: TypeAlias = Callable[[float], float]
 """Factor of the learning rate when that share of the training, 0 to 1, is over."""
 MixedPrecision: TypeAlias = Literal["no", "bf16", "fp16"]
+Accumulate: TypeAlias = Annotated[int, Range(least=1, below=2**31, said=": a step takes at least 1 batch")]
+"""Batches of one optimizer step."""
 MIN_STEPS, MAX_STEPS = 200, 20_000
 _NotNegative: TypeAlias = Annotated[float, Range(least=0)]
 
@@ -96,9 +98,11 @@ class Recipe:
     optimizer: OptimizerFactory
     """From the parameters that train to their optimiser: `sgd(0.1)`, or a class such as `torch.optim.Adam`."""
     schedule: Schedule = field(default_factory=constant)
-    gradient_clip: Annotated[float | None, Range(above=0)] = None
+    gradient_clip: Annotated[float | None, Range(above=0, said=": nothing would be learned; None is no clipping")] = (
+        None
+    )
     """Largest norm of all gradients together."""
-    accumulate: Annotated[int, Range(least=1, below=2**31)] = 1
+    accumulate: Accumulate = 1
     """Batches that one optimiser step takes: their mean loss is what one batch so many times as large would have."""
     mixed_precision: MixedPrecision | None = None
     """`None` is what `accelerate launch` says, else none."""

@@ -13,9 +13,9 @@ from fxsurgery.searchers.settings import Epochs, OptionalRate, Rate, Settings, S
 from fxsurgery.training import OptimizerFactory
 
 Selection: TypeAlias = Literal["fitness", "random"]
-_WHOLE = "a whole number, at least 1"
-Several: TypeAlias = Annotated[int, Range(least=1, below=10**4, text=f"{_WHOLE} and less than 10,000")]
-Many: TypeAlias = Annotated[int, Range(least=1, below=10**18, text=f"{_WHOLE} and less than 10**18")]
+_WHOLE = ": it must be a whole number, at least 1 and less than"
+Several: TypeAlias = Annotated[int, Range(least=1, below=10**4, said=f"{_WHOLE} 10,000")]
+Many: TypeAlias = Annotated[int, Range(least=1, below=10**18, said=f"{_WHOLE} 10**18")]
 
 
 @dataclass(frozen=True, kw_only=True)
