@@ -39,8 +39,10 @@ R = TypeVar("R")
 
 _LONGEST = 80
 """Characters of a value that a message shows."""
-_MOST_BITS = 200
-"""Of an integer that a message shows in full; Python refuses to print very long ones."""
+_WIDEST = 63
+"""Bits of an integer, its sign aside: what fits into a tensor, a seed or a file."""
+MOST_UNITS = 2**16
+"""Channels or units that one move may ask for: more are a slip, and would fill the memory."""
 
 
 @runtime_checkable
@@ -223,12 +225,13 @@ def _misfit(owner: str, name: str, value: object, hint: Any) -> str:  # noqa: AN
         wanted = _bounds(hint)
         if said := next((one.said for one in get_args(hint)[1:] if isinstance(one, Range) and one.said), ""):
             return f"{prefix}{name}={shown(value)}{said}"
-    return f"{prefix}{name}={shown(value)}: it must be {wanted}"
+    wide = f" of at most {_WIDEST} bits" if isinstance(value, int) and value.bit_length() > _WIDEST else ""
+    return f"{prefix}{name}={shown(value)}: it must be {wanted}{wide}"
 
 
 def shown(value: object) -> str:
     """A value as a message shows it, however large it is."""
-    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+    if isinstance(value, int) and value.bit_length() > 4 * _WIDEST:  # Python refuses to print very long ones
         return f"<an integer of {value.bit_length():,} bits>"
     if value is None or isinstance(value, bool | int | float | str | bytes):
         text = repr(value)
@@ -272,7 +275,7 @@ def _is_plainly(value: Any, hint: Any) -> bool:  # noqa: ANN401
 def _is_number(value: Any, hint: type) -> bool:  # noqa: ANN401
     if isinstance(value, bool) or not isinstance(value, (int, hint)):
         return False
-    return isinstance(value, int) or math.isfinite(value)
+    return value.bit_length() <= _WIDEST if isinstance(value, int) else math.isfinite(value)
 
 
 def _is_instance(value: Any, kind: Any, inner: tuple[Any, ...], fits: Callable[[Any, Any], bool]) -> bool:  # noqa: ANN401

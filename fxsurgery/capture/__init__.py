@@ -54,6 +54,8 @@ def capture(
     inputs = Inputs(example_inputs, dict(example_kwargs or {}))
     if not inputs.tensors:
         raise DataError("no example inputs that are tensors: capture(model, x) wants what the model takes, batch first")
+    if any(x.layout is not torch.strided for x in inputs.tensors):
+        raise DataError("an example input is a sparse tensor, which cannot be copied and compared: give it dense")
     require_takeable(model)
     inputs = _ordered(model, inputs)
     with trials.contained():

@@ -30,6 +30,11 @@ def require_takeable(model: nn.Module) -> None:
         raise CaptureError("the model has lazy parameters, which have no shape yet: run one batch through it")
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise CaptureError("the model has tensors on the meta device, which hold no numbers: load its weights first")
+    if sparse := [n for n, t in (*model.named_parameters(), *model.named_buffers()) if t.layout is not torch.strided]:
+        raise CaptureError(
+            f"the model holds the sparse tensor `{sparse[0]}`, which cannot be copied and compared: keep it dense "
+            "with .to_dense()"
+        )
     if path := next(_uncopiable(model), None):
         raise CaptureError(
             f"`{path}` is under torch.nn.utils.weight_norm, whose weights cannot be copied: use "

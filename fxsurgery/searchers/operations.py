@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import numpy as np
 from torch import Tensor, nn
@@ -28,13 +28,16 @@ from fxsurgery.analysis.pooling import is_convolution
 from fxsurgery.analysis.singles import singles
 from fxsurgery.analysis.structure import structure
 from fxsurgery.errors import PassCrashedError, SurgeryError
-from fxsurgery.options import Count, Range, Share, check_fields
+from fxsurgery.options import MOST_UNITS, Range, Share, check_fields
 from fxsurgery.passes import AddConvCell, Deepen, PruneChannels, RemoveLayer, SvdShrink, Widen
 from fxsurgery.program import Program
 from fxsurgery.surgery import Pass
 
 MOST_WORK = 2**33
 """Multiplications of a singular value decomposition that is worth it: about a second or two."""
+
+
+Units: TypeAlias = Annotated[int, Range(least=1, most=MOST_UNITS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +48,9 @@ class Amounts:
         SurgeryError: a number has no meaning.
     """
 
-    channels: Count = 3
+    channels: Units = 3
     """A move adds or removes so many channels, or the share of the width if that is more."""
-    units: Count = 2
+    units: Units = 2
     """The same of units."""
     share: Share = 0.1
     places: Annotated[int, Range(least=1, most=10_000)] = 8

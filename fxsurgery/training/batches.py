@@ -122,6 +122,8 @@ def _tensors(data: tuple[Any, ...] | list[Any] | Mapping[str, Any], name: str) -
             f"{name} must hold tensors or arrays of samples, not {describe(wrong[0])}; "
             "several inputs go as (a, b, y) or as a dict, a list of batches or samples in a DataLoader"
         )
+    if any(isinstance(x, Tensor) and x.layout is not torch.strided for x in arrays):
+        raise DataError(f"{name} holds a sparse tensor, of which no batches can be drawn: give it dense")
     if odd := [x for x in arrays if isinstance(x, np.ndarray) and x.dtype.kind not in _NUMBERS]:
         raise DataError(f"{name} must hold numbers, not an array of type {odd[0].dtype}; encode it as numbers first")
     if len({len(x) for x in arrays}) > 1:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 from typing_extensions import override
 
 from fxsurgery.errors import SurgeryError
-from fxsurgery.options import Range, Share
+from fxsurgery.options import MOST_UNITS, Range, Share
 from fxsurgery.searchers.evolution import Axis
 from fxsurgery.searchers.operations import OPERATIONS
 from fxsurgery.searchers.settings import Epochs, OptionalRate, Rate, Settings, Steps
@@ -15,6 +15,11 @@ from fxsurgery.training import OptimizerFactory
 Selection: TypeAlias = Literal["fitness", "random"]
 _WHOLE = ": it must be a whole number, at least 1 and less than"
 Several: TypeAlias = Annotated[int, Range(least=1, below=10**4, said=f"{_WHOLE} 10,000")]
+Units: TypeAlias = Annotated[
+    int, Range(least=1, most=MOST_UNITS, said=f": it must be a whole number, at least 1 and at most {MOST_UNITS:,}")
+]
+    int, Range(least=1, most=MOST_UNITS, said=": it must be a whole number, at least 1 and at most {MOST_UNITS:,}")
+]
 Many: TypeAlias = Annotated[int, Range(least=1, below=10**18, said=f"{_WHOLE} 10**18")]
 
 
@@ -54,9 +59,9 @@ class Ectonas(Settings):
     """Over so many last epochs of its matches the score of a network is averaged."""
     operations: tuple[str, ...] = tuple(OPERATIONS)
     """What may be done to a parent."""
-    channels: Many = 3
+    channels: Units = 3
     """Channels that are added or removed at once, at least."""
-    units: Many = 2
+    units: Units = 2
     """Units of dense layers that are added or removed at once, at least."""
     change: Share = 0.1
     """Of a width, the share that is added or removed at once, where that is more."""
