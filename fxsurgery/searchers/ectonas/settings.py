@@ -18,8 +18,6 @@ Several: TypeAlias = Annotated[int, Range(least=1, below=10**4, said=f"{_WHOLE} 
 Units: TypeAlias = Annotated[
     int, Range(least=1, most=MOST_UNITS, said=f": it must be a whole number, at least 1 and at most {MOST_UNITS:,}")
 ]
-    int, Range(least=1, most=MOST_UNITS, said=": it must be a whole number, at least 1 and at most {MOST_UNITS:,}")
-]
 Many: TypeAlias = Annotated[int, Range(least=1, below=10**18, said=f"{_WHOLE} 10**18")]
 
 
