@@ -288,7 +288,8 @@ def _is_instance(value: Any, kind: Any, inner: tuple[Any, ...], fits: Callable[[
     if not isinstance(value, kind):
         return False
     if kind in {Sequence, Collection, Iterable}:
-        return not isinstance(value, str | bytes | bytearray)
+        is_text = isinstance(value, str | bytes | bytearray)
+        return not is_text and (kind is Iterable or all(fits(entry, inner[0]) for entry in value))
     return kind is not Mapping or all(fits(key, inner[0]) for key in value)
 
 

@@ -16,6 +16,7 @@ from fxsurgery.capture import capture
 from fxsurgery.capture.attention import is_plain
 from fxsurgery.capture.tracer import COMPOSED
 from fxsurgery.deploy import LatencyReport, OnnxModel, export_onnx, resolve_target
+from fxsurgery.deploy.interleave import Plan as LatencyPlan
 from fxsurgery.errors import CaptureError, DeviceError, ExportError, RunError, SpecError, SurgeryError
 from fxsurgery.options import FilePath, checked
 from fxsurgery.passes import replay
@@ -226,6 +227,7 @@ class Result:
             ExportError: one of the two cannot be exported.
         """
         target = resolve_target(device)
+        LatencyPlan(**options)  # what is wrong with them, before anything is exported
         with tempfile.TemporaryDirectory(prefix="fxsurgery-") as folder:
             files = {
                 name: export_onnx(

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, DistributedType, GradientState, PartialState
 
 from fxsurgery.errors import DeviceError
+from fxsurgery.options import checked
 
 Device = str | torch.device | None
 
@@ -19,6 +20,7 @@ SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULT
 _SECONDS_TO_LET_GO = 0.5
 
 
+@checked(DeviceError)
 def resolve(device: Device) -> torch.device:
     """The device of that name, checked to be there; `None` is the GPU where there is one.
 
