@@ -178,6 +178,9 @@ def check_options(owner: Any) -> None:  # noqa: ANN401 -- any pass
     hints = _hints(type(owner))
     for option in fields(owner):
         value, hint = getattr(owner, option.name), hints[option.name]
+        bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+        if not _fits(value, bare, closed=False):
+            raise SpecError(f"{owner.name}: {option.name}={shown(value)} is not of type {_written(bare)}")
         if not _fits(value, hint, closed=False):
             raise SpecError(_misfit(owner.name, option.name, value, hint))
 
@@ -324,7 +327,7 @@ def _expected(hint: Any) -> str:  # noqa: ANN401
     if hint is None or hint is type(None):
         return "None"
     if kind is tuple:
-        return f"a tuple, {str(hint).replace('typing.', '')}"
+        return f"a tuple, {_written(hint)}"
     return _expected_class(hint, kind, inner)
 
 
@@ -334,6 +337,11 @@ def _expected_class(hint: Any, kind: Any, inner: tuple[Any, ...]) -> str:  # noq
     if kind in _KINDS:
         return _KINDS[kind]
     return _WORDS.get(hint) or f"a {_class_name(kind or hint)}"
+
+
+def _written(hint: Any) -> str:  # noqa: ANN401
+    """An annotation as it is written."""
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
 
 
 def _either(choices: list[str]) -> str:
