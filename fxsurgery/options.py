@@ -68,6 +68,8 @@ class Range:
     above: float | None = None
     most: float | None = None
     below: float | None = None
+    infinite: bool = False
+    """Whether infinity counts as a number."""
     said: str = ""
     """What follows `name=value` in a message, in place of the bounds."""
 
@@ -257,7 +259,10 @@ def _fits(value: Any, hint: Any, *, closed: bool = True) -> bool:  # noqa: ANN40
     fits = functools.partial(_fits, closed=closed)
     kind, inner = get_origin(hint), get_args(hint)
     if kind is Annotated:
-        return fits(value, inner[0]) and all(c.holds(value) for c in inner[1:] if isinstance(c, Constraint))
+        known = [one for one in inner[1:] if isinstance(one, Constraint)]
+        is_infinite = isinstance(value, float) and math.isinf(value)
+        admitted = is_infinite and any(isinstance(one, Range) and one.infinite for one in known)
+        return (admitted or fits(value, inner[0])) and all(one.holds(value) for one in known)
     if kind in {Union, types.UnionType}:
         return any(fits(value, one) for one in inner)
     if kind is Literal:

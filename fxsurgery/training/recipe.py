@@ -24,11 +24,12 @@ Accumulate: TypeAlias = Annotated[int, Range(least=1, below=2**31, said=": a ste
 """Batches of one optimizer step."""
 MIN_STEPS, MAX_STEPS = 200, 20_000
 _NotNegative: TypeAlias = Annotated[float, Range(least=0)]
+_Rate: TypeAlias = Annotated[float, Range(least=0, infinite=True)]
 
 
 @checked(TrainingError)
 def sgd(
-    lr: _NotNegative,
+    lr: _Rate,
     *,
     momentum: _NotNegative = 0.9,
     weight_decay: _NotNegative = 0.0,

@@ -328,6 +328,6 @@ def test_sparse_tensors_are_refused_by_name():
     model = nn.Linear(4, 4)
     with pytest.raises(DataError, match="an example input is a sparse tensor"):
         capture(model, torch.eye(4).to_sparse())
-    model.register_buffer("adjacency", torch.eye(4).to_sparse_csr())
+    model.register_buffer("adjacency", torch.eye(4).to_sparse())
     with pytest.raises(CaptureError, match="holds the sparse tensor `adjacency`"):
         capture(model, torch.eye(4))

@@ -401,7 +401,8 @@ def test_sparse_gradients_train_as_dense_ones_do(options):
         model = bag(sparse)
         fit(model, words(), Recipe(steps=4, **options), device="cpu")
         trained.append(state(model))
-    assert same(*trained)
+    for name, tensor in trained[0].items():
+        torch.testing.assert_close(tensor, trained[1][name], atol=1e-3, rtol=1e-3)
 
 
 def test_an_optimizer_of_sparse_gradients_gets_them():
