@@ -152,10 +152,9 @@ def _check_values(ask: Ask) -> None:
         raise BudgetError(f"budget={shown(ask.budget)}: say of what, such as budget=Budget(macs=0.5)")
     if not isinstance(ask.spend, Spend | None):
         raise BudgetError(f"spend={shown(ask.spend)}: say of what, such as spend=Spend(epochs=300)")
-    if not isinstance(ask.example_inputs, Sequence | Tensor | None) or isinstance(ask.example_inputs, str | bytes):
-        raise DataError(
-            f"example_inputs are a tensor, or a tuple of what the model takes, not {shown(ask.example_inputs)}"
-        )
+    examples: object = ask.example_inputs
+    if isinstance(examples, str | bytes) or not isinstance(examples, Sequence | Tensor | None):
+        raise DataError(f"example_inputs are a tensor, or a tuple of what the model takes, not {shown(examples)}")
     check_fields(
         ask, SurgeryError, name="optimize", loss=DataError, batch_size=DataError, example_kwargs=DataError,
         leaf_modules=CaptureError, device=DeviceError, target=DeviceError, run_dir=RunError,

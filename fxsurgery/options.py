@@ -192,9 +192,13 @@ def type_name(value: object) -> str:
     return _class_name(type(value))
 
 
-@functools.cache
-def _hints(owner: type) -> dict[str, Any]:
-    return get_type_hints(owner, include_extras=True)
+_known_hints: dict[type, dict[str, Any]] = {}
+
+
+def _hints(owner: type[Any]) -> dict[str, Any]:
+    if owner not in _known_hints:
+        _known_hints[owner] = get_type_hints(owner, include_extras=True)
+    return _known_hints[owner]
 
 
 def _by_kind(parameter: inspect.Parameter, value: Any, hint: Any, check: Callable[..., Any]) -> Any:  # noqa: ANN401
@@ -283,7 +287,9 @@ def _is_plainly(value: Any, hint: Any) -> bool:  # noqa: ANN401
 def _is_number(value: Any, hint: type) -> bool:  # noqa: ANN401
     if isinstance(value, bool) or not isinstance(value, (int, hint)):
         return False
-    return value.bit_length() <= _WIDEST if isinstance(value, int) else math.isfinite(value)
+    if isinstance(value, int):
+        return value.bit_length() <= _WIDEST
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _is_instance(value: Any, kind: Any, inner: tuple[Any, ...], fits: Callable[[Any, Any], bool]) -> bool:  # noqa: ANN401

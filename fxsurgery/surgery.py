@@ -90,7 +90,8 @@ class Rewrite(Pass):
     """Whether it resizes what the structure analysis says belongs together. Where the result does not run, the model
     computes with its sizes what no analysis sees: that is a refusal, and no bug of the pass."""
 
-    def __init_subclass__(cls, **options: Any) -> None:  # noqa: ANN401 -- what `type` takes
+    @override
+    def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "candidates" in vars(cls):
             type.__setattr__(cls, "candidates", classmethod(_guarded(vars(cls)["candidates"].__func__)))

@@ -20,7 +20,7 @@ def not_finite(model: nn.Module) -> list[str]:
         if isinstance(module, _NormBase)
         for name, _ in module.named_buffers(recurse=False)
     }
-    strict = [(name, p, p.requires_grad) for name, p in model.named_parameters()]
+    strict: list[tuple[str, Tensor, bool]] = [(name, p, p.requires_grad) for name, p in model.named_parameters()]
     strict += [(name, b, name in statistics) for name, b in model.named_buffers()]
     return [name for name, tensor, no_infinity in strict if _is_wrong(tensor, no_infinity=no_infinity)]
 

@@ -74,12 +74,11 @@ class Ectonas(Settings):
 
     @override
     def __post_init__(self) -> None:
-        if isinstance(self.operations, str):
-            raise SurgeryError(
-                f"operations={self.operations!r}: it must be several names, such as ('identity', 'add-cell')"
-            )
-        if isinstance(self.operations, list):
-            object.__setattr__(self, "operations", tuple(self.operations))
+        given: object = self.operations
+        if isinstance(given, str):
+            raise SurgeryError(f"operations={given!r}: it must be several names, such as ('identity', 'add-cell')")
+        if isinstance(given, list):
+            object.__setattr__(self, "operations", tuple(given))
         super().__post_init__()
         if self.optimizer is not None and self.finetune_learning_rate is not None:
             raise SurgeryError(
