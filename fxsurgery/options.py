@@ -126,7 +126,7 @@ def checked(
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        signature = inspect.signature(function)
+        signature, owner = inspect.signature(function), function.__qualname__.rpartition("<locals>.")[2]
         hints = functools.cache(lambda: get_type_hints(function, include_extras=True))  # names may be bound later
 
         @functools.wraps(function)
@@ -134,7 +134,7 @@ def checked(
             given = signature.bind(*args, **kwargs)
             for name, value in given.arguments.items():
                 if name in hints():
-                    check = functools.partial(_checked, owner=function.__name__, error=others.get(name, error))
+                    check = functools.partial(_checked, owner=owner, error=others.get(name, error))
                     given.arguments[name] = _by_kind(signature.parameters[name], value, hints()[name], check)
             return function(*given.args, **given.kwargs)
 

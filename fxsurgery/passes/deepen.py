@@ -45,8 +45,8 @@ KEEPING = (
 STEPS = {"neg", "exp", "square", "sqrt", "erf", "sin", "cos"}
 """Functions that formulas are made of: rotary embeddings, attention, a GELU or a norm written out."""
 
-KERNEL = 3
-"""The size of a new convolution's kernel unless given."""
+WIDEST = 127
+"""A larger kernel must see more than padding."""
 
 _SCALING = {"mul", "mul_", "imul"}
 _BY_CONSTANTS = {*_SCALING, "add", "add_", "iadd", "sub", "sub_", "isub", "rsub", "div", "div_", "truediv", "itruediv"}
@@ -61,7 +61,7 @@ class Deepen(Rewrite):
 
     after: str
     """The node of the activation."""
-    kernel: int = KERNEL
+    kernel: int = 3
     """Of the new convolution, where it is one; odd. A map of one position is given a kernel of 1."""
     norm: Literal["auto", "batch", "none"] = "auto"
     """Whether a batch norm follows the new layer: `auto` is as after the layer before."""
@@ -90,8 +90,9 @@ class Deepen(Rewrite):
             edit.refuse(node, site)
             return Effect.EXACT
         widest = 2 * max((*site.shape[2:], 1)) - 1
-        if not site.is_last and self.kernel > max(widest, KERNEL):
-            raise SpecError(f"kernel={self.kernel!r} is wider than what it can see of the map: say at most {widest}")
+        if not site.is_last and self.kernel > max(widest, WIDEST):
+            most = max(widest, WIDEST)
+            raise SpecError(f"kernel={self.kernel!r} is wider than what it can see of the map: say at most {most}")
         added = [_identity(site, self.kernel, bias=not _normed(self, site))]
         if _normed(self, site):
             if site.is_last and site.dims > 2:

@@ -172,6 +172,8 @@ class Session:
         """Refuse a metric that cannot tell programs apart; note one, or a loss, that is not finite later on."""
         name = self.task.metric_name
         if math.isnan(score.metric) and what in REFERENCES:
+            if self.task.metric is None:
+                raise TrainingError(f"the loss is {score.loss} on val_data for the {what} model")
             raise TrainingError(
                 f"the validation {name} of the {what} model is not a number (NaN), so nothing can be compared with it: "
                 f"see what the metric gives on val_data (its loss there is {score.loss:.4g})"

@@ -160,7 +160,7 @@ class Task:
         *,
         batch_size: Count = 64,
         seed: Seed = 0,
-        loss: Loss | None = None,
+        loss: Any = None,  # noqa: ANN401 -- the fields of `Task` say what it must be
         **options: Any,  # noqa: ANN401
     ) -> Self:
         """A task from what a user has.
