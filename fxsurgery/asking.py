@@ -28,7 +28,7 @@ from fxsurgery.searchers.widths import Measure
 from fxsurgery.training import Accumulate, MixedPrecision, Progress, Task, resolve
 from fxsurgery.training.calls import addressed
 from fxsurgery.training.device import join, processes
-from fxsurgery.training.finite import not_finite
+from fxsurgery.training.finite import not_finite, wrong_values
 
 _DATA_LINE = "fxsurgery.optimize(model, {}train_data=(images, labels), val_data=(images, labels))"
 
@@ -115,6 +115,7 @@ def prepare(ask: Ask) -> Ready:
         progress.note(f"note: {note}")
     program = _captured(ask.model, examples, ask.leaf_modules, guessed=notes)
     _require_trainable(program, settings, trained=ask.trained)
+    _require_answers(program, "the example inputs" if task is None or ask.example_inputs is not None else "train_data")
     asked = _asked(ask, method, settings, budget, program, task, timed=timed)
     run = RunDir() if ask.run_dir is None else RunDir.open(ask.run_dir, asked, resume=ask.resume)
     if ask.resume and ask.run_dir is None:
@@ -221,6 +222,15 @@ def _require_trainable(program: Program, settings: Settings, *, trained: bool) -
         raise TrainingError(
             "every parameter of the model is frozen, so nothing could be fine-tuned: call model.requires_grad_(True), "
             "or say config=...(finetune_epochs=0)"
+        )
+
+
+def _require_answers(program: Program, source: str) -> None:
+    """Refuse example inputs that are not finite and make the outputs so."""
+    wrong = wrong_values(tuple(program.examples.tensors))
+    if wrong and any(map(wrong_values, program.run_examples())):
+        raise DataError(
+            f"{source}: the model's outputs on the first samples are not finite, since {wrong}; clean the data"
         )
 
 

@@ -15,7 +15,7 @@ from typing_extensions import override
 from fxsurgery.edit import Editor, Reference, Refusal
 from fxsurgery.errors import DifferError, NotRunningError, PassCrashedError, SpecError, SurgeryError, VerifyError
 from fxsurgery.inputs import Inputs
-from fxsurgery.options import check_options, type_name
+from fxsurgery.options import check_options, checked, type_name
 from fxsurgery.origins import Origin, compose
 from fxsurgery.program import Program
 from fxsurgery.seeding import seeded
@@ -210,6 +210,7 @@ class Chain(Pass):
         return ";".join(map(str, self.passes))
 
 
+@checked(SpecError)
 def chain(*passes: Pass) -> Chain:
     """The pass that runs `passes` in turn: exact when each of them is."""
     return Chain(passes)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
 from typing_extensions import override
 
 from fxsurgery.errors import DataError
@@ -88,7 +88,7 @@ def loader_of(data: object, batch_size: Count, seed: int | None, name: str) -> L
         arrays = Arrays(_tensors(data, name))
         return DataLoader(arrays, batch_sampler=_order(arrays, batch_size, seed, name), collate_fn=_as_is)
     if isinstance(data, Dataset):
-        return DataLoader(data, batch_sampler=_order(data, batch_size, seed, name))
+        return DataLoader(data, batch_sampler=_order(data, batch_size, seed, name), collate_fn=_Collate(name))
     raise DataError(
         f"{name} must be a DataLoader, a Dataset, or a tuple of tensors (inputs, target) or a dict of them, "
         f"not {describe(data)}"
@@ -107,6 +107,23 @@ def _order(data: object, batch_size: int, seed: int | None, name: str) -> Batche
     return Batches(len(data), batch_size, seed)
 
 
+@dataclass(frozen=True)
+class _Collate:
+    """PyTorch's way of making a batch of samples, with an error that names the data."""
+
+    name: str
+
+    def __call__(self, samples: list[Any]) -> Any:  # noqa: ANN401
+        try:
+            return default_collate(samples)
+        except (TypeError, RuntimeError, ValueError, KeyError) as error:
+            shown = ", ".join(map(describe, samples[:2]))
+            raise DataError(
+                f"{self.name}: its samples cannot be made into a batch, as from {shown}: {error}; give a DataLoader "
+                "with a collate_fn"
+            ) from error
+
+
 def _as_is(batch: Any) -> Any:  # noqa: ANN401
     return batch
 
@@ -122,8 +139,10 @@ def _tensors(data: tuple[Any, ...] | list[Any] | Mapping[str, Any], name: str) -
             f"{name} must hold tensors or arrays of samples, not {describe(wrong[0])}; "
             "several inputs go as (a, b, y) or as a dict, a list of batches or samples in a DataLoader"
         )
-    if any(isinstance(x, Tensor) and x.layout is not torch.strided for x in arrays):
-        raise DataError(f"{name} holds a sparse tensor, of which no batches can be drawn: give it dense")
+    if any(isinstance(x, Tensor) and (x.is_nested or x.is_meta or x.layout is not torch.strided) for x in arrays):
+        raise DataError(
+            f"{name} holds a sparse, nested or meta tensor, of which no batches can be drawn: give it dense"
+        )
     if odd := [x for x in arrays if isinstance(x, np.ndarray) and x.dtype.kind not in _NUMBERS]:
         raise DataError(f"{name} must hold numbers, not an array of type {odd[0].dtype}; encode it as numbers first")
     if len({len(x) for x in arrays}) > 1:

@@ -120,7 +120,10 @@ class Recipe:
         Raises:
             TrainingError: `optimizer` makes none, or one whose steps take a closure.
         """
-        made: object = self.optimizer(parameters)
+        try:
+            made: object = self.optimizer(parameters)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TrainingError(f"Recipe.optimizer cannot make an optimizer of the parameters: {error}") from error
         if not isinstance(made, Optimizer):
             raise TrainingError(f"Recipe.optimizer must make a torch.optim.Optimizer; it made a {type(made).__name__}")
         closure = inspect.signature(made.step).parameters.get("closure")

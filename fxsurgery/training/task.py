@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
 
@@ -177,6 +177,9 @@ class Task:
         Raises:
             DataError: data are missing, empty or of another kind.
         """
+        known = [f.name for f in fields(cls) if f.init]
+        if unknown := [name for name in options if name not in known]:
+            raise DataError(f"Task has no field {unknown[0]!r}; it has: {', '.join(known)}")
         made = {"train_data": train_data, "val_data": val_data, "test_data": options.pop("test_data", None)}
         for name, data in made.items():
             if data is not None:
