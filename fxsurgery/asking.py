@@ -27,7 +27,7 @@ from fxsurgery.searchers.settings import Settings
 from fxsurgery.searchers.widths import Measure
 from fxsurgery.training import Accumulate, MixedPrecision, Progress, Task, resolve
 from fxsurgery.training.calls import addressed
-from fxsurgery.training.device import join, processes
+from fxsurgery.training.device import join, processes, require_real
 from fxsurgery.training.finite import not_finite, wrong_values
 
 _DATA_LINE = "fxsurgery.optimize(model, {}train_data=(images, labels), val_data=(images, labels))"
@@ -104,6 +104,7 @@ def prepare(ask: Ask) -> Ready:
     where = resolve(ask.device)
     workshop = Workshop(ask.executor, ask.workers, ask.device)
     workshop.check()
+    require_real(where)
     if processes() > 1:
         join(where)
     timed = getattr(settings, "front", None) == "latency_ms" or (budget is not None and budget.latency_ms is not None)

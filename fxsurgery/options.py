@@ -330,7 +330,8 @@ def _expected(hint: Any) -> str:  # noqa: ANN401
         bounds = _bounds(hint)
         optional = get_origin(inner[0]) in {Union, types.UnionType} and type(None) in get_args(inner[0])
         base = [one for one in get_args(inner[0]) if one is not type(None)] if optional else [inner[0]]
-        return f"{bounds} ({_either(list(map(_expected, base)))}{' or None' if optional else ''})"
+        plain, none = _either(list(map(_expected, base))), " or None" if optional else ""
+        return f"{plain}, {bounds}{none}" if base == [int] else f"{bounds} ({plain}{none})"
     if kind in {Union, types.UnionType}:
         return _either([_expected(one) for one in inner])
     if kind is Literal:

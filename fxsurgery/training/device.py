@@ -29,15 +29,23 @@ def resolve(device: Device) -> torch.device:
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
     try:
         wanted = torch.device(device)
         torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError, ImportError, TypeError, ValueError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
+        there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
         raise DeviceError(f"device {str(device)!r} is not there; this machine has: {there}") from error
-    if wanted.type == "meta":
-        raise DeviceError(f"device 'meta' holds no numbers and cannot train; this machine has: {there}")
     return wanted
+
+
+def require_real(device: torch.device) -> None:
+    """Refuse the device of tensors without numbers.
+
+    Raises:
+        DeviceError: it is `meta`.
+    """
+    if device.type == "meta":
+        raise DeviceError("device 'meta' holds no numbers and cannot train: use 'cpu' or 'cuda'")
 
 
 def processes() -> int:
@@ -77,6 +85,7 @@ def accelerated(
         yield device, device.device
         return
     target = resolve(device)
+    require_real(target)
     with _own_accelerate_state(target):
         try:
             accelerator = Accelerator(
