@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import torch
 from picture import Box, near, picture
@@ -263,6 +263,11 @@ def _options(pass_type: type[Rewrite]) -> str:
             after = body[number + 1] if number + 1 < len(body) else None
             if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
                 said[line.target.id] = " ".join(str(after.value.value).split())
+    for name, hint in get_type_hints(pass_type, include_extras=True).items():
+        if get_origin(hint) is Annotated:
+            bare, *bounds = get_args(hint)
+            kinds[name] = (bare.__name__ if isinstance(bare, type) else str(bare)).replace("|", "\\|")
+            said[name] = f"{said.get(name, '')} It must be {' and '.join(map(str, bounds))}.".strip()
     rows = [
         f"| `{f.name}` | `{kinds.get(f.name, '')}` | {'' if f.default is MISSING else f'`{f.default!r}`'} "
         f"| {said.get(f.name, '')} |"

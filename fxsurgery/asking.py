@@ -3,8 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +12,9 @@ from fxsurgery.batch_layout import Statement, by_position, statement_of
 from fxsurgery.budget import Budget, Spend
 from fxsurgery.capture import capture, guess_inputs
 from fxsurgery.deploy import Timer, resolve_target
-from fxsurgery.errors import BudgetError, CaptureError, DataError, SurgeryError, TrainingError
+from fxsurgery.errors import BudgetError, CaptureError, DataError, DeviceError, RunError, SurgeryError, TrainingError
 from fxsurgery.inputs import Inputs
+from fxsurgery.options import Count, OptionalFilePath, Range, Seed, check_fields, shown
 from fxsurgery.program import Program
 from fxsurgery.searchers.beginning import ENVIRONMENT
 from fxsurgery.searchers.ectonas import DEFAULT_SPEND
@@ -24,10 +24,11 @@ from fxsurgery.searchers.latency import LatencyModel
 from fxsurgery.searchers.methods import METHODS, Method, method_of
 from fxsurgery.searchers.rundir import RunDir
 from fxsurgery.searchers.settings import Settings
-from fxsurgery.training import MixedPrecision, Progress, Task, resolve
+from fxsurgery.training import Accumulate, MixedPrecision, Progress, Task, resolve
 from fxsurgery.training.calls import addressed
-from fxsurgery.training.device import join, processes
+from fxsurgery.training.device import join, processes, require_real
 from fxsurgery.training.evaluate import require_ends
+from fxsurgery.training.finite import not_finite, wrong_values
 
 _DATA_LINE = "fxsurgery.optimize(model, {}train_data=(images, labels), val_data=(images, labels))"
 
@@ -49,18 +50,18 @@ class Ask:
     settings: Mapping[str, Any] = field(default_factory=dict)
     spend: Spend | None = None
     executor: Executor = "in-process"
-    workers: int | None = None
+    workers: Annotated[int | None, Range(least=1, below=10**6)] = None
     example_inputs: Sequence[Any] | Tensor | None = None
     example_kwargs: Mapping[str, Any] | None = None
     batch_dims: Statement = None
     leaf_modules: tuple[type[nn.Module], ...] = ()
-    batch_size: int = 64
-    seed: int = 0
+    batch_size: Count = 64
+    seed: Seed = 0
     device: str | None = None
     target: str = "local"
     mixed_precision: MixedPrecision | None = None
-    accumulate: int = 1
-    run_dir: str | Path | None = None
+    accumulate: Accumulate = 1
+    run_dir: OptionalFilePath = None
     resume: bool = False
     verbose: bool = True
 
@@ -97,8 +98,6 @@ def prepare(ask: Ask) -> Ready:
     Raises:
         SurgeryError: one of its children, for each thing that does not fit.
     """
-    if not isinstance(ask.model, nn.Module):
-        raise SurgeryError(f"optimize takes a torch.nn.Module, not a {type(ask.model).__name__}")
     _check_values(ask)
     method, settings = method_of(ask.method, ask.config, ask.settings, (f.name for f in fields(Ask)))
     _check_evolving(ask, method)
@@ -106,6 +105,7 @@ def prepare(ask: Ask) -> Ready:
     where = resolve(ask.device)
     workshop = Workshop(ask.executor, ask.workers, ask.device)
     workshop.check()
+    require_real(where)
     if processes() > 1:
         join(where)
     timed = getattr(settings, "front", None) == "latency_ms" or (budget is not None and budget.latency_ms is not None)
@@ -121,6 +121,7 @@ def prepare(ask: Ask) -> Ready:
     program = _captured(ask.model, examples, ask.leaf_modules, said, guessed=notes)
     task = _located(ask, task, program)
     _require_trainable(program, settings, trained=ask.trained)
+    _require_answers(program, "the example inputs" if task is None or ask.example_inputs is not None else "train_data")
     asked = _asked(ask, method, settings, budget, program, task, timed=timed)
     run = _run(ask, asked)
     latency = None
@@ -139,8 +140,6 @@ def _run(ask: Ask, asked: Mapping[str, Any]) -> RunDir:
 
 def _check_evolving(ask: Ask, method: Method) -> None:
     """Refuse what only a method that trains many networks can follow."""
-    if not isinstance(ask.spend, Spend | None):
-        raise BudgetError(f"spend={ask.spend!r}: say of what, such as spend=Spend(epochs=300)")
     given = [n for n in ("spend", "executor", "workers") if getattr(ask, n) != getattr(Ask, n)]
     if given and not method.evolves:
         others = ", ".join(f"method={m.name!r}" for m in METHODS.values() if m.evolves)
@@ -160,14 +159,19 @@ def _budget(ask: Ask, method: Method, settings: Settings) -> Budget | None:
 
 
 def _check_values(ask: Ask) -> None:
-    if not 0 <= ask.seed < 2**63:
-        raise SurgeryError(f"seed={ask.seed!r}: it must be at least 0 and less than 2**63")
-    if ask.accumulate < 1:
-        raise SurgeryError(f"accumulate={ask.accumulate!r}: a step takes at least 1 batch")
+    if not isinstance(ask.model, nn.Module):
+        raise SurgeryError(f"optimize takes a torch.nn.Module, not a {type(ask.model).__name__}")
     if not isinstance(ask.budget, Budget | None):
-        raise BudgetError(f"budget={ask.budget!r}: say of what, such as budget=Budget(macs=0.5)")
-    if not isinstance(ask.example_inputs, Sequence | Tensor | None):
-        raise DataError(f"example_inputs are a tensor, or a tuple of what the model takes, not {ask.example_inputs!r}")
+        raise BudgetError(f"budget={shown(ask.budget)}: say of what, such as budget=Budget(macs=0.5)")
+    if not isinstance(ask.spend, Spend | None):
+        raise BudgetError(f"spend={shown(ask.spend)}: say of what, such as spend=Spend(epochs=300)")
+    examples: object = ask.example_inputs
+    if isinstance(examples, str | bytes) or not isinstance(examples, Sequence | Tensor | None):
+        raise DataError(f"example_inputs are a tensor, or a tuple of what the model takes, not {shown(examples)}")
+    check_fields(
+        ask, SurgeryError, name="optimize", loss=DataError, batch_size=DataError, example_kwargs=DataError,
+        leaf_modules=CaptureError, device=DeviceError, target=DeviceError, run_dir=RunError,
+    )  # fmt: skip
 
 
 def _task(ask: Ask, method: Method, settings: Settings) -> Task | None:
@@ -233,9 +237,12 @@ def _located(ask: Ask, task: Task | None, program: Program) -> Task | None:
 
 
 def _require_trainable(program: Program, settings: Settings, *, trained: bool) -> None:
-    broken = [name for name, weight in program.graph_module.named_parameters() if weight.isnan().any()]
-    if broken:
-        raise TrainingError(f"the model's weights are not numbers (NaN): {', '.join(broken[:3])}")
+    if broken := not_finite(program.graph_module):
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        raise TrainingError(
+            f"the model's weights are not numbers (NaN): {', '.join(broken[:3])}{more} hold NaN or infinite values; "
+            "load a checkpoint that is whole"
+        )
     if trained and settings.finetune_epochs <= 0:
         return
     parameters = list(program.graph_module.parameters())
@@ -243,6 +250,15 @@ def _require_trainable(program: Program, settings: Settings, *, trained: bool) -
         raise TrainingError(
             "every parameter of the model is frozen, so nothing could be fine-tuned: call model.requires_grad_(True), "
             "or say config=...(finetune_epochs=0)"
+        )
+
+
+def _require_answers(program: Program, source: str) -> None:
+    """Refuse example inputs that are not finite and make the outputs so."""
+    wrong = wrong_values(tuple(program.examples.tensors))
+    if wrong and any(map(wrong_values, program.run_examples())):
+        raise DataError(
+            f"{source}: the model's outputs on the first samples are not finite, since {wrong}; clean the data"
         )
 
 

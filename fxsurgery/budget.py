@@ -1,12 +1,15 @@
 """What running a model takes, and what it may take."""
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, Self, TypeAlias
 
 from fxsurgery.errors import BudgetError
+from fxsurgery.options import Range, check_fields
+
+Limit: TypeAlias = Annotated[float | None, Range(above=0, below=10**18)]
+"""An amount that may not be exceeded; `None` is no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,20 +51,17 @@ class Budget:
     half the original's latency, `latency_ms=2.5` is 2.5 milliseconds.
 
     Raises:
-        BudgetError: no limit is given, or one is not positive.
+        BudgetError: no limit is given, or one is not a positive number.
     """
 
-    params: float | None = None
-    macs: float | None = None
-    latency_ms: float | None = None
+    params: Limit = None
+    macs: Limit = None
+    latency_ms: Limit = None
 
     def __post_init__(self) -> None:
-        limits = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        if all(value is None for value in limits.values()):
+        check_fields(self, BudgetError)
+        if all(getattr(self, f.name) is None for f in dataclasses.fields(self)):
             raise BudgetError("a budget needs at least one limit, e.g. Budget(macs=0.5)")
-        for name, value in limits.items():
-            if value is not None and not value > 0:
-                raise BudgetError(f"Budget({name}={value!r}): a limit must be greater than 0")
 
     def limits(self, original: Cost) -> Iterator[tuple[str, float]]:
         """Each counted limit as (`"params"` or `"macs"`, absolute amount)."""
@@ -91,18 +91,16 @@ class Spend:
     """What a search may spend at most; the first limit that is reached ends it.
 
     Raises:
-        BudgetError: no limit is given, or one is not positive.
+        BudgetError: no limit is given, or one is not a positive number.
     """
 
-    epochs: float | None = None
+    epochs: Limit = None
     """Passes over the training data, counted over every candidate, the warm-up among them."""
-    seconds: float | None = None
+    seconds: Limit = None
     """On the clock. Such a result depends on the machine's speed. Of a run that was killed, the time since its last
     round of matches began does not count."""
 
     def __post_init__(self) -> None:
+        check_fields(self, BudgetError)
         if self.epochs is None and self.seconds is None:
             raise BudgetError("a spend needs a limit, e.g. Spend(epochs=1000)")
-        for name, value in (("epochs", self.epochs), ("seconds", self.seconds)):
-            if value is not None and not 0 < value < math.inf:
-                raise BudgetError(f"Spend({name}={value!r}): a limit must be greater than 0, and finite")

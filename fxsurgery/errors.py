@@ -21,6 +21,10 @@ class DifferError(VerifyError):
     """A program does not compute what was promised."""
 
 
+class NotRunningError(VerifyError):
+    """What a pass left does not run, or the reference that it is compared with does not."""
+
+
 class PassCrashedError(SurgeryError):
     """A pass raised: a bug of the pass. The cause is chained; the message names the pass and the log."""
 

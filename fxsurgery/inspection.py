@@ -10,11 +10,14 @@ from typing_extensions import override
 
 from fxsurgery.analysis.atoms import Ids, TracedAtoms
 from fxsurgery.analysis.cost import cost, unknown_macs_notes
+from fxsurgery.analysis.removable import unremovable, unremovable_notes
 from fxsurgery.analysis.structure import Structure, structure
 from fxsurgery.analysis.walk import KEPT_WHOLE, Walk
 from fxsurgery.batch_layout import Statement
 from fxsurgery.budget import Cost
 from fxsurgery.capture import capture
+from fxsurgery.errors import CaptureError, DataError
+from fxsurgery.options import checked
 from fxsurgery.printable import lines
 from fxsurgery.program import Program
 
@@ -84,6 +87,7 @@ SHOWN = 12
 """Entries of a list that `str` shows."""
 
 
+@checked(CaptureError, example_inputs=DataError)
 def inspect(
     model: nn.Module,
     example_inputs: Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any],
@@ -137,7 +141,7 @@ def inspect_program(program: Program) -> Inspection:
         editable_params=editable / (sum(sizes.values()) or 1),
         widths=tuple(_widths(program, facts)),
         fixed=tuple(sorted(fixed, key=lambda part: -part.macs)),
-        notes=(*program.notes, *unknown, *unknown_macs_notes(program)),
+        notes=(*program.notes, *unknown, *unknown_macs_notes(program), *unremovable_notes(program)),
     )
 
 
@@ -146,6 +150,8 @@ def _widths(program: Program, facts: Structure) -> Iterator[Width]:
     group_of = np.full(facts.size, -1)
     for number, group in enumerate(facts.groups):
         group_of[group.units] = number
+        if group.name in unremovable(program):
+            continue
         own = _tensors_of(facts, group.producers[0], nodes.get(group.producers[0]))
         channels = [int((group_of[ids] == number).sum()) for dims in own for ids in dims.values()]
         exact = not set(group.units.tolist()) & facts.inexact

@@ -125,6 +125,11 @@ class Program:
 
     def verify(self) -> None:
         """Raise `VerifyError` unless the graph is well formed, in eval mode, and uses every module."""
+        if not isinstance(self.graph_module, fx.GraphModule):
+            raise VerifyError(
+                f"a program holds a torch.fx.GraphModule, not a {type(self.graph_module).__name__}: capture(model, x) "
+                "makes one"
+            )
         try:
             self.graph_module.graph.lint()
         except (AssertionError, RuntimeError) as error:

@@ -17,8 +17,9 @@ from fxsurgery.capture import capture
 from fxsurgery.capture.attention import is_plain
 from fxsurgery.capture.tracer import COMPOSED
 from fxsurgery.deploy import LatencyReport, OnnxModel, compare_programs, export_onnx
-from fxsurgery.errors import CaptureError, RunError, SpecError, SurgeryError
+from fxsurgery.errors import CaptureError, DeviceError, ExportError, RunError, SpecError, SurgeryError
 from fxsurgery.inputs import Inputs
+from fxsurgery.options import FilePath, checked
 from fxsurgery.passes import replay
 from fxsurgery.program import Program
 from fxsurgery.saving import open_result, save_result, write_standalone
@@ -131,6 +132,7 @@ class Result:
         """A table of before, after and ratio, that of the Pareto front where there is one, and the notes."""
         return report.summary(self)
 
+    @checked(SurgeryError)
     def member(self, number: int) -> "Result":
         """The result as it would be with `pareto[number]` as its end: to report, export, measure or save that one.
 
@@ -156,7 +158,8 @@ class Result:
             _saved_costs=self._saved_costs and (self._saved_costs[0], _cost_of(member)),
         )
 
-    def save(self, folder: str | Path) -> None:
+    @checked(RunError)
+    def save(self, folder: FilePath) -> None:
         """Write everything as a folder that `fxsurgery.load` reads; a result that was there is replaced.
 
         Of a distributed run the first process alone writes, here and in the other methods that do.
@@ -182,7 +185,8 @@ class Result:
         original, program = self.cost
         save_result(Path(folder), programs, facts, {"original": original, "program": program})
 
-    def save_standalone(self, folder: str | Path) -> None:
+    @checked(RunError)
+    def save_standalone(self, folder: FilePath) -> None:
         """Write the model as Python code of its own, `model.py`, with its weights: it needs torch and nothing else.
 
         The folder is proven in a process of its own: same outputs, same parameter names, and a backward step runs.
@@ -197,6 +201,7 @@ class Result:
         if leads():
             write_standalone(self.program, Path(folder))
 
+    @checked(CaptureError)
     def replay(self, original: nn.Module) -> nn.Module:
         """The same surgery on another copy of your model, such as a later checkpoint; `original` is left alone.
 
@@ -216,7 +221,8 @@ class Result:
         _require_same(again, self.program, "the surgery depends on the weights, and comes out otherwise on these")
         return again.graph_module
 
-    def report(self, path: str | Path, **options: Any) -> Path:  # noqa: ANN401
+    @checked(RunError)
+    def report(self, path: FilePath, **options: Any) -> Path:  # noqa: ANN401
         """Write what was asked and what came out as one HTML page, which needs no other file and no network.
 
         Args:
@@ -228,7 +234,8 @@ class Result:
         """
         return report.write(self, path, **options) if leads() else Path(path)
 
-    def export_onnx(self, path: str | Path, **options: Any) -> OnnxModel:  # noqa: ANN401
+    @checked(ExportError)
+    def export_onnx(self, path: FilePath, **options: Any) -> OnnxModel:  # noqa: ANN401
         """Export the model to ONNX and check it against PyTorch.
 
         At two batch sizes where a dim of its inputs is the batch; else for the sizes of the example inputs alone.
@@ -244,6 +251,7 @@ class Result:
         asked = {"batch_dims": statement_of(examples), "dynamic_batch": examples.is_resizable, **options}
         return export_onnx(self.model, self.example_inputs, path, example_kwargs=self.example_kwargs, **asked)
 
+    @checked(DeviceError)
     def benchmark(self, device: str = "local", **options: Any) -> LatencyReport:  # noqa: ANN401
         """Measure original and result side by side on one sample, interleaved in one process, through ONNX Runtime.
 
@@ -258,7 +266,8 @@ class Result:
         return compare_programs({"original": self.original, "result": self.program}, device, options)
 
 
-def load(folder: str | Path, *, original: nn.Module | None = None) -> Result:
+@checked(RunError)
+def load(folder: FilePath, *, original: nn.Module | None = None) -> Result:
     """What `Result.save` wrote, on the CPU. Nothing of the folder is run.
 
     Args:

@@ -1,20 +1,21 @@
 """What a pass is, how passes compose into passes, and how a promise is checked."""
 
 import enum
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import ClassVar, Self, final
+from typing import Any, ClassVar, Self, final
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from fxsurgery.edit import Editor, Reference, Refusal
-from fxsurgery.errors import DifferError, PassCrashedError, SurgeryError, VerifyError
+from fxsurgery.errors import DifferError, NotRunningError, PassCrashedError, SpecError, SurgeryError, VerifyError
 from fxsurgery.inputs import Inputs
-from fxsurgery.options import check_options
+from fxsurgery.options import check_options, checked, type_name
 from fxsurgery.origins import Origin, compose
 from fxsurgery.program import Program
 from fxsurgery.seeding import seeded
@@ -26,7 +27,9 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torc
 _PART = 2**20
 """Entries that are compared at a time."""
 
-RUN_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, AssertionError)
+RUN_ERRORS = (
+    RuntimeError, TypeError, ValueError, LookupError, AssertionError, AttributeError, ArithmeticError,
+)  # fmt: skip
 """What a program raises on inputs that it cannot take."""
 
 
@@ -83,6 +86,15 @@ class Rewrite(Pass):
 
     name: ClassVar[str]
     trains: ClassVar[Trains] = Trains.ON
+    follows_structure: ClassVar[bool] = False
+    """Whether it resizes what the structure analysis says belongs together. Where the result does not run, the model
+    computes with its sizes what no analysis sees: that is a refusal, and no bug of the pass."""
+
+    @override
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "candidates" in vars(cls):
+            type.__setattr__(cls, "candidates", classmethod(_guarded(vars(cls)["candidates"].__func__)))
 
     @classmethod
     def candidates(cls, program: Program) -> Iterator[Self]:
@@ -98,6 +110,7 @@ class Rewrite(Pass):
     @override
     def __call__(self, program: Program) -> PassResult:
         check_options(self)
+        _require_program(self.name, program)
         edit = Editor(program)
         try:
             effect = self.rewrite(edit)
@@ -113,6 +126,13 @@ class Rewrite(Pass):
         except DifferError as error:
             measured = self._in_double(program, error)
             edit.refuse("output", f"rounding grows in this model: in float64 the difference is {measured:.1e}, {error}")
+        except NotRunningError as error:
+            if not self.follows_structure:
+                raise
+            reason = (
+                f"the smaller model would not run, or could not be verified: {first_line(error.__cause__ or error)}"
+            )
+            return PassResult(program, 0, Effect.EXACT, (*edit.refusals, Refusal("output", reason)))
         return PassResult(result, edit.changes, effect, tuple(edit.refusals), measured, edit.origins)
 
     @final
@@ -133,6 +153,34 @@ class Rewrite(Pass):
     def __str__(self) -> str:
         options = ",".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self))
         return f"{self.name}({options})" if options else self.name
+
+
+def _guarded(candidates: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """The candidates of a pass, whose bugs are errors of ours that name the pass."""
+
+    @functools.wraps(candidates)
+    def guarded(cls: type[Rewrite], program: Program, *args: Any, **named: Any) -> Iterator[Any]:  # noqa: ANN401
+        _require_program(f"{cls.name}: candidates", program)
+        try:
+            yield from candidates(cls, program, *args, **named)
+        except SurgeryError:
+            raise
+        except Exception as error:
+            raise PassCrashedError(
+                f"{cls.name}: its candidates crashed, after {list(program.log)}: {error!r}"
+            ) from error
+
+    return guarded
+
+
+def _require_program(who: str, given: object) -> None:
+    if not isinstance(given, Program):
+        raise SpecError(f"{who} takes a fxsurgery.Program, not a {type_name(given)}: capture(model, x) makes one")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -162,6 +210,7 @@ class Chain(Pass):
         return ";".join(map(str, self.passes))
 
 
+@checked(SpecError)
 def chain(*passes: Pass) -> Chain:
     """The pass that runs `passes` in turn: exact when each of them is."""
     return Chain(passes)
@@ -179,14 +228,15 @@ def check_promise(result: Program, reference: Reference | None, start: Program, 
         The relative error: largest absolute difference over largest absolute reference value.
 
     Raises:
+        NotRunningError: `result` or the reference does not run.
         VerifyError: the outputs differ by more than rounding, or changed shape. It names `by`.
     """
     examples = start.examples
     try:
         got = _drawn(result.outputs, examples)
     except RUN_ERRORS as error:
-        raise VerifyError(f"{by} left a program that does not run: {error}") from error
-    wanted = _drawn(partial(reference or itself(start), result), examples)
+        raise NotRunningError(f"{by} left a program that does not run: {first_line(error)}") from error
+    wanted = _wanted(partial(reference or itself(start), result), examples, by=by)
     if [o.shape for o in got] != [o.shape for o in wanted]:
         raise VerifyError(f"{by} changed output shapes {_shapes(wanted)} to {_shapes(got)}")
     if reference is None:
@@ -194,6 +244,13 @@ def check_promise(result: Program, reference: Reference | None, start: Program, 
     measured = _check_equal(got, wanted, by=f"{by} promised equal outputs; they")
     _check_other_batch(result, reference, start, by=by)
     return measured
+
+
+def _wanted(run: Callable[[Inputs], list[Tensor]], inputs: Inputs, *, by: str) -> list[Tensor]:
+    try:
+        return _drawn(run, inputs)
+    except RUN_ERRORS as error:
+        raise NotRunningError(f"{by} cannot be verified, its reference does not run: {first_line(error)}") from error
 
 
 def _drawn(run: Callable[[Inputs], list[Tensor]], inputs: Inputs) -> list[Tensor]:
@@ -221,8 +278,10 @@ def _check_other_batch(result: Program, reference: Reference, start: Program, *,
     try:
         got = _drawn(result.outputs, larger)
     except RUN_ERRORS as error:
-        raise VerifyError(f"{by} left a program that runs at the example batch size alone: {error}") from error
-    _check_equal(got, _drawn(partial(reference, result), larger), by=f"{by}: at another batch size the outputs")
+        told = f"{by} left a program that runs at the example batch size alone: {first_line(error)}"
+        raise NotRunningError(told) from error
+    wanted = _wanted(partial(reference, result), larger, by=by)
+    _check_equal(got, wanted, by=f"{by}: at another batch size the outputs")
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> float:

@@ -20,6 +20,7 @@ from fxsurgery.passes import replay
 from fxsurgery.searchers import dnal, latency, session
 from fxsurgery.surgery import relative_error
 from fxsurgery.training import Amount, Recipe, Task
+from fxsurgery.training.task import accuracy
 
 QUICK = Dnal(align=2, architecture_epochs=1, finetune_epochs=1, fewest_steps=20, learning_rate=0.01)
 
@@ -808,3 +809,99 @@ def test_a_budget_of_macs_says_which_macs_it_leaves_out():
 def test_a_model_without_parameters_is_refused_with_the_reason():
     with pytest.raises(StructureError, match="no channel can be removed: the model has no parameters"):
         quick(nn.Flatten(), config=None, method="prune")
+
+
+def spoiled(path: str, value: float) -> nn.Module:
+    model = net()
+    tensor = model.state_dict()[path]
+    tensor.view(-1)[0] = value
+    return model
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", ["weight", "running_var"])
+@pytest.mark.parametrize("method", ["prune", "dnal", "ectonas"])
+def test_tensors_that_are_not_finite_are_named_before_anything_trains(method: str, kind: str, value: float):
+    path = next(name for name in net().state_dict() if name.endswith(kind))
+    options = {"method": method, "train_data": images(), "val_data": images(32), "verbose": False}
+    for call in (fxsurgery.optimize, fxsurgery.plan):
+        with pytest.raises(TrainingError, match=rf"{re.escape(path)} hold NaN or infinite values; load a checkpoint"):
+            call(spoiled(path, value), **options)
+    with pytest.raises(TrainingError, match=re.escape(path)):
+        fxsurgery.optimize(spoiled(path, value), method="prune", verbose=False)
+
+
+def test_a_metric_that_is_no_number_is_refused_before_anything_trains():
+    seen = list[int]()
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        seen.append(int(output.requires_grad))
+        return nn.functional.cross_entropy(output, target)
+
+    with pytest.raises(TrainingError, match=r"the validation blank of the original model is not a number \(NaN\)"):
+        fxsurgery.optimize(
+            net(), method="prune", train_data=images(), val_data=images(32), loss=loss, metric=blank, verbose=False
+        )
+    assert not any(seen)
+
+
+def blank(output: Tensor, target: Tensor) -> float:
+    return float("nan")
+
+
+def test_data_that_are_not_finite_are_named():
+    x, y = images(32)
+    x[3, 0, 0, 0] = torch.inf
+    for data, said in (
+        (
+            {"train_data": images(), "val_data": (x, y)},
+            r"^val_data: the loss of batch 0 is nan, since entry 0 has 0 NaN and 1",
+        ),
+        ({"train_data": (x, y), "val_data": images(32)}, r"train_data.* has 0 NaN and 1 infinite"),
+    ):
+        for method in ("prune", "dnal"):
+            with pytest.raises((DataError, TrainingError), match=said):
+                fxsurgery.optimize(net(), method=method, most_steps=2, fewest_steps=2, verbose=False, **data)
+
+
+def test_a_loss_that_is_not_finite_is_noted():
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(output, target) * (1.0 if output.requires_grad else torch.inf)
+
+    result = fxsurgery.optimize(
+        net(), method="prune", train_data=images(), val_data=images(32), loss=loss, metric=accuracy, most_steps=1,
+        fewest_steps=0, verbose=False,
+    )  # fmt: skip
+    assert "the validation loss of original is not finite: inf" in result.notes
+
+
+def test_a_model_that_cannot_be_trained_is_one_error():
+    class Overwrites(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x).relu()
+            y[:, :, 1:] *= 2.0
+            return self.b(y).mean((2, 3))
+
+    for method in ("prune", "dnal"):
+        with pytest.raises(TrainingError, match="the model cannot be trained, its backward pass fails"):
+            fxsurgery.optimize(
+                Overwrites().eval(), method=method, train_data=images(), val_data=images(32), most_steps=2,
+                fewest_steps=2, verbose=False, device="cpu",
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["prune", "dnal"])
+def test_sparse_embeddings_shrink(method: str):
+    ids = torch.randint(0, 50, (32, 5), generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(
+        nn.EmbeddingBag(50, 16, mode="sum", sparse=True), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)
+    )
+    result = fxsurgery.optimize(
+        model, method=method, train_data=(ids, torch.arange(32) % 4), val_data=(ids, torch.arange(32) % 4),
+        most_steps=2, fewest_steps=2, verbose=False,
+    )  # fmt: skip
+    assert result.cost[1].macs < result.cost[0].macs

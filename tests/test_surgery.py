@@ -1,7 +1,8 @@
 """Passes, chains and promises: a pass that lies, crashes or changes a shape is named."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import pytest
 import torch
@@ -194,3 +195,77 @@ def test_a_draft_shares_tensors_and_a_trainable_copy_does_not():
     own = {t.data_ptr() for t in start.graph_module.parameters()}
     assert {t.data_ptr() for t in start.draft().parameters()} == own
     assert not {t.data_ptr() for t in start.trainable_copy().parameters()} & own
+
+
+@dataclass(frozen=True)
+class Stumbler(Rewrite):
+    """Fails while it looks for its places."""
+
+    name: ClassVar[str] = "stumbler"
+
+    @classmethod
+    def candidates(cls, program: Program, many: int = 1) -> Iterator[Self]:
+        """One, then a failure."""
+        for _ in range(many):
+            yield cls()
+        raise IndexError("index 3 is out of bounds")
+
+    def rewrite(self, edit: Editor) -> Effect:
+        return Effect.EXACT
+
+
+@dataclass(frozen=True)
+class Breaker(Rewrite):
+    """Leaves what does not run."""
+
+    name: ClassVar[str] = "breaker"
+
+    def rewrite(self, edit: Editor) -> Effect:
+        node, _ = next(edit.program.calls(nn.Linear))
+        edit.replace_module(str(node.target), nn.Linear(3, 10))
+        return Effect.LOSSY
+
+
+@dataclass(frozen=True)
+class Follower(Breaker):
+    """The same, where the structure analysis said so."""
+
+    name: ClassVar[str] = "follower"
+    follows_structure: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Prover(Rewrite):
+    """Promises what a reference that fails says."""
+
+    name: ClassVar[str] = "prover"
+
+    def rewrite(self, edit: Editor) -> Effect:
+        node, conv = next(edit.program.calls(nn.Conv2d))
+        edit.replace_module(str(node.target), conv)
+        edit.prove_equal_to(lambda _, inputs: torch.zeros(2) @ torch.zeros(3))
+        return Effect.LOSSY
+
+
+def test_candidates_that_fail_are_a_crash_of_the_pass():
+    found = Stumbler.candidates(program("Plain"), many=2)
+    assert [next(found), next(found)] == [Stumbler(), Stumbler()]
+    with pytest.raises(PassCrashedError, match=r"stumbler: its candidates crashed.*IndexError\('index 3") as caught:
+        next(found)
+    assert isinstance(caught.value.__cause__, IndexError)
+    with pytest.raises(SpecError, match=r"widen: candidates takes a fxsurgery\.Program, not a torch.nn.Linear"):
+        list(Widen.candidates(nn.Linear(2, 2)))  # type: ignore[arg-type]
+
+
+def test_what_does_not_run_is_an_error_of_the_pass_unless_it_follows_the_structure():
+    start = program("Plain")
+    with pytest.raises(VerifyError, match=r"breaker left a program that does not run: .*mat1 and mat2"):
+        Breaker()(start)
+    result = Follower()(start)
+    assert (result.program, result.changes, result.effect) == (start, 0, Effect.EXACT)
+    assert result.refusals[-1].reason.startswith("the smaller model would not run, or could not be verified: ")
+
+
+def test_a_reference_that_does_not_run_is_an_error_of_ours():
+    with pytest.raises(VerifyError, match="prover cannot be verified, its reference does not run: "):
+        Prover()(program("Plain"))

@@ -315,7 +315,7 @@ _REWRITES: dict[str, Callable[[_Site], None]] = {
         ("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split"),
         _pieces,
     ),
-    "getitem": _index,
+    **dict.fromkeys(("getitem", "setitem"), _index),
     "narrow": _narrow,
     "select": _select,
     "unflatten": _unflatten,

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fxsurgery.analysis.gating import GateSite, gate_plan
-from fxsurgery.analysis.reading import read_values
+from fxsurgery.analysis.reading import read_entering
 from fxsurgery.analysis.refit import NORMS, refit, scale_name
 from fxsurgery.analysis.structure import Mask, structure
 from fxsurgery.edit import Editor
@@ -83,8 +83,8 @@ def _first_norms(program: Program, producing: set[str]) -> set[fx.Node]:
 def leftovers(program: Program, silenced: Program, keep: Mask) -> list[Leftover]:
     """What the units that `keep` leaves out leave at each consumer, read off a run of `silenced`."""
     sites = [s for s in gate_plan(program).sites if not keep[s.ids].all()]
-    seen = read_values(silenced, {s.source.name for s in sites})
-    return [_leftover(site, seen[site.source.name], keep) for site in sites]
+    seen = read_entering(silenced, {s.node.name: s.source.name for s in sites})
+    return [_leftover(site, seen[site.node.name], keep) for site in sites]
 
 
 def _leftover(site: GateSite, value: Tensor, keep: Mask) -> Leftover:

@@ -99,7 +99,14 @@ def _source(node: fx.Node) -> fx.Node | None:
 def _mixes(program: Program, node: fx.Node) -> bool:
     if node.op == "call_module":
         return isinstance(program.module(node), MIXING_MODULES)
-    return node.op == "call_function" and node.target in MIXING_FUNCTIONS
+    if node.op != "call_function" or node.target not in MIXING_FUNCTIONS:
+        return False
+    # Groups that the graph computes may be the samples of the batch, and a gate vector has one batch's length.
+    return node.target is F.linear or not isinstance(_groups(node), fx.Node)
+
+
+def _groups(node: fx.Node) -> object:
+    return node.args[6] if len(node.args) > 6 else node.kwargs.get("groups")
 
 
 def insert_gates(edit: Editor, plan: GatePlan, gates: GateVector) -> fx.Node:

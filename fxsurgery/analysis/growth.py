@@ -18,12 +18,13 @@ from fxsurgery.analysis.atoms import Ids
 from fxsurgery.analysis.fact import fact
 from fxsurgery.analysis.gating import MIXING_FUNCTIONS
 from fxsurgery.analysis.labels import Labels
-from fxsurgery.analysis.refit import is_parametrized, is_weight_normed
+from fxsurgery.analysis.refit import is_computed, is_weight_normed
 from fxsurgery.analysis.resize import Shares, places, resize
 from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.structure import Counts, Structure, structure
 from fxsurgery.edit import Editor
 from fxsurgery.program import Program
+from fxsurgery.surgery import RUN_ERRORS, first_line
 
 NORMS = {"layer_norm", "rms_norm", "group_norm"}
 PRODUCTS = {"addmm": 2, "mm": 1, "matmul": 1}
@@ -113,7 +114,11 @@ def mixed_up(program: Program, counts: Counts) -> str | None:
     if _stand_in_rows(facts, counts):
         trial = Editor(program)
         resize(trial, facts, counts)
-        if not _kept_apart(program, structure(trial.finish("trial")), counts):
+        try:
+            after = structure(trial.finish("trial"))
+        except RUN_ERRORS as error:
+            return f"the wider model would not run: {first_line(error)}"
+        if not _kept_apart(program, after, counts):
             return "the copies of different channels would be mixed up: they meet in more than one order"
     return None
 
@@ -133,10 +138,12 @@ def _weight(program: Program, node: fx.Node, facts: Structure) -> tuple[nn.Param
 
 
 def _own_weight(module: nn.Module) -> tuple[nn.Parameter, int] | None:
+    if is_computed(module) and not is_weight_normed(module):
+        return None
     if isinstance(module, nn.RNNBase):
         # A second direction, or layer, weighs its inputs with another parameter.
         return None if module.bidirectional else (module.get_parameter("weight_ih_l0"), 1)
-    if not isinstance(module, (_ConvNd, nn.Linear)) or (is_parametrized(module) and not is_weight_normed(module)):
+    if not isinstance(module, (_ConvNd, nn.Linear)):
         return None
     name = "parametrizations.weight.original1" if is_weight_normed(module) else "weight"
     return module.get_parameter(name), 0 if isinstance(module, _ConvTransposeNd) else 1

@@ -1,6 +1,6 @@
 """What flows through a program: the values that some of its nodes give on its example inputs."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -20,24 +20,43 @@ def read_values(program: Program, names: Collection[str], *, training: bool = Fa
         training: run in train mode: norms take the statistics of the batch, dropout drops (the same every time).
     """
     graph_module = program.trainable_copy().train() if training else program.graph_module
-    reader = _Reader(graph_module, frozenset(names))
+    return _run(program, _Reader(graph_module, frozenset(names), {})).seen
+
+
+def read_entering(program: Program, readers: Mapping[str, str]) -> dict[str, Tensor]:
+    """What nodes read of others on the example inputs, each a copy of its own: as it is when they run.
+
+    That differs from what the other gave where a node between wrote into it.
+
+    Args:
+        program: it is left as it was.
+        readers: by name of a node, that of the node whose tensor it reads.
+    """
+    return _run(program, _Reader(program.graph_module, frozenset(), readers)).entered
+
+
+def _run(program: Program, reader: "_Reader") -> "_Reader":
     device = next((x.device for x in program.examples.tensors), torch.device("cpu"))
     with torch.no_grad(), seeded(0, device):
         reader.run(*program.examples.clone().leaves, enable_io_processing=False)
-    return reader.seen
+    return reader
 
 
 class _Reader(fx.Interpreter):
-    """Runs a graph and keeps what some nodes give."""
+    """Runs a graph and keeps what some nodes give, and what some read."""
 
-    def __init__(self, graph_module: fx.GraphModule, wanted: frozenset[str]) -> None:
+    def __init__(self, graph_module: fx.GraphModule, wanted: frozenset[str], readers: Mapping[str, str]) -> None:
         super().__init__(graph_module)
-        self._wanted = wanted
+        self._wanted, self._readers = wanted, readers
         self.seen: dict[str, Tensor] = {}
+        self.entered: dict[str, Tensor] = {}
 
     @override
     def run_node(self, n: fx.Node) -> Any:
         """Run a node; a wanted value is copied, as a later node may write into it."""
+        if n.name in self._readers:
+            source = next(i for i in n.all_input_nodes if i.name == self._readers[n.name])
+            self.entered[n.name] = self.env[source].detach().clone()
         result = super().run_node(n)
         if n.name in self._wanted:
             self.seen[n.name] = result.detach().clone()

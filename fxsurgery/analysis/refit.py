@@ -44,7 +44,7 @@ class Sizes:
 
 def is_resizable(module: nn.Module) -> bool:
     """Whether the tensors of a called module, if it has any, can be resized."""
-    if is_parametrized(module):
+    if is_computed(module):
         return is_weight_normed(module)
     is_bare = not (module._parameters or module._buffers or module._modules)  # noqa: SLF001
     return is_bare or isinstance(module, RESIZABLE) or not list(module.state_dict())
@@ -53,6 +53,16 @@ def is_resizable(module: nn.Module) -> bool:
 def is_parametrized(module: nn.Module) -> bool:
     """Whether some tensor of `module` is computed from others, as PyTorch's parametrizations have it."""
     return "parametrizations" in module._modules and parametrize.is_parametrized(module)  # noqa: SLF001 -- asked often
+
+
+def is_computed(module: nn.Module) -> bool:
+    """Whether a tensor of `module` is computed from others: by a parametrization, or by a hook before each call.
+
+    A hook (`torch.nn.utils.spectral_norm`, `torch.nn.utils.prune`) leaves it as a plain attribute, which none of
+    PyTorch's own layers has otherwise.
+    """
+    is_hooked = isinstance(module, RESIZABLE) and any(isinstance(value, Tensor) for value in vars(module).values())
+    return is_hooked or is_parametrized(module)
 
 
 def is_weight_normed(module: nn.Module) -> bool:

@@ -293,9 +293,11 @@ class _Walk(fx.Interpreter):
         if stencil is None and not any(part in name.lower() for part in (*RESAMPLING, "convtranspose")):
             return None
         before, now, layout = self.env[source], self.values[source], self.layouts[source]
-        channels = layout.channels() if old.shape[1] != new.shape[1] else None
-        if channels is None and old.shape[1] != new.shape[1]:
-            return None
+        channels = None
+        if old.shape[1] != new.shape[1]:
+            kept = (old.shape[1], new.shape[1]) == (before.shape[1], now.shape[1])
+            if not kept or (channels := layout.channels()) is None:
+                return None  # not kept: it adds or drops channels, as a pad of them does
         factors, axes = list[Tensor | None]([channels]), list[Any]([None])
         for dim in range(2, old.dim()):
             if (found := layout.axis(dim)) is None or (pair := found[0].axes[found[1]]) is None:

@@ -15,7 +15,7 @@ SIZED = {
 }  # fmt: skip
 """Functions and methods whose size arguments are rewritten, computed ones as well."""
 
-TUNED = {"scaled_dot_product_attention", "roll"}
+TUNED = {"scaled_dot_product_attention", "roll", "setitem"}
 """Functions with a constant that depends on a size, which is rewritten where it is written out."""
 
 HIDING = {

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from fxsurgery.analysis.pointwise import calls_of
-from fxsurgery.analysis.refit import is_parametrized
+from fxsurgery.analysis.refit import is_computed
 from fxsurgery.program import Program
 
 
@@ -11,7 +11,7 @@ def fixed(program: Program, path: str) -> str | None:
     """Why the module at `path` cannot be given other tensors for the one node that calls it; `None` if it can."""
     if reason := called_again(program, path):
         return reason
-    if is_parametrized(program.graph_module.get_submodule(path)):
+    if is_computed(program.graph_module.get_submodule(path)):
         return f"the weight of {path} is computed from other tensors"
     return shared(program, path)
 

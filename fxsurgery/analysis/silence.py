@@ -78,8 +78,12 @@ class _Silenced(fx.Interpreter):
 
         def sliced(read: fx.Node) -> Any:
             original = names.get(read.name)
-            if original is None or not isinstance(self.env[original], (Tensor, tuple, list)):
-                return self._after.number(original) if original else self._number(read)
+            if original is None:
+                return self._number(read)
+            if not isinstance(self.env[original], (Tensor, tuple, list)):
+                # One that stays is taken from this run, whose batch may be another.
+                stale = self._after.is_stale(original)
+                return self._after.number(original) if stale else self.env[original]
             return self._each(original, self.env[original], self._survivors)
 
         args, kwargs = fx.node.map_arg((twin.args, twin.kwargs), sliced)

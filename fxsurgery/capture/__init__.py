@@ -29,11 +29,13 @@ from fxsurgery.capture.symbolic import traced, traced_in_training, used_by
 from fxsurgery.capture.tracer import is_leaf
 from fxsurgery.errors import CaptureError, DataError, TrainOnlyError
 from fxsurgery.inputs import Inputs
+from fxsurgery.options import checked
 from fxsurgery.program import Program
 
 __all__ = ["capture", "guess_inputs"]
 
 
+@checked(CaptureError, example_kwargs=DataError)
 def capture(
     model: nn.Module,
     *example_inputs: Any,  # noqa: ANN401 -- whatever the model takes
@@ -63,6 +65,8 @@ def capture(
     inputs = Inputs(example_inputs, dict(example_kwargs or {}))
     if not inputs.tensors:
         raise DataError("no example inputs that are tensors: capture(model, x) wants what the model takes")
+    if any(x.layout is not torch.strided for x in inputs.tensors):
+        raise DataError("an example input is a sparse tensor, which cannot be copied and compared: give it dense")
     require_takeable(model)
     inputs = _ordered(model, inputs)
     if batch_dims is not None:

@@ -85,6 +85,11 @@ def _require_numbers(model: nn.Module) -> None:
         raise CaptureError(
             f"the model has tensors on the meta device (`{empty}`), which hold no numbers: load its weights first"
         )
+    if sparse := next((name for name, tensor in named if tensor.layout is not torch.strided), ""):
+        raise CaptureError(
+            f"the model holds the sparse tensor `{sparse}`, which cannot be copied and compared: keep it dense "
+            "with .to_dense()"
+        )
 
 
 def _require_names(model: nn.Module) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import onnx
 import torch
@@ -31,6 +31,7 @@ from fxsurgery.deploy.randomness import CPU, require_repeatable
 from fxsurgery.errors import ExportError
 from fxsurgery.files import require_plain
 from fxsurgery.inputs import Inputs
+from fxsurgery.options import FilePath, Range, checked
 from fxsurgery.seeding import seeded as seeded_states
 
 Exporter = Literal["auto", "dynamo", "legacy"]
@@ -75,14 +76,15 @@ _Writer = Callable[[nn.Module, Path, _Request], None]
 """Takes the model as `Flat`."""
 
 
+@checked(ExportError)
 @seeded_states(0, CPU)
 def export_onnx(  # noqa: PLR0913 -- what a user may want to say, each by name
     model: nn.Module,
     example_inputs: Sequence[Any],
-    path: str | Path,
+    path: FilePath,
     *,
     example_kwargs: Mapping[str, Any] | None = None,
-    opset: int | None = None,
+    opset: Annotated[int | None, Range(least=1, below=10**4)] = None,
     batch_dims: Statement = None,
     dynamic_batch: bool = True,
     exporter: Exporter = "auto",

@@ -4,7 +4,6 @@ A session's speed also depends on where its memory happens to lie: the same file
 for as long as it is loaded. So all the models are loaded anew several times, in random order.
 """
 
-import numbers
 import os
 import random
 import time
@@ -20,6 +19,7 @@ from fxsurgery.deploy.session import CPU
 from fxsurgery.deploy.stopwatch import Stopwatch
 from fxsurgery.errors import DeviceError
 from fxsurgery.inputs import Inputs
+from fxsurgery.options import check_fields
 
 FEWEST_ROUNDS = 3
 """Made after each loading, however short the time is."""
@@ -49,9 +49,7 @@ class Plan:
     loads: int = 5
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "warmup", "threads", "seed", "loads"):
-            _require_number(name, getattr(self, name), numbers.Integral, "a whole number")
-        _require_number("seconds", self.seconds, numbers.Real, "a number")
+        check_fields(self, DeviceError, name="latency")
         if min(self.rounds, self.threads, self.loads) < 1 or min(self.warmup, self.seed) < 0 or not self.seconds > 0:
             raise DeviceError(
                 f"rounds, threads, loads and seconds must be positive, and warmup and seed not negative: {self}"
@@ -71,12 +69,6 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _require_number(name: str, value: object, kind: type, wanted: str) -> None:
-    """Refuse an option that is no number of its kind."""
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise DeviceError(f"{name}={value!r} must be {wanted}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,6 +27,7 @@ from fxsurgery.deploy.session import CPU
 from fxsurgery.deploy.stopwatch import processor
 from fxsurgery.errors import DeviceError
 from fxsurgery.inputs import Inputs
+from fxsurgery.options import checked
 from fxsurgery.printable import lines
 
 CONTENDED_BELOW = 0.95
@@ -98,6 +99,7 @@ class LatencyReport:
         return lines(rows)
 
 
+@checked(DeviceError)
 def compare_latency(  # noqa: PLR0913 -- what a user may want to say, each by name
     models: Models,
     example_inputs: Sequence[Any],

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 
 from fxsurgery.errors import SpecError
+from fxsurgery.options import checked
 from fxsurgery.passes.add_conv_cell import AddConvCell
 from fxsurgery.passes.add_pool import AddPool
 from fxsurgery.passes.deepen import Deepen
@@ -45,6 +46,7 @@ PASSES: tuple[type[Rewrite], ...] = (
 ALL: dict[str, type[Rewrite]] = {p.name: p for p in PASSES}
 
 
+@checked(SpecError)
 def parse(spec: str) -> Rewrite:
     """The pass that `spec` names: `parse(str(p)) == p`. Nothing of `spec` is executed.
 
@@ -63,8 +65,11 @@ def parse(spec: str) -> Rewrite:
         return ALL[name](**{str(k.arg): ast.literal_eval(k.value) for k in call.keywords})
     except (SyntaxError, TypeError, ValueError) as error:
         raise SpecError(f"bad options in {spec!r}: {error}") from error
+    except (RecursionError, MemoryError) as error:
+        raise SpecError(f"options nested too deeply in {spec[:60]!r}...") from error
 
 
+@checked(SpecError)
 def replay(log: Iterable[str], program: Program) -> Program:
     """Apply the passes of a log, oldest first, to the program that it started from.
 

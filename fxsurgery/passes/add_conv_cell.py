@@ -20,7 +20,7 @@ CNN of a feed-forward network.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, fx, nn
@@ -45,6 +45,7 @@ from fxsurgery.analysis.signs import is_non_negative
 from fxsurgery.analysis.undoing import CONVOLUTIONS, undoing, without_statistics
 from fxsurgery.edit import Editor, Refusal
 from fxsurgery.errors import SpecError
+from fxsurgery.options import MOST_UNITS, Range, Seed
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite
 
@@ -60,13 +61,13 @@ class AddConvCell(Rewrite):
 
     after: str
     """The node of the map: (batch, channels, *positions)."""
-    channels: int | None = None
+    channels: Annotated[int | None, Range(most=MOST_UNITS)] = None
     """Of the cell's output; `None`: as many as the map has."""
     kind: Literal["average", "max", "none"] = "average"
     """Of the pool."""
     ceil: bool = False
     """Whether an odd last row and column has a window of its own."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the random filters."""
 
     @classmethod

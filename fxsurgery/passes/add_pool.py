@@ -31,6 +31,7 @@ from fxsurgery.analysis.reading import read_values
 from fxsurgery.analysis.reshaping import Change, Consequences, can_follow, follow
 from fxsurgery.edit import Editor, Refusal
 from fxsurgery.errors import SpecError
+from fxsurgery.options import Seed
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite
 
@@ -51,7 +52,7 @@ class AddPool(Rewrite):
     """Whether an odd last row and column has a window of its own."""
     weights: Choice = "structured"
     """What a dense layer keeps of the weights of a window."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the choice of random weights."""
 
     @classmethod

@@ -45,6 +45,9 @@ KEEPING = (
 STEPS = {"neg", "exp", "square", "sqrt", "erf", "sin", "cos"}
 """Functions that formulas are made of: rotary embeddings, attention, a GELU or a norm written out."""
 
+WIDEST = 127
+"""A larger kernel must see more than padding."""
+
 _SCALING = {"mul", "mul_", "imul"}
 _BY_CONSTANTS = {*_SCALING, "add", "add_", "iadd", "sub", "sub_", "isub", "rsub", "div", "div_", "truediv", "itruediv"}
 
@@ -86,6 +89,10 @@ class Deepen(Rewrite):
         if isinstance(site, str):
             edit.refuse(node, site)
             return Effect.EXACT
+        widest = 2 * max((*site.shape[2:], 1)) - 1
+        if not site.is_last and self.kernel > max(widest, WIDEST):
+            most = max(widest, WIDEST)
+            raise SpecError(f"kernel={self.kernel!r} is wider than what it can see of the map: say at most {most}")
         added = [_identity(site, self.kernel, bias=not _normed(self, site))]
         if _normed(self, site):
             if site.is_last and site.dims > 2:

@@ -11,7 +11,7 @@ its units. All begin at their largest, so the outputs stay as they are, and the 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from fxsurgery.elastic import (
     elastic_space,
 )
 from fxsurgery.errors import SpecError
+from fxsurgery.options import Range
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite, Trains
 
@@ -43,14 +44,15 @@ class Elasticise(Rewrite):
 
     name: ClassVar[str] = "elasticise"
     trains: ClassVar[Trains] = Trains.ALIKE
+    follows_structure: ClassVar[bool] = True
     widths: tuple[float, ...] = (0.5, 0.75, 1.0)
     """The share of its units that a channel group may keep; the whole is always one of them."""
-    align: int = 1
+    align: Annotated[int, Range(below=2**31)] = 1
     """Widths are multiples of this where layers allow it."""
     inner_only: bool = False
     """Leave the widths of residual streams alone."""
     depth: bool = True
-    shallowest: int = 1
+    shallowest: Annotated[int, Range(below=2**31)] = 1
     """The least number of blocks that a stage keeps; at 0 a block that stands alone can go as well."""
     kernel: bool = True
 

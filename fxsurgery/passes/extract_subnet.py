@@ -46,6 +46,7 @@ class ExtractSubnet(Rewrite):
     """The fields are those of `Subnet`; what they do not name is at its largest."""
 
     name: ClassVar[str] = "extract-subnet"
+    follows_structure: ClassVar[bool] = True
     trains: ClassVar[Trains] = Trains.ALIKE
     widths: Picks = ()
     depths: Picks = ()

@@ -33,6 +33,7 @@ class InsertGates(Rewrite):
 
     name: ClassVar[str] = "insert-gates"
     trains: ClassVar[Trains] = Trains.ALIKE
+    follows_structure: ClassVar[bool] = True
     residual: Literal["tied", "independent"] = "tied"
     """The gates of a residual stream: one a channel, or one a channel of each branch."""
 

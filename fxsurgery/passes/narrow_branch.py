@@ -31,6 +31,7 @@ class NarrowBranch(Rewrite):
     """Remove channels of branches, which are named by the node that gives them."""
 
     name: ClassVar[str] = "narrow-branch"
+    follows_structure: ClassVar[bool] = True
     drop: tuple[tuple[str, tuple[int, ...]], ...]
     """For each branch, by name, the channels to remove, as it has them now."""
 

@@ -22,6 +22,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from typing_extensions import override
 
 from fxsurgery.analysis.constants import Leftover, leftovers, scale_silenced
+from fxsurgery.analysis.gating import gate_plan
 from fxsurgery.analysis.importance import least_important
 from fxsurgery.analysis.provenance import Attention
 from fxsurgery.analysis.refit import refit, scale_name
@@ -40,6 +41,7 @@ class PruneChannels(Rewrite):
     """Remove units, named by channel group and position in it."""
 
     name: ClassVar[str] = "prune-channels"
+    follows_structure: ClassVar[bool] = True
     drop: tuple[tuple[str, tuple[int, ...]], ...]
     """For each channel group, by name, the positions of the units to remove."""
     leaves: Literal["nothing", "constant"] = "nothing"
@@ -109,6 +111,10 @@ def _fold(edit: Editor, keep: Mask) -> Reference | None:
     exact = not set(np.flatnonzero(~keep).tolist()) & structure(edit.program).inexact
     if not exact:
         edit.refuse("output", "a norm, mean or softmax runs over removed channels: nothing silenced equals the result")
+    removed = np.flatnonzero(~keep)
+    if not np.isin(removed, gate_plan(edit.program).units).all():
+        edit.refuse("output", "what removed channels leave is read by something else than a layer with a bias")
+        exact = False
     for left in leftovers(edit.program, reference, keep):
         if left.is_zero:
             continue

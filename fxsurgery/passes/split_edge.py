@@ -27,7 +27,7 @@ import math
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, fx, nn
@@ -42,6 +42,7 @@ from fxsurgery.analysis.reading import read_values
 from fxsurgery.analysis.signs import is_non_negative
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
+from fxsurgery.options import MOST_UNITS, Range, Seed
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite
 
@@ -62,15 +63,15 @@ class SplitEdge(Rewrite):
     """The node v (deepen) or v_j (widen): one that gives a feature map (batch, channels, height, width)."""
     source: str | None = None
     """The node v_i (widen)."""
-    ops: int = 3
+    ops: Annotated[int, Range(most=100)] = 3
     """How many operations are appended (deepen)."""
-    channels: int | None = None
+    channels: Annotated[int | None, Range(most=MOST_UNITS)] = None
     """Of the new node (widen); those of v_j, unless said."""
     size: tuple[int, int] | None = None
     """Height and width of the new node (widen); those of v_j, unless said."""
     zero: Literal["keep", "fresh"] = "keep"
     activation: Literal["before", "after"] = "before"
-    seed: int = 0
+    seed: Seed = 0
 
     @classmethod
     @override

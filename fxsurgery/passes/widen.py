@@ -26,6 +26,7 @@ from fxsurgery.analysis.singles import can_copy, copy, singles
 from fxsurgery.analysis.structure import ChannelGroup, Counts, structure
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
+from fxsurgery.options import MOST_UNITS, Seed
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite
 
@@ -35,10 +36,11 @@ class Widen(Rewrite):
     """Add units to channel groups, each a copy of one that is there."""
 
     name: ClassVar[str] = "widen"
+    follows_structure: ClassVar[bool] = True
     add: tuple[tuple[str, int], ...]
     """For each channel group, by name, how many units to add. A multiple of its size copies all equally often. Or
     for one layer of a single output, by path."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the choice of the units to copy, and of the shares."""
 
     @classmethod
@@ -84,8 +86,7 @@ class Widen(Rewrite):
         counts = np.ones(facts.size, np.int64)
         for name, more in self.add:
             group = facts.named(name)
-            if more < 1:
-                raise SpecError(f"{name}: {more} units to add; say 1 or more")
+            _require_few(name, more)
             for unit in _chosen(group, more, rng, growth(program).blocked):
                 counts[unit] += 1
         return counts
@@ -110,10 +111,16 @@ class Widen(Rewrite):
         (path, more), *others = self.add
         if others:
             raise SpecError(f"{path} or another of these layers has a single output: widen one in a pass")
-        if more < 1:
-            raise SpecError(f"{path}: {more} units to add; say 1 or more")
+        _require_few(path, more)
         if refusal := copy(edit, path, more, torch.Generator().manual_seed(self.seed)):
             edit.refuse(refusal.node, refusal.reason)
+
+
+def _require_few(name: str, more: int) -> None:
+    if more < 1:
+        raise SpecError(f"{name}: {more} units to add; say 1 or more")
+    if more > MOST_UNITS:
+        raise SpecError(f"{name}: {more:,} units to add; say at most {MOST_UNITS:,}")
 
 
 def _chosen(group: ChannelGroup, more: int, rng: random.Random, blocked: Container[int]) -> list[int]:

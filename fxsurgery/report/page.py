@@ -10,7 +10,9 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fxsurgery.deploy import LatencyReport
+from fxsurgery.errors import RunError
 from fxsurgery.files import write_whole
+from fxsurgery.options import checked
 from fxsurgery.printable import printable
 from fxsurgery.report import wording
 from fxsurgery.report.curves import curves, stages
@@ -34,6 +36,7 @@ SHOWN_SPEC = 200
 """Characters of a pass that are shown before it is unfolded."""
 
 
+@checked(RunError)
 def render(told: Told, *, latency: LatencyReport | None = None, title: str = "", date: str = "") -> str:
     """The page, the same for the same arguments.
 

@@ -11,24 +11,25 @@ mode, `L0 + lambda * sum(sigmoid(delta * s))` with a fixed lambda (Eq. 4) and no
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 import torch
-from typing_extensions import override
 
 from fxsurgery.analysis.cost import CostTerms, cost, cost_after, mac_terms, param_terms
 from fxsurgery.analysis.gating import GatePlan, gate_plan
 from fxsurgery.analysis.structure import Mask, structure
 from fxsurgery.budget import Budget
-from fxsurgery.errors import BudgetError, SurgeryError
+from fxsurgery.errors import BudgetError, StructureError
 from fxsurgery.gates import GateVector
+from fxsurgery.options import Range
 from fxsurgery.passes import InsertGates
 from fxsurgery.program import Program
 from fxsurgery.searchers.latency import LatencyLimit, hold
 from fxsurgery.searchers.session import Outcome, Session, Stage
-from fxsurgery.searchers.settings import Narrowing
+from fxsurgery.searchers.settings import Epochs, Narrowing
 from fxsurgery.searchers.steering import Limit, Steering
-from fxsurgery.searchers.widths import Scores, Space, alignment_note, evenly, project, pruning, space
+from fxsurgery.searchers.widths import Scores, Space, alignment_note, evenly, project, pruned, space
 from fxsurgery.training import Hooks, Recipe, constant, sgd
 
 TERMS: dict[str, Callable[[Program], CostTerms]] = {"macs": mac_terms, "params": param_terms}
@@ -43,18 +44,12 @@ class Dnal(Narrowing):
         SurgeryError: a setting has no meaning.
     """
 
-    penalty: float | None = None
+    penalty: Annotated[float | None, Range(least=0, said=": it would reward open gates; it must be at least 0")] = None
     """The paper's lambda, instead of a budget."""
     random: bool = False
     """The control: rank units at random instead of by gates; nothing else changes."""
-    architecture_epochs: float = 5
+    architecture_epochs: Epochs = 5
     """In which the gates are learned, all weights frozen."""
-
-    @override
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.penalty is not None and not self.penalty >= 0:
-            raise SurgeryError(f"penalty={self.penalty!r}: it would reward open gates; it must be at least 0")
 
 
 def search(program: Program, budget: Budget | None, config: Dnal, session: Session, *, trained: bool) -> Outcome:
@@ -80,16 +75,16 @@ def search(program: Program, budget: Budget | None, config: Dnal, session: Sessi
     def cut(limit: LatencyLimit | None) -> Program:
         nonlocal keep
         keep = _open(found, scores) if budget is None else project(found, scores, budget, limit)
-        return pruning(program, keep)(program).program
+        return pruned(program, keep)
 
     def finish(cut: Program, time: int) -> Program:
         nonlocal middle
         again = "" if time == 1 else f", time {time}"
         session.offered.clear()
-        pruned = session.recalibrated(cut)
-        middle = session.score(pruned, f"pruned{again}")
-        session.offer(pruned, middle)
-        tuned = session.trained(pruned, config, f"fine-tune{again}", config.finetune_epochs)
+        smaller = session.recalibrated(cut)
+        middle = session.score(smaller, f"pruned{again}")
+        session.offer(smaller, middle)
+        tuned = session.trained(smaller, config, f"fine-tune{again}", config.finetune_epochs)
         session.offer(tuned, session.score(tuned, f"fine-tuned{again}"))
         return session.best[1]
 
@@ -137,8 +132,10 @@ def _learn_gates(
 ) -> tuple[GatePlan, Scores, Scores]:
     """The architecture stage: each unit's logit and gate at its end."""
     plan = gate_plan(found.program)
-    gated = InsertGates()(found.program).program
-    model = gated.trainable_copy()
+    gated = InsertGates()(found.program)
+    if not gated.changes:
+        raise StructureError(f"no gates can be inserted: {gated.refusals[0].reason}. method='prune' needs none")
+    model = gated.program.trainable_copy()
     [vector] = [m for m in model.modules() if isinstance(m, GateVector)]
     vector.mode = "soft"
     movable = torch.from_numpy(np.isin(plan.units, found.units)).to(vector.logits)

@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Annotated, TypeAlias
 
 import numpy as np
 from torch import Tensor, nn
@@ -27,12 +28,16 @@ from fxsurgery.analysis.pooling import is_convolution
 from fxsurgery.analysis.singles import singles
 from fxsurgery.analysis.structure import structure
 from fxsurgery.errors import PassCrashedError, SurgeryError
+from fxsurgery.options import MOST_UNITS, Range, Share, check_fields
 from fxsurgery.passes import AddConvCell, Deepen, PruneChannels, RemoveLayer, SvdShrink, Widen
 from fxsurgery.program import Program
 from fxsurgery.surgery import Pass
 
 MOST_WORK = 2**33
 """Multiplications of a singular value decomposition that is worth it: about a second or two."""
+
+
+Units: TypeAlias = Annotated[int, Range(least=1, most=MOST_UNITS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,20 +48,16 @@ class Amounts:
         SurgeryError: a number has no meaning.
     """
 
-    channels: int = 3
+    channels: Units = 3
     """A move adds or removes so many channels, or the share of the width if that is more."""
-    units: int = 2
+    units: Units = 2
     """The same of units."""
-    share: float = 0.1
-    places: int = 8
+    share: Share = 0.1
+    places: Annotated[int, Range(least=1, most=10_000)] = 8
     """At most so many places for each operation; drawn at random where there are more."""
 
     def __post_init__(self) -> None:
-        for name in ("channels", "units", "places"):
-            if getattr(self, name) < 1:
-                raise SurgeryError(f"{name}={getattr(self, name)!r}: it must be at least 1")
-        if not 0 <= self.share <= 1:
-            raise SurgeryError(f"share={self.share!r} is a share of a width, from 0 to 1")
+        check_fields(self, SurgeryError)
 
     def step(self, least: int, width: int) -> int:
         """By how many a width changes."""

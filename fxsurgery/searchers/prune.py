@@ -12,22 +12,22 @@ analysed and its channels are ranked anew.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias, get_args
+from typing import Annotated, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
-from typing_extensions import override
 
 from fxsurgery.analysis.cost import cost
 from fxsurgery.analysis.importance import bn_gamma, magnitude, over_their_mean, taylor
 from fxsurgery.analysis.structure import structure
 from fxsurgery.budget import Budget
-from fxsurgery.errors import BudgetError, StructureError, SurgeryError
+from fxsurgery.errors import BudgetError, StructureError, TrainingError
+from fxsurgery.options import Count, Range
 from fxsurgery.program import Program
 from fxsurgery.searchers.latency import LatencyLimit, hold
 from fxsurgery.searchers.session import Outcome, Session, Stage
 from fxsurgery.searchers.settings import Narrowing
-from fxsurgery.searchers.widths import Scores, Space, alignment_note, evenly, project, pruning, space
+from fxsurgery.searchers.widths import Scores, Space, alignment_note, evenly, project, pruned, space
 from fxsurgery.training import Hooks, Recipe, StepInfo, constant, sgd
 
 Importance: TypeAlias = Literal["magnitude", "bn-gamma", "taylor", "random"]
@@ -46,30 +46,20 @@ class Prune(Narrowing):
 
     importance: Importance = "magnitude"
     """What units are ranked by: `magnitude`, `bn-gamma`, `taylor` or `random`."""
-    rounds: int = 1
+    rounds: Annotated[int, Range(least=1, most=1000)] = 1
     """In how many steps the budget is approached; 1 is one-shot."""
-    between: float = 0.5
+    between: Annotated[
+        float, Range(least=0, most=1, said=" is a share of the fine-tuning epochs: it must be from 0 to 1")
+    ] = 0.5
     """Of `finetune_epochs`, the share spent between the rounds, evenly; the rest follows the last one."""
     scope: Literal["global", "local"] = "global"
     """Rank the units of all groups against each other, or take the same share of each group."""
     normalize: bool = True
     """Globally, rank by importance over its mean in the group: see `fxsurgery.analysis.importance`."""
-    order: float = 1.0
+    order: Annotated[float, Range(above=0)] = 1.0
     """Of magnitude: the exponent of |w|."""
-    taylor_batches: int = 50
+    taylor_batches: Count = 50
     """Of Taylor: over how many steps of the training data its gradients are taken."""
-
-    @override
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.importance not in IMPORTANCES:
-            raise SurgeryError(f"importance={self.importance!r}: say one of {', '.join(IMPORTANCES)}")
-        if self.scope not in {"global", "local"}:
-            raise SurgeryError(f"scope={self.scope!r}: say 'global' or 'local'")
-        if self.rounds < 1 or self.taylor_batches < 1 or not self.order > 0:
-            raise SurgeryError("rounds and taylor_batches must be at least 1, order greater than 0")
-        if not 0 <= self.between <= 1:
-            raise SurgeryError(f"between={self.between!r} is a share of the fine-tuning epochs, from 0 to 1")
 
 
 def search(program: Program, budget: Budget | None, config: Prune, session: Session, *, trained: bool) -> Outcome:
@@ -90,21 +80,21 @@ def search(program: Program, budget: Budget | None, config: Prune, session: Sess
     current, notes = program, (*alignment_note(found), *_left_out(found, config))
     *approach, last = _approach(program, budget, config, session)
     for number, goal in enumerate(approach, 1):
-        pruned = session.recalibrated(_cutter(current, goal, config, session, number)(goal.latency))
-        middle = session.score(pruned, _named("pruned", number, config))
-        current = session.trained(pruned, config, _named("fine-tune", number, config), _epochs(number, config))
+        smaller = session.recalibrated(_cutter(current, goal, config, session, number)(goal.latency))
+        middle = session.score(smaller, _named("pruned", number, config))
+        current = session.trained(smaller, config, _named("fine-tune", number, config), _epochs(number, config))
         session.score(current, _named("fine-tuned", number, config))
 
     def finish(cut: Program, time: int) -> Program:
         nonlocal middle
         again = "" if time == 1 else f", time {time}"
         session.offered.clear()
-        pruned = session.recalibrated(cut)
-        middle = session.score(pruned, _named("pruned", config.rounds, config) + again)
+        smaller = session.recalibrated(cut)
+        middle = session.score(smaller, _named("pruned", config.rounds, config) + again)
         epochs = _epochs(config.rounds, config)
-        tuned = session.trained(pruned, config, _named("fine-tune", config.rounds, config) + again, epochs)
+        tuned = session.trained(smaller, config, _named("fine-tune", config.rounds, config) + again, epochs)
         after = session.score(tuned, _named("fine-tuned", config.rounds, config) + again)
-        session.offer(pruned, middle)
+        session.offer(smaller, middle)
         session.offer(tuned, after)
         return session.best[1]
 
@@ -209,6 +199,7 @@ def _cutter(
 
 def _cut(program: Program, goal: _Goal, config: Prune, scores: Scores) -> Program:
     """The program pruned to a goal."""
+    _require_finite(program, scores, config)
     if _within(program, goal):
         return program
     found = widths(program, config)
@@ -216,7 +207,7 @@ def _cut(program: Program, goal: _Goal, config: Prune, scores: Scores) -> Progra
         scores = evenly(found, scores)
     elif config.normalize:
         scores = over_their_mean(scores, [c.group for c in found.choices])
-    return pruning(program, project(found, scores, goal.budget, goal.latency))(program).program
+    return pruned(program, project(found, scores, goal.budget, goal.latency))
 
 
 def _within(program: Program, goal: _Goal) -> bool:
@@ -232,6 +223,16 @@ def _scores(program: Program, config: Prune, session: Session, number: int) -> S
     if config.importance == "taylor":
         return _taylor(program, config, session, number)
     return np.random.default_rng((session.seed, number)).random(structure(program).size)
+
+
+def _require_finite(program: Program, scores: Scores, config: Prune) -> None:
+    """Refuse a ranking by importances that are not finite."""
+    kept = widths(program, config).choices
+    if wrong := [c.group.name for c in kept if not np.isfinite(scores[c.group.units]).all()]:
+        raise TrainingError(
+            f"the {config.importance} importance of the channels of {', '.join(wrong[:3])} is not finite: do gradients "
+            "or powers of the weights overflow? Take another importance, or a lower order"
+        )
 
 
 def _taylor(program: Program, config: Prune, session: Session, number: int) -> Scores:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from fxsurgery.budget import LatencyEstimate, Spend
-from fxsurgery.errors import SavingError
+from fxsurgery.errors import SavingError, TrainingError
 from fxsurgery.files import writing
 from fxsurgery.program import Program
 from fxsurgery.saving import save_program
@@ -43,6 +43,9 @@ from fxsurgery.training.batches import Loader
 from fxsurgery.training.leader import from_first
 from fxsurgery.training.schema import is_score
 from fxsurgery.training.snapshot import Keeper
+
+REFERENCES = ("original", "trained")
+"""What the scores that all others are compared with are called."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,8 +175,24 @@ class Session:
     def score(self, program: Program, what: str) -> Score:
         """The validation score of a program; reported as `what`."""
         score = self.scored(program, f"score of {what}")
+        self._watch(score, what)
         self.trainer.progress.note(f"{what}: validation {self.task.metric_name} {score.metric:.4f}")
         return score
+
+    def _watch(self, score: Score, what: str) -> None:
+        """Refuse a metric that cannot tell programs apart; note one, or a loss, that is not finite later on."""
+        name = self.task.metric_name
+        if math.isnan(score.metric) and what in REFERENCES:
+            if self.task.metric is None:
+                raise TrainingError(f"the loss is {score.loss} on val_data for the {what} model")
+            raise TrainingError(
+                f"the validation {name} of the {what} model is not a number (NaN), so nothing can be compared with it: "
+                f"see what the metric gives on val_data (its loss there is {score.loss:.4g})"
+            )
+        if not math.isfinite(score.metric):
+            self.notes.append(f"the validation {name} of {what} is not finite: {score.metric}")
+        elif not math.isfinite(score.loss):
+            self.notes.append(f"the validation loss of {what} is not finite: {score.loss}")
 
     def scored(self, program: Program, name: str, data: Loader | None = None) -> Score:
         """The score of a program on `data`, the validation data unless said; as it was before a kill."""
@@ -260,6 +279,8 @@ class Session:
     ) -> Outcome:
         """The search's end: of what was offered, the best on validation data."""
         after, program = self.best
+        if math.isnan(after.metric):
+            raise TrainingError(f"the validation {self.task.metric_name} is not a number (NaN) for any network")
         if program is not self.offered[-1][1]:
             last = self.offered[-1][0].metric
             name = self.task.metric_name

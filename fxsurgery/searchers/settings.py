@@ -1,12 +1,17 @@
 """The settings that methods share."""
 
-import math
-from dataclasses import dataclass, fields
-
-from typing_extensions import override
+from dataclasses import dataclass
+from typing import Annotated, TypeAlias
 
 from fxsurgery.errors import SurgeryError
+from fxsurgery.options import Count, Range, check_fields
 from fxsurgery.training import MAX_STEPS, MIN_STEPS, OptimizerFactory, sgd
+
+Epochs: TypeAlias = Annotated[float, Range(least=0, below=10**18)]
+"""Passes over the training data; 0 leaves the stage out."""
+Steps: TypeAlias = Annotated[int, Range(least=0, below=2**63)]
+Rate: TypeAlias = Annotated[float, Range(above=0)]
+OptionalRate: TypeAlias = Annotated[float | None, Range(above=0)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,43 +25,33 @@ class Settings:
         SurgeryError: a setting has no meaning.
     """
 
-    weights_epochs: float = 20
+    weights_epochs: Epochs = 20
     """Of a network that is not trained yet."""
-    finetune_epochs: float = 15
+    finetune_epochs: Epochs = 15
     """After the surgery."""
-    fewest_steps: int = MIN_STEPS
+    fewest_steps: Steps = MIN_STEPS
     """No stage that has epochs is shorter, however little data there is."""
-    most_steps: int = MAX_STEPS
+    most_steps: Annotated[int, Range(least=1, below=2**63)] = MAX_STEPS
     """No stage is longer."""
-    learning_rate: float = 0.05
+    learning_rate: Rate = 0.05
     """The peak of the weights stage and of the fine-tune stage."""
-    momentum: float = 0.9
+    momentum: Annotated[float, Range(least=0, below=1)] = 0.9
     """Of SGD in these stages."""
-    weight_decay: float = 1e-4
+    weight_decay: Annotated[float, Range(least=0)] = 1e-4
     """Of SGD in these stages."""
     optimizer: OptimizerFactory | None = None
     """Takes parameters; used for the weights and fine-tune stages instead of SGD."""
-    gradient_clip: float | None = None
+    gradient_clip: OptionalRate = None
     """Largest norm of all gradients together in these stages; unless said 1 without data, where an output holds other
     values than class scores, else none."""
 
     def __post_init__(self) -> None:
-        at_least = {"most_steps": 1, "fewest_steps": 0, "weight_decay": 0}
-        at_least |= {f.name: 0 for f in fields(self) if f.name.endswith("_epochs")}
-        if not 0 <= self.momentum < 1:
-            raise SurgeryError(f"momentum={self.momentum!r}: it must be at least 0 and less than 1")
-        for name, least in at_least.items():
-            if not math.inf > getattr(self, name) >= least:
-                raise SurgeryError(f"{name}={getattr(self, name)!r}: it must be at least {least}")
-        if not self.learning_rate > 0:
-            raise SurgeryError(f"learning_rate={self.learning_rate!r}: it must be greater than 0")
-        if self.gradient_clip is not None and not self.gradient_clip > 0:
-            raise SurgeryError(f"gradient_clip={self.gradient_clip!r}: it must be greater than 0")
-        if not callable(self.optimizer or sgd):
+        if self.optimizer is not None and not callable(self.optimizer):
             raise SurgeryError(
                 "optimizer must be a function of the parameters, such as fxsurgery.training.adamw(1e-3), "
                 f"not a {type(self.optimizer).__name__}"
             )
+        check_fields(self, SurgeryError, name="")
 
     @property
     def own_optimizer(self) -> OptimizerFactory:
@@ -68,13 +63,7 @@ class Settings:
 class Narrowing(Settings):
     """What methods that make widths smaller have in common."""
 
-    align: int = 8
+    align: Count = 8
     """Widths are multiples of this."""
     inner_only: bool = False
     """Leave residual streams at full width and prune inside the branches alone."""
-
-    @override
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.align >= 1:
-            raise SurgeryError(f"align={self.align!r}: it must be at least 1")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fxsurgery.analysis.cost import cost, cost_after
 from fxsurgery.analysis.elastic_widths import aligned_step, elastic_groups, residual_streams
+from fxsurgery.analysis.removable import unremovable, unremovable_notes
 from fxsurgery.analysis.structure import ChannelGroup, Mask, structure
 from fxsurgery.budget import Budget, Cost
 from fxsurgery.errors import BudgetError, StructureError
@@ -67,7 +68,7 @@ class Space:
 
     def smallest_program(self) -> Program:
         """The program with every width at its least."""
-        return pruning(self.program, self._least())(self.program).program
+        return pruned(self.program, self._least())
 
     def _least(self) -> Mask:
         """What stays at the least widths, one unit at least of each tensor."""
@@ -139,6 +140,8 @@ def space(program: Program, *, align: int = 8, inner_only: bool = False, exact: 
     streams = residual_streams(program) if inner_only else frozenset[int]()
     choices, unaligned = list[Choice](), list[str]()
     for group in elastic_groups(program) if exact else facts.groups:
+        if group.name in unremovable(program):
+            continue
         if not streams.isdisjoint(group.units.tolist()):
             continue
         step = aligned_step(facts, group, align)
@@ -165,9 +168,9 @@ def _counts(size: int, step: int) -> tuple[int, ...]:
 
 
 def _why_nothing(program: Program, align: int, *, exact: bool) -> str:
-    facts = structure(program)
-    free = elastic_groups(program) if exact else facts.groups
-    if facts.groups and not free:
+    facts, failures = structure(program), unremovable(program)
+    free = [g for g in (elastic_groups(program) if exact else facts.groups) if g.name not in failures]
+    if len(facts.groups) > len(failures) and not free:
         names = ", ".join(g.name for g in facts.groups[:5])
         return (
             f"no gate can stand for the channels of {names}: a norm or softmax runs over them, a recurrent layer "
@@ -177,6 +180,8 @@ def _why_nothing(program: Program, align: int, *, exact: bool) -> str:
     if free:
         narrow = ", ".join(f"{g.name} ({len(g.units)})" for g in free[:5])
         return f"no channel can be removed in multiples of {align}: {narrow}. Pass a smaller align"
+    if failures:
+        return f"no channel can be removed: {'; '.join(unremovable_notes(program))}"
     tally = dict[str, int]()
     for freeze in facts.freezes:
         tally[f"{freeze.op} at {freeze.node}"] = tally.get(f"{freeze.op} at {freeze.node}", 0) + freeze.count
@@ -224,7 +229,7 @@ def _cut(found: Space, blocks: list[Block], budget: Budget, latency: LatencyLimi
         keep = mask(gone)
         if latency is None or facts.emptied(keep):
             return True
-        return latency.holds(pruning(found.program, keep)(found.program).program)
+        return latency.holds(pruned(found.program, keep))
 
     count = _fewest(0, len(blocks), lambda n: fits(blocks[:n]))
     if latency is not None:
@@ -274,6 +279,18 @@ def pruning(program: Program, keep: Mask) -> PruneChannels:
         if not keep[group.units].all()
     ]
     return PruneChannels(tuple(drop))
+
+
+def pruned(program: Program, keep: Mask) -> Program:
+    """The program with the ids of `keep` alone.
+
+    Raises:
+        StructureError: the model would not run without the others.
+    """
+    result = pruning(program, keep)(program)
+    if not result.changes and not keep.all():
+        raise StructureError(f"the widths chosen cannot be cut: {result.refusals[0].reason}")
+    return result.program
 
 
 def alignment_note(found: Space) -> tuple[str, ...]:

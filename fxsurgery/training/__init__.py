@@ -11,6 +11,7 @@ from fxsurgery.training.progress import Progress
 from fxsurgery.training.recipe import (
     MAX_STEPS,
     MIN_STEPS,
+    Accumulate,
     MixedPrecision,
     OptimizerFactory,
     Recipe,
@@ -30,6 +31,7 @@ from fxsurgery.training.task import Task
 __all__ = [
     "MAX_STEPS",
     "MIN_STEPS",
+    "Accumulate",
     "Amount",
     "FitReport",
     "Hooks",

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
 from typing_extensions import override
 
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs, tensors_in
+from fxsurgery.options import Count, checked
 from fxsurgery.seeding import mix
 
 Loader: TypeAlias = DataLoader[Any]
@@ -67,7 +68,8 @@ class Batches(Sampler[list[int]]):
         return math.ceil(self.samples / self.batch_size)
 
 
-def loader_of(data: object, batch_size: int, seed: int | None, name: str) -> Loader:
+@checked(DataError)
+def loader_of(data: object, batch_size: Count, seed: int | None, name: str) -> Loader:
     """A loader of `data`; shuffled when a seed is given. A `DataLoader` is taken as it is.
 
     Args:
@@ -79,8 +81,6 @@ def loader_of(data: object, batch_size: int, seed: int | None, name: str) -> Loa
     Raises:
         DataError: it is none of these, has no samples, or its arrays differ in length.
     """
-    if batch_size < 1:
-        raise DataError(f"batch_size={batch_size}: it must be at least 1")
     if isinstance(data, DataLoader):
         return data
     if isinstance(data, IterableDataset):
@@ -89,11 +89,15 @@ def loader_of(data: object, batch_size: int, seed: int | None, name: str) -> Loa
         arrays = Arrays(_tensors(data, name))
         return DataLoader(arrays, batch_sampler=_order(arrays, batch_size, seed, name), collate_fn=_as_is)
     if isinstance(data, Dataset):
-        return DataLoader(data, batch_sampler=_order(data, batch_size, seed, name))
+        return DataLoader(data, batch_sampler=_order(data, batch_size, seed, name), collate_fn=_Collate(name))
     raise DataError(
         f"{name} must be a DataLoader, a Dataset, or a tuple of tensors (inputs, target) or a dict of them, "
         f"not {describe(data)}"
     )
+
+
+_NUMBERS = "biufc"
+"""The kinds of numpy's types that are numbers."""
 
 
 def _order(data: object, batch_size: int, seed: int | None, name: str) -> Batches:
@@ -102,6 +106,23 @@ def _order(data: object, batch_size: int, seed: int | None, name: str) -> Batche
     if not len(data):
         raise DataError(f"{name} has no samples")
     return Batches(len(data), batch_size, seed)
+
+
+@dataclass(frozen=True)
+class _Collate:
+    """PyTorch's way of making a batch of samples, with an error that names the data."""
+
+    name: str
+
+    def __call__(self, samples: list[Any]) -> Any:  # noqa: ANN401
+        try:
+            return default_collate(samples)
+        except (TypeError, RuntimeError, ValueError, KeyError) as error:
+            shown = ", ".join(map(describe, samples[:2]))
+            raise DataError(
+                f"{self.name}: its samples cannot be made into a batch, as from {shown}: {error}; give a DataLoader "
+                "with a collate_fn"
+            ) from error
 
 
 def _as_is(batch: Any) -> Any:  # noqa: ANN401
@@ -119,6 +140,12 @@ def _tensors(data: tuple[Any, ...] | list[Any] | Mapping[str, Any], name: str) -
             f"{name} must hold tensors or arrays of samples, not {describe(wrong[0])}; "
             "several inputs go as (a, b, y) or as a dict, a list of batches or samples in a DataLoader"
         )
+    if any(isinstance(x, Tensor) and (x.is_nested or x.is_meta or x.layout is not torch.strided) for x in arrays):
+        raise DataError(
+            f"{name} holds a sparse, nested or meta tensor, of which no batches can be drawn: give it dense"
+        )
+    if odd := [x for x in arrays if isinstance(x, np.ndarray) and x.dtype.kind not in _NUMBERS]:
+        raise DataError(f"{name} must hold numbers, not an array of type {odd[0].dtype}; encode it as numbers first")
     if len({len(x) for x in arrays}) > 1:
         raise DataError(f"{name} holds different numbers of samples: {describe(data)}")
     return _plain(data)

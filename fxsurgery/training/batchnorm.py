@@ -11,10 +11,12 @@ from accelerate.utils import send_to_device
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fxsurgery.errors import DataError
 from fxsurgery.training.batches import epoch_of
 from fxsurgery.training.borrowing import borrowed
 from fxsurgery.training.calls import predict
 from fxsurgery.training.device import Device
+from fxsurgery.training.finite import not_finite, wrong_values
 from fxsurgery.training.randomness import repeatable
 from fxsurgery.training.task import Task
 
@@ -33,7 +35,7 @@ def recalibrate(model: nn.Module, task: Task, *, batches: int = 100, seed: int =
         How many norms were re-estimated. Without any, no data are read.
 
     Raises:
-        DataError: there is no batch, or the model cannot take it.
+        DataError: there is no batch, the model cannot take it, or the statistics come out not finite.
         DeviceError: there is no such device, or it is out of memory.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
@@ -42,6 +44,7 @@ def recalibrate(model: nn.Module, task: Task, *, batches: int = 100, seed: int =
     momenta = [norm.momentum for norm in norms]
     with borrowed(model, device) as there, repeatable(task.train_data, seed, there) as source, torch.no_grad():
         model.eval()
+        wrong: str | None = None
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None
@@ -50,7 +53,11 @@ def recalibrate(model: nn.Module, task: Task, *, batches: int = 100, seed: int =
             for drawn in islice(epoch_of(source, 0, "train_data", task.samples), batches):
                 inputs, _ = task.take_apart(send_to_device(drawn.batch, there))
                 predict(model, inputs)
+                wrong = wrong or wrong_values((inputs.args, inputs.kwargs))
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
+    if broken := [name for name in not_finite(model) if name.endswith(("running_mean", "running_var"))]:
+        why = f"since of train_data {wrong}; clean the data" if wrong else "though the inputs are; the model overflows"
+        raise DataError(f"the re-estimated statistics {', '.join(broken[:3])} are not finite, {why}")
     return len(norms)

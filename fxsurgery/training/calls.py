@@ -104,7 +104,7 @@ def loss_of(task: Task, output: Any, target: Any) -> Tensor:  # noqa: ANN401
         given: object = loss(_readable(output), target)
     terms = _terms(given)
     tensors = [term for term in terms.values() if isinstance(term, Tensor)]
-    if not tensors or any(isinstance(t, Tensor) and t.numel() != 1 for t in terms.values()):
+    if not tensors or any(isinstance(t, Tensor) and (t.numel() != 1 or t.is_complex()) for t in terms.values()):
         raise TrainingError(
             "the loss must give a scalar tensor, the mean over the batch, or several in a dict or a tuple, which are "
             f"summed; it gave {describe(given)}"

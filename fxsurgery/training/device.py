@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, DistributedType, GradientState, PartialState
 
 from fxsurgery.errors import DeviceError
+from fxsurgery.options import checked
 
 Device = str | torch.device | None
 
@@ -19,6 +20,7 @@ SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULT
 _SECONDS_TO_LET_GO = 0.5
 
 
+@checked(DeviceError)
 def resolve(device: Device) -> torch.device:
     """The device of that name, checked to be there; `None` is the GPU where there is one.
 
@@ -34,6 +36,16 @@ def resolve(device: Device) -> torch.device:
         there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
         raise DeviceError(f"device {str(device)!r} is not there; this machine has: {there}") from error
     return wanted
+
+
+def require_real(device: torch.device) -> None:
+    """Refuse the device of tensors without numbers.
+
+    Raises:
+        DeviceError: it is `meta`.
+    """
+    if device.type == "meta":
+        raise DeviceError("device 'meta' holds no numbers and cannot train: use 'cpu' or 'cuda'")
 
 
 def processes() -> int:
@@ -73,6 +85,7 @@ def accelerated(
         yield device, device.device
         return
     target = resolve(device)
+    require_real(target)
     with _own_accelerate_state(target):
         try:
             accelerator = Accelerator(

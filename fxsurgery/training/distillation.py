@@ -24,6 +24,7 @@ from fxsurgery.training.batches import describe_inputs, loader_of
 from fxsurgery.training.borrowing import borrowed
 from fxsurgery.training.calls import predict
 from fxsurgery.training.device import Device
+from fxsurgery.training.finite import wrong_values
 from fxsurgery.training.task import Task
 
 SCORES = ("logits", "out")
@@ -168,11 +169,17 @@ def distilled_task(  # noqa: PLR0913 -- each by name
         on: what the inputs are, for the metric's name.
 
     Raises:
-        DataError: the inputs are empty or do not fit the program, or it has no output that can be learned.
+        DataError: the inputs are empty or do not fit the program, or it has no output that can be learned, or one
+            that is not finite.
     """
     kinds = outputs_of(program, classes=classes)
     train_inputs, val_inputs = (_as_captured(program, inputs) for inputs in (train_inputs, val_inputs))
     train, val = (_answered(program, inputs, kinds, batch_size, device) for inputs in (train_inputs, val_inputs))
+    for name, (_, answers) in (("train_inputs", train), ("val_inputs", val)):
+        if wrong := wrong_values(answers):
+            raise DataError(
+                f"{name}: the original's outputs on them cannot be learned: {wrong}; do its weights overflow?"
+            )
     likeness = Likeness(tuple(_measured(kind, answer) for kind, answer in zip(kinds, train[1].values(), strict=True)))
     return Task(
         loader_of(train, batch_size, seed, "train_inputs"),

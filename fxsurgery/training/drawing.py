@@ -45,6 +45,8 @@ class Portion:
     share: Share
     whole: bool
     """Whether `batch` is the whole one, of which the rows are still to be taken."""
+    number: int = 0
+    """Of the batch in its epoch, from 0."""
 
 
 class Stream:
@@ -123,11 +125,11 @@ class Stream:
         self._batches = self._own_rows(epoch) if self._split else self._whole(epoch)
 
     def _whole(self, epoch: int) -> Iterator[Portion]:
-        for drawn in epoch_of(self._loader, epoch, "train_data", self._size_of):
+        for number, drawn in enumerate(epoch_of(self._loader, epoch, "train_data", self._size_of)):
             if not self._compared:
                 self._compare(drawn.batch)
             share = self._sharing.share(drawn.samples)
-            yield Portion(epoch, drawn.batch, drawn.samples, share, whole=self._sharing.world > 1)
+            yield Portion(epoch, drawn.batch, drawn.samples, share, whole=self._sharing.world > 1, number=number)
 
     def _compare(self, batch: object) -> None:
         """Make sure, once, that the processes draw the same: rows of another batch would be learned twice or never."""
@@ -143,9 +145,9 @@ class Stream:
     def _own_rows(self, epoch: int) -> Iterator[Portion]:
         self._sizes.clear()
         set_epoch(self._loader, epoch)
-        for batch in self._loader:
+        for number, batch in enumerate(self._loader):
             samples = self._sizes.popleft()
-            yield Portion(epoch, batch, samples, self._sharing.share(samples), whole=False)
+            yield Portion(epoch, batch, samples, self._sharing.share(samples), whole=False, number=number)
 
 
 def _refuse_parted(loader: Loader) -> None:

@@ -1,5 +1,6 @@
 """Score a model on data, leaving it as it is."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from fxsurgery.training.batches import Loader, ending, has_length, set_epoch
 from fxsurgery.training.borrowing import borrowed
 from fxsurgery.training.calls import predict
 from fxsurgery.training.device import Device
+from fxsurgery.training.finite import wrong_values
 from fxsurgery.training.meter import Meter
 from fxsurgery.training.randomness import repeatable
 from fxsurgery.training.task import Task
@@ -43,7 +45,8 @@ def evaluate(model: nn.Module, task: Task, data: Loader | None = None, *, device
         device: where; `None` is where the model is.
 
     Raises:
-        DataError: there is no batch, or it does not fit the model, the loss or the metric; or there is no end of them.
+        DataError: there is no batch, or no end of them; or one does not fit the model, the loss or the metric, or
+            holds values that are not finite and make the loss so.
         TrainingError: the loss is not a scalar.
         DeviceError: there is no such device, or it is out of memory.
     """
@@ -52,7 +55,13 @@ def evaluate(model: nn.Module, task: Task, data: Loader | None = None, *, device
         model.eval()
         set_epoch(source, 0)
         most = task.val_batches if loader is task.val_data else None
-        return _score(model, task, ending(source, most, "the data to evaluate on"), there)
+        return _score(model, task, ending(source, most, "the data to evaluate on"), there, _named(task, data))
+
+
+def _named(task: Task, data: Loader | None) -> str:
+    """What messages call the data."""
+    known = {"val_data": task.val_data, "test_data": task.test_data, "train_data": task.train_data}
+    return "val_data" if data is None else next((name for name, own in known.items() if own is data), "the data")
 
 
 def require_ends(task: Task) -> None:
@@ -70,12 +79,14 @@ def require_ends(task: Task) -> None:
                 pass
 
 
-def _score(model: nn.Module, task: Task, batches: Iterable[Any], device: torch.device) -> Score:
+def _score(model: nn.Module, task: Task, batches: Iterable[Any], device: torch.device, name: str) -> Score:
     meter = Meter(task, device)
-    for batch in batches:
+    for number, batch in enumerate(batches):
         inputs, target = task.take_apart(send_to_device(batch, device))
         output = predict(model, inputs)
-        meter.add(output, target, task.count(inputs, target, output))
+        loss = meter.add(output, target, task.count(inputs, target, output))
+        if not math.isfinite(loss) and (wrong := wrong_values(batch)):
+            raise DataError(f"{name}: the loss of batch {number} is {loss}, since {wrong}; clean the data")
     if not meter.samples:
         raise DataError("the data to evaluate on is empty: it gives no batch")
     figures = meter.figures()

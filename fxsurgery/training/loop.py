@@ -23,6 +23,7 @@ from fxsurgery.training.borrowing import borrowed, training_only
 from fxsurgery.training.device import Device, accelerated
 from fxsurgery.training.drawing import Stream
 from fxsurgery.training.evaluate import Score, evaluate
+from fxsurgery.training.finite import not_finite
 from fxsurgery.training.progress import Progress, Standing
 from fxsurgery.training.randomness import random_states, set_random_states
 from fxsurgery.training.recipe import Recipe
@@ -191,8 +192,7 @@ class _Training:
 
     def _require_finite(self) -> None:
         """What the last step did shows in no loss any more."""
-        wrong = [n for n, p in self.stepper.model.named_parameters() if p.requires_grad and not p.isfinite().all()]
-        if wrong:
+        if wrong := not_finite(self.stepper.model):
             raise DivergedError(
                 f"stage {self.stepper.stage!r}: {', '.join(wrong[:3])} ended with values that are not finite; lower "
                 "the learning rate, or set gradient_clip=1.0 (of the settings or of Recipe)"

@@ -29,8 +29,8 @@ class Meter:
         self._means: Mapping[str, _Mean] = defaultdict(_Mean)
         self._counting = task.counting
 
-    def add(self, output: Any, target: Any, samples: int) -> None:  # noqa: ANN401
-        """Take a batch of so many samples into account.
+    def add(self, output: Any, target: Any, samples: int) -> float:  # noqa: ANN401
+        """Take a batch of so many samples into account; its loss.
 
         Raises:
             DataError: loss or metric cannot take it.
@@ -43,11 +43,12 @@ class Meter:
         self._loss.add(loss, weight)
         if self._accumulating is not None:
             update(self._accumulating, self.task, output, target)
-            return
+            return loss
         if self.task.metric is not None:
             weight = counted if self.task.metric is accuracy else samples
         for name, value in figures_of(self.task, output, target, loss).items():
             self._means[name].add(value, weight)
+        return loss
 
     def _weights(self, target: Any, samples: int) -> tuple[float, float]:  # noqa: ANN401
         """The targets of a batch that count, and what its loss weighs; its samples where the loss counts none."""

@@ -4,13 +4,14 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from fxsurgery.errors import TrainingError
+from fxsurgery.options import Range, check_fields, checked
 from fxsurgery.training.batches import count
 from fxsurgery.training.randomness import repeatable
 from fxsurgery.training.task import Task
@@ -19,11 +20,21 @@ OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
 Schedule: TypeAlias = Callable[[float], float]
 """Factor of the learning rate when that share of the training, 0 to 1, is over."""
 MixedPrecision: TypeAlias = Literal["no", "bf16", "fp16"]
+Accumulate: TypeAlias = Annotated[int, Range(least=1, below=2**31, said=": a step takes at least 1 batch")]
+"""Batches of one optimizer step."""
 MIN_STEPS, MAX_STEPS = 200, 20_000
+_NotNegative: TypeAlias = Annotated[float, Range(least=0)]
+_Rate: TypeAlias = Annotated[float, Range(least=0, infinite=True)]
 
 
+@checked(TrainingError)
 def sgd(
-    lr: float, *, momentum: float = 0.9, weight_decay: float = 0.0, nesterov: bool = False, decay_norms: bool = True
+    lr: _Rate,
+    *,
+    momentum: _NotNegative = 0.9,
+    weight_decay: _NotNegative = 0.0,
+    nesterov: bool = False,
+    decay_norms: bool = True,
 ) -> OptimizerFactory:
     """Stochastic gradient descent; without `decay_norms` biases and norms have no weight decay."""
 
@@ -34,8 +45,13 @@ def sgd(
     return make
 
 
+@checked(TrainingError)
 def adamw(
-    lr: float, *, weight_decay: float = 1e-2, betas: tuple[float, float] = (0.9, 0.999), decay_norms: bool = False
+    lr: _NotNegative,
+    *,
+    weight_decay: _NotNegative = 1e-2,
+    betas: tuple[float, float] = (0.9, 0.999),
+    decay_norms: bool = False,
 ) -> OptimizerFactory:
     """AdamW; without `decay_norms` biases and norms have no weight decay."""
 
@@ -78,14 +94,16 @@ def steps_at(milestones: Sequence[float], factor: float = 0.1) -> Schedule:
 class Recipe:
     """How to train."""
 
-    steps: int
+    steps: Annotated[int, Range(below=2**63)]
     """Optimiser steps in all; `steps_for` turns epochs into them."""
     optimizer: OptimizerFactory
     """From the parameters that train to their optimiser: `sgd(0.1)`, or a class such as `torch.optim.Adam`."""
     schedule: Schedule = field(default_factory=constant)
-    gradient_clip: float | None = None
+    gradient_clip: Annotated[float | None, Range(above=0, said=": nothing would be learned; None is no clipping")] = (
+        None
+    )
     """Largest norm of all gradients together."""
-    accumulate: int = 1
+    accumulate: Accumulate = 1
     """Batches that one optimiser step takes: their mean loss is what one batch so many times as large would have."""
     mixed_precision: MixedPrecision | None = None
     """`None` is what `accelerate launch` says, else none."""
@@ -94,10 +112,7 @@ class Recipe:
     once an epoch, 5 at most."""
 
     def __post_init__(self) -> None:
-        if self.accumulate < 1:
-            raise TrainingError(f"accumulate={self.accumulate}: a step takes at least 1 batch")
-        if self.gradient_clip is not None and not self.gradient_clip > 0:
-            raise TrainingError(f"gradient_clip={self.gradient_clip}: nothing would be learned; None is no clipping")
+        check_fields(self, TrainingError)
 
     def optimizer_of(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """The optimiser of these parameters.
@@ -105,7 +120,10 @@ class Recipe:
         Raises:
             TrainingError: `optimizer` makes none, or one whose steps take a closure.
         """
-        made: object = self.optimizer(parameters)
+        try:
+            made: object = self.optimizer(parameters)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TrainingError(f"Recipe.optimizer cannot make an optimizer of the parameters: {error}") from error
         if not isinstance(made, Optimizer):
             raise TrainingError(f"Recipe.optimizer must make a torch.optim.Optimizer; it made a {type(made).__name__}")
         closure = inspect.signature(made.step).parameters.get("closure")

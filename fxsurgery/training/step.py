@@ -12,9 +12,10 @@ from accelerate.utils.operations import convert_to_fp32
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxsurgery.errors import DivergedError, TrainingError
+from fxsurgery.errors import DeviceError, DivergedError, TrainingError
 from fxsurgery.training.calls import loss_of, predict
 from fxsurgery.training.drawing import Portion
+from fxsurgery.training.finite import wrong_values
 from fxsurgery.training.recipe import Recipe
 from fxsurgery.training.sharing import Sharing, rows_of
 from fxsurgery.training.task import Task
@@ -73,6 +74,8 @@ class Stepper:
     rates: list[float] = field(init=False)
     """The learning rate of each parameter group, before the schedule."""
     trained: list[nn.Parameter] = field(init=False)
+    _taken: list[Portion] = field(init=False, default_factory=list)
+    """The batches of the last step, to blame."""
 
     def __post_init__(self) -> None:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -99,10 +102,7 @@ class Stepper:
         total, rate = loss + penalty, float(self.optimizer.param_groups[0]["lr"])
         info = StepInfo(self.stage, number, self.recipe.steps, epoch, loss, rate)
         if not math.isfinite(total):
-            raise DivergedError(
-                f"{_where(info)}: the loss is {total} at learning rate {rate:.3g}; lower the learning rate, "
-                "set gradient_clip=1.0 (of settings or Recipe), or look for values in the data that are not finite"
-            )
+            raise DivergedError(self._blamed(info, total))
         if all(p.grad is None for p in self.trained):
             raise TrainingError(
                 f"{_where(info)}: the loss does not depend on any parameter that trains; "
@@ -112,9 +112,21 @@ class Stepper:
         self.sharing.agree(self.model.buffers())
         return info
 
+    def _blamed(self, info: StepInfo, total: float) -> str:
+        """What to tell of a loss that is not finite."""
+        told = f"{_where(info)}: the loss is {total} at learning rate {info.learning_rate:.3g}"
+        for portion in self._taken:
+            if wrong := wrong_values(portion.batch):
+                return f"{told}, since of train_data, batch {portion.number} of epoch {portion.epoch}, {wrong}"
+        return (
+            f"{told}; lower the learning rate, set gradient_clip=1.0 (of settings or Recipe), "
+            "or look for a loss that is not finite on data that are"
+        )
+
     def _gradients(self, portions: Iterable[Portion]) -> tuple[float, float, int]:
         """Leave the gradients of a step's batches; the loss, the penalty, and the epoch of the last batch."""
         figures, epoch = list[Tensor](), 0
+        self._taken.clear()
         for number, portion in enumerate(portions, 1):
             epoch, loss = portion.epoch, self._loss(portion)
             penalty = loss.new_zeros(())
@@ -123,10 +135,23 @@ class Stepper:
                 penalty = self.hooks.penalty() * (self.batches / self.sharing.world)
             total = loss + penalty
             if total.requires_grad:
-                self.accelerator.backward(total)
+                self._backward(total)
+            self._taken.append(portion)
             figures.append(torch.stack([loss.detach(), penalty.detach().to(loss.device)]))
         loss, penalty = (self.sharing.total(torch.stack(figures).sum(0)) / self.batches).tolist()
         return loss, penalty, epoch
+
+    def _backward(self, total: Tensor) -> None:
+        try:
+            self.accelerator.backward(total)
+        except torch.OutOfMemoryError as error:
+            raise DeviceError("out of memory in the backward pass, use a smaller batch_size") from error
+        except (RuntimeError, NotImplementedError) as error:
+            told = next(iter(str(error).split(" Hint: ")[0].splitlines()), type(error).__name__)
+            raise TrainingError(
+                f"stage {self.stage!r}: the model cannot be trained, its backward pass fails: {told.rstrip('.')}. Does "
+                "forward, or a hook, write in place into a tensor that the gradient needs? Write a new tensor instead"
+            ) from error
 
     def _loss(self, portion: Portion) -> Tensor:
         """The loss on the rows that this process takes of a batch, as a part of the whole batch's."""
@@ -140,7 +165,16 @@ class Stepper:
         counted = None if counting is None else counting.loss_weight(target)
         return loss * self.sharing.part(portion.share, counted, loss.device)
 
+    def _make_dense(self) -> None:
+        """Sparse gradients, as `nn.Embedding(sparse=True)` gives, as what clipping and most optimizers take."""
+        if isinstance(self.optimizer, torch.optim.SparseAdam):
+            return
+        for parameter in self.trained:
+            if parameter.grad is not None and parameter.grad.layout is not torch.strided:
+                parameter.grad = parameter.grad.to_dense()
+
     def _update(self, info: StepInfo) -> None:
+        self._make_dense()
         self.sharing.sum_gradients(self.trained)
         scaler = self.accelerator.scaler
         if scaler is not None:
@@ -149,13 +183,22 @@ class Stepper:
             self.hooks.before_step(info)
         if self.recipe.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.trained, self.recipe.gradient_clip)
-        if scaler is None:
-            self.optimizer.step()
-        else:
-            scaler.step(self.optimizer)
-            scaler.update()
+        self._move(scaler)
         if self.hooks.after_step is not None:
             self.hooks.after_step(info)
+
+    def _move(self, scaler: Any) -> None:  # noqa: ANN401 -- a GradScaler, or None
+        try:
+            if scaler is None:
+                self.optimizer.step()
+            else:
+                scaler.step(self.optimizer)
+                scaler.update()
+        except torch.OutOfMemoryError as error:
+            raise DeviceError("out of memory in the optimizer's step, use a smaller batch_size") from error
+        except RuntimeError as error:
+            kind = type(self.optimizer).__name__
+            raise TrainingError(f"stage {self.stage!r}: the optimizer {kind} cannot take a step: {error}") from error
 
     def _finite(self) -> bool:
         return all(bool(p.grad.isfinite().all()) for p in self.trained if p.grad is not None)

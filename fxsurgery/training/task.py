@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
 
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from fxsurgery.batch_layout import Statement, as_stated, by_target, is_ambiguous, sample_count
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs
+from fxsurgery.options import Count, Seed, check_fields, checked
 from fxsurgery.training.batches import Loader, describe, describe_inputs, epoch_of, loader_of
 from fxsurgery.training.classification import Counting, accuracy, counting_of, cross_entropy
 from fxsurgery.training.randomness import repeatable
@@ -117,20 +118,22 @@ class Task:
         metric = accuracy if self.metric is None and self.loss is cross_entropy else self.metric
         if isinstance(metric, type) or not isinstance(metric, Accumulating | None):
             _require_callable("metric", metric)
+        check_fields(self, DataError)
         name = self.metric_name or self.select or _name_of(metric)
         higher = metric is not None and self.higher_is_better and getattr(metric, "higher_is_better", None) is not False
         for field_name, value in {"metric": metric, "metric_name": name, "higher_is_better": higher}.items():
             object.__setattr__(self, field_name, value)
 
     @classmethod
+    @checked(DataError)
     def of(
         cls,
         train_data: Any,  # noqa: ANN401
         val_data: Any,  # noqa: ANN401
         *,
-        batch_size: int = 64,
-        seed: int = 0,
-        loss: Loss | None = None,
+        batch_size: Count = 64,
+        seed: Seed = 0,
+        loss: Any = None,  # noqa: ANN401 -- the fields of `Task` say what it must be
         **options: Any,  # noqa: ANN401
     ) -> Self:
         """A task from what a user has.
@@ -147,6 +150,9 @@ class Task:
         Raises:
             DataError: data are missing, empty or of another kind.
         """
+        known = [f.name for f in fields(cls) if f.init]
+        if unknown := [name for name in options if name not in known]:
+            raise DataError(f"Task has no field {unknown[0]!r}; it has: {', '.join(known)}")
         made = {"train_data": train_data, "val_data": val_data, "test_data": options.pop("test_data", None)}
         for name, data in made.items():
             if data is not None:

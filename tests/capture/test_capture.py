@@ -315,3 +315,19 @@ def test_no_copy_of_the_model_waits_for_the_garbage_collector():
     finally:
         gc.enable()
     assert left == {id(program.graph_module)}
+
+
+@pytest.mark.parametrize("embedding", [nn.Embedding(50, 16, sparse=True), nn.EmbeddingBag(50, 16, sparse=True)])
+def test_sparse_gradients_are_compared_as_dense_ones(embedding):
+    ids = torch.randint(0, 50, (8, 5))
+    program = capture(nn.Sequential(embedding, nn.Linear(16, 4)), ids)
+    assert not any("was not compared" in note for note in program.notes)
+
+
+def test_sparse_tensors_are_refused_by_name():
+    model = nn.Linear(4, 4)
+    with pytest.raises(DataError, match="an example input is a sparse tensor"):
+        capture(model, torch.eye(4).to_sparse())
+    model.register_buffer("adjacency", torch.eye(4).to_sparse())
+    with pytest.raises(CaptureError, match="holds the sparse tensor `adjacency`"):
+        capture(model, torch.eye(4))

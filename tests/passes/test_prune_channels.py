@@ -412,3 +412,41 @@ def test_candidates_take_as_many_as_they_are_told_to_and_leave_one():
     few, many = ([m.drop[0] for m in PruneChannels.candidates(start, step)] for step in (lambda _: 2, lambda n: n + 1))
     assert {name: len(positions) for name, positions in few} == dict.fromkeys(sizes, 2)
     assert {name: len(positions) for name, positions in many} == {name: size - 1 for name, size in sizes.items()}
+
+
+class Mixed(nn.Module):
+    """What a channel leaves is read by an einsum, which has no bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.matrix, self.head = nn.Conv2d(3, 16, 3), nn.Parameter(torch.randn(8, 8)), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.einsum("bchw,cd->bdhw", F.glu(self.conv(x), 1), self.matrix).mean((2, 3)))
+
+
+class Shifted(nn.Module):
+    """A map that is written into after it was made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu()
+        z = torch.zeros_like(y)
+        z[:, :, 1:] = y[:, :, :-1]
+        return self.last(z)
+
+
+@pytest.mark.parametrize(
+    ("build", "name", "said"),
+    [(Mixed, "conv", "read by something else than a layer with a bias"), (Shifted, "first", "is no constant")],
+)
+def test_a_constant_that_no_bias_can_take_over_is_said(build: type[nn.Module], name: str, said: str):
+    start = capture(lively(build()).eval(), IMAGE)
+    result = PruneChannels(((name, (4, 5)),), leaves="constant")(start)
+    assert any(said in refusal.reason for refusal in result.refusals)
+    assert result.error is None
+    exact = PruneChannels(((name, (4, 5)),))(start)
+    assert exact.error is not None

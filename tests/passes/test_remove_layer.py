@@ -473,3 +473,32 @@ def test_what_shapes_do_not_tell_is_run():
     start = capture(lively(Unchecked()).eval(), IMAGES)
     assert not list(RemoveLayer.candidates(start))
     assert len(RemoveLayer("a")(start).refusals) == len(RemoveLayer("b")(start).refusals) == 1
+
+
+class PaddedChannels(nn.Module):
+    """A shortcut of zero-padded channels, as in CIFAR's ResNets (option A)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(torch.relu(self.first(x)), (0, 0, 0, 0, 2, 2))
+        return self.head(torch.relu(self.second(x)).mean((2, 3)))
+
+
+def test_padded_channels_are_no_place_to_remove_before():
+    start = capture(lively(PaddedChannels()).eval(), IMAGES)
+    assert [move.layer for move in RemoveLayer.candidates(start)] == ["second"]
+    refused = RemoveLayer("first")(start)
+    assert refused.program is start
+    assert refused.refusals
+
+
+def test_a_layer_whose_weight_a_hook_makes_takes_nothing_over():
+    hooked = nn.utils.spectral_norm(nn.Conv2d(8, 4, 3, padding=1))
+    start = captured(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), hooked, nn.ReLU(), nn.Conv2d(4, 2, 1), inputs=IMAGES)
+    for move in RemoveLayer.candidates(start):
+        move(start)
+    assert "computed from other tensors" in RemoveLayer("_0")(start).refusals[0].reason

@@ -283,3 +283,18 @@ def test_of_a_width_the_units_that_can_be_copied_are():
         wider = move(start).program.graph_module
         assert wider.get_parameter("qkv.weight").shape == (13, 5)
         assert wider.get_parameter("out.weight").shape == (3, 5)
+
+
+def test_weights_that_a_hook_makes_keep_their_width():
+    hooked = nn.utils.spectral_norm(nn.Conv2d(3, 16, 4, 2, 1))
+    model = nn.Sequential(hooked, nn.LeakyReLU(0.2), nn.Conv2d(16, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 2, 3))
+    start = capture(model.eval(), torch.randn(2, 3, 16, 16))
+    moves = list(Widen.candidates(start))
+    assert [name for move in moves for name, _ in move.add] == ["2"]
+    for move in moves:
+        assert move(start).error < 1e-4
+
+
+def test_more_units_than_any_memory_are_refused_at_once():
+    with pytest.raises(SpecError, match="a: 1,000,000,000,000 units to add; say at most 65,536"):
+        Widen((("a", 10**12),))(mlp())

@@ -353,3 +353,20 @@ def test_what_is_not_finite_is_no_candidate(place: str):
         told = {child for move in moves(start, operation) if isinstance(child := born(start, move), str)}
         assert told <= {"an output is not finite", "a weight is not finite"}
         assert told or operation == "remove-cell"
+
+
+def test_zero_padded_channels_stand_in_the_way_of_moves_and_end_no_search():
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+            self.head = nn.Linear(12, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.pad(torch.relu(self.a(x)), (0, 0, 0, 0, 2, 2))
+            return self.head(torch.relu(self.b(x)).mean((2, 3)))
+
+    start = capture(lively(Padded()).eval(), torch.randn(2, *SHAPE))
+    for operation in OPERATIONS:
+        for move in moves(start, operation):
+            born(start, move)

@@ -12,11 +12,11 @@ from fxsurgery import Budget, Task, capture
 from fxsurgery.analysis.cost import cost
 from fxsurgery.analysis.importance import magnitude
 from fxsurgery.analysis.structure import structure
-from fxsurgery.errors import BudgetError, StructureError, SurgeryError
+from fxsurgery.errors import BudgetError, StructureError, SurgeryError, TrainingError
 from fxsurgery.passes import replay
 from fxsurgery.program import Program
 from fxsurgery.searchers.latency import LatencyModel
-from fxsurgery.searchers.prune import IMPORTANCES, Prune, needs_data, search, stages, widths
+from fxsurgery.searchers.prune import IMPORTANCES, Prune, _require_finite, needs_data, search, stages, widths
 from fxsurgery.searchers.rundir import RunDir
 from fxsurgery.searchers.session import Outcome, Session, Stage, Trainer
 from fxsurgery.searchers.widths import space
@@ -334,3 +334,11 @@ def test_a_killed_run_goes_on_to_the_same_end(calls: int, tmp_path: Path, monkey
     resumed = run(killed_after(10**6), tmp_path / "killed", resume=True)
     assert resumed.program.log == straight.program.log
     assert all(torch.equal(a, b) for a, b in zip(state(resumed.program), state(straight.program), strict=True))
+
+
+def test_importances_that_are_not_finite_are_refused():
+    start = program("Plain")
+    with pytest.raises(
+        TrainingError, match=r"the magnitude importance of the channels of .* is not finite: .*lower order"
+    ):
+        _require_finite(start, np.full(structure(start).size, np.inf), Prune(align=1))

@@ -1,8 +1,10 @@
 """Recalibrated norms against the statistics of the data."""
 
+import pytest
 import torch
 from torch import nn
 
+from fxsurgery.errors import DataError
 from fxsurgery.training import Task, recalibrate
 
 X = 3 + 2 * torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
@@ -48,3 +50,14 @@ def test_everything_else_stays():
 
 def test_without_norms_no_data_are_read():
     assert recalibrate(nn.Linear(4, 1), None) == 0
+
+
+def test_statistics_that_come_out_not_finite_are_an_error_that_names_the_norm():
+    x = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+    x[3, 1] = torch.nan
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    task = Task.of((x, torch.arange(16) % 3), (x, torch.arange(16) % 3))
+    with pytest.raises(
+        DataError, match=r"1\.running_mean, 1\.running_var are not finite, since of train_data entry 0\.0 has 1 NaN"
+    ):
+        recalibrate(model, task)

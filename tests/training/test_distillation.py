@@ -206,3 +206,11 @@ def test_inputs_without_a_batch_dim_are_refused():
     program = capture(Each().eval(), [torch.randn(3, 8, 8), torch.randn(3, 9, 9)])
     with pytest.raises(DataError, match=r"the batch in dim 0, and takes none: .*Give train_data and val_data"):
         outputs_of(program)
+
+
+def test_answers_that_are_not_finite_are_refused():
+    program = capture(nn.Sequential(nn.Linear(4, 5)).eval(), torch.randn(2, 4))
+    inputs = Inputs((torch.randn(6, 4),))
+    huge = Inputs((torch.full((6, 4), torch.inf),))
+    with pytest.raises(DataError, match=r"val_inputs: the original's outputs on them cannot be learned: entry 0 has "):
+        distilled_task(program, inputs, huge)

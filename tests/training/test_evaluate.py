@@ -205,3 +205,29 @@ def test_a_stream_that_ends_is_scored_whole():
             return islice(iter(Endless()), 30)
 
     assert evaluate(nn.Linear(4, 3), Task.of((X, Y), Ending(), batch_size=4)).samples == 30
+
+
+def test_data_that_are_not_finite_are_blamed_with_their_batch():
+    broken = X.clone()
+    broken[5, 2] = torch.nan
+    task = Task.of((X, Y), (broken, Y), test_data=(X, Y), batch_size=4)
+    with pytest.raises(
+        DataError, match=r"^val_data: the loss of batch 1 is nan, since entry 0 has 1 NaN and 0 infinite"
+    ):
+        evaluate(nn.Linear(4, 3), task)
+    with pytest.raises(DataError, match=r"^the data: the loss of batch 0"):
+        evaluate(nn.Linear(4, 3), task, DataLoader(TensorDataset(broken, Y), batch_size=10))
+    evaluate(nn.Linear(4, 3), task, task.test_data)
+
+
+def test_values_that_are_not_finite_and_that_the_loss_leaves_out_are_the_users_own():
+    gaps = torch.rand(10, 3)
+    gaps[::3] = torch.nan
+    task = Task.of((X, gaps), (X, gaps), loss=lambda output, target: (output - target)[~target.isnan()].square().mean())
+    assert evaluate(nn.Linear(4, 3), task).loss > 0
+
+
+def test_a_model_that_gives_no_finite_loss_on_finite_data_has_that_score():
+    model = nn.Linear(4, 3)
+    model.weight.data.fill_(torch.nan)
+    assert evaluate(model, Task.of((X, Y), (X, Y))).loss != evaluate(model, Task.of((X, Y), (X, Y))).loss

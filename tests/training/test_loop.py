@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from torch import fx, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-from fxsurgery.errors import DataError, DeviceError, TrainingError
+from fxsurgery.errors import DataError, DeviceError, DivergedError, TrainingError
 from fxsurgery.training import Hooks, Progress, Recipe, Task, adamw, cosine, evaluate, fit, recalibrate, sgd
 
 
@@ -354,3 +354,82 @@ def test_two_processes_share_the_batches_and_agree_on_the_model(tmp_path):
     assert len(lines) == 2
     assert lines[0] == lines[1]
     assert lines[0].startswith("(80, 1, 101, 22, ")
+
+
+class Overwrites(nn.Module):
+    """Writes into the output of an activation, which backward needs."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 8, 3), nn.Linear(288, 10)
+
+    def forward(self, x):
+        y = self.a(x).relu()
+        y[:, :, 1:] *= 2.0
+        return self.b(y.flatten(1))
+
+
+def test_a_model_that_backward_cannot_go_through_is_one_error():
+    with pytest.raises(
+        TrainingError, match=r"stage 'tune': .*its backward pass fails: one of the var.* in place"
+    ) as caught:
+        fit(Overwrites(), digits(64), recipe(steps=2), stage="tune", device="cpu")
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def words():
+    ids = torch.randint(0, 50, (32, 5), generator=torch.Generator().manual_seed(0))
+    return Task.of((ids, torch.arange(32) % 4), (ids, torch.arange(32) % 4), batch_size=8)
+
+
+def bag(sparse):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.EmbeddingBag(50, 16, mode="sum", sparse=sparse), nn.Linear(16, 4))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": sgd(0.1, weight_decay=1e-3)}, {"optimizer": adamw(1e-2)},
+        {"optimizer": sgd(0.1), "gradient_clip": 0.1}, {"optimizer": sgd(0.1), "accumulate": 2},
+    ],
+)  # fmt: skip
+def test_sparse_gradients_train_as_dense_ones_do(options):
+    trained = []
+    for sparse in (False, True):
+        model = bag(sparse)
+        fit(model, words(), Recipe(steps=4, **options), device="cpu")
+        trained.append(state(model))
+    for name, tensor in trained[0].items():
+        torch.testing.assert_close(tensor, trained[1][name], atol=1e-3, rtol=1e-3)
+
+
+def test_an_optimizer_of_sparse_gradients_gets_them():
+    model, before = bag(sparse=True), bag(sparse=True)[0].weight.clone()
+    made = Recipe(steps=2, optimizer=torch.optim.SparseAdam)
+    fit(model, words(), made, parameters=[model[0].weight], device="cpu")
+    assert not torch.equal(model[0].weight, before)
+    with pytest.raises(
+        TrainingError, match=r"the optimizer SparseAdam cannot take a step: SparseAdam does not support dense"
+    ):
+        fit(model, words(), made, device="cpu")
+
+
+def test_data_that_are_not_finite_are_blamed_with_their_batch():
+    x, y = torch.randn(32, 4, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 3
+    x[20, 1], x[21] = float("inf"), float("nan")
+    loader = DataLoader(TensorDataset(x, y), batch_size=8)
+    task = Task(loader, DataLoader(TensorDataset(x[:8], y[:8]), batch_size=8))
+    with pytest.raises(
+        DivergedError, match=r"step 3 of 9: the loss is nan .*, batch 2 of epoch 0, entry 0 has 4 NaN and 1 inf"
+    ):
+        fit(nn.Linear(4, 3), task, recipe(steps=9), device="cpu")
+
+
+def test_a_norm_that_ends_with_statistics_that_are_not_finite_is_named():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    model[1].running_mean.fill_(float("nan"))
+    x, y = torch.randn(16, 4, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 3
+    with pytest.raises(DivergedError, match=r"1\.running_mean ended with values that are not finite"):
+        fit(model, Task.of((x, y), (x, y)), recipe(steps=1, validations=0), device="cpu")

@@ -11,6 +11,7 @@ from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.targets.local import Local
 from fxsurgery.errors import DeviceError
 from fxsurgery.inputs import Inputs
+from fxsurgery.options import checked
 
 CUDA = "CUDAExecutionProvider"
 KNOWN = "'local' or 'cpu' (this machine's CPU), 'cuda' (its GPU, with onnxruntime-gpu)"
@@ -36,6 +37,7 @@ class Target(Protocol):
         """Refuse options that a measurement cannot have, before anything is exported for it."""
 
 
+@checked(DeviceError)
 def resolve_target(spec: str) -> Target:
     """The target of that name.
 

@@ -233,5 +233,5 @@ class School:
 
 def looks(steps: int, own: int, epochs: float) -> tuple[int, ...]:
     """After which of `steps` the validation data are looked at: once an epoch of the last `own`."""
-    many = max(1, round(epochs))
+    many = min(max(1, round(epochs)), own)  # no more than once a step
     return tuple(sorted({steps - own + math.ceil(own * k / many) for k in range(1, many + 1)} - {0}))
