@@ -3,7 +3,7 @@
 import atexit
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, DistributedType, GradientState, PartialState
 
 from fxsurgery.errors import DeviceError
+from fxsurgery.turns import TURNS
 
 Device = str | torch.device | None
 
@@ -120,13 +121,22 @@ def _own_accelerate_state(device: torch.device) -> Iterator[None]:
         kinds.append(PartialState)
     else:
         join(device)
-    stores = [kind._shared_state for kind in kinds]  # noqa: SLF001
-    saved = [dict(store) for store in stores]
-    try:
-        for store in stores:
-            store.clear()
+    with TURNS.turn(), TURNS.borrowed(_AccelerateState([kind._shared_state for kind in kinds])):  # noqa: SLF001
         yield
-    finally:
-        for store, before in zip(stores, saved, strict=True):
+
+
+class _AccelerateState:
+    """What stood in these stores; they are empty after."""
+
+    def __init__(self, stores: Sequence[dict[str, Any]]) -> None:
+        self._stores = stores
+        self._kept: list[dict[str, Any]] = [{} for _ in stores]
+        self.swap()
+
+    def swap(self) -> None:
+        """Exchange the contents of the stores with those that are kept."""
+        for number, store in enumerate(self._stores):
+            now = dict(store)
             store.clear()
-            store.update(before)
+            store.update(self._kept[number])
+            self._kept[number] = now

@@ -16,6 +16,7 @@ from fxsurgery.training.device import Device
 from fxsurgery.training.meter import Meter
 from fxsurgery.training.randomness import repeatable
 from fxsurgery.training.task import Task
+from fxsurgery.turns import TURNS
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def evaluate(model: nn.Module, task: Task, data: Loader | None = None, *, device
 def _score(model: nn.Module, task: Task, loader: Iterable[Any], device: torch.device) -> Score:
     meter = Meter(task, device)
     for batch in loader:
+        TURNS.give_way()
         inputs, target = task.take_apart(send_to_device(batch, device))
         meter.add(predict(model, inputs), target, 1 if inputs.batch is None else inputs.batch)
     if not meter.samples:

@@ -39,6 +39,7 @@ from fxsurgery.training.snapshot import (
 )
 from fxsurgery.training.step import Hooks, StepInfo, Stepper
 from fxsurgery.training.task import Task
+from fxsurgery.turns import TURNS
 
 RECORDS = 50
 
@@ -165,6 +166,7 @@ class _Training:
         )
 
     def _take_step(self, number: int) -> StepInfo:
+        TURNS.give_way()
         return self.stepper.step(number, (self.stream.draw() for _ in range(self.stepper.batches)))
 
     def _report(self, info: StepInfo, *, record: bool, validate: bool) -> None:
