@@ -15,6 +15,7 @@ from fxsurgery.analysis.walk import Walk
 from fxsurgery.budget import Cost
 from fxsurgery.capture import capture
 from fxsurgery.program import Program
+from fxsurgery.surroundings import plain_surroundings
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ SHOWN = 12
 """Entries of a list that `str` shows."""
 
 
+@plain_surroundings()
 def inspect(
     model: nn.Module,
     example_inputs: Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any],
@@ -108,6 +110,7 @@ def inspect(
     return inspect_program(program)
 
 
+@plain_surroundings()
 def inspect_program(program: Program) -> Inspection:
     """The same for a captured model."""
     facts, whole = structure(program), cost(program)

@@ -22,6 +22,7 @@ from fxsurgery.program import Program
 from fxsurgery.saving import load_facts, load_programs, save_result, write_standalone
 from fxsurgery.searchers.beginning import CONFIG, RESULT
 from fxsurgery.searchers.evolution import Evolution, Member, as_plain, member_as_plain, member_of_plain, of_plain
+from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.device import leads
 
 
@@ -124,6 +125,7 @@ class Result:
             _files={},
         )
 
+    @plain_surroundings()
     def save(self, folder: str | Path) -> None:
         """Write everything as a folder that `fxsurgery.load` reads; a result that was there is replaced.
 
@@ -146,6 +148,7 @@ class Result:
             programs |= {_member(i): member.program for i, member in enumerate(self.pareto)}
         save_result(Path(folder), programs, facts)
 
+    @plain_surroundings()
     def save_standalone(self, folder: str | Path) -> None:
         """Write the model as Python code of its own, `model.py`, with its weights: it needs torch and nothing else.
 
@@ -161,6 +164,7 @@ class Result:
         if leads():
             write_standalone(self.program, Path(folder))
 
+    @plain_surroundings()
     def replay(self, original: nn.Module) -> nn.Module:
         """The same surgery on another copy of your model, such as a later checkpoint; `original` is left alone.
 
@@ -182,6 +186,7 @@ class Result:
         _require_same(again, self.program, "the surgery depends on the weights, and comes out otherwise on these")
         return again.graph_module
 
+    @plain_surroundings()
     def report(self, path: str | Path, **options: Any) -> Path:  # noqa: ANN401
         """Write what was asked and what came out as one HTML page, which needs no other file and no network.
 
@@ -194,6 +199,7 @@ class Result:
         """
         return report.write(self, path, **options) if leads() else Path(path)
 
+    @plain_surroundings()
     def export_onnx(self, path: str | Path, **options: Any) -> OnnxModel:  # noqa: ANN401
         """Export the model to ONNX and check it against PyTorch at two batch sizes.
 
@@ -206,6 +212,7 @@ class Result:
         """
         return export_onnx(self.model, self.example_inputs, path, example_kwargs=self.example_kwargs, **options)
 
+    @plain_surroundings()
     def benchmark(self, device: str = "local", **options: Any) -> LatencyReport:  # noqa: ANN401
         """Measure original and result side by side on one sample, interleaved in one process, through ONNX Runtime.
 
@@ -231,6 +238,7 @@ class Result:
             return target.compare(files, self.program.examples.resized(1), **options)
 
 
+@plain_surroundings()
 def load(folder: str | Path, *, original: nn.Module | None = None) -> Result:
     """What `Result.save` wrote, on the CPU. Nothing of the folder is run.
 

@@ -23,10 +23,12 @@ from fxsurgery.capture.symbolic import traced, traced_in_training, used_by
 from fxsurgery.errors import CaptureError, DataError, TrainOnlyError
 from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
+from fxsurgery.surroundings import plain_surroundings
 
 __all__ = ["capture", "guess_inputs"]
 
 
+@plain_surroundings()
 def capture(
     model: nn.Module,
     *example_inputs: Any,  # noqa: ANN401 -- whatever the model takes

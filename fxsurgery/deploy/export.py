@@ -28,6 +28,7 @@ from fxsurgery.deploy.parity import check_parity, frozen_copy, frozen_inputs, ou
 from fxsurgery.errors import ExportError
 from fxsurgery.files import require_plain
 from fxsurgery.inputs import Inputs
+from fxsurgery.surroundings import plain_surroundings
 
 Exporter = Literal["auto", "dynamo", "legacy"]
 OLDEST_DYNAMO_OPSET = 18
@@ -69,6 +70,7 @@ _Writer = Callable[[nn.Module, Path, _Request], None]
 """Takes the model as `Flat`."""
 
 
+@plain_surroundings()
 def export_onnx(  # noqa: PLR0913 -- what a user may want to say, each by name
     model: nn.Module,
     example_inputs: Sequence[Any],

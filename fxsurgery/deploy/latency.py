@@ -26,6 +26,7 @@ from fxsurgery.deploy.session import CPU
 from fxsurgery.deploy.stopwatch import processor
 from fxsurgery.errors import DeviceError
 from fxsurgery.inputs import Inputs
+from fxsurgery.surroundings import plain_surroundings
 
 CONTENDED_BELOW = 0.95
 """Processor time over wall time, per thread, of a run that had its processors to itself."""
@@ -96,6 +97,7 @@ class LatencyReport:
         return "\n".join(rows)
 
 
+@plain_surroundings()
 def compare_latency(  # noqa: PLR0913 -- what a user may want to say, each by name
     models: Models,
     example_inputs: Sequence[Any],

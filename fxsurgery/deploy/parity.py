@@ -24,6 +24,7 @@ from fxsurgery.deploy.session import open_session, run_session
 from fxsurgery.errors import ExportError
 from fxsurgery.inputs import Inputs, tensors_in
 from fxsurgery.surgery import TOLERANCE, relative_error
+from fxsurgery.surroundings import plain_surroundings
 
 LABEL_TOLERANCE = 1e-3
 """Share of integer or boolean outputs that may differ: those where rounding tips a near tie."""
@@ -32,6 +33,7 @@ Reexport = Callable[[nn.Module, Path], object]
 """Export a model of the same structure to another file."""
 
 
+@plain_surroundings()
 def check_parity(
     model: nn.Module,
     onnx_path: str | Path,

@@ -25,6 +25,7 @@ from fxsurgery.saving.outputs import read_structure
 from fxsurgery.saving.tensors import first_names, named_state, read_tensors, write_tensors
 from fxsurgery.saving.values import decoded, encoded, tensors_as
 from fxsurgery.seeding import seeded
+from fxsurgery.surroundings import plain_surroundings
 
 FORMAT = 1
 GRAPH, WEIGHTS, EXAMPLES = "graph.json", "weights.safetensors", "examples.safetensors"
@@ -34,6 +35,7 @@ LARGEST_GRAPH = 2**28
 Plain = dict[str, Any]
 
 
+@plain_surroundings()
 def save_program(program: Program, folder: str | Path) -> None:
     """Write `program` as a folder, which is there whole or not at all; one that was there is replaced.
 
@@ -45,6 +47,7 @@ def save_program(program: Program, folder: str | Path) -> None:
         write_program(program, fresh)
 
 
+@plain_surroundings()
 def load_program(folder: str | Path, *, original: nn.Module | None = None) -> Program:
     """The program that `save_program` wrote there, on the CPU.
 

@@ -11,6 +11,7 @@ from fxsurgery.files import write_whole
 from fxsurgery.program import Program
 from fxsurgery.saving.programs import damage, new_folder, read_json, read_program, write_program
 from fxsurgery.saving.values import decoded, encoded, plain_numbers
+from fxsurgery.surroundings import plain_surroundings
 
 FORMAT = 1
 RESULT = "result.json"
@@ -18,6 +19,7 @@ FOLDERS = ("pareto",)
 """What a result may hold beside the programs that every result has."""
 
 
+@plain_surroundings()
 def save_result(folder: Path, programs: Mapping[str, Program], facts: Mapping[str, Any]) -> None:
     """Write programs and facts, plain values, as one folder that is there whole or not at all.
 
@@ -51,6 +53,7 @@ def load_facts(folder: Path) -> dict[str, Any]:
         return {str(name): decoded(value) for name, value in plain["facts"].items()}
 
 
+@plain_surroundings()
 def load_programs(folder: Path, wanted: Iterable[str], original: nn.Module | None) -> dict[str, Program]:
     """The programs of these names.
 

@@ -11,6 +11,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.batches import epoch_of
 from fxsurgery.training.borrowing import borrowed
 from fxsurgery.training.calls import predict
@@ -19,6 +20,7 @@ from fxsurgery.training.randomness import repeatable
 from fxsurgery.training.task import Task
 
 
+@plain_surroundings()
 def recalibrate(model: nn.Module, task: Task, *, batches: int = 100, seed: int = 0, device: Device = None) -> int:
     """Re-estimate the batch norms of `model`, in place, on training batches.
 

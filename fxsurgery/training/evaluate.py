@@ -9,6 +9,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from fxsurgery.errors import DataError
+from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.batches import Loader, set_epoch
 from fxsurgery.training.borrowing import borrowed
 from fxsurgery.training.calls import predict
@@ -31,6 +32,7 @@ class Score:
     """Every number that the metric gives, by name."""
 
 
+@plain_surroundings()
 def evaluate(model: nn.Module, task: Task, data: Loader | None = None, *, device: Device = None) -> Score:
     """Score `model` in eval mode on `data`, the validation data unless said.
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from fxsurgery.errors import DivergedError, TrainingError
 from fxsurgery.seeding import flushed_denormals, mix, reseed, seeded
+from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.borrowing import borrowed, training_only
 from fxsurgery.training.device import Device, accelerated
 from fxsurgery.training.drawing import Stream
@@ -61,6 +62,7 @@ class FitReport:
     seconds: float
 
 
+@plain_surroundings()
 def fit(  # noqa: PLR0913 -- each by name; what searchers add is grouped in `Hooks`
     model: nn.Module,
     task: Task,
