@@ -11,15 +11,20 @@ precision of float32 matrix products, warning filters.
 """
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from torch.overrides import _len_torch_function_stack, _pop_mode, _push_mode
+from torch.overrides import _get_current_function_mode_stack, _len_torch_function_stack, _pop_mode, _push_mode
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _disable_current_modes, _len_torch_dispatch_stack
+
+from fxsurgery.turns import TURNS
 
 V = TypeVar("V")
 
@@ -27,10 +32,21 @@ AUTOCAST_DTYPES = {"cpu": torch.bfloat16, "cuda": torch.float16, "mps": torch.fl
 """By type of device, the precision of `torch.autocast` that names none."""
 
 
+_LEFT: ContextVar[tuple[str, ...]] = ContextVar("_LEFT", default=())
+
+
+def left_outside() -> str:
+    """What the caller had set that does not hold inside, for the message of an error; empty where that is nothing."""
+    left = ", ".join(_LEFT.get())
+    return f" (the caller's {left} does not hold inside fxsurgery: give dtype= and device= in forward)" if left else ""
+
+
 @contextmanager
 def plain_surroundings() -> Iterator[None]:
     """Work as in a fresh thread of a fresh process; the caller's surroundings are put back afterwards."""
     with ExitStack() as stack:
+        if left := tuple(_changed()):
+            stack.callback(_LEFT.reset, _LEFT.set(left))
         # Leaving inference mode turns gradients on as well, under a caller's no_grad too.
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(_without_function_modes())
@@ -41,6 +57,24 @@ def plain_surroundings() -> Iterator[None]:
         stack.enter_context(_ANOMALY.plain())
         stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
         yield
+
+
+@contextmanager
+def without_warnings(kind: type[Warning] = Warning) -> Iterator[None]:
+    """Ignore warnings in the block. Python keeps one list of filters for all threads: others of this package wait."""
+    with TURNS.turn(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", kind)
+        yield
+
+
+def _changed() -> Iterator[str]:
+    """What of the caller's may make a model run that does not run without it."""
+    if (dtype := torch.get_default_dtype()) is not torch.float32:
+        yield f"default dtype {dtype}"
+    for mode in _get_current_function_mode_stack():
+        yield f"default device {mode.device}" if isinstance(mode, DeviceContext) else type(mode).__name__
+    if any(torch.is_autocast_enabled(device) for device in AUTOCAST_DTYPES):
+        yield "torch.autocast"
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from fxsurgery.capture.symbolic import traced, traced_in_training, used_by
 from fxsurgery.errors import CaptureError, DataError, TrainOnlyError
 from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
-from fxsurgery.surroundings import plain_surroundings
+from fxsurgery.surroundings import left_outside, plain_surroundings
 
 __all__ = ["capture", "guess_inputs"]
 
@@ -121,6 +121,7 @@ def _check_runs(model: nn.Module, inputs: Inputs) -> None:
     except Exception as error:
         raise DataError(
             f"the model does not take example inputs of shape {shapes(inputs)}: {type(error).__name__}: {error}"
+            f"{left_outside()}"
         ) from error
     leaves = list(outcome.outputs.values())
     if not any(isinstance(leaf, Tensor) for leaf in leaves):
