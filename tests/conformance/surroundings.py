@@ -2,7 +2,6 @@
 
 import random
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -128,7 +127,7 @@ def state() -> dict[str, Any]:
     calls = {k: v for k, v in vars(torch.nn.Module).items() if k in {"__call__", "__getattr__", "forward"}}
     return {
         "python": random.getstate(),
-        "numpy": repr(np.random.get_state()),
+        "numpy": repr(np.random.get_state()),  # noqa: NPY002 -- compared, not drawn from
         "torch": torch.get_rng_state().tolist(),
         "autocast": [(torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")],
         "autocast cache": torch.is_autocast_cache_enabled(),
@@ -150,7 +149,6 @@ def state() -> dict[str, Any]:
         "module": calls,
         "compiling": (torch.compiler.is_compiling(), torch.compiler.is_exporting()),
         "constructors": (torch.arange, torch.zeros, torch.full),
-        "running": threading.active_count(),
     }
 
 
