@@ -20,9 +20,15 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from torch.overrides import _get_current_function_mode_stack, _len_torch_function_stack, _pop_mode, _push_mode
+from torch._C import (
+    _get_function_stack_at,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+    _pop_torch_function_stack,
+    _push_on_torch_function_stack,
+)
 from torch.utils._device import DeviceContext
-from torch.utils._python_dispatch import _disable_current_modes, _len_torch_dispatch_stack
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fxsurgery.turns import TURNS
 
@@ -71,7 +77,7 @@ def _changed() -> Iterator[str]:
     """What of the caller's may make a model run that does not run without it."""
     if (dtype := torch.get_default_dtype()) is not torch.float32:
         yield f"default dtype {dtype}"
-    for mode in _get_current_function_mode_stack():
+    for mode in map(_get_function_stack_at, range(_len_torch_function_stack())):
         yield f"default device {mode.device}" if isinstance(mode, DeviceContext) else type(mode).__name__
     if any(torch.is_autocast_enabled(device) for device in AUTOCAST_DTYPES):
         yield "torch.autocast"
@@ -82,14 +88,14 @@ def _without_function_modes() -> Iterator[None]:
     """No `TorchFunctionMode` is on, and no default device, which is one."""
     default = torch._GLOBAL_DEVICE_CONTEXT  # noqa: SLF001 -- setting it in public moves it on the stack of modes
     device = getattr(default, "device_context", None)
-    modes = [_pop_mode() for _ in range(_len_torch_function_stack())]
+    modes = [_pop_torch_function_stack() for _ in range(_len_torch_function_stack())]
     default.device_context = None
     try:
         yield
     finally:
         default.device_context = device
         for mode in reversed(modes):
-            _push_mode(mode)
+            _push_on_torch_function_stack(mode)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def listening(
             refuse(cls.__name__)
         return apply.__get__(None, cls)(*args, **kwargs)
 
-    functions = (
+    functions: tuple[tuple[object, str, Callable[..., Any]], ...] = (
         (nn.Module, "__call__", called),
         # It reads the mask for a hint that saves time; the mask itself is applied in any case.
         (nn.modules.transformer, "_detect_is_causal_mask", _is_told_causal),
