@@ -30,13 +30,36 @@ def in_this_thread(new: Callable[..., Any], before: Callable[..., Any]) -> Calla
 
 
 class TrueInThisThread:
-    """A flag that is true in the thread that makes it, and false in every other."""
+    """A flag that is true in the thread that makes it, and false in every other; it computes as a bool does."""
 
     def __init__(self) -> None:
         self._owner = threading.get_ident()
 
     def __bool__(self) -> bool:
         return threading.get_ident() == self._owner
+
+    def __or__(self, other: bool) -> bool:
+        return bool(self) | other
+
+    def __and__(self, other: bool) -> bool:
+        return bool(self) & other
+
+    def __xor__(self, other: bool) -> bool:
+        return bool(self) ^ other
+
+    @override
+    def __eq__(self, other: object) -> bool:
+        return bool(self) == other
+
+    @override
+    def __hash__(self) -> int:
+        return hash(bool(self))
+
+    @override
+    def __repr__(self) -> str:
+        return repr(bool(self))
+
+    __ror__, __rand__, __rxor__ = __or__, __and__, __xor__
 
 
 @contextmanager

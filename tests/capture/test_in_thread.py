@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from fxsurgery.capture import capture
+from fxsurgery.capture.in_thread import TrueInThisThread
 from fxsurgery.program import Program
 
 SECONDS = 120
@@ -173,3 +174,13 @@ def test_nothing_stays_replaced() -> None:
     after = nn.Module.__call__, nn.Module.__getattr__, torch.arange, wrapped, whole, fx._symbolic_trace._Patcher
     assert after == before
     assert torch.compiler._is_compiling_flag is False
+
+
+def test_a_flag_of_one_thread_computes_as_a_bool() -> None:
+    flag = TrueInThisThread()
+
+    def values() -> list[object]:
+        return [bool(flag), flag | False, False | flag, flag & True, True & flag, flag ^ True, flag == True, str(flag)]  # noqa: E712
+
+    assert values() == [True, True, True, True, True, False, True, "True"]
+    assert in_threads(values) == [[False, False, False, False, False, True, False, "False"]]
