@@ -4,6 +4,8 @@ PyTorch, numpy and Python draw from generators that all threads share, torch.fx 
 `nn.Module`, and Accelerate keeps its state on its classes. Two threads at once would draw from each other's seeds and
 put back each other's changes, so each takes its turn. A long piece of work gives way between its steps: what it
 borrowed goes back, the threads that wait have their turns, and then it continues as if nothing had happened.
+
+Code of the user's that runs inside a turn, a forward or a loss, must not wait for another thread that needs one.
 """
 
 import os

@@ -26,10 +26,7 @@ def listening(
 
     `stand_ins` are put in the place of functions: a module, a name in it, and what is called instead.
     """
-    call, apply, flag = nn.Module.__call__, torch.autograd.Function.__dict__["apply"], TrueInThisThread()
-
-    def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return meet(functools.partial(call, module), module, args, kwargs)
+    apply, flag = torch.autograd.Function.__dict__["apply"], TrueInThisThread()
 
     def applied(cls: type, *args: Any, **kwargs: Any) -> Any:
         if flag:
@@ -37,12 +34,11 @@ def listening(
         return apply.__get__(None, cls)(*args, **kwargs)
 
     functions: tuple[tuple[object, str, Callable[..., Any]], ...] = (
-        (nn.Module, "__call__", called),
         # It reads the mask for a hint that saves time; the mask itself is applied in any case.
         (nn.modules.transformer, "_detect_is_causal_mask", _is_told_causal),
         *stand_ins,
     )
-    with TURNS.turn(), ExitStack() as stack:
+    with meeting_modules(meet), ExitStack() as stack:
         for place, name, value in (
             (torch.autograd.Function, "apply", classmethod(applied)),
             (torch.compiler, "_is_compiling_flag", flag),
@@ -50,6 +46,18 @@ def listening(
             *((place, name, in_this_thread(value, getattr(place, name))) for place, name, value in functions),
         ):
             stack.enter_context(mock.patch.object(place, name, value))
+        yield
+
+
+@contextmanager
+def meeting_modules(meet: Call) -> Iterator[None]:
+    """Every module call of this thread goes by `meet`; other captures wait."""
+    call = nn.Module.__call__
+
+    def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return meet(functools.partial(call, module), module, args, kwargs)
+
+    with TURNS.turn(), mock.patch.object(nn.Module, "__call__", in_this_thread(called, call)):
         yield
 
 

@@ -121,22 +121,22 @@ def _own_accelerate_state(device: torch.device) -> Iterator[None]:
         kinds.append(PartialState)
     else:
         join(device)
-    with TURNS.turn(), TURNS.borrowed(_AccelerateState([kind._shared_state for kind in kinds])):  # noqa: SLF001
+    with TURNS.turn(), TURNS.borrowed(_AccelerateState(kinds)):
         yield
 
 
 class _AccelerateState:
-    """What stood in these stores; they are empty after."""
+    """What these classes of Accelerate share; they share nothing after.
 
-    def __init__(self, stores: Sequence[dict[str, Any]]) -> None:
-        self._stores = stores
-        self._kept: list[dict[str, Any]] = [{} for _ in stores]
+    Objects of before keep what they had, in whatever thread they are used.
+    """
+
+    def __init__(self, kinds: Sequence[Any]) -> None:
+        self._kinds = kinds
+        self._kept = [type(kind._shared_state)() for kind in kinds]  # noqa: SLF001
         self.swap()
 
     def swap(self) -> None:
-        """Exchange the contents of the stores with those that are kept."""
-        for number, store in enumerate(self._stores):
-            now = dict(store)
-            store.clear()
-            store.update(self._kept[number])
-            self._kept[number] = now
+        """Exchange what the classes share and what is kept."""
+        for number, kind in enumerate(self._kinds):
+            kind._shared_state, self._kept[number] = self._kept[number], kind._shared_state  # noqa: SLF001

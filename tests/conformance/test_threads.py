@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
 from fxsurgery import Budget, Spend, optimize
@@ -109,3 +111,21 @@ def test_what_other_threads_print_during_an_export_is_seen(tmp_path: Path, capsy
     assert sys.stdout is before
     lines = capsys.readouterr().out.splitlines()
     assert lines.count("another thread's") > lines.count("the model's")
+
+
+def test_an_accelerator_of_another_thread_works_on_while_this_one_trains() -> None:
+    theirs = Accelerator(cpu=True, gradient_accumulation_steps=3)
+    seen = list[object]()
+
+    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        thread = threading.Thread(
+            target=lambda: seen.append((theirs.device.type, theirs.gradient_accumulation_steps, theirs.mixed_precision))
+        )
+        thread.start()
+        thread.join(60)
+        return nn.functional.cross_entropy(output, target)
+
+    threaded(0, loss=loss)
+    assert set(seen) == {("cpu", 3, "no")}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
