@@ -20,6 +20,7 @@ from fxsurgery.errors import CaptureError, DataError
 from fxsurgery.options import checked
 from fxsurgery.printable import lines
 from fxsurgery.program import Program
+from fxsurgery.surroundings import plain_surroundings
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ SHOWN = 12
 
 
 @checked(CaptureError, example_inputs=DataError)
+@plain_surroundings()
 def inspect(
     model: nn.Module,
     example_inputs: Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any],
@@ -115,6 +117,7 @@ def inspect(
     return inspect_program(program)
 
 
+@plain_surroundings()
 def inspect_program(program: Program) -> Inspection:
     """The same for a captured model."""
     facts, whole = structure(program), cost(program)

@@ -6,7 +6,6 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fxsurgery.analysis.cost import unknown_macs_notes
@@ -24,11 +23,12 @@ from fxsurgery.searchers.records import is_text
 from fxsurgery.searchers.session import Outcome, Session, Stage, Trainer, unwritable, unwritten
 from fxsurgery.searchers.settings import Settings
 from fxsurgery.searchers.widths import Space
+from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training import MixedPrecision, Score, Task
 from fxsurgery.training.batches import count
 
 
-@torch.inference_mode(mode=False)  # which turns gradients on, too, whatever surrounds the call
+@plain_surroundings()
 def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to say, each by name
     model: nn.Module,
     *,
@@ -149,7 +149,7 @@ def _kept(result: Result, folder: Path) -> str | None:
     return unsaved
 
 
-@torch.inference_mode(mode=False)
+@plain_surroundings()
 def plan(model: nn.Module, **asked: Any) -> Plan:  # noqa: ANN401
     """What `optimize` would do with the same arguments, and about how long that takes here. Nothing is trained.
 

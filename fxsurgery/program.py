@@ -14,6 +14,7 @@ from typing_extensions import override
 from fxsurgery.errors import VerifyError
 from fxsurgery.inputs import BatchDims, Inputs, tensors_in
 from fxsurgery.printable import printable
+from fxsurgery.surroundings import plain_surroundings
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -60,6 +61,7 @@ class Program:
         """The example inputs, positional and named, as one."""
         return Inputs(self.example_inputs, self.example_kwargs, self.batch_dims, self.samples)
 
+    @plain_surroundings()
     def outputs(self, inputs: Inputs) -> list[Tensor]:
         """The output tensors on `inputs`, which are left alone, in eval mode and without gradients."""
         own = inputs.clone()
@@ -99,6 +101,7 @@ class Program:
         twin._graph = graph  # noqa: SLF001 -- the public way compiles it, and an edited draft is compiled anyway
         return twin
 
+    @plain_surroundings()
     def trainable_copy(self) -> fx.GraphModule:
         """A copy that shares nothing: to train."""
         return copy.deepcopy(self.graph_module)
@@ -107,6 +110,7 @@ class Program:
         """The same program on the weights of `trained`, a trained copy of it. `trained` is taken over."""
         return replace(self, graph_module=trained.eval())
 
+    @plain_surroundings()
     def in_double(self) -> Self:
         """The same program in float64, on memory of its own: to tell rounding from a mistake."""
         wide = self.examples.map(lambda x: x.double() if x.is_floating_point() else x.clone())

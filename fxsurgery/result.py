@@ -24,7 +24,7 @@ from fxsurgery.passes import replay
 from fxsurgery.program import Program
 from fxsurgery.saving import open_result, save_result, write_standalone
 from fxsurgery.saving.facts import require_types, schema_of
-from fxsurgery.saving.schema import SavedResult
+from fxsurgery.saving.schema import SavedCost, SavedResult
 from fxsurgery.searchers.beginning import CONFIG, RESULT
 from fxsurgery.searchers.evolution import (
     Candidate,
@@ -35,6 +35,7 @@ from fxsurgery.searchers.evolution import (
     member_of_plain,
     of_plain,
 )
+from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training import Score
 from fxsurgery.training.device import leads
 
@@ -159,6 +160,7 @@ class Result:
         )
 
     @checked(RunError)
+    @plain_surroundings()
     def save(self, folder: FilePath) -> None:
         """Write everything as a folder that `fxsurgery.load` reads; a result that was there is replaced.
 
@@ -186,6 +188,7 @@ class Result:
         save_result(Path(folder), programs, facts, {"original": original, "program": program})
 
     @checked(RunError)
+    @plain_surroundings()
     def save_standalone(self, folder: FilePath) -> None:
         """Write the model as Python code of its own, `model.py`, with its weights: it needs torch and nothing else.
 
@@ -202,6 +205,7 @@ class Result:
             write_standalone(self.program, Path(folder))
 
     @checked(CaptureError)
+    @plain_surroundings()
     def replay(self, original: nn.Module) -> nn.Module:
         """The same surgery on another copy of your model, such as a later checkpoint; `original` is left alone.
 
@@ -222,6 +226,7 @@ class Result:
         return again.graph_module
 
     @checked(RunError)
+    @plain_surroundings()
     def report(self, path: FilePath, **options: Any) -> Path:  # noqa: ANN401
         """Write what was asked and what came out as one HTML page, which needs no other file and no network.
 
@@ -235,6 +240,7 @@ class Result:
         return report.write(self, path, **options) if leads() else Path(path)
 
     @checked(ExportError)
+    @plain_surroundings()
     def export_onnx(self, path: FilePath, **options: Any) -> OnnxModel:  # noqa: ANN401
         """Export the model to ONNX and check it against PyTorch.
 
@@ -252,6 +258,7 @@ class Result:
         return export_onnx(self.model, self.example_inputs, path, example_kwargs=self.example_kwargs, **asked)
 
     @checked(DeviceError)
+    @plain_surroundings()
     def benchmark(self, device: str = "local", **options: Any) -> LatencyReport:  # noqa: ANN401
         """Measure original and result side by side on one sample, interleaved in one process, through ONNX Runtime.
 
@@ -267,6 +274,7 @@ class Result:
 
 
 @checked(RunError)
+@plain_surroundings()
 def load(folder: FilePath, *, original: nn.Module | None = None) -> Result:
     """What `Result.save` wrote, on the CPU. Nothing of the folder is run.
 
@@ -313,9 +321,17 @@ def _costs(folder: Path, saved: SavedResult, programs: Mapping[str, Program]) ->
         if stated is not None and stated.params != counted:
             numbers = f"{counted:,} parameters, and {stated.params:,} by its file"
             raise RunError(f"{folder} is damaged: `{name}` has {numbers}")
-        uncounted = () if stated is None else tuple(stated.uncounted)
-        found.append(None if stated is None else Cost(params=counted, macs=stated.macs, uncounted=uncounted))
+        found.append(None if stated is None else _cost_of_saved(stated))
     return found[0], found[1]
+
+
+def _cost_of_saved(saved: SavedCost) -> Cost:
+    return Cost(
+        params=saved.params,
+        macs=saved.macs,
+        uncounted=tuple(saved.uncounted),
+        unknown_macs=tuple(saved.unknown_macs),
+    )
 
 
 def _cost_of(member: Member) -> Cost:

@@ -1,24 +1,55 @@
 """Randomness and float modes that hold inside a block and leave the process as it was."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 
+from fxsurgery.turns import TURNS
+
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch (CPU and `device`), numpy and `random`; afterwards their states are as they were before."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 -- saved and restored
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            reseed(seed, device)
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002 -- saved and restored
+    """Seed torch (CPU and `device`), numpy and `random`; afterwards their states are as they were before.
+
+    Other threads of this package that seed wait meanwhile. A thread of the user's that draws from these generators
+    is not stopped, and gets numbers of the seed.
+    """
+    with random_states_kept([device] if device.type == "cuda" else []):
+        reseed(seed, device)
+        yield
+
+
+@contextmanager
+def random_states_kept(devices: Sequence[int | torch.device]) -> Iterator[None]:
+    """Put the states of torch's (CPU and the GPUs `devices`), numpy's and Python's generators back after the block."""
+    with TURNS.turn(), TURNS.borrowed(_RandomStates(devices)):
+        yield
+
+
+class _RandomStates:
+    """The states of every generator that the process has once, as they were when this was made."""
+
+    def __init__(self, devices: Sequence[int | torch.device]) -> None:
+        self._devices = list(devices)
+        self._kept = self._now()
+
+    def swap(self) -> None:
+        """Exchange the states with those that are kept."""
+        python, numpy, cpu, gpus = self._kept
+        self._kept = self._now()
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002 -- saved and restored
+        torch.set_rng_state(cpu)
+        for device, state in zip(self._devices, gpus, strict=True):
+            torch.cuda.set_rng_state(state, device)
+
+    def _now(self) -> tuple[Any, Any, torch.Tensor, list[torch.Tensor]]:
+        gpus = [torch.cuda.get_rng_state(device) for device in self._devices]
+        return random.getstate(), np.random.get_state(), torch.get_rng_state(), gpus  # noqa: NPY002 -- as above
 
 
 def reseed(seed: int, device: torch.device) -> None:

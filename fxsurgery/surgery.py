@@ -19,6 +19,7 @@ from fxsurgery.options import check_options, checked, type_name
 from fxsurgery.origins import Origin, compose
 from fxsurgery.program import Program
 from fxsurgery.seeding import seeded
+from fxsurgery.surroundings import plain_surroundings
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """Largest difference that counts as rounding, relative to the largest absolute reference value."""
@@ -108,6 +109,7 @@ class Rewrite(Pass):
 
     @final
     @override
+    @plain_surroundings()
     def __call__(self, program: Program) -> PassResult:
         check_options(self)
         _require_program(self.name, program)

@@ -31,11 +31,13 @@ from fxsurgery.errors import CaptureError, DataError, TrainOnlyError
 from fxsurgery.inputs import Inputs
 from fxsurgery.options import checked
 from fxsurgery.program import Program
+from fxsurgery.surroundings import left_outside, plain_surroundings
 
 __all__ = ["capture", "guess_inputs"]
 
 
 @checked(CaptureError, example_kwargs=DataError)
+@plain_surroundings()
 def capture(
     model: nn.Module,
     *example_inputs: Any,  # noqa: ANN401 -- whatever the model takes
@@ -210,6 +212,7 @@ def _check_runs(model: nn.Module, inputs: Inputs) -> None:
     except Exception as error:
         raise DataError(
             f"the model does not take example inputs of shape {shapes(inputs)}: {type(error).__name__}: {error}"
+            f"{left_outside()}"
         ) from error
     leaves = list(outcome.outputs.values())
     if not any(isinstance(leaf, Tensor) for leaf in leaves):

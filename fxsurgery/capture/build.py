@@ -1,5 +1,7 @@
 """The graph module of a traced graph: the user's tensors under the user's names, and all of them."""
 
+import ast
+import builtins
 import inspect
 import operator
 from collections.abc import Sequence
@@ -9,6 +11,9 @@ from torch import Tensor, fx, nn
 
 from fxsurgery.capture.tracer import CONSTRUCTORS
 from fxsurgery.errors import CaptureError, TrainOnlyError
+
+SPEAKING = {"self", "torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree", *dir(builtins)}
+"""Names by which the code that torch.fx writes for a graph may call something of its own."""
 
 SIZED_APART = {torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn}
 """Functions that take the sizes of their result one by one, or in a tuple."""
@@ -32,6 +37,11 @@ def build(traced: nn.Module, graph: fx.Graph, own: set[str]) -> fx.GraphModule:
         if node.target in SIZED_APART and node.args and not isinstance(node.args[0], (tuple, list)):
             node.args = (tuple(node.args),)
     _drop_rank_checks(plain)
+    inputs = [n for n in plain.nodes if n.op == "placeholder"]
+    for node, name in zip(inputs, input_names(plain, [str(n.target) for n in inputs]), strict=True):
+        if node.target != name:
+            node.target = name
+            node._rename(name)  # noqa: SLF001 -- the code gives the value this name again
     graph_module = fx.GraphModule(traced, plain)
     buffers = dict(traced.named_buffers(remove_duplicate=False))
     for path in {str(node.target) for node in plain.nodes if node.op == "get_attr"}:
@@ -43,6 +53,33 @@ def build(traced: nn.Module, graph: fx.Graph, own: set[str]) -> fx.GraphModule:
             value = value if path in buffers else value.detach().clone()
             owner.register_buffer(name, value, persistent=path in own)
     return graph_module.eval()
+
+
+def input_names(graph: fx.Graph, names: Sequence[str]) -> list[str]:
+    """The names of inputs, with an underscore after those by which the code of `graph` calls something else."""
+    if not set(names) & SPEAKING:
+        return list(names)
+    read, found = _names_read(graph), list[str]()
+    for name in names:
+        free = name
+        while free in read or (free != name and free in {*names, *found}):
+            free += "_"
+        found.append(free)
+    return found
+
+
+def _names_read(graph: fx.Graph) -> set[str]:
+    """What the code of a graph calls by name, its own values left out."""
+    twin = fx.Graph()
+    twin.output(twin.graph_copy(graph, {}))
+    inputs = [n for n in twin.nodes if n.op == "placeholder"]
+    for number, node in enumerate(inputs):
+        node.target = f"_{number}"
+        node._rename(f"_{number}")  # noqa: SLF001 -- else the value of an input called `self` would count
+    code = ast.parse(twin.python_code("self").src)
+    return {"self", "fx_pytree", "pytree", *(part.id for part in ast.walk(code) if isinstance(part, ast.Name))} - {
+        n.name for n in twin.nodes
+    }
 
 
 def _drop_rank_checks(graph: fx.Graph) -> None:

@@ -18,12 +18,14 @@ from fxsurgery.capture.stated import BATCH, Drawing, Shape, drawn, timm_shape, t
 from fxsurgery.capture.watching import Layer
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs
+from fxsurgery.surroundings import plain_surroundings
 
 SHOWN = 5
 """Failed tries in a message."""
 Guess = tuple[Inputs, str]
 
 
+@plain_surroundings()
 def guess_inputs(model: nn.Module) -> Guess:
     """Example inputs of two samples for `model`, and one sentence that says what was assumed.
 

@@ -5,7 +5,6 @@ computed, and the model stays as it is. A model that needs numbers on its way is
 """
 
 import copy
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from fxsurgery.capture.stated import drawn
 from fxsurgery.capture.watching import Layer, Watch
 from fxsurgery.errors import CaptureError
 from fxsurgery.inputs import Inputs
+from fxsurgery.surroundings import without_warnings
 
 MISFITS = (
     RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError, ArithmeticError,
@@ -92,8 +92,7 @@ def _copied(model: nn.Module, *, weightless: bool) -> nn.Module:
 
 def _tried(model: nn.Module, inputs: Inputs) -> Trial:
     watch, failure = Watch(model), None
-    with trials.contained(), torch.no_grad(), warnings.catch_warnings(), watch.listening():
-        warnings.simplefilter("ignore")
+    with trials.contained(), torch.no_grad(), without_warnings(), watch.listening():
         try:
             model(*inputs.args, **inputs.kwargs)
         except MISFITS as error:

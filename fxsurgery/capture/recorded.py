@@ -1,6 +1,7 @@
 """Front end 2, as a whole: record, align, keep whole what offends, and build the graph module."""
 
 import copy
+import keyword
 import operator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxsurgery.capture.alignment import Alignment
 from fxsurgery.capture.blame import offended, untraceable, user_line
-from fxsurgery.capture.build import build, left_over
+from fxsurgery.capture.build import build, input_names, left_over
 from fxsurgery.capture.functions import Function, innermost, name_of
 from fxsurgery.capture.norms import lift, make_plain
 from fxsurgery.capture.outputs import CONSTANTS
@@ -212,8 +213,15 @@ def _finished(model: nn.Module, recording: Recording, inputs: Inputs) -> tuple[f
             node.target = name
             node._rename(name)  # noqa: SLF001 -- so that the generated forward takes it by this name
         return graph, None
+    fitting = input_names(graph, names)
+    for name, own in zip(names, fitting, strict=True):
+        if name in inputs.kwargs and (name != own or not name.isidentifier() or keyword.iskeyword(name)):
+            raise CaptureError(
+                f"forward takes an input by the name {name!r}, which the code of a graph cannot give it; rename it, or "
+                "pass it by position"
+            )
     in_spec = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))[1]
-    return graph, _PyTreeCodeGen(_PyTreeInfo(names, in_spec, spec))
+    return graph, _PyTreeCodeGen(_PyTreeInfo(fitting, in_spec, spec))
 
 
 def _is_simple(output: Any) -> bool:

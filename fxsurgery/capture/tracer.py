@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from fxsurgery.capture.attention import expanded, is_plain
+from fxsurgery.capture.in_thread import tracing_in_this_thread
 
 CONSTRUCTORS = (
     torch.arange,
@@ -67,9 +68,10 @@ class CaptureTracer(fx.Tracer):
     def trace(
         self, root: nn.Module | Callable[..., object], concrete_args: dict[str, object] | None = None
     ) -> fx.Graph:
-        """The graph of `root`, which is let go afterwards."""
+        """The graph of `root`, which is let go afterwards. Other threads run their modules as ever."""
         try:
-            return super().trace(root, concrete_args)
+            with tracing_in_this_thread():
+                return super().trace(root, concrete_args)
         finally:
             # torch.fx leaves a closure behind that holds itself and this tracer.
             self.root, self.tensor_attrs, self.submodule_paths = nn.Module(), {}, None

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from fxsurgery.capture.outputs import plain_structure
 from fxsurgery.errors import CaptureError
 from fxsurgery.inputs import Inputs
+from fxsurgery.seeding import random_states_kept
 from fxsurgery.surgery import absolute_error, magnitude
 
 SEED = 20_011
@@ -50,15 +51,10 @@ def contained() -> Iterator[None]:
 
     Leaving inference mode turns gradients on as well, under a caller's no_grad too.
     """
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state a model may draw from
     devices = range(torch.cuda.device_count()) if _cuda_is_on() else []
-    try:
-        with torch.random.fork_rng(devices), torch.inference_mode(mode=False), _uncompiled():
-            seed_all()
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002 - as above
+    with random_states_kept(devices), torch.inference_mode(mode=False), _uncompiled():
+        seed_all()
+        yield
 
 
 def seed_all() -> None:

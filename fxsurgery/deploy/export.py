@@ -5,17 +5,17 @@ Neither exporter is trusted: a file is put in place only when ONNX Runtime agree
 
 import contextlib
 import hashlib
-import io
 import itertools
 import logging
 import re
+import sys
 import tempfile
-import warnings
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TextIO
 
 import onnx
 import torch
@@ -33,6 +33,7 @@ from fxsurgery.files import require_plain
 from fxsurgery.inputs import Inputs
 from fxsurgery.options import FilePath, Range, checked
 from fxsurgery.seeding import seeded as seeded_states
+from fxsurgery.surroundings import plain_surroundings, without_warnings
 
 Exporter = Literal["auto", "dynamo", "legacy"]
 OLDEST_DYNAMO_OPSET = 18
@@ -77,6 +78,7 @@ _Writer = Callable[[nn.Module, Path, _Request], None]
 
 
 @checked(ExportError)
+@plain_surroundings()
 @seeded_states(0, CPU)
 def export_onnx(  # noqa: PLR0913 -- what a user may want to say, each by name
     model: nn.Module,
@@ -281,27 +283,40 @@ def _reason(error: BaseException) -> str:
     return ": ".join(dict.fromkeys(text.splitlines()[0].rstrip(".: ") for text in texts))
 
 
+class _Muted:
+    """A stream that drops what this thread writes, and passes on what other threads do."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._owner = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._owner else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 -- whatever a stream has
+        return getattr(self._stream, name)
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporters print, log and warn; what matters of it comes as an error, or shows in the check.
 
-    The fast path of PyTorch's attention is one operator that ONNX does not have; meanwhile it is off.
+    The fast path of PyTorch's attention is one operator that ONNX does not have; meanwhile it is off. Logging and
+    this switch are the whole process's, so exports in several threads wait for each other.
     """
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(value=False)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
+    with (
+        without_warnings(),
+        contextlib.redirect_stdout(_Muted(sys.stdout)),
+        contextlib.redirect_stderr(_Muted(sys.stderr)),
+    ):
+        levels = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(value=False)
+        try:
             yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(value=fast)
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(value=fast)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

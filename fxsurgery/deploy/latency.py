@@ -29,6 +29,7 @@ from fxsurgery.errors import DeviceError
 from fxsurgery.inputs import Inputs
 from fxsurgery.options import checked
 from fxsurgery.printable import lines
+from fxsurgery.surroundings import plain_surroundings
 
 CONTENDED_BELOW = 0.95
 """Processor time over wall time, per thread, of a run that had its processors to itself."""
@@ -100,6 +101,7 @@ class LatencyReport:
 
 
 @checked(DeviceError)
+@plain_surroundings()
 def compare_latency(  # noqa: PLR0913 -- what a user may want to say, each by name
     models: Models,
     example_inputs: Sequence[Any],

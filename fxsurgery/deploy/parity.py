@@ -28,6 +28,7 @@ from fxsurgery.errors import ExportError
 from fxsurgery.inputs import Inputs, tensors_in
 from fxsurgery.seeding import seeded as seeded_states
 from fxsurgery.surgery import TOLERANCE
+from fxsurgery.surroundings import plain_surroundings
 
 LABEL_TOLERANCE = 1e-3
 """Share of integer or boolean outputs that may differ: those where rounding tips a near tie."""
@@ -36,6 +37,7 @@ Reexport = Callable[[nn.Module, Path], object]
 """Export a model of the same structure to another file."""
 
 
+@plain_surroundings()
 @seeded_states(0, CPU)
 def check_parity(  # noqa: PLR0913 -- each by name but what is compared
     model: nn.Module,

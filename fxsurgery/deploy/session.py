@@ -1,6 +1,5 @@
 """ONNX Runtime: load a file, run it on tensors."""
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fxsurgery.errors import DeviceError, ExportError
+from fxsurgery.surroundings import without_warnings
 
 CPU = "CPUExecutionProvider"
 
@@ -28,8 +28,7 @@ def open_session(path: Path, threads: int = 1, provider: str = CPU) -> onnxrunti
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 4  # what fails is raised, and need not be on the terminal as well
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:  # onnxruntime's errors share no public base
         raise ExportError(f"ONNX Runtime cannot load {path}: {error}") from error

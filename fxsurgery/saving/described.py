@@ -6,7 +6,6 @@ attribute, and the shape of every tensor. Hooks and attributes that stand in for
 """
 
 import inspect
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import is_parametrized
 
 from fxsurgery.errors import SavingError
+from fxsurgery.surroundings import without_warnings
 
 CLASSES: Mapping[str, type[nn.Module]] = {
     NonDynamicallyQuantizableLinear.__name__: NonDynamicallyQuantizableLinear,
@@ -67,8 +67,7 @@ class Described:
             SavingError: torch does not make it so.
         """
         try:
-            with torch.device("meta"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # such as that a dropout of one layer does nothing
+            with torch.device("meta"), without_warnings():  # such as that a dropout of one layer does nothing
                 module = self.kind(**self.arguments)
                 for norm in self.norms:
                     norm.apply(module)

@@ -33,12 +33,14 @@ from fxsurgery.saving.tensors import first_names, named_state, read_header, read
 from fxsurgery.saving.values import decoded, encoded, tensors_as
 from fxsurgery.saving.witness import Witness, captures
 from fxsurgery.seeding import seeded
+from fxsurgery.surroundings import plain_surroundings
 
 GRAPH, WEIGHTS, EXAMPLES = "graph.json", "weights.safetensors", "examples.safetensors"
 
 Plain = dict[str, Any]
 
 
+@plain_surroundings()
 def save_program(program: Program, folder: str | Path) -> None:
     """Write `program` as a folder, which is there whole or not at all; one that was there is replaced.
 
@@ -50,6 +52,7 @@ def save_program(program: Program, folder: str | Path) -> None:
         write_program(program, fresh)
 
 
+@plain_surroundings()
 def load_program(folder: str | Path, *, original: nn.Module | None = None) -> Program:
     """The program that `save_program` wrote there, on the CPU.
 

@@ -17,12 +17,14 @@ from fxsurgery.saving.programs import GRAPH, read_program, write_program
 from fxsurgery.saving.schema import FORMAT, SavedResult, read_saved, require_digests, with_digests
 from fxsurgery.saving.values import decoded, encoded, plain_numbers
 from fxsurgery.saving.witness import Witness
+from fxsurgery.surroundings import plain_surroundings
 
 RESULT = "result.json"
 FOLDERS = ("pareto",)
 """What a result may hold beside the programs that every result has."""
 
 
+@plain_surroundings()
 def save_result(
     folder: Path, programs: Mapping[str, Program], facts: Mapping[str, Any], costs: Mapping[str, Cost]
 ) -> None:
@@ -50,7 +52,10 @@ def save_result(
 
 
 def _plain(costs: Mapping[str, Cost]) -> dict[str, Any]:
-    return {name: {**vars(cost), "uncounted": list(cost.uncounted)} for name, cost in costs.items()}
+    return {
+        name: {**vars(cost), "uncounted": list(cost.uncounted), "unknown_macs": list(cost.unknown_macs)}
+        for name, cost in costs.items()
+    }
 
 
 def _graphs(folder: Path, programs: Iterable[str]) -> dict[str, Path]:
@@ -77,6 +82,7 @@ class SavedFolder:
         with damage(self.folder):
             return {name: decoded(value) for name, value in self.saved.facts.items()}
 
+    @plain_surroundings()
     def programs(self, wanted: Sequence[str], original: nn.Module | None) -> dict[str, Program]:
         """The programs of these names, which are all that the result has.
 

@@ -182,6 +182,7 @@ class SavedCost(_Strict):
     params: Annotated[int, Field(ge=0)]
     macs: Annotated[int, Field(ge=0)]
     uncounted: list[str]
+    unknown_macs: list[str] = Field(default_factory=list)
 
 
 class SavedResult(_Strict):

@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxsurgery.errors import DataError
+from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.batches import epoch_of
-from fxsurgery.training.borrowing import borrowed
+from fxsurgery.training.borrowing import borrowed, require_changeable
 from fxsurgery.training.calls import predict
 from fxsurgery.training.device import Device
 from fxsurgery.training.finite import not_finite, wrong_values
@@ -21,6 +22,7 @@ from fxsurgery.training.randomness import repeatable
 from fxsurgery.training.task import Task
 
 
+@plain_surroundings()
 def recalibrate(model: nn.Module, task: Task, *, batches: int = 100, seed: int = 0, device: Device = None) -> int:
     """Re-estimate the batch norms of `model`, in place, on training batches.
 
@@ -37,10 +39,12 @@ def recalibrate(model: nn.Module, task: Task, *, batches: int = 100, seed: int =
     Raises:
         DataError: there is no batch, the model cannot take it, or the statistics come out not finite.
         DeviceError: there is no such device, or it is out of memory.
+        TrainingError: the model was made in inference mode.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not norms or batches < 1:
         return 0
+    require_changeable(model)
     momenta = [norm.momentum for norm in norms]
     with borrowed(model, device) as there, repeatable(task.train_data, seed, there) as source, torch.no_grad():
         model.eval()

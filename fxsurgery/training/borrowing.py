@@ -32,13 +32,28 @@ def borrowed(model: nn.Module, device: Device) -> Iterator[torch.device]:
             module.training = training
 
 
+def require_changeable(model: nn.Module) -> None:
+    """Refuse a model that was made in inference mode: its tensors can be read, but not trained in place.
+
+    Raises:
+        TrainingError: it names the first such tensor.
+    """
+    named = (*model.named_parameters(), *model.named_buffers())
+    if name := next((name for name, tensor in named if tensor.is_inference()), None):
+        raise TrainingError(
+            f"`{name}` of the model was made in torch.inference_mode and cannot be trained; train a copy that is made "
+            "outside of it: copy.deepcopy(model)"
+        )
+
+
 @contextmanager
 def training_only(model: nn.Module, parameters: Iterable[nn.Parameter] | None) -> Iterator[list[nn.Parameter]]:
     """Freeze all but `parameters`; put `requires_grad` back and leave no gradient behind.
 
     Raises:
-        TrainingError: there is none, or one of them is not the model's.
+        TrainingError: there is none, one of them is not the model's, or the model was made in inference mode.
     """
+    require_changeable(model)
     own = list(model.parameters())
     flags = [p.requires_grad for p in own]
     chosen = [p for p in own if p.requires_grad] if parameters is None else list(parameters)

@@ -3,7 +3,7 @@
 import atexit
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState, DistributedType, GradientState, P
 
 from fxsurgery.errors import DeviceError
 from fxsurgery.options import checked
+from fxsurgery.turns import TURNS
 
 Device = str | torch.device | None
 
@@ -133,13 +134,22 @@ def _own_accelerate_state(device: torch.device) -> Iterator[None]:
         kinds.append(PartialState)
     else:
         join(device)
-    stores = [kind._shared_state for kind in kinds]  # noqa: SLF001
-    saved = [dict(store) for store in stores]
-    try:
-        for store in stores:
-            store.clear()
+    with TURNS.turn(), TURNS.borrowed(_AccelerateState(kinds)):
         yield
-    finally:
-        for store, before in zip(stores, saved, strict=True):
-            store.clear()
-            store.update(before)
+
+
+class _AccelerateState:
+    """What these classes of Accelerate share; they share nothing after.
+
+    Objects of before keep what they had, in whatever thread they are used.
+    """
+
+    def __init__(self, kinds: Sequence[Any]) -> None:
+        self._kinds = kinds
+        self._kept = [type(kind._shared_state)() for kind in kinds]  # noqa: SLF001
+        self.swap()
+
+    def swap(self) -> None:
+        """Exchange what the classes share and what is kept."""
+        for number, kind in enumerate(self._kinds):
+            kind._shared_state, self._kept[number] = self._kept[number], kind._shared_state  # noqa: SLF001

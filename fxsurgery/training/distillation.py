@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs, Place, tensors_in
 from fxsurgery.program import Program
+from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.batches import describe_inputs, loader_of
 from fxsurgery.training.borrowing import borrowed
 from fxsurgery.training.calls import predict
@@ -145,6 +146,7 @@ class Likeness:
         return [tensors[o.place] for o in self.outputs]
 
 
+@plain_surroundings()
 def distilled_task(  # noqa: PLR0913 -- each by name
     program: Program,
     train_inputs: Inputs,

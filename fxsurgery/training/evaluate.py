@@ -10,6 +10,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from fxsurgery.errors import DataError
+from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.batches import Loader, ending, has_length, set_epoch
 from fxsurgery.training.borrowing import borrowed
 from fxsurgery.training.calls import predict
@@ -18,6 +19,7 @@ from fxsurgery.training.finite import wrong_values
 from fxsurgery.training.meter import Meter
 from fxsurgery.training.randomness import repeatable
 from fxsurgery.training.task import Task
+from fxsurgery.turns import TURNS
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Score:
     """Every number that the metric gives, by name."""
 
 
+@plain_surroundings()
 def evaluate(model: nn.Module, task: Task, data: Loader | None = None, *, device: Device = None) -> Score:
     """Score `model` in eval mode on `data`, the validation data unless said.
 
@@ -82,6 +85,7 @@ def require_ends(task: Task) -> None:
 def _score(model: nn.Module, task: Task, batches: Iterable[Any], device: torch.device, name: str) -> Score:
     meter = Meter(task, device)
     for number, batch in enumerate(batches):
+        TURNS.give_way()
         inputs, target = task.take_apart(send_to_device(batch, device))
         output = predict(model, inputs)
         loss = meter.add(output, target, task.count(inputs, target, output))

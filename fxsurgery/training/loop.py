@@ -19,6 +19,7 @@ from torch import nn
 
 from fxsurgery.errors import DivergedError, TrainingError
 from fxsurgery.seeding import flushed_denormals, mix, reseed, seeded
+from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.borrowing import borrowed, training_only
 from fxsurgery.training.device import Device, accelerated
 from fxsurgery.training.drawing import Stream
@@ -42,6 +43,7 @@ from fxsurgery.training.snapshot import (
 )
 from fxsurgery.training.step import Hooks, StepInfo, Stepper
 from fxsurgery.training.task import Task
+from fxsurgery.turns import TURNS
 
 RECORDS = 50
 
@@ -63,6 +65,7 @@ class FitReport:
     seconds: float
 
 
+@plain_surroundings()
 def fit(  # noqa: PLR0913 -- each by name; what searchers add is grouped in `Hooks`
     model: nn.Module,
     task: Task,
@@ -168,6 +171,7 @@ class _Training:
         )
 
     def _take_step(self, number: int) -> StepInfo:
+        TURNS.give_way()
         return self.stepper.step(number, (self.stream.draw() for _ in range(self.stepper.batches)))
 
     def _report(self, info: StepInfo, *, record: bool, validate: bool) -> None:

@@ -29,6 +29,7 @@ from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs, tensors_in
 from fxsurgery.program import Program
 from fxsurgery.seeding import mix
+from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.batches import Loader, loader_of
 from fxsurgery.training.distillation import outputs_of
 from fxsurgery.training.recipe import Recipe, cosine
@@ -108,6 +109,7 @@ class Synthetic:
         )
 
 
+@plain_surroundings()
 def synthetic_inputs(program: Program, amount: Amount, *, train: Train, seed: int = 0) -> Synthetic:
     """Inputs like those that `program` was trained on, as far as its batch norms tell.
 

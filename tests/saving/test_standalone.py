@@ -1,6 +1,9 @@
 """Models written as code: it reads well, keeps the user's names, and gives the same outputs without fxsurgery."""
 
 import ast
+import contextlib
+import io
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -298,3 +301,83 @@ def test_layers_that_are_called_as_a_whole_stand_in_one_block_without_headings()
         "        x = self[1](x)",
         "        return self[2](x)",
     ]
+
+
+class Inner(nn.Module):
+    """A child whose code calls torch, builtins and functions by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.fc(x))
+        z = F.gelu(y).view(y.shape[0], 2, int(y.shape[1] // 2)).flatten(1)
+        z[:, 0] = 0.5
+        return z.sum(1, keepdim=True) + torch.max(z) + abs(z) + torch.arange(y.shape[1], device=x.device)
+
+
+def calling(signature: str, body: str) -> nn.Module:
+    """A model whose forward has these arguments, and gives `body` to its child."""
+    names: dict[str, Callable[..., object]] = {}
+    exec(f"def forward(model_itself, {signature}): return model_itself.child({body})", names)
+    net = type("Net", (nn.Module,), {"forward": names["forward"]})()
+    net.child = Inner()
+    return net.eval()
+
+
+def run_as_script(net: nn.Module, folder: Path, args: tuple = (), kwargs: dict | None = None) -> str:
+    """The code of `net`, run as `python model.py` runs it, in this process; and its model gives the same outputs."""
+    given = capture(net, *args, example_kwargs=kwargs)
+    run(given, folder)
+    (folder / "model.py").write_text(source(given), encoding="utf-8")
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        runpy.run_path(str(folder / "model.py"), run_name="__main__")
+    return shown.getvalue()
+
+
+NAMES = (
+    "torch", "F", "nn", "operator", "math", "json", "Path", "Tensor", "Any",  # what the file imports
+    "Net", "Group", "load", "read_tensors", "_TYPES", "model", "output", "named",  # and defines
+    "print", "isinstance", "len", "getattr", "input", "slice", "float", "super", "object", "type",  # builtins
+    "self", "child", "fc", "forward", "training", "args", "kwargs", "_", "__x", "__name__", "__file__", "class_",
+    "größe", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_code_runs_whatever_forward_calls_its_argument(name: str, tmp_path: Path) -> None:
+    assert run_as_script(calling(name, name), tmp_path, (torch.randn(2, 4),)) == "torch.Size([2, 4])\n"
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in {"self", "torch", "slice", "fx_pytree", "pytree"}])
+def test_an_argument_by_name_keeps_its_name(name: str, tmp_path: Path) -> None:
+    shown = run_as_script(calling(f"*, {name}", name), tmp_path, kwargs={name: torch.randn(2, 4)})
+    assert shown == "torch.Size([2, 4])\n"
+
+
+def test_several_arguments_with_names_of_the_code_are_told_apart(tmp_path: Path) -> None:
+    x = torch.randn(2, 4)
+    names = ["len", "len_", "len__", "print", "model", "output"]
+    net = calling(f"{', '.join(names)}, *, Tensor, F, named", f"{' + 2 * '.join(names)} + Tensor - F * named")
+    args = tuple(x + i for i in range(len(names)))
+    run_as_script(net, tmp_path, args, {"Tensor": x, "F": x + 7, "named": x + 8})
+    net = calling("*, len, len_, len__", "len + 2 * len_ + 3 * len__")
+    run_as_script(net, tmp_path, kwargs={"len": x, "len_": x + 1, "len__": x + 2})
+
+
+def test_parts_of_arguments_are_read_under_the_new_names(tmp_path: Path) -> None:
+    x = torch.randn(2, 4)
+    net = calling("torch, *, F", "torch['print'] + 2 * F[0]")
+    run_as_script(net, tmp_path, ({"print": x},), {"F": [x + 1]})
+
+
+def test_the_names_that_need_no_change_stay(tmp_path: Path) -> None:
+    text = source(
+        capture(
+            calling("images, *, mask", "images + mask"), torch.randn(2, 4), example_kwargs={"mask": torch.randn(2, 4)}
+        )
+    )
+    assert "def forward(self, images: Tensor, mask: Tensor) -> Tensor:" in text
+    assert "model(images, mask=mask)" in text

@@ -9,6 +9,7 @@ from fxsurgery.saving.folders import new_folder
 from fxsurgery.saving.standalone.proof import prove
 from fxsurgery.saving.standalone.source import requirements, source
 from fxsurgery.saving.tensors import first_names, named_state, write_tensors
+from fxsurgery.surroundings import plain_surroundings
 
 __all__ = ["source", "write_standalone"]
 
@@ -17,6 +18,7 @@ SIGN = "in plain PyTorch."
 """What the first line of the code ends with."""
 
 
+@plain_surroundings()
 def write_standalone(program: Program, folder: Path) -> None:
     """Write `model.py`, its weights and requirements as a folder that is there whole or not at all.
 

@@ -1,7 +1,10 @@
 """How the generated forward is called: the user's names, and where each placeholder is in them."""
 
 import keyword
-from collections.abc import Iterator
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +15,8 @@ from torch.utils import _pytree as pytree
 from fxsurgery.program import Program
 from fxsurgery.saving.standalone.literals import Code, shown
 
-TAKEN = {"self", "torch", "nn", "F", "operator", "math", "abs", "bool", "float", "getattr", "int", "len", "max", "min",
-         "pow", "round", "slice", "sum", "tuple", "list", "divmod", "complex"}  # fmt: skip
+TAKEN = {"self", "named", "_", "torch", "nn", "F", "operator", "math", "abs", "bool", "float", "getattr", "int", "len",
+         "max", "min", "pow", "round", "slice", "sum", "tuple", "list", "divmod", "complex"}  # fmt: skip
 """Names that mean something else in the generated code."""
 
 
@@ -22,9 +25,17 @@ class Argument:
     """One argument of forward."""
 
     name: str
+    """In the body of forward."""
     value: Any
     """The example."""
     by_name: bool
+    given: str
+    """The user's name, which calls by name use."""
+
+    @property
+    def is_renamed(self) -> bool:
+        """Whether it is passed under a name that the body cannot have."""
+        return self.by_name and self.name != self.given
 
 
 def arguments_of(program: Program) -> list[Argument]:
@@ -36,11 +47,26 @@ def arguments_of(program: Program) -> list[Argument]:
     else:
         names = [str(n.target) for n in program.nodes if n.op == "placeholder"]
     values = [*((v, False) for v in inputs.args), *((v, True) for v in inputs.kwargs.values())]
-    return [Argument(_fit(name), value, named) for name, (value, named) in zip(names, values, strict=True)]
+    local = free_names(names, TAKEN)
+    return [Argument(local[n], value, named, n) for n, (value, named) in zip(names, values, strict=True)]
 
 
-def _fit(name: str) -> str:
-    return f"{name}_" if keyword.iskeyword(name) or name in TAKEN else name
+def free_names(names: Iterable[str], taken: AbstractSet[str]) -> dict[str, str]:
+    """A variable for each name, as like it as can be: none of `taken`, and none twice."""
+    found = {name: name for name in names if _is_usable(name) and name not in taken}
+    for name in (n for n in names if n not in found):
+        short = re.sub(r"\W", "_", unicodedata.normalize("NFKC", name)).strip("_") or "x"
+        free = short if short.isidentifier() else f"x_{short}"
+        while not _is_usable(free) or free in taken or free in found.values():
+            free += "_"
+        found[name] = free
+    return found
+
+
+def _is_usable(name: str) -> bool:
+    """Whether code has it as it is: Python changes names with two underscores in classes, and unusual letters."""
+    plain = name.isidentifier() and not keyword.iskeyword(name)
+    return plain and not name.startswith("__") and unicodedata.normalize("NFKC", name) == name
 
 
 def placeholders(program: Program, arguments: list[Argument]) -> dict[fx.Node, str]:
@@ -66,8 +92,15 @@ def _step(key: Any) -> str:  # noqa: ANN401 -- a key of pytree
 
 def header(arguments: list[Argument], *, gives_tensor: bool) -> str:
     """The line that begins forward."""
-    listed = ", ".join(f"{a.name}: Tensor" if isinstance(a.value, Tensor) else a.name for a in arguments)
+    plain = (a for a in arguments if not a.is_renamed)
+    parts = [f"{a.name}: Tensor" if isinstance(a.value, Tensor) else a.name for a in plain]
+    listed = ", ".join([*parts, *(["**named: Any"] if any(a.is_renamed for a in arguments) else [])])
     return f"def forward(self, {listed}){' -> Tensor' if gives_tensor else ''}:"
+
+
+def renamings(arguments: list[Argument]) -> list[str]:
+    """The statements that forward begins with: arguments by name whose names mean something else in its body."""
+    return [f"{a.name} = named[{shown(a.given).text}]" for a in arguments if a.is_renamed]
 
 
 def example_code(value: Any) -> Code:  # noqa: ANN401 -- any structure

@@ -1,5 +1,6 @@
 """The text of `model.py`."""
 
+import builtins
 import keyword
 import re
 
@@ -9,11 +10,18 @@ from torch import Tensor
 from fxsurgery.program import Program
 from fxsurgery.saving.standalone.chains import chains
 from fxsurgery.saving.standalone.forward import Forward
-from fxsurgery.saving.standalone.signature import Argument, arguments_of, example_code, header
+from fxsurgery.saving.standalone.literals import shown
+from fxsurgery.saving.standalone.signature import Argument, arguments_of, example_code, free_names, header, renamings
 from fxsurgery.saving.standalone.tree import Tree
 from fxsurgery.saving.standalone.wrapping import wrapped
 
 PARAMETRISATIONS = ("spectral_norm", "weight_norm")
+
+GLOBALS = {
+    *dir(builtins), "Any", "F", "Group", "OrderedDict", "Path", "StochasticDepth", "Tensor", "_TYPES", "json", "load",
+    "math", "model", "nn", "operator", "output", "read_tensors", "torch",
+}  # fmt: skip
+"""What is called so at the top of the file, or may be."""
 
 READER = '''
 _TYPES = {
@@ -103,15 +111,15 @@ def source(program: Program) -> str:
     body = [line for statement in tree.statements() for line in wrapped(statement, 8)]
     given = arguments_of(program)
     forward = Forward(program, tree, sequences, given)
-    steps = _forward(forward)
+    steps = [*(f"        {line}" for line in renamings(given)), *_forward(forward)]
     name = class_name(program.name, tree.helpers)
     parts = [
-        _top(program, name, tree, forward, "\n".join(steps)),
+        _top(program, name, tree, forward, given, "\n".join(steps)),
         *(text for helper, text in (("Group", GROUP), ("StochasticDepth", DEPTH)) if helper in tree.helpers),
         _class(f"{name}({tree.base})", body, wrapped(header(given, gives_tensor=forward.gives_tensor()), 4), steps),
         LOAD.format(name=name),
         READER,
-        _main(given),
+        _main(given, GLOBALS | tree.helpers | {name}),
     ]
     return "\n\n".join(part.strip("\n") + "\n" for part in parts)
 
@@ -120,16 +128,20 @@ def class_name(wanted: str, helpers: set[str]) -> str:
     """A class name out of the user's."""
     name = re.sub(r"\W", "_", wanted, flags=re.ASCII)
     usable = name.isidentifier() and not keyword.iskeyword(name)
-    taken = {"Group", "StochasticDepth", "Tensor", "Path", "OrderedDict", "F", "nn", "torch", "json", *helpers}
+    taken = GLOBALS | helpers
     return name if usable and name not in taken and not name.startswith("__") else f"Model{name if usable else ''}"
 
 
-def _top(program: Program, name: str, tree: Tree, forward: Forward, text: str) -> str:
+def _top(  # noqa: PLR0917 -- all that is imported for
+    program: Program, name: str, tree: Tree, forward: Forward, given: list[Argument], text: str
+) -> str:
     plain = ["import json"]
     plain += [f"import {module}" for module in ("math", "operator") if module in forward.uses]
     if "OrderedDict" in tree.helpers:
         plain.append("from collections import OrderedDict")
     plain.append("from pathlib import Path")
+    if any(a.is_renamed for a in given):
+        plain.append("from typing import Any")
     torchs = ["import torch", "from torch import Tensor, nn"]
     if re.search(r"\bF\.", text):
         torchs.append("from torch.nn import functional as F")
@@ -169,19 +181,28 @@ def _forward(forward: Forward) -> list[str]:
     return lines
 
 
-def _main(given: list[Argument]) -> str:
+def _main(given: list[Argument], taken: set[str]) -> str:
     lines = ['if __name__ == "__main__":', "    model = load()"]
-    arguments = list[str]()
+    arguments, variables = list[str](), free_names([a.name for a in given], taken)
     for argument in given:
         shown_value = example_code(argument.value).text
         if isinstance(argument.value, Tensor) or len(shown_value) > 20:
-            lines += wrapped(f"{argument.name} = {shown_value}", 4)
-            shown_value = argument.name
-        arguments.append(f"{argument.name}={shown_value}" if argument.by_name else shown_value)
+            variable = variables[argument.name]
+            lines += wrapped(f"{variable} = {shown_value}", 4)
+            shown_value = variable
+        arguments.append(_passed(argument, shown_value))
     lines += ["    with torch.no_grad():"]
     lines += wrapped(f"output = model({', '.join(arguments)})", 8)
     lines += ["    print(output.shape if isinstance(output, Tensor) else output)"]
     return "\n".join(lines)
+
+
+def _passed(argument: Argument, value: str) -> str:
+    if not argument.by_name:
+        return value
+    name = argument.given
+    plain = name.isidentifier() and not keyword.iskeyword(name)
+    return f"{name}={value}" if plain else f"**{{{shown(name).text}: {value}}}"
 
 
 def requirements() -> str:

@@ -14,7 +14,6 @@ import signal
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from fxsurgery.errors import DeviceError
 from fxsurgery.searchers.execution.crew import Died, Duty
 from fxsurgery.searchers.execution.messages import message_of
 from fxsurgery.searchers.execution.work import Report, work_on
+from fxsurgery.surroundings import without_warnings
 from fxsurgery.training import Task
 
 _LOOK_SECONDS = 0.2
@@ -196,8 +196,7 @@ def _fork() -> int:
     Raises:
         DeviceError: the system has no room for another process.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with without_warnings(DeprecationWarning):
         try:
             return os.fork()
         except OSError as error:

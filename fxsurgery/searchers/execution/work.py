@@ -1,5 +1,6 @@
 """The work on one job, the same wherever it is done: on one thread, since the number of threads changes rounding."""
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,10 +47,21 @@ def work_on(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Within the block an operation runs on a single thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Within the block an operation runs on a single thread.
+
+    PyTorch keeps the number for each thread, and for the process what new threads begin with: blocks of several threads
+    put back what there was before the first of them.
+    """
+    with _COUNTS_LOCK:
+        _counts.append(_counts[0] if _counts else torch.get_num_threads())
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        with _COUNTS_LOCK:
+            torch.set_num_threads(_counts.pop())
+
+
+_COUNTS_LOCK = threading.Lock()
+_counts = list[int]()
+"""One for each block that runs: the number of threads before the first of them."""

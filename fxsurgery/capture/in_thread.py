@@ -1,0 +1,84 @@
+"""Replacements that hold in one thread: what every other thread calls is what it was.
+
+While a model is traced or recorded, methods of `nn.Module` and functions of torch and the user are replaced, which the
+whole process sees. Another thread may be running a model of its own then.
+"""
+
+import builtins
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+from torch.fx import _symbolic_trace
+from typing_extensions import override
+
+from fxsurgery.turns import TURNS
+
+
+def in_this_thread(new: Callable[..., Any], before: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is `new` in the thread that calls `in_this_thread`, and `before` in every other."""
+    owner = threading.get_ident()
+
+    @functools.wraps(new)
+    def dispatched(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- any function
+        return (new if threading.get_ident() == owner else before)(*args, **kwargs)
+
+    return dispatched
+
+
+class TrueInThisThread:
+    """A flag that is true in the thread that makes it, and false in every other; it computes as a bool does."""
+
+    def __init__(self) -> None:
+        self._owner = threading.get_ident()
+
+    def __bool__(self) -> bool:
+        return threading.get_ident() == self._owner
+
+    def __or__(self, other: bool) -> bool:
+        return bool(self) | other
+
+    def __and__(self, other: bool) -> bool:
+        return bool(self) & other
+
+    def __xor__(self, other: bool) -> bool:
+        return bool(self) ^ other
+
+    @override
+    def __eq__(self, other: object) -> bool:
+        return bool(self) == other
+
+    @override
+    def __hash__(self) -> int:
+        return hash(bool(self))
+
+    @override
+    def __repr__(self) -> str:
+        return repr(bool(self))
+
+    __ror__, __rand__, __rxor__ = __or__, __and__, __xor__
+
+
+@contextmanager
+def tracing_in_this_thread() -> Iterator[None]:
+    """While torch.fx traces in the block, what it replaces holds in this thread; other captures wait."""
+    with TURNS.turn(), mock.patch.object(_symbolic_trace, "_Patcher", _Patcher):
+        yield
+
+
+class _Patcher(_symbolic_trace._Patcher):  # noqa: SLF001 -- the one place through which torch.fx replaces anything
+    """Replaces functions and methods as torch.fx asks it to, in this thread alone."""
+
+    @override
+    def patch(
+        self, frame_dict: dict[str, Any], name: str, new_fn: Callable[..., Any], deduplicate: bool = True
+    ) -> None:
+        before = frame_dict.get(name, getattr(builtins, name, None))
+        super().patch(frame_dict, name, new_fn if before is None else in_this_thread(new_fn, before), deduplicate)
+
+    @override
+    def patch_method(self, cls: type, name: str, new_fn: Callable[..., Any], deduplicate: bool = True) -> None:
+        super().patch_method(cls, name, in_this_thread(new_fn, getattr(cls, name)), deduplicate)
