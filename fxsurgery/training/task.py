@@ -157,7 +157,7 @@ class Task:
         for name, data in made.items():
             if data is not None:
                 made[name] = loader_of(data, batch_size, seed if name == "train_data" else None, name)
-        return cls(**made, loss=loss or cross_entropy, **options)
+        return cls(**made, loss=cross_entropy if loss is None else loss, **options)
 
     def on(self, which: str, device: torch.device) -> Any:  # noqa: ANN401
         """The `loss` or the `metric`; of a module with tensors a frozen copy on `device`."""

@@ -120,14 +120,22 @@ class Population:
         if operation == IDENTITY:
             yield "", program
             return
-        for move in moves(program, operation, self.amounts, mix(self.seed, generation)):
+        try:
+            found = moves(program, operation, self.amounts, mix(self.seed, generation))
+        except PassCrashedError as error:
+            yield operation, self._crashed(error)
+            return
+        for move in found:
             try:
                 made = born(program, move)
             except PassCrashedError as error:
-                # A search of hours shall not end by a bug at one place, nor pass over it without a word.
-                self.crashes.append(str(error))
-                made = "the pass crashed, which is a bug of fxsurgery"
+                made = self._crashed(error)
             yield str(move), made
+
+    def _crashed(self, error: PassCrashedError) -> str:
+        """Why a move came to nothing: a search of hours shall not end by a bug at one place, nor pass over it."""
+        self.crashes.append(str(error))
+        return "the pass crashed, which is a bug of fxsurgery"
 
     def _too_large(self, program: Program, parent: Individual) -> str | None:
         """Why a network is beyond the caps."""

@@ -13,11 +13,12 @@ import fxsurgery
 from fxsurgery import Budget, Ectonas, Result, Spend
 from fxsurgery.analysis.cost import cost
 from fxsurgery.capture import capture
-from fxsurgery.errors import BudgetError, StructureError, SurgeryError, TrainingError
+from fxsurgery.errors import BudgetError, PassCrashedError, StructureError, SurgeryError, TrainingError
 from fxsurgery.passes import Widen, replay
 from fxsurgery.searchers.ectonas import population as populations
 from fxsurgery.searchers.ectonas.evolving import Evolving
 from fxsurgery.searchers.execution import Workshop
+from fxsurgery.searchers.operations import OPERATIONS
 from fxsurgery.start_nets import start_net
 from fxsurgery.training import adamw
 
@@ -531,3 +532,14 @@ def test_what_optimize_is_told_by_name():
         Spend(epochs=-1)
     with pytest.raises(BudgetError, match="finite"):
         Spend(epochs=math.inf, seconds=1)
+
+
+def test_candidates_that_crash_cost_their_operation_and_are_told(monkeypatch: pytest.MonkeyPatch):
+    def crash(program, *_):
+        raise PassCrashedError("widen: its candidates crashed")
+
+    found = replace(OPERATIONS["add-units"], find=crash)
+    monkeypatch.setitem(OPERATIONS, "add-units", found)
+    result = evolved(cnn())
+    assert result.evolution.rejected["add-units: the pass crashed, which is a bug of fxsurgery"] > 0
+    assert any("please report this: widen: its candidates crashed" in note for note in result.notes)
