@@ -178,6 +178,11 @@ def _recorded(
 
 def _compared(model: nn.Module, found: Recorded, settled: Settled, inputs: Inputs) -> Recorded:
     notes = Comparison(model, found.graph_module, found.entered).check(inputs)
+    if not settled.is_right:
+        raise CaptureError(
+            "the graph does not compute what the model does on the example inputs, by more than rounding: does it keep "
+            "a value from call to call? Keep that module whole with leaf_modules=(ThatModule,)"
+        )
     return Recorded(found.graph_module, found.entered, (*found.notes, *settled.notes, *notes))
 
 

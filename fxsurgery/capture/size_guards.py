@@ -44,6 +44,8 @@ class Settled:
     """Which sizes are fixed and refused, and why."""
     refused: tuple[Variant, ...] = ()
     """Inputs that the model takes and the graph refuses, since a branch goes another way for them."""
+    is_right: bool = True
+    """Whether the graph computes what the model does on the example inputs; else nothing was settled."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +73,13 @@ def settle_sizes(
         example: the example inputs.
         variants: inputs of other sizes, which the model takes.
     """
-    scratch = trials.Scratch(graph_module)
+    scratch = trials.Scratch(graph_module, trials.lively(model))
     found = [_tried(scratch.copy(), variant) for variant in (example, *variants)]
-    if not found[0].agrees:
-        return Settled()  # the checks of the capture tell what is wrong
     settled = _Settlement(graph_module.graph, _leaf_names(model, example.inputs), example.inputs, found)
+    if not found[0].agrees:
+        settled.drop_guards()
+        graph_module.recompile()
+        return Settled(is_right=False)
     settled.fold()
     settled.tie()
     settled.drop_harmless()
@@ -138,6 +142,11 @@ class _Settlement:
     def guards(self, kind: str) -> Iterator[fx.Node]:
         """The guards of a kind."""
         yield from [n for n in self.graph.nodes if n.meta.get("guard") == kind]
+
+    def drop_guards(self) -> None:
+        """Leave the graph without guards, for checks that tell what else is wrong with it."""
+        for node in [*self.guards("exact"), *self.guards("branch")]:
+            self.graph.erase_node(node)
 
     def fold(self) -> None:
         """Write the sizes that never change into the graph, and drop the guards that ask for nothing else."""

@@ -44,7 +44,7 @@ class SizeVariants:
     """The variants of the example inputs that a model takes in eval mode, found when they are asked for."""
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        self._model, self._inputs = trials.Scratch(model), inputs
+        self._model, self._inputs = trials.Scratch(model, trials.lively(model)), inputs
 
     @cached_property
     def example(self) -> Variant:

@@ -142,22 +142,32 @@ def lively_copy(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
 
 
 class Scratch:
-    """A lively copy of a model to run again and again, as its user does; a new one where a run wrote to its tensors."""
+    """A copy of a model with lively values, to run again and again; a new one where a run changed it."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model, self._values = model, lively(model)
-        self._copy, self._versions = nn.Module(), [-1]
+    def __init__(self, model: nn.Module, values: Mapping[str, Tensor]) -> None:
+        self._model, self._values = model, values
+        self._copy, self._state = nn.Module(), list[object]()
 
     def copy(self) -> nn.Module:
         """Return the copy, with the weights and buffers that it had at first."""
-        if self._versions != _versions(self._copy):
+        if self._state != _state_of(self._copy):
             self._copy = lively_copy(self._model, self._values)
-            self._versions = _versions(self._copy)
+            self._state = _state_of(self._copy)
         return self._copy
 
 
-def _versions(model: nn.Module) -> list[int]:
-    return [t._version for t in (*model.parameters(), *model.buffers())]  # noqa: SLF001 -- counts the writes
+def _state_of(model: nn.Module) -> list[object]:
+    """What a run can change: how often each tensor was written to, and the attributes of each module."""
+    found: list[object] = [t._version for t in (*model.parameters(), *model.buffers())]  # noqa: SLF001 -- counts writes
+    for module in model.modules():
+        found += [(name, _shown(value)) for name, value in vars(module).items() if name != "training"]
+    return found
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, (bool, int, float, str, bytes, type(None))):
+        return value
+    return id(value), len(value) if isinstance(value, (list, dict, set, tuple)) else 0
 
 
 def noisy(inputs: Inputs) -> Inputs:
