@@ -88,7 +88,7 @@ SHOWN = 12
 """Entries of a list that `str` shows."""
 
 
-@checked(CaptureError, example_inputs=DataError)
+@checked(CaptureError, apart=("model",), example_inputs=DataError)
 @plain_surroundings()
 def inspect(
     model: nn.Module,

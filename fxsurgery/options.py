@@ -116,12 +116,13 @@ Share: TypeAlias = Annotated[float, Range(least=0, most=1)]
 
 
 def checked(
-    error: type[SurgeryError] = SurgeryError, **others: type[SurgeryError]
+    error: type[SurgeryError] = SurgeryError, *, apart: tuple[str, ...] = (), **others: type[SurgeryError]
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Check the arguments of a function against its annotations at each call, before it runs.
 
     Args:
         error: what a wrong argument raises.
+        apart: arguments that the function checks itself.
         others: what particular arguments raise instead, by name.
     """
 
@@ -133,7 +134,7 @@ def checked(
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             given = signature.bind(*args, **kwargs)
             for name, value in given.arguments.items():
-                if name in hints():
+                if name in hints() and name not in apart:
                     check = functools.partial(_checked, owner=owner, error=others.get(name, error))
                     given.arguments[name] = _by_kind(signature.parameters[name], value, hints()[name], check)
             return function(*given.args, **given.kwargs)

@@ -36,7 +36,7 @@ from fxsurgery.surroundings import left_outside, plain_surroundings
 __all__ = ["capture", "guess_inputs"]
 
 
-@checked(CaptureError, example_kwargs=DataError)
+@checked(CaptureError, apart=("model",), example_kwargs=DataError)
 @plain_surroundings()
 def capture(
     model: nn.Module,

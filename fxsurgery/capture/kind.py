@@ -12,6 +12,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from fxsurgery.errors import CaptureError
+from fxsurgery.options import shown
 
 QUANTIZED = (
     "torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized", "torch.nn.quantized",
@@ -28,7 +29,7 @@ PARALLEL = {
 """Wrappers by the name of their class, and what to use in their place."""
 
 
-def require_takeable(model: nn.Module) -> None:
+def require_takeable(model: object) -> None:
     """Refuse what is known to fail, and say what to do instead.
 
     Raises:
@@ -37,6 +38,8 @@ def require_takeable(model: nn.Module) -> None:
     """
     if type(model).__name__ == "ExportedProgram":
         raise CaptureError("the model is a torch.export.ExportedProgram, which is no module: pass its .module()")
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"capture: model={shown(model)}: it must be a torch.nn.Module")
     if type(model).__name__ == "OptimizedModule":
         raise CaptureError("the model comes from torch.compile: pass the module that was compiled")
     if isinstance(model, torch.jit.ScriptModule):

@@ -47,10 +47,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     layouts = {name: "channels_last" for name, t in tensors.items() if _is_channels_last(t)}
     plain = {name: _plain(name, tensor) for name, tensor in tensors.items()}
     try:
-        content = save(plain, {"format": "pt", "layouts": json.dumps(layouts)})
+        content = _in_order(save(plain, {"format": "pt", "layouts": json.dumps(layouts)}))
     except (KeyError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise SavingError(f"the tensors cannot be written: {error}") from error
     write_whole(path, content)
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same file with its metadata in order: safetensors writes them in another order each time."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return content[:8] + text.ljust(size) + content[8 + size :]
 
 
 def read_header(path: Path) -> dict[str, torch.Size]:

@@ -53,7 +53,9 @@ BY_HAND = {
     "mv": (lambda s, x: torch.mv(x.reshape(-1, 16), s.w), {"w": lambda: weight(16)}, 5 * 16),
     "matrix @ vector": (lambda s, x: x @ s.w, {"w": lambda: weight(16)}, 5 * 16),
     "row @ matrix": (lambda s, x: x.sum(1, keepdim=True) @ x.mT, {}, 16 * 5),
-    "addbmm": (lambda s, x: torch.addbmm(s.w, x.mT, x) + x.sum(), {"w": lambda: weight(16, 16)}, 16 * 16 * 5),
+    "addbmm": (
+        lambda s, x: x @ torch.addbmm(s.w, x.mT, x), {"w": lambda: weight(16, 16)}, 16 * 16 * 5 + 5 * 16 * 16,
+    ),
     "baddbmm": (lambda s, x: torch.baddbmm(x, x @ x.mT, x), {}, 2 * 5 * 5 * 16),
     "tensordot": (lambda s, x: torch.tensordot(x, s.w, ([2], [0])), {"w": lambda: weight(16, 4)}, 5 * 16 * 4),
     "einsum of two": (lambda s, x: torch.einsum("bij,kj->bik", x, s.w), {"w": lambda: weight(7, 16)}, 5 * 16 * 7),
