@@ -212,3 +212,29 @@ def test_train_mode_refuses_too():
     _, program = taken(Tokens(one_by_one), ids(5))
     with pytest.raises(AssertionError, match=REFUSED):
         program.trainable_copy().train()(ids(8))
+
+
+def test_parameters_that_are_all_zero_hide_nothing():
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(0)
+        model = Tokens(with_positions).eval()
+    for name, parameter in model.named_parameters():
+        if "bias" in name:
+            nn.init.zeros_(parameter)
+    program = capture(model, ids(12))
+    assert not told(program)
+    assert agrees(model, program, ids(31))
+
+
+def test_a_model_that_a_small_size_changes_for_good_is_tried_as_it_was():
+    class Shrinking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.window = 4
+
+        def forward(self, x):
+            self.window = min(self.window, x.shape[-1])
+            return torch.cat(x.split(self.window, -1), -1)
+
+    _, program = taken(Net(Shrinking()), images(8, 8))
+    assert program(images(8, 8, batch=5)).shape == (5, 5, 8, 8)

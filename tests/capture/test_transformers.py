@@ -108,3 +108,13 @@ def test_layers_that_are_skipped_at_random_are_kept_whole():
     _, config, settings, inputs = MODELS[-1]
     program = capture(built("Wav2Vec2Model", config, {**settings, "layerdrop": 0.5}), example_kwargs=inputs)
     assert kept_whole(program) == ["encoder"]
+
+
+@pytest.mark.parametrize(("name", "config", "settings", "inputs"), MODELS[:6], ids=[m[0] for m in MODELS[:6]])
+def test_a_text_model_takes_every_length(name, config, settings, inputs):
+    model = built(name, config, settings).eval()
+    program = capture(model, example_kwargs=inputs)
+    assert not program.notes
+    for length in (1, 5, 14, 30):
+        rows = torch.arange(length) % 9
+        assert_same(program, model, **{key: value[:1].repeat(3, 1)[:, rows] for key, value in inputs.items()})
