@@ -134,7 +134,7 @@ def prepare(ask: Ask) -> Ready:
 
 def _run(ask: Ask, asked: Mapping[str, Any]) -> RunDir:
     if ask.resume and ask.run_dir is None:
-        raise SurgeryError("resume=True goes on with a run directory: pass run_dir= as well")
+        raise SurgeryError("resume=True continues the run of a directory: pass run_dir= as well")
     return RunDir() if ask.run_dir is None else RunDir.open(ask.run_dir, asked, resume=ask.resume)
 
 
@@ -162,9 +162,9 @@ def _check_values(ask: Ask) -> None:
     if not isinstance(ask.model, nn.Module):
         raise SurgeryError(f"optimize takes a torch.nn.Module, not a {type(ask.model).__name__}")
     if not isinstance(ask.budget, Budget | None):
-        raise BudgetError(f"budget={shown(ask.budget)}: say of what, such as budget=Budget(macs=0.5)")
+        raise BudgetError(f"budget={shown(ask.budget)} is no budget; name the limit, such as budget=Budget(macs=0.5)")
     if not isinstance(ask.spend, Spend | None):
-        raise BudgetError(f"spend={shown(ask.spend)}: say of what, such as spend=Spend(epochs=300)")
+        raise BudgetError(f"spend={shown(ask.spend)} is no spend; name the limit, such as spend=Spend(epochs=300)")
     examples: object = ask.example_inputs
     if isinstance(examples, str | bytes) or not isinstance(examples, Sequence | Tensor | None):
         raise DataError(f"example_inputs are a tensor, or a tuple of what the model takes, not {shown(examples)}")
@@ -178,7 +178,7 @@ def _task(ask: Ask, method: Method, settings: Settings) -> Task | None:
     if isinstance(ask.train_data, Task):
         own = ("val_data", "test_data", "loss", "metric", "batch_dims")
         if given := [name for name in own if getattr(ask, name) is not None]:
-            raise DataError(f"train_data is a Task, which has it all: leave {', '.join(given)} out")
+            raise DataError(f"train_data is a Task, which holds these already: leave {', '.join(given)} out")
         return ask.train_data
     if not ask.data_free:
         _require_data(ask)

@@ -64,7 +64,7 @@ def statement_of(inputs: Inputs) -> dict[int | str, Any]:
 def _from_one(inputs: Inputs, dim: int) -> BatchDims:
     size = next((x.size(dim) for x in inputs.tensors if -x.dim() <= dim < x.dim()), None)
     if size is None:
-        raise DataError(f"batch_dims={dim}: no input has a dim {dim}")
+        raise DataError(f"batch_dims={dim}: no input has a dim {dim}; name a dim that the inputs have")
     firsts = (dims_of_size([x], size, dim % x.dim() if x.dim() else 0)[0] for x in inputs.tensors)
     return tuple(firsts)
 
@@ -114,11 +114,16 @@ def _checked(inputs: Inputs, dims: Sequence[int | None], statement: Any) -> Inpu
     found = list[int | None]()
     for x, dim in zip(inputs.tensors, dims, strict=True):
         if dim is not None and not -x.dim() <= dim < x.dim():
-            raise DataError(f"batch_dims={statement!r}: an input of shape {tuple(x.shape)} has no dim {dim}")
+            raise DataError(
+                f"batch_dims={statement!r}: an input of shape {tuple(x.shape)} has no dim {dim}; name one that it has"
+            )
         found.append(None if dim is None else dim % x.dim())
     sizes = [x.size(d) for x, d in zip(inputs.tensors, found, strict=True) if d is not None]
     if len(set(sizes)) > 1:
-        raise DataError(f"batch_dims={statement!r}: the inputs differ in their numbers of samples: {sizes}")
+        raise DataError(
+            f"batch_dims={statement!r}: the inputs differ in their numbers of samples: {sizes}; name the dims that "
+            "count the samples"
+        )
     return replace(inputs, batch_dims=tuple(found))
 
 

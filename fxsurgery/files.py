@@ -40,7 +40,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = _ADVICE.get(error.errno or 0, "see to it")
+        advice = _ADVICE.get(error.errno or 0, "correct that first")
         raise RunError(f"{path}: {error.strerror or error}; {advice}, nothing that was there is lost") from error
 
 

@@ -305,7 +305,7 @@ def load(folder: FilePath, *, original: nn.Module | None = None) -> Result:
         given["pareto"] = tuple(member_of_plain(m, programs[_member(i)]) for i, m in enumerate(members))
         return Result(**given, _saved_costs=_costs(folder, opened.saved, programs))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise RunError(f"{folder} is damaged: {error}") from error
+        raise RunError(f"{folder} is damaged: {error}; restore an intact copy, or save it again") from error
 
 
 def _costs(folder: Path, saved: SavedResult, programs: Mapping[str, Program]) -> tuple[Cost | None, Cost | None]:
@@ -320,7 +320,7 @@ def _costs(folder: Path, saved: SavedResult, programs: Mapping[str, Program]) ->
         counted = sum(p.numel() for p in programs[name].graph_module.parameters())
         if stated is not None and stated.params != counted:
             numbers = f"{counted:,} parameters, and {stated.params:,} by its file"
-            raise RunError(f"{folder} is damaged: `{name}` has {numbers}")
+            raise RunError(f"{folder} is damaged: `{name}` has {numbers}; restore an intact copy, or save it again")
         found.append(None if stated is None else _cost_of_saved(stated))
     return found[0], found[1]
 
@@ -375,7 +375,7 @@ def _captured_as(wanted: Program, model: nn.Module, examples: Inputs) -> Program
     Raises:
         CaptureError: it cannot be captured.
     """
-    found, problem = None, CaptureError("the model cannot be captured")
+    found, problem = None, CaptureError("the model cannot be captured as the one that was saved; pass the model that was optimized as original=")
     for leaf_modules in ((), _kept_whole(wanted)):
         try:
             found = capture(
@@ -410,4 +410,6 @@ def _require_same(found: Program, wanted: Program, what: str) -> None:
     for name in {**shapes[1], **shapes[0]}:
         here, there = (f"{s[name]}" if name in s else "missing" for s in shapes)
         if here != there:
-            raise SpecError(f"{what}: `{name}` is {here} here and {there} in the result")
+            raise SpecError(
+                f"{what}: `{name}` is {here} here and {there} in the result; apply it to the model of the result"
+            )

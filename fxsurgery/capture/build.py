@@ -131,7 +131,10 @@ def lost_tensors(graph_module: fx.GraphModule, model: nn.Module) -> list[str]:
     """
     own, kept = model.state_dict().keys(), graph_module.state_dict().keys()
     if alien := sorted(kept - own):
-        raise CaptureError(f"the graph has state that the model has not: {', '.join(alien)}")
+        raise CaptureError(
+            f"the graph has state that the model lacks: {', '.join(alien)}; report this model, or keep the module "
+            "that makes it whole with leaf_modules=(ThatModule,)"
+        )
     found = {id(tensor) for name, tensor in _state(model) if name in kept}
     return [name for name, tensor in _state(model) if name in own and id(tensor) not in found]
 

@@ -108,7 +108,10 @@ class Comparison:
         again = self._run(run, inputs)
         noise = trials.difference(again, wanted)[0] if isinstance(again, trials.Outcome) else torch.inf
         if noise > IRREPRODUCIBLE:
-            raise CaptureError(f"the model cannot be checked: {where} changes from run to run under one seed")
+            raise CaptureError(
+                f"the model cannot be checked: {where} changes from run to run under one seed; remove what draws "
+                "random numbers without torch, or keeps state from call to call"
+            )
         return "" if excess <= 10 * noise else f"{where} differs (by {excess:.1e} times the tolerance)"
 
     def _agrees_in_double(self, run: Run, inputs: Inputs) -> bool:

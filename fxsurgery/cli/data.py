@@ -57,7 +57,12 @@ def _arrays(path: Path, what: str) -> Any:  # noqa: ANN401
         else:
             arrays = dict(safetensors.torch.load_file(path))
     except OSError as error:
-        raise SourceError(f"{what}: cannot read {path}: {error.strerror or error}") from error
+        raise SourceError(
+            f"{what}: cannot read {path}: {error.strerror or error}; name a file that can be read"
+        ) from error
     except (ValueError, safetensors.SafetensorError) as error:
-        raise SourceError(f"{what}: {path} is damaged, or holds what is no array: {error}") from error
+        raise SourceError(
+            f"{what}: {path} is damaged, or holds what is no array: {error}; save the arrays again with numpy.savez, "
+            "numpy.save or torch.save"
+        ) from error
     return (arrays["x"], arrays["y"]) if set(arrays) == {"x", "y"} else arrays

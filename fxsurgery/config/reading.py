@@ -94,20 +94,20 @@ def _merged(below: Table, above: Table) -> dict[str, Any]:
 
 def _text(path: Path) -> str:
     if path.suffix not in {".toml", ".json"}:
-        raise ConfigError(f"{path}: a config file is a .toml or a .json file")
+        raise ConfigError(f"{path}: a config file is a .toml or a .json file; name one of these")
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        raise ConfigError(f"cannot read {path}: {error.strerror}; name a file that can be read") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not text in UTF-8") from error
+        raise ConfigError(f"{path} is not text in UTF-8; save it as UTF-8") from error
 
 
 def _table(path: Path, text: str) -> Table:
     try:
         found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except ValueError as error:
-        raise ConfigError(f"{path} is no valid {path.suffix[1:].upper()}: {error}") from error
+        raise ConfigError(f"{path} is no valid {path.suffix[1:].upper()}: {error}; correct the file there") from error
     if not isinstance(found, dict):
         raise ConfigError(f"{path} holds a {type(found).__name__} where it must hold an object")
     return found

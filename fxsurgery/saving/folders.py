@@ -82,6 +82,8 @@ def damage(folder: Path) -> Iterator[None]:
     except RunError as error:
         if not str(error).startswith(DAMAGED):
             raise
-        raise RunError(f"{folder} is {error}") from error
+        raise RunError(f"{folder} is {error}; restore an intact copy, or save it again") from error
     except _DAMAGES as error:
-        raise RunError(f"{folder} is damaged: {type(error).__name__}: {str(error)[:400]}") from error
+        raise RunError(
+            f"{folder} is damaged: {type(error).__name__}: {str(error)[:400]}; restore an intact copy, or save it again"
+        ) from error

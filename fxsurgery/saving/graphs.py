@@ -33,7 +33,10 @@ def graph_as_json(graph: fx.Graph) -> Plain:
         plain["inputs"] = list(info.orig_args)
         plain["outputs"] = None if info.out_spec is None else structure_of(info.out_spec)
     elif type(codegen) is not fx.graph.CodeGen:
-        raise SavingError(f"a graph that is called in a way of its own ({type(codegen).__name__}) cannot be saved")
+        raise SavingError(
+            f"a graph that is called in a way of its own ({type(codegen).__name__}) cannot be saved; capture the "
+            "model again"
+        )
     return plain
 
 

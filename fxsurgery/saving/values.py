@@ -62,7 +62,10 @@ def encoded(value: object, special: Callable[[object], Plain | None] = lambda _:
 
 def _sequence(value: tuple[Any, ...] | list[Any], special: Callable[[object], Plain | None]) -> Plain:
     if hasattr(value, "_fields"):
-        raise SavingError(f"a {type(value).__name__} cannot be written: named tuples are known to Python alone")
+        raise SavingError(
+            f"a {type(value).__name__} cannot be written: named tuples are known to Python alone; use a dict or tuple "
+            "instead"
+        )
     items = [encoded(v, special) for v in value]
     if isinstance(value, torch.Size):
         return {"size": items}
@@ -81,7 +84,10 @@ def _constant(value: object) -> Plain:
         return {"ellipsis": True}
     if isinstance(value, complex):
         return {"complex": [repr(value.real), repr(value.imag)]}
-    raise SavingError(f"a value of type {type(value).__module__}.{type(value).__qualname__} cannot be written")
+    raise SavingError(
+        f"a value of type {type(value).__module__}.{type(value).__qualname__} cannot be written; use numbers, "
+        "strings, tuples, lists, dicts or tensors instead"
+    )
 
 
 def decoded(plain: Plain, special: Mapping[str, Callable[[Any], Any]] | None = None, depth: int = 0) -> Any:  # noqa: ANN401

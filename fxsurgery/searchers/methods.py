@@ -65,7 +65,7 @@ def method_of(
         method = METHODS[name or "dnal"]
         return method, _made(method, named, beside)
     if named:
-        raise SurgeryError(f"{next(iter(named))}= and config= at once: say all settings in config")
+        raise SurgeryError(f"{next(iter(named))}= and config= at once: give all settings in config=")
     found = next((m for m in METHODS.values() if type(config) is m.settings), None)
     if found is None:
         kinds = ", ".join(m.settings.__name__ for m in METHODS.values())

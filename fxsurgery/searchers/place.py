@@ -79,7 +79,10 @@ class Place:
             raise TrainingError(f"stage {self.name!r} has no weights: {failure}")
         if self.stem is None:
             if self._held is None:
-                raise RunError(f"the weights of stage {self.name!r} were given up, since nobody would want them")
+                raise RunError(
+                    f"the weights of stage {self.name!r} were discarded after the stage; begin in another directory "
+                    "to train it anew"
+                )
             return self._held
         path = self.stem.with_suffix(".weights")
         return from_first(lambda: self._read(path))

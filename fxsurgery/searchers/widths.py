@@ -93,7 +93,8 @@ class Space:
                 raise BudgetError(
                     f"{limit:,.0f} {name} ({limit / whole:.3f} of the original) cannot be reached: the least is "
                     f"{least:,} ({least / whole:.3f}), with every width at its smallest multiple of {self.align}; "
-                    f"{self._further(name, limit)}fxsurgery.inspect says what holds the rest{_left_out(name, original)}"
+                    f"{self._further(name, limit)}fxsurgery.inspect shows what holds the "
+                    f"rest{_left_out(name, original)}. Raise the limit, or lower align="
                 )
         if budget.latency_ms is None:
             return
@@ -135,7 +136,7 @@ def space(program: Program, *, align: int = 8, inner_only: bool = False, exact: 
         StructureError: no width can change; it says why.
     """
     if align < 1:
-        raise StructureError(f"align={align}: widths are multiples of a number of at least 1")
+        raise StructureError(f"align={align}: it must be at least 1")
     facts = structure(program)
     streams = residual_streams(program) if inner_only else frozenset[int]()
     choices, unaligned = list[Choice](), list[str]()
@@ -175,7 +176,7 @@ def _why_nothing(program: Program, align: int, *, exact: bool) -> str:
         return (
             f"no gate can stand for the channels of {names}: a norm or softmax runs over them, a recurrent layer "
             "feeds them back to itself, or something else than a convolution, linear or recurrent layer reads them. "
-            "method='prune' can still remove them"
+            "use method='prune', which can remove them"
         )
     if free:
         narrow = ", ".join(f"{g.name} ({len(g.units)})" for g in free[:5])
@@ -188,7 +189,7 @@ def _why_nothing(program: Program, align: int, *, exact: bool) -> str:
     worst = sorted(tally, key=lambda k: -tally[k])[:3]
     if not worst:
         what = "has no parameters" if not cost(program).params else "has no layer of PyTorch's with channels"
-        return f"no channel can be removed: the model {what}"
+        return f"no channel can be removed: the model {what}; pass one with convolutions or linear layers of torch.nn"
     return "no channel can be removed: " + "; ".join(f"{tally[k]} are held by {k}" for k in worst)
 
 

@@ -78,7 +78,7 @@ def _groups(optimizer: Optimizer) -> dict[int, Mapping[str, Any]]:
 
 def _check_owned(optimizer: Optimizer, model: nn.Module, when: str) -> None:
     if not _groups(optimizer).keys() <= {id(p) for p in model.parameters()}:
-        raise TrainingError(f"the optimizer {when} has parameters that the model {when} has not")
+        raise TrainingError(f"the optimizer {when} has parameters that the model {when} lacks")
 
 
 def _check_options(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

@@ -55,7 +55,7 @@ class Hooks:
 
     def __post_init__(self) -> None:
         if (self.state is None) != (self.restore is None):
-            raise TrainingError("hooks need both state and restore, or neither: one is of no use without the other")
+            raise TrainingError("hooks have one of state= and restore=: pass both or neither")
 
 
 @dataclass

@@ -108,7 +108,7 @@ class Task:
     def __post_init__(self) -> None:
         for name in ("train_data", "val_data"):
             if getattr(self, name) is None:
-                raise DataError(f"no {name}: give a DataLoader, a Dataset, or a tuple of tensors (x, y)")
+                raise DataError(f"Task needs {name}=: give a DataLoader, a Dataset, or a tuple of tensors (x, y)")
         for name in ("train_data", "val_data", "test_data"):
             if not isinstance(data := getattr(self, name), DataLoader | None):
                 raise DataError(f"{name} of a Task is a DataLoader, not {describe(data)}; Task.of makes one of data")

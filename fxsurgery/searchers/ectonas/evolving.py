@@ -48,7 +48,7 @@ class Evolving:
             school.remember(start, start.program, None)
         elif (ended := school.warm_up(start, steps)).failure is not None:
             error = BudgetError if ended.stopped else TrainingError
-            raise error(f"the warm-up came to nothing: {ended.failure}")
+            raise error(f"the warm-up of the first network failed: {ended.failure}")
         start.program = school.latest[start].program
 
     def run(self) -> None:
