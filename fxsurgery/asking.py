@@ -144,11 +144,14 @@ def _check_evolving(ask: Ask, method: Method) -> None:
     if given and not method.evolves:
         others = ", ".join(f"method={m.name!r}" for m in METHODS.values() if m.evolves)
         raise SurgeryError(
-            f"{given[0]}= is for {others}, which trains many networks; method={method.name!r} trains one, for as many "
-            "epochs as its settings say"
+            f"{given[0]}= is for {others}, which trains many networks; leave it out, since method={method.name!r} "
+            "trains one, for as many epochs as its settings say"
         )
     if ask.workers is not None and ask.executor == "in-process":
-        raise SurgeryError("workers= is for executor='processes' or 'ray'; in-process, one network trains at a time")
+        raise SurgeryError(
+            "workers= is for executor='processes' or 'ray'; leave it out, since one network trains at a time "
+            "in-process"
+        )
 
 
 def _budget(ask: Ask, method: Method, settings: Settings) -> Budget | None:
@@ -167,7 +170,7 @@ def _check_values(ask: Ask) -> None:
         raise BudgetError(f"spend={shown(ask.spend)} is no spend; name the limit, such as spend=Spend(epochs=300)")
     examples: object = ask.example_inputs
     if isinstance(examples, str | bytes) or not isinstance(examples, Sequence | Tensor | None):
-        raise DataError(f"example_inputs are a tensor, or a tuple of what the model takes, not {shown(examples)}")
+        raise DataError(f"example_inputs must be a tensor, or a tuple of what the model takes, not {shown(examples)}")
     check_fields(
         ask, SurgeryError, name="optimize", loss=DataError, batch_size=DataError, example_kwargs=DataError,
         leaf_modules=CaptureError, device=DeviceError, target=DeviceError, run_dir=RunError,
@@ -190,12 +193,12 @@ def _task(ask: Ask, method: Method, settings: Settings) -> Task | None:
     named = "" if ask.method is None else f'method="{method.name}", '
     line = _DATA_LINE.format(named if ask.config is None else f"config={type(settings).__name__}(...), ")
     if reason := method.needs_data(settings):
-        raise DataError(f"{reason}. With data: {line}")
+        raise DataError(f"{reason}. With data, call {line}")
     if not ask.trained:
-        raise DataError(f"trained=False trains the weights, which takes data: {line}")
+        raise DataError(f"trained=False trains the weights, which needs data: call {line}")
     given = [name for name in ("test_data", "loss", "metric") if getattr(ask, name) is not None]
     if given:
-        raise DataError(f"{', '.join(given)} without train_data and val_data: {line}")
+        raise DataError(f"{', '.join(given)} without train_data and val_data: leave out, or call {line}")
     return None
 
 
@@ -210,7 +213,8 @@ def _require_data(ask: Ask) -> None:
     missing = [name for name in ("train_data", "val_data") if getattr(ask, name) is None]
     if missing:
         raise DataError(
-            f"{missing[0]} is missing: {_DATA_LINE.format('')}, each a tuple of tensors, a Dataset or a DataLoader; "
+            f"{missing[0]} is missing: call {_DATA_LINE.format('')}, each a tuple of tensors, a Dataset or a "
+            "DataLoader; "
             "or neither, to work without data"
         )
 

@@ -17,7 +17,7 @@ from fxsurgery.capture import capture
 from fxsurgery.capture.attention import is_plain
 from fxsurgery.capture.tracer import COMPOSED
 from fxsurgery.deploy import LatencyReport, OnnxModel, compare_programs, export_onnx
-from fxsurgery.errors import CaptureError, DeviceError, ExportError, RunError, SpecError, SurgeryError
+from fxsurgery.errors import CaptureError, DeviceError, ExportError, RunError, SpecError, SurgeryError, reason_of
 from fxsurgery.inputs import Inputs
 from fxsurgery.options import FilePath, checked
 from fxsurgery.passes import replay
@@ -144,7 +144,7 @@ class Result:
         """
         if not 0 <= number < len(self.pareto):
             there = f"numbers 0 to {len(self.pareto) - 1}" if self.pareto else "no Pareto front"
-            raise SurgeryError(f"there is no member {number}: the result has {there}")
+            raise SurgeryError(f"there is no member {number}: the result has {there}; choose one of its Pareto front")
         member = self.pareto[number]
         figures = {f"{name} (val)": value for name, value in member.score.figures.items()}
         return replace(
@@ -305,7 +305,7 @@ def load(folder: FilePath, *, original: nn.Module | None = None) -> Result:
         given["pareto"] = tuple(member_of_plain(m, programs[_member(i)]) for i, m in enumerate(members))
         return Result(**given, _saved_costs=_costs(folder, opened.saved, programs))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise RunError(f"{folder} is damaged: {error}; restore an intact copy, or save it again") from error
+        raise RunError(f"{folder} is damaged: {reason_of(error)}; restore an intact copy, or save it again") from error
 
 
 def _costs(folder: Path, saved: SavedResult, programs: Mapping[str, Program]) -> tuple[Cost | None, Cost | None]:
@@ -375,7 +375,10 @@ def _captured_as(wanted: Program, model: nn.Module, examples: Inputs) -> Program
     Raises:
         CaptureError: it cannot be captured.
     """
-    found, problem = None, CaptureError("the model cannot be captured as the one that was saved; pass the model that was optimized as original=")
+    found = None
+    problem = CaptureError(
+        "the model cannot be captured as the one that was saved; pass the model that was optimized as original="
+    )
     for leaf_modules in ((), _kept_whole(wanted)):
         try:
             found = capture(

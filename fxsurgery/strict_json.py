@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from fxsurgery.errors import RunError, SurgeryError
+from fxsurgery.errors import RunError, SurgeryError, reason_of
 from fxsurgery.files import writing
 
 _STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
@@ -40,7 +40,9 @@ def read_regular(path: Path, *, max_bytes: int, error: type[SurgeryError] = RunE
                 raise error(f"{path} is not a regular file; put back the file that was written there")
             content = file.read(max_bytes + 1) if found.st_size <= max_bytes else b""
     if found.st_size > max_bytes or len(content) > max_bytes:
-        raise error(f"{path} is larger than {max_bytes:,} bytes, the most that is read")
+        raise error(
+            f"{path} is larger than {max_bytes:,} bytes, the most that is read; restore the file that was written there"
+        )
     return content
 
 
@@ -107,7 +109,7 @@ def parse_json(
         if _SURROGATE.search(text):
             json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as problem:
-        raise error(f"{where} is damaged: {problem}") from problem
+        raise error(f"{where} is damaged: {reason_of(problem)}; restore an intact copy") from problem
     return found
 
 

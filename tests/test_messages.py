@@ -7,10 +7,10 @@ import pytest
 from raised import PARTS, Site, Source, unguarded
 
 VERBS = (
-    "add", "ask", "begin", "build", "call", "check", "choose", "clean", "close", "continue", "correct", "create", "delete", "does",
-    "drop", "encode", "export", "fix", "give", "hide", "import", "install", "keep", "leave", "limit", "load", "lower",
-    "make", "merge", "move", "name", "omit", "open", "pass", "pip install", "put", "raise", "rebuild", "remove",
-    "rename", "repair", "replace", "report", "return", "rewrite", "run", "save", "score", "see", "send", "set", "shorten",
+    "add", "apply", "ask", "begin", "build", "call", "capture", "check", "choose", "clean", "close", "continue", "correct", "create", "delete", 
+    "drop", "encode", "export", "fix", "give", "hide", "import", "install", "keep", "leave", "limit", "load", "look", "lower",
+    "make", "merge", "move", "name", "omit", "open", "pass", "pip install", "put", "quote", "raise", "rebuild", "remove",
+    "rename", "repair", "replace", "report", "restore", "return", "rewrite", "run", "save", "score", "see", "send", "set", "shorten",
     "spend", "split", "start", "take", "train", "try", "unwrap", "update", "use", "wait", "widen", "wrap", "write",
 )  # fmt: skip
 VALID = (

@@ -62,7 +62,7 @@ def _are_files(what: list[Path]) -> bool:
 
 def _saved(what: list[Path], original: str | None) -> Result:
     if len(what) > 1:
-        raise ConfigError("bench takes one saved result, which has its original with it, or ONNX files")
+        raise ConfigError("bench: MODEL must be one saved result, which has its original with it, or ONNX files")
     return saved_result(what[0], original)
 
 

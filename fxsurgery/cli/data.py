@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fxsurgery.cli.naming import called, named
-from fxsurgery.errors import SourceError
+from fxsurgery.errors import SourceError, reason_of
 from fxsurgery.seeding import seeded
 from fxsurgery.training import Task
 
@@ -62,7 +62,8 @@ def _arrays(path: Path, what: str) -> Any:  # noqa: ANN401
         ) from error
     except (ValueError, safetensors.SafetensorError) as error:
         raise SourceError(
-            f"{what}: {path} is damaged, or holds what is no array: {error}; save the arrays again with numpy.savez, "
+            f"{what}: {path} is damaged, or holds what is no array: {reason_of(error)}; save the arrays again with "
+            "numpy.savez, "
             "numpy.save or torch.save"
         ) from error
     return (arrays["x"], arrays["y"]) if set(arrays) == {"x", "y"} else arrays

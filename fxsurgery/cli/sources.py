@@ -16,7 +16,7 @@ from fxsurgery.capture.guess import guess_inputs
 from fxsurgery.cli.data import data_of
 from fxsurgery.cli.naming import called, named
 from fxsurgery.config import assignments, shapes
-from fxsurgery.errors import ConfigError, SourceError, SurgeryError
+from fxsurgery.errors import ConfigError, SourceError, SurgeryError, reason_of
 from fxsurgery.files import NO_TENSORS
 from fxsurgery.inputs import Inputs
 from fxsurgery.result import Result
@@ -150,7 +150,7 @@ def wanted(  # noqa: PLR0917 -- as the flags come
     try:
         sizes: Any = shapes(example_shape or [])
     except ValueError as error:
-        raise ConfigError(f"--example-shape: {error}") from error
+        raise ConfigError(f"--example-shape: {reason_of(error)}") from error
     return Wanted(model, model_arguments(model_args or []), weights, tuple(sizes), example_inputs, seed, original)
 
 
@@ -165,7 +165,8 @@ def model_arguments(texts: list[str]) -> dict[str, Any]:
             found: dict[str, Any] = json.loads(texts[0])
         except ValueError as error:
             raise ConfigError(
-                f"--model-args: {texts[0]!r} is no valid JSON: {error}; quote text as JSON does, or write name=value"
+                f"--model-args: {texts[0]!r} is no valid JSON: {reason_of(error)}; quote text as JSON does, or write "
+                "name=value"
             ) from error
         return found
     return assignments(texts, "--model-args")
@@ -239,7 +240,7 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         ) from error
     except (*NO_TENSORS, safetensors.SafetensorError) as error:
         raise SourceError(
-            f"--weights: {path} does not load: {' '.join(str(error).split())[:300]}; give a state dict that "
+            f"--weights: {path} does not load: {' '.join(reason_of(error).split())[:300]}; give a state dict that "
             "torch.save or safetensors wrote"
         ) from error
     state = found["state_dict"] if isinstance(found, Mapping) and "state_dict" in found else found

@@ -19,7 +19,7 @@ from fxsurgery.budget import Budget, Spend
 from fxsurgery.config.places import Origins, Place
 from fxsurgery.config.run import RunConfig
 from fxsurgery.config.texts import assigned, value
-from fxsurgery.errors import ConfigError, SurgeryError
+from fxsurgery.errors import ConfigError, SurgeryError, reason_of
 from fxsurgery.searchers.methods import method_of
 from fxsurgery.searchers.settings import Settings
 from fxsurgery.training import OptimizerFactory, adamw, sgd
@@ -76,7 +76,7 @@ def assignments(texts: Iterable[str], flag: str, *, raw: bool = False) -> dict[s
         try:
             names, rest = assigned(text)
         except ValueError as error:
-            raise ConfigError(f"{flag}: {error}") from error
+            raise ConfigError(f"{flag}: {reason_of(error)}") from error
         nested: Any = rest if raw else value(rest)
         for name in reversed(names):
             nested = {name: nested}
@@ -107,7 +107,9 @@ def _table(path: Path, text: str) -> Table:
     try:
         found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except ValueError as error:
-        raise ConfigError(f"{path} is no valid {path.suffix[1:].upper()}: {error}; correct the file there") from error
+        raise ConfigError(
+            f"{path} is no valid {path.suffix[1:].upper()}: {reason_of(error)}; correct the file there"
+        ) from error
     if not isinstance(found, dict):
         raise ConfigError(f"{path} holds a {type(found).__name__} where it must hold an object")
     return found

@@ -28,7 +28,7 @@ from fxsurgery.deploy.names import input_names, output_names, rename
 from fxsurgery.deploy.onnx_model import OnnxModel, Parity
 from fxsurgery.deploy.parity import check_parity, frozen_copy, frozen_inputs, located, output_of, outputs_of
 from fxsurgery.deploy.randomness import CPU, require_repeatable
-from fxsurgery.errors import ExportError
+from fxsurgery.errors import ExportError, reason_of
 from fxsurgery.files import require_plain
 from fxsurgery.inputs import Inputs
 from fxsurgery.options import FilePath, Range, checked
@@ -143,7 +143,9 @@ def export_onnx(  # noqa: PLR0913 -- what a user may want to say, each by name
         try:
             return _export_with(name, frozen, path, request, check=check, failures=failures)
         except OSError as error:
-            raise ExportError(f"cannot write {path}: {error}; choose a path that you may write to") from error
+            raise ExportError(
+                f"cannot write {path}: {reason_of(error)}; choose a path that you may write to"
+            ) from error
         except ExportError as error:
             failures.append(f"{name}: {error}")
             last = error
@@ -171,7 +173,7 @@ def _order(exporter: Exporter, opset: int | None) -> tuple[str, ...]:
 def _require_run(model: nn.Module, request: _Request) -> None:
     """Without these, every exporter would fail, each with its own riddle."""
     if not request.names_out:
-        raise ExportError("the model gives no tensor on the example inputs; return at least one from forward")
+        raise ExportError("the model gives no tensor on example_inputs; return at least one from forward")
     if request.dynamic_batch:
         if any(x.dim() for x in request.inputs.tensors) and not request.inputs.is_resizable:
             raise ExportError(

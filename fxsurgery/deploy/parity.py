@@ -24,7 +24,7 @@ from fxsurgery.deploy.names import input_names
 from fxsurgery.deploy.onnx_model import Parity
 from fxsurgery.deploy.randomness import CPU, output_gap, require_repeatable
 from fxsurgery.deploy.session import open_session, run_session
-from fxsurgery.errors import ExportError
+from fxsurgery.errors import ExportError, reason_of
 from fxsurgery.inputs import Inputs, tensors_in
 from fxsurgery.seeding import seeded as seeded_states
 from fxsurgery.surgery import TOLERANCE
@@ -96,7 +96,8 @@ def frozen_copy(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model).eval().cpu()
     except Exception as error:
         raise ExportError(
-            f"the model cannot be copied: {error}; give each module its own __deepcopy__, or rebuild what cannot be "
+            f"the model cannot be copied: {reason_of(error)}; give each module its own __deepcopy__, or rebuild what "
+            "cannot be "
             "copied"
         ) from error
 
@@ -133,7 +134,8 @@ def output_of(model: nn.Module, inputs: Inputs) -> object:
     except Exception as error:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs.tensors)
         raise ExportError(
-            f"the model does not run on inputs of shape {shapes}: {error}; pass inputs that its forward takes"
+            f"the model does not run on inputs of shape {shapes}: {reason_of(error)}; pass inputs that its forward "
+            "takes"
         ) from error
     return output
 
@@ -213,5 +215,5 @@ def _enlivened(model: nn.Module) -> nn.Module | None:
 
 def _vacuous(path: Path, model: nn.Module, inputs: Inputs) -> str:
     stuck = [name for name, x in zip(input_names(model, inputs), inputs.tensors, strict=True) if is_stuck(x)]
-    hint = f"; example input {', '.join(stuck)} holds one value only, give varied ones" if stuck else ""
+    hint = f"; example input {', '.join(stuck)} holds one value only, give varied ones" if stuck else "; use its trained weights"
     return f"{path.name} cannot be checked: the model's outputs hardly depend on its inputs{hint}"

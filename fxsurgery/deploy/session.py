@@ -8,7 +8,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from fxsurgery.errors import DeviceError, ExportError
+from fxsurgery.errors import DeviceError, ExportError, reason_of
 from fxsurgery.surroundings import without_warnings
 
 CPU = "CPUExecutionProvider"
@@ -32,7 +32,7 @@ def open_session(path: Path, threads: int = 1, provider: str = CPU) -> onnxrunti
             session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:  # onnxruntime's errors share no public base
         raise ExportError(
-            f"ONNX Runtime cannot load {path}: {error}; export the model again with this version"
+            f"ONNX Runtime cannot load {path}: {reason_of(error)}; export the model again with this version"
         ) from error
     if provider not in (found := session.get_providers()):
         raise DeviceError(
@@ -60,7 +60,8 @@ def feed_of(session: onnxruntime.InferenceSession, inputs: Mapping[str, Tensor])
         return {name: inputs[name].detach().cpu().numpy() for name in names}
     except TypeError as error:
         raise ExportError(
-            f"an input has a type that ONNX Runtime's arrays lack: {error}; give inputs of a float, integer or "
+            f"an input has a type that ONNX Runtime's arrays lack: {reason_of(error)}; give inputs of a float, "
+            "integer or "
             "boolean type"
         ) from error
 
@@ -76,5 +77,5 @@ def run_session(session: onnxruntime.InferenceSession, inputs: Mapping[str, Tens
         return [torch.from_numpy(o) for o in session.run(None, feed)]
     except Exception as error:
         raise ExportError(
-            f"ONNX Runtime cannot run the model: {error}; pass inputs of the shapes that it was exported for"
+            f"ONNX Runtime cannot run the model: {reason_of(error)}; pass inputs of the shapes that it was exported for"
         ) from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from fxsurgery.deploy.names import input_names
 from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.session import feed_of, open_session
-from fxsurgery.errors import ExportError
+from fxsurgery.errors import ExportError, reason_of
 from fxsurgery.inputs import Inputs
 
 
@@ -41,7 +41,7 @@ class Stopwatch:
             self.first_ms = self.run()[0] * 1e3
         except Exception as error:  # onnxruntime's errors share no public base
             raise ExportError(
-                f"ONNX Runtime cannot run {path}: {error}; export it again, for inputs of these shapes"
+                f"ONNX Runtime cannot run {path}: {reason_of(error)}; export it again, for inputs of these shapes"
             ) from error
 
     def close(self) -> None:

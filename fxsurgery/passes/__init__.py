@@ -4,7 +4,7 @@ import ast
 import re
 from collections.abc import Iterable
 
-from fxsurgery.errors import SpecError
+from fxsurgery.errors import SpecError, reason_of
 from fxsurgery.options import checked
 from fxsurgery.passes.add_conv_cell import AddConvCell
 from fxsurgery.passes.add_pool import AddPool
@@ -64,7 +64,7 @@ def parse(spec: str) -> Rewrite:
             raise SpecError(f"options in {spec!r} are given by name, such as widen(add=8)")
         return ALL[name](**{str(k.arg): ast.literal_eval(k.value) for k in call.keywords})
     except (SyntaxError, TypeError, ValueError) as error:
-        raise SpecError(f"bad options in {spec!r}: {error}; write each value as Python does") from error
+        raise SpecError(f"bad options in {spec!r}: {reason_of(error)}; write each value as Python does") from error
     except (RecursionError, MemoryError) as error:
         raise SpecError(f"options nested too deeply in {spec[:60]!r}...; give fewer levels") from error
 

@@ -16,7 +16,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import is_parametrized
 
-from fxsurgery.errors import SavingError
+from fxsurgery.errors import SavingError, reason_of
 from fxsurgery.surroundings import without_warnings
 
 CLASSES: Mapping[str, type[nn.Module]] = {
@@ -74,7 +74,7 @@ class Described:
         except _REFUSED as error:
             what = str(dict(self.arguments))[:200]
             raise SavingError(
-                f"torch.nn.{self.name} cannot be made of {what}: {str(error)[:400]}; load it with the version of "
+                f"torch.nn.{self.name} cannot be made of {what}: {reason_of(error)[:400]}; load it with the version of "
                 "PyTorch that saved it"
             ) from error
         return module.eval()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fxsurgery.errors import RunError
+from fxsurgery.errors import RunError, typed_reason
 from fxsurgery.files import settle, writing
 
 
@@ -85,5 +85,5 @@ def damage(folder: Path) -> Iterator[None]:
         raise RunError(f"{folder} is {error}; restore an intact copy, or save it again") from error
     except _DAMAGES as error:
         raise RunError(
-            f"{folder} is damaged: {type(error).__name__}: {str(error)[:400]}; restore an intact copy, or save it again"
+            f"{folder} is damaged: {typed_reason(error)[:400]}; restore an intact copy, or save it again"
         ) from error

@@ -7,7 +7,7 @@ from torch import fx
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
-from fxsurgery.errors import RunError, SavingError
+from fxsurgery.errors import RunError, SavingError, reason_of
 from fxsurgery.inputs import Inputs
 from fxsurgery.saving.functions import check_call, check_method, name_of, named
 from fxsurgery.saving.outputs import read_structure, structure_of
@@ -179,4 +179,4 @@ def _checked_target(entry: NodeEntry, args: tuple[Any, ...], kwargs: Plain, witn
             case _:
                 return "output"
     except ValueError as error:
-        raise RunError(f"damaged: the node `{entry.name}`: {error}") from error
+        raise RunError(f"damaged: the node `{entry.name}`: {reason_of(error)}") from error

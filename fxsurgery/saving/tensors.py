@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from fxsurgery.errors import RunError, SavingError
+from fxsurgery.errors import RunError, SavingError, reason_of
 from fxsurgery.files import write_whole, writing
 from fxsurgery.strict_json import parse_json, require_regular
 
@@ -49,7 +49,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         content = save(plain, {"format": "pt", "layouts": json.dumps(layouts)})
     except (KeyError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        raise SavingError(f"the tensors cannot be written: {error}; move the model to the CPU first") from error
+        raise SavingError(
+            f"the tensors cannot be written: {reason_of(error)}; move the model to the CPU first"
+        ) from error
     write_whole(path, content)
 
 
@@ -134,7 +136,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             with safetensors.safe_open(path, "pt") as file:
                 text = (file.metadata() or {}).get("layouts", "{}")
         except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
-            raise RunError(f"{path} is damaged: {error}; restore an intact copy, or save it again") from error
+            raise RunError(
+                f"{path} is damaged: {reason_of(error)}; restore an intact copy, or save it again"
+            ) from error
     layouts = parse_json(text.encode("utf-8", "replace"), where=str(path), max_depth=2)
     if not isinstance(layouts, dict) or any(form != "channels_last" for form in layouts.values()):
         raise RunError(f"{path} is damaged: it has no layouts of tensors; restore an intact copy, or save it again")

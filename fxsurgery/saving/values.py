@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxsurgery.errors import RunError, SavingError
+from fxsurgery.errors import RunError, SavingError, reason_of
 
 DEEPEST = 40
 """How far values may nest."""
@@ -113,7 +113,7 @@ def decoded(plain: Plain, special: Mapping[str, Callable[[Any], Any]] | None = N
     try:
         return _made(kind, content, special, depth + 1)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise RunError(f"damaged: {str(plain)[:60]!r} is no value: {str(error)[:200]}") from error
+        raise RunError(f"damaged: {str(plain)[:60]!r} is no value: {reason_of(error)[:200]}") from error
 
 
 def _made(kind: str, content: Any, special: Mapping[str, Callable[[Any], Any]] | None, depth: int) -> Any:  # noqa: ANN401

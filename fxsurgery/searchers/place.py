@@ -76,7 +76,7 @@ class Place:
         """
         failure = "it has not ended" if self.record is None else self.record.get("failure")
         if failure is not None:
-            raise TrainingError(f"stage {self.name!r} has no weights: {failure}")
+            raise TrainingError(f"stage {self.name!r} has no weights: {failure}; use the stages that ended")
         if self.stem is None:
             if self._held is None:
                 raise RunError(
@@ -117,8 +117,8 @@ class Place:
     def _read(self, path: Path) -> dict[str, Tensor]:
         if not path.exists():
             raise RunError(
-                f"{path} is not there: the weights of stage {self.name!r} were given up, since nobody would want "
-                "them, or somebody removed them. Begin in another directory"
+                f"{path} is not there: the weights of stage {self.name!r} were discarded after the stage, or "
+                "somebody removed them. Begin in another directory"
             )
         recorded = None if self.record is None else self.record.get("weights")
         again = f"remove the line of stage {self.name!r} and all below it from the journal: they are then done again"
@@ -158,5 +158,5 @@ def read_state(path: Path, remedy: str, recorded: str | None = None) -> dict[str
     except RunError as error:
         raise RunError(f"{error}; {remedy}") from error
     if recorded not in {None, checksum(encoded)}:
-        raise RunError(f"{path} is damaged: it is another file than the one that the journal tells of; {remedy}")
+        raise RunError(f"{path} is damaged: it is another file than the one in the journal; {remedy}")
     return found

@@ -182,7 +182,7 @@ def _why_nothing(program: Program, align: int, *, exact: bool) -> str:
         narrow = ", ".join(f"{g.name} ({len(g.units)})" for g in free[:5])
         return f"no channel can be removed in multiples of {align}: {narrow}. Pass a smaller align"
     if failures:
-        return f"no channel can be removed: {'; '.join(unremovable_notes(program))}"
+        return f"no channel can be removed: {'; '.join(unremovable_notes(program))}. Write sizes in forward as x.shape says them"
     tally = dict[str, int]()
     for freeze in facts.freezes:
         tally[f"{freeze.op} at {freeze.node}"] = tally.get(f"{freeze.op} at {freeze.node}", 0) + freeze.count
@@ -190,7 +190,7 @@ def _why_nothing(program: Program, align: int, *, exact: bool) -> str:
     if not worst:
         what = "has no parameters" if not cost(program).params else "has no layer of PyTorch's with channels"
         return f"no channel can be removed: the model {what}; pass one with convolutions or linear layers of torch.nn"
-    return "no channel can be removed: " + "; ".join(f"{tally[k]} are held by {k}" for k in worst)
+    return "no channel can be removed: " + "; ".join(f"{tally[k]} are held by {k}" for k in worst) + ". Rewrite these"
 
 
 def project(found: Space, scores: Scores, budget: Budget, latency: LatencyLimit | None = None) -> Mask:
@@ -211,7 +211,10 @@ def project(found: Space, scores: Scores, budget: Budget, latency: LatencyLimit 
         if not emptied:
             return keep
         if emptied <= pinned:
-            raise BudgetError("the budget cannot be reached without cutting a branch off from the output")
+            raise BudgetError(
+                "budget= cannot be reached without cutting a branch off from the output; raise its limit, or lower "
+                "align="
+            )
         pinned |= emptied
         scores[list(emptied)] = math.inf
 
@@ -290,7 +293,9 @@ def pruned(program: Program, keep: Mask) -> Program:
     """
     result = pruning(program, keep)(program)
     if not result.changes and not keep.all():
-        raise StructureError(f"the widths chosen cannot be cut: {result.refusals[0].reason}")
+        raise StructureError(
+            f"the widths chosen cannot be cut: {result.refusals[0].reason}; try another budget= or align="
+        )
     return result.program
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fxsurgery.errors import DataError, DeviceError, DivergedError, TrainingError
+from fxsurgery.errors import DataError, DeviceError, DivergedError, TrainingError, reason_of
 from fxsurgery.inputs import Inputs, tensors_in
 from fxsurgery.training.batches import describe, describe_inputs
 from fxsurgery.training.classification import accuracy
@@ -238,4 +238,4 @@ def _blaming(what: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise DeviceError(f"out of memory, use a smaller batch_size: {what}") from error
     except MISFITS as error:
-        raise DataError(f"{what}: {error}") from error
+        raise DataError(f"{what}: {reason_of(error)}; give what it takes") from error

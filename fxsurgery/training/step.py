@@ -12,7 +12,7 @@ from accelerate.utils.operations import convert_to_fp32
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxsurgery.errors import DeviceError, DivergedError, TrainingError
+from fxsurgery.errors import DeviceError, DivergedError, TrainingError, reason_of
 from fxsurgery.training.calls import loss_of, predict
 from fxsurgery.training.drawing import Portion
 from fxsurgery.training.finite import wrong_values
@@ -117,7 +117,7 @@ class Stepper:
         told = f"{_where(info)}: the loss is {total} at learning rate {info.learning_rate:.3g}"
         for portion in self._taken:
             if wrong := wrong_values(portion.batch):
-                return f"{told}, since of train_data, batch {portion.number} of epoch {portion.epoch}, {wrong}"
+                return f"{told}, since of train_data, batch {portion.number} of epoch {portion.epoch}, {wrong}; clean the data"
         return (
             f"{told}; lower the learning rate, set gradient_clip=1.0 (of settings or Recipe), "
             "or look for a loss that is not finite on data that are"
@@ -198,7 +198,10 @@ class Stepper:
             raise DeviceError("out of memory in the optimizer's step, use a smaller batch_size") from error
         except RuntimeError as error:
             kind = type(self.optimizer).__name__
-            raise TrainingError(f"stage {self.stage!r}: the optimizer {kind} cannot take a step: {error}") from error
+            raise TrainingError(
+                f"stage {self.stage!r}: the optimizer {kind} cannot take a step: {reason_of(error)}; use another "
+                "optimizer"
+            ) from error
 
     def _finite(self) -> bool:
         return all(bool(p.grad.isfinite().all()) for p in self.trained if p.grad is not None)

@@ -48,7 +48,9 @@ class Evolving:
             school.remember(start, start.program, None)
         elif (ended := school.warm_up(start, steps)).failure is not None:
             error = BudgetError if ended.stopped else TrainingError
-            raise error(f"the warm-up of the first network failed: {ended.failure}")
+            raise error(
+                f"the warm-up of the first network failed: {ended.failure}; lower its learning rate, or spend more"
+            )
         start.program = school.latest[start].program
 
     def run(self) -> None:
@@ -221,7 +223,7 @@ class Evolving:
         named = [name for name in self.school.config.operations if name != IDENTITY]
         if not named:
             return "the identity alone makes no other network: name more operations"
-        return f"none of the operations {', '.join(named)} can be done to this model: {told}"
+        return f"none of the operations {', '.join(named)} can be done to this model: {told}; name more operations, or pass another model"
 
 
 def _payable(prices: Sequence[int], purse: float) -> int:
