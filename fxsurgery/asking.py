@@ -149,8 +149,7 @@ def _check_evolving(ask: Ask, method: Method) -> None:
         )
     if ask.workers is not None and ask.executor == "in-process":
         raise SurgeryError(
-            "workers= is for executor='processes' or 'ray'; leave it out, since one network trains at a time "
-            "in-process"
+            "workers= is for executor='processes' or 'ray'; leave it out, since one network trains at a time in-process"
         )
 
 

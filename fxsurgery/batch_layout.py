@@ -107,7 +107,10 @@ def _spread(value: Any, entry: Any, statement: Any) -> list[Any]:  # noqa: ANN40
         return [d for key, part in value.items() for d in _spread(part, entry.get(key, ...), statement)]
     if isinstance(value, list | tuple) and isinstance(entry, list | tuple) and len(value) == len(entry):
         return [d for part, e in zip(value, entry, strict=True) for d in _spread(part, e, statement)]
-    raise DataError(f"batch_dims={statement!r}: {entry!r} does not fit the structure of its input")
+    raise DataError(
+        f"batch_dims={statement!r}: {entry!r} does not fit the structure of its input; give one dim for each of its "
+        "tensors"
+    )
 
 
 def _checked(inputs: Inputs, dims: Sequence[int | None], statement: Any) -> Inputs:  # noqa: ANN401

@@ -87,6 +87,8 @@ class Source:
         if name in self.kinds:
             return name
         raised = len(path) > 1 and isinstance(path[-2], ast.Raise) and isinstance(call.func, ast.Name)
+        if name in FACTORIES:
+            return FACTORIES[name]
         if raised and name not in self.functions and name not in self.imports[module] and name.islower():
             return f"<{name}>"
         return None
@@ -95,24 +97,30 @@ class Source:
         handlers = [n for n in path if isinstance(n, ast.ExceptHandler) and n.name and n.type is not None]
         return frozenset(str(h.name) for h in handlers if h.type is not None and _names(h.type) <= self.kinds)
 
+    def returned(self, module: str, name: str) -> list[str]:
+        """The variants of what a function returns."""
+        [function] = [f for home, f in self.functions[name] if home == module]
+        values = [n.value for n in ast.walk(function) if isinstance(n, ast.Return) and n.value is not None]
+        return _unique(values, lambda n: self.read(n, module, function))
+
     def read(self, node: ast.AST, module: str, scope: Function | None, depth: int = 0) -> list[str]:
         """The variants of the text of an expression."""
-        if isinstance(node, ast.Constant):
-            return ["" if node.value is None else str(node.value)]
-        if isinstance(node, ast.JoinedStr):
-            return self._joined(node.values, module, scope, depth)
-        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-            return self._joined([node.left, node.right], module, scope, depth)
-        if isinstance(node, ast.FormattedValue):
-            return self._formatted(node, module, scope, depth)
-        if isinstance(node, ast.IfExp):
-            return _unique([node.body, node.orelse], lambda n: self.read(n, module, scope, depth))
-        if isinstance(node, ast.BoolOp):
-            texts = _unique(node.values[-1:], lambda n: self.read(n, module, scope, depth))
-            if isinstance(node.op, ast.And):
-                return ["", *texts]
-            return _unique(node.values, lambda n: self.read(n, module, scope, depth))
-        return self._looked_up(node, module, scope, depth)
+        match node:
+            case ast.Constant(value=value):
+                return ["" if value is None else str(value)]
+            case ast.JoinedStr(values=parts):
+                return self._joined(parts, module, scope, depth)
+            case ast.BinOp(left=left, op=ast.Add(), right=right):
+                return self._joined([left, right], module, scope, depth)
+            case ast.IfExp(body=body, orelse=orelse):
+                return _unique([body, orelse], lambda n: self.read(n, module, scope, depth))
+            case ast.BoolOp(op=op, values=[*first, last]):
+                texts = self.read(last, module, scope, depth)
+                if isinstance(op, ast.Or):
+                    texts = [*filter(None, _unique(first, lambda n: self.read(n, module, scope, depth))), *texts]
+                return list(dict.fromkeys(texts if isinstance(op, ast.Or) else ["", *texts]))
+            case _:
+                return self._looked_up(node, module, scope, depth)
 
     def _formatted(self, node: ast.FormattedValue, module: str, scope: Function | None, depth: int) -> list[str]:
         value = node.value
@@ -125,6 +133,8 @@ class Source:
         return list(dict.fromkeys("".join(some) for some in itertools.islice(itertools.product(*found), MOST_VARIANTS)))
 
     def _looked_up(self, node: ast.AST, module: str, scope: Function | None, depth: int) -> list[str]:
+        if isinstance(node, ast.FormattedValue):
+            return self._formatted(node, module, scope, depth)
         texts: list[str] = []
         if depth < DEEPEST:
             if isinstance(node, ast.Name):
@@ -140,11 +150,32 @@ class Source:
                 return []
             texts = _unique(assigned, lambda n: self.read(n, module, scope, depth))
             return [text for text in texts if text] if _is_tested(name, scope) else texts
-        if scope is not None and name in {a.arg for a in (*scope.args.args, *scope.args.kwonlyargs)}:
-            return []
+        if scope is not None and name in _parameters(scope):
+            return self._of_parameter(name, scope, depth) if name == "remedy" else []
         home = self.imports[module].get(name, module)
         value = self.constants[home].get(name) if home in self.constants else None
         return self.read(value, home, None, depth) if value is not None and _is_textual(value) else []
+
+    def _of_parameter(self, name: str, scope: Function, depth: int) -> list[str]:
+        """What the callers of a function pass."""
+        found = list[str]()
+        for module, path in self._calls[scope.name]:
+            call, functions = path[-1], [n for n in path if isinstance(n, Function)]
+            assert isinstance(call, ast.Call)
+            passed = [k.value for k in call.keywords if k.arg == name]
+            at = [p for p in _parameters(scope) if p not in {"self", "cls"}].index(name)
+            passed += call.args[at : at + 1]
+            found += [t for n in passed for t in self.read(n, module, functions[-1] if functions else None, depth)]
+        return found
+
+    @cached_property
+    def _calls(self) -> dict[str, list[tuple[str, list[ast.AST]]]]:
+        found = defaultdict[str, list[tuple[str, list[ast.AST]]]](list)
+        for module, tree in self.trees.items():
+            for path in _paths(tree):
+                if isinstance(path[-1], ast.Call):
+                    found[_name(path[-1].func)].append((module, path))
+        return found
 
     def _of_elements(self, node: ast.AST, module: str, scope: Function | None, depth: int) -> list[str]:
         """The variants of one text of several that are joined."""
@@ -161,11 +192,17 @@ class Source:
         name = _name(node.func)
         if name == "format" and isinstance(node.func, ast.Attribute):
             return self.read(node.func.value, module, scope, depth)
+        if name == "get" and isinstance(node.func, ast.Attribute) and len(node.args) == 2:
+            texts = self.constants[module].get(_name(node.func.value))
+            choices = [*texts.values, node.args[1]] if isinstance(texts, ast.Dict) else []
+            return _unique(choices, lambda n: self.read(n, module, scope, depth))
         if name == "join" and node.args:
             return self._of_elements(node.args[0], module, scope, depth)
         home = self.imports[module].get(name, module)
         found = self.functions.get(name, [])
         nearest = [f for f in found if f[0] == home] or (found if isinstance(node.func, ast.Attribute) else [])
+        if len(nearest) > 1 and isinstance(node.func, ast.Attribute):
+            nearest = [f for f in nearest if _name(f[1].returns) == "str"]
         if len(nearest) != 1:
             return []
         home, function = nearest[0]
@@ -174,6 +211,9 @@ class Source:
             return []
         return _unique(returned, lambda n: self.read(n, home, function, depth))
 
+
+FACTORIES = {"offence": "OffenceError", "_offence": "OffenceError"}
+"""Functions that make an error of texts that they are given."""
 
 PARTS = frozenset({"OffenceError", "UntraceableError", "_ObstacleError"})
 """Errors that never leave the package: one place catches them and writes the message around their text."""
@@ -215,7 +255,11 @@ def _foreign(path: list[ast.AST], kinds: frozenset[str]) -> set[str]:
             (found.discard if _names(node.type) <= kinds else found.add)(node.name)
         if isinstance(node, Function):
             params = [a for a in (*node.args.args, *node.args.kwonlyargs) if a.annotation is not None]
-            found |= {a.arg for a in params if _name(a.annotation).endswith(("Exception", "Error")) and not _names(a.annotation) <= kinds}
+            found |= {
+                a.arg
+                for a in params
+                if _name(a.annotation).endswith(("Exception", "Error")) and not _names(a.annotation) <= kinds
+            }
     return found
 
 
@@ -246,6 +290,10 @@ def _targets(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
             yield name, value
         case ast.Assign(targets=[ast.Tuple(elts=names)], value=ast.Tuple(elts=values)):
             yield from ((n.id, v) for n, v in zip(names, values, strict=True) if isinstance(n, ast.Name))
+
+
+def _parameters(scope: Function) -> list[str]:
+    return [a.arg for a in (*scope.args.args, *scope.args.kwonlyargs)]
 
 
 def _is_tested(name: str, scope: Function) -> bool:

@@ -27,7 +27,7 @@ from fxsurgery.capture.size_variants import SizeVariants, Variant
 from fxsurgery.capture.steering import refuse_steering
 from fxsurgery.capture.symbolic import traced, traced_in_training, used_by
 from fxsurgery.capture.tracer import is_leaf
-from fxsurgery.errors import CaptureError, DataError, TrainOnlyError, first_line, typed_reason
+from fxsurgery.errors import CaptureError, DataError, TrainOnlyError, first_line, reason_of, typed_reason
 from fxsurgery.inputs import Inputs
 from fxsurgery.options import checked
 from fxsurgery.program import Program
@@ -123,7 +123,8 @@ def _ordered(model: nn.Module, inputs: Inputs) -> Inputs:
 
 
 def _captured(model: nn.Module, inputs: Inputs, leaf_modules: tuple[type[nn.Module], ...]) -> Recorded:
-    reason, reached = CaptureError("symbolic tracing takes positional tensors alone: give the tensors of `example_inputs` one by one, without keywords"), tuple[str, ...]()
+    reason = CaptureError("symbolic tracing takes positional tensors alone: pass them as in capture(model, x)")
+    reached = tuple[str, ...]()
     sizes = SizeVariants(model, inputs)
     if not inputs.kwargs and all(isinstance(a, Tensor) for a in inputs.args):
         trained = traced_in_training(model, len(inputs.args), leaf_modules)
@@ -193,7 +194,8 @@ def _copied(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as error:
         raise CaptureError(
-            f"the model cannot be deep-copied, and capture only works on copies: {uncopiable(model) or error}"
+            "the model cannot be deep-copied, and capture only works on copies: "
+            f"{uncopiable(model) or reason_of(error)}"
         ) from error
 
 
@@ -224,4 +226,4 @@ def _check_runs(model: nn.Module, inputs: Inputs) -> None:
     leaves = list(outcome.outputs.values())
     if not any(isinstance(leaf, Tensor) for leaf in leaves):
         kinds = ", ".join(type(leaf).__name__ for leaf in leaves) or "nothing"
-        raise CaptureError(f"the model's output is not a tensor: {kinds}; return tensors from forward")
+        raise CaptureError(f"the model's output is not a tensor: {kinds}; return tensors from `forward`")

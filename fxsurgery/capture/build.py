@@ -166,7 +166,9 @@ def check_unshared(twin: nn.Module, model: nn.Module) -> None:
     """Refuse a copy, or a graph module, that shares memory with the user's model."""
     users = {tensor.untyped_storage().data_ptr() for _, tensor in _state(model)} - {0}
     if shared := [name for name, t in _state(twin) if t.untyped_storage().data_ptr() in users]:
-        raise CaptureError(f"copying the model shares {', '.join(shared)}: does it define __deepcopy__?")
+        raise CaptureError(
+            f"copying the model shares {', '.join(shared)}: remove its own __deepcopy__, or copy these there"
+        )
 
 
 def _state(model: nn.Module) -> list[tuple[str, Tensor]]:

@@ -86,8 +86,8 @@ def _copied(model: nn.Module, *, weightless: bool) -> nn.Module:
         return copy.deepcopy(model, memo).eval()
     except MISFITS as error:
         raise CaptureError(
-            f"the model cannot be deep-copied: {reason_of(error)}. Does it hold an open file, a lock, or a tensor "
-            "that is no leaf?"
+            f"the model cannot be deep-copied: {reason_of(error)}; remove what it holds of open "
+            "files, locks and tensors computed with gradients"
         ) from error
 
 

@@ -62,7 +62,10 @@ def _are_files(what: list[Path]) -> bool:
 
 def _saved(what: list[Path], original: str | None) -> Result:
     if len(what) > 1:
-        raise ConfigError("bench: MODEL must be one saved result, which has its original with it, or ONNX files")
+        raise ConfigError(
+            f"bench takes one saved result, which has its original with it, or ONNX files, not {what[1]} as well; run "
+            "it for each"
+        )
     return saved_result(what[0], original)
 
 
@@ -76,7 +79,7 @@ def _of_files(what: list[Path], device: str, options: Mapping[str, Any], member:
         )
     stems = [path.stem for path in what]
     names = stems if len(set(stems)) == len(stems) else list(map(str, what))
-    if len(set(names)) < len(names):
-        raise ConfigError("bench: a file is named twice; name each file once")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"bench: {twice[0]} is named twice; name each file once")
     inputs = declared_inputs(what[0], options["seed"])
     return resolve_target(device).compare(dict(zip(names, what, strict=True)), inputs, **options)

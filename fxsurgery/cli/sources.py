@@ -150,7 +150,7 @@ def wanted(  # noqa: PLR0917 -- as the flags come
     try:
         sizes: Any = shapes(example_shape or [])
     except ValueError as error:
-        raise ConfigError(f"--example-shape: {reason_of(error)}") from error
+        raise ConfigError(f"--example-shape: {reason_of(error)}; write sizes such as 3,224,224") from error
     return Wanted(model, model_arguments(model_args or []), weights, tuple(sizes), example_inputs, seed, original)
 
 

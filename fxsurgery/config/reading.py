@@ -76,7 +76,7 @@ def assignments(texts: Iterable[str], flag: str, *, raw: bool = False) -> dict[s
         try:
             names, rest = assigned(text)
         except ValueError as error:
-            raise ConfigError(f"{flag}: {reason_of(error)}") from error
+            raise ConfigError(f"{flag}: {reason_of(error)}; write it as lr=0.1 or outer.inner=2") from error
         nested: Any = rest if raw else value(rest)
         for name in reversed(names):
             nested = {name: nested}

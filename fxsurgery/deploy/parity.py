@@ -215,5 +215,9 @@ def _enlivened(model: nn.Module) -> nn.Module | None:
 
 def _vacuous(path: Path, model: nn.Module, inputs: Inputs) -> str:
     stuck = [name for name, x in zip(input_names(model, inputs), inputs.tensors, strict=True) if is_stuck(x)]
-    hint = f"; example input {', '.join(stuck)} holds one value only, give varied ones" if stuck else "; use its trained weights"
+    hint = (
+        f"; example input {', '.join(stuck)} holds one value only, give varied ones"
+        if stuck
+        else "; use its trained weights"
+    )
     return f"{path.name} cannot be checked: the model's outputs hardly depend on its inputs{hint}"

@@ -118,7 +118,7 @@ class Deepen(Rewrite):
         if self.norm not in {"auto", "batch", "none"}:
             raise SpecError(f"norm={self.norm!r}: it must be 'auto', 'batch' or 'none'")
         known = (n.name for n in program.nodes if isinstance(_site(program, n), _Site))
-        return node_named(program, self.after, lambda: known, "a layer can go after")
+        return node_named(program, self.after, lambda: known, "nodes that a layer can follow")
 
 
 @dataclass(frozen=True, eq=False)

@@ -130,7 +130,9 @@ class SplitEdge(Rewrite):
         source = _found(program, str(self.source))
         order = {node: position for position, node in enumerate(program.nodes)}
         if order[source] >= order[target]:
-            raise SpecError(f"%{source} does not run before %{target}: an edge goes forward")
+            raise SpecError(
+                f"%{source} does not run before %{target}: choose a source that does, since an edge goes forward"
+            )
         start, final = dims_of(program, source), dims_of(program, target)
         middle = self.size or (final[2], final[3])
         refusal = _unfit(program, source)
@@ -235,7 +237,7 @@ class _Builder:
 
 def _found(program: Program, name: str) -> fx.Node:
     maps = (n.name for n in program.nodes if n.op != "output" and len(dims_of(program, n)) == 4)
-    return node_named(program, name, lambda: maps, "feature maps are")
+    return node_named(program, name, lambda: maps, "feature maps")
 
 
 def _unfit(program: Program, node: fx.Node) -> str | None:

@@ -81,8 +81,8 @@ def _made(method: Method, named: Mapping[str, Any], beside: Iterable[str]) -> An
     if unknown := [name for name in named if name not in known]:
         near = get_close_matches(unknown[0], [*known, *beside], 1)
         owners = [m.name for m in METHODS.values() if unknown[0] in {field.name for field in fields(m.settings)}]
-        hint = f"did you mean {near[0]}?" if near else f"it has: {', '.join(known)}"
-        hint = f"use method={owners[0]!r}, which has it" if owners else hint
+        similar = f"did you mean {near[0]}?" if near else f"it has: {', '.join(known)}"
+        hint = f"use method={owners[0]!r}, which has it" if owners else similar
         raise SurgeryError(
             f"optimize takes no {unknown[0]!r}, nor does method={method.name!r} have such a setting; {hint}"
         )

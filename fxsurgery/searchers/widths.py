@@ -182,7 +182,7 @@ def _why_nothing(program: Program, align: int, *, exact: bool) -> str:
         narrow = ", ".join(f"{g.name} ({len(g.units)})" for g in free[:5])
         return f"no channel can be removed in multiples of {align}: {narrow}. Pass a smaller align"
     if failures:
-        return f"no channel can be removed: {'; '.join(unremovable_notes(program))}. Write sizes in forward as x.shape says them"
+        return f"no channel can be removed: {'; '.join(unremovable_notes(program))}. Take sizes in forward from x.shape"
     tally = dict[str, int]()
     for freeze in facts.freezes:
         tally[f"{freeze.op} at {freeze.node}"] = tally.get(f"{freeze.op} at {freeze.node}", 0) + freeze.count
@@ -190,7 +190,11 @@ def _why_nothing(program: Program, align: int, *, exact: bool) -> str:
     if not worst:
         what = "has no parameters" if not cost(program).params else "has no layer of PyTorch's with channels"
         return f"no channel can be removed: the model {what}; pass one with convolutions or linear layers of torch.nn"
-    return "no channel can be removed: " + "; ".join(f"{tally[k]} are held by {k}" for k in worst) + ". Rewrite these"
+    return (
+        "no channel can be removed: "
+        + "; ".join(f"{tally[k]} are held by {k}" for k in worst)
+        + ". Rewrite these in forward, or pass another model"
+    )
 
 
 def project(found: Space, scores: Scores, budget: Budget, latency: LatencyLimit | None = None) -> Mask:

@@ -106,7 +106,7 @@ class Stepper:
         if all(p.grad is None for p in self.trained):
             raise TrainingError(
                 f"{_where(info)}: the loss does not depend on any parameter that trains; "
-                "does the loss detach it, or are the parameters unused?"
+                "keep the loss attached to the outputs, and check that forward uses the parameters"
             )
         self._update(info)
         self.sharing.agree(self.model.buffers())
@@ -117,7 +117,8 @@ class Stepper:
         told = f"{_where(info)}: the loss is {total} at learning rate {info.learning_rate:.3g}"
         for portion in self._taken:
             if wrong := wrong_values(portion.batch):
-                return f"{told}, since of train_data, batch {portion.number} of epoch {portion.epoch}, {wrong}; clean the data"
+                where = f"of train_data, batch {portion.number} of epoch {portion.epoch}"
+                return f"{told}, since {where}, {wrong}; clean the data"
         return (
             f"{told}; lower the learning rate, set gradient_clip=1.0 (of settings or Recipe), "
             "or look for a loss that is not finite on data that are"

@@ -139,7 +139,7 @@ class Evolving:
         if not paid and not school.purse.spent:
             raise BudgetError(
                 f"nothing can be trained: a match of the first networks takes {school.match_epochs(flat[0]):.3g} "
-                f"epochs, and {school.purse.left / school.purse.epoch:.3g} may be spent"
+                f"epochs, and {school.purse.left / school.purse.epoch:.3g} may be spent; spend more"
             )
         where = f"generation {self.generation}, competition {number}, round {round_}"
         ended = iter(school.train([i for group in paid for i in group], where))
@@ -222,8 +222,11 @@ class Evolving:
         told = "; ".join(f"{why} ({many})" for why, many in reasons) or "they find no place in it"
         named = [name for name in self.school.config.operations if name != IDENTITY]
         if not named:
-            return "the identity alone makes no other network: name more operations"
-        return f"none of the operations {', '.join(named)} can be done to this model: {told}; name more operations, or pass another model"
+            return "operations= has the identity alone, which makes no other network: name more operations"
+        return (
+            f"none of the operations {', '.join(named)} can be done to this model: {told}; name more operations, or "
+            "pass another model"
+        )
 
 
 def _payable(prices: Sequence[int], purse: float) -> int:
