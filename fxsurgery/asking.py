@@ -192,7 +192,7 @@ def _task(ask: Ask, method: Method, settings: Settings) -> Task | None:
     named = "" if ask.method is None else f'method="{method.name}", '
     line = _DATA_LINE.format(named if ask.config is None else f"config={type(settings).__name__}(...), ")
     if reason := method.needs_data(settings):
-        raise DataError(f"{reason}. With data, call {line}")
+        raise DataError(f"{reason}. With data: call {line}")
     if not ask.trained:
         raise DataError(f"trained=False trains the weights, which needs data: call {line}")
     given = [name for name in ("test_data", "loss", "metric") if getattr(ask, name) is not None]
