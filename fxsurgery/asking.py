@@ -197,7 +197,7 @@ def _task(ask: Ask, method: Method, settings: Settings) -> Task | None:
         raise DataError(f"trained=False trains the weights, which needs data: call {line}")
     given = [name for name in ("test_data", "loss", "metric") if getattr(ask, name) is not None]
     if given:
-        raise DataError(f"{', '.join(given)} without train_data and val_data: leave out, or call {line}")
+        raise DataError(f"{', '.join(given)} without train_data and val_data: leave them out, or call {line}")
     return None
 
 

@@ -143,8 +143,9 @@ class Result:
             SurgeryError: there is no such member.
         """
         if not 0 <= number < len(self.pareto):
-            there = f"numbers 0 to {len(self.pareto) - 1}" if self.pareto else "no Pareto front"
-            raise SurgeryError(f"there is no member {number}: the result has {there}; choose one of its Pareto front")
+            last = len(self.pareto) - 1
+            there = f"numbers 0 to {last}; choose one" if last >= 0 else "no Pareto front; use the result itself"
+            raise SurgeryError(f"there is no member {number}: the result has {there}")
         member = self.pareto[number]
         figures = {f"{name} (val)": value for name, value in member.score.figures.items()}
         return replace(

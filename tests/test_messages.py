@@ -10,7 +10,7 @@ from raised import PARTS, Site, Source, unguarded
 
 VERBS = (
     "add", "apply", "ask", "begin", "build", "call", "capture", "check", "choose", "clean", "close", "compute",
-    "continue", "correct", "create", "delete", "draw", "drop", "encode", "export", "fix", "free", "give", "hide",
+    "continue", "copy", "correct", "create", "delete", "draw", "drop", "encode", "export", "fix", "free", "give", "hide",
     "import", "install", "keep", "leave", "limit", "load", "look", "lower", "make", "merge", "move", "name", "omit",
     "open", "pass", "pip install", "put", "quote", "raise", "rebuild", "remove", "rename", "repair", "replace",
     "report", "restore", "return", "rewrite", "run", "save", "score", "see", "seed", "send", "set", "shorten",
@@ -50,7 +50,6 @@ COMPLETED = {
     ("saving/", "RunError", "damaged: "): ("saving/folders.py", "damage"),
     ("saving/described.py", "SavingError", ""): ("saving/standalone/tree.py", "Tree._module"),
     ("deploy/export.py", "ExportError", "the exporter failed"): ("deploy/export.py", "export_onnx"),
-    ("deploy/export.py", "ExportError", "opset <"): ("deploy/export.py", "export_onnx"),
 }
 """(module, error, start of its text) of parts of a message -> the function that adds where it is, and the remedy."""
 

@@ -37,15 +37,12 @@ def named(text: str, what: str) -> Any:  # noqa: ANN401 -- whatever the user mad
     module_name, colon, attribute = text.rpartition(":")
     if not colon or not module_name or not attribute:
         raise ConfigError(
-            f"{what}: {text!r} is neither there nor of the form module:name{_advice(text)}; name a file that is "
-            "there, or an object as module:name"
+            f"{what}: {text!r} is neither there nor of the form module:name{_advice(text)}; give one of these"
         )
     found: Any = _module(module_name, what)
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise SourceError(
-                f"{what}: {module_name} has no {attribute!r}{_others(found, part)}; name an object of the module"
-            )
+            raise SourceError(f"{what}: {module_name} has no {attribute!r}{_others(found, part)}")
         found = getattr(found, part)
     return found
 
@@ -149,4 +146,4 @@ def _advice(text: str) -> str:
 def _others(found: object, name: str) -> str:
     public = [n for n in dir(found) if not n.startswith("_")]
     close = difflib.get_close_matches(name, public, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else "; name an object of the module"

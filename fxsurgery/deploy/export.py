@@ -150,8 +150,7 @@ def export_onnx(  # noqa: PLR0913 -- what a user may want to say, each by name
             failures.append(f"{name}: {error}")
             last = error
     raise ExportError(
-        f"{path.name} was not written. {' | '.join(failures)}{_about_types(frozen)}; run the model in torch on these "
-        "inputs, or try another exporter="
+        f"{path.name} was not written. {' | '.join(failures)}{_about_types(frozen)}; try another exporter= or opset="
     ) from last
 
 

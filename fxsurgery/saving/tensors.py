@@ -50,7 +50,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         content = save(plain, {"format": "pt", "layouts": json.dumps(layouts)})
     except (KeyError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise SavingError(
-            f"the tensors cannot be written: {reason_of(error)}; move the model to the CPU first"
+            f"the tensors cannot be written: {reason_of(error)}; copy the model to the CPU first"
         ) from error
     write_whole(path, content)
 

@@ -94,7 +94,7 @@ def _config(path: Path) -> dict[str, Any] | None:
     try:
         found = read_json(path, max_bytes=MOST_CONFIG_BYTES, max_depth=MOST_CONFIG_DEPTH, allow_nan=True)
     except RunError as error:
-        raise RunError(f"{error}; begin in another directory") from error
+        raise RunError(f"{error}, or begin in another directory") from error
     if not isinstance(found, dict):
         raise RunError(f"{path} is damaged: it is no JSON object; begin in another directory")
     return found

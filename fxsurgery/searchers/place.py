@@ -156,7 +156,7 @@ def read_state(path: Path, remedy: str, recorded: str | None = None) -> dict[str
     try:
         found = decode(encoded, str(path))
     except RunError as error:
-        raise RunError(f"{error}; {remedy}") from error
+        raise RunError(f"{error}, or {remedy}") from error
     if recorded not in {None, checksum(encoded)}:
         raise RunError(f"{path} is damaged: it is another file than the one in the journal; {remedy}")
     return found

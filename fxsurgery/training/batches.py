@@ -185,7 +185,7 @@ def count(loader: Loader, name: str) -> int:
     """
     length = len(loader) if has_length(loader) else sum(1 for _ in islice(loader, COUNTED_BATCHES))
     if not length:
-        raise DataError(f"{name} is empty: it gives no batch; give at least one, and see drop_last=")
+        raise DataError(f"{name} is empty: it gives no batch; give at least one, or set drop_last=False")
     return length
 
 
@@ -243,7 +243,7 @@ def epoch_of(loader: Loader, epoch: int, name: str, size_of: Callable[[Any], int
         before = max(size, 1)
         yield Drawn(epoch, batch, size)
     if not before:
-        raise DataError(f"{name} is empty: it gives no batch; give at least one, and see drop_last=")
+        raise DataError(f"{name} is empty: it gives no batch; give at least one, or set drop_last=False")
 
 
 def set_epoch(loader: Loader, epoch: int) -> None:

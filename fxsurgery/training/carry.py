@@ -49,7 +49,8 @@ def carry_state(
     """
     if type(before) is not type(after):
         raise TrainingError(
-            f"a {type(after).__name__} cannot continue from the state of a {type(before).__name__}; keep its type"
+            f"a {type(after).__name__} cannot continue from the state of a {type(before).__name__}; use the same "
+            "class of optimizer"
         )
     _check_owned(before, model_before, "before the surgery")
     _check_owned(after, model_after, "after the surgery")
@@ -88,7 +89,7 @@ def _check_owned(optimizer: Optimizer, model: nn.Module, when: str) -> None:
 def _check_options(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     if extra := [name for name in _NEEDS_STATE if after.get(name) and not before.get(name)]:
         raise TrainingError(
-            f"an optimizer with {extra[0]} cannot continue from the state of one without it; keep its options"
+            f"an optimizer with {extra[0]} cannot continue from the state of one without it; give both the same options"
         )
 
 

@@ -54,7 +54,7 @@ def require_snapshot(snapshot: Mapping[str, Any], identity: Mapping[str, Any]) -
         raise TrainingError(f"the snapshot is damaged: {wrong[0]!r} is not of its type; {_REMEDY}")
     batches = snapshot["step"] * identity["accumulate"]
     if snapshot["step"] > identity["steps"] or max(snapshot["epoch"], snapshot["drawn"]) > batches:
-        raise TrainingError(f"the snapshot is damaged: `step` or `batches` is more than there are; {_REMEDY}")
+        raise TrainingError(f"the snapshot is damaged: `step`, `drawn` or `epoch` is more than there are; {_REMEDY}")
 
 
 _REMEDY = "delete it, and the stage begins anew"

@@ -139,5 +139,5 @@ def restoring(what: str) -> Iterator[None]:
         yield
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError) as error:
         raise TrainingError(
-            f"the snapshot is of another {what}: {reason_of(error)}; delete it, or train as then"
+            f"the snapshot is of another {what}: {reason_of(error)}; delete it, and the stage begins anew"
         ) from error

@@ -241,7 +241,7 @@ class Task:
                 if (found.batch or 0) >= n:
                     break
         if found is None:
-            raise DataError("train_data is empty: it gives no batch; give at least one, and see drop_last=")
+            raise DataError("train_data is empty: it gives no batch; give at least one, or set drop_last=False")
         return found.resized(min(n, found.batch or 0))
 
     def _with_batch(self, batch: object) -> Inputs:

@@ -105,7 +105,7 @@ def test_advice_names_flags(here: Path, give):
     result = give("optimize", "sample_nets:Net", "--method", "prune", "--set", "importance=taylor")
     assert result.exit_code == FAILED
     assert "give --train-data and --val-data, or" in result.stderr
-    assert result.stderr.endswith("With data: call --train-data DATA --val-data DATA\n")
+    assert result.stderr.endswith("With data: pass --train-data DATA --val-data DATA\n")
     np.savez("one.npz", x=np.zeros(3), y=np.zeros(4))
     result = give("optimize", "sample_nets:Net", "--train-data", "one.npz", "--val-data", "one.npz")
     assert result.exit_code == FAILED
