@@ -213,8 +213,7 @@ def _require_data(ask: Ask) -> None:
     if missing:
         raise DataError(
             f"{missing[0]} is missing: call {_DATA_LINE.format('')}, each a tuple of tensors, a Dataset or a "
-            "DataLoader; "
-            "or neither, to work without data"
+            "DataLoader; or neither, to work without data"
         )
 
 

@@ -10,7 +10,8 @@ from raised import PARTS, Site, Source, unguarded
 
 VERBS = (
     "add", "apply", "ask", "begin", "build", "call", "capture", "check", "choose", "clean", "close", "compute",
-    "continue", "copy", "correct", "create", "delete", "draw", "drop", "encode", "export", "fix", "free", "give", "hide",
+    "continue", "copy", "correct", "create", "delete", "draw", "drop", "encode", "export", "fix", "free", "give",
+    "hide",
     "import", "install", "keep", "leave", "limit", "load", "look", "lower", "make", "merge", "move", "name", "omit",
     "open", "pass", "pip install", "put", "quote", "raise", "rebuild", "remove", "rename", "repair", "replace",
     "report", "restore", "return", "rewrite", "run", "save", "score", "see", "seed", "send", "set", "shorten",

@@ -77,8 +77,7 @@ class _Search:
         tried = f"Tried {'; '.join(failed)}. " if failed else ""
         return (
             f"cannot tell from the model alone what its forward({', '.join(names)}) takes. {tried}Give "
-            "example_inputs=, two "
-            f"samples of each, batch first, of the shapes that the model takes; for images: "
+            "example_inputs=, two samples of each, batch first, of the shapes that the model takes; for images: "
             f'fxsurgery.optimize(model, method="dnal", example_inputs=({line},))  # {", ".join(names)}'
         )
 

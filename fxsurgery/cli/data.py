@@ -62,8 +62,7 @@ def _arrays(path: Path, what: str) -> Any:  # noqa: ANN401
         ) from error
     except (ValueError, safetensors.SafetensorError) as error:
         raise SourceError(
-            f"{what}: {path} is damaged, or holds what is no array: {reason_of(error)}; save the arrays again with "
-            "numpy.savez, "
-            "numpy.save or torch.save"
+            f"{what}: {path} is damaged, or holds what is no array: {reason_of(error)}; save the arrays again, "
+            "with numpy.savez or safetensors"
         ) from error
     return (arrays["x"], arrays["y"]) if set(arrays) == {"x", "y"} else arrays

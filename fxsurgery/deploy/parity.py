@@ -96,9 +96,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model).eval().cpu()
     except Exception as error:
         raise ExportError(
-            f"the model cannot be copied: {reason_of(error)}; give each module its own __deepcopy__, or rebuild what "
-            "cannot be "
-            "copied"
+            f"the model cannot be copied: {reason_of(error)}; remove what copy.deepcopy cannot copy"
         ) from error
 
 

@@ -61,8 +61,7 @@ def feed_of(session: onnxruntime.InferenceSession, inputs: Mapping[str, Tensor])
     except TypeError as error:
         raise ExportError(
             f"an input has a type that ONNX Runtime's arrays lack: {reason_of(error)}; give inputs of a float, "
-            "integer or "
-            "boolean type"
+            "integer or boolean type"
         ) from error
 
 

@@ -121,8 +121,7 @@ class _Collate:
             shown = ", ".join(map(describe, samples[:2]))
             raise DataError(
                 f"{self.name}: its samples cannot be made into a batch, as from {shown}: {reason_of(error)}; give a "
-                "DataLoader "
-                "with a collate_fn"
+                "DataLoader with a collate_fn"
             ) from error
 
 

@@ -157,8 +157,7 @@ def _require_gradients() -> None:
     except RuntimeError as error:
         raise DeviceError(
             f"a fork of this process cannot train ({reason_of(error)}); take executor='ray' or 'in-process', or hide "
-            "the GPU from "
-            "this process: CUDA_VISIBLE_DEVICES="
+            "the GPU from this process: CUDA_VISIBLE_DEVICES="
         ) from error
 
 
