@@ -134,7 +134,7 @@ def prepare(ask: Ask) -> Ready:
 
 def _run(ask: Ask, asked: Mapping[str, Any]) -> RunDir:
     if ask.resume and ask.run_dir is None:
-        raise SurgeryError("resume=True goes on with a run directory: pass run_dir= as well")
+        raise SurgeryError("resume=True continues the run of a directory: pass run_dir= as well")
     return RunDir() if ask.run_dir is None else RunDir.open(ask.run_dir, asked, resume=ask.resume)
 
 
@@ -144,11 +144,13 @@ def _check_evolving(ask: Ask, method: Method) -> None:
     if given and not method.evolves:
         others = ", ".join(f"method={m.name!r}" for m in METHODS.values() if m.evolves)
         raise SurgeryError(
-            f"{given[0]}= is for {others}, which trains many networks; method={method.name!r} trains one, for as many "
-            "epochs as its settings say"
+            f"{given[0]}= is for {others}, which trains many networks; leave it out, since method={method.name!r} "
+            "trains one, for as many epochs as its settings say"
         )
     if ask.workers is not None and ask.executor == "in-process":
-        raise SurgeryError("workers= is for executor='processes' or 'ray'; in-process, one network trains at a time")
+        raise SurgeryError(
+            "workers= is for executor='processes' or 'ray'; leave it out, since one network trains at a time in-process"
+        )
 
 
 def _budget(ask: Ask, method: Method, settings: Settings) -> Budget | None:
@@ -162,12 +164,12 @@ def _check_values(ask: Ask) -> None:
     if not isinstance(ask.model, nn.Module):
         raise SurgeryError(f"optimize takes a torch.nn.Module, not a {type(ask.model).__name__}")
     if not isinstance(ask.budget, Budget | None):
-        raise BudgetError(f"budget={shown(ask.budget)}: say of what, such as budget=Budget(macs=0.5)")
+        raise BudgetError(f"budget={shown(ask.budget)} is no budget; name the limit, such as budget=Budget(macs=0.5)")
     if not isinstance(ask.spend, Spend | None):
-        raise BudgetError(f"spend={shown(ask.spend)}: say of what, such as spend=Spend(epochs=300)")
+        raise BudgetError(f"spend={shown(ask.spend)} is no spend; name the limit, such as spend=Spend(epochs=300)")
     examples: object = ask.example_inputs
     if isinstance(examples, str | bytes) or not isinstance(examples, Sequence | Tensor | None):
-        raise DataError(f"example_inputs are a tensor, or a tuple of what the model takes, not {shown(examples)}")
+        raise DataError(f"example_inputs must be a tensor, or a tuple of what the model takes, not {shown(examples)}")
     check_fields(
         ask, SurgeryError, name="optimize", loss=DataError, batch_size=DataError, example_kwargs=DataError,
         leaf_modules=CaptureError, device=DeviceError, target=DeviceError, run_dir=RunError,
@@ -178,7 +180,7 @@ def _task(ask: Ask, method: Method, settings: Settings) -> Task | None:
     if isinstance(ask.train_data, Task):
         own = ("val_data", "test_data", "loss", "metric", "batch_dims")
         if given := [name for name in own if getattr(ask, name) is not None]:
-            raise DataError(f"train_data is a Task, which has it all: leave {', '.join(given)} out")
+            raise DataError(f"train_data is a Task, which holds these already: leave {', '.join(given)} out")
         return ask.train_data
     if not ask.data_free:
         _require_data(ask)
@@ -190,12 +192,12 @@ def _task(ask: Ask, method: Method, settings: Settings) -> Task | None:
     named = "" if ask.method is None else f'method="{method.name}", '
     line = _DATA_LINE.format(named if ask.config is None else f"config={type(settings).__name__}(...), ")
     if reason := method.needs_data(settings):
-        raise DataError(f"{reason}. With data: {line}")
+        raise DataError(f"{reason}. With data: call {line}")
     if not ask.trained:
-        raise DataError(f"trained=False trains the weights, which takes data: {line}")
+        raise DataError(f"trained=False trains the weights, which needs data: call {line}")
     given = [name for name in ("test_data", "loss", "metric") if getattr(ask, name) is not None]
     if given:
-        raise DataError(f"{', '.join(given)} without train_data and val_data: {line}")
+        raise DataError(f"{', '.join(given)} without train_data and val_data: leave them out, or call {line}")
     return None
 
 
@@ -210,8 +212,8 @@ def _require_data(ask: Ask) -> None:
     missing = [name for name in ("train_data", "val_data") if getattr(ask, name) is None]
     if missing:
         raise DataError(
-            f"{missing[0]} is missing: {_DATA_LINE.format('')}, each a tuple of tensors, a Dataset or a DataLoader; "
-            "or neither, to work without data"
+            f"{missing[0]} is missing: call {_DATA_LINE.format('')}, each a tuple of tensors, a Dataset or a "
+            "DataLoader; or neither, to work without data"
         )
 
 

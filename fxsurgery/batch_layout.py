@@ -64,7 +64,7 @@ def statement_of(inputs: Inputs) -> dict[int | str, Any]:
 def _from_one(inputs: Inputs, dim: int) -> BatchDims:
     size = next((x.size(dim) for x in inputs.tensors if -x.dim() <= dim < x.dim()), None)
     if size is None:
-        raise DataError(f"batch_dims={dim}: no input has a dim {dim}")
+        raise DataError(f"batch_dims={dim}: no input has a dim {dim}; name a dim that the inputs have")
     firsts = (dims_of_size([x], size, dim % x.dim() if x.dim() else 0)[0] for x in inputs.tensors)
     return tuple(firsts)
 
@@ -107,18 +107,26 @@ def _spread(value: Any, entry: Any, statement: Any) -> list[Any]:  # noqa: ANN40
         return [d for key, part in value.items() for d in _spread(part, entry.get(key, ...), statement)]
     if isinstance(value, list | tuple) and isinstance(entry, list | tuple) and len(value) == len(entry):
         return [d for part, e in zip(value, entry, strict=True) for d in _spread(part, e, statement)]
-    raise DataError(f"batch_dims={statement!r}: {entry!r} does not fit the structure of its input")
+    raise DataError(
+        f"batch_dims={statement!r}: {entry!r} does not fit the structure of its input; give one dim for each of its "
+        "tensors"
+    )
 
 
 def _checked(inputs: Inputs, dims: Sequence[int | None], statement: Any) -> Inputs:  # noqa: ANN401
     found = list[int | None]()
     for x, dim in zip(inputs.tensors, dims, strict=True):
         if dim is not None and not -x.dim() <= dim < x.dim():
-            raise DataError(f"batch_dims={statement!r}: an input of shape {tuple(x.shape)} has no dim {dim}")
+            raise DataError(
+                f"batch_dims={statement!r}: an input of shape {tuple(x.shape)} has no dim {dim}; name one that it has"
+            )
         found.append(None if dim is None else dim % x.dim())
     sizes = [x.size(d) for x, d in zip(inputs.tensors, found, strict=True) if d is not None]
     if len(set(sizes)) > 1:
-        raise DataError(f"batch_dims={statement!r}: the inputs differ in their numbers of samples: {sizes}")
+        raise DataError(
+            f"batch_dims={statement!r}: the inputs differ in their numbers of samples: {sizes}; name the dims that "
+            "count the samples"
+        )
     return replace(inputs, batch_dims=tuple(found))
 
 

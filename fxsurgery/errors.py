@@ -1,4 +1,4 @@
-"""Every error that fxsurgery raises on purpose."""
+"""Every error that fxsurgery raises on purpose, and the text of the foreign errors that they quote."""
 
 
 class SurgeryError(Exception):
@@ -79,3 +79,38 @@ class ConfigError(SurgeryError):
 
 class SourceError(SurgeryError):
     """What a command was told to work with, as `module:name` or as a file, cannot be imported, made or read."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the text of an error; the name of its type if it has none.
+
+    Example:
+        >>> reason_of(ValueError("no 3")), reason_of(AssertionError())
+        ('no 3', 'AssertionError')
+    """
+    return str(error).strip() or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of the text of an error; the name of its type if it has none.
+
+    Example:
+        >>> first_line(RuntimeError("size 3\nat line 7")), first_line(AssertionError())
+        ('size 3', 'AssertionError')
+    """
+    return reason_of(error).splitlines()[0]
+
+
+def typed_reason(error: BaseException, *, short: bool = False) -> str:
+    """Return the type of an error and its text, or the type alone if there is no text.
+
+    Args:
+        error: the error.
+        short: only the first line of the text.
+
+    Example:
+        >>> typed_reason(ValueError("no 3")), typed_reason(AssertionError())
+        ('ValueError: no 3', 'AssertionError')
+    """
+    name, text = type(error).__name__, first_line(error) if short else reason_of(error)
+    return name if text == name else f"{name}: {text}"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fxsurgery.errors import RunError
+from fxsurgery.errors import RunError, reason_of
 
 _ADVICE = {
     errno.ENOSPC: "free some space there",
@@ -40,8 +40,10 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = _ADVICE.get(error.errno or 0, "see to it")
-        raise RunError(f"{path}: {error.strerror or error}; {advice}, nothing that was there is lost") from error
+        advice = _ADVICE.get(error.errno or 0, "correct that first")
+        raise RunError(
+            f"{path}: {error.strerror or reason_of(error)}; {advice}, nothing that was there is lost"
+        ) from error
 
 
 def write_whole(path: Path, content: bytes) -> None:

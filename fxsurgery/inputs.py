@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxsurgery.errors import reason_of
+
 Place: TypeAlias = tuple[str | int, ...]
 """Where something is in a structure: keys, fields and indices, outermost first."""
 BatchDims: TypeAlias = tuple[int | None, ...]
@@ -152,7 +154,7 @@ class Inputs:
         try:
             both = iter([x if d is None else torch.cat([x, y], d) for x, y, d in triples])
         except (RuntimeError, IndexError) as error:
-            raise ValueError(f"inputs of other sizes cannot be joined: {error}") from error
+            raise ValueError(f"inputs of other sizes cannot be joined: {reason_of(error)}") from error
         return self.map(lambda _: next(both))
 
     def names(self, forward: Callable[..., Any]) -> list[str]:

@@ -183,7 +183,9 @@ def check_options(owner: Any) -> None:  # noqa: ANN401 -- any pass
         value, hint = getattr(owner, option.name), hints[option.name]
         bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
         if not _fits(value, bare, closed=False):
-            raise SpecError(f"{owner.name}: {option.name}={shown(value)} is not of type {_written(bare)}")
+            raise SpecError(
+                f"{owner.name}: {option.name}={shown(value)} is not of type {_written(bare)}; pass one that is"
+            )
         if not _fits(value, hint, closed=False):
             raise SpecError(_misfit(owner.name, option.name, value, hint))
 

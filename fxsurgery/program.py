@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import Argument, map_aggregate
 from typing_extensions import override
 
-from fxsurgery.errors import VerifyError
+from fxsurgery.errors import VerifyError, reason_of
 from fxsurgery.inputs import BatchDims, Inputs, tensors_in
 from fxsurgery.printable import printable
 from fxsurgery.surroundings import plain_surroundings
@@ -137,7 +137,7 @@ class Program:
         try:
             self.graph_module.graph.lint()
         except (AssertionError, RuntimeError) as error:
-            raise VerifyError(f"malformed graph: {error}") from error
+            raise VerifyError(f"malformed graph: {reason_of(error)}") from error
         if self.graph_module.training:
             raise VerifyError("a program is kept in eval mode; train a trainable_copy() of it")
         called = {str(n.target) for n in self.nodes if n.op in {"call_module", "get_attr"}}

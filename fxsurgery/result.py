@@ -17,7 +17,7 @@ from fxsurgery.capture import capture
 from fxsurgery.capture.attention import is_plain
 from fxsurgery.capture.tracer import COMPOSED
 from fxsurgery.deploy import LatencyReport, OnnxModel, compare_programs, export_onnx
-from fxsurgery.errors import CaptureError, DeviceError, ExportError, RunError, SpecError, SurgeryError
+from fxsurgery.errors import CaptureError, DeviceError, ExportError, RunError, SpecError, SurgeryError, reason_of
 from fxsurgery.inputs import Inputs
 from fxsurgery.options import FilePath, checked
 from fxsurgery.passes import replay
@@ -143,7 +143,8 @@ class Result:
             SurgeryError: there is no such member.
         """
         if not 0 <= number < len(self.pareto):
-            there = f"numbers 0 to {len(self.pareto) - 1}" if self.pareto else "no Pareto front"
+            last = len(self.pareto) - 1
+            there = f"numbers 0 to {last}; choose one" if last >= 0 else "no Pareto front; use the result itself"
             raise SurgeryError(f"there is no member {number}: the result has {there}")
         member = self.pareto[number]
         figures = {f"{name} (val)": value for name, value in member.score.figures.items()}
@@ -305,7 +306,7 @@ def load(folder: FilePath, *, original: nn.Module | None = None) -> Result:
         given["pareto"] = tuple(member_of_plain(m, programs[_member(i)]) for i, m in enumerate(members))
         return Result(**given, _saved_costs=_costs(folder, opened.saved, programs))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise RunError(f"{folder} is damaged: {error}") from error
+        raise RunError(f"{folder} is damaged: {reason_of(error)}; restore an intact copy, or save it again") from error
 
 
 def _costs(folder: Path, saved: SavedResult, programs: Mapping[str, Program]) -> tuple[Cost | None, Cost | None]:
@@ -320,7 +321,7 @@ def _costs(folder: Path, saved: SavedResult, programs: Mapping[str, Program]) ->
         counted = sum(p.numel() for p in programs[name].graph_module.parameters())
         if stated is not None and stated.params != counted:
             numbers = f"{counted:,} parameters, and {stated.params:,} by its file"
-            raise RunError(f"{folder} is damaged: `{name}` has {numbers}")
+            raise RunError(f"{folder} is damaged: `{name}` has {numbers}; restore an intact copy, or save it again")
         found.append(None if stated is None else _cost_of_saved(stated))
     return found[0], found[1]
 
@@ -375,7 +376,10 @@ def _captured_as(wanted: Program, model: nn.Module, examples: Inputs) -> Program
     Raises:
         CaptureError: it cannot be captured.
     """
-    found, problem = None, CaptureError("the model cannot be captured")
+    found = None
+    problem = CaptureError(
+        "the model cannot be captured as the one that was saved; pass the model that was optimized as original="
+    )
     for leaf_modules in ((), _kept_whole(wanted)):
         try:
             found = capture(
@@ -410,4 +414,6 @@ def _require_same(found: Program, wanted: Program, what: str) -> None:
     for name in {**shapes[1], **shapes[0]}:
         here, there = (f"{s[name]}" if name in s else "missing" for s in shapes)
         if here != there:
-            raise SpecError(f"{what}: `{name}` is {here} here and {there} in the result")
+            raise SpecError(
+                f"{what}: `{name}` is {here} here and {there} in the result; apply it to the model of the result"
+            )

@@ -53,10 +53,10 @@ def start_net(
         SurgeryError: there is no such size, or a number has no meaning.
     """
     if size not in SIZES:
-        raise SurgeryError(f"size={size!r}: say one of {', '.join(SIZES)}")
+        raise SurgeryError(f"size={size!r}: it must be one of {', '.join(SIZES)}")
     shape = _checked(input_shape, convolutions=convolutions)
     if not _is_count(classes):
-        raise SurgeryError(f"classes={classes!r}: say 1 or more")
+        raise SurgeryError(f"classes={classes!r}: it must be at least 1")
     channels, units = SIZES[size]
     with seeded(seed, torch.device("cpu")):
         return nn.Sequential(OrderedDict(_layers(shape, channels if convolutions else (), (*units, classes))))
@@ -90,7 +90,9 @@ def _checked(input_shape: object, *, convolutions: bool) -> tuple[int, ...]:
     if not shape or not all(map(_is_count, shape)):
         raise SurgeryError(f"input_shape={input_shape!r}: give the sizes of one sample, such as (1, 28, 28)")
     if convolutions and len(shape) != 3:
-        raise SurgeryError(f"input_shape={input_shape!r}: convolutions want (channels, height, width)")
+        raise SurgeryError(
+            f"input_shape={input_shape!r}: convolutions need (channels, height, width), such as (1, 28, 28)"
+        )
     return shape
 
 

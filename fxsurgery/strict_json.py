@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from fxsurgery.errors import RunError, SurgeryError
+from fxsurgery.errors import RunError, SurgeryError, reason_of
 from fxsurgery.files import writing
 
 _STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
@@ -40,7 +40,9 @@ def read_regular(path: Path, *, max_bytes: int, error: type[SurgeryError] = RunE
                 raise error(f"{path} is not a regular file; put back the file that was written there")
             content = file.read(max_bytes + 1) if found.st_size <= max_bytes else b""
     if found.st_size > max_bytes or len(content) > max_bytes:
-        raise error(f"{path} is larger than {max_bytes:,} bytes, the most that is read")
+        raise error(
+            f"{path} is larger than {max_bytes:,} bytes, the most that is read; restore the file that was written there"
+        )
     return content
 
 
@@ -86,28 +88,42 @@ def parse_json(
     allow_nan: bool = False,
     error: type[SurgeryError] = RunError,
 ) -> Any:  # noqa: ANN401 -- any JSON
-    """Parse JSON strictly.
+    """Parse the JSON of a file strictly.
 
     Args:
         content: UTF-8.
-        where: what the error calls the content, such as `DIR/journal.jsonl, line 3`.
+        where: what the error calls the content, such as `DIR/config.json`.
         max_depth: how deep arrays and objects may nest.
         allow_nan: whether `NaN` and `Infinity` are numbers.
         error: the type to raise where the content is refused.
     """
     try:
-        text = content.decode("utf-8")
-        _require_shallow(text, max_depth)
-        found = json.loads(
-            text,
-            object_pairs_hook=_unique,
-            parse_constant=float if allow_nan else _no_constant,
-            parse_float=None if allow_nan else _finite,
-        )
-        if _SURROGATE.search(text):
-            json.dumps(found, ensure_ascii=False).encode()
+        return strict_loads(content, max_depth=max_depth, allow_nan=allow_nan)
     except (ValueError, RecursionError) as problem:
-        raise error(f"{where} is damaged: {problem}") from problem
+        raise error(f"{where} is damaged: {reason_of(problem)}; restore an intact copy") from problem
+
+
+def strict_loads(content: bytes, *, max_depth: int = 64, allow_nan: bool = False) -> Any:  # noqa: ANN401 -- any JSON
+    """Parse JSON, and refuse what is ambiguous or nests too deep.
+
+    Args:
+        content: UTF-8.
+        max_depth: how deep arrays and objects may nest.
+        allow_nan: whether `NaN` and `Infinity` are numbers.
+
+    Raises:
+        ValueError, RecursionError: the content is refused.
+    """
+    text = content.decode("utf-8")
+    _require_shallow(text, max_depth)
+    found = json.loads(
+        text,
+        object_pairs_hook=_unique,
+        parse_constant=float if allow_nan else _no_constant,
+        parse_float=None if allow_nan else _finite,
+    )
+    if _SURROGATE.search(text):
+        json.dumps(found, ensure_ascii=False).encode()
     return found
 
 

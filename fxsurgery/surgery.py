@@ -13,7 +13,15 @@ from torch import Tensor
 from typing_extensions import override
 
 from fxsurgery.edit import Editor, Reference, Refusal
-from fxsurgery.errors import DifferError, NotRunningError, PassCrashedError, SpecError, SurgeryError, VerifyError
+from fxsurgery.errors import (
+    DifferError,
+    NotRunningError,
+    PassCrashedError,
+    SpecError,
+    SurgeryError,
+    VerifyError,
+    first_line,
+)
 from fxsurgery.inputs import Inputs
 from fxsurgery.options import check_options, checked, type_name
 from fxsurgery.origins import Origin, compose
@@ -178,11 +186,6 @@ def _guarded(candidates: Callable[..., Iterator[Any]]) -> Callable[..., Iterator
 def _require_program(who: str, given: object) -> None:
     if not isinstance(given, Program):
         raise SpecError(f"{who} takes a fxsurgery.Program, not a {type_name(given)}: capture(model, x) makes one")
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line; its type where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 @dataclass(frozen=True)

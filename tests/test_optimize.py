@@ -556,11 +556,11 @@ BAD = {
     "no validation data": (net, {"val_data": None}, DataError, "val_data is missing"),
     "nothing to train on": (
         net, {"train_data": None, "val_data": None, "trained": False}, DataError,
-        r"takes data: fxsurgery\.optimize\(model, config=Dnal\(\.\.\.\), train_data=\(images, labels\)",
+        r"needs data: call fxsurgery\.optimize\(model, config=Dnal\(\.\.\.\), train_data=\(images, labels\)",
     ),
     "taylor without data": (
         net, {"train_data": None, "val_data": None, "config": Prune(importance="taylor")}, DataError,
-        r"With data: fxsurgery\.optimize\(model, config=Prune\(\.\.\.\), train_data=",
+        r"With data: call fxsurgery\.optimize\(model, config=Prune\(\.\.\.\), train_data=",
     ),
     "a loss without data": (net, {"train_data": None, "val_data": None, "loss": nan_loss}, DataError, "loss without"),
     "nothing to resume": (net, {"resume": True}, SurgeryError, "pass run_dir="),
@@ -568,10 +568,10 @@ BAD = {
     "a seed that no generator takes": (net, {"seed": -1}, SurgeryError, "seed=-1: it must be at least 0"),
     "a tenth of a batch a step": (net, {"accumulate": 0}, SurgeryError, "accumulate=0: a step takes at least 1"),
     "a budget of nothing": (net, {"budget": 0.5}, BudgetError, r"such as budget=Budget\(macs=0\.5\)"),
-    "an input that is none": (net, {"example_inputs": 3}, DataError, "example_inputs are a tensor, or a tuple"),
+    "an input that is none": (net, {"example_inputs": 3}, DataError, "example_inputs must be a tensor, or a tuple"),
     "a task, and its loss again": (
         net, {"train_data": fxsurgery.Task.of(images(), images(32)), "val_data": None, "loss": nn.MSELoss()},
-        DataError, "train_data is a Task, which has it all: leave loss out",
+        DataError, "train_data is a Task, which holds these already: leave loss out",
     ),
     "a file for a run directory": (net, {"run_dir": __file__}, RunError, "a file stands there: choose another"),
     "everything frozen": (

@@ -23,8 +23,9 @@ from fxsurgery.analysis.resize import Shares, places, resize
 from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.structure import Counts, Structure, structure
 from fxsurgery.edit import Editor
+from fxsurgery.errors import first_line
 from fxsurgery.program import Program
-from fxsurgery.surgery import RUN_ERRORS, first_line
+from fxsurgery.surgery import RUN_ERRORS
 
 NORMS = {"layer_norm", "rms_norm", "group_norm"}
 PRODUCTS = {"addmm": 2, "mm": 1, "matmul": 1}

@@ -16,7 +16,7 @@ def node_named(program: Program, name: str, known: Callable[[], Iterable[str]], 
         program: where it is.
         name: as an option of a pass has it.
         known: the names that would do, to be told.
-        what: what these are, in words that go before them.
+        what: what these are, in the plural.
 
     Raises:
         SpecError: there is none; where a module has that path, the message says which nodes call it.
@@ -26,7 +26,7 @@ def node_named(program: Program, name: str, known: Callable[[], Iterable[str]], 
         return found
     calling = [f"%{n}" for n in program.nodes if n.op == "call_module" and n.target == name]
     hint = f" (the module {name} is called by {', '.join(calling)})" if calling else ""
-    raise SpecError(f"no node is named {name!r}{hint}; {what} {', '.join(known()) or 'none'}")
+    raise SpecError(f"no node is named {name!r}{hint}; choose one of the {what}: {', '.join(known()) or 'none'}")
 
 
 def stem_of(name: str) -> str:

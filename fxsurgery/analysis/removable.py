@@ -14,9 +14,9 @@ from fxsurgery.analysis.fact import fact
 from fxsurgery.analysis.resize import resize
 from fxsurgery.analysis.structure import ChannelGroup, structure
 from fxsurgery.edit import Editor
-from fxsurgery.errors import SurgeryError
+from fxsurgery.errors import SurgeryError, first_line
 from fxsurgery.program import Program
-from fxsurgery.surgery import RUN_ERRORS, first_line
+from fxsurgery.surgery import RUN_ERRORS
 
 
 @fact

@@ -40,6 +40,7 @@ from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.shapes_run import ShapesRun, shapes_run
 from fxsurgery.analysis.sharing import fixed, names_of
 from fxsurgery.edit import Editor, Refusal
+from fxsurgery.errors import first_line
 from fxsurgery.origins import Origin
 from fxsurgery.program import Program
 from fxsurgery.seeding import seeded
@@ -222,7 +223,7 @@ class _Walk(fx.Interpreter):
             return getattr(self, node.op)(node.target, args, kwargs)
         except Exception as error:
             # A module that was kept whole, or an assertion, raises whatever it likes.
-            told = (str(error) or type(error).__name__).splitlines()[0]
+            told = first_line(error)
             raise _ObstacleError(node, f"it cannot take the changed map: {told}") from error
 
     def _note_exactness(self, node: fx.Node, old: Any) -> None:

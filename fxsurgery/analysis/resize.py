@@ -41,7 +41,9 @@ def resize(edit: Editor, facts: Structure, keep: Counts, shares: Shares | None =
     """
     if empty := facts.emptied(keep):
         names = dict.fromkeys(g.name for g in facts.groups for unit in empty if unit in g.units)
-        raise StructureError(f"no channel would be left of {', '.join(names) or f'{len(empty)} tensors'}")
+        raise StructureError(
+            f"no channel would be left of {', '.join(names) or f'{len(empty)} tensors'}; keep at least one of each"
+        )
     sliced = _slice_tensors(edit, facts, keep, shares or {})
     _refit_modules(edit, facts, sliced, keep)
     rewrite_arguments(edit, facts, keep)

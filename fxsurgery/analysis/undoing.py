@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from fxsurgery.analysis.fact import fact
 from fxsurgery.analysis.reading import read_values
+from fxsurgery.errors import first_line
 from fxsurgery.program import Program
 
 BATCH_NORMS: dict[int, type[_BatchNorm]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -29,7 +30,7 @@ def without_statistics(program: Program) -> str | None:
     try:
         read_values(program, (), training=True)
     except Exception as error:  # noqa: BLE001 -- the user's modules and assertions raise whatever they like
-        told = (str(error) or type(error).__name__).splitlines()[0]
+        told = first_line(error)
         return f"the program gives no statistics in train mode: {told}"
     return None
 

@@ -27,7 +27,7 @@ from fxsurgery.capture.size_variants import SizeVariants, Variant
 from fxsurgery.capture.steering import refuse_steering
 from fxsurgery.capture.symbolic import traced, traced_in_training, used_by
 from fxsurgery.capture.tracer import is_leaf
-from fxsurgery.errors import CaptureError, DataError, TrainOnlyError
+from fxsurgery.errors import CaptureError, DataError, TrainOnlyError, first_line, reason_of, typed_reason
 from fxsurgery.inputs import Inputs
 from fxsurgery.options import checked
 from fxsurgery.program import Program
@@ -68,7 +68,9 @@ def capture(
     if not inputs.tensors:
         raise DataError("no example inputs that are tensors: capture(model, x) wants what the model takes")
     if any(x.layout is not torch.strided for x in inputs.tensors):
-        raise DataError("an example input is a sparse tensor, which cannot be copied and compared: give it dense")
+        raise DataError(
+            "an example input is a sparse tensor, which cannot be copied and compared: give it dense, with .to_dense()"
+        )
     require_takeable(model)
     inputs = _ordered(model, inputs)
     if batch_dims is not None:
@@ -121,7 +123,8 @@ def _ordered(model: nn.Module, inputs: Inputs) -> Inputs:
 
 
 def _captured(model: nn.Module, inputs: Inputs, leaf_modules: tuple[type[nn.Module], ...]) -> Recorded:
-    reason, reached = CaptureError("symbolic tracing takes positional tensors alone"), tuple[str, ...]()
+    reason = CaptureError("symbolic tracing takes positional tensors alone: pass them as in capture(model, x)")
+    reached = tuple[str, ...]()
     sizes = SizeVariants(model, inputs)
     if not inputs.kwargs and all(isinstance(a, Tensor) for a in inputs.args):
         trained = traced_in_training(model, len(inputs.args), leaf_modules)
@@ -191,7 +194,8 @@ def _copied(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as error:
         raise CaptureError(
-            f"the model cannot be deep-copied, and capture only works on copies: {uncopiable(model) or error}"
+            "the model cannot be deep-copied, and capture only works on copies: "
+            f"{uncopiable(model) or reason_of(error)}"
         ) from error
 
 
@@ -202,7 +206,7 @@ def _require_any_batch(model: nn.Module, inputs: Inputs) -> None:
     try:
         trials.run_eval(copy.deepcopy(model), inputs.grown())
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), "")
+        reason = first_line(error)
         raise CaptureError(
             f"the model comes from torch.export and takes batches of {inputs.batch} alone ({reason}): export it with "
             "dynamic_shapes=({0: torch.export.Dim('batch')},), or pass the module that was exported"
@@ -216,10 +220,10 @@ def _check_runs(model: nn.Module, inputs: Inputs) -> None:
         raise
     except Exception as error:
         raise DataError(
-            f"the model does not take example inputs of shape {shapes(inputs)}: {type(error).__name__}: {error}"
-            f"{left_outside()}"
+            f"the model does not take example inputs of shape {shapes(inputs)}: {typed_reason(error)}{left_outside()}; "
+            "pass inputs that its forward takes"
         ) from error
     leaves = list(outcome.outputs.values())
     if not any(isinstance(leaf, Tensor) for leaf in leaves):
         kinds = ", ".join(type(leaf).__name__ for leaf in leaves) or "nothing"
-        raise CaptureError(f"the model's output is not a tensor: {kinds}")
+        raise CaptureError(f"the model's output is not a tensor: {kinds}; return tensors from `forward`")

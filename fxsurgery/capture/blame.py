@@ -13,7 +13,7 @@ from torch import nn
 
 from fxsurgery.capture.recording import OffenceError
 from fxsurgery.capture.tracer import UntraceableError
-from fxsurgery.errors import CaptureError
+from fxsurgery.errors import CaptureError, typed_reason
 
 _KINDS = (
     (
@@ -75,7 +75,7 @@ def untraceable(error: Exception, model: nn.Module, path: str) -> CaptureError:
     return CaptureError(
         f"the model cannot be traced: {what}.\n"
         f"  in {module}{where and f', {where}'}\n"
-        f"  {type(error).__name__}: {_first_line(error)}\n"
+        f"  {typed_reason(error, short=True)}\n"
         f"{remedy}{_keep_whole(model, path) if path or where else ''}."
     )
 
@@ -128,10 +128,6 @@ def _keep_whole(model: nn.Module, path: str) -> str:
 
 def _type_name(model: nn.Module, path: str) -> str:
     return type(model.get_submodule(path)).__name__
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")
 
 
 @functools.cache

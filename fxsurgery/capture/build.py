@@ -131,7 +131,10 @@ def lost_tensors(graph_module: fx.GraphModule, model: nn.Module) -> list[str]:
     """
     own, kept = model.state_dict().keys(), graph_module.state_dict().keys()
     if alien := sorted(kept - own):
-        raise CaptureError(f"the graph has state that the model has not: {', '.join(alien)}")
+        raise CaptureError(
+            f"the graph has state that the model lacks: {', '.join(alien)}; report this model, or keep the module "
+            "that makes it whole with leaf_modules=(ThatModule,)"
+        )
     found = {id(tensor) for name, tensor in _state(model) if name in kept}
     return [name for name, tensor in _state(model) if name in own and id(tensor) not in found]
 
@@ -163,7 +166,9 @@ def check_unshared(twin: nn.Module, model: nn.Module) -> None:
     """Refuse a copy, or a graph module, that shares memory with the user's model."""
     users = {tensor.untyped_storage().data_ptr() for _, tensor in _state(model)} - {0}
     if shared := [name for name, t in _state(twin) if t.untyped_storage().data_ptr() in users]:
-        raise CaptureError(f"copying the model shares {', '.join(shared)}: does it define __deepcopy__?")
+        raise CaptureError(
+            f"copying the model shares {', '.join(shared)}: remove its own __deepcopy__, or copy these there"
+        )
 
 
 def _state(model: nn.Module) -> list[tuple[str, Tensor]]:

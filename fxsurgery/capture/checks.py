@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from fxsurgery.capture import trials
 from fxsurgery.capture.tracer import reads_training
-from fxsurgery.errors import CaptureError
+from fxsurgery.errors import CaptureError, typed_reason
 from fxsurgery.inputs import Inputs
 
 Run = Callable[[nn.Module, Inputs], trials.Outcome]
@@ -71,7 +71,7 @@ class Comparison:
                     is_rounding = trouble.startswith("the gradient") and self._agrees_in_double(run, inputs)
                     self._refuse_train("" if is_rounding else trouble)
                     return ()
-                reason = reason or f"{shapes(inputs)} ({type(wanted).__name__}: {_first_line(wanted)})"
+                reason = reason or f"{shapes(inputs)} ({typed_reason(wanted, short=True)})"
         what = "the model does not run forward and backward in it on inputs of shape"
         return (f"train mode was not compared: {what} {reason}",)
 
@@ -101,14 +101,17 @@ class Comparison:
         try:
             got = run(trials.lively_copy(self.graph_module, self._lively), inputs)
         except Exception as error:  # noqa: BLE001 - whatever the user's operations raise is the finding
-            return f"only the graph fails: {type(error).__name__}: {error}"
+            return f"only the graph fails: {typed_reason(error)}"
         excess, where = trials.difference(got, wanted)
         if excess <= 1:
             return ""
         again = self._run(run, inputs)
         noise = trials.difference(again, wanted)[0] if isinstance(again, trials.Outcome) else torch.inf
         if noise > IRREPRODUCIBLE:
-            raise CaptureError(f"the model cannot be checked: {where} changes from run to run under one seed")
+            raise CaptureError(
+                f"the model cannot be checked: {where} changes from run to run under one seed; remove what draws "
+                "random numbers without torch, or keeps state from call to call"
+            )
         return "" if excess <= 10 * noise else f"{where} differs (by {excess:.1e} times the tolerance)"
 
     def _agrees_in_double(self, run: Run, inputs: Inputs) -> bool:
@@ -145,10 +148,6 @@ class Comparison:
 def shapes(inputs: Inputs) -> str:
     """The shapes of the inputs, as text."""
     return ", ".join(str(tuple(x.shape)) for x in inputs.tensors)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")
 
 
 def _called(path: str, module: nn.Module) -> str:

@@ -76,8 +76,8 @@ class _Search:
         failed = [f"{shape}: {error}" for shape, error in list(self._failed.items())[:SHOWN]]
         tried = f"Tried {'; '.join(failed)}. " if failed else ""
         return (
-            f"cannot tell from the model alone what its forward({', '.join(names)}) takes. {tried}Say it with two "
-            f"samples of each, batch first, of the shapes that the model takes; for images: "
+            f"cannot tell from the model alone what its forward({', '.join(names)}) takes. {tried}Give "
+            "example_inputs=, two samples of each, batch first, of the shapes that the model takes; for images: "
             f'fxsurgery.optimize(model, method="dnal", example_inputs=({line},))  # {", ".join(names)}'
         )
 

@@ -11,7 +11,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from fxsurgery.errors import CaptureError
+from fxsurgery.errors import CaptureError, first_line
 from fxsurgery.options import shown
 
 QUANTIZED = (
@@ -44,10 +44,11 @@ def require_takeable(model: object) -> None:
         raise CaptureError("the model comes from torch.compile: pass the module that was compiled")
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError(
-            "the model is a ScriptModule, whose code cannot be traced: use the Python module that was scripted"
+            "the model is a torch.jit.ScriptModule, whose code cannot be traced: use the Python module that was "
+            "scripted"
         )
     if "forward" in vars(model):
-        raise CaptureError("the model's forward was replaced on the object: pass the unwrapped model")
+        raise CaptureError("the model's `forward` was replaced on the object: pass the unwrapped model")
     _require_numbers(model)
     for path, module in model.named_modules():
         if trouble := next((found for refuse in _REFUSALS if (found := refuse(path, module))), ""):
@@ -76,14 +77,14 @@ def uncopiable(model: nn.Module) -> str:
 def _uncopied(name: str, value: object, error: Exception) -> str:
     if isinstance(value, Tensor):
         return f"`{name}` is a tensor that was computed with gradients: keep it as .detach(), or work it out in forward"
-    reason = next(iter(str(error).splitlines()), "")
+    reason = first_line(error)
     return f"`{name}` is a {type(value).__name__} ({reason}): take it off the model, or make it in forward"
 
 
 def _require_numbers(model: nn.Module) -> None:
     named = [*model.named_parameters(), *model.named_buffers()]
     if any(map(is_lazy, (tensor for _, tensor in named))):
-        raise CaptureError("the model has lazy parameters, which have no shape yet: run one batch through it")
+        raise CaptureError("the model has lazy parameters, which have no shape yet: call model(x) on one batch first")
     if empty := next((name for name, tensor in named if tensor.is_meta), ""):
         raise CaptureError(
             f"the model has tensors on the meta device (`{empty}`), which hold no numbers: load its weights first"

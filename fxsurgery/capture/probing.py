@@ -14,7 +14,7 @@ from torch import nn
 from fxsurgery.capture import trials
 from fxsurgery.capture.stated import drawn
 from fxsurgery.capture.watching import Layer, Watch
-from fxsurgery.errors import CaptureError
+from fxsurgery.errors import CaptureError, reason_of, typed_reason
 from fxsurgery.inputs import Inputs
 from fxsurgery.surroundings import without_warnings
 
@@ -86,7 +86,8 @@ def _copied(model: nn.Module, *, weightless: bool) -> nn.Module:
         return copy.deepcopy(model, memo).eval()
     except MISFITS as error:
         raise CaptureError(
-            f"the model cannot be deep-copied: {error}. Does it hold an open file, a lock, or a tensor that is no leaf?"
+            f"the model cannot be deep-copied: {reason_of(error)}; remove what it holds of open "
+            "files, locks and tensors computed with gradients"
         ) from error
 
 
@@ -96,12 +97,8 @@ def _tried(model: nn.Module, inputs: Inputs) -> Trial:
         try:
             model(*inputs.args, **inputs.kwargs)
         except MISFITS as error:
-            failure = f"{type(error).__name__}: {_first_line(error)}"
+            failure = typed_reason(error, short=True)[:200]
     lone = next((layer for layer in watch.layers if layer.unbatched), None)
     if failure is None and lone is not None:
         failure = f"{lone} took {lone.seen} as a single sample"
     return Trial(failure, tuple(watch.layers), watch.smallest_map)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "")[:200]

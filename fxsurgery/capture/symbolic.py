@@ -38,7 +38,10 @@ def traced(
     except Exception as error:
         raise untraceable(error, model, next(reversed(tracer.inside), "")) from error
     if wrapped := [n for n in graph.nodes if n.op == "call_function" and not _is_of_torch(n)]:
-        raise CaptureError(f"the function {wrapped[0].target} is not torch's, and tracing does not look into it")
+        raise CaptureError(
+            f"the function {wrapped[0].target} is not torch's, and tracing does not look into it; pass "
+            "leaf_modules=(ThatModule,) to keep the module that calls it whole"
+        )
     check_unassigned(private)
     lifted = lift(graph, private)
     # Where the modes do different things, nothing follows the mode, and the checks find out what that means.

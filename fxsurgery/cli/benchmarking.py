@@ -62,18 +62,24 @@ def _are_files(what: list[Path]) -> bool:
 
 def _saved(what: list[Path], original: str | None) -> Result:
     if len(what) > 1:
-        raise ConfigError("bench takes one saved result, which has its original with it, or ONNX files")
+        raise ConfigError(
+            f"bench takes one saved result, which has its original with it, or ONNX files, not {what[1]} as well; run "
+            "it for each"
+        )
     return saved_result(what[0], original)
 
 
 def _of_files(what: list[Path], device: str, options: Mapping[str, Any], member: int | None) -> LatencyReport:
     if member is not None:
-        raise ConfigError("--member is for a saved result, not for ONNX files")
+        raise ConfigError("--member is for a saved result, not for ONNX files; leave it out, or name a saved result")
     if wrong := [path for path in what if path.suffix != ".onnx"]:
-        raise ConfigError(f"bench takes one saved result or ONNX files, not both: {wrong[0]}")
+        raise ConfigError(
+            f"bench takes one saved result or ONNX files, not both: {wrong[0]}; name the ONNX files alone, or the "
+            "result alone"
+        )
     stems = [path.stem for path in what]
     names = stems if len(set(stems)) == len(stems) else list(map(str, what))
-    if len(set(names)) < len(names):
-        raise ConfigError("bench: a file is named twice")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"bench: {twice[0]} is named twice; name each file once")
     inputs = declared_inputs(what[0], options["seed"])
     return resolve_target(device).compare(dict(zip(names, what, strict=True)), inputs, **options)

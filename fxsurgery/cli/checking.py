@@ -22,9 +22,9 @@ def check_data(config: RunConfig) -> None:
     if config.val_data is not None:
         raise ConfigError("--val-data without --train-data: give both, or neither, to work without data")
     if not config.trained:
-        raise ConfigError("--not-trained trains the weights, which takes --train-data and --val-data")
+        raise ConfigError("--not-trained trains the weights, which takes --train-data and --val-data; give both")
     if given := _given(config, ("test_data", "loss", "metric")):
-        raise ConfigError(f"{given} without --train-data and --val-data")
+        raise ConfigError(f"{given} without --train-data and --val-data; give both, or leave these out")
 
 
 def check_task(config: RunConfig, data: Mapping[str, Any]) -> None:
@@ -39,7 +39,7 @@ def check_task(config: RunConfig, data: Mapping[str, Any]) -> None:
         if "val_data" not in data:
             raise ConfigError("--train-data without --val-data: give both, or neither, to work without data")
     elif given := _given(config, ("val_data", "test_data", "loss", "metric")):
-        raise ConfigError(f"--train-data is a Task, which has it all: leave {given} out")
+        raise ConfigError(f"--train-data is a Task, which holds these already: leave {given} out")
 
 
 def check_outputs(config: RunConfig) -> None:
@@ -55,7 +55,7 @@ def check_outputs(config: RunConfig) -> None:
         if path.is_dir():
             raise ConfigError(f"--{name}: {path} is a directory; name a file")
         if not path.parent.is_dir():
-            raise ConfigError(f"--{name}: there is no directory {path.parent}")
+            raise ConfigError(f"--{name}: there is no directory {path.parent}; create it, or name a file elsewhere")
         _require_writable(name, path)
     for name, mark in (("out", RESULT), ("standalone", "model.py")):
         folder: Path | None = getattr(config, name)
@@ -69,9 +69,9 @@ def check_outputs(config: RunConfig) -> None:
 def _require_writable(name: str, path: Path) -> None:
     there = next(parent for parent in path.absolute().parents if parent.exists())
     if not there.is_dir():
-        raise ConfigError(f"--{name}: {there} is no directory")
+        raise ConfigError(f"--{name}: {there} is no directory; name a directory to write to")
     if not os.access(there, os.W_OK):
-        raise ConfigError(f"--{name}: {there} cannot be written to")
+        raise ConfigError(f"--{name}: {there} cannot be written to; choose a directory that you may write to")
 
 
 def _given(config: RunConfig, names: Iterable[str]) -> str:

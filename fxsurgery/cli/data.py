@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fxsurgery.cli.naming import called, named
-from fxsurgery.errors import SourceError
+from fxsurgery.errors import SourceError, reason_of
 from fxsurgery.seeding import seeded
 from fxsurgery.training import Task
 
@@ -57,7 +57,12 @@ def _arrays(path: Path, what: str) -> Any:  # noqa: ANN401
         else:
             arrays = dict(safetensors.torch.load_file(path))
     except OSError as error:
-        raise SourceError(f"{what}: cannot read {path}: {error.strerror or error}") from error
+        raise SourceError(
+            f"{what}: cannot read {path}: {error.strerror or error}; name a file that can be read"
+        ) from error
     except (ValueError, safetensors.SafetensorError) as error:
-        raise SourceError(f"{what}: {path} is damaged, or holds what is no array: {error}") from error
+        raise SourceError(
+            f"{what}: {path} is damaged, or holds what is no array: {reason_of(error)}; save the arrays again, "
+            "with numpy.savez or safetensors"
+        ) from error
     return (arrays["x"], arrays["y"]) if set(arrays) == {"x", "y"} else arrays

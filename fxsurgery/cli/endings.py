@@ -16,7 +16,7 @@ from fxsurgery.printable import printable
 from fxsurgery.training.device import leads
 
 _AS_FLAGS = (
-    (r"fxsurgery\.optimize\(model, .*?val_data=\(images, labels\)\)", "--train-data DATA --val-data DATA"),
+    (r"call fxsurgery\.optimize\(model, .*?val_data=\(images, labels\)\)", "pass --train-data DATA --val-data DATA"),
     (r"load\(folder, original=your_model\)", "--original module:name"),
     (r"\bresume=True", "--resume"),
     (r"\bcheck=False", "--no-check"),

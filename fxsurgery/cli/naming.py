@@ -36,7 +36,9 @@ def named(text: str, what: str) -> Any:  # noqa: ANN401 -- whatever the user mad
     """
     module_name, colon, attribute = text.rpartition(":")
     if not colon or not module_name or not attribute:
-        raise ConfigError(f"{what}: {text!r} is neither there nor of the form module:name{_advice(text)}")
+        raise ConfigError(
+            f"{what}: {text!r} is neither there nor of the form module:name{_advice(text)}; give one of these"
+        )
     found: Any = _module(module_name, what)
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -67,13 +69,16 @@ def _module(name: str, what: str) -> ModuleType:
     except SourceError as error:
         missing = error.__cause__
         if isinstance(missing, ModuleNotFoundError) and f"{name}.".startswith(f"{missing.name}."):
-            raise SourceError(f"{what}: there is no module {missing.name!r}, neither here nor installed") from missing
+            raise SourceError(
+                f"{what}: there is no module {missing.name!r}, neither here nor installed; install it, or run where "
+                "it can be imported"
+            ) from missing
         raise
 
 
 def _from_file(path: Path, what: str) -> ModuleType:
     if not path.is_file():
-        raise SourceError(f"{what}: there is no file {path}")
+        raise SourceError(f"{what}: there is no file {path}; name a file that is there")
     whole = path.resolve()
     known = next((m for m in [*sys.modules.values()] if getattr(m, "__file__", None) == str(whole)), None)
     if known is not None:
@@ -81,7 +86,7 @@ def _from_file(path: Path, what: str) -> ModuleType:
     name = path.stem if path.stem not in sys.modules else str(whole)
     spec = importlib.util.spec_from_file_location(name, whole)
     if spec is None or spec.loader is None:
-        raise SourceError(f"{what}: {path} is no Python file")
+        raise SourceError(f"{what}: {path} is no Python file; name one that ends in .py")
     if str(whole.parent) not in sys.path:
         sys.path.insert(0, str(whole.parent))  # what it imports lies beside it
     module = importlib.util.module_from_spec(spec)
@@ -104,7 +109,9 @@ def _blamed(doing: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         said = " ".join(str(error).split()) or "no message"
-        raise SourceError(f"{doing}: {type(error).__name__}: {said}{_place(error)}") from error
+        raise SourceError(
+            f"{doing}: {type(error).__name__}: {said}{_place(error)}; correct that code, or name something else"
+        ) from error
 
 
 def _place(error: BaseException) -> str:
@@ -139,4 +146,4 @@ def _advice(text: str) -> str:
 def _others(found: object, name: str) -> str:
     public = [n for n in dir(found) if not n.startswith("_")]
     close = difflib.get_close_matches(name, public, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else "; name an object of the module"

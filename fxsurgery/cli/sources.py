@@ -16,7 +16,7 @@ from fxsurgery.capture.guess import guess_inputs
 from fxsurgery.cli.data import data_of
 from fxsurgery.cli.naming import called, named
 from fxsurgery.config import assignments, shapes
-from fxsurgery.errors import ConfigError, SourceError, SurgeryError
+from fxsurgery.errors import ConfigError, SourceError, SurgeryError, reason_of
 from fxsurgery.files import NO_TENSORS
 from fxsurgery.inputs import Inputs
 from fxsurgery.result import Result
@@ -43,7 +43,10 @@ class Loaded:
         if number is None:
             return self
         if self.result is None:
-            raise ConfigError("--member: the model is no saved result, and has no Pareto front")
+            raise ConfigError(
+                "--member: the model is no saved result, and has no Pareto front; leave --member out, or name a "
+                "saved result"
+            )
         taken = member_of(self.result, number)
         return Loaded(taken.model, self.inputs, taken)
 
@@ -86,7 +89,9 @@ class Wanted:
     def _saved(self) -> Loaded:
         refused = {"--model-args": self.arguments if self.original is None else None, "--weights": self.weights}
         if given := [name for name, value in refused.items() if value]:
-            raise ConfigError(f"{' and '.join(given)}: {self.model} is a saved model, which has its own")
+            raise ConfigError(
+                f"{' and '.join(given)}: {self.model} is a saved model, which has its own; leave them out"
+            )
         result = saved_result(Path(self.model), self.original, self.arguments)
         return Loaded(result.model, self._inputs() or result.program.examples, result)
 
@@ -96,7 +101,10 @@ class Wanted:
             found = named(self.model, "MODEL")
         if isinstance(found, nn.Module):
             if self.arguments:
-                raise ConfigError(f"--model-args: {self.model} is a module already, and is not called")
+                raise ConfigError(
+                    f"--model-args: {self.model} is a module already, and is not called; leave --model-args out, or "
+                    "name the class"
+                )
             return found
         if not callable(found):
             raise SourceError(
@@ -106,7 +114,9 @@ class Wanted:
         with seeded(self.seed, torch.device("cpu")):
             made = called(found, self.model, "MODEL", self.arguments)
         if not isinstance(made, nn.Module):
-            raise SourceError(f"MODEL: {self.model}() gives a {type(made).__name__}, not a torch.nn.Module")
+            raise SourceError(
+                f"MODEL: {self.model}() gives a {type(made).__name__}, not a torch.nn.Module; name what makes a module"
+            )
         return made
 
     def _inputs(self) -> Inputs | None:
@@ -140,7 +150,7 @@ def wanted(  # noqa: PLR0917 -- as the flags come
     try:
         sizes: Any = shapes(example_shape or [])
     except ValueError as error:
-        raise ConfigError(f"--example-shape: {error}") from error
+        raise ConfigError(f"--example-shape: {reason_of(error)}; write sizes such as 3,224,224") from error
     return Wanted(model, model_arguments(model_args or []), weights, tuple(sizes), example_inputs, seed, original)
 
 
@@ -154,7 +164,10 @@ def model_arguments(texts: list[str]) -> dict[str, Any]:
         try:
             found: dict[str, Any] = json.loads(texts[0])
         except ValueError as error:
-            raise ConfigError(f"--model-args: {texts[0]!r} is no valid JSON: {error}") from error
+            raise ConfigError(
+                f"--model-args: {texts[0]!r} is no valid JSON: {reason_of(error)}; quote text as JSON does, or write "
+                "name=value"
+            ) from error
         return found
     return assignments(texts, "--model-args")
 
@@ -172,9 +185,9 @@ def saved_result(folder: Path, original: str | None = None, arguments: Mapping[s
         RunError: there is none, or it cannot be read.
     """
     if not folder.is_dir():
-        raise SourceError(f"there is no directory {folder}")
+        raise SourceError(f"there is no directory {folder}; name the directory of a saved result")
     if (folder / JOURNAL).is_file() and not (folder / RESULT).is_dir():
-        raise SourceError(f"{folder} holds a run that has not ended: go on with it by --resume")
+        raise SourceError(f"{folder} holds a run that has not ended: continue it with --resume")
     model = None if original is None else Wanted(original, arguments).load().model
     return fxsurgery.load(folder / RESULT if (folder / RESULT).is_dir() else folder, original=model)
 
@@ -200,7 +213,7 @@ def module_class(text: str) -> type[nn.Module]:
     """
     found = named(text, "--leaf-module")
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise SourceError(f"--leaf-module: {text} is no class of torch.nn.Module")
+        raise SourceError(f"--leaf-module: {text} is no class of torch.nn.Module; name one as module:Class")
     return found
 
 
@@ -208,7 +221,10 @@ def _tensor(value: object) -> Tensor:
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value)
     if not isinstance(value, Tensor):
-        raise SourceError(f"--example-inputs: inputs are tensors or arrays, not a {type(value).__name__}")
+        raise SourceError(
+            f"--example-inputs: inputs are tensors or arrays, not a {type(value).__name__}; give torch tensors or "
+            "NumPy arrays"
+        )
     return value
 
 
@@ -219,12 +235,19 @@ def _load_weights(model: nn.Module, path: Path) -> None:
             return
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise SourceError(f"--weights: cannot read {path}: {error.strerror or error}") from error
+        raise SourceError(
+            f"--weights: cannot read {path}: {error.strerror or error}; name a file that can be read"
+        ) from error
     except (*NO_TENSORS, safetensors.SafetensorError) as error:
-        raise SourceError(f"--weights: {path} does not load: {' '.join(str(error).split())[:300]}") from error
+        raise SourceError(
+            f"--weights: {path} does not load: {' '.join(reason_of(error).split())[:300]}; give a state dict that "
+            "torch.save or safetensors wrote"
+        ) from error
     state = found["state_dict"] if isinstance(found, Mapping) and "state_dict" in found else found
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError) as error:
         said = " ".join(str(error).split())
-        raise SourceError(f"--weights: {path} does not fit the model: {said[:300]}") from error
+        raise SourceError(
+            f"--weights: {path} does not fit the model: {said[:300]}; give weights of this model"
+        ) from error

@@ -19,7 +19,7 @@ from fxsurgery.budget import Budget, Spend
 from fxsurgery.config.places import Origins, Place
 from fxsurgery.config.run import RunConfig
 from fxsurgery.config.texts import assigned, value
-from fxsurgery.errors import ConfigError, SurgeryError
+from fxsurgery.errors import ConfigError, SurgeryError, reason_of
 from fxsurgery.searchers.methods import method_of
 from fxsurgery.searchers.settings import Settings
 from fxsurgery.training import OptimizerFactory, adamw, sgd
@@ -76,7 +76,7 @@ def assignments(texts: Iterable[str], flag: str, *, raw: bool = False) -> dict[s
         try:
             names, rest = assigned(text)
         except ValueError as error:
-            raise ConfigError(f"{flag}: {error}") from error
+            raise ConfigError(f"{flag}: {reason_of(error)}; write it as lr=0.1 or outer.inner=2") from error
         nested: Any = rest if raw else value(rest)
         for name in reversed(names):
             nested = {name: nested}
@@ -94,20 +94,22 @@ def _merged(below: Table, above: Table) -> dict[str, Any]:
 
 def _text(path: Path) -> str:
     if path.suffix not in {".toml", ".json"}:
-        raise ConfigError(f"{path}: a config file is a .toml or a .json file")
+        raise ConfigError(f"{path}: a config file is a .toml or a .json file; name one of these")
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        raise ConfigError(f"cannot read {path}: {error.strerror}; name a file that can be read") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not text in UTF-8") from error
+        raise ConfigError(f"{path} is not text in UTF-8; save it as UTF-8") from error
 
 
 def _table(path: Path, text: str) -> Table:
     try:
         found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except ValueError as error:
-        raise ConfigError(f"{path} is no valid {path.suffix[1:].upper()}: {error}") from error
+        raise ConfigError(
+            f"{path} is no valid {path.suffix[1:].upper()}: {reason_of(error)}; correct the file there"
+        ) from error
     if not isinstance(found, dict):
         raise ConfigError(f"{path} holds a {type(found).__name__} where it must hold an object")
     return found

@@ -39,7 +39,10 @@ def declared_inputs(path: Path, seed: int = 0) -> Inputs:
         if free := [size for size in sizes if not isinstance(size, int)]:
             raise ExportError(f"{path.name}: input {declared.name} has free sizes beside the batch ({free}): fix them")
         if declared.type not in _TYPES:
-            raise ExportError(f"{path.name}: input {declared.name} is a {declared.type}, for which there is no array")
+            raise ExportError(
+                f"{path.name}: input {declared.name} is a {declared.type}, for which there is no array; pass inputs "
+                "of your own with the model instead"
+            )
         dtype = _TYPES[declared.type]
         noise = torch.randn(sizes, generator=generator)
         named[declared.name] = noise.to(dtype) if dtype.is_floating_point else torch.zeros(sizes, dtype=dtype)

@@ -28,7 +28,7 @@ from fxsurgery.deploy.names import input_names, output_names, rename
 from fxsurgery.deploy.onnx_model import OnnxModel, Parity
 from fxsurgery.deploy.parity import check_parity, frozen_copy, frozen_inputs, located, output_of, outputs_of
 from fxsurgery.deploy.randomness import CPU, require_repeatable
-from fxsurgery.errors import ExportError
+from fxsurgery.errors import ExportError, reason_of
 from fxsurgery.files import require_plain
 from fxsurgery.inputs import Inputs
 from fxsurgery.options import FilePath, Range, checked
@@ -121,12 +121,14 @@ def export_onnx(  # noqa: PLR0913 -- what a user may want to say, each by name
     """
     path = Path(path)
     if not path.parent.is_dir():
-        raise ExportError(f"cannot write {path}: there is no directory {path.parent}")
+        raise ExportError(f"cannot write {path}: there is no directory {path.parent}; create it first")
     if path.is_dir():
-        raise ExportError(f"cannot write {path}: it is a directory")
+        raise ExportError(f"cannot write {path}: it is a directory; name a file in it")
     inputs = frozen_inputs(example_inputs, example_kwargs)
     if not inputs.tensors:
-        raise ExportError("export needs at least one example input")
+        raise ExportError(
+            "export needs at least one example input, such as export_onnx(program, path, example_inputs=(x,))"
+        )
     frozen = frozen_copy(model)
     inputs = located(frozen, inputs, batch_dims)
     kept = kept_values(inputs, partial(outputs_of, frozen))
@@ -141,11 +143,15 @@ def export_onnx(  # noqa: PLR0913 -- what a user may want to say, each by name
         try:
             return _export_with(name, frozen, path, request, check=check, failures=failures)
         except OSError as error:
-            raise ExportError(f"cannot write {path}: {error}") from error
+            raise ExportError(
+                f"cannot write {path}: {reason_of(error)}; choose a path that you may write to"
+            ) from error
         except ExportError as error:
             failures.append(f"{name}: {error}")
             last = error
-    raise ExportError(f"{path.name} was not written. {' | '.join(failures)}{_about_types(frozen)}") from last
+    raise ExportError(
+        f"{path.name} was not written. {' | '.join(failures)}{_about_types(frozen)}; try another exporter= or opset="
+    ) from last
 
 
 def _about_types(model: nn.Module) -> str:
@@ -166,7 +172,7 @@ def _order(exporter: Exporter, opset: int | None) -> tuple[str, ...]:
 def _require_run(model: nn.Module, request: _Request) -> None:
     """Without these, every exporter would fail, each with its own riddle."""
     if not request.names_out:
-        raise ExportError("the model gives no tensor")
+        raise ExportError("the model gives no tensor on example_inputs; return at least one from forward")
     if request.dynamic_batch:
         if any(x.dim() for x in request.inputs.tensors) and not request.inputs.is_resizable:
             raise ExportError(
@@ -221,7 +227,10 @@ def _write(name: str, model: nn.Module, path: Path, request: _Request) -> int:
         raise ExportError(f"the exporter failed: {_reason(error)}") from error
     found = max((o.version for o in file.opset_import if o.domain in {"", "ai.onnx"}), default=0)
     if request.opset is not None and found != request.opset:
-        raise ExportError(f"opset {request.opset} was asked for, but the exporter gave {found}")
+        raise ExportError(
+            f"opset {request.opset} was asked for, but the exporter gave {found}; pass opset={found}, or try the "
+            "other exporter="
+        )
     return int(found)
 
 

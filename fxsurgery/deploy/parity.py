@@ -24,7 +24,7 @@ from fxsurgery.deploy.names import input_names
 from fxsurgery.deploy.onnx_model import Parity
 from fxsurgery.deploy.randomness import CPU, output_gap, require_repeatable
 from fxsurgery.deploy.session import open_session, run_session
-from fxsurgery.errors import ExportError
+from fxsurgery.errors import ExportError, reason_of
 from fxsurgery.inputs import Inputs, tensors_in
 from fxsurgery.seeding import seeded as seeded_states
 from fxsurgery.surgery import TOLERANCE
@@ -95,7 +95,9 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model).eval().cpu()
     except Exception as error:
-        raise ExportError(f"the model cannot be copied: {error}") from error
+        raise ExportError(
+            f"the model cannot be copied: {reason_of(error)}; remove what copy.deepcopy cannot copy"
+        ) from error
 
 
 def frozen_inputs(example_inputs: Sequence[Any], example_kwargs: Mapping[str, Any] | None) -> Inputs:
@@ -129,7 +131,10 @@ def output_of(model: nn.Module, inputs: Inputs) -> object:
             output: object = model(*own.args, **own.kwargs)
     except Exception as error:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs.tensors)
-        raise ExportError(f"the model does not run on inputs of shape {shapes}: {error}") from error
+        raise ExportError(
+            f"the model does not run on inputs of shape {shapes}: {reason_of(error)}; pass inputs that its forward "
+            "takes"
+        ) from error
     return output
 
 
@@ -154,14 +159,20 @@ def _compare(
         wanted = outputs_of(model, inputs)
         got = run_session(session, dict(zip(names, inputs.tensors, strict=True)))
         if (kinds := _kinds(got)) != _kinds(wanted):
-            raise ExportError(f"at batch size {size} ONNX Runtime gives {kinds}, not {_kinds(wanted)}")
+            raise ExportError(
+                f"at batch size {size} ONNX Runtime gives {kinds}, not {_kinds(wanted)}; export it for this size "
+                "alone with dynamic_batch=False, or try the other exporter="
+            )
         errors.append([*map(output_gap, got, wanted)])
     worst = tuple(map(max, *errors))
     first, second = (outputs_of(model, seeded(examples, own, seed, kept)) for seed in (2, 3))
     limits = [_limit(o, rtol) for o in first]
     if any(error > limit for error, limit in zip(worst, limits, strict=True)):
         figures = ", ".join(f"{e:.1e} (limit {limit:.0e})" for e, limit in zip(worst, limits, strict=True))
-        raise ExportError(f"ONNX Runtime and PyTorch differ, relative to the largest value of each output: {figures}")
+        raise ExportError(
+            f"ONNX Runtime and PyTorch differ, relative to the largest value of each output: {figures}; try the other "
+            "exporter=, or raise rtol="
+        )
     spreads = [*map(output_gap, first, second)]
     constant = tuple(i for i, spread in enumerate(spreads) if spread <= 2 * limits[i])
     varying = [spread for i, spread in enumerate(spreads) if i not in constant]
@@ -202,5 +213,9 @@ def _enlivened(model: nn.Module) -> nn.Module | None:
 
 def _vacuous(path: Path, model: nn.Module, inputs: Inputs) -> str:
     stuck = [name for name, x in zip(input_names(model, inputs), inputs.tensors, strict=True) if is_stuck(x)]
-    hint = f"; example input {', '.join(stuck)} holds one value only, give varied ones" if stuck else ""
+    hint = (
+        f"; example input {', '.join(stuck)} holds one value only, give varied ones"
+        if stuck
+        else "; use its trained weights"
+    )
     return f"{path.name} cannot be checked: the model's outputs hardly depend on its inputs{hint}"

@@ -8,7 +8,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from fxsurgery.errors import DeviceError, ExportError
+from fxsurgery.errors import DeviceError, ExportError, reason_of
 from fxsurgery.surroundings import without_warnings
 
 CPU = "CPUExecutionProvider"
@@ -22,7 +22,7 @@ def open_session(path: Path, threads: int = 1, provider: str = CPU) -> onnxrunti
         ExportError: the file cannot be loaded.
     """
     if not path.is_file():
-        raise ExportError(f"there is no file {path}")
+        raise ExportError(f"there is no file {path}; name one that was exported")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -31,9 +31,14 @@ def open_session(path: Path, threads: int = 1, provider: str = CPU) -> onnxrunti
         with without_warnings():
             session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except Exception as error:  # onnxruntime's errors share no public base
-        raise ExportError(f"ONNX Runtime cannot load {path}: {error}") from error
+        raise ExportError(
+            f"ONNX Runtime cannot load {path}: {reason_of(error)}; export the model again with this version"
+        ) from error
     if provider not in (found := session.get_providers()):
-        raise DeviceError(f"ONNX Runtime runs {path.name} on {', '.join(found)}, not on {provider}")
+        raise DeviceError(
+            f"ONNX Runtime runs {path.name} on {', '.join(found)}, not on {provider}; install the ONNX Runtime that "
+            "has it, or choose another target"
+        )
     return session
 
 
@@ -49,12 +54,15 @@ def feed_of(session: onnxruntime.InferenceSession, inputs: Mapping[str, Tensor])
     if not set(names) <= set(inputs):
         if len(names) != len(inputs):
             given = f"{len(inputs)} were given ({', '.join(inputs)})"
-            raise ExportError(f"the file takes {len(names)} inputs ({', '.join(names)}); {given}")
+            raise ExportError(f"the file takes {len(names)} inputs ({', '.join(names)}); {given}; pass one for each")
         inputs = dict(zip(names, inputs.values(), strict=True))
     try:
         return {name: inputs[name].detach().cpu().numpy() for name in names}
     except TypeError as error:
-        raise ExportError(f"an input has a type that ONNX Runtime's arrays lack: {error}") from error
+        raise ExportError(
+            f"an input has a type that ONNX Runtime's arrays lack: {reason_of(error)}; give inputs of a float, "
+            "integer or boolean type"
+        ) from error
 
 
 def run_session(session: onnxruntime.InferenceSession, inputs: Mapping[str, Tensor]) -> list[Tensor]:
@@ -67,4 +75,6 @@ def run_session(session: onnxruntime.InferenceSession, inputs: Mapping[str, Tens
     try:
         return [torch.from_numpy(o) for o in session.run(None, feed)]
     except Exception as error:
-        raise ExportError(f"ONNX Runtime cannot run the model: {error}") from error
+        raise ExportError(
+            f"ONNX Runtime cannot run the model: {reason_of(error)}; pass inputs of the shapes that it was exported for"
+        ) from error

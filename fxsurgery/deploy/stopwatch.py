@@ -8,7 +8,7 @@ from pathlib import Path
 from fxsurgery.deploy.names import input_names
 from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.session import feed_of, open_session
-from fxsurgery.errors import ExportError
+from fxsurgery.errors import ExportError, reason_of
 from fxsurgery.inputs import Inputs
 
 
@@ -28,17 +28,21 @@ class Stopwatch:
         content = path.read_bytes()
         self.bytes, self.sha256 = len(content), hashlib.sha256(content).hexdigest()
         if isinstance(model, OnnxModel) and model.sha256 != self.sha256:
-            raise ExportError(f"{path} has changed since it was exported")
+            raise ExportError(f"{path} has changed since it was exported; export it again")
         # One thread: its own time alone, so that other threads of this process count as disturbance.
         self._clock = time.thread_time if threads == 1 else time.process_time
         names = model.inputs if isinstance(model, OnnxModel) else input_names(None, inputs)
         if len(names) != len(inputs.tensors):
-            raise ExportError(f"{path.name} was exported for {len(names)} inputs; {len(inputs.tensors)} were given")
+            raise ExportError(
+                f"{path.name} was exported for {len(names)} inputs; {len(inputs.tensors)} were given; pass one for each"
+            )
         self._feed = feed_of(self._session, dict(zip(names, inputs.tensors, strict=True)))
         try:
             self.first_ms = self.run()[0] * 1e3
         except Exception as error:  # onnxruntime's errors share no public base
-            raise ExportError(f"ONNX Runtime cannot run {path}: {error}") from error
+            raise ExportError(
+                f"ONNX Runtime cannot run {path}: {reason_of(error)}; export it again, for inputs of these shapes"
+            ) from error
 
     def close(self) -> None:
         """Free the session; its figures stay."""

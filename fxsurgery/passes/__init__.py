@@ -4,7 +4,7 @@ import ast
 import re
 from collections.abc import Iterable
 
-from fxsurgery.errors import SpecError
+from fxsurgery.errors import SpecError, reason_of
 from fxsurgery.options import checked
 from fxsurgery.passes.add_conv_cell import AddConvCell
 from fxsurgery.passes.add_pool import AddPool
@@ -54,19 +54,19 @@ def parse(spec: str) -> Rewrite:
         SpecError: `spec` names no pass, or gives it options that it does not take.
     """
     if not (match := re.fullmatch(r"([a-z-]+)(\(.*\))?", spec)):
-        raise SpecError(f"{spec!r} is not of the form name(option=value,...)")
+        raise SpecError(f"{spec!r} is not of the form name(option=value,...), such as widen(add=8)")
     name, options = match.groups()
     if name not in ALL:
-        raise SpecError(f"no pass is named {name!r}; there are {', '.join(sorted(ALL))}")
+        raise SpecError(f"no pass is named {name!r}; there are: {', '.join(sorted(ALL))}")
     try:
         call = ast.parse(f"_{options or '()'}", mode="eval").body
         if not isinstance(call, ast.Call) or call.args:
-            raise SpecError(f"options in {spec!r} are given by name")
+            raise SpecError(f"options in {spec!r} are given by name, such as widen(add=8)")
         return ALL[name](**{str(k.arg): ast.literal_eval(k.value) for k in call.keywords})
     except (SyntaxError, TypeError, ValueError) as error:
-        raise SpecError(f"bad options in {spec!r}: {error}") from error
+        raise SpecError(f"bad options in {spec!r}: {reason_of(error)}; write each value as Python does") from error
     except (RecursionError, MemoryError) as error:
-        raise SpecError(f"options nested too deeply in {spec[:60]!r}...") from error
+        raise SpecError(f"options nested too deeply in {spec[:60]!r}...; give fewer levels") from error
 
 
 @checked(SpecError)

@@ -126,12 +126,12 @@ class AddConvCell(Rewrite):
 
     def _node(self, program: Program) -> fx.Node:
         if self.kind not in {"average", "max", "none"}:
-            raise SpecError(f"kind={self.kind!r}: say 'average', 'max' or 'none'")
+            raise SpecError(f"kind={self.kind!r}: it must be 'average', 'max' or 'none'")
         if self.kind == "none" and self.ceil:
-            raise SpecError("ceil is an option of the pool, and kind='none' has none")
+            raise SpecError("ceil is an option of the pool, and kind='none' has none; leave it out, or choose a pool")
         if self.channels is not None and self.channels < 1:
-            raise SpecError(f"channels={self.channels}: say 1 or more, or None for those of the map")
-        return node_named(program, self.after, lambda: feature_maps(program), "maps are")
+            raise SpecError(f"channels={self.channels}: it must be at least 1, or None for those of the map")
+        return node_named(program, self.after, lambda: feature_maps(program), "feature maps")
 
     def _planned(self, program: Program, node: fx.Node) -> tuple[dict[str, nn.Module], Consequences] | Refusal:
         """The modules of the cell by name, and what must follow; or why it cannot be."""

@@ -89,10 +89,10 @@ class AddPool(Rewrite):
 
     def _node(self, program: Program) -> fx.Node:
         if self.kind not in {"average", "max"}:
-            raise SpecError(f"kind={self.kind!r}: say 'average' or 'max'")
+            raise SpecError(f"kind={self.kind!r}: it must be 'average' or 'max'")
         if self.weights not in get_args(Choice):
-            raise SpecError(f"weights={self.weights!r}: say one of {', '.join(get_args(Choice))}")
-        return node_named(program, self.after, lambda: feature_maps(program), "maps are")
+            raise SpecError(f"weights={self.weights!r}: it must be one of {', '.join(get_args(Choice))}")
+        return node_named(program, self.after, lambda: feature_maps(program), "feature maps")
 
     def _follow(self, program: Program, node: fx.Node) -> Consequences | Refusal:
         value = read_values(program, {node.name})[node.name]

@@ -92,7 +92,9 @@ class Deepen(Rewrite):
         widest = 2 * max((*site.shape[2:], 1)) - 1
         if not site.is_last and self.kernel > max(widest, WIDEST):
             most = max(widest, WIDEST)
-            raise SpecError(f"kernel={self.kernel!r} is wider than what it can see of the map: say at most {most}")
+            raise SpecError(
+                f"kernel={self.kernel!r} is wider than what it can see of the map: it must be at most {most}"
+            )
         added = [_identity(site, self.kernel, bias=not _normed(self, site))]
         if _normed(self, site):
             if site.is_last and site.dims > 2:
@@ -112,11 +114,11 @@ class Deepen(Rewrite):
 
     def _node(self, program: Program) -> fx.Node:
         if self.kernel < 1 or self.kernel % 2 == 0:
-            raise SpecError(f"kernel={self.kernel!r}: say an odd number; an even kernel has no centre tap")
+            raise SpecError(f"kernel={self.kernel!r}: it must be odd; an even kernel has no centre tap")
         if self.norm not in {"auto", "batch", "none"}:
-            raise SpecError(f"norm={self.norm!r}: say 'auto', 'batch' or 'none'")
+            raise SpecError(f"norm={self.norm!r}: it must be 'auto', 'batch' or 'none'")
         known = (n.name for n in program.nodes if isinstance(_site(program, n), _Site))
-        return node_named(program, self.after, lambda: known, "a layer can go after")
+        return node_named(program, self.after, lambda: known, "nodes that a layer can follow")
 
 
 @dataclass(frozen=True, eq=False)

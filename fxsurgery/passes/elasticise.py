@@ -69,9 +69,14 @@ class Elasticise(Rewrite):
             SpecError: an option has no meaning.
         """
         if wrong := [share for share in self.widths if not 0 < share <= 1]:
-            raise SpecError(f"widths={self.widths}: {wrong[0]} is no share of the whole, above 0 and at most 1")
+            raise SpecError(
+                f"widths={self.widths}: {wrong[0]} is no share of the whole, above 0 and at most 1; give shares such "
+                "as 0.5"
+            )
         if self.align < 1 or self.shallowest < 0:
-            raise SpecError(f"align={self.align}, shallowest={self.shallowest}: say at least 1, and at least 0")
+            raise SpecError(
+                f"align={self.align}, shallowest={self.shallowest}: they must be at least 1, and at least 0"
+            )
         return (
             width_choices(program, self.widths, self.align, inner_only=self.inner_only),
             stages(program, self.shallowest) if self.depth else (),

@@ -51,7 +51,7 @@ class InsertGates(Rewrite):
     def rewrite(self, edit: Editor) -> Effect:
         program = edit.program
         if self.residual not in {"tied", "independent"}:
-            raise SpecError(f"residual={self.residual!r}: say 'tied' or 'independent'")
+            raise SpecError(f"residual={self.residual!r}: it must be 'tied' or 'independent'")
         if any(True for _ in program.calls(GateVector)):
             edit.refuse(f"{GATES}.vector", "the program has gates already")
             return Effect.EXACT

@@ -93,13 +93,16 @@ class LowRank(Rewrite):
     def _check(self) -> None:
         given = {k: v for k in ("rank", "energy", "params") if (v := getattr(self, k)) is not None}
         if len(given) != 1:
-            raise SpecError(f"low-rank takes exactly one of rank, energy and params, not {sorted(given) or 'none'}")
+            raise SpecError(
+                f"low-rank takes exactly one of rank, energy and params, not {sorted(given) or 'none'}; give one, "
+                "such as energy=0.9"
+            )
         if self.scheme not in {"auto", *SCHEMES}:
-            raise SpecError(f"scheme={self.scheme!r}: say 'auto', {', '.join(map(repr, SCHEMES))}")
+            raise SpecError(f"scheme={self.scheme!r}: it must be 'auto', {', '.join(map(repr, SCHEMES))}")
         if self.energy is not None and not 0 < self.energy <= 1:
-            raise SpecError(f"energy={self.energy!r} is a share: above 0, at most 1")
+            raise SpecError(f"energy={self.energy!r} is a share: above 0, at most 1; pass one such as 0.9")
         if self.params is not None and not 0 < self.params < 1:
-            raise SpecError(f"params={self.params!r} is a share: above 0, below 1")
+            raise SpecError(f"params={self.params!r} is a share: above 0, below 1; pass one such as 0.5")
 
     def _wish(self) -> str:
         return f"energy={self.energy}" if self.params is None else f"params={self.params}"
@@ -125,7 +128,7 @@ class LowRank(Rewrite):
         if self.rank is not None:
             largest = max(min(m.shape) for m in matrices)
             if not 1 <= self.rank <= largest:
-                raise SpecError(f"{self.layer} has ranks from 1 to {largest}, not {self.rank}")
+                raise SpecError(f"{self.layer} has ranks from 1 to {largest}, not {self.rank}; choose one of these")
         return [(m, rank) for m in matrices if (rank := self._rank(m))]
 
     def _rank(self, matrix: "_Matrix") -> int:

@@ -78,7 +78,9 @@ class NarrowBranch(Rewrite):
 def _checked(branch: Branch, positions: tuple[int, ...]) -> list[int]:
     width = len(branch.ids)
     if beyond := [p for p in positions if not 0 <= p < width]:
-        raise SpecError(f"{branch.operand.name} has {width} channels; there is no channel {beyond[0]}")
+        raise SpecError(
+            f"{branch.operand.name} has {width} channels; there is no channel {beyond[0]}; choose among them"
+        )
     return sorted(set(positions))
 
 

@@ -75,7 +75,7 @@ class PruneChannels(Rewrite):
         for name, positions in self.drop:
             group = facts.named(name)
             if beyond := [p for p in positions if not 0 <= p < len(group.units)]:
-                raise SpecError(f"{name} has {len(group.units)} units; there is no unit {beyond[0]}")
+                raise SpecError(f"{name} has {len(group.units)} units; there is no unit {beyond[0]}; choose among them")
             removed += group.units[list(positions)].tolist()
         return facts.mask(np.asarray(removed, np.int64))
 
@@ -86,9 +86,9 @@ class PruneChannels(Rewrite):
             SpecError: an option has no meaning.
         """
         if self.attention not in {"heads", "head_dim"}:
-            raise SpecError(f"attention={self.attention!r}: say 'heads' or 'head_dim'")
+            raise SpecError(f"attention={self.attention!r}: it must be 'heads' or 'head_dim'")
         if self.leaves not in {"nothing", "constant"} or (self.leaves, self.attention) == ("constant", "head_dim"):
-            raise SpecError(f"leaves={self.leaves!r}: say 'nothing', or, with attention='heads', 'constant'")
+            raise SpecError(f"leaves={self.leaves!r}: it must be 'nothing', or, with attention='heads', 'constant'")
         return structure(program) if self.attention == "heads" else head_dim_structure(program)
 
     @override

@@ -90,7 +90,7 @@ class RemoveLayer(Rewrite):
     def rewrite(self, edit: Editor) -> Effect:
         program = edit.program
         places = (n.name for n in program.nodes if _is_place(program, n))
-        plan = _plan(program, node_named(program, self.layer, lambda: places, "layers and sums are"))
+        plan = _plan(program, node_named(program, self.layer, lambda: places, "layers and sums"))
         if isinstance(plan, Refusal):
             edit.refuse(plan.node, plan.reason)
             return Effect.EXACT

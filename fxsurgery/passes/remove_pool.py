@@ -75,7 +75,7 @@ class RemovePool(Rewrite):
         if found is not None and (read_pool(program, found) is not None or _is_global(program, found)):
             return found
         known = ", ".join(n.name for n in program.nodes if read_pool(program, n) is not None)
-        raise SpecError(f"{self.node!r} is no pool; pools are {known or 'none'}")
+        raise SpecError(f"{self.node!r} is no pool; there are: {known or 'none'}")
 
 
 def _is_global(program: Program, node: fx.Node) -> bool:

@@ -100,15 +100,18 @@ class SplitEdge(Rewrite):
         known = {"mode": ("deepen", "widen"), "zero": ("keep", "fresh"), "activation": ("before", "after")}
         for option, values in known.items():
             if getattr(self, option) not in values:
-                raise SpecError(f"{option}={getattr(self, option)!r}: say {values[0]!r} or {values[1]!r}")
+                raise SpecError(f"{option}={getattr(self, option)!r}: it must be {values[0]!r} or {values[1]!r}")
         if self.mode == "widen" and self.source is None:
-            raise SpecError("widen goes from a node to a node: source=")
+            raise SpecError("split-edge with mode='widen' goes from a node to a node: pass source=")
         if self.mode == "deepen" and (self.source, self.channels, self.size) != (None, None, None):
-            raise SpecError("deepen keeps size and channels and has no source: these are options of widen")
+            raise SpecError(
+                "split-edge with mode='deepen' keeps size and channels and has no source: leave source=, size= and "
+                "channels= out"
+            )
         if self.mode == "widen" and self.ops != type(self).ops:
-            raise SpecError("widen puts in as many ops as its strides need: ops is an option of deepen")
+            raise SpecError("split-edge with mode='widen' puts in as many ops as its strides need: leave ops= out")
         if min(self.ops, self.channels or 1, *(self.size or (1,))) < 1:
-            raise SpecError("ops, channels and size are at least 1")
+            raise SpecError("split-edge: ops=, channels= and size= must be at least 1")
 
     def _deepen(self, edit: Editor, target: fx.Node) -> Effect:
         readers = list(target.users)
@@ -127,7 +130,9 @@ class SplitEdge(Rewrite):
         source = _found(program, str(self.source))
         order = {node: position for position, node in enumerate(program.nodes)}
         if order[source] >= order[target]:
-            raise SpecError(f"%{source} does not run before %{target}: an edge goes forward")
+            raise SpecError(
+                f"%{source} does not run before %{target}: choose a source that does, since an edge goes forward"
+            )
         start, final = dims_of(program, source), dims_of(program, target)
         middle = self.size or (final[2], final[3])
         refusal = _unfit(program, source)
@@ -232,7 +237,7 @@ class _Builder:
 
 def _found(program: Program, name: str) -> fx.Node:
     maps = (n.name for n in program.nodes if n.op != "output" and len(dims_of(program, n)) == 4)
-    return node_named(program, name, lambda: maps, "feature maps are")
+    return node_named(program, name, lambda: maps, "feature maps")
 
 
 def _unfit(program: Program, node: fx.Node) -> str | None:

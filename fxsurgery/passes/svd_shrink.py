@@ -90,14 +90,16 @@ class SvdShrink(Rewrite):
     @override
     def rewrite(self, edit: Editor) -> Effect:
         if self.signs not in {"data", "as is"}:
-            raise SpecError(f"signs={self.signs!r}: say 'data' or 'as is'")
+            raise SpecError(f"signs={self.signs!r}: it must be 'data' or 'as is'")
         node = calls_to(edit.program, self.layer)[0]
         pair = _find(edit.program, self.layer)
         if isinstance(pair, str):
             edit.refuse(node, pair)
             return Effect.EXACT
         if not 1 <= self.units <= pair.largest:
-            raise SpecError(f"{self.layer} can have from 1 to {pair.largest} units, not {self.units}")
+            raise SpecError(
+                f"{self.layer} can have from 1 to {pair.largest} units, not {self.units}; choose a number in this range"
+            )
         h = wide(read_values(edit.program, [node.name])[node.name])
         if not bool(h.isfinite().all()):
             edit.refuse(node, "it gives something other than finite numbers on the example inputs")

@@ -118,9 +118,9 @@ class Widen(Rewrite):
 
 def _require_few(name: str, more: int) -> None:
     if more < 1:
-        raise SpecError(f"{name}: {more} units to add; say 1 or more")
+        raise SpecError(f"{name}: {more} units to add; it must be at least 1")
     if more > MOST_UNITS:
-        raise SpecError(f"{name}: {more:,} units to add; say at most {MOST_UNITS:,}")
+        raise SpecError(f"{name}: {more:,} units to add; it must be at most {MOST_UNITS:,}")
 
 
 def _chosen(group: ChannelGroup, more: int, rng: random.Random, blocked: Container[int]) -> list[int]:

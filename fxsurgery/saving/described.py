@@ -16,7 +16,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import is_parametrized
 
-from fxsurgery.errors import SavingError
+from fxsurgery.errors import SavingError, reason_of
 from fxsurgery.surroundings import without_warnings
 
 CLASSES: Mapping[str, type[nn.Module]] = {
@@ -73,7 +73,10 @@ class Described:
                     norm.apply(module)
         except _REFUSED as error:
             what = str(dict(self.arguments))[:200]
-            raise SavingError(f"torch.nn.{self.name} cannot be made of {what}: {str(error)[:400]}") from error
+            raise SavingError(
+                f"torch.nn.{self.name} cannot be made of {what}: {reason_of(error)[:400]}; load it with the version of "
+                "PyTorch that saved it"
+            ) from error
         return module.eval()
 
 
@@ -93,9 +96,12 @@ class Parametrised:
             "spectral_norm": parametrizations.spectral_norm,
         }
         if self.function not in known:
-            raise SavingError(f"no parametrisation is called {self.function!r}")
+            raise SavingError(f"no parametrisation is called {self.function!r}; load it with the version that saved it")
         if self.tensor not in module._parameters or not self.options.keys() <= _OPTIONS:  # noqa: SLF001
-            raise SavingError(f"no {self.function} of {self.tensor!r} has {', '.join(self.options)}")
+            raise SavingError(
+                f"no {self.function} of {self.tensor!r} has {', '.join(self.options)}; load it with the version that "
+                "saved it"
+            )
         known[self.function](module, self.tensor, **self.options)
 
 

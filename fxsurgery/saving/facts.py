@@ -34,4 +34,6 @@ def require_types(folder: Path, facts: Mapping[str, Any], schema: type[BaseModel
     try:
         schema.model_validate(facts)
     except (ValidationError, RecursionError) as error:
-        raise RunError(f"{folder} is damaged: {first_fault(error)}") from error
+        raise RunError(
+            f"{folder} is damaged: {first_fault(error)}; restore an intact copy, or save it again"
+        ) from error

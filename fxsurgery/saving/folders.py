@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fxsurgery.errors import RunError
+from fxsurgery.errors import RunError, typed_reason
 from fxsurgery.files import settle, writing
 
 
@@ -82,6 +82,8 @@ def damage(folder: Path) -> Iterator[None]:
     except RunError as error:
         if not str(error).startswith(DAMAGED):
             raise
-        raise RunError(f"{folder} is {error}") from error
+        raise RunError(f"{folder} is {error}; restore an intact copy, or save it again") from error
     except _DAMAGES as error:
-        raise RunError(f"{folder} is damaged: {type(error).__name__}: {str(error)[:400]}") from error
+        raise RunError(
+            f"{folder} is damaged: {typed_reason(error)[:400]}; restore an intact copy, or save it again"
+        ) from error

@@ -73,7 +73,10 @@ def name_of(function: Function) -> str:
         found = f"torch.ops.{name}" if name.partition(".")[0] in OP_NAMESPACES else None
     if found is None:
         home, own = getattr(function, "__module__", "?"), getattr(function, "__qualname__", function)
-        raise SavingError(f"the function {home}.{own} is none of torch's own")
+        raise SavingError(
+            f"the function {home}.{own} is none of torch's own; keep the module that calls it whole with "
+            "leaf_modules=(ThatModule,)"
+        )
     return found
 
 
@@ -87,7 +90,9 @@ def named(name: str) -> Function:
         return _operation(name)
     found = _table().get(name)
     if found is None:
-        raise SavingError(f"a saved graph may not call {name!r}: it is none of torch's operations")
+        raise SavingError(
+            f"a saved graph may not call {name!r}: it is none of torch's operations; load only what fxsurgery saved"
+        )
     return found
 
 
@@ -106,7 +111,10 @@ def check_call(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
     given = isinstance(source, fx.Node) and source.op == "call_module"
     public = isinstance(name, str) and name.isidentifier() and not name.startswith("_")
     if name not in ATTRIBUTES and not (given and public):
-        raise SavingError(f"a saved graph may read {', '.join(sorted(ATTRIBUTES))} of a value, and no {name!r}")
+        raise SavingError(
+            f"a saved graph may read {', '.join(sorted(ATTRIBUTES))} of a value, and no {name!r}; load only what "
+            "fxsurgery saved"
+        )
 
 
 def reads_beyond(function: Function, args: tuple[Any, ...]) -> bool:
@@ -122,7 +130,10 @@ def check_method(name: str) -> None:
     """
     known = name in PLAIN_METHODS or (name in _operations() and callable(getattr(Tensor, name, None)))
     if not known or name.startswith("_") or name in NO_METHODS:
-        raise SavingError(f"a saved graph may not call the method {name!r}: it is none of a tensor's operations")
+        raise SavingError(
+            f"a saved graph may not call the method {name!r}: it is none of a tensor's operations; load only what "
+            "fxsurgery saved"
+        )
 
 
 def _operation(name: str) -> Function:
@@ -130,14 +141,21 @@ def _operation(name: str) -> Function:
     plain = all(part.isidentifier() for part in parts)
     forbidden = len(parts) in {2, 3} and (parts[1] in FORBIDDEN or parts[1].startswith("__"))
     if len(parts) not in {2, 3} or not plain or forbidden or parts[0] not in OP_NAMESPACES:
-        raise SavingError(f"a saved graph may not call {name!r}: it is none of torch's operations")
+        raise SavingError(
+            f"a saved graph may not call {name!r}: it is none of torch's operations; load only what fxsurgery saved"
+        )
     try:
         packet = getattr(getattr(torch.ops, parts[0]), parts[1])
         found = getattr(packet, parts[2]) if len(parts) == 3 else packet
     except AttributeError as error:
-        raise SavingError(f"this PyTorch, or the libraries that are imported, have no operation {name!r}") from error
+        raise SavingError(
+            f"this PyTorch, or the libraries that are imported, have no operation {name!r}; import the library that "
+            "has it, or load with the version of PyTorch that saved it"
+        ) from error
     if not isinstance(found, torch._ops.OpOverload | torch._ops.OpOverloadPacket) or not _is_computed(found):  # noqa: SLF001
-        raise SavingError(f"a saved graph may not call {name!r}: it is none of torch's operations")
+        raise SavingError(
+            f"a saved graph may not call {name!r}: it is none of torch's operations; load only what fxsurgery saved"
+        )
     return found
 
 

@@ -7,7 +7,7 @@ from torch import fx
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
-from fxsurgery.errors import RunError, SavingError
+from fxsurgery.errors import RunError, SavingError, reason_of
 from fxsurgery.inputs import Inputs
 from fxsurgery.saving.functions import check_call, check_method, name_of, named
 from fxsurgery.saving.outputs import read_structure, structure_of
@@ -33,7 +33,10 @@ def graph_as_json(graph: fx.Graph) -> Plain:
         plain["inputs"] = list(info.orig_args)
         plain["outputs"] = None if info.out_spec is None else structure_of(info.out_spec)
     elif type(codegen) is not fx.graph.CodeGen:
-        raise SavingError(f"a graph that is called in a way of its own ({type(codegen).__name__}) cannot be saved")
+        raise SavingError(
+            f"a graph that is called in a way of its own ({type(codegen).__name__}) cannot be saved; capture the "
+            "model again"
+        )
     return plain
 
 
@@ -176,4 +179,4 @@ def _checked_target(entry: NodeEntry, args: tuple[Any, ...], kwargs: Plain, witn
             case _:
                 return "output"
     except ValueError as error:
-        raise RunError(f"damaged: the node `{entry.name}`: {error}") from error
+        raise RunError(f"damaged: the node `{entry.name}`: {reason_of(error)}") from error

@@ -194,16 +194,24 @@ def is_sizes(sizes: object) -> bool:
 
 def _opaque(entry: OpaqueEntry, original: nn.Module | None) -> nn.Module:
     if original is None:
-        raise RunError(f"`{entry.path}` is a {entry.class_name} of the model, which was kept whole")
+        raise RunError(
+            f"`{entry.path}` is a {entry.class_name} of the model, which was kept whole; pass it as original="
+        )
     found = submodule(original, entry.path)
     if found is None:
-        raise RunError(f"the model given has no `{entry.path}`, where a {entry.class_name} is wanted")
+        raise RunError(
+            f"the model given has no `{entry.path}`, where a {entry.class_name} is wanted; pass the model that was "
+            "optimized"
+        )
     kind = type(found)
     if (
         kind.__qualname__ != entry.class_name.rpartition(".")[2]
         and f"{kind.__module__}.{kind.__qualname__}" != entry.class_name
     ):
-        raise RunError(f"the model given has a {kind.__qualname__} at `{entry.path}`; a {entry.class_name} is wanted")
+        raise RunError(
+            f"the model given has a {kind.__qualname__} at `{entry.path}`; a {entry.class_name} is wanted; pass the "
+            "model that was optimized"
+        )
     module, sizes = copy.deepcopy(found).eval(), {name: decoded(value) for name, value in entry.sizes.items()}
     if sizes.keys() - size_attributes(module).keys() or not is_sizes(tuple(_several(v) for v in sizes.values())):
         raise RunError(f"damaged: `{entry.path}`, a {entry.class_name}, has no sizes {str(sizes)[:60]}")

@@ -112,13 +112,15 @@ def _prove(program: Program, folder: Path) -> None:
         witness.hear([program])
         again = read_program(folder, program.graph_module, witness)
     except RunError as error:
-        raise SavingError(f"what was written cannot be read again: {error}") from error
+        raise SavingError(f"what was written cannot be read again: {error}; report this model") from error
     devices = {t.device.type for t in (*program.examples.tensors, *program.graph_module.parameters())}
     if devices - {"cpu"}:
         return  # what is read back is on the CPU, where nothing rounds the same
     pairs = list(zip(_outputs(program), _outputs(again), strict=True))
     if odd := [i for i, (ours, theirs) in enumerate(pairs) if not _equal(ours, theirs)]:
-        raise SavingError(f"what was written does not compute what the program does: outputs {odd} differ")
+        raise SavingError(
+            f"what was written does not compute what the program does: outputs {odd} differ; report this model"
+        )
 
 
 def _outputs(program: Program) -> list[Tensor]:

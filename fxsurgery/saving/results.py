@@ -92,7 +92,10 @@ class SavedFolder:
         """
         path = self.folder / RESULT
         if sorted(self.saved.programs) != sorted(wanted):
-            raise RunError(f"{path} is damaged: it names the programs {', '.join(self.saved.programs)[:200]}")
+            raise RunError(
+                f"{path} is damaged: it names the programs {', '.join(self.saved.programs)[:200]}; restore an intact "
+                "copy, or save it again"
+            )
         witness = Witness()
         found = {name: read_program(self.folder / name, original, witness) for name in wanted}
         require_digests(path, self.plain, _graphs(self.folder, wanted))

@@ -205,7 +205,7 @@ def read_saved(path: Path, kind: type[Read]) -> tuple[Read, dict[str, Any]]:
     plain = read_json(path, max_bytes=LARGEST, max_depth=_MAX_DEPTH)
     found = plain.get("format") if isinstance(plain, dict) else None
     if type(found) is not int or found < 1:
-        raise RunError(f"{path} is nothing that fxsurgery wrote")
+        raise RunError(f"{path} is nothing that fxsurgery wrote; name the folder of a saved result")
     if found > FORMAT:
         raise RunError(f"{path} is of format {found}, and this fxsurgery reads up to {FORMAT}: update it")
     return _validated(path, kind, plain), plain
@@ -215,7 +215,7 @@ def _validated(path: Path, kind: type[Read], plain: object) -> Read:
     try:
         return kind.model_validate(plain)
     except (ValidationError, RecursionError) as error:
-        raise RunError(f"{path} is damaged: {first_fault(error)}") from error
+        raise RunError(f"{path} is damaged: {first_fault(error)}; restore an intact copy, or save it again") from error
 
 
 def first_fault(error: ValidationError | RecursionError) -> str:
@@ -260,12 +260,20 @@ def require_digests(path: Path, plain: Mapping[str, Any], others: Mapping[str, P
     if digests is None:
         return
     if digests.keys() != {path.name, *others}:
-        raise RunError(f"{path} is damaged: it has digests of {', '.join(sorted(digests))}")
+        raise RunError(
+            f"{path} is damaged: it has digests of {', '.join(sorted(digests))}; restore an intact copy, or save it "
+            "again"
+        )
     for name, file in others.items():
         if digests[name] != digest_of_file(file):
-            raise RunError(f"{file} is damaged: its SHA-256 is not the one in {path.name}")
+            raise RunError(
+                f"{file} is damaged: its SHA-256 is not the one in {path.name}; restore an intact copy, or save it "
+                "again"
+            )
     if digests[path.name] != digest_of(plain):
-        raise RunError(f"{path} is damaged: its SHA-256 is not the one that was written")
+        raise RunError(
+            f"{path} is damaged: its SHA-256 is not the one that was written; restore an intact copy, or save it again"
+        )
 
 
 def with_digests(name: str, plain: dict[str, Any], others: Mapping[str, Path]) -> dict[str, Any]:

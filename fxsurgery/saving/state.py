@@ -34,9 +34,12 @@ def check_sizes(
         declared = wanted.get(entry.name, there)
         cut = entry.name.rpartition(".")[0] in resized and len(declared) == len(there)
         if declared != there and not cut:
-            raise RunError(f"`{entry.name}` is {tuple(there)} in the weights and {tuple(declared)} in the graph")
+            raise RunError(
+                f"`{entry.name}` is {tuple(there)} in the weights and {tuple(declared)} in the graph; pass the "
+                "weights of this model"
+            )
     if missing := sorted(wanted.keys() - known):
-        raise RunError(f"there are no weights for {', '.join(missing[:4])}")
+        raise RunError(f"there are no weights for {', '.join(missing[:4])}; pass the weights of the whole model")
     if odd := sorted(header.keys() - {entry.name for entry in entries if not entry.of}):
         raise RunError(f"damaged: nothing in the graph is {', '.join(odd)[:60]}")
 
@@ -45,7 +48,7 @@ def _require_there(entry: StateEntry, header: Mapping[str, torch.Size], known: C
     if entry.name in known:
         raise RunError(f"damaged: `{entry.name}` is there twice")
     if (entry.of or entry.name) not in header or (entry.of and entry.of not in known):
-        raise RunError(f"there are no weights for {entry.name}")
+        raise RunError(f"there are no weights for {entry.name}; pass the weights of the whole model")
 
 
 def add_state(root: nn.Module, entries: list[StateEntry], weights: Mapping[str, Tensor]) -> None:
@@ -92,10 +95,14 @@ def check_targets(root: nn.Module, graph: fx.Graph) -> None:
         if node.op == "call_module":
             module = submodule(root, str(node.target))
             if module is None or type(module) in {nn.Module, nn.ModuleList, nn.ModuleDict}:
-                raise RunError(f"the node `{node.name}` calls `{node.target}`, which is no layer")
+                raise RunError(
+                    f"the node `{node.name}` calls `{node.target}`, which is no layer; capture the model again"
+                )
         elif node.op == "get_attr":
             owner, _, leaf = str(node.target).rpartition(".")
             module = submodule(root, owner)
             tensors = {} if module is None else {**module._parameters, **module._buffers}  # noqa: SLF001
             if module is None or (leaf != "training" and tensors.get(leaf) is None):
-                raise RunError(f"the node `{node.name}` reads `{node.target}`, which is no tensor")
+                raise RunError(
+                    f"the node `{node.name}` reads `{node.target}`, which is no tensor; capture the model again"
+                )

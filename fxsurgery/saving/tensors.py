@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from fxsurgery.errors import RunError, SavingError
+from fxsurgery.errors import RunError, SavingError, reason_of
 from fxsurgery.files import write_whole, writing
 from fxsurgery.strict_json import parse_json, require_regular
 
@@ -49,7 +49,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         content = _in_order(save(plain, {"format": "pt", "layouts": json.dumps(layouts)}))
     except (KeyError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        raise SavingError(f"the tensors cannot be written: {error}") from error
+        raise SavingError(
+            f"the tensors cannot be written: {reason_of(error)}; copy the model to the CPU first"
+        ) from error
     write_whole(path, content)
 
 
@@ -73,7 +75,9 @@ def read_header(path: Path) -> dict[str, torch.Size]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > LARGEST_HEADER:
-                raise RunError(f"{path} is damaged: its header would be {length:,} bytes")
+                raise RunError(
+                    f"{path} is damaged: its header would be {length:,} bytes; restore an intact copy, or save it again"
+                )
             header = file.read(length)
             room = path.stat().st_size - 8 - length
     plain = parse_json(header, where=str(path), max_depth=8)
@@ -81,12 +85,18 @@ def read_header(path: Path) -> dict[str, torch.Size]:
     try:
         found = _HEADER.validate_python(entries)
     except ValidationError as error:
-        raise RunError(f"{path} is damaged: its header is none of tensors: {error.errors()[0]['loc']}") from error
+        raise RunError(
+            f"{path} is damaged: its header is none of tensors: {error.errors()[0]['loc']}; restore an intact copy, "
+            "or save it again"
+        ) from error
     place = 0
     for name, entry in sorted(found.items(), key=lambda item: item[1].data_offsets):
         place = entry.end(name, path, place)
     if place != room:
-        raise RunError(f"{path} is damaged: its tensors take {place:,} bytes, and there are {room:,}")
+        raise RunError(
+            f"{path} is damaged: its tensors take {place:,} bytes, and there are {room:,}; restore an intact copy, or "
+            "save it again"
+        )
     return {name: torch.Size(entry.shape) for name, entry in found.items()}
 
 
@@ -105,10 +115,16 @@ class _Entry(BaseModel):
             RunError: it is somewhere else, or of another size.
         """
         if self.dtype not in _BYTES:
-            raise RunError(f"{path} is damaged: `{name[:60]}` is of no type that torch has ({self.dtype[:20]!r})")
+            raise RunError(
+                f"{path} is damaged: `{name[:60]}` is of no type that torch has ({self.dtype[:20]!r}); restore an "
+                "intact copy, or save it again"
+            )
         stop = start + math.prod(self.shape) * _BYTES[self.dtype]
         if self.data_offsets != [start, stop]:
-            raise RunError(f"{path} is damaged: `{name[:60]}` is {self.shape}, and its bytes are {self.data_offsets}")
+            raise RunError(
+                f"{path} is damaged: `{name[:60]}` is {self.shape}, and its bytes are {self.data_offsets}; restore an "
+                "intact copy, or save it again"
+            )
         return stop
 
 
@@ -129,13 +145,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             with safetensors.safe_open(path, "pt") as file:
                 text = (file.metadata() or {}).get("layouts", "{}")
         except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
-            raise RunError(f"{path} is damaged: {error}") from error
+            raise RunError(
+                f"{path} is damaged: {reason_of(error)}; restore an intact copy, or save it again"
+            ) from error
     layouts = parse_json(text.encode("utf-8", "replace"), where=str(path), max_depth=2)
     if not isinstance(layouts, dict) or any(form != "channels_last" for form in layouts.values()):
-        raise RunError(f"{path} is damaged: it has no layouts of tensors")
+        raise RunError(f"{path} is damaged: it has no layouts of tensors; restore an intact copy, or save it again")
     for name in layouts:
         if name not in sizes or found[name].dim() not in _STRIDED:
-            raise RunError(f"{path} is damaged: no image `{name[:60]}` is there to be channels last")
+            raise RunError(
+                f"{path} is damaged: no image `{name[:60]}` is there to be channels last; restore an intact copy, or "
+                "save it again"
+            )
         found[name] = found[name].contiguous(memory_format=_STRIDED[found[name].dim()])
     return found
 
@@ -143,7 +164,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _plain(name: str, tensor: Tensor) -> Tensor:
     if tensor.is_quantized or tensor.layout is not torch.strided or tensor.is_meta or tensor.is_complex():
         kind = "quantized" if tensor.is_quantized else str(tensor.layout if not tensor.is_complex() else tensor.dtype)
-        raise SavingError(f"the tensor `{name}` cannot be written: it is {'meta' if tensor.is_meta else kind}")
+        raise SavingError(
+            f"the tensor `{name}` cannot be written: it is {'meta' if tensor.is_meta else kind}; keep it dense, and "
+            "on a device that holds numbers"
+        )
     # A copy where memory is shared with what is beside it, which the format refuses.
     return tensor.detach().cpu().contiguous().clone()
 

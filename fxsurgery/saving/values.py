@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxsurgery.errors import RunError, SavingError
+from fxsurgery.errors import RunError, SavingError, reason_of
 
 DEEPEST = 40
 """How far values may nest."""
@@ -62,7 +62,10 @@ def encoded(value: object, special: Callable[[object], Plain | None] = lambda _:
 
 def _sequence(value: tuple[Any, ...] | list[Any], special: Callable[[object], Plain | None]) -> Plain:
     if hasattr(value, "_fields"):
-        raise SavingError(f"a {type(value).__name__} cannot be written: named tuples are known to Python alone")
+        raise SavingError(
+            f"a {type(value).__name__} cannot be written: named tuples are known to Python alone; use a dict or tuple "
+            "instead"
+        )
     items = [encoded(v, special) for v in value]
     if isinstance(value, torch.Size):
         return {"size": items}
@@ -81,7 +84,10 @@ def _constant(value: object) -> Plain:
         return {"ellipsis": True}
     if isinstance(value, complex):
         return {"complex": [repr(value.real), repr(value.imag)]}
-    raise SavingError(f"a value of type {type(value).__module__}.{type(value).__qualname__} cannot be written")
+    raise SavingError(
+        f"a value of type {type(value).__module__}.{type(value).__qualname__} cannot be written; use numbers, "
+        "strings, tuples, lists, dicts or tensors instead"
+    )
 
 
 def decoded(plain: Plain, special: Mapping[str, Callable[[Any], Any]] | None = None, depth: int = 0) -> Any:  # noqa: ANN401
@@ -107,7 +113,7 @@ def decoded(plain: Plain, special: Mapping[str, Callable[[Any], Any]] | None = N
     try:
         return _made(kind, content, special, depth + 1)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise RunError(f"damaged: {str(plain)[:60]!r} is no value: {str(error)[:200]}") from error
+        raise RunError(f"damaged: {str(plain)[:60]!r} is no value: {reason_of(error)[:200]}") from error
 
 
 def _made(kind: str, content: Any, special: Mapping[str, Callable[[Any], Any]] | None, depth: int) -> Any:  # noqa: ANN401

@@ -133,7 +133,9 @@ def captures(original: nn.Module | None, inputs: Inputs, kept: Iterable[str]) ->
         except SurgeryError as error:
             problems.append(error)
     if len(problems) == 2:
-        raise RunError(f"the model given cannot be captured as it was: {problems[0]}") from problems[0]
+        raise RunError(
+            f"the model given cannot be captured as it was: {problems[0]}; pass the model that was optimized, unchanged"
+        ) from problems[0]
 
 
 def _leaf_types(original: nn.Module, kept: Iterable[str]) -> tuple[type[nn.Module], ...]:

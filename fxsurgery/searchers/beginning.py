@@ -45,7 +45,7 @@ def begin(path: Path, asked: Mapping[str, Any], *, resume: bool) -> list[str]:
         raise RunError(f"{path} holds a run already: pass resume=True to go on with it, or another directory")
     if other:
         told = "; ".join(_difference(k, before.get(k), now.get(k)) for k in other)
-        raise RunError(f"{path} holds a run that asked for something else: {told}. Begin elsewhere")
+        raise RunError(f"{path} holds a run that asked for something else: {told}. Begin in another directory")
     return _environment(before, now)
 
 
@@ -70,10 +70,10 @@ def _require_kinds(path: Path) -> None:
     with writing(path):
         for name in (CONFIG, JOURNAL, REPORT):
             if os.path.lexists(path / name) and not (path / name).is_file():
-                raise RunError(f"{path / name} is not a regular file; remove it, or begin elsewhere")
+                raise RunError(f"{path / name} is not a regular file; remove it, or begin in another directory")
         for name in (STAGES, BEST, RESULT):
             if os.path.lexists(path / name) and not (path / name).is_dir():
-                raise RunError(f"{path / name} is not a directory; remove it, or begin elsewhere")
+                raise RunError(f"{path / name} is not a directory; remove it, or begin in another directory")
 
 
 def _clear(path: Path) -> None:
@@ -94,7 +94,7 @@ def _config(path: Path) -> dict[str, Any] | None:
     try:
         found = read_json(path, max_bytes=MOST_CONFIG_BYTES, max_depth=MOST_CONFIG_DEPTH, allow_nan=True)
     except RunError as error:
-        raise RunError(f"{error}; begin in another directory") from error
+        raise RunError(f"{error}, or begin in another directory") from error
     if not isinstance(found, dict):
         raise RunError(f"{path} is damaged: it is no JSON object; begin in another directory")
     return found

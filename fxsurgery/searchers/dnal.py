@@ -61,7 +61,7 @@ def search(program: Program, budget: Budget | None, config: Dnal, session: Sessi
         TrainingError: the loss is not finite.
     """
     if (budget is None) == (config.penalty is None):
-        raise BudgetError("give either a budget or Dnal(penalty=...), the paper's lambda")
+        raise BudgetError("dnal needs a budget= or Dnal(penalty=...), the paper's lambda, and not both; give one")
     found = widths(program, config)
     if budget is not None:
         found.check(budget, session.latency_limit)
@@ -119,7 +119,7 @@ def _ranked(
     size = structure(found.program).size
     if config.random:
         if budget is None:
-            raise BudgetError("the random control needs a budget")
+            raise BudgetError("Dnal(random=True) needs a budget, e.g. Budget(macs=0.5)")
         return np.random.default_rng(session.seed).random(size), None
     plan, logits, gates = _learn_gates(found, budget, config, session)
     scores = np.zeros(size)

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from fxsurgery.errors import RunError
+from fxsurgery.errors import RunError, reason_of
 from fxsurgery.files import settle, writing
 from fxsurgery.searchers.reading import read_whole
-from fxsurgery.strict_json import parse_json
+from fxsurgery.strict_json import strict_loads
 
 Record: TypeAlias = Mapping[str, Any]
 """Plain JSON; floats that are not finite are written as Python's `json` does."""
@@ -77,9 +77,9 @@ class Journal:
 
     def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
         try:
-            record = parse_json(line, where="it", allow_nan=True)
-        except RunError as error:
-            raise self.damaged(number, str(error).removeprefix("it is damaged: ")) from error
+            record = strict_loads(line, allow_nan=True)
+        except (ValueError, RecursionError) as error:
+            raise self.damaged(number, reason_of(error)) from error
         if not isinstance(record, dict):
             raise self.damaged(number, "no JSON object")
         return record

@@ -65,7 +65,7 @@ def method_of(
         method = METHODS[name or "dnal"]
         return method, _made(method, named, beside)
     if named:
-        raise SurgeryError(f"{next(iter(named))}= and config= at once: say all settings in config")
+        raise SurgeryError(f"{next(iter(named))}= and config= at once: give all settings in config=")
     found = next((m for m in METHODS.values() if type(config) is m.settings), None)
     if found is None:
         kinds = ", ".join(m.settings.__name__ for m in METHODS.values())
@@ -81,8 +81,8 @@ def _made(method: Method, named: Mapping[str, Any], beside: Iterable[str]) -> An
     if unknown := [name for name in named if name not in known]:
         near = get_close_matches(unknown[0], [*known, *beside], 1)
         owners = [m.name for m in METHODS.values() if unknown[0] in {field.name for field in fields(m.settings)}]
-        hint = f"did you mean {near[0]}?" if near else f"it has: {', '.join(known)}"
-        hint = f"method={owners[0]!r} has it" if owners else hint
+        similar = f"did you mean {near[0]}?" if near else f"it has: {', '.join(known)}"
+        hint = f"use method={owners[0]!r}, which has it" if owners else similar
         raise SurgeryError(
             f"optimize takes no {unknown[0]!r}, nor does method={method.name!r} have such a setting; {hint}"
         )

@@ -90,7 +90,7 @@ def moves(program: Program, operation: str, amounts: Amounts | None = None, seed
         SurgeryError: no operation has that name.
     """
     if operation not in OPERATIONS:
-        raise SurgeryError(f"no operation is named {operation!r}; there are {', '.join(OPERATIONS)}")
+        raise SurgeryError(f"no operation is named {operation!r}; there are: {', '.join(OPERATIONS)}")
     amounts = amounts or Amounts()
     found = list(OPERATIONS[operation].find(program, amounts, seed))
     places = list(dict.fromkeys(place for place, _ in found))

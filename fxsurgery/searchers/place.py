@@ -76,10 +76,13 @@ class Place:
         """
         failure = "it has not ended" if self.record is None else self.record.get("failure")
         if failure is not None:
-            raise TrainingError(f"stage {self.name!r} has no weights: {failure}")
+            raise TrainingError(f"stage {self.name!r} has no weights: {failure}; use the stages that ended")
         if self.stem is None:
             if self._held is None:
-                raise RunError(f"the weights of stage {self.name!r} were given up, since nobody would want them")
+                raise RunError(
+                    f"the weights of stage {self.name!r} were discarded after the stage; begin in another directory "
+                    "to train it anew"
+                )
             return self._held
         path = self.stem.with_suffix(".weights")
         return from_first(lambda: self._read(path))
@@ -114,8 +117,8 @@ class Place:
     def _read(self, path: Path) -> dict[str, Tensor]:
         if not path.exists():
             raise RunError(
-                f"{path} is not there: the weights of stage {self.name!r} were given up, since nobody would want "
-                "them, or somebody removed them. Begin in another directory"
+                f"{path} is not there: the weights of stage {self.name!r} were discarded after the stage, or "
+                "somebody removed them. Begin in another directory"
             )
         recorded = None if self.record is None else self.record.get("weights")
         again = f"remove the line of stage {self.name!r} and all below it from the journal: they are then done again"
@@ -153,7 +156,7 @@ def read_state(path: Path, remedy: str, recorded: str | None = None) -> dict[str
     try:
         found = decode(encoded, str(path))
     except RunError as error:
-        raise RunError(f"{error}; {remedy}") from error
+        raise RunError(f"{error}, or {remedy}") from error
     if recorded not in {None, checksum(encoded)}:
-        raise RunError(f"{path} is damaged: it is another file than the one that the journal tells of; {remedy}")
+        raise RunError(f"{path} is damaged: it is another file than the one in the journal; {remedy}")
     return found

@@ -119,7 +119,7 @@ class RunDir:
                 self._note({"kind": "value", "name": name, "value": value})
                 return value
             if not is_valid(record["value"]):
-                raise RunError(f"{self.path}: the journal's {name!r} is no such value; begin in another directory")
+                raise RunError(f"{self.path}: the journal's {name!r} is not of its type; begin in another directory")
             found: T = record["value"]
             return found
 

@@ -184,7 +184,10 @@ class Session:
         name = self.task.metric_name
         if math.isnan(score.metric) and what in REFERENCES:
             if self.task.metric is None:
-                raise TrainingError(f"the loss is {score.loss} on val_data for the {what} model")
+                raise TrainingError(
+                    f"the loss is {score.loss} on val_data for the {what} model; look for NaN in its weights or in "
+                    "val_data"
+                )
             raise TrainingError(
                 f"the validation {name} of the {what} model is not a number (NaN), so nothing can be compared with it: "
                 f"see what the metric gives on val_data (its loss there is {score.loss:.4g})"
@@ -280,7 +283,10 @@ class Session:
         """The search's end: of what was offered, the best on validation data."""
         after, program = self.best
         if math.isnan(after.metric):
-            raise TrainingError(f"the validation {self.task.metric_name} is not a number (NaN) for any network")
+            raise TrainingError(
+                f"the validation {self.task.metric_name} is not a number (NaN) for any network; see what the metric "
+                "gives on val_data"
+            )
         if program is not self.offered[-1][1]:
             last = self.offered[-1][0].metric
             name = self.task.metric_name

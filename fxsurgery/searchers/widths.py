@@ -93,7 +93,8 @@ class Space:
                 raise BudgetError(
                     f"{limit:,.0f} {name} ({limit / whole:.3f} of the original) cannot be reached: the least is "
                     f"{least:,} ({least / whole:.3f}), with every width at its smallest multiple of {self.align}; "
-                    f"{self._further(name, limit)}fxsurgery.inspect says what holds the rest{_left_out(name, original)}"
+                    f"{self._further(name, limit)}fxsurgery.inspect shows what holds the "
+                    f"rest{_left_out(name, original)}. Raise the limit, or lower align="
                 )
         if budget.latency_ms is None:
             return
@@ -135,7 +136,7 @@ def space(program: Program, *, align: int = 8, inner_only: bool = False, exact: 
         StructureError: no width can change; it says why.
     """
     if align < 1:
-        raise StructureError(f"align={align}: widths are multiples of a number of at least 1")
+        raise StructureError(f"align={align}: it must be at least 1")
     facts = structure(program)
     streams = residual_streams(program) if inner_only else frozenset[int]()
     choices, unaligned = list[Choice](), list[str]()
@@ -175,21 +176,25 @@ def _why_nothing(program: Program, align: int, *, exact: bool) -> str:
         return (
             f"no gate can stand for the channels of {names}: a norm or softmax runs over them, a recurrent layer "
             "feeds them back to itself, or something else than a convolution, linear or recurrent layer reads them. "
-            "method='prune' can still remove them"
+            "use method='prune', which can remove them"
         )
     if free:
         narrow = ", ".join(f"{g.name} ({len(g.units)})" for g in free[:5])
         return f"no channel can be removed in multiples of {align}: {narrow}. Pass a smaller align"
     if failures:
-        return f"no channel can be removed: {'; '.join(unremovable_notes(program))}"
+        return f"no channel can be removed: {'; '.join(unremovable_notes(program))}. Take sizes in forward from x.shape"
     tally = dict[str, int]()
     for freeze in facts.freezes:
         tally[f"{freeze.op} at {freeze.node}"] = tally.get(f"{freeze.op} at {freeze.node}", 0) + freeze.count
     worst = sorted(tally, key=lambda k: -tally[k])[:3]
     if not worst:
         what = "has no parameters" if not cost(program).params else "has no layer of PyTorch's with channels"
-        return f"no channel can be removed: the model {what}"
-    return "no channel can be removed: " + "; ".join(f"{tally[k]} are held by {k}" for k in worst)
+        return f"no channel can be removed: the model {what}; pass one with convolutions or linear layers of torch.nn"
+    return (
+        "no channel can be removed: "
+        + "; ".join(f"{tally[k]} are held by {k}" for k in worst)
+        + ". Rewrite these in forward, or pass another model"
+    )
 
 
 def project(found: Space, scores: Scores, budget: Budget, latency: LatencyLimit | None = None) -> Mask:
@@ -210,7 +215,10 @@ def project(found: Space, scores: Scores, budget: Budget, latency: LatencyLimit 
         if not emptied:
             return keep
         if emptied <= pinned:
-            raise BudgetError("the budget cannot be reached without cutting a branch off from the output")
+            raise BudgetError(
+                "budget= cannot be reached without cutting a branch off from the output; raise its limit, or lower "
+                "align="
+            )
         pinned |= emptied
         scores[list(emptied)] = math.inf
 
@@ -289,7 +297,9 @@ def pruned(program: Program, keep: Mask) -> Program:
     """
     result = pruning(program, keep)(program)
     if not result.changes and not keep.all():
-        raise StructureError(f"the widths chosen cannot be cut: {result.refusals[0].reason}")
+        raise StructureError(
+            f"the widths chosen cannot be cut: {result.refusals[0].reason}; try another budget= or align="
+        )
     return result.program
 
 

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
 from typing_extensions import override
 
-from fxsurgery.errors import DataError
+from fxsurgery.errors import DataError, reason_of
 from fxsurgery.inputs import Inputs, tensors_in
 from fxsurgery.options import Count, checked
 from fxsurgery.seeding import mix
@@ -104,7 +104,7 @@ def _order(data: object, batch_size: int, seed: int | None, name: str) -> Batche
     if not isinstance(data, Sized):
         raise DataError(f"{name} is a Dataset without a length: give a DataLoader or an IterableDataset")
     if not len(data):
-        raise DataError(f"{name} has no samples")
+        raise DataError(f"{name} has no samples; give at least one")
     return Batches(len(data), batch_size, seed)
 
 
@@ -120,8 +120,8 @@ class _Collate:
         except (TypeError, RuntimeError, ValueError, KeyError) as error:
             shown = ", ".join(map(describe, samples[:2]))
             raise DataError(
-                f"{self.name}: its samples cannot be made into a batch, as from {shown}: {error}; give a DataLoader "
-                "with a collate_fn"
+                f"{self.name}: its samples cannot be made into a batch, as from {shown}: {reason_of(error)}; give a "
+                "DataLoader with a collate_fn"
             ) from error
 
 
@@ -147,7 +147,7 @@ def _tensors(data: tuple[Any, ...] | list[Any] | Mapping[str, Any], name: str) -
     if odd := [x for x in arrays if isinstance(x, np.ndarray) and x.dtype.kind not in _NUMBERS]:
         raise DataError(f"{name} must hold numbers, not an array of type {odd[0].dtype}; encode it as numbers first")
     if len({len(x) for x in arrays}) > 1:
-        raise DataError(f"{name} holds different numbers of samples: {describe(data)}")
+        raise DataError(f"{name} holds different numbers of samples: {describe(data)}; give as many targets as inputs")
     return _plain(data)
 
 
@@ -184,7 +184,7 @@ def count(loader: Loader, name: str) -> int:
     """
     length = len(loader) if has_length(loader) else sum(1 for _ in islice(loader, COUNTED_BATCHES))
     if not length:
-        raise DataError(f"{name} is empty: it gives no batch")
+        raise DataError(f"{name} is empty: it gives no batch; give at least one, or set drop_last=False")
     return length
 
 
@@ -242,7 +242,7 @@ def epoch_of(loader: Loader, epoch: int, name: str, size_of: Callable[[Any], int
         before = max(size, 1)
         yield Drawn(epoch, batch, size)
     if not before:
-        raise DataError(f"{name} is empty: it gives no batch")
+        raise DataError(f"{name} is empty: it gives no batch; give at least one, or set drop_last=False")
 
 
 def set_epoch(loader: Loader, epoch: int) -> None:

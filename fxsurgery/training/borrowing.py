@@ -59,9 +59,11 @@ def training_only(model: nn.Module, parameters: Iterable[nn.Parameter] | None) -
     chosen = [p for p in own if p.requires_grad] if parameters is None else list(parameters)
     wanted = {id(p) for p in chosen}
     if not wanted <= {id(p) for p in own}:
-        raise TrainingError("some of the parameters to train are not of this model; take them from the copy")
+        raise TrainingError("`parameters` holds some that are not of this model; take them from the copy")
     if not chosen:
-        raise TrainingError("nothing to train: no parameter is given, or none requires gradients")
+        raise TrainingError(
+            "nothing to train: no parameter is given, or none requires gradients; call model.requires_grad_(True)"
+        )
     try:
         for parameter in own:
             parameter.requires_grad_(id(parameter) in wanted)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fxsurgery.errors import DataError, DeviceError, DivergedError, TrainingError
+from fxsurgery.errors import DataError, DeviceError, DivergedError, TrainingError, reason_of
 from fxsurgery.inputs import Inputs, tensors_in
 from fxsurgery.training.batches import describe, describe_inputs
 from fxsurgery.training.classification import accuracy
@@ -72,7 +72,9 @@ def predict(model: nn.Module, inputs: Inputs) -> Any:  # noqa: ANN401
         DeviceError: they need more memory than the device has.
     """
     given = addressed(model, inputs)
-    with _blaming(f"the model cannot take inputs {describe_inputs(given)}{_hint(given)}"):
+    with _blaming(
+        f"the model cannot take inputs {describe_inputs(given)}{_hint(given)}", "give inputs that its forward takes"
+    ):
         return model(*given.args, **given.kwargs)
 
 
@@ -100,7 +102,10 @@ def loss_of(task: Task, output: Any, target: Any) -> Tensor:  # noqa: ANN401
     """
     loss = task.on("loss", _device_of(output))
     _refuse_broadcast(loss, "loss", output, target)
-    with _blaming(f"the loss cannot take output {describe(output)} and target {describe(target)}"):
+    with _blaming(
+        f"the loss cannot take output {describe(output)} and target {describe(target)}",
+        "give targets or a loss= that fit",
+    ):
         given: object = loss(_readable(output), target)
     terms = _terms(given)
     tensors = [term for term in terms.values() if isinstance(term, Tensor)]
@@ -161,7 +166,7 @@ def figures_of(task: Task, output: Any, target: Any, loss: float) -> dict[str, f
         return {"loss": loss}
     metric = task.on("metric", _device_of(output))
     _refuse_broadcast(metric, task.metric_name, output, target)
-    with _blaming(_metric_misfit(task, output, target)):
+    with _blaming(_metric_misfit(task, output, target), "give another metric="):
         if metric is accuracy and task.counting is not None:
             return _numbers(accuracy(_readable(output), target, task.counting.ignore_index), task.metric_name)
         return _numbers(metric(_readable(output), target), task.metric_name)
@@ -174,7 +179,7 @@ def update(meter: Accumulating, task: Task, output: Any, target: Any) -> None:  
         DataError: it cannot take output and target.
         DeviceError: they need more memory than the device has.
     """
-    with _blaming(_metric_misfit(task, output, target)):
+    with _blaming(_metric_misfit(task, output, target), "give another metric="):
         meter.update(_readable(output), target)
 
 
@@ -185,7 +190,7 @@ def compute(meter: Accumulating, task: Task) -> dict[str, float]:
         DataError: it fails, or does not give numbers.
         DeviceError: it needs more memory than the device has.
     """
-    with _blaming(f"compute() of {task.metric_name} fails, or gives no number"):
+    with _blaming(f"compute() of {task.metric_name} fails, or gives no number", "give another metric="):
         return _numbers(meter.compute(), task.metric_name)
 
 
@@ -232,10 +237,10 @@ def _refuse_broadcast(function: object, what: str, output: object, target: objec
 
 
 @contextmanager
-def _blaming(what: str) -> Iterator[None]:
+def _blaming(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise DeviceError(f"out of memory, use a smaller batch_size: {what}") from error
     except MISFITS as error:
-        raise DataError(f"{what}: {error}") from error
+        raise DataError(f"{what}: {reason_of(error)}; {remedy}") from error

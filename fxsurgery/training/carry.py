@@ -48,7 +48,10 @@ def carry_state(
             state of a changed parameter is neither shaped like it nor one value, as factored second moments are.
     """
     if type(before) is not type(after):
-        raise TrainingError(f"a {type(after).__name__} cannot go on from what a {type(before).__name__} knows")
+        raise TrainingError(
+            f"a {type(after).__name__} cannot continue from the state of a {type(before).__name__}; use the same "
+            "class of optimizer"
+        )
     _check_owned(before, model_before, "before the surgery")
     _check_owned(after, model_after, "after the surgery")
     old, options, own = _by_name(model_before), _groups(before), _groups(after)
@@ -78,12 +81,16 @@ def _groups(optimizer: Optimizer) -> dict[int, Mapping[str, Any]]:
 
 def _check_owned(optimizer: Optimizer, model: nn.Module, when: str) -> None:
     if not _groups(optimizer).keys() <= {id(p) for p in model.parameters()}:
-        raise TrainingError(f"the optimizer {when} has parameters that the model {when} has not")
+        raise TrainingError(
+            f"the optimizer {when} has parameters that the model {when} lacks; give the optimizer of that model"
+        )
 
 
 def _check_options(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     if extra := [name for name in _NEEDS_STATE if after.get(name) and not before.get(name)]:
-        raise TrainingError(f"an optimizer with {extra[0]} cannot go on from what one without it knows")
+        raise TrainingError(
+            f"an optimizer with {extra[0]} cannot continue from the state of one without it; give both the same options"
+        )
 
 
 def _named(optimizer: Optimizer, model: nn.Module) -> Iterable[tuple[nn.Parameter, list[str]]]:
@@ -102,13 +109,19 @@ def _source(
         if (origin := origins.get(name)) is None:
             continue
         if origin.name not in old:
-            raise TrainingError(f"{name} is said to come from {origin.name}, which the model before does not have")
+            raise TrainingError(
+                f"{name} is said to come from {origin.name}, which the model before does not have; pass the origins "
+                "of this surgery"
+            )
         if any((index < 0).all() for index in origin.index.values()):
             return None
         source = old[origin.name]
         shape = tuple(len(origin.index.get(dim, range(size))) for dim, size in enumerate(source.shape))
         if shape != tuple(parameter.shape):
-            raise TrainingError(f"{name} is {tuple(parameter.shape)}, and its origins are those of {shape}")
+            raise TrainingError(
+                f"{name} is {tuple(parameter.shape)}, and its origins are those of {shape}; pass the origins of this "
+                "surgery"
+            )
         return source, origin
     same = [old[name] for name in names if name in old and old[name].shape == parameter.shape]
     return (same[0], Origin(names[0])) if same else None

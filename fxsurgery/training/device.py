@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, DistributedType, GradientState, PartialState
 
-from fxsurgery.errors import DeviceError
+from fxsurgery.errors import DeviceError, reason_of
 from fxsurgery.options import checked
 from fxsurgery.turns import TURNS
 
@@ -81,7 +81,10 @@ def accelerated(
     """
     if isinstance(device, Accelerator):
         if mixed_precision not in {None, device.mixed_precision}:
-            raise DeviceError(f"the recipe asks for {mixed_precision}, the Accelerator has {device.mixed_precision}")
+            raise DeviceError(
+                f"the recipe asks for {mixed_precision}, the Accelerator has {device.mixed_precision}; give both the "
+                "same mixed_precision="
+            )
         _require_supported(device, device.device, accumulate)
         yield device, device.device
         return
@@ -96,7 +99,10 @@ def accelerated(
                 gradient_accumulation_steps=accumulate,
             )
         except ValueError as error:
-            raise DeviceError(f"cannot train on {target} with precision {mixed_precision}: {error}") from error
+            raise DeviceError(
+                f"cannot train on {target} with precision {mixed_precision}: {reason_of(error)}; choose another "
+                "device= or mixed_precision="
+            ) from error
         there = target if processes() == 1 else accelerator.device
         _require_supported(accelerator, there, accumulate)
         yield accelerator, there
@@ -112,7 +118,9 @@ def _require_supported(accelerator: Accelerator, device: torch.device, accumulat
         raise DeviceError(f"cannot train with Accelerate's {kind}: each process must hold the whole model")
     theirs = accelerator.gradient_accumulation_steps
     if accumulate not in {1, theirs}:
-        raise DeviceError(f"the recipe accumulates {accumulate} batches a step, the Accelerator {theirs}")
+        raise DeviceError(
+            f"the recipe accumulates {accumulate} batches a step, the Accelerator {theirs}; give both the same number"
+        )
 
 
 def _leave_the_group() -> None:

@@ -80,7 +80,10 @@ def outputs_of(program: Program, *, classes: bool | None = None) -> tuple[Output
         if tensor.dim() and place in more and [len(tensor), len(more[place])] == sizes
     ]
     if not found:
-        raise DataError("no output of the model is a floating tensor that has the batch in dim 0: nothing to distil")
+        raise DataError(
+            "no output of the model is a floating-point tensor with the batch in dim 0, so there is nothing to "
+            "distill; give train_data and val_data, with your loss"
+        )
     named = [place for place, tensor in found if place and place[-1] in SCORES and tensor.dim() >= 2]
     lone = len(found) == 1 and (found[0][1].dim() == 2 if classes is None else classes)
     scores = None if classes is False else named[0] if named else found[0][0] if lone else None
@@ -180,7 +183,7 @@ def distilled_task(  # noqa: PLR0913 -- each by name
     for name, (_, answers) in (("train_inputs", train), ("val_inputs", val)):
         if wrong := wrong_values(answers):
             raise DataError(
-                f"{name}: the original's outputs on them cannot be learned: {wrong}; do its weights overflow?"
+                f"{name}: the original's outputs on them cannot be learned: {wrong}; check whether its weights overflow"
             )
     likeness = Likeness(tuple(_measured(kind, answer) for kind, answer in zip(kinds, train[1].values(), strict=True)))
     return Task(
@@ -239,9 +242,14 @@ def _answered(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Inputs that have a batch dim, samples first, and the program's answers, by their number."""
     if not inputs.batch:
-        raise DataError(f"no tensor among the inputs has samples: {describe_inputs(inputs)}")
+        raise DataError(
+            f"no tensor among the inputs has samples: {describe_inputs(inputs)}; give train_data and val_data"
+        )
     if not inputs.is_divisible:
-        raise DataError(f"offsets or lengths count out the rows of one of the inputs: {describe_inputs(inputs)}")
+        raise DataError(
+            f"offsets or lengths count out the rows of one of the inputs: {describe_inputs(inputs)}; give train_data "
+            "and val_data"
+        )
     pairs = enumerate(zip(inputs.tensors, inputs.dims, strict=True))
     given = {str(i): x.detach().movedim(dim, 0) for i, (x, dim) in pairs if dim is not None}
     answers = list[list[Tensor]]()

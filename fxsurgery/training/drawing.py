@@ -139,7 +139,7 @@ class Stream:
             if any(other != sums for other in self._sharing.gathered(sums)):
                 raise DataError(
                     "train_data gives each process another batch, where all must draw the same and take their rows; "
-                    "does it draw from a generator that is hidden, or seeded by process?"
+                    "seed its generator alike in every process"
                 )
 
     def _own_rows(self, epoch: int) -> Iterator[Portion]:

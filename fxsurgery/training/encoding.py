@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxsurgery.errors import RunError, TrainingError
+from fxsurgery.errors import RunError, TrainingError, reason_of
 from fxsurgery.strict_json import parse_json
 
 MAX_DEPTH = 32
@@ -76,11 +76,11 @@ def decode(encoded: bytes, where: str) -> dict[str, Any]:
     try:
         return _Reader(plain, memoryview(encoded)[end + 1 :]).read()
     except ValueError as error:
-        raise _damaged(where, str(error)) from error
+        raise _damaged(where, reason_of(error)) from error
 
 
 def _damaged(where: str, why: str) -> RunError:
-    return RunError(f"{where} is damaged: {why}")
+    return RunError(f"{where} is damaged: {why}; restore an intact copy")
 
 
 @dataclass(eq=False)
@@ -105,7 +105,10 @@ class _Writer:
         if isinstance(value, list | tuple):
             items = [self.tree(v, f"{what}[{i}]", depth + 1) for i, v in enumerate(value)]
             return items if isinstance(value, list) else {"tuple": items}
-        raise TrainingError(f"no snapshot can be taken: {what} is a {type(value).__name__}, which is no plain data")
+        raise TrainingError(
+            f"no snapshot can be taken: {what} is a {type(value).__name__}, which is no plain data; keep it as "
+            "numbers, strings or tensors"
+        )
 
     def _taken(self, tensor: Tensor, what: str) -> int:
         name = str(tensor.dtype).removeprefix("torch.")

@@ -92,6 +92,6 @@ def _score(model: nn.Module, task: Task, batches: Iterable[Any], device: torch.d
         if not math.isfinite(loss) and (wrong := wrong_values(batch)):
             raise DataError(f"{name}: the loss of batch {number} is {loss}, since {wrong}; clean the data")
     if not meter.samples:
-        raise DataError("the data to evaluate on is empty: it gives no batch")
+        raise DataError("`batches` to evaluate on is empty: it gives no batch; give at least one")
     figures = meter.figures()
     return Score(task.selected(figures), meter.loss, meter.samples, figures)

@@ -259,7 +259,9 @@ class _Training:
         check_same(last, self._identity())
         require_snapshot(last, self._identity())
         if len(set(sharing.gathered(last["step"]))) > 1:
-            raise TrainingError("the processes of this run were given different snapshots to go on from")
+            raise TrainingError(
+                "the processes of this run were given different values of `snapshot`; give all the same"
+            )
         put_back(stepper.model, last["tensors"])
         restore_optimizer(stepper.optimizer, last["optimizer"])
         with restoring("scaler, or of other hooks"):

@@ -68,7 +68,8 @@ class Meter:
             return 0.0
         if not self._loss.weight:
             raise DataError(
-                f"no target of the {self.samples} samples counts: the loss leaves out those equal to its ignore_index"
+                f"no target of the {self.samples} samples counts: the loss leaves out those equal to its "
+                "ignore_index; give data with other targets"
             )
         return self._loss.value
 

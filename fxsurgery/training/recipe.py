@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from fxsurgery.errors import TrainingError
+from fxsurgery.errors import TrainingError, reason_of
 from fxsurgery.options import Range, check_fields, checked
 from fxsurgery.training.batches import count
 from fxsurgery.training.randomness import repeatable
@@ -123,12 +123,18 @@ class Recipe:
         try:
             made: object = self.optimizer(parameters)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise TrainingError(f"Recipe.optimizer cannot make an optimizer of the parameters: {error}") from error
+            raise TrainingError(
+                f"Recipe.optimizer cannot make an optimizer of the parameters: {reason_of(error)}; give a function "
+                "such as fxsurgery.training.adamw(1e-3)"
+            ) from error
         if not isinstance(made, Optimizer):
             raise TrainingError(f"Recipe.optimizer must make a torch.optim.Optimizer; it made a {type(made).__name__}")
         closure = inspect.signature(made.step).parameters.get("closure")
         if closure is not None and closure.default is closure.empty:
-            raise TrainingError(f"{type(made).__name__} takes a closure that computes the loss; the loop has none")
+            raise TrainingError(
+                f"{type(made).__name__} takes a closure that computes the loss; the loop has none; use one without, "
+                "such as AdamW"
+            )
         return made
 
 

@@ -49,12 +49,12 @@ def require_snapshot(snapshot: Mapping[str, Any], identity: Mapping[str, Any]) -
         TrainingError: it names the first field that is wrong.
     """
     if other := snapshot.keys() ^ {*identity, *_FIELDS}:
-        raise TrainingError(f"the snapshot is none: {min(map(str, other))!r} is missing or unknown; {_REMEDY}")
+        raise TrainingError(f"the snapshot is damaged: {min(map(str, other))!r} is missing or unknown; {_REMEDY}")
     if wrong := [name for name, is_right in _FIELDS.items() if not is_right(snapshot[name])]:
-        raise TrainingError(f"the snapshot is none: {wrong[0]!r} is not of its type; {_REMEDY}")
+        raise TrainingError(f"the snapshot is damaged: {wrong[0]!r} is not of its type; {_REMEDY}")
     batches = snapshot["step"] * identity["accumulate"]
     if snapshot["step"] > identity["steps"] or max(snapshot["epoch"], snapshot["drawn"]) > batches:
-        raise TrainingError(f"the snapshot is none: it tells of more steps or batches than there are; {_REMEDY}")
+        raise TrainingError(f"the snapshot is damaged: `step`, `drawn` or `epoch` is more than there are; {_REMEDY}")
 
 
 _REMEDY = "delete it, and the stage begins anew"

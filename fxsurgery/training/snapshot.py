@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxsurgery.errors import RunError, TrainingError
+from fxsurgery.errors import RunError, TrainingError, reason_of
 from fxsurgery.training.encoding import decode, encode
 
 FORMAT = 1
@@ -64,7 +64,10 @@ def check_readable(snapshot: Mapping[str, Any]) -> None:
     try:
         decode(encode(snapshot), "it")
     except (RunError, ValueError) as error:
-        raise TrainingError(f"no snapshot can be taken: what was written cannot be read back: {error}") from error
+        raise TrainingError(
+            f"no snapshot can be taken: what was written cannot be read back: {reason_of(error)}; train without run "
+            "directory"
+        ) from error
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -83,7 +86,9 @@ def put_back(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         wrong = sorted(own.keys() ^ tensors.keys()) or [
             n for n, t in own.items() if (t.shape, t.dtype) != (tensors[n].shape, tensors[n].dtype)
         ]
-        raise TrainingError(f"the snapshot is of another model; they differ in: {', '.join(wrong[:3])}")
+        raise TrainingError(
+            f"the snapshot is of another model; they differ in: {', '.join(wrong[:3])}; delete it, or pass its model"
+        )
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
@@ -103,7 +108,7 @@ def check_same(snapshot: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     other = [name for name, value in wanted.items() if snapshot.get(name) != value]
     if other:
         told = ", ".join(f"{name} was {snapshot.get(name)!r}, is {wanted[name]!r}" for name in other)
-        raise TrainingError(f"the snapshot is of another training: {told}")
+        raise TrainingError(f"the snapshot is of another training: {told}; delete it, or train with its settings")
 
 
 def restore_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
@@ -133,4 +138,6 @@ def restoring(what: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError) as error:
-        raise TrainingError(f"the snapshot is of another {what}: {error}") from error
+        raise TrainingError(
+            f"the snapshot is of another {what}: {reason_of(error)}; delete it, and the stage begins anew"
+        ) from error

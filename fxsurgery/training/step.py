@@ -12,7 +12,7 @@ from accelerate.utils.operations import convert_to_fp32
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxsurgery.errors import DeviceError, DivergedError, TrainingError
+from fxsurgery.errors import DeviceError, DivergedError, TrainingError, reason_of
 from fxsurgery.training.calls import loss_of, predict
 from fxsurgery.training.drawing import Portion
 from fxsurgery.training.finite import wrong_values
@@ -55,7 +55,7 @@ class Hooks:
 
     def __post_init__(self) -> None:
         if (self.state is None) != (self.restore is None):
-            raise TrainingError("hooks need both state and restore, or neither: one is of no use without the other")
+            raise TrainingError("hooks have one of state= and restore=: pass both or neither")
 
 
 @dataclass
@@ -106,7 +106,7 @@ class Stepper:
         if all(p.grad is None for p in self.trained):
             raise TrainingError(
                 f"{_where(info)}: the loss does not depend on any parameter that trains; "
-                "does the loss detach it, or are the parameters unused?"
+                "keep the loss attached to the outputs, and check that forward uses the parameters"
             )
         self._update(info)
         self.sharing.agree(self.model.buffers())
@@ -117,7 +117,8 @@ class Stepper:
         told = f"{_where(info)}: the loss is {total} at learning rate {info.learning_rate:.3g}"
         for portion in self._taken:
             if wrong := wrong_values(portion.batch):
-                return f"{told}, since of train_data, batch {portion.number} of epoch {portion.epoch}, {wrong}"
+                where = f"of train_data, batch {portion.number} of epoch {portion.epoch}"
+                return f"{told}, since {where}, {wrong}; clean the data"
         return (
             f"{told}; lower the learning rate, set gradient_clip=1.0 (of settings or Recipe), "
             "or look for a loss that is not finite on data that are"
@@ -198,7 +199,10 @@ class Stepper:
             raise DeviceError("out of memory in the optimizer's step, use a smaller batch_size") from error
         except RuntimeError as error:
             kind = type(self.optimizer).__name__
-            raise TrainingError(f"stage {self.stage!r}: the optimizer {kind} cannot take a step: {error}") from error
+            raise TrainingError(
+                f"stage {self.stage!r}: the optimizer {kind} cannot take a step: {reason_of(error)}; use another "
+                "optimizer"
+            ) from error
 
     def _finite(self) -> bool:
         return all(bool(p.grad.isfinite().all()) for p in self.trained if p.grad is not None)

@@ -108,10 +108,10 @@ class Task:
     def __post_init__(self) -> None:
         for name in ("train_data", "val_data"):
             if getattr(self, name) is None:
-                raise DataError(f"no {name}: give a DataLoader, a Dataset, or a tuple of tensors (x, y)")
+                raise DataError(f"Task needs {name}=: give a DataLoader, a Dataset, or a tuple of tensors (x, y)")
         for name in ("train_data", "val_data", "test_data"):
             if not isinstance(data := getattr(self, name), DataLoader | None):
-                raise DataError(f"{name} of a Task is a DataLoader, not {describe(data)}; Task.of makes one of data")
+                raise DataError(f"{name} of a Task is a DataLoader, not {describe(data)}; make one with Task.of")
         if self.val_batches is not None and self.val_batches < 1:
             raise DataError(f"val_batches={self.val_batches}: it must be at least 1")
         _require_callable("loss", self.loss)
@@ -241,13 +241,15 @@ class Task:
                 if (found.batch or 0) >= n:
                     break
         if found is None:
-            raise DataError("train_data is empty: it gives no batch")
+            raise DataError("train_data is empty: it gives no batch; give at least one, or set drop_last=False")
         return found.resized(min(n, found.batch or 0))
 
     def _with_batch(self, batch: object) -> Inputs:
         inputs, _ = self.take_apart(batch)
         if not inputs.batch and self.batch_dims is None:
-            raise DataError(f"no tensor among the model's inputs has a batch dimension: {describe_inputs(inputs)}")
+            raise DataError(
+                f"no tensor among the model's inputs has a batch dimension: {describe_inputs(inputs)}; pass batch_dims="
+            )
         return inputs
 
     def capture_examples(self) -> Inputs:

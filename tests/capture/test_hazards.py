@@ -479,7 +479,7 @@ def test_scripted_compiled_and_patched_models_are_refused():
     refused(scripted, match="is a ScriptModule")
     patched = Around(nn.ReLU())
     patched.forward = torch.relu
-    refused(patched, match="forward was replaced")
+    refused(patched, match="`forward` was replaced")
     refused(torch.compile(nn.Linear(3, 3)), match=r"torch\.compile")
     refused(nn.LazyLinear(3), match="lazy parameters")
 

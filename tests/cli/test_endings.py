@@ -54,7 +54,7 @@ FAILED = 1
         ("optimize sample_nets:Net --onnx none/a.onnx", TOLD, "--onnx: there is no directory none"),
         ("optimize sample_nets:Net --report .", TOLD, "--report: . is a directory"),
         ("optimize sample_nets:Net --run-dir .", FAILED, "holds"),
-        ("optimize sample_nets:Net --resume", FAILED, "--resume goes on with a run directory: pass --run-dir"),
+        ("optimize sample_nets:Net --resume", FAILED, "--resume continues the run of a directory: pass --run-dir"),
         ("optimize sample_nets:Net --device abacus", FAILED, "device 'abacus' is not there"),
         ("optimize sample_nets:Net --train-data none.npz --val-data none.npz", FAILED, "cannot read none.npz"),
         ("export sample_nets:Net none/a.onnx --example-shape 3,8,8", FAILED, "there is no directory none"),
@@ -65,7 +65,7 @@ FAILED = 1
         ("bench none --rounds 1000000000000", FAILED, "--rounds 1000000000000 is too large to measure"),
         ("bench none.onnx none", TOLD, "one saved result or ONNX files, not both"),
         ("bench a b", TOLD, "bench takes one saved result"),
-        ("bench a.onnx a.onnx", TOLD, "a file is named twice"),
+        ("bench a.onnx a.onnx", TOLD, "a.onnx is named twice; name each file once"),
         ("report none out.html", FAILED, "there is no directory none"),
         ("report . out.html", FAILED, ""),
     ],
@@ -105,7 +105,7 @@ def test_advice_names_flags(here: Path, give):
     result = give("optimize", "sample_nets:Net", "--method", "prune", "--set", "importance=taylor")
     assert result.exit_code == FAILED
     assert "give --train-data and --val-data, or" in result.stderr
-    assert result.stderr.endswith("With data: --train-data DATA --val-data DATA\n")
+    assert result.stderr.endswith("With data: pass --train-data DATA --val-data DATA\n")
     np.savez("one.npz", x=np.zeros(3), y=np.zeros(4))
     result = give("optimize", "sample_nets:Net", "--train-data", "one.npz", "--val-data", "one.npz")
     assert result.exit_code == FAILED
@@ -117,7 +117,7 @@ def test_a_run_that_has_not_ended_is_told(here: Path, give):
     Path("run/journal.jsonl").touch()
     result = give("report", "run", "run.html")
     assert result.exit_code == FAILED
-    assert "run holds a run that has not ended: go on with it by --resume" in result.stderr
+    assert "run holds a run that has not ended: continue it with --resume" in result.stderr
 
 
 def test_a_key_of_a_config_file_is_told_with_its_line(here: Path, give):

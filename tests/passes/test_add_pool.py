@@ -307,9 +307,9 @@ def test_values_that_are_no_map_are_refused_and_names_that_are_not_there_raise()
     assert reasons(AddPool("classifier_0")(start)) == ["it gives no feature map: (batch, channels, *positions)"]
     with pytest.raises(SpecError, match="features_3"):
         AddPool("nothing")(start)
-    with pytest.raises(SpecError, match="say 'average' or 'max'"):
+    with pytest.raises(SpecError, match="it must be 'average' or 'max'"):
         AddPool("features_2", "min")(start)  # type: ignore[arg-type]
-    with pytest.raises(SpecError, match="say one of structured"):
+    with pytest.raises(SpecError, match="it must be one of structured"):
         AddPool("features_2", weights="median")(start)  # type: ignore[arg-type]
 
 

@@ -94,7 +94,7 @@ def test_gates_are_tied_unless_said():
     edit, plan = Editor(start), gate_plan(start)
     insert_gates(edit, plan, GateVector(len(plan.units)))
     assert InsertGates()(start).program.text() == edit.finish("by hand").text()
-    with pytest.raises(SpecError, match="say 'tied' or 'independent'"):
+    with pytest.raises(SpecError, match="it must be 'tied' or 'independent'"):
         InsertGates("apart")(start)
 
 

@@ -296,5 +296,5 @@ def test_weights_that_a_hook_makes_keep_their_width():
 
 
 def test_more_units_than_any_memory_are_refused_at_once():
-    with pytest.raises(SpecError, match="a: 1,000,000,000,000 units to add; say at most 65,536"):
+    with pytest.raises(SpecError, match="a: 1,000,000,000,000 units to add; it must be at most 65,536"):
         Widen((("a", 10**12),))(mlp())

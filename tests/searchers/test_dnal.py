@@ -151,7 +151,7 @@ def test_papers_lambda_closes_more_gates_the_larger_it_is():
 
 def test_budget_and_lambda_exclude_each_other():
     for budget, config in ((None, QUICK), (Budget(macs=0.5), Dnal(penalty=1e-4))):
-        with pytest.raises(BudgetError, match="either a budget or Dnal"):
+        with pytest.raises(BudgetError, match="a budget= or Dnal"):
             search(start(), budget, config, Session(task()), trained=True)
 
 

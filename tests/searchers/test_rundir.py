@@ -327,7 +327,7 @@ def test_weights_of_another_stage_are_refused_though_they_are_whole(tmp_path: Pa
     search(RunDir.open(tmp_path, ASKED, resume=False), net(), [])
     first, second = sorted((tmp_path / "stages").iterdir())
     second.write_bytes(first.read_bytes())
-    with pytest.raises(RunError, match="it is another file than the one that the journal tells of"):
+    with pytest.raises(RunError, match="it is another file than the one in the journal"):
         search(RunDir.open(tmp_path, ASKED, resume=True), net(), [])
 
 

@@ -428,14 +428,15 @@ def test_state_that_spans_parameters_is_refused():
 def test_another_kind_of_optimizer_is_refused():
     one, other = nn.Linear(2, 2), nn.Linear(2, 2)
     message = refused(Adam(one.parameters()), one, SGD(other.parameters()), other)
-    assert message == "a SGD cannot go on from what a Adam knows"
+    assert message == "a SGD cannot continue from the state of a Adam; use the same class of optimizer"
 
 
 def test_an_option_that_needs_more_state_is_refused():
     program, model, before = trained(KINDS["adam"])
     twin = program.trainable_copy()
     message = refused(before, model, KINDS["amsgrad"](twin.parameters()), twin)
-    assert message == "an optimizer with amsgrad cannot go on from what one without it knows"
+    told = "an optimizer with amsgrad cannot continue from the state of one without it; give both the same options"
+    assert message == told
 
 
 def test_optimizers_of_other_models_are_refused():
@@ -451,4 +452,5 @@ def test_origins_of_another_result_are_refused():
     known = {"bias": Origin("offset")}
     assert "the model before does not have" in refused(mine, one, yours, other, known)
     known = {"bias": Origin("bias", {0: torch.tensor([0, 1])})}
-    assert refused(mine, one, yours, other, known) == "bias is (3,), and its origins are those of (2,)"
+    told = "bias is (3,), and its origins are those of (2,); pass the origins of this surgery"
+    assert refused(mine, one, yours, other, known) == told

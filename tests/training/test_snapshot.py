@@ -294,7 +294,7 @@ def test_a_snapshot_of_another_optimizer_is_refused():
 
 
 def test_hooks_that_cannot_be_restored_are_refused():
-    with pytest.raises(TrainingError, match="both state and restore"):
+    with pytest.raises(TrainingError, match="one of state= and restore=: pass both or neither"):
         Hooks(state=dict)
 
 
@@ -333,9 +333,9 @@ def test_tied_weights_stay_tied():
         ({"more": 1}, "'more' is missing or unknown"),
         ({"step": None}, "'step' is not of its type"),
         ({"step": True}, "'step' is not of its type"),
-        ({"step": STEPS + 1}, "more steps or batches than there are"),
-        ({"drawn": 10**12}, "more steps or batches than there are"),
-        ({"epoch": 10**12}, "more steps or batches than there are"),
+        ({"step": STEPS + 1}, "`step`, `drawn` or `epoch` is more than there are"),
+        ({"drawn": 10**12}, "`step`, `drawn` or `epoch` is more than there are"),
+        ({"epoch": 10**12}, "`step`, `drawn` or `epoch` is more than there are"),
         ({"epoch": -1}, "'epoch' is not of its type"),
         ({"tensors": {"0.bias": 1}}, "'tensors' is not of its type"),
         ({"optimizer": []}, "'optimizer' is not of its type"),

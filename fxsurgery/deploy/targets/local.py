@@ -42,5 +42,5 @@ class Local:
         """
         known = [f.name for f in fields(Plan) if f.name != "provider"]
         if unknown := [name for name in options if name not in known]:
-            raise DeviceError(f"a measurement takes no {unknown[0]}=; its options are {', '.join(known)}")
+            raise DeviceError(f"a measurement takes no {unknown[0]}=; its options are {', '.join(known)}; leave it out")
         return Plan(provider=self.provider, **options)

@@ -59,7 +59,9 @@ def name(value: object) -> str:
         SavingError: it is none.
     """
     if not isinstance(value, str) or not value.isidentifier() or keyword.iskeyword(value):
-        raise SavingError(f"{str(value)[:60]!r} cannot be written as code: it is no identifier")
+        raise SavingError(
+            f"{str(value)[:60]!r} cannot be written as code: it is no identifier; keep the result with `save`"
+        )
     return str.__str__(value)
 
 
@@ -90,7 +92,7 @@ def _torchs(value: object) -> Code:
         return Code("...")
     if isinstance(value, complex):
         return Code(f"complex({value.real!r}, {value.imag!r})")
-    raise SavingError(f"a value of type {type(value).__name__} cannot be written as code")
+    raise SavingError(f"a value of type {type(value).__name__} cannot be written as code; keep the result with `save`")
 
 
 def index(value: Any, special: Show) -> str:  # noqa: ANN401 -- any index

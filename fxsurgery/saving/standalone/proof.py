@@ -88,9 +88,15 @@ def prove(program: Program, folder: Path) -> None:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
         except subprocess.TimeoutExpired as error:
-            raise SavingError(f"the code that was written does not end within {SECONDS} s") from error
+            raise SavingError(
+                f"the code that was written does not end within {SECONDS} s; report this model, and keep the result "
+                "with `save`"
+            ) from error
     if done.returncode:
-        raise SavingError(f"the code that was written does not do what the model does: {done.stderr.strip()[-800:]}")
+        raise SavingError(
+            f"the code that was written does not do what the model does: {done.stderr.strip()[-800:]}; report this "
+            "model, and keep the result with `save`"
+        )
 
 
 def _asked(program: Program, work: Path) -> dict[str, Any]:

@@ -61,7 +61,10 @@ class Tree:
         """How the parts of a container are kept: `list` by position, `dict` by key, `named` as attributes."""
         names = [name for name, _ in (*ordered(module, path, self._used), *_tensors(module))]
         if not all(part.replace("_", "").replace("-", "").replace(" ", "").isalnum() for part in names):
-            raise SavingError(f"`{path}` has parts with names that code cannot have: {names}")
+            raise SavingError(
+                f"`{path}` has parts with names that code cannot have: {names}; rename them, or keep the result with "
+                "`save`"
+            )
         numbered = names == [str(i) for i in range(len(names))] and not list(_tensors(module))
         if names and numbered:
             return "list"

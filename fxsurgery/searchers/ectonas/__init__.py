@@ -62,7 +62,10 @@ def search(program: Program, budget: Budget | None, config: Ectonas, session: Se
         evolving.run()
     chosen = evolving.choice()
     if math.isnan(chosen.figures.score):
-        raise TrainingError(f"the validation {session.task.metric_name} is not a number (NaN) for any network")
+        raise TrainingError(
+            f"the validation {session.task.metric_name} is not a number (NaN) for any network; see what the metric "
+            "gives on val_data"
+        )
     if school.fitness.excess(chosen.figures):
         raise BudgetError(out_of_reach(evolving, chosen))
     chosen, verified = verified_choice(evolving, chosen)

@@ -48,7 +48,9 @@ class Evolving:
             school.remember(start, start.program, None)
         elif (ended := school.warm_up(start, steps)).failure is not None:
             error = BudgetError if ended.stopped else TrainingError
-            raise error(f"the warm-up came to nothing: {ended.failure}")
+            raise error(
+                f"the warm-up of the first network failed: {ended.failure}; lower its learning rate, or spend more"
+            )
         start.program = school.latest[start].program
 
     def run(self) -> None:
@@ -137,7 +139,7 @@ class Evolving:
         if not paid and not school.purse.spent:
             raise BudgetError(
                 f"nothing can be trained: a match of the first networks takes {school.match_epochs(flat[0]):.3g} "
-                f"epochs, and {school.purse.left / school.purse.epoch:.3g} may be spent"
+                f"epochs, and {school.purse.left / school.purse.epoch:.3g} may be spent; spend more"
             )
         where = f"generation {self.generation}, competition {number}, round {round_}"
         ended = iter(school.train([i for group in paid for i in group], where))
@@ -220,8 +222,11 @@ class Evolving:
         told = "; ".join(f"{why} ({many})" for why, many in reasons) or "they find no place in it"
         named = [name for name in self.school.config.operations if name != IDENTITY]
         if not named:
-            return "the identity alone makes no other network: name more operations"
-        return f"none of the operations {', '.join(named)} can be done to this model: {told}"
+            return "operations= has the identity alone, which makes no other network: name more operations"
+        return (
+            f"none of the operations {', '.join(named)} can be done to this model: {told}; name more operations, or "
+            "pass another model"
+        )
 
 
 def _payable(prices: Sequence[int], purse: float) -> int:

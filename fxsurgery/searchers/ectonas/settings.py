@@ -82,7 +82,8 @@ class Ectonas(Settings):
         super().__post_init__()
         if self.optimizer is not None and self.finetune_learning_rate is not None:
             raise SurgeryError(
-                "finetune_learning_rate is for SGD, and the optimizer that was given has a rate of its own"
+                "finetune_learning_rate is for SGD, and the optimizer that was given has a rate of its own; leave it "
+                "out"
             )
         for name in self.operations or ("none at all",):
             if name not in OPERATIONS:

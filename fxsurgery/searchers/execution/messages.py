@@ -51,4 +51,6 @@ def _error_of(told: dict[str, Any], job: Job) -> SurgeryError:
         error = kind(told["said"])
         error.add_note(f"in the process of job {job.name!r}:\n{told['traceback']}")
         return error
-    return WorkerError(f"job {job.name!r} ended with {told['said']} in its process:\n{told['traceback']}")
+    return WorkerError(
+        f"job {job.name!r} ended with {told['said']} in its process; correct what it shows:\n{told['traceback']}"
+    )

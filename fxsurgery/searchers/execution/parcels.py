@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from fxsurgery.errors import SurgeryError
+from fxsurgery.errors import SurgeryError, reason_of
 from fxsurgery.training.randomness import own_workers
 
 _MADE_ANEW = {"_graph", "_code", "_lineno_map", "_prologue_start", "_tracer_cls", "_tracer_extras", "meta", "shape_env"}
@@ -57,7 +57,7 @@ def packed(what: object, name: str) -> bytes:
         torch.save(what, buffer, pickle_module=SimpleNamespace(Pickler=_Pickler, __name__="parcels"))
     except (pickle.PicklingError, TypeError, AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
         raise SurgeryError(
-            f"{name} cannot be sent to Ray's workers: {error}; take executor='processes' or 'in-process'"
+            f"{name} cannot be sent to Ray's workers: {reason_of(error)}; take executor='processes' or 'in-process'"
         ) from error
     return buffer.getvalue()
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fxsurgery.errors import DeviceError, WorkerError
+from fxsurgery.errors import DeviceError, WorkerError, reason_of
 from fxsurgery.searchers.execution.crew import Died, Duty
 from fxsurgery.searchers.execution.messages import message_of
 from fxsurgery.searchers.execution.work import Report, one_thread, work_on
@@ -122,7 +122,10 @@ class Tasks:
         except _DEATHS as error:
             return duty.number, Died(f"{type(error).__name__} of Ray")
         except RayError as error:
-            raise WorkerError(f"Ray could not run job {duty.job.name!r}: {error}") from error
+            raise WorkerError(
+                f"Ray could not run job {duty.job.name!r}: {reason_of(error)}; see the log of Ray, or take "
+                "executor='processes'"
+            ) from error
         return duty.number, message
 
     def _kind(self) -> str:

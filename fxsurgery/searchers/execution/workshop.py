@@ -97,7 +97,7 @@ class Workshop:
         """
         names = [job.name for job in jobs]
         if twice := {name for name in names if names.count(name) > 1}:
-            raise SurgeryError(f"several jobs are named {', '.join(sorted(twice))}; each of a batch has its own name")
+            raise SurgeryError(f"several jobs are named {', '.join(sorted(twice))}; give each of a batch its own name")
         batch = _Batch(jobs, run.places(names), on_end, self._lost)
         duties = batch.begin()
         if not duties:
@@ -131,7 +131,7 @@ class Workshop:
         if processes() > 1:
             raise DeviceError(
                 f"executor={self.executor!r} runs jobs in processes of its own, and this run is distributed already: "
-                "its processes share every job, in-process"
+                "take executor='in-process', whose processes share every job"
             )
         if self.executor == "processes":
             self._check_forks()

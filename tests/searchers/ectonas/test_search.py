@@ -326,7 +326,7 @@ def test_networks_that_diverge_are_out_and_counted(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_warm_up_that_diverges_is_an_error():
-    with pytest.raises(TrainingError, match="the warm-up came to nothing"):
+    with pytest.raises(TrainingError, match="the warm-up of the first network failed"):
         evolved(cnn(), replace(QUICK, learning_rate=1e30, weights_epochs=3))
 
 
@@ -393,7 +393,7 @@ def test_a_residual_network_evolves():
 def test_nothing_to_do_is_an_error_with_reasons():
     with pytest.raises(StructureError, match="none of the operations remove-cell can be done to this model"):
         evolved(ffnn(), replace(QUICK, operations=("identity", "remove-cell")))
-    with pytest.raises(StructureError, match="the identity alone makes no other network"):
+    with pytest.raises(StructureError, match="the identity alone, which makes no other network"):
         evolved(ffnn(), replace(QUICK, operations=("identity",)))
 
 
