@@ -64,7 +64,7 @@ class Source:
         return [site for module, tree in self.trees.items() for site in self._sites(module, tree)]
 
     def _sites(self, module: str, tree: ast.Module) -> Iterator[Site]:
-        for path in _paths(tree):
+        for path in paths(tree):
             node = path[-1]
             if not isinstance(node, ast.Call) or not (kind := self._kind(module, path)):
                 continue
@@ -83,7 +83,7 @@ class Source:
         """The class that a call makes: one of ours, or the one in a variable of a `raise`."""
         call = path[-1]
         assert isinstance(call, ast.Call)
-        name = _name(call.func)
+        name = name_of(call.func)
         if name in self.kinds:
             return name
         raised = len(path) > 1 and isinstance(path[-2], ast.Raise) and isinstance(call.func, ast.Name)
@@ -95,7 +95,7 @@ class Source:
 
     def _relayed(self, path: list[ast.AST]) -> frozenset[str]:
         handlers = [n for n in path if isinstance(n, ast.ExceptHandler) and n.name and n.type is not None]
-        return frozenset(str(h.name) for h in handlers if h.type is not None and _names(h.type) <= self.kinds)
+        return frozenset(str(h.name) for h in handlers if h.type is not None and names_of(h.type) <= self.kinds)
 
     def returned(self, module: str, name: str) -> list[str]:
         """The variants of what a function returns."""
@@ -172,9 +172,9 @@ class Source:
     def _calls(self) -> dict[str, list[tuple[str, list[ast.AST]]]]:
         found = defaultdict[str, list[tuple[str, list[ast.AST]]]](list)
         for module, tree in self.trees.items():
-            for path in _paths(tree):
+            for path in paths(tree):
                 if isinstance(path[-1], ast.Call):
-                    found[_name(path[-1].func)].append((module, path))
+                    found[name_of(path[-1].func)].append((module, path))
         return found
 
     def _of_elements(self, node: ast.AST, module: str, scope: Function | None, depth: int) -> list[str]:
@@ -189,11 +189,11 @@ class Source:
         return []
 
     def _of_call(self, node: ast.Call, module: str, scope: Function | None, depth: int) -> list[str]:
-        name = _name(node.func)
+        name = name_of(node.func)
         if name == "format" and isinstance(node.func, ast.Attribute):
             return self.read(node.func.value, module, scope, depth)
         if name == "get" and isinstance(node.func, ast.Attribute) and len(node.args) == 2:
-            texts = self.constants[module].get(_name(node.func.value))
+            texts = self.constants[module].get(name_of(node.func.value))
             choices = [*texts.values, node.args[1]] if isinstance(texts, ast.Dict) else []
             return _unique(choices, lambda n: self.read(n, module, scope, depth))
         if name == "join" and node.args:
@@ -202,7 +202,7 @@ class Source:
         found = self.functions.get(name, [])
         nearest = [f for f in found if f[0] == home] or (found if isinstance(node.func, ast.Attribute) else [])
         if len(nearest) > 1 and isinstance(node.func, ast.Attribute):
-            nearest = [f for f in nearest if _name(f[1].returns) == "str"]
+            nearest = [f for f in nearest if name_of(f[1].returns) == "str"]
         if len(nearest) != 1:
             return []
         home, function = nearest[0]
@@ -223,47 +223,12 @@ def errors_of_ours(texts: Iterable[str]) -> frozenset[str]:
     """The classes of `errors.py`, their subclasses elsewhere, and those of `PARTS`."""
     classes = [n for text in texts for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ClassDef)]
     found = {"SurgeryError", *PARTS}
-    while more := {c.name for c in classes if found & {_name(b) for b in c.bases}} - found:
+    while more := {c.name for c in classes if found & {name_of(b) for b in c.bases}} - found:
         found |= more
     return frozenset(found)
 
 
-def unguarded(source: Source) -> Iterator[str]:
-    """Places in texts where the words of a foreign error stand bare, which leaves a hole where it has none."""
-    for module, tree in source.trees.items():
-        for path in _paths(tree):
-            if not isinstance(path[-1], ast.JoinedStr):
-                continue
-            for value in (v for v in path[-1].values if isinstance(v, ast.FormattedValue) and v.conversion == -1):
-                if (name := _words_of(value.value)) in _foreign(path, source.kinds):
-                    yield f"{module}:{value.lineno} {{{ast.unparse(value.value)}}} of {name}"
-
-
-def _words_of(node: ast.expr) -> str | None:
-    """The name whose `str` an expression is, or a piece of it."""
-    if isinstance(node, ast.Name):
-        return node.id
-    calls = [n for n in ast.walk(node) if isinstance(n, ast.Call) and _name(n.func) == "str" and n.args]
-    return _name(calls[0].args[0]) if calls else None
-
-
-def _foreign(path: list[ast.AST], kinds: frozenset[str]) -> set[str]:
-    """Names of errors in reach that may say nothing: caught ones that are not ours, and parameters."""
-    found = set[str]()
-    for node in path:
-        if isinstance(node, ast.ExceptHandler) and node.name and node.type is not None:
-            (found.discard if _names(node.type) <= kinds else found.add)(node.name)
-        if isinstance(node, Function):
-            params = [a for a in (*node.args.args, *node.args.kwonlyargs) if a.annotation is not None]
-            found |= {
-                a.arg
-                for a in params
-                if _name(a.annotation).endswith(("Exception", "Error")) and not _names(a.annotation) <= kinds
-            }
-    return found
-
-
-def _paths(tree: ast.AST) -> Iterator[list[ast.AST]]:
+def paths(tree: ast.AST) -> Iterator[list[ast.AST]]:
     """Each node, behind all that it stands in."""
     waiting: list[list[ast.AST]] = [[tree]]
     while waiting:
@@ -299,7 +264,7 @@ def _parameters(scope: Function) -> list[str]:
 def _is_tested(name: str, scope: Function) -> bool:
     """Whether a function asks about a name before it uses it, so that an empty text does not reach a message."""
     tests = [n.test for n in ast.walk(scope) if isinstance(n, ast.If)]
-    return any(_name(n) == name for test in tests for n in ast.walk(test) if isinstance(n, ast.Name))
+    return any(name_of(n) == name for test in tests for n in ast.walk(test) if isinstance(n, ast.Name))
 
 
 def _is_textual(node: ast.expr) -> bool:
@@ -319,13 +284,13 @@ def _placeholder(node: ast.AST) -> str:
     return f"<{ast.unparse(node).replace('<', '').replace('>', '')[:60]}>"
 
 
-def _name(node: ast.AST | None) -> str:
+def name_of(node: ast.AST | None) -> str:
     return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
 
 
-def _names(node: ast.AST) -> set[str]:
+def names_of(node: ast.AST) -> set[str]:
     parts = node.elts if isinstance(node, ast.Tuple) else [node]
-    return {_name(part) for part in parts}
+    return {name_of(part) for part in parts}
 
 
 def _unique(nodes, read) -> list[str]:

@@ -48,8 +48,8 @@ def test_the_seed_alone_decides_the_weights():
     ("wrong", "told"),
     [
         ({"size": "huge"}, "small, medium, large"),
-        ({"classes": 0}, "1 or more"),
-        ({"classes": True}, "1 or more"),
+        ({"classes": 0}, "classes=.*: it must be at least 1"),
+        ({"classes": True}, "classes=.*: it must be at least 1"),
         ({"input_shape": (28, 28)}, "channels, height, width"),
         ({"input_shape": (1, 0, 28)}, "sizes of one sample"),
         ({"input_shape": 28}, "sizes of one sample"),

@@ -156,7 +156,7 @@ def measure(models: Models, inputs: Inputs, plan: Plan) -> LatencyReport:
         ExportError: a file cannot be loaded or run.
     """
     if not models:
-        raise DeviceError("`models` is empty, so there is nothing to measure; pass at least one")
+        raise DeviceError("`models` holds no model to measure; pass at least one")
     blocks = interleaved(models, inputs, plan)
     is_cpu = plan.provider == CPU
     return LatencyReport(

@@ -96,7 +96,9 @@ def _config(path: Path) -> dict[str, Any] | None:
     except RunError as error:
         raise RunError(f"{error}, or begin in another directory") from error
     if not isinstance(found, dict):
-        raise RunError(f"{path} is damaged: it is no JSON object; begin in another directory")
+        raise RunError(
+            f"{path} is damaged: it is no JSON object; restore an intact copy, or begin in another directory"
+        )
     return found
 
 

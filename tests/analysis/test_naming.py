@@ -12,8 +12,8 @@ def test_a_path_of_a_module_is_told_from_the_name_of_its_node():
         SpecError, match=r"no node is named 'body.0' \(the module body.0 is called by %body_0\); x: a, b"
     ):
         node_named(start, "body.0", lambda: ["a", "b"], "x:")
-    with pytest.raises(SpecError, match="no node is named 'output'; maps are none"):
-        node_named(start, "output", list, "maps are")
+    with pytest.raises(SpecError, match="no node is named 'output'; choose one of the maps: none"):
+        node_named(start, "output", list, "maps")
 
 
 @pytest.mark.parametrize(

@@ -476,7 +476,7 @@ def test_scripted_compiled_and_patched_models_are_refused():
     program = capture(Around(scripted), X)
     assert len(list(program.calls(torch.jit.ScriptModule))) == 1
     assert kept_whole(program) == ["between"]
-    refused(scripted, match="is a ScriptModule")
+    refused(scripted, match="is a torch.jit.ScriptModule")
     patched = Around(nn.ReLU())
     patched.forward = torch.relu
     refused(patched, match="`forward` was replaced")

@@ -59,8 +59,14 @@ def test_a_text_that_names_nothing_is_told_the_form(here: Path, text: str, messa
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sample_none:Net", "^MODEL: there is no module 'sample_none', neither here nor installed$"),
-        ("sample_none.py:Net", r"^MODEL: there is no file sample_none.py$"),
+        (
+            "sample_none:Net",
+            (
+                "^MODEL: there is no module 'sample_none', neither here nor installed; "
+                "install it, or run where it can be imported$"
+            ),
+        ),
+        ("sample_none.py:Net", r"^MODEL: there is no file sample_none.py; name a file that is there$"),
         ("sample_nets:Nett", r"^MODEL: sample_nets has no 'Nett'; did you mean 'Net'\?$"),
         ("sample_nets.deeper:Net", "there is no module 'sample_nets.deeper'"),
     ],

@@ -171,7 +171,7 @@ def test_what_has_no_meaning_raises():
     start = program("FlattenLinear")
     with pytest.raises(SpecError, match="features_2"):
         AddConvCell("nothing")(start)
-    with pytest.raises(SpecError, match="1 or more"):
+    with pytest.raises(SpecError, match="channels=0: it must be at least 1"):
         AddConvCell("features_2", channels=0)(start)
     with pytest.raises(SpecError, match="'max' or 'none'"):
         AddConvCell("features_2", kind="min")(start)  # type: ignore[arg-type]

@@ -223,7 +223,7 @@ def test_a_reader_that_writes_in_place_does_not_get_at_another_readers_map():
 
 
 def test_what_is_no_pool_raises():
-    with pytest.raises(SpecError, match="pools are cell1_1, cell2_3"):
+    with pytest.raises(SpecError, match="there are: cell1_1, cell2_3"):
         RemovePool("cell1_0")(program("PooledLinear"))
 
 

@@ -216,12 +216,15 @@ def test_a_source_that_is_overwritten_is_refused_and_a_target_is_not():
 @pytest.mark.parametrize(
     ("move", "said"),
     [
-        (SplitEdge("deepen", "nothing"), "no node is named 'nothing'; feature maps are x, first, bn, second, tanh"),
-        (SplitEdge("sideways", "bn"), "say 'deepen' or 'widen'"),
-        (SplitEdge("deepen", "bn", zero="one"), "say 'keep' or 'fresh'"),
-        (SplitEdge("deepen", "bn", activation="never"), "say 'before' or 'after'"),
-        (SplitEdge("deepen", "bn", ops=0), "at least 1"),
-        (SplitEdge("deepen", "bn", channels=4), "options of widen"),
+        (
+            SplitEdge("deepen", "nothing"),
+            "no node is named 'nothing'; choose one of the feature maps: x, first, bn, second, tanh",
+        ),
+        (SplitEdge("sideways", "bn"), "it must be 'deepen' or 'widen'"),
+        (SplitEdge("deepen", "bn", zero="one"), "it must be 'keep' or 'fresh'"),
+        (SplitEdge("deepen", "bn", activation="never"), "it must be 'before' or 'after'"),
+        (SplitEdge("deepen", "bn", ops=0), "ops=, channels= and size= must be at least 1"),
+        (SplitEdge("deepen", "bn", channels=4), "leave source=, size= and channels= out"),
         (SplitEdge("widen", "second"), "source="),
         (SplitEdge("widen", "bn", "second"), "%second does not run before %bn"),
         (SplitEdge("widen", "bn", "bn"), "an edge goes forward"),

@@ -186,7 +186,7 @@ def test_the_original_stays_as_it_is():
 
 
 def test_nothing_to_distil_is_said():
-    with pytest.raises(DataError, match="no output of the model is a floating tensor"):
+    with pytest.raises(DataError, match="no output of the model is a floating-point tensor"):
         task_of(Parts(lambda y: y.argmax(1)).eval())
     with pytest.raises(DataError, match="has samples"):
         distilled_task(capture(mlp(), X[:2]), Inputs((torch.tensor(1.0),)), Inputs((V,)))

@@ -157,7 +157,7 @@ def test_metric_is_accuracy_for_the_default_loss_and_else_the_loss():
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        (None, "no train_data"),
+        (None, "Task needs train_data="),
         ((torch.zeros(0, 3), torch.zeros(0)), "train_data has no samples"),
         ((torch.zeros(3, 3), torch.zeros(2)), "different numbers of samples"),
         ({"x": torch.zeros(3, 3), "y": torch.zeros(2)}, "different numbers of samples"),
