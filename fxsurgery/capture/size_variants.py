@@ -81,7 +81,7 @@ class SizeVariants:
 
     def _batches(self) -> tuple[Variant, ...]:
         batch = self._inputs.batch
-        sizes = {1, batch + 1} - {batch} if batch and self._inputs.is_resizable else set[int]()
+        sizes = {1, batch + 1, 2 * batch} - {batch} if batch and self._inputs.is_resizable else set[int]()
         tried = (self._first((), [self._inputs.resized(size)]) for size in sorted(sizes))
         return tuple(variant for variant in tried if variant is not None)
 

@@ -318,3 +318,18 @@ def test_what_outlives_a_recording_in_a_cache_is_plain():
         assert agrees(model, program, ids(9, batch=4))
     assert room(9) + 1 == 4
     assert type(room(9) + 1) is int
+
+
+@pytest.mark.parametrize("limit", [8, 4])
+def test_a_batch_that_the_graph_does_not_hold_for_is_refused(limit):
+    def grouped(_, x, __):
+        group = min(x.shape[0], limit // 2)
+        spread = x.view(group, -1, *x.shape[1:]).var(0, unbiased=False).mean()
+        return (x + spread) * (2 if x.shape[0] >= limit else 1)
+
+    model, program = taken(Tokens(grouped), ids(5, batch=limit // 2))
+    for batch, length in ((limit // 2, 5), (limit // 2 - 1, 5), (limit // 2, 9)):
+        assert agrees(model, program, ids(length, batch=batch))
+    with pytest.raises(AssertionError, match="decides by a size"):
+        program(ids(5, batch=2 * limit))
+    assert any("decides by a size" in note for note in program.notes)
