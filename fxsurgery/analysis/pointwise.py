@@ -83,7 +83,7 @@ def _known(program: Program, node: fx.Node) -> Pointwise | None:
     name = target_name(node)
     if name in PASSING_FUNCTIONS:
         return _IDENTITY  # whether it trains, a dropout may be told by another node
-    if len(inputs) != 1 or name not in FUNCTIONS:
+    if len(inputs) != 1 or name not in FUNCTIONS or getattr(node.target, "__module__", None) == "math":
         return None
     call: Callable[..., Tensor] = getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
     return _tried(lambda x: call(x, *node.args[1:], **node.kwargs))

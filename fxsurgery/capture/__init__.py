@@ -161,7 +161,7 @@ def _recorded(
         others = tuple(v for v in sizes.all if v is not at)
         if at is not sizes.example:
             others = (*others, replace(sizes.example, dims=at.dims))
-        settled = settle_sizes(model, found.graph_module, at, others)
+        settled = settle_sizes(model, found.graph_module, at, others, sizes.refused)
         return _compared(model, found, settled, inputs), settled
 
     try:

@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
@@ -62,12 +63,19 @@ def record(
     for position, leaf in enumerate(inputs.leaves):
         recorder.bind(leaf, recorder.graph.placeholder(f"input_{position}"))
     met = [place for function in whole for place in stand_ins(function, recorder.call_function)]
-    with listening(recorder.call, recorder.refuse_function, met), python_draws(model, recorder.refuse_draw), recorder:
-        returned = model(*inputs.args, **inputs.kwargs)
-    recorder.refuse_caught()
-    recorder.refuse_assigned()
-    leaves, spec = pytree.tree_flatten(plain_structure(returned, recorder.offence))
-    recorder.graph.output([recorder.argument(leaf) for leaf in leaves])
+    try:
+        with (
+            listening(recorder.call, recorder.refuse_function, met),
+            python_draws(model, recorder.refuse_draw),
+            recorder,
+        ):
+            returned = model(*inputs.args, **inputs.kwargs)
+        recorder.refuse_caught()
+        recorder.refuse_assigned()
+        leaves, spec = pytree.tree_flatten(plain_structure(returned, recorder.offence))
+        recorder.graph.output([recorder.argument(leaf) for leaf in leaves])
+    finally:
+        recorder.close()
     entered = tuple(dict.fromkeys(recorder.entered))
     return Recording(recorder.graph, spec, recorder.constants, entered, _notes(model, recorder, returned))
 
@@ -109,6 +117,11 @@ class _Recorder(TorchFunctionMode):
         self._whole_ones = set[str]()
         self._drew, self._drawn = False, list[OffenceError]()
         self._alive: list[object] = []
+
+    def close(self) -> None:
+        """End the recording: what it gave out and the user's code kept is plain from now on."""
+        if self._tape is not None:
+            self._tape.close()
 
     def offence(self, what: str, remedy: str = REWRITE) -> OffenceError:
         """The error for what a graph cannot hold, at the module that is running."""
@@ -300,8 +313,8 @@ class _Recorder(TorchFunctionMode):
 
     def argument(self, value: Any) -> Any:
         """`value` with nodes for what the graph made."""
-        if is_traced(value):
-            return value.node_of
+        if is_traced(value) or isinstance(value, np.generic):
+            return self._number(value)
         if id(value) in self._nodes:
             return self._nodes[id(value)]
         if isinstance(value, Tensor):
@@ -314,6 +327,11 @@ class _Recorder(TorchFunctionMode):
             return int(value)
         what = f"a {type(value).__name__} is handed to a torch function or a module that is kept whole"
         raise OffenceError(self._makers.get(id(value), self._inside[-1]), what)
+
+    def _number(self, value: Any) -> Any:
+        if isinstance(value, np.generic):
+            return value.item()  # the code of a graph cannot name NumPy's types
+        return plain(value) if self._tape is None else self._tape.operand(value)
 
     def _nested(self, value: Any) -> Any:
         if isinstance(value, slice):

@@ -4,8 +4,11 @@
     a guard of constants                        is dropped;
     an exact guard that another size breaks     fixes the dims of the inputs that were changed;
     a branch guard                              stays, with a message;
+    a text guard                                is exact where the graph is wrong for no other reason, else dropped;
     a difference that no guard catches          fixes the dims of the inputs that were changed;
     one that a joint change does not show       ties them: ids and their mask are as long as each other.
+
+    a size that the model refuses               is one at which the graph may not compute either.
 
 Fixed and tied dims are checked before anything is computed: one error names the input, the size and the remedy.
 """
@@ -60,10 +63,16 @@ class _Trial:
     """Guards that do not hold, by node."""
     agrees: bool
     """Whether it gave what the model gives."""
+    is_refused: bool = False
+    """Whether the model refuses these inputs."""
 
 
 def settle_sizes(
-    model: nn.Module, graph_module: fx.GraphModule, example: Variant, variants: tuple[Variant, ...]
+    model: nn.Module,
+    graph_module: fx.GraphModule,
+    example: Variant,
+    variants: tuple[Variant, ...],
+    refused: tuple[Variant, ...] = (),
 ) -> Settled:
     """Make a graph right, or refuse, at every size that its model takes.
 
@@ -72,38 +81,44 @@ def settle_sizes(
         graph_module: changed in place.
         example: the example inputs.
         variants: inputs of other sizes, which the model takes.
+        refused: inputs of other sizes, which the model refuses; none where it takes some along the same dims.
     """
     scratch = trials.Scratch(graph_module, trials.lively(model))
     found = [_tried(scratch.copy(), variant) for variant in (example, *variants)]
-    settled = _Settlement(graph_module.graph, _leaf_names(model, example.inputs), example.inputs, found)
+    probes = [trial for variant in refused if (trial := _probed(scratch.copy(), variant)) is not None]
+    names = _leaf_names(model, example.inputs)
+    settled = _Settlement(graph_module.graph, names, example.inputs, [*found, *probes])
     if not found[0].agrees:
         settled.drop_guards()
         graph_module.recompile()
         return Settled(is_right=False)
     settled.fold()
     settled.tie()
+    settled.settle_texts()
     settled.drop_harmless()
     notes = tuple(settled.fix())
     branches = {node.name for node in settled.guards("branch")}
-    refused = [v for v, trial in zip(variants, found[1:], strict=True) if branches & set(trial.broken) and v.dims]
+    missed = [v for v, trial in zip(variants, found[1:], strict=True) if branches & set(trial.broken) and v.dims]
     notes = (*notes, *settled.word_branches())
     settled.clean()
     graph_module.graph.lint()
     graph_module.recompile()
-    return Settled(notes, tuple(refused))
+    return Settled(notes, tuple(missed))
 
 
 def _tried(graph_module: nn.Module, variant: Variant) -> _Trial:
     run = _Run(graph_module.train().eval())
-    trials.seed_all()
-    try:
-        with torch.no_grad():
-            output = run.run(*variant.inputs.clone().leaves, enable_io_processing=False)
-        outcome = trials.Outcome(trials.named_leaves(run.graph.process_outputs(output)))
-        agrees = trials.difference(outcome, variant.outcome)[0] <= 1
-    except Exception:  # noqa: BLE001 -- whatever the operations raise at another size is the finding
-        agrees = False
+    outcome = run.outcome(variant.inputs)
+    agrees = outcome is not None and trials.difference(outcome, variant.outcome)[0] <= 1
     return _Trial(variant.dims, run.sizes, tuple(run.broken), agrees)
+
+
+def _probed(graph_module: nn.Module, variant: Variant) -> _Trial | None:
+    """A run on inputs that the model refuses; `None` where the operations of the graph refuse them as well."""
+    run = _Run(graph_module.train().eval())
+    if run.outcome(variant.inputs) is None:
+        return None
+    return _Trial(variant.dims, run.sizes, tuple(run.broken), agrees=False, is_refused=True)
 
 
 class _Run(fx.Interpreter):
@@ -114,6 +129,16 @@ class _Run(fx.Interpreter):
         self.extra_traceback = False
         self.sizes: dict[str, Any] = {}
         self.broken: list[str] = []
+
+    def outcome(self, inputs: Inputs) -> trials.Outcome | None:
+        """Run the graph; `None` where it does not get to its end."""
+        trials.seed_all()
+        try:
+            with torch.no_grad():
+                output = self.run(*inputs.clone().leaves, enable_io_processing=False)
+            return trials.Outcome(trials.named_leaves(self.graph.process_outputs(output)))
+        except Exception:  # noqa: BLE001 -- whatever the operations raise at another size is the finding
+            return None
 
     @override
     def run_node(self, n: fx.Node) -> Any:
@@ -145,8 +170,9 @@ class _Settlement:
 
     def drop_guards(self) -> None:
         """Leave the graph without guards, for checks that tell what else is wrong with it."""
-        for node in [*self.guards("exact"), *self.guards("branch")]:
-            self.graph.erase_node(node)
+        for kind in ("exact", "branch", "text"):
+            for node in self.guards(kind):
+                self.graph.erase_node(node)
 
     def fold(self) -> None:
         """Write the sizes that never change into the graph, and drop the guards that ask for nothing else."""
@@ -184,6 +210,20 @@ class _Settlement:
             )
             self._insert_check((other_leaf, other_dim), (leaf, dim), message)
 
+    def settle_texts(self) -> None:
+        """Make the text guards exact that alone can tell why the graph is wrong, and drop the others.
+
+        A text may be the key of a table, or a message that nobody reads.
+        """
+        texts = {node.name: node for node in self.guards("text")}
+        wrong = [set(trial.broken) for trial in self.trials if not trial.agrees and trial.broken]
+        telling = set[str]().union(*(broken for broken in wrong if broken <= texts.keys()))
+        for name, node in texts.items():
+            if name in telling:
+                node.meta["guard"] = "exact"
+            else:
+                self.graph.erase_node(node)
+
     def drop_harmless(self) -> None:
         """Drop the guards that no size breaks, or only sizes at which the graph is right all the same.
 
@@ -213,7 +253,8 @@ class _Settlement:
                 self._fix(broken, f"forward computes with this very number{_at(node)}")
                 self.graph.erase_node(node)
         unguarded = [t for t in self.trials if not t.agrees and t.dims and not t.broken]
-        self._fix([t for t in unguarded if not set(t.dims) & self.fixed.keys()], "the graph is right for no other")
+        self._fix([t for t in unguarded if not t.is_refused], "the graph is right for no other")
+        self._fix([t for t in unguarded if t.is_refused], "the model took no other that was tried")
         for (leaf, dim), why in self.fixed.items():
             yield self._check(leaf, dim, why)
 
@@ -258,7 +299,8 @@ class _Settlement:
             what = f"forward decides by a size{_at(node)}, and the graph holds where it decides as for {shapes}"
             node.args = (condition, f"{what}; {REMEDY}")
             del node.meta["guard"]
-            if any(node.name in trial.broken and not set(trial.dims) & self.fixed.keys() for trial in self.trials):
+            taken = [t for t in self.trials if not t.is_refused and not set(t.dims) & self.fixed.keys()]
+            if any(node.name in trial.broken for trial in taken):
                 told[what] = None
         yield from told
 

@@ -45,6 +45,7 @@ class SizeVariants:
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self._model, self._inputs = trials.Scratch(model, trials.lively(model)), inputs
+        self._refused = list[Variant]()
 
     @cached_property
     def example(self) -> Variant:
@@ -67,6 +68,12 @@ class SizeVariants:
         ]
         return (*self.few, *self._taken(ones), *self._taken(singles), *self._batches())
 
+    @property
+    def refused(self) -> tuple[Variant, ...]:
+        """Inputs that the model refused, without an outcome, along dims of which it took no other size in `all`."""
+        taken = {dim for variant in self.all for dim in variant.dims}
+        return tuple(variant for variant in self._refused if not taken & set(variant.dims))
+
     def _taken(self, changes: Iterable[tuple[tuple[Dim, ...], list[int]]]) -> tuple[Variant, ...]:
         """One variant for each of `changes`, dims and the sizes to try, where the model takes one."""
         tried = (self._first(dims, [_resized(self._inputs, dims, n) for n in sizes]) for dims, sizes in changes)
@@ -74,7 +81,7 @@ class SizeVariants:
 
     def _batches(self) -> tuple[Variant, ...]:
         batch = self._inputs.batch
-        sizes = {1, batch + 1} - {batch} if batch and self._inputs.is_resizable else set[int]()
+        sizes = {1, batch + 1, 2 * batch} - {batch} if batch and self._inputs.is_resizable else set[int]()
         tried = (self._first((), [self._inputs.resized(size)]) for size in sorted(sizes))
         return tuple(variant for variant in tried if variant is not None)
 
@@ -83,7 +90,7 @@ class SizeVariants:
             try:
                 return Variant.of(self._model, changed, dims)
             except Exception:  # noqa: BLE001 -- a model refuses a size in any way it likes
-                continue
+                self._refused.append(Variant(changed, dims, trials.Outcome({})))
         return None
 
 

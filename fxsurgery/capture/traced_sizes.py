@@ -5,7 +5,8 @@ graph, so `x.view(n, h * w)` holds for every `h` and `w`. Where Python needs the
 *guard*, a condition under which the recording holds:
 
     if n % 4: ...          a branch guard: n % 4 != 0 has the truth value that it had;
-    for t in range(n): ... an exact guard: n == 5.
+    for t in range(n): ... an exact guard: n == 5;
+    tables[f"{n}"]         a text guard: n == 5, which counts only where another text is seen to matter.
 
 A guard is a call of `torch._assert(condition, expected)` with `meta["guard"]`; `size_guards` settles it.
 """
@@ -15,6 +16,7 @@ import operator
 from collections.abc import Callable
 from typing import Any, Self, TypeAlias, TypeGuard
 
+import numpy as np
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
@@ -26,11 +28,19 @@ ASSERT = torch._assert  # noqa: SLF001 -- the one check that fx, export and gene
 
 
 class SizeTape:
-    """Writes down what is computed from sizes, and what is decided by them."""
+    """Writes down what is computed from sizes, and what is decided by them.
+
+    Once closed it writes nothing more: numbers that outlive their recording, in a cache of the user's, are plain.
+    """
 
     def __init__(self, graph: fx.Graph, made: Made) -> None:
         self._graph, self._made = graph, made
-        self._pinned = set[fx.Node]()
+        self._pinned, self._shown = set[fx.Node](), set[fx.Node]()
+        self.is_open = True
+
+    def close(self) -> None:
+        """End the recording."""
+        self.is_open = False
 
     def read(self, method: str, tensor: fx.Node, *args: int, value: int) -> "TracedInt":
         """Record that `tensor.method(*args)` gave `value`."""
@@ -39,24 +49,42 @@ class SizeTape:
         return TracedInt(value, node, self)
 
     def compute(self, function: Callable[..., Any], *operands: Any) -> Any:
-        """Return `function(*operands)`, traced."""
+        """Return `function(*operands)`, traced; plain where it is no int or float."""
         value = function(*map(plain, operands))
-        node = self._made(self._graph.call_function(function, tuple(map(node_or_value, operands))))
+        if not self.is_open:
+            return value
+        if not isinstance(value, (int, float)):
+            for operand in filter(is_traced, operands):
+                self.pin(operand)
+            return value
+        node = self._made(self._graph.call_function(function, tuple(map(self.operand, operands))))
         node.meta["size"] = True
-        return traced(value, node, self)
+        return (TracedInt if isinstance(value, int) else TracedFloat)(_simple(value), node, self)
 
     def decide(self, function: Callable[..., Any], *operands: Any) -> bool:
         """Return the truth value of a comparison, which becomes a branch guard."""
         value = bool(function(*map(plain, operands)))
-        self._guard("branch", function, *operands, expected=value)
+        if self.is_open:
+            self._guard("branch", function, *operands, expected=value)
         return value
 
     def pin(self, number: "_Traced") -> Any:
         """Return the plain value of `number`, which becomes an exact guard."""
-        if number.node_of not in self._pinned:
+        if self.is_open and number.node_of not in self._pinned:
             self._pinned.add(number.node_of)
             self._guard("exact", operator.eq, number, number.value_of, expected=True)
         return number.value_of
+
+    def show(self, number: "_Traced") -> Any:
+        """Return the plain value of `number`, to be written into a text; that becomes a text guard."""
+        if self.is_open and number.node_of not in self._pinned | self._shown:
+            self._shown.add(number.node_of)
+            self._guard("text", operator.eq, number, number.value_of, expected=True)
+        return number.value_of
+
+    def operand(self, value: Any) -> Any:
+        """Return the node of a number of this recording, and the plain value of any other."""
+        return value.node_of if is_traced(value) and value.tape is self else _simple(plain(value))
 
     def pin_count(self, several: fx.Node, count: int) -> None:
         """Guard the number of tensors that a node gives."""
@@ -65,17 +93,17 @@ class SizeTape:
         self.pin(TracedInt(count, length, self))
 
     def _guard(self, kind: str, function: Callable[..., Any], *operands: Any, expected: bool) -> None:
-        condition = self._made(self._graph.call_function(function, tuple(map(node_or_value, operands))))
+        condition = self._made(self._graph.call_function(function, tuple(map(self.operand, operands))))
         condition.meta["size"] = True
         check = self._made(self._graph.call_function(ASSERT, (condition, expected)))
         check.meta["guard"] = kind
 
 
-def traced(value: Any, node: fx.Node, tape: SizeTape) -> Any:
-    """Return `value` as a traced number."""
-    if type(value) is int:
-        return TracedInt(value, node, tape)
-    return TracedFloat(value, node, tape) if type(value) is float else value
+def _simple(value: Any) -> Any:
+    """A number of a plain type, where its type is derived from that: NumPy's floats, members of an IntEnum."""
+    if isinstance(value, float):
+        return float(value)
+    return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def is_traced(value: object) -> "TypeGuard[_Traced]":
@@ -100,11 +128,6 @@ def plain(value: Any) -> Any:
 
 def _plain_leaf(leaf: Any) -> Any:
     return plain(leaf) if is_traced(leaf) or type(leaf) is slice else leaf
-
-
-def node_or_value(value: Any) -> Any:
-    """Return the node of a traced number, and any other value as it is."""
-    return value.node_of if is_traced(value) else value
 
 
 class _Traced:
@@ -141,15 +164,20 @@ class _Traced:
 
     @override
     def __repr__(self) -> str:
-        return repr(self.value_of)
+        return repr(self.tape.show(self))
 
     @override
     def __str__(self) -> str:
-        return str(self.value_of)
+        return str(self.tape.show(self))
 
     @override
     def __format__(self, spec: str) -> str:
-        return format(self.value_of, spec)
+        return format(self.tape.show(self), spec)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        """The plain value as NumPy's functions read it."""
+        del copy
+        return np.asarray(self.tape.pin(self), dtype)
 
     @override
     def __reduce__(self) -> Any:
@@ -162,10 +190,10 @@ class _Traced:
         return self
 
     def __divmod__(self, other: Any) -> Any:
-        return self.tape.compute(operator.floordiv, self, other), self.tape.compute(operator.mod, self, other)
+        return self // other, self % other
 
     def __rdivmod__(self, other: Any) -> Any:
-        return self.tape.compute(operator.floordiv, other, self), self.tape.compute(operator.mod, other, self)
+        return other // self, other % self
 
 
 class TracedInt(_Traced, torch.SymInt):  # type: ignore[override]  # `node` is read only
@@ -244,11 +272,16 @@ class _Guarded:
         return False
 
 
+def _tape_of(number: _Traced, other: Any) -> SizeTape:
+    """The recording that still goes on, of those that two operands come from."""
+    return other.tape if is_traced(other) and not number.tape.is_open else number.tape
+
+
 def _binary(function: Callable[..., Any], *, reflected: bool = False) -> Callable[[Any, Any], Any]:
     def method(self: _Traced, other: Any) -> Any:
         if not isinstance(other, (int, float)):
             return NotImplemented
-        return self.tape.compute(function, *((other, self) if reflected else (self, other)))
+        return _tape_of(self, other).compute(function, *((other, self) if reflected else (self, other)))
 
     return method
 
@@ -262,7 +295,9 @@ def _unary(function: Callable[..., Any]) -> Callable[[Any], Any]:
 
 def _comparison(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
     def method(self: _Traced, other: Any) -> Any:
-        return self.tape.decide(function, self, other) if isinstance(other, (int, float)) else NotImplemented
+        if not isinstance(other, (int, float)):
+            return NotImplemented
+        return _tape_of(self, other).decide(function, self, other)
 
     return method
 

@@ -9,7 +9,9 @@ are looked up before a module is entered; small modules that read `self.training
 import inspect
 from collections.abc import Callable, Iterator
 from types import CodeType
+from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -111,6 +113,11 @@ class CaptureTracer(fx.Tracer):
         result: object = super().call_module(m, forward, args, kwargs)
         del self.inside[depth:]
         return result
+
+    @override
+    def create_arg(self, a: Any) -> fx.node.Argument:
+        # The code of a graph cannot name NumPy's types.
+        return super().create_arg(a.item() if isinstance(a, np.generic) else a)
 
     @override
     def create_node(

@@ -1,8 +1,10 @@
 """What is true of functions of single entries: found by running them, with the options that they have."""
 
+import math
+
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F  # noqa: N812
 
 from fxsurgery.analysis.pointwise import calls_of, only_reader, pointwise
@@ -78,6 +80,16 @@ def test_a_dropout_that_is_told_whether_the_model_trains_passes_its_input_on():
 @pytest.mark.parametrize("function", [lambda x: x.softmax(-1), lambda x: x * 2, nn.LayerNorm(4), nn.PReLU()])
 def test_what_is_no_known_function_of_single_entries_is_none(function):
     assert known(function) is None
+
+
+@pytest.mark.parametrize("function", [math.sqrt, math.exp, math.sin])
+def test_a_function_of_numbers_is_none_of_tensors(function):
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    number = graph.call_function(function, (graph.call_method("size", (x, 0)),))
+    graph.output(graph.call_function(torch.div, (x, number)))
+    start = Program(fx.GraphModule(nn.Module(), graph).eval(), (torch.randn(2, 3),))
+    assert pointwise(start, start.nodes[2]) is None
 
 
 def test_readers_and_calls_are_counted():

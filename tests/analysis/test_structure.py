@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
+from fxsurgery.passes.prune_channels import PruneChannels
 from programs import program
 
 
@@ -204,3 +205,21 @@ def test_rows_of_a_table_that_longer_inputs_need_are_not_unused(named):
     ids = torch.randint(0, 30, (2, 9))
     found = structure(capture(Positions().eval(), {"ids": ids} if named else ids))
     assert [(group.name, len(group.units)) for group in found.groups] == [("embed", 8)]
+
+
+@pytest.mark.parametrize("dims", [(1,), (2, 3), (1, 2)])
+def test_what_was_flipped_can_be_cut(dims):
+    class Flipped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            return self.last(self.first(x).flip(dims)[:, :, ::2].relu())
+
+    torch.manual_seed(0)
+    start = capture(Flipped().eval(), torch.randn(2, 3, 6, 6))
+    group = next(g for g in structure(start).groups if len(g.units) == 8)
+    result = PruneChannels(((group.name, (0, 3)),))(start)
+    assert result.error is not None
+    assert result.error <= 1e-5

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import operator
 import random
 
 import numpy as np
@@ -331,3 +332,25 @@ def test_sparse_tensors_are_refused_by_name():
     model.register_buffer("adjacency", torch.eye(4).to_sparse())
     with pytest.raises(CaptureError, match="holds the sparse tensor `adjacency`"):
         capture(model, torch.eye(4))
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_numbers_of_numpy_become_plain_ones(recorded):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+            self.scale, self.slope, self.size = np.sqrt(64), np.float32(0.25), np.int64(3)
+
+        def forward(self, x):
+            if recorded:
+                assert bool(x.shape[0])
+            y = functional.leaky_relu(self.linear(x), negative_slope=self.slope) / self.scale
+            return y.view(-1, self.size) * np.bool_(True)
+
+    torch.manual_seed(0)
+    model, x = Scaled().eval(), torch.randn(2, 4)
+    program = capture(model, x)
+    assert torch.allclose(program(x), model(x))
+    assert "np." not in program.graph_module.code
+    assert any(node.target is operator.truediv for node in program.nodes) is not recorded

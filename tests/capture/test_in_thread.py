@@ -1,5 +1,7 @@
 """Capture in several threads: what one thread traces or records, no other thread notices."""
 
+import copy
+import functools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -87,6 +89,12 @@ FRONT_ENDS: dict[str, Callable[[], Program]] = {
 
 
 def built(kind: type[nn.Module]) -> nn.Module:
+    return copy.deepcopy(original(kind))
+
+
+@functools.cache
+def original(kind: type[nn.Module]) -> nn.Module:
+    """Made once: threads share one random number generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return kind().eval()

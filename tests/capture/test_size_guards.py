@@ -1,5 +1,8 @@
 """At sizes other than the example's, a captured graph computes what the model does, or refuses in one error."""
 
+import functools
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -238,3 +241,121 @@ def test_a_model_that_a_small_size_changes_for_good_is_tried_as_it_was():
 
     _, program = taken(Net(Shrinking()), images(8, 8))
     assert program(images(8, 8, batch=5)).shape == (5, 5, 8, 8)
+
+
+class Tables(nn.Module):
+    """A bias for each length that it knows, under a name made of the length."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.name = name
+        for length in (5, 11):
+            self.register_buffer(f"bias_{length}", torch.full((8,), float(length)))
+
+    def forward(self, x):
+        return x + getattr(self, self.name(x.shape[1]))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        lambda n: f"bias_{n}",
+        lambda n: "bias_" + str(n),
+        lambda n: f"bias_{n!r}",
+        lambda n: f"bias_{n:d}",
+        "bias_{}".format,
+        "bias_%s".__mod__,
+        "bias_%d".__mod__,
+        lambda n: {5: "bias_5", 11: "bias_11"}[n],
+        lambda n: ("bias_5", "bias_11")[[5, 11].index(n)],
+    ],
+)
+def test_a_size_that_is_part_of_a_name_is_held_to(name):
+    model = Tokens(lambda own, x, _: own.tables(x))
+    model.tables = Tables(name)
+    model, program = taken(model, ids(5))
+    assert agrees(model, program, ids(5, batch=4))
+    with pytest.raises(AssertionError, match=REFUSED):
+        program(ids(11))
+
+
+def test_a_size_in_a_message_leaves_it_free():
+    def described(_, x, batch):
+        torch._assert(x.shape[2] == 8, f"{x.shape} of {batch['ids'].shape[1]} tokens")
+        return x
+
+    model, program = taken(Tokens(described), ids(5))
+    for length in (1, 4, 11):
+        assert agrees(model, program, ids(length))
+
+
+def test_sizes_that_no_trial_hits_are_right_or_refused():
+    def framed(forward):
+        def checked(own, x, _):
+            if (x.shape[1] - 1) % 8 or x.shape[1] < 9:
+                raise ValueError("8 k + 1, please")
+            return forward(own, x)
+
+        return checked
+
+    model, program = taken(Tokens(framed(lambda _, x: x[:, 1:] * x.shape[1])), ids(17))
+    for length in (9, 17, 25, 41):
+        assert agrees(model, program, ids(length))
+    with pytest.raises(AssertionError, match="decides by a size"):
+        program(ids(16))
+
+    def looped(own, x):
+        return sum(own.position[:, i] * x[:, i] for i in range(x.shape[1] // 8))
+
+    model, program = taken(Tokens(framed(looped)), ids(17))
+    assert agrees(model, program, ids(17))
+    with pytest.raises(AssertionError, match=r"must have size 17 along dim 1"):
+        program(ids(25))
+
+
+def test_sizes_that_numpy_reads_are_held_to():
+    def scaled(_, x, __):
+        n = x.shape[1]
+        return x / np.sqrt(n) if n <= 50 else x
+
+    model, program = taken(Tokens(scaled), ids(9))
+    assert agrees(model, program, ids(9, batch=4))
+    for length in (5, 60):
+        with pytest.raises(AssertionError, match=REFUSED):
+            program(ids(length))
+
+
+def test_an_unusual_number_of_numpy_times_a_size_is_a_size():
+    model, program = taken(Tokens(lambda _, x, __: x * (x.shape[1] * np.float64(0.5)) / 3**0.5), ids(9))
+    for length in (1, 9, 20):
+        assert agrees(model, program, ids(length))
+
+
+def test_what_outlives_a_recording_in_a_cache_is_plain():
+    @functools.cache
+    def room(n):
+        return (-n) % 4
+
+    def padded(_, x, __):
+        return functional.pad(x, (0, 0, 0, room(x.shape[1])))
+
+    for _ in range(2):
+        model, program = taken(Tokens(padded), ids(9))
+        assert agrees(model, program, ids(9, batch=4))
+    assert room(9) + 1 == 4
+    assert type(room(9) + 1) is int
+
+
+@pytest.mark.parametrize("limit", [8, 4])
+def test_a_batch_that_the_graph_does_not_hold_for_is_refused(limit):
+    def grouped(_, x, __):
+        group = min(x.shape[0], limit // 2)
+        spread = x.view(group, -1, *x.shape[1:]).var(0, unbiased=False).mean()
+        return (x + spread) * (2 if x.shape[0] >= limit else 1)
+
+    model, program = taken(Tokens(grouped), ids(5, batch=limit // 2))
+    for batch, length in ((limit // 2, 5), (limit // 2 - 1, 5), (limit // 2, 9)):
+        assert agrees(model, program, ids(length, batch=batch))
+    with pytest.raises(AssertionError, match="decides by a size"):
+        program(ids(5, batch=2 * limit))
+    assert any("decides by a size" in note for note in program.notes)

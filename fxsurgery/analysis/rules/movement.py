@@ -217,7 +217,10 @@ def _mover(call: Call) -> Callable[[Tensor], Tensor | Sequence[Tensor]]:
 
 def _moved(plane: Ids, shape: tuple[int, ...], mover: Callable[[Tensor], Tensor | Sequence[Tensor]]) -> list[Ids]:
     """The planes of each result; a dim that stays broadcast (stride 0) stays of size 1."""
-    moved = mover(torch.from_numpy(np.require(plane, requirements=["C", "W"])).expand(shape))
+    # NumPy calls a flipped dim of size 1 contiguous; PyTorch takes no negative stride.
+    is_flipped = any(stride < 0 for stride in plane.strides)
+    own = plane.copy() if is_flipped else np.require(plane, requirements=["C", "W"])
+    moved = mover(torch.from_numpy(own).expand(shape))
     return [_compact(moved)] if isinstance(moved, Tensor) else [_compact(part) for part in moved]
 
 
