@@ -552,7 +552,7 @@ BAD = {
     "unknown device": (net, {"device": "toaster"}, DeviceError, "toaster"),
     "branch on a value": (Forks, {}, CaptureError, r"test_optimize\.py"),
     "output is no tensor": (Tells, {}, CaptureError, "output|tensor|traced"),
-    "no training data": (net, {"train_data": None}, DataError, r"train_data is missing: fxsurgery\.optimize\(model, "),
+    "no training data": (net, {"train_data": None}, DataError, r"train_data is missing: call fxsurgery\.optimize\(model, "),
     "no validation data": (net, {"val_data": None}, DataError, "val_data is missing"),
     "nothing to train on": (
         net, {"train_data": None, "val_data": None, "trained": False}, DataError,
