@@ -552,7 +552,9 @@ BAD = {
     "unknown device": (net, {"device": "toaster"}, DeviceError, "toaster"),
     "branch on a value": (Forks, {}, CaptureError, r"test_optimize\.py"),
     "output is no tensor": (Tells, {}, CaptureError, "output|tensor|traced"),
-    "no training data": (net, {"train_data": None}, DataError, r"train_data is missing: fxsurgery\.optimize\(model, "),
+    "no training data": (
+        net, {"train_data": None}, DataError, r"train_data is missing: call fxsurgery\.optimize\(model, ",
+    ),
     "no validation data": (net, {"val_data": None}, DataError, "val_data is missing"),
     "nothing to train on": (
         net, {"train_data": None, "val_data": None, "trained": False}, DataError,
@@ -802,7 +804,7 @@ def test_a_budget_of_macs_says_which_macs_it_leaves_out():
     assert left_out in result.notes
     with pytest.raises(BudgetError, match="The MACs of _fft_r2c are unknown and left out"):
         optimize(WithTransform(), budget=Budget(macs=0.001), **data, **settings)
-    with pytest.raises(BudgetError, match=r"holds the rest$"):
+    with pytest.raises(BudgetError, match=r"holds the rest\. Raise the limit, or lower align=$"):
         optimize(WithTransform(), budget=Budget(params=0.001), **data, **settings)
 
 

@@ -164,14 +164,14 @@ def test_weights_that_were_given_up_are_gone_and_the_rest_is_recalled(tmp_path: 
     assert again[0].records == first[0].records
     assert told(again[1:]) == told(first[1:])
     for end in (first[0], again[0]):
-        with pytest.raises(RunError, match=r"001-match-0.weights is not there: .*given up"):
+        with pytest.raises(RunError, match=r"001-match-0.weights is not there: .*discarded"):
             end.trained(program(8))
 
 
 def test_weights_in_memory_are_given_up_as_well():
     [end] = Workshop().run(jobs(1, steps=1), task(), RunDir())
     end.forget()
-    with pytest.raises(RunError, match="given up"):
+    with pytest.raises(RunError, match="were discarded after the stage"):
         end.weights()
 
 
