@@ -34,8 +34,8 @@ from fxsurgery.inputs import Inputs
 SIZES = {name: name for name in ("size", "stride", "numel", "nelement")} | {"shape": "size", "__len__": "size"}
 """Functions and attributes that give sizes of a tensor, and the method that a graph reads them by."""
 
-LISTS = {"split", "unsafe_split", "chunk", "unsafe_chunk", "unbind", "tensor_split", "hsplit", "vsplit", "dsplit"}
-"""Functions that give as many tensors as a size says, which Python takes apart."""
+PARTED = {"split": "split_size", "unsafe_split": "split_size", "chunk": "chunks", "unsafe_chunk": "chunks"}
+"""Functions that give as many tensors as a size says, which Python takes apart, and what they go by; so is unbind."""
 
 
 def record(
@@ -169,7 +169,7 @@ class _Recorder(TorchFunctionMode):
             raise self.offence(*reason)
         before = None if name in {"__get__", "__set__"} else (self.argument(args), self.argument(kwargs))
         sized = self._is_sized(name, args, kwargs, before)
-        args, kwargs = plain(args), plain(kwargs)
+        given, args, kwargs = (args, kwargs), plain(args), plain(kwargs)
         self.quiet += 1
         try:
             out = func(*args, **kwargs)
@@ -186,10 +186,23 @@ class _Recorder(TorchFunctionMode):
         node.meta["sized"] |= sized
         if name == "__setitem__":
             return out
-        if name in LISTS and self._tape is not None:
-            self._tape.pin_count(node, len(out))
+        if name in PARTED or name == "unbind":
+            self._pin_count(name, *given)
         in_place = kwargs.get("inplace") or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
         return self._bound(out, node, () if in_place else (args, kwargs))
+
+    def _pin_count(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Guard the number of parts that a tensor is taken apart into."""
+        places = ["input", "dim"] if name == "unbind" else ["input", PARTED[name], "dim"]
+        said = {"dim": 0, **dict(zip(places, args, strict=False)), **kwargs}
+        by = said.get(PARTED.get(name, ""), said.get("split_size_or_sections"))
+        tensor = said.get("input", said.get("tensor"))
+        if self._tape is None or isinstance(by, (list, tuple)) or not tensor.size(said["dim"]):
+            return
+        count = self._tape.read("size", self.argument(tensor), said["dim"], value=int(tensor.shape[said["dim"]]))
+        if "chunk" in name:
+            by = -(-count // by)
+        self._tape.pin(count if by is None else -(-count // by))
 
     def _spelled(self, func: Any, name: str, given: tuple[Any, Any]) -> fx.Node:
         spelling = spelled(func, name)

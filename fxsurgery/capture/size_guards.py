@@ -225,7 +225,7 @@ class _Settlement:
                 self.graph.erase_node(node)
 
     def drop_harmless(self) -> None:
-        """Drop the guards that no size breaks, or only sizes at which the graph is right all the same.
+        """Drop the guards that only sizes break at which the graph is right all the same.
 
         Those are other batch sizes, of which a few are tried as ever; the size 1 where it is the only one; and
         sizes with another remainder, where two or more of them are right: "pad if it is no multiple".
@@ -236,12 +236,11 @@ class _Settlement:
             condition = node.args[0]
             assert isinstance(condition, fx.Node)
             key = (condition.target, condition.args, node.args[1])
-            exact = node.meta["guard"] == "exact"
             right = bool(broken) and all(trial.agrees for trial in broken)
             small = _broken_by(condition, node.args[1])
             several = len(broken) > 1 and _is_remainder(condition)
             tried = right and (not any(t.dims for t in broken) or small - {0} == {1} or several)
-            if tried or key in seen or (exact and not broken) or small == {0}:
+            if tried or key in seen or small == {0}:
                 self.graph.erase_node(node)
             seen.add(key)
 

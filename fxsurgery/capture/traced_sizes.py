@@ -86,12 +86,6 @@ class SizeTape:
         """Return the node of a number of this recording, and the plain value of any other."""
         return value.node_of if is_traced(value) and value.tape is self else _simple(plain(value))
 
-    def pin_count(self, several: fx.Node, count: int) -> None:
-        """Guard the number of tensors that a node gives."""
-        length = self._made(self._graph.call_function(len, (several,)))
-        length.meta["size"] = True
-        self.pin(TracedInt(count, length, self))
-
     def _guard(self, kind: str, function: Callable[..., Any], *operands: Any, expected: bool) -> None:
         condition = self._made(self._graph.call_function(function, tuple(map(self.operand, operands))))
         condition.meta["size"] = True

@@ -359,3 +359,22 @@ def test_a_batch_that_the_graph_does_not_hold_for_is_refused(limit):
     with pytest.raises(AssertionError, match="decides by a size"):
         program(ids(5, batch=2 * limit))
     assert any("decides by a size" in note for note in program.notes)
+
+
+def test_a_count_that_no_tried_length_changes_is_guarded():
+    def split(_, x, __):
+        return torch.cat([part.cumsum(1) for part in x.split(16, dim=1)], 1)
+
+    def chunked(_, x, __):
+        return torch.cat([part.cumsum(1) for part in x.chunk(chunks=4, dim=1)], 1)
+
+    def counted(_, x, __):
+        parts = [x[:, 16 * i : 16 * (i + 1)].cumsum(1) for i in range(-(-x.shape[1] // 16))]
+        return torch.cat(parts, 1)
+
+    for between, length, good in ((split, 5, (1, 9, 16)), (counted, 5, (1, 9, 16)), (chunked, 5, ())):
+        model, program = taken(Tokens(between), ids(length))
+        for other in (length, *good):
+            assert agrees(model, program, ids(other))
+        with pytest.raises(AssertionError, match=REFUSED):
+            program(ids(17))
