@@ -195,11 +195,11 @@ class _Recorder(TorchFunctionMode):
         """Guard the number of parts that a tensor is taken apart into."""
         places = ["input", "dim"] if name == "unbind" else ["input", PARTED[name], "dim"]
         said = {"dim": 0, **dict(zip(places, args, strict=False)), **kwargs}
-        by = said.get(PARTED.get(name, ""), said.get("split_size_or_sections"))
-        tensor = said.get("input", said.get("tensor"))
+        by: Any = said.get(PARTED.get(name, ""), said.get("split_size_or_sections"))
+        tensor: Any = said.get("input", said.get("tensor"))
         if self._tape is None or isinstance(by, (list, tuple)) or not tensor.size(said["dim"]):
             return
-        count = self._tape.read("size", self.argument(tensor), said["dim"], value=int(tensor.shape[said["dim"]]))
+        count: Any = self._tape.read("size", self.argument(tensor), said["dim"], value=int(tensor.shape[said["dim"]]))
         if "chunk" in name:
             by = -(-count // by)
         self._tape.pin(count if by is None else -(-count // by))

@@ -381,3 +381,11 @@ def test_the_names_that_need_no_change_stay(tmp_path: Path) -> None:
     )
     assert "def forward(self, images: Tensor, mask: Tensor) -> Tensor:" in text
     assert "model(images, mask=mask)" in text
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`", "ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_scripted_module_is_refused_by_its_path(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 3), torch.jit.script(nn.Sequential(nn.Linear(3, 3), nn.ReLU()))).eval()
+    program = capture(model, torch.randn(2, 4))
+    with pytest.raises(SavingError, match=r"`1` .*ScriptModule\) cannot be written as code"):
+        write_standalone(program, tmp_path / "code")

@@ -25,7 +25,7 @@ def chains(program: Program) -> dict[str, Chain]:
     shared = _shared(program.graph_module)
     found = dict[str, Chain]()
     for path, module in program.graph_module.named_modules():
-        names = list(vars(module)["_modules"])
+        names = [name for name, _ in module.named_children()]
         # A sequence of one reads worse than the part under its name, unless it is called as a part of another one.
         alone = len(names) == 1 and names != ["0"] and not any(outer in found for outer in _around(path))
         blocked = alone or path in shared or any(r.startswith(f"{path}.") for r in read)
