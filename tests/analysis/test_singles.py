@@ -121,7 +121,7 @@ def test_a_layer_whose_output_is_given_out_stays():
 
 def test_what_has_no_meaning_is_told():
     start = captured(Joined(), 4, 2, 5, 5)
-    with pytest.raises(SpecError, match="say 1 or more"):
+    with pytest.raises(SpecError, match="0 units to add; it must be at least 1"):
         Widen((("one", 0),))(start)
     with pytest.raises(SpecError, match="widen one in a pass"):
         Widen((("one", 1), ("more", 1)))(start)
