@@ -67,6 +67,8 @@ def capture(
     inputs = Inputs(example_inputs, dict(example_kwargs or {}))
     if not inputs.tensors:
         raise DataError("no example inputs that are tensors: capture(model, x) wants what the model takes")
+    if any(x.is_meta for x in inputs.tensors):
+        raise DataError("an example input is on the meta device, which holds no numbers: give a real tensor")
     if any(x.layout is not torch.strided for x in inputs.tensors):
         raise DataError(
             "an example input is a sparse tensor, which cannot be copied and compared: give it dense, with .to_dense()"
@@ -161,7 +163,7 @@ def _recorded(
         others = tuple(v for v in sizes.all if v is not at)
         if at is not sizes.example:
             others = (*others, replace(sizes.example, dims=at.dims))
-        settled = settle_sizes(model, found.graph_module, at, others, sizes.refused)
+        settled = settle_sizes(model, found.graph_module, at, others, sizes.refused, is_traced=trace_sizes)
         return _compared(model, found, settled, inputs), settled
 
     try:

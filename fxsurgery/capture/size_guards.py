@@ -73,6 +73,8 @@ def settle_sizes(
     example: Variant,
     variants: tuple[Variant, ...],
     refused: tuple[Variant, ...] = (),
+    *,
+    is_traced: bool = True,
 ) -> Settled:
     """Make a graph right, or refuse, at every size that its model takes.
 
@@ -82,6 +84,7 @@ def settle_sizes(
         example: the example inputs.
         variants: inputs of other sizes, which the model takes.
         refused: inputs of other sizes, which the model refuses; none where it takes some along the same dims.
+        is_traced: whether the graph tells what forward does with sizes; else it may hold for the example's alone.
     """
     scratch = trials.Scratch(graph_module, trials.lively(model))
     found = [_tried(scratch.copy(), variant) for variant in (example, *variants)]
@@ -96,7 +99,7 @@ def settle_sizes(
     settled.tie()
     settled.settle_texts()
     settled.drop_harmless()
-    notes = tuple(settled.fix())
+    notes = tuple(settled.fix("" if is_traced else "its sizes cannot be followed through forward"))
     branches = {node.name for node in settled.guards("branch")}
     missed = [v for v, trial in zip(variants, found[1:], strict=True) if branches & set(trial.broken) and v.dims]
     notes = (*notes, *settled.word_branches())
@@ -244,8 +247,12 @@ class _Settlement:
                 self.graph.erase_node(node)
             seen.add(key)
 
-    def fix(self) -> Iterator[str]:
-        """Fix the dims for which an exact guard, or the comparison with the model, finds one right size alone."""
+    def fix(self, every: str) -> Iterator[str]:
+        """Fix the dims for which an exact guard, or the comparison with the model, finds one right size alone.
+
+        Args:
+            every: why all dims of which the model takes other sizes are fixed; empty where they are not.
+        """
         for node in self.guards("exact"):
             broken = [trial for trial in self.trials if node.name in trial.broken and trial.dims]
             if broken:
@@ -254,6 +261,8 @@ class _Settlement:
         unguarded = [t for t in self.trials if not t.agrees and t.dims and not t.broken]
         self._fix([t for t in unguarded if not t.is_refused], "the graph is right for no other")
         self._fix([t for t in unguarded if t.is_refused], "the model took no other that was tried")
+        if every:
+            self.fixed = dict.fromkeys((dim for trial in self.trials for dim in trial.dims), every) | self.fixed
         for (leaf, dim), why in self.fixed.items():
             yield self._check(leaf, dim, why)
 

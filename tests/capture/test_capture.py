@@ -354,3 +354,8 @@ def test_numbers_of_numpy_become_plain_ones(recorded):
     assert torch.allclose(program(x), model(x))
     assert "np." not in program.graph_module.code
     assert any(node.target is operator.truediv for node in program.nodes) is not recorded
+
+
+def test_an_example_without_numbers_is_refused():
+    with pytest.raises(DataError, match=r"meta device.*give a real tensor"):
+        capture(nn.Linear(3, 2), torch.randn(2, 3, device="meta"))

@@ -1,6 +1,7 @@
 """At sizes other than the example's, a captured graph computes what the model does, or refuses in one error."""
 
 import functools
+import json
 
 import numpy as np
 import pytest
@@ -192,9 +193,21 @@ def test_a_graph_with_the_sizes_of_its_run_is_fixed_to_them():
 
     model, program = taken(Net(Odd()), images(8, 8))
     assert agrees(model, program, images(8, 8, batch=5))
-    assert agrees(model, program, images(8, 11))
-    with pytest.raises(AssertionError, match=r"`x` must have size 8 along dim 2"):
-        program(images(11, 8))
+    for dim, size in ((2, (11, 8)), (3, (8, 11))):
+        with pytest.raises(AssertionError, match=rf"`x` must have size 8 along dim {dim}"):
+            program(images(*size))
+
+
+def test_a_threshold_that_cannot_be_followed_is_not_crossed_in_silence():
+    class Texts(nn.Module):
+        def forward(self, x):
+            json.dumps([x.shape[-1]])  # wants a plain int
+            return x * 2 if x.shape[-1] > 50 else x
+
+    model, program = taken(Net(Texts()), images(8, 8))
+    assert agrees(model, program, images(8, 8, batch=5))
+    with pytest.raises(AssertionError, match=r"must have size 8.*its sizes cannot be followed through forward"):
+        program(images(8, 64))
 
 
 def test_symbolic_tracing_is_held_to_other_sizes_too():
