@@ -9,6 +9,9 @@ from pathlib import Path
 from fxsurgery.errors import RunError, typed_reason
 from fxsurgery.files import settle, writing
 
+_SIGN_WITHIN = 2**16
+"""Bytes at the beginning of a file of ours that show whose it is."""
+
 
 @contextmanager
 def new_folder(path: Path, ours: Sequence[str], sign: str) -> Iterator[Path]:
@@ -44,8 +47,14 @@ def _stray(path: Path, ours: Sequence[str], sign: str) -> str:
     if stray := sorted(there - {*ours, "__pycache__"}):
         return stray[0]
     first = path / ours[0]
-    is_ours = first.is_file() and sign in first.read_text(encoding="utf-8", errors="replace")
+    is_ours = first.is_file() and sign in _beginning(first)
     return "" if is_ours or not there else min(there)
+
+
+def _beginning(path: Path) -> str:
+    """The first part of a text, however large the file is."""
+    with path.open("rb") as file:
+        return file.read(_SIGN_WITHIN).decode(errors="replace")
 
 
 def _swap(fresh: Path, path: Path) -> None:
