@@ -115,7 +115,7 @@ class Inputs:
         return self.map(changed)
 
     def resized(self, samples: int) -> Self:
-        """So many samples: the first ones, and over again where there are too few.
+        """Return that many samples: the first ones, and over again where there are too few.
 
         Where the order of numbers matters, as of offsets or of sorted lengths, the last one over again.
         What cannot be resized stays as it is: see `is_resizable`.

@@ -103,7 +103,7 @@ def inspect(
         model: any module, as for `fxsurgery.optimize`.
         example_inputs: what it is called with: a tensor, a tuple of positional inputs, or a dict of inputs by name.
         leaf_modules: types of modules to keep whole.
-        batch_dims: which dim of the inputs is the batch, as for `fxsurgery.capture.capture`; inferred unless said.
+        batch_dims: which dim of the inputs is the batch, as for `fxsurgery.capture.capture`; inferred by default.
 
     Raises:
         CaptureError: the model cannot be taken as a graph; the message names the line or the module.

@@ -89,7 +89,7 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
             data unless said.
         example_kwargs: the same by name.
         batch_dims: which dim of the inputs is the batch, as for `fxsurgery.capture.capture`: `batch_dims=1`, or by
-            input, `{"text": None, "offsets": 0}`; inferred from data and model unless said.
+            input, `{"text": None, "offsets": 0}`; inferred from data and model by default.
         leaf_modules: module classes that the capture shall not look into.
         batch_size: for data given as tensors or as a `Dataset`.
         seed: the same seed gives the same result on the same machine.
