@@ -68,7 +68,7 @@ def capture(
     if not inputs.tensors:
         raise DataError("no example inputs that are tensors: capture(model, x) wants what the model takes")
     if any(x.is_meta for x in inputs.tensors):
-        raise DataError("an example input is on the meta device, which holds no numbers: give a real tensor")
+        raise DataError(f"an example input {shapes(inputs)} is on the meta device: give a tensor that holds numbers")
     if any(x.layout is not torch.strided for x in inputs.tensors):
         raise DataError(
             "an example input is a sparse tensor, which cannot be copied and compared: give it dense, with .to_dense()"
