@@ -122,7 +122,8 @@ def main(job: str, scratch: Path, seed: int) -> None:
     longest = 0.25 * (time.monotonic() - began)
     rng, stages, end = random.Random(seed), [], None
     while end is None:
-        end = killed(job, scratch / "killed", rng, longest)
+        # Longer each time: what a run recalls takes time as well, and in the end one has time for all of it.
+        end = killed(job, scratch / "killed", rng, longest * 1.01 ** len(stages))
         stages.append(under_way(scratch / "killed"))
         if len(stages) > 200:
             raise AssertionError("no run comes to its end")
