@@ -340,7 +340,7 @@ class Walk(fx.Interpreter):
                 self.unknown_macs.setdefault(call.name, {})[self.state.node] = None
 
     def _note_fixed(self, args: Sequence[Any], results: Sequence[Tensor]) -> bool:
-        """Whether an operation works on parameters alone; what it gives is as good as one."""
+        """Return whether an operation works on parameters alone; its result counts as one, too."""
         if self.state.node in self._moving and not self._in_module:
             return False
         lists = (a if isinstance(a, (list, tuple)) else (a,) for a in args)

@@ -63,7 +63,7 @@ class WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _note_fixed(self, args: tuple[Any, ...], result: object) -> bool:
-        """Whether an operation works on parameters alone; what it gives is as good as one."""
+        """Return whether an operation works on parameters alone; its result counts as one, too."""
         given = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
         if not given or not all(id(tensor) in self._fixed for tensor in given):
             return False

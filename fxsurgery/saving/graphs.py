@@ -103,7 +103,7 @@ def graph_from_json(saved: SavedGraph, inputs: Inputs, witness: Witness, is_own:
 
 
 def _check_ends(graph: fx.Graph, inputs: Inputs) -> None:
-    """Refuse a graph that does not take the example inputs, or does not end with what it gives."""
+    """Refuse a graph that does not take the example inputs, or does not end with its output."""
     ops = [node.op for node in graph.nodes]
     names = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
     if len(names) != len(inputs.leaves) or ops[: len(names)].count("placeholder") < len(names):

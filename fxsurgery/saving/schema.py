@@ -250,7 +250,7 @@ def require_digests(path: Path, plain: Mapping[str, Any], others: Mapping[str, P
 
     Args:
         path: the JSON file.
-        plain: what it holds.
+        plain: its content.
         others: by the name under which `path` has their digest.
 
     Raises:

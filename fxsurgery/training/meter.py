@@ -30,7 +30,7 @@ class Meter:
         self._counting = task.counting
 
     def add(self, output: Any, target: Any, samples: int) -> float:  # noqa: ANN401
-        """Take a batch of so many samples into account; its loss.
+        """Add a batch of `samples` samples, and return its loss.
 
         Raises:
             DataError: loss or metric cannot take it.
