@@ -31,8 +31,8 @@ from fxsurgery.capture import capture
 from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
 from fxsurgery.training import Recipe, cosine, evaluate, fit, sgd, steps_for
+from fxsurgery.training.bn_inversion import Amount, Synthetic, noise, synthetic_inputs
 from fxsurgery.training.distillation import distilled_task
-from fxsurgery.training.synthesis import Amount, Synthetic, noise, synthetic_inputs
 
 KINDS = ("matched", "matched, not fine-tuned", "noise", "real, no labels")
 COLUMNS = {

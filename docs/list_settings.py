@@ -7,8 +7,8 @@ import textwrap
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
+from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.methods import METHODS
-from fxsurgery.searchers.settings import Settings
 
 HERE = Path(__file__).parent
 HEAD = """# The settings of each method

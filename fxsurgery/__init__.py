@@ -20,7 +20,7 @@ from fxsurgery.errors import (
 )
 from fxsurgery.inspection import Inspection, inspect
 from fxsurgery.optimize import optimize, plan
-from fxsurgery.planning import Plan
+from fxsurgery.plan import Plan
 from fxsurgery.program import Program
 from fxsurgery.result import Result, load
 from fxsurgery.searchers.dnal import Dnal

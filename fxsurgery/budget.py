@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Self, TypeAlias
 
 from fxsurgery.errors import BudgetError
-from fxsurgery.options import Range, check_fields
+from fxsurgery.option_types import Range, check_fields
 
 Limit: TypeAlias = Annotated[float | None, Range(above=0, below=10**18)]
 """An amount that may not be exceeded; `None` is no limit."""

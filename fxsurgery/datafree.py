@@ -5,17 +5,17 @@ import math
 import torch
 
 from fxsurgery.analysis.cost import cost
-from fxsurgery.asking import Ready
+from fxsurgery.request import PreparedRun
 from fxsurgery.searchers.session import Stage, Trainer
 from fxsurgery.training import Task
+from fxsurgery.training.bn_inversion import Amount, noise, synthetic_inputs
 from fxsurgery.training.distillation import commonest_answer, distilled_task, outputs_of
-from fxsurgery.training.synthesis import Amount, noise, synthetic_inputs
 
 MONOTONOUS = 0.9
 """Share of the inputs in one class from which on agreement is no measure."""
 
 
-def made_task(ready: Ready, trainer: Trainer) -> tuple[Task, str]:
+def made_task(ready: PreparedRun, trainer: Trainer) -> tuple[Task, str]:
     """The task, whose targets are the original's outputs; and what its inputs are, for a user."""
     ask = ready.ask
     made = synthetic_inputs(ready.program, _amount(ready), seed=ask.seed, train=trainer.fit)
@@ -29,7 +29,7 @@ def made_task(ready: Ready, trainer: Trainer) -> tuple[Task, str]:
     return task, f"{made}; {alike}"
 
 
-def gradient_clip(ready: Ready) -> float | None:
+def gradient_clip(ready: PreparedRun) -> float | None:
     """The largest norm of the gradients; none where all outputs are class scores.
 
     The share of the variance that is missed is as steep as the variance is small, without bound.
@@ -37,7 +37,7 @@ def gradient_clip(ready: Ready) -> float | None:
     return None if all(output.classes is not None for output in outputs_of(ready.program)) else 1.0
 
 
-def foreseen_task(ready: Ready) -> tuple[Task, Task, Stage]:
+def foreseen_task(ready: PreparedRun) -> tuple[Task, Task, Stage]:
     """Stand-ins before anything is made: one of as many batches, one of like batches; and the making itself."""
     ask, amount = ready.ask, _amount(ready)
     rows = [(torch.zeros(n, 1), torch.zeros(n)) for n in (amount.samples, amount.validation)]
@@ -47,5 +47,5 @@ def foreseen_task(ready: Ready) -> tuple[Task, Task, Stage]:
     return Task.of(*rows, batch_size=ask.batch_size), alike, Stage("synthetic inputs", batches * amount.steps)
 
 
-def _amount(ready: Ready) -> Amount:
+def _amount(ready: PreparedRun) -> Amount:
     return Amount.affordable(cost(ready.program).macs)

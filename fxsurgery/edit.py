@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import Argument
 
 from fxsurgery.inputs import Inputs
-from fxsurgery.origins import Origin
+from fxsurgery.lineage import Origin
 from fxsurgery.program import Program
 
 Reference = Callable[[Program, Inputs], list[Tensor]]

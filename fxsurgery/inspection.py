@@ -8,18 +8,18 @@ import numpy as np
 from torch import Tensor, fx, nn
 from typing_extensions import override
 
-from fxsurgery.analysis.atoms import Ids, TracedAtoms
 from fxsurgery.analysis.cost import cost, unknown_macs_notes
-from fxsurgery.analysis.removable import unremovable, unremovable_notes
+from fxsurgery.analysis.propagation import KEPT_WHOLE, Walk
 from fxsurgery.analysis.structure import Structure, structure
-from fxsurgery.analysis.walk import KEPT_WHOLE, Walk
+from fxsurgery.analysis.union_find import Ids, TracedAtoms
 from fxsurgery.batch_layout import Statement
 from fxsurgery.budget import Cost
 from fxsurgery.capture import capture
 from fxsurgery.errors import CaptureError, DataError
-from fxsurgery.options import checked
+from fxsurgery.option_types import checked
 from fxsurgery.printable import lines
 from fxsurgery.program import Program
+from fxsurgery.rewriting.removable import unremovable, unremovable_notes
 from fxsurgery.surroundings import plain_surroundings
 
 

@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 from fxsurgery.analysis.cost import unknown_macs_notes
 from fxsurgery.analysis.structure import structure
-from fxsurgery.asking import Ask, Ready, prepare
 from fxsurgery.batch_layout import Statement
 from fxsurgery.budget import Budget, Spend
 from fxsurgery.datafree import foreseen_task, gradient_clip, made_task
 from fxsurgery.errors import BudgetError, SavingError
-from fxsurgery.planning import Plan, Reach, check, estimate, reach, space_of
+from fxsurgery.execution import Executor
+from fxsurgery.plan import CostRange, Plan, check, estimate, reach, space_of
+from fxsurgery.request import OptimizeRequest, PreparedRun, prepare
 from fxsurgery.result import BeforeAfter, Result
-from fxsurgery.searchers.beginning import REPORT
-from fxsurgery.searchers.execution import Executor
-from fxsurgery.searchers.records import is_text
+from fxsurgery.runs.layout import REPORT
+from fxsurgery.runs.records import is_text
+from fxsurgery.searchers.common.settings import Settings
+from fxsurgery.searchers.common.widths import Space
 from fxsurgery.searchers.session import Outcome, Session, Stage, Trainer, unwritable, unwritten
-from fxsurgery.searchers.settings import Settings
-from fxsurgery.searchers.widths import Space
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training import MixedPrecision, Score, Task
 from fxsurgery.training.batches import count
@@ -118,12 +118,12 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
         RunError: the run directory cannot be written, holds another run, or another process is at work there.
     """
     asked = dict(locals())
-    ready = prepare(Ask(**asked))
+    ready = prepare(OptimizeRequest(**asked))
     with ready.run:
         return _optimized(ready)
 
 
-def _optimized(ready: Ready) -> Result:
+def _optimized(ready: PreparedRun) -> Result:
     found = space_of(ready)
     if done := ready.run.done:
         ready.progress.note(f"going on with {ready.run.path}: {done} steps of its journal are recalled")
@@ -160,10 +160,10 @@ def plan(model: nn.Module, **asked: Any) -> Plan:  # noqa: ANN401
     Raises:
         SurgeryError: as `optimize` does before it trains: e.g. the budget cannot be reached.
     """
-    known = {f.name for f in fields(Ask)} - {"settings"}
+    known = {f.name for f in fields(OptimizeRequest)} - {"settings"}
     settings = {name: value for name, value in asked.items() if name not in known}
     given = {name: value for name, value in asked.items() if name in known}
-    ready = prepare(Ask(model=model, settings=settings, **{**given, "run_dir": None, "resume": False}))
+    ready = prepare(OptimizeRequest(model=model, settings=settings, **{**given, "run_dir": None, "resume": False}))
     found = space_of(ready)
     told = list(reach(ready, found, measured=True))
     check(ready, found)
@@ -172,14 +172,14 @@ def plan(model: nn.Module, **asked: Any) -> Plan:  # noqa: ANN401
         seconds = ready.ask.spend.seconds if ready.ask.spend.epochs is None else min(seconds, ready.ask.spend.seconds)
     return Plan(
         ready.method.name,
-        tuple(r for r in told if isinstance(r, Reach)),
+        tuple(r for r in told if isinstance(r, CostRange)),
         stages,
         seconds,
         (*foretold, *ready.notes, *ready.program.notes, *_left_alone(ready), *(r for r in told if isinstance(r, str))),
     )
 
 
-def _announce(ready: Ready, found: Space | None) -> None:
+def _announce(ready: PreparedRun, found: Space | None) -> None:
     """Say what there is, what can be reached and what is wanted, before anything is trained."""
     progress = ready.progress
     for line in reach(ready, found, measured=progress.shown):
@@ -192,7 +192,7 @@ def _announce(ready: Ready, found: Space | None) -> None:
         progress.note("taking the weights as trained; pass trained=False to train them first")
 
 
-def _session(ready: Ready) -> tuple[Session, tuple[str, ...]]:
+def _session(ready: PreparedRun) -> tuple[Session, tuple[str, ...]]:
     """What the search works with; and notes on the data where they had to be made."""
     ask = ready.ask
     trainer = Trainer(ask.seed, ready.progress, ask.device, ask.mixed_precision, ask.accumulate, ready.run)
@@ -203,7 +203,7 @@ def _session(ready: Ready) -> tuple[Session, tuple[str, ...]]:
     return Session(task, trainer, ready.latency, clip, spend=ask.spend, workshop=ready.workshop), (note,)
 
 
-def _foreseen(ready: Ready) -> tuple[tuple[Stage, ...], float, tuple[str, ...]]:
+def _foreseen(ready: PreparedRun) -> tuple[tuple[Stage, ...], float, tuple[str, ...]]:
     """What will be trained, the seconds that it will take, and what else is known before."""
     ask, made = ready.ask, tuple[Stage, ...]()
     trainer = Trainer(ask.seed, device=ask.device, mixed_precision=ask.mixed_precision, accumulate=ask.accumulate)
@@ -220,7 +220,7 @@ def _foreseen(ready: Ready) -> tuple[tuple[Stage, ...], float, tuple[str, ...]]:
     return stages, seconds, ready.method.foretold(ready.program, ready.settings, session, trained=ask.trained)
 
 
-def _result(ready: Ready, session: Session, outcome: Outcome, notes: tuple[str, ...]) -> Result:
+def _result(ready: PreparedRun, session: Session, outcome: Outcome, notes: tuple[str, ...]) -> Result:
     task = session.task
     metrics = {"val": BeforeAfter(outcome.before.metric, outcome.after.metric)}
     if outcome.pruned is not None:
@@ -266,7 +266,7 @@ def _counted(task: Task, score: Score) -> str:
     return task.select or next(iter(score.figures), "")
 
 
-def _require_fast(ready: Ready, outcome: Outcome) -> None:
+def _require_fast(ready: PreparedRun, outcome: Outcome) -> None:
     """Whatever the method: what was not verified to hold the budget of latency is not returned.
 
     Raises:
@@ -279,7 +279,7 @@ def _require_fast(ready: Ready, outcome: Outcome) -> None:
         raise BudgetError(ready.latency.missed(outcome.latency or ready.latency.verify(outcome.program)))
 
 
-def _latency(ready: Ready, outcome: Outcome) -> dict[str, float]:
+def _latency(ready: PreparedRun, outcome: Outcome) -> dict[str, float]:
     """What a budget of latency was held by."""
     if ready.latency is None or outcome.latency is None or ready.latency.limit_ms is None:
         return {}
@@ -297,7 +297,7 @@ def _latency_note(found: Mapping[str, float]) -> tuple[str, ...]:
     return (f"{times}; measured in turns, {ratio}, at batch size {found['batch']}",)
 
 
-def _left_alone(ready: Ready) -> tuple[str, ...]:
+def _left_alone(ready: PreparedRun) -> tuple[str, ...]:
     """What of the model cannot shrink or be counted, and why.
 
     Of a method that tells of each move that it could not make, only what cannot be counted.

@@ -19,14 +19,14 @@ from fxsurgery.capture.tracer import COMPOSED
 from fxsurgery.deploy import LatencyReport, OnnxModel, compare_programs, export_onnx
 from fxsurgery.errors import CaptureError, DeviceError, ExportError, RunError, SpecError, SurgeryError, reason_of
 from fxsurgery.inputs import Inputs
-from fxsurgery.options import FilePath, checked
+from fxsurgery.option_types import FilePath, checked
 from fxsurgery.passes import replay
 from fxsurgery.program import Program
+from fxsurgery.runs.layout import CONFIG, RESULT
 from fxsurgery.saving import open_result, save_result, write_standalone
 from fxsurgery.saving.facts import require_types, schema_of
 from fxsurgery.saving.schema import SavedCost, SavedResult
-from fxsurgery.searchers.beginning import CONFIG, RESULT
-from fxsurgery.searchers.evolution import (
+from fxsurgery.searchers.common.evolution import (
     Candidate,
     Evolution,
     Member,

@@ -23,8 +23,8 @@ from fxsurgery.errors import (
     first_line,
 )
 from fxsurgery.inputs import Inputs
-from fxsurgery.options import check_options, checked, type_name
-from fxsurgery.origins import Origin, compose
+from fxsurgery.lineage import Origin, compose
+from fxsurgery.option_types import check_options, checked, type_name
 from fxsurgery.program import Program
 from fxsurgery.seeding import seeded
 from fxsurgery.surroundings import plain_surroundings

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fxsurgery.analysis.cost import cost
 from fxsurgery.budget import LatencyEstimate
 from fxsurgery.program import Program
-from fxsurgery.searchers.latency import LatencyLimit, Measure
+from fxsurgery.searchers.common.latency import LatencyLimit, Measure
 
 
 def milliseconds(program: Program) -> float:

@@ -15,8 +15,8 @@ from fxsurgery.capture import capture
 from fxsurgery.passes import AddConvCell, Deepen, LowRank, RemoveLayer, SvdShrink, Widen
 from fxsurgery.program import Program
 from fxsurgery.result import BeforeAfter, Result
-from fxsurgery.searchers.evolution import Candidate, Evolution, Member
-from fxsurgery.searchers.front import Front
+from fxsurgery.searchers.common.evolution import Candidate, Evolution, Member
+from fxsurgery.searchers.common.pareto import Front
 from fxsurgery.surgery import Rewrite
 from fxsurgery.training import Score
 from zoo import lively

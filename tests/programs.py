@@ -5,12 +5,13 @@ import functools
 import numpy as np
 import torch
 
-from fxsurgery.analysis.gating import gate_plan, insert_gates
+from fxsurgery.analysis.gating import gate_plan
 from fxsurgery.analysis.structure import Mask
 from fxsurgery.capture import capture
 from fxsurgery.edit import Editor
-from fxsurgery.gates import GateVector
+from fxsurgery.nn.gates import GateVector
 from fxsurgery.program import Program
+from fxsurgery.rewriting.gate_insertion import insert_gates
 from zoo import REAL, ZOO, example
 
 

@@ -19,8 +19,8 @@ from torch import nn
 
 import fxsurgery
 from fxsurgery import Budget, Dnal, Ectonas, Spend
-from fxsurgery.searchers import rundir
-from fxsurgery.training.synthesis import Amount
+from fxsurgery.runs import run_directory
+from fxsurgery.training.bn_inversion import Amount
 from noisy import Noisy, images
 
 COMMON = {"align": 2, "fewest_steps": 25, "weights_epochs": 1, "finetune_epochs": 1, "learning_rate": 0.02}
@@ -99,8 +99,8 @@ def under_way(folder: Path) -> str:
 def together(folder: Path, kill_at: int) -> None:
     """A run that shares its work with other processes; the first kills itself with its n-th snapshot, if n > 0."""
     torch.set_num_threads(1)
-    rundir.SNAPSHOT_SECONDS = 0.0
-    keep, kept = rundir.Snapshots.keep, []
+    run_directory.SNAPSHOT_SECONDS = 0.0
+    keep, kept = run_directory.Snapshots.keep, []
 
     def counted(self, snapshot):
         keep(self, snapshot)
@@ -108,14 +108,14 @@ def together(folder: Path, kill_at: int) -> None:
         if len(kept) == kill_at and os.environ["RANK"] == "0":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    rundir.Snapshots.keep = counted
+    run_directory.Snapshots.keep = counted
     end = run("dnal", folder)
     (folder.parent / f"{folder.name}.{os.environ['RANK']}").write_text(end)
 
 
 def main(job: str, scratch: Path, seed: int) -> None:
     torch.set_num_threads(1)
-    rundir.SNAPSHOT_SECONDS = 0.02
+    run_directory.SNAPSHOT_SECONDS = 0.02
     Amount.affordable = classmethod(lambda cls, _: cls(samples=64, validation=32, steps=15, batch_size=32))
     began = time.monotonic()
     whole = run(job, scratch / "whole")

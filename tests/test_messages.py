@@ -50,13 +50,13 @@ BUGS = {
 
 COMPLETED = {
     ("saving/", "RunError", "damaged: "): ("saving/folders.py", "damage"),
-    ("saving/described.py", "SavingError", ""): ("saving/standalone/tree.py", "Tree._module"),
+    ("saving/constructors.py", "SavingError", ""): ("saving/standalone/tree.py", "Tree._module"),
     ("deploy/export.py", "ExportError", "the exporter failed"): ("deploy/export.py", "export_onnx"),
 }
 """(module, error, start of its text) of parts of a message -> the function that adds where it is, and the remedy."""
 
 ELSEWHERE = {
-    ("capture/kind.py", "require_takeable"): "the texts of `_REFUSALS`, which a test of their own reads",
+    ("capture/preconditions.py", "require_takeable"): "the texts of `_REFUSALS`, which a test of their own reads",
     ("config/reading.py", "read"): "pydantic says what each value should be, as in `it should be a valid integer`",
     ("config/reading.py", "_settings"): "as in `read`",
     ("config/reading.py", "_optimizer"): "as in `read`",
@@ -120,8 +120,8 @@ def test_no_message_breaks_off_where_another_error_says_nothing(package):
 
 
 def test_what_is_chosen_from_a_table_says_the_remedy_too(package):
-    refusals = package.constants["capture/kind.py"]["_REFUSALS"]
-    texts = [text for name in refusals.elts for text in package.returned("capture/kind.py", name.id) if text]
+    refusals = package.constants["capture/preconditions.py"]["_REFUSALS"]
+    texts = [text for name in refusals.elts for text in package.returned("capture/preconditions.py", name.id) if text]
     assert len(texts) >= len(refusals.elts)
     wrong = [f"{why}: {t!r}" for t in texts for why in (*_style(t), *_content(t, "CaptureError", relays=False))]
     assert not wrong, "\n" + "\n".join(wrong)

@@ -8,7 +8,7 @@ import torch
 from fxsurgery import Budget, Dnal, optimize
 from fxsurgery.analysis.cost import cost
 from fxsurgery.analysis.structure import structure
-from fxsurgery.searchers.widths import Choice, space
+from fxsurgery.searchers.common.widths import Choice, space
 from fxsurgery.surgery import relative_error
 from zoo import REAL, example
 

@@ -20,7 +20,7 @@ import fxsurgery
 import resuming
 from fxsurgery import Budget, Prune
 from fxsurgery.errors import RunError, SurgeryError
-from fxsurgery.searchers import rundir
+from fxsurgery.runs import run_directory
 
 
 @pytest.mark.slow
@@ -81,21 +81,21 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {**resuming.COMMON, "fewest_steps": 2, "most_steps": 6}
     job = {**resuming.jobs()["prune"], "config": Prune(**settings, importance="taylor", taylor_batches=2)}
     monkeypatch.setattr(resuming, "jobs", lambda: {"short": job})
-    monkeypatch.setattr(rundir, "SNAPSHOT_SECONDS", 0.0)
+    monkeypatch.setattr(run_directory, "SNAPSHOT_SECONDS", 0.0)
 
 
 def killed_with_a_snapshot(folder: Path) -> None:
     """A run that is killed right after its fourth snapshot."""
     with pytest.MonkeyPatch.context() as patch:
-        keep, kept = rundir.Snapshots.keep, []
+        keep, kept = run_directory.Snapshots.keep, []
 
-        def counted(self: rundir.Snapshots, snapshot: Mapping[str, Any]) -> None:
+        def counted(self: run_directory.Snapshots, snapshot: Mapping[str, Any]) -> None:
             keep(self, snapshot)
             kept.append(snapshot)
             if len(kept) == 4:
                 raise Killed
 
-        patch.setattr(rundir.Snapshots, "keep", counted)
+        patch.setattr(run_directory.Snapshots, "keep", counted)
         with pytest.raises(Killed):
             resuming.run("short", folder)
     assert [*folder.rglob("*.partial")]
@@ -199,7 +199,7 @@ def test_killed_between_any_two_file_operations_it_comes_to_the_same_end(
     short = {**resuming.COMMON, "fewest_steps": 2, "most_steps": 3}
     job = {**resuming.jobs()["prune"], "config": Prune(**short, importance="taylor", taylor_batches=2)}
     monkeypatch.setattr(resuming, "jobs", lambda: {"short": job})
-    monkeypatch.setattr(rundir, "SNAPSHOT_SECONDS", 0.0)
+    monkeypatch.setattr(run_directory, "SNAPSHOT_SECONDS", 0.0)
     disk = Disk(monkeypatch)
     disk.after(float("inf"))
     whole, operations = resuming.run("short", tmp_path / "whole"), disk.done

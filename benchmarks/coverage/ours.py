@@ -21,7 +21,6 @@ from torch.utils import _pytree as pytree
 from benchmarks.coverage.record import Journal, first_line, without_paths
 from fxsurgery import capture
 from fxsurgery.analysis.cost import CostTerms, cost, mac_terms, param_terms
-from fxsurgery.analysis.resize import resize
 from fxsurgery.analysis.structure import Structure, structure
 from fxsurgery.deploy import export_onnx
 from fxsurgery.edit import Editor
@@ -29,6 +28,7 @@ from fxsurgery.errors import ExportError, PassCrashedError, SurgeryError, Verify
 from fxsurgery.inputs import Inputs
 from fxsurgery.passes import PruneChannels
 from fxsurgery.program import Program
+from fxsurgery.rewriting.resize import resize
 from fxsurgery.surgery import PassResult, relative_error
 
 FLOAT32_LIMIT = 1e-5

@@ -23,9 +23,10 @@ from benchmarks.ectonas.trial import NETS
 from benchmarks.models import PRESETS
 from benchmarks.runs import Figures, once
 from benchmarks.tables import Table, write
-from fxsurgery import Ectonas, Program, capture, start_nets
+from fxsurgery import Ectonas, Program, capture
+from fxsurgery.searchers.common.moves import Amounts
+from fxsurgery.searchers.ectonas import start_nets
 from fxsurgery.searchers.ectonas.population import Population
-from fxsurgery.searchers.operations import Amounts
 
 _PAGE = 4096
 MB = 1e6

@@ -13,9 +13,9 @@ from benchmarks.ectonas.trial import SEARCHES, of_search, sizes
 from benchmarks.models import PRESETS
 from benchmarks.runs import RUNS, Figures, once
 from fxsurgery import Budget, BudgetError, Ectonas, Result, Spend, Task, capture, optimize
-from fxsurgery.searchers.beginning import STAGES
+from fxsurgery.runs.layout import STAGES
+from fxsurgery.runs.run_directory import Snapshots
 from fxsurgery.searchers.prune import Prune
-from fxsurgery.searchers.rundir import Snapshots
 from fxsurgery.training import Recipe, cosine, evaluate, fit, sgd, steps_for
 
 PRESET = PRESETS["R20w8"]

@@ -22,7 +22,7 @@ from benchmarks.ectonas.trial import FASHION, NETS, Trial
 from benchmarks.runs import Figures
 from benchmarks.tables import Table, write
 from fxsurgery import Ectonas, Result, Spend, optimize
-from fxsurgery.searchers.evolution import as_plain
+from fxsurgery.searchers.common.evolution import as_plain
 from fxsurgery.training.snapshot import tensors_of
 
 ALONE = "in-process"

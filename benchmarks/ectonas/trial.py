@@ -13,10 +13,11 @@ from benchmarks.data import Splits, fashion_mnist
 from benchmarks.ectonas.kinds import convolutions
 from benchmarks.ectonas.tabular import tabular
 from benchmarks.runs import RUNS, Figures, once
-from fxsurgery import Ectonas, Program, Result, Spend, Task, capture, optimize, start_nets
+from fxsurgery import Ectonas, Program, Result, Spend, Task, capture, optimize
 from fxsurgery.analysis.cost import cost
-from fxsurgery.searchers.beginning import STAGES
-from fxsurgery.searchers.rundir import Snapshots
+from fxsurgery.runs.layout import STAGES
+from fxsurgery.runs.run_directory import Snapshots
+from fxsurgery.searchers.ectonas import start_nets
 from fxsurgery.training import Recipe, constant, evaluate, fit, sgd, steps_for
 
 SIZES = ("small", "medium", "large")

@@ -8,22 +8,18 @@ they read from outside must include x; it may include other values (a mask, an e
 A projection shortcut is no identity: neither operand of its sum is read by the other.
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from fxsurgery.analysis.fact import fact
+from fxsurgery.analysis.cached import fact
 from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.pointwise import pointwise
 from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.structure import structure
-from fxsurgery.edit import Editor
 from fxsurgery.program import Program
 
 SUMS = {"add", "add_", "iadd", "__add__", "__iadd__", "__radd__"}
@@ -193,27 +189,3 @@ def _writers(program: Program, node: fx.Node, serving: set[fx.Node]) -> set[fx.N
         waiting += [n for n in user.users if n not in found]
         found.add(user)
     return found
-
-
-def redirect(edit: Editor, old: fx.Node, new: fx.Node) -> None:
-    """Let all readers of `old` read `new`, which has other readers: what overwrote `old` must not overwrite it."""
-    program = edit.program
-    for reader in old.users:
-        if writes_into(program, reader) is not old:
-            continue
-        module: Any = edit.module(str(reader.target)) if reader.op == "call_module" else None
-        if module is not None and _overwrites_its_own(program, str(reader.target)):
-            outside = copy.copy(module)
-            outside.inplace = False
-            edit.replace_module(str(reader.target), outside)
-        elif "inplace" in reader.kwargs:
-            edit.set_argument(reader, "inplace", value=False)
-        else:
-            edit.rewire(reader, old, edit.insert_function(torch.clone, (new,), before=reader))
-    edit.replace_uses(old, new)
-
-
-def _overwrites_its_own(program: Program, path: str) -> bool:
-    """Whether every call of a module is the only reader of what it overwrites."""
-    calls = [n for n in program.nodes if n.op == "call_module" and n.target == path]
-    return all(len(n.all_input_nodes[0].users) == 1 for n in calls)

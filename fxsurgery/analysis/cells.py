@@ -20,9 +20,9 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd
 from fxsurgery.analysis.blocks import shape_of
 from fxsurgery.analysis.pointwise import PASSING_FUNCTIONS, calls_of, pointwise
 from fxsurgery.analysis.pooling import Pool, read_pool, read_stencil
-from fxsurgery.analysis.positions import Axis, Map, nearest
 from fxsurgery.analysis.refit import NORMS
 from fxsurgery.analysis.shapes import target_name
+from fxsurgery.analysis.spatial_maps import Axis, Map, nearest
 from fxsurgery.program import Program
 
 Layer = nn.Linear | _ConvNd

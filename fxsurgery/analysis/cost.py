@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fxsurgery.analysis.atoms import Ids
-from fxsurgery.analysis.fact import fact
+from fxsurgery.analysis.cached import fact
 from fxsurgery.analysis.gating import GatePlan
 from fxsurgery.analysis.structure import Mask, structure
+from fxsurgery.analysis.union_find import Ids
 from fxsurgery.budget import Budget, Cost
 from fxsurgery.program import Program
 

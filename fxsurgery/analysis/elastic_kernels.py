@@ -11,7 +11,7 @@ from torch import fx
 from torch.nn.modules.conv import _ConvNd
 
 from fxsurgery.analysis.refit import is_parametrized
-from fxsurgery.elastic import ELASTIC_CONVS, Size, margins
+from fxsurgery.nn.elastic import ELASTIC_CONVS, Size, margins
 from fxsurgery.program import Program
 
 

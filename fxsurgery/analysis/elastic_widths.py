@@ -15,13 +15,13 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils import _pytree as pytree
 
-from fxsurgery.analysis.atoms import Ids
+from fxsurgery.analysis.activations import read_values
 from fxsurgery.analysis.blocks import sum_operands
-from fxsurgery.analysis.fact import fact
+from fxsurgery.analysis.cached import fact
 from fxsurgery.analysis.gating import gate_plan
 from fxsurgery.analysis.labels import Labels
-from fxsurgery.analysis.reading import read_values
 from fxsurgery.analysis.structure import ChannelGroup, Structure, structure
+from fxsurgery.analysis.union_find import Ids
 from fxsurgery.program import Program
 
 Scores = NDArray[np.float64]

@@ -9,12 +9,11 @@ from torch import fx, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules.conv import _ConvNd
 
-from fxsurgery.analysis.atoms import Ids
-from fxsurgery.analysis.fact import fact
+from fxsurgery.analysis.cached import fact
 from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.structure import structure
-from fxsurgery.edit import Editor
-from fxsurgery.gates import GateApply, GateVector
+from fxsurgery.analysis.union_find import Ids
+from fxsurgery.nn.gates import GateVector
 from fxsurgery.program import Program
 
 MIXING_MODULES = (_ConvNd, nn.Linear, nn.RNNBase)
@@ -107,14 +106,3 @@ def _mixes(program: Program, node: fx.Node) -> bool:
 
 def _groups(node: fx.Node) -> object:
     return node.args[6] if len(node.args) > 6 else node.kwargs.get("groups")
-
-
-def insert_gates(edit: Editor, plan: GatePlan, gates: GateVector) -> fx.Node:
-    """Put `gates` into the graph, one `GateApply` in front of each site. The node that gives them is returned."""
-    first = next(n for n in edit.program.nodes if n.op != "placeholder")
-    vector = edit.insert_call(f"{GATES}.vector", gates, (), before=first)
-    for position, site in enumerate(plan.sites):
-        apply = GateApply(plan.index(site.ids).to(gates.logits.device), site.dim)
-        gated = edit.insert_call(f"{GATES}.apply{position}", apply, (site.source, vector), before=site.node)
-        edit.rewire(site.node, site.source, gated)
-    return vector

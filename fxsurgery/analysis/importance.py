@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from fxsurgery.analysis.atoms import Ids
+from fxsurgery.analysis.cached import fact
 from fxsurgery.analysis.elastic_widths import Scores, consumed_l1
-from fxsurgery.analysis.fact import fact
 from fxsurgery.analysis.structure import ChannelGroup, Mask, structure
+from fxsurgery.analysis.union_find import Ids
 from fxsurgery.program import Program
 
 

@@ -10,11 +10,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 
-from fxsurgery.analysis.fact import fact
+from fxsurgery.analysis.cached import fact
 from fxsurgery.analysis.pointwise import only_reader, pointwise
-from fxsurgery.analysis.positions import Axis, Map, nearest
 from fxsurgery.analysis.real_run import run_for_real
 from fxsurgery.analysis.shapes import target_name
+from fxsurgery.analysis.spatial_maps import Axis, Map, nearest
 from fxsurgery.program import Program
 
 AVERAGE: dict[int, Callable[..., nn.Module]] = {3: nn.AvgPool1d, 4: nn.AvgPool2d, 5: nn.AvgPool3d}

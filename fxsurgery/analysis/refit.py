@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrizations, parametrize
 
-from fxsurgery.elastic.switches import UnitMask
+from fxsurgery.nn.elastic.switches import UnitMask
 
 RESIZABLE = (
     _ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU, nn.Embedding, nn.EmbeddingBag,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 from typing_extensions import override
 
-from fxsurgery.analysis.fact import fact
+from fxsurgery.analysis.cached import fact
 from fxsurgery.program import Program
 
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from fxsurgery.analysis.atoms import Ids
-from fxsurgery.analysis.fact import fact
+from fxsurgery.analysis.cached import fact
 from fxsurgery.analysis.labels import Labels, is_frozen, varying
-from fxsurgery.analysis.provenance import Attention, Contraction, Freeze, Provenance, Work
-from fxsurgery.analysis.walk import Walk
+from fxsurgery.analysis.propagation import Walk
+from fxsurgery.analysis.propagation_state import Attention, Contraction, Freeze, Provenance, Work
+from fxsurgery.analysis.union_find import Ids
 from fxsurgery.errors import SpecError
 from fxsurgery.program import Program
 

@@ -1,7 +1,7 @@
 """Takes a user's `nn.Module` as a `Program`, or says which of its lines stands in the way.
 
 Symbolic tracing of a private copy comes first, since its graph holds for any size of the inputs. Where it
-fails, the model is run and recorded (`fxsurgery.capture.recorded`). Either graph is accepted only when it is
+fails, the model is run and recorded (`fxsurgery.capture.trace_frontend`). Either graph is accepted only when it is
 checked against the model.
 """
 
@@ -16,20 +16,20 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxsurgery.batch_layout import Statement, as_stated, by_running
-from fxsurgery.capture import trials
+from fxsurgery.capture import reference_runs
 from fxsurgery.capture.build import check_unshared
 from fxsurgery.capture.checks import Comparison, shapes
-from fxsurgery.capture.guess import guess_inputs
-from fxsurgery.capture.kind import is_exported, require_takeable, uncopiable
-from fxsurgery.capture.recorded import Recorded, recorded
+from fxsurgery.capture.fx_frontend import traced, traced_in_training, used_by
+from fxsurgery.capture.input_inference import guess_inputs
+from fxsurgery.capture.preconditions import is_exported, require_takeable, uncopiable
 from fxsurgery.capture.size_guards import Settled, settle_sizes
 from fxsurgery.capture.size_variants import SizeVariants, Variant
 from fxsurgery.capture.steering import refuse_steering
-from fxsurgery.capture.symbolic import traced, traced_in_training, used_by
+from fxsurgery.capture.trace_frontend import Recorded, recorded
 from fxsurgery.capture.tracer import is_leaf
 from fxsurgery.errors import CaptureError, DataError, TrainOnlyError, first_line, reason_of, typed_reason
 from fxsurgery.inputs import Inputs
-from fxsurgery.options import checked
+from fxsurgery.option_types import checked
 from fxsurgery.program import Program
 from fxsurgery.surroundings import left_outside, plain_surroundings
 
@@ -77,7 +77,7 @@ def capture(
     inputs = _ordered(model, inputs)
     if batch_dims is not None:
         inputs = as_stated(inputs, batch_dims, inputs.names(model.forward))
-    with trials.contained():
+    with reference_runs.contained():
         inputs = inputs.clone()
         private = _copied(model)
         check_unshared(private, model)
@@ -96,10 +96,10 @@ def capture(
 
 def _located(model: nn.Module, inputs: Inputs) -> tuple[Inputs, tuple[str, ...]]:
     """The inputs with the batch that the model's outputs tell, and what a user should know of that."""
-    lively = trials.lively(model)
+    lively = reference_runs.lively(model)
 
     def run(given: Inputs) -> list[Tensor]:
-        found = trials.run_eval(trials.lively_copy(model, lively), given).outputs.values()
+        found = reference_runs.run_eval(reference_runs.lively_copy(model, lively), given).outputs.values()
         return [value for value in found if isinstance(value, Tensor)]
 
     try:
@@ -206,7 +206,7 @@ def _require_any_batch(model: nn.Module, inputs: Inputs) -> None:
     if inputs.batch is None:
         return
     try:
-        trials.run_eval(copy.deepcopy(model), inputs.grown())
+        reference_runs.run_eval(copy.deepcopy(model), inputs.grown())
     except Exception as error:
         reason = first_line(error)
         raise CaptureError(
@@ -217,7 +217,7 @@ def _require_any_batch(model: nn.Module, inputs: Inputs) -> None:
 
 def _check_runs(model: nn.Module, inputs: Inputs) -> None:
     try:
-        outcome = trials.run_eval(copy.deepcopy(model), inputs)
+        outcome = reference_runs.run_eval(copy.deepcopy(model), inputs)
     except CaptureError:
         raise
     except Exception as error:

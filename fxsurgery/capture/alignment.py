@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxsurgery.capture.recording import OffenceError, Recording
+from fxsurgery.capture.trace import OffenceError, Recording
 
 Four = tuple[Any, Any, Any, Any]
 """One argument in the four recordings: the first, at the larger batch, in train mode, on other values."""

@@ -18,13 +18,13 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, fx, nn
 
-from fxsurgery.capture import trials
+from fxsurgery.capture import reference_runs
 from fxsurgery.capture.size_guards import REMEDY
 from fxsurgery.capture.tracer import reads_training
 from fxsurgery.errors import CaptureError, typed_reason
 from fxsurgery.inputs import Inputs
 
-Run = Callable[[nn.Module, Inputs], trials.Outcome]
+Run = Callable[[nn.Module, Inputs], reference_runs.Outcome]
 
 IRREPRODUCIBLE = 1000.0
 """A model that differs from itself by this many tolerances cannot be checked."""
@@ -45,17 +45,19 @@ class Comparison:
         Raises:
             CaptureError: the graph is not the model; the message says in which mode and where.
         """
-        noisy, other = trials.noisy(inputs), trials.doubled(inputs)
-        self._check_eval(trials.run_twice, (noisy, inputs), "the graph does not compute what the model does")
+        noisy, other = reference_runs.noisy(inputs), reference_runs.doubled(inputs)
+        self._check_eval(reference_runs.run_twice, (noisy, inputs), "the graph does not compute what the model does")
         others = () if self._refuses(other) else (other,)
-        self._check_eval(trials.run_eval, others, "a shape of the example inputs got baked in: at another batch size")
+        self._check_eval(
+            reference_runs.run_eval, others, "a shape of the example inputs got baked in: at another batch size"
+        )
         # BatchNorm wants more than one value a channel, and a batch of one has none but its own statistics.
         return self._check_train((*others, inputs) if inputs.batch == 1 else (inputs,))
 
     def _refuses(self, inputs: Inputs) -> bool:
         """Whether the graph says of inputs that it does not hold for their sizes."""
         try:
-            trials.run_eval(trials.lively_copy(self.graph_module, self._lively), inputs)
+            reference_runs.run_eval(reference_runs.lively_copy(self.graph_module, self._lively), inputs)
         except AssertionError as error:
             return str(error).endswith(REMEDY)
         except Exception:  # noqa: BLE001 -- compared with what the model does
@@ -65,7 +67,7 @@ class Comparison:
     def _check_eval(self, run: Run, choices: tuple[Inputs, ...], meaning: str) -> None:
         for inputs in choices:
             wanted = self._run(run, inputs)
-            if isinstance(wanted, trials.Outcome):
+            if isinstance(wanted, reference_runs.Outcome):
                 if trouble := self._trouble(run, inputs, wanted):
                     raise CaptureError(
                         f"{meaning}, in eval mode, {trouble}. Does forward ask for the type of its input, draw random "
@@ -76,10 +78,10 @@ class Comparison:
 
     def _check_train(self, choices: tuple[Inputs, ...]) -> tuple[str, ...]:
         reason = ""
-        for run in (trials.run_train, partial(trials.run_train, of_inputs=False)):
+        for run in (reference_runs.run_train, partial(reference_runs.run_train, of_inputs=False)):
             for inputs in choices:
                 wanted = self._run(run, inputs)
-                if isinstance(wanted, trials.Outcome):
+                if isinstance(wanted, reference_runs.Outcome):
                     trouble = self._trouble(run, inputs, wanted)
                     is_rounding = trouble.startswith("the gradient") and self._agrees_in_double(run, inputs)
                     self._refuse_train("" if is_rounding else trouble)
@@ -100,26 +102,26 @@ class Comparison:
 
     @cached_property
     def _lively(self) -> dict[str, Tensor]:
-        return trials.lively(self.model)
+        return reference_runs.lively(self.model)
 
-    def _run(self, run: Run, inputs: Inputs) -> trials.Outcome | Exception:
+    def _run(self, run: Run, inputs: Inputs) -> reference_runs.Outcome | Exception:
         """What the model does; the exception where it refuses, as it may in any way it likes."""
         try:
-            return run(trials.lively_copy(self.model, self._lively), inputs)
+            return run(reference_runs.lively_copy(self.model, self._lively), inputs)
         except Exception as error:  # noqa: BLE001 -- handed on as a value
             return error
 
-    def _trouble(self, run: Run, inputs: Inputs, wanted: trials.Outcome) -> str:
+    def _trouble(self, run: Run, inputs: Inputs, wanted: reference_runs.Outcome) -> str:
         """What differs, in words; empty where nothing does."""
         try:
-            got = run(trials.lively_copy(self.graph_module, self._lively), inputs)
+            got = run(reference_runs.lively_copy(self.graph_module, self._lively), inputs)
         except Exception as error:  # noqa: BLE001 - whatever the user's operations raise is the finding
             return f"only the graph fails: {typed_reason(error)}"
-        excess, where = trials.difference(got, wanted)
+        excess, where = reference_runs.difference(got, wanted)
         if excess <= 1:
             return ""
         again = self._run(run, inputs)
-        noise = trials.difference(again, wanted)[0] if isinstance(again, trials.Outcome) else torch.inf
+        noise = reference_runs.difference(again, wanted)[0] if isinstance(again, reference_runs.Outcome) else torch.inf
         if noise > IRREPRODUCIBLE:
             raise CaptureError(
                 f"the model cannot be checked: {where} changes from run to run under one seed; remove what draws "
@@ -135,11 +137,11 @@ class Comparison:
         wide = inputs.map(lambda x: x.double() if x.is_floating_point() else x)
         try:
             got, wanted = (
-                run(trials.lively_copy(m, self._lively).double(), wide) for m in (self.graph_module, self.model)
+                run(reference_runs.lively_copy(m, self._lively).double(), wide) for m in (self.graph_module, self.model)
             )
         except Exception:  # noqa: BLE001 -- a model that does not run in float64 gives no second opinion
             return False
-        return trials.difference(got, wanted)[0] <= 1
+        return reference_runs.difference(got, wanted)[0] <= 1
 
     def _train_hint(self) -> str:
         modules = [(path, self.model.get_submodule(path)) for path in dict.fromkeys(self.entered)]

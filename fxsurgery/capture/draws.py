@@ -19,7 +19,7 @@ import numpy as np
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fxsurgery.capture.blame import in_standard_library, is_users, shown
+from fxsurgery.capture.diagnostics import in_standard_library, is_users, shown
 
 REMEDY = "Draw with torch and keep what is drawn a tensor, as in x * (torch.rand(len(x), 1, device=x.device) > p)"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
-from fxsurgery.capture.blame import is_users
+from fxsurgery.capture.diagnostics import is_users
 
 Function = Callable[..., Any]
 Call = Callable[[Function, tuple[Any, ...], dict[str, Any]], Any]

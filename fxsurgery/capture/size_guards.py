@@ -23,7 +23,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
-from fxsurgery.capture import trials
+from fxsurgery.capture import reference_runs
 from fxsurgery.capture.size_variants import Dim, Variant
 from fxsurgery.capture.traced_sizes import ASSERT
 from fxsurgery.inputs import Inputs
@@ -86,7 +86,7 @@ def settle_sizes(
         refused: inputs of other sizes, which the model refuses; none where it takes some along the same dims.
         is_traced: whether the graph tells what forward does with sizes; else it may hold for the example's alone.
     """
-    scratch = trials.Scratch(graph_module, trials.lively(model))
+    scratch = reference_runs.Scratch(graph_module, reference_runs.lively(model))
     found = [_tried(scratch.copy(), variant) for variant in (example, *variants)]
     probes = [trial for variant in refused if (trial := _probed(scratch.copy(), variant)) is not None]
     names = _leaf_names(model, example.inputs)
@@ -112,7 +112,7 @@ def settle_sizes(
 def _tried(graph_module: nn.Module, variant: Variant) -> _Trial:
     run = _Run(graph_module.train().eval())
     outcome = run.outcome(variant.inputs)
-    agrees = outcome is not None and trials.difference(outcome, variant.outcome)[0] <= 1
+    agrees = outcome is not None and reference_runs.difference(outcome, variant.outcome)[0] <= 1
     return _Trial(variant.dims, run.sizes, tuple(run.broken), agrees)
 
 
@@ -133,13 +133,13 @@ class _Run(fx.Interpreter):
         self.sizes: dict[str, Any] = {}
         self.broken: list[str] = []
 
-    def outcome(self, inputs: Inputs) -> trials.Outcome | None:
+    def outcome(self, inputs: Inputs) -> reference_runs.Outcome | None:
         """Run the graph; `None` where it does not get to its end."""
-        trials.seed_all()
+        reference_runs.seed_all()
         try:
             with torch.no_grad():
                 output = self.run(*inputs.clone().leaves, enable_io_processing=False)
-            return trials.Outcome(trials.named_leaves(self.graph.process_outputs(output)))
+            return reference_runs.Outcome(reference_runs.named_leaves(self.graph.process_outputs(output)))
         except Exception:  # noqa: BLE001 -- whatever the operations raise at another size is the finding
             return None
 

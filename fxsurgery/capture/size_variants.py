@@ -13,7 +13,7 @@ from typing import Self, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fxsurgery.capture import trials
+from fxsurgery.capture import reference_runs
 from fxsurgery.inputs import Inputs
 
 Dim: TypeAlias = tuple[int, int]
@@ -32,19 +32,19 @@ class Variant:
     inputs: Inputs
     dims: tuple[Dim, ...]
     """The dims that were changed; none where it is the batch."""
-    outcome: trials.Outcome
+    outcome: reference_runs.Outcome
 
     @classmethod
-    def of(cls, model: trials.Scratch, inputs: Inputs, dims: tuple[Dim, ...] = ()) -> Self:
+    def of(cls, model: reference_runs.Scratch, inputs: Inputs, dims: tuple[Dim, ...] = ()) -> Self:
         """Run `model` on `inputs`, whatever it may raise."""
-        return cls(inputs, dims, trials.run_eval(model.copy(), inputs))
+        return cls(inputs, dims, reference_runs.run_eval(model.copy(), inputs))
 
 
 class SizeVariants:
     """The variants of the example inputs that a model takes in eval mode, found when they are asked for."""
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        self._model, self._inputs = trials.Scratch(model, trials.lively(model)), inputs
+        self._model, self._inputs = reference_runs.Scratch(model, reference_runs.lively(model)), inputs
         self._refused = list[Variant]()
 
     @cached_property
@@ -90,7 +90,7 @@ class SizeVariants:
             try:
                 return Variant.of(self._model, changed, dims)
             except Exception:  # noqa: BLE001 -- a model refuses a size in any way it likes
-                self._refused.append(Variant(changed, dims, trials.Outcome({})))
+                self._refused.append(Variant(changed, dims, reference_runs.Outcome({})))
         return None
 
 

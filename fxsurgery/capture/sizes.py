@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from fxsurgery.capture.probing import Trial
-from fxsurgery.capture.stated import Shape
-from fxsurgery.capture.watching import Layer
+from fxsurgery.capture.config_inputs import Shape
+from fxsurgery.capture.layer_trace import Layer
+from fxsurgery.capture.meta_probe import Trial
 from fxsurgery.inputs import Inputs
 
 IMAGES = (224, 32, 64, 96, 128, 160, 192, 256, 299, 227, 48, 112, 240, 288, 384, 448, 512, 28, 16, 8)

@@ -11,12 +11,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
-from fxsurgery.capture import trials
-from fxsurgery.capture.blame import offended, running_line
+from fxsurgery.capture import reference_runs
+from fxsurgery.capture.diagnostics import offended, running_line
 from fxsurgery.capture.draws import OUT_OF_WHOLE, REMEDY, has_numbers, python_draws, steers
-from fxsurgery.capture.listening import meeting_modules
-from fxsurgery.capture.recording import OffenceError
-from fxsurgery.capture.refusals import VALUES
+from fxsurgery.capture.interception import meeting_modules
+from fxsurgery.capture.trace import OffenceError
+from fxsurgery.capture.unsupported_ops import VALUES
 from fxsurgery.inputs import Inputs
 
 REGULAR = ("dropout", "rrelu", "scaled_dot_product_attention", "multi_head_attention", "lstm", "gru", "rnn_")
@@ -34,10 +34,10 @@ def refuse_steering(model: nn.Module, inputs: Inputs, is_leaf: Callable[[nn.Modu
     Raises:
         CaptureError: it names the module and the line.
     """
-    for training, given in ((False, inputs), (True, inputs), (True, trials.doubled(inputs))):
+    for training, given in ((False, inputs), (True, inputs), (True, reference_runs.doubled(inputs))):
         private = copy.deepcopy(model).train().train(training)
         watch = _Watch(private, is_leaf)
-        trials.seed_all()
+        reference_runs.seed_all()
         try:
             watch.run(given)
         except OffenceError as error:
@@ -98,12 +98,12 @@ class _Watch(TorchFunctionMode):
 
     def _whole(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Call what is kept whole. It may draw, but not give Python what comes of that."""
-        self._quiet, self._hidden, before = self._quiet + 1, False, trials.torch_states()
+        self._quiet, self._hidden, before = self._quiet + 1, False, reference_runs.torch_states()
         try:
             out = run(*args, **kwargs)
         finally:
             self._quiet -= 1
-        if has_numbers(out) and (self._hidden or trials.torch_states() != before):
+        if has_numbers(out) and (self._hidden or reference_runs.torch_states() != before):
             self._steered(OUT_OF_WHOLE, running_line())
         return out
 
@@ -120,7 +120,7 @@ class _Watch(TorchFunctionMode):
         drawn = any(id(tensor) in self._drawn for tensor in given)
         if drawn and name in VALUES:
             self._steered(f"{name} of a tensor that was drawn", running_line())
-        before = trials.torch_states()
+        before = reference_runs.torch_states()
         out = func(*args, **kwargs)
         if drawn or (self._drew(before, args, kwargs) and not any(part in name for part in REGULAR)):
             written = args[:1] if name == "__setitem__" else ()
@@ -130,7 +130,7 @@ class _Watch(TorchFunctionMode):
     def _drew(self, before: tuple[bytes, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether a call drew random numbers: from a global generator, or from one that it was given."""
         given = any(isinstance(value, torch.Generator) for value in (*args, *kwargs.values()))
-        return given or trials.torch_states() != before
+        return given or reference_runs.torch_states() != before
 
     def _note(self, values: object) -> None:
         for leaf in pytree.tree_leaves(values):

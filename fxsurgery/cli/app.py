@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from fxsurgery.cli.benchmarking import bench
-from fxsurgery.cli.demonstrating import demo
-from fxsurgery.cli.exporting import export
-from fxsurgery.cli.inspecting import inspect
-from fxsurgery.cli.optimizing import optimize
-from fxsurgery.cli.reporting import report
+from fxsurgery.cli.bench import bench
+from fxsurgery.cli.demo import demo
+from fxsurgery.cli.export import export
+from fxsurgery.cli.inspect import inspect
+from fxsurgery.cli.optimize import optimize
+from fxsurgery.cli.report import report
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 

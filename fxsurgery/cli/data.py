@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fxsurgery.cli.naming import called, named
+from fxsurgery.cli.imports import called, named
 from fxsurgery.errors import SourceError, reason_of
 from fxsurgery.seeding import seeded
 from fxsurgery.training import Task

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 import fxsurgery
-from fxsurgery.capture.guess import guess_inputs
+from fxsurgery.capture.input_inference import guess_inputs
 from fxsurgery.cli.data import data_of
-from fxsurgery.cli.naming import called, named
+from fxsurgery.cli.imports import called, named
 from fxsurgery.config import assignments, shapes
 from fxsurgery.errors import ConfigError, SourceError, SurgeryError, reason_of
 from fxsurgery.files import NO_TENSORS
 from fxsurgery.inputs import Inputs
 from fxsurgery.result import Result
-from fxsurgery.searchers.beginning import JOURNAL, RESULT
+from fxsurgery.runs.layout import JOURNAL, RESULT
 from fxsurgery.seeding import seeded
 
 

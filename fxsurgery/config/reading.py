@@ -16,12 +16,12 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError, validate_call
 
 from fxsurgery.budget import Budget, Spend
-from fxsurgery.config.places import Origins, Place
+from fxsurgery.config.parsers import assigned, value
 from fxsurgery.config.run import RunConfig
-from fxsurgery.config.texts import assigned, value
+from fxsurgery.config.source_locations import Origins, Place
 from fxsurgery.errors import ConfigError, SurgeryError, reason_of
+from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.methods import method_of
-from fxsurgery.searchers.settings import Settings
 from fxsurgery.training import OptimizerFactory, adamw, sgd
 
 Table = Mapping[str, Any]

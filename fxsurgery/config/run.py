@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from fxsurgery.budget import Budget, Spend
-from fxsurgery.config.texts import amount, shapes
+from fxsurgery.config.parsers import amount, shapes
 from fxsurgery.searchers.methods import METHODS
 from fxsurgery.training import MixedPrecision
 

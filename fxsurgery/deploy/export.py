@@ -22,16 +22,16 @@ import torch
 from torch import nn
 
 from fxsurgery.batch_layout import Statement, statement_of
-from fxsurgery.deploy.draws import kept_values, seeded
-from fxsurgery.deploy.flat import Flat
+from fxsurgery.deploy.flat_module import Flat
 from fxsurgery.deploy.names import input_names, output_names, rename
 from fxsurgery.deploy.onnx_model import OnnxModel, Parity
 from fxsurgery.deploy.parity import check_parity, frozen_copy, frozen_inputs, located, output_of, outputs_of
+from fxsurgery.deploy.random_inputs import kept_values, seeded
 from fxsurgery.deploy.randomness import CPU, require_repeatable
 from fxsurgery.errors import ExportError, reason_of
 from fxsurgery.files import require_plain
 from fxsurgery.inputs import Inputs
-from fxsurgery.options import FilePath, Range, checked
+from fxsurgery.option_types import FilePath, Range, checked
 from fxsurgery.seeding import seeded as seeded_states
 from fxsurgery.surroundings import plain_surroundings, without_warnings
 

@@ -19,7 +19,7 @@ from fxsurgery.deploy.session import CPU
 from fxsurgery.deploy.stopwatch import Stopwatch
 from fxsurgery.errors import DeviceError
 from fxsurgery.inputs import Inputs
-from fxsurgery.options import check_fields
+from fxsurgery.option_types import check_fields
 
 FEWEST_ROUNDS = 3
 """Made after each loading, however short the time is."""

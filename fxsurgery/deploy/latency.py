@@ -27,7 +27,7 @@ from fxsurgery.deploy.session import CPU
 from fxsurgery.deploy.stopwatch import processor
 from fxsurgery.errors import DeviceError
 from fxsurgery.inputs import Inputs
-from fxsurgery.options import checked
+from fxsurgery.option_types import checked
 from fxsurgery.printable import lines
 from fxsurgery.surroundings import plain_surroundings
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from fxsurgery.batch_layout import Statement, as_stated, by_running
-from fxsurgery.deploy.draws import is_stuck, kept_values, seeded
 from fxsurgery.deploy.names import input_names
 from fxsurgery.deploy.onnx_model import Parity
+from fxsurgery.deploy.random_inputs import is_stuck, kept_values, seeded
 from fxsurgery.deploy.randomness import CPU, output_gap, require_repeatable
 from fxsurgery.deploy.session import open_session, run_session
 from fxsurgery.errors import ExportError, reason_of

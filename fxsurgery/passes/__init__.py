@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 
 from fxsurgery.errors import SpecError, reason_of
-from fxsurgery.options import checked
+from fxsurgery.option_types import checked
 from fxsurgery.passes.add_conv_cell import AddConvCell
 from fxsurgery.passes.add_pool import AddPool
 from fxsurgery.passes.deepen import Deepen

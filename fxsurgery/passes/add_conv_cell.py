@@ -27,7 +27,10 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 from typing_extensions import override
 
+from fxsurgery.analysis.activations import read_values
+from fxsurgery.analysis.identity_norm import CONVOLUTIONS, undoing, without_statistics
 from fxsurgery.analysis.naming import node_named, stem_of
+from fxsurgery.analysis.nonnegativity import is_non_negative
 from fxsurgery.analysis.pooling import (
     AVERAGE,
     MAXIMUM,
@@ -38,15 +41,12 @@ from fxsurgery.analysis.pooling import (
     spread,
     too_small,
 )  # fmt: skip
-from fxsurgery.analysis.positions import Axis, Map
-from fxsurgery.analysis.reading import read_values
-from fxsurgery.analysis.reshaping import Change, Consequences, can_follow, follow
-from fxsurgery.analysis.signs import is_non_negative
-from fxsurgery.analysis.undoing import CONVOLUTIONS, undoing, without_statistics
+from fxsurgery.analysis.spatial_maps import Axis, Map
 from fxsurgery.edit import Editor, Refusal
 from fxsurgery.errors import SpecError
-from fxsurgery.options import MOST_UNITS, Range, Seed
+from fxsurgery.option_types import MOST_UNITS, Range, Seed
 from fxsurgery.program import Program
+from fxsurgery.rewriting.downstream import Change, Consequences, can_follow, follow
 from fxsurgery.surgery import Effect, Rewrite
 
 MOST = 3

@@ -24,15 +24,15 @@ from typing import ClassVar, Literal, Self, get_args
 from torch import Tensor, fx
 from typing_extensions import override
 
+from fxsurgery.analysis.activations import read_values
 from fxsurgery.analysis.naming import node_named
 from fxsurgery.analysis.pooling import AVERAGE, MAXIMUM, block_ends, feature_maps, halved, readable, spread, too_small
-from fxsurgery.analysis.positions import Choice, Take
-from fxsurgery.analysis.reading import read_values
-from fxsurgery.analysis.reshaping import Change, Consequences, can_follow, follow
+from fxsurgery.analysis.spatial_maps import Choice, Take
 from fxsurgery.edit import Editor, Refusal
 from fxsurgery.errors import SpecError
-from fxsurgery.options import Seed
+from fxsurgery.option_types import Seed
 from fxsurgery.program import Program
+from fxsurgery.rewriting.downstream import Change, Consequences, can_follow, follow
 from fxsurgery.surgery import Effect, Rewrite
 
 MOST = 4

@@ -24,13 +24,13 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 from typing_extensions import override
 
+from fxsurgery.analysis.activations import read_values
 from fxsurgery.analysis.blocks import shape_of
+from fxsurgery.analysis.identity_norm import CONVOLUTIONS, undoing, without_statistics
 from fxsurgery.analysis.naming import node_named, stem_of
 from fxsurgery.analysis.pointwise import ACTIVATIONS, PASSING, pointwise
-from fxsurgery.analysis.reading import read_values
 from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.structure import structure
-from fxsurgery.analysis.undoing import CONVOLUTIONS, undoing, without_statistics
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.program import Program

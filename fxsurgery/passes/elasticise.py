@@ -6,7 +6,7 @@
 
 What can be elastic is a question of `analysis`; nothing is reordered, a mask goes by the importance of
 its units. All begin at their largest, so the outputs stay as they are, and the weights are the user's.
-`fxsurgery.elastic` switches a trainable copy; `extract-subnet` makes a plain network of a configuration.
+`fxsurgery.nn.elastic` switches a trainable copy; `extract-subnet` makes a plain network of a configuration.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,14 +17,15 @@ import numpy as np
 import torch
 from typing_extensions import override
 
-from fxsurgery.analysis.atoms import Ids
 from fxsurgery.analysis.elastic_kernels import KernelChoice, kernel_choices
 from fxsurgery.analysis.elastic_widths import WidthChoice, elastic_groups, residual_streams, width_choices
 from fxsurgery.analysis.gating import float_tensor, gate_plan
 from fxsurgery.analysis.stages import Stage, stages
 from fxsurgery.analysis.structure import structure
+from fxsurgery.analysis.union_find import Ids
 from fxsurgery.edit import Editor
-from fxsurgery.elastic import (
+from fxsurgery.errors import SpecError
+from fxsurgery.nn.elastic import (
     ELASTIC,
     ELASTIC_CONVS,
     BlockSwitch,
@@ -32,8 +33,7 @@ from fxsurgery.elastic import (
     UnitMask,
     elastic_space,
 )
-from fxsurgery.errors import SpecError
-from fxsurgery.options import Range
+from fxsurgery.option_types import Range
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite, Trains
 

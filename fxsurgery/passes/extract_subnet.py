@@ -19,12 +19,12 @@ from torch import fx
 from torch.nn.modules.conv import _ConvNd
 from typing_extensions import override
 
-from fxsurgery.analysis.atoms import Ids
-from fxsurgery.analysis.blocks import identity_blocks, redirect
-from fxsurgery.analysis.resize import resize
+from fxsurgery.analysis.blocks import identity_blocks
 from fxsurgery.analysis.structure import structure
+from fxsurgery.analysis.union_find import Ids
 from fxsurgery.edit import Editor
-from fxsurgery.elastic import (
+from fxsurgery.lineage import Origin
+from fxsurgery.nn.elastic import (
     BlockSwitch,
     ElasticConv,
     KernelMatrices,
@@ -36,8 +36,9 @@ from fxsurgery.elastic import (
     elastic_space,
     is_whole,
 )
-from fxsurgery.origins import Origin
 from fxsurgery.program import Program
+from fxsurgery.rewriting.redirection import redirect
+from fxsurgery.rewriting.resize import resize
 from fxsurgery.surgery import Effect, Rewrite, Trains, itself
 
 

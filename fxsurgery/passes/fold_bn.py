@@ -19,9 +19,9 @@ from typing_extensions import override
 
 from fxsurgery.analysis.blocks import shape_of
 from fxsurgery.analysis.refit import refit
-from fxsurgery.analysis.sharing import called_again, read_elsewhere, shared
+from fxsurgery.analysis.shared_modules import called_again, read_elsewhere, shared
 from fxsurgery.edit import Editor
-from fxsurgery.elastic import ELASTIC_CONVS
+from fxsurgery.nn.elastic import ELASTIC_CONVS
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite, Trains
 

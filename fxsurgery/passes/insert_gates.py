@@ -18,12 +18,13 @@ from typing import ClassVar, Literal, Self
 
 from typing_extensions import override
 
-from fxsurgery.analysis.branches import independent_gates, insert_independent
-from fxsurgery.analysis.gating import GATES, gate_plan, gates_like, insert_gates
+from fxsurgery.analysis.gating import GATES, gate_plan, gates_like
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
-from fxsurgery.gates import GateVector
+from fxsurgery.nn.gates import GateVector
 from fxsurgery.program import Program
+from fxsurgery.rewriting.branches import independent_gates, insert_independent
+from fxsurgery.rewriting.gate_insertion import insert_gates
 from fxsurgery.surgery import Effect, Rewrite, Trains
 
 

@@ -30,10 +30,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fxsurgery.analysis.factor import MIXING, Svd, calls_to, obstacle, rounding, svd
+from fxsurgery.analysis.svd import MIXING, Svd, calls_to, obstacle, rounding, svd
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
-from fxsurgery.origins import Origin
+from fxsurgery.lineage import Origin
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite
 

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from typing_extensions import override
 
-from fxsurgery.analysis.branches import Branch, branches, scatter
 from fxsurgery.analysis.gating import gates_like
-from fxsurgery.analysis.resize import resize
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
-from fxsurgery.gates import GateApply
+from fxsurgery.nn.gates import GateApply
 from fxsurgery.program import Program
+from fxsurgery.rewriting.branches import Branch, branches, scatter
+from fxsurgery.rewriting.resize import resize
 from fxsurgery.surgery import Effect, Rewrite, itself
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 from typing_extensions import override
 
 from fxsurgery.edit import Editor
-from fxsurgery.gates import GateApply, GateVector
+from fxsurgery.nn.gates import GateApply, GateVector
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite, Trains
 

@@ -27,13 +27,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from typing_extensions import override
 
+from fxsurgery.analysis.activations import read_values
 from fxsurgery.analysis.blocks import (
     IdentityBlock,
     cancels,
     gives_zero,
     has_parameters,
     identity_blocks,
-    redirect,
     shape_of,
     sum_operands,
 )
@@ -49,12 +49,12 @@ from fxsurgery.analysis.cells import (
     read_cell,
 )
 from fxsurgery.analysis.naming import node_named
-from fxsurgery.analysis.reading import read_values
 from fxsurgery.analysis.refit import refit
-from fxsurgery.analysis.reshaping import Change, Consequences, can_follow, follow
-from fxsurgery.analysis.sharing import fixed
+from fxsurgery.analysis.shared_modules import fixed
 from fxsurgery.edit import Editor, Refusal
 from fxsurgery.program import Program
+from fxsurgery.rewriting.downstream import Change, Consequences, can_follow, follow
+from fxsurgery.rewriting.redirection import redirect
 from fxsurgery.surgery import Effect, Rewrite, Trains, itself
 
 Plan = Callable[[Editor], Effect]

@@ -24,15 +24,15 @@ from torch import fx
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
 from typing_extensions import override
 
+from fxsurgery.analysis.activations import read_values
 from fxsurgery.analysis.blocks import cancels, writes_into
 from fxsurgery.analysis.pooling import LOCAL, Pool, feature_maps, read_pool
-from fxsurgery.analysis.positions import Axis, Map
-from fxsurgery.analysis.reading import read_values
-from fxsurgery.analysis.reshaping import Change, Consequences, follow
 from fxsurgery.analysis.shapes import target_name
+from fxsurgery.analysis.spatial_maps import Axis, Map
 from fxsurgery.edit import Editor, Refusal
 from fxsurgery.errors import SpecError
 from fxsurgery.program import Program
+from fxsurgery.rewriting.downstream import Change, Consequences, follow
 from fxsurgery.surgery import Effect, Rewrite, itself
 
 

@@ -34,15 +34,15 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 from typing_extensions import override
 
+from fxsurgery.analysis.activations import read_values
 from fxsurgery.analysis.blocks import dims_of, sum_operands, writes_into
 from fxsurgery.analysis.naming import node_named
+from fxsurgery.analysis.nonnegativity import is_non_negative
 from fxsurgery.analysis.pointwise import only_reader, pointwise
 from fxsurgery.analysis.pooling import feature_maps
-from fxsurgery.analysis.reading import read_values
-from fxsurgery.analysis.signs import is_non_negative
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
-from fxsurgery.options import MOST_UNITS, Range, Seed
+from fxsurgery.option_types import MOST_UNITS, Range, Seed
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite
 

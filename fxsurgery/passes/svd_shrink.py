@@ -32,7 +32,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from typing_extensions import override
 
-from fxsurgery.analysis.factor import (
+from fxsurgery.analysis.activations import read_values
+from fxsurgery.analysis.pointwise import only_reader, pointwise
+from fxsurgery.analysis.refit import refit
+from fxsurgery.analysis.shapes import target_name
+from fxsurgery.analysis.shared_modules import called_again
+from fxsurgery.analysis.svd import (
     CONVS,
     MIXING,
     best_signs,
@@ -44,14 +49,9 @@ from fxsurgery.analysis.factor import (
     way_back,
     wide,
 )
-from fxsurgery.analysis.pointwise import only_reader, pointwise
-from fxsurgery.analysis.reading import read_values
-from fxsurgery.analysis.refit import refit
-from fxsurgery.analysis.shapes import target_name
-from fxsurgery.analysis.sharing import called_again
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
-from fxsurgery.origins import Origin
+from fxsurgery.lineage import Origin
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite
 

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from typing_extensions import override
 
-from fxsurgery.analysis.growth import enlarge, growth, mixed_up
-from fxsurgery.analysis.singles import can_copy, copy, singles
 from fxsurgery.analysis.structure import ChannelGroup, Counts, structure
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
-from fxsurgery.options import MOST_UNITS, Seed
+from fxsurgery.option_types import MOST_UNITS, Seed
 from fxsurgery.program import Program
+from fxsurgery.rewriting.duplication import enlarge, growth, mixed_up
+from fxsurgery.rewriting.single_channel import can_copy, copy, singles
 from fxsurgery.surgery import Effect, Rewrite
 
 

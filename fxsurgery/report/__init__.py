@@ -1,7 +1,7 @@
 """What an optimisation came to, as one HTML page that stands alone."""
 
-from fxsurgery.report.lines import summary
 from fxsurgery.report.page import render, write
-from fxsurgery.report.told import Told
+from fxsurgery.report.report_input import ReportInput
+from fxsurgery.report.summary import summary
 
-__all__ = ["Told", "render", "summary", "write"]
+__all__ = ["ReportInput", "render", "summary", "write"]

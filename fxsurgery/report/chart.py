@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fxsurgery.report.wording import short
+from fxsurgery.report.formatting import short
 
 WIDE, HIGH = 1000.0, 100.0
 LOG_FROM = 30.0

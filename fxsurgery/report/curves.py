@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from fxsurgery.report.chart import WIDE, Tick, axis, dots, line
-from fxsurgery.report.wording import count, figure
+from fxsurgery.report.formatting import count, figure
 
 LEAST_SHARE = 0.12
 """Of the width that a stage gets, however short it is, while there are few."""

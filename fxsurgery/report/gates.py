@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fxsurgery.report.chart import HIGH, WIDE, Tick, axis
-from fxsurgery.report.wording import count, enumerated
+from fxsurgery.report.formatting import count, enumerated
 from fxsurgery.searchers.dnal import UNDECIDED
 
 BINS = 20

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from fxsurgery.analysis.structure import structure
 from fxsurgery.program import Program
-from fxsurgery.report.wording import TIMES
+from fxsurgery.report.formatting import TIMES
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 GIVE_DIM_1 = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Embedding, nn.EmbeddingBag)

@@ -12,17 +12,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from fxsurgery.deploy import LatencyReport
 from fxsurgery.errors import RunError
 from fxsurgery.files import write_whole
-from fxsurgery.options import checked
+from fxsurgery.option_types import checked
 from fxsurgery.printable import printable
-from fxsurgery.report import wording
+from fxsurgery.report import formatting
 from fxsurgery.report.curves import curves, stages
-from fxsurgery.report.family import generations, mishaps, refusals
 from fxsurgery.report.gates import histogram
+from fxsurgery.report.generations import generations, mishaps, refusals
 from fxsurgery.report.layers import grouped, layers
-from fxsurgery.report.lineage import lineage
-from fxsurgery.report.outcome import rows, sentence, tiles, title_of
+from fxsurgery.report.lineage_chart import lineage
+from fxsurgery.report.report_input import ReportInput
 from fxsurgery.report.scatter import scatter
-from fxsurgery.report.told import Told
+from fxsurgery.report.verdict import rows, sentence, tiles, title_of
 
 OPEN_LAYERS = 60
 """Up to so many layers, all parts of the model are shown unfolded."""
@@ -37,7 +37,7 @@ SHOWN_SPEC = 200
 
 
 @checked(RunError)
-def render(told: Told, *, latency: LatencyReport | None = None, title: str = "", date: str = "") -> str:
+def render(told: ReportInput, *, latency: LatencyReport | None = None, title: str = "", date: str = "") -> str:
     """The page, the same for the same arguments.
 
     Args:
@@ -73,7 +73,7 @@ def render(told: Told, *, latency: LatencyReport | None = None, title: str = "",
 
 
 def write(
-    told: Told, path: str | Path, *, latency: LatencyReport | None = None, title: str = "", date: str = ""
+    told: ReportInput, path: str | Path, *, latency: LatencyReport | None = None, title: str = "", date: str = ""
 ) -> Path:
     """Write the page to a file, whole or not at all; the arguments are those of `render`.
 
@@ -96,8 +96,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["count"] = wording.count
-    made.globals["change"] = wording.change
+    made.filters["count"] = formatting.count
+    made.globals["change"] = formatting.change
     return made
 
 
@@ -106,7 +106,7 @@ def _shown(value: object) -> object:
     return printable(value, KEPT) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
-def _evolved(told: Told) -> dict[str, Any]:
+def _evolved(told: ReportInput) -> dict[str, Any]:
     """What the page shows of an evolution."""
     evolution = told.evolution
     if evolution is None:
@@ -124,7 +124,7 @@ def _evolved(told: Told) -> dict[str, Any]:
     }
 
 
-def _circumstances(told: Told, latency: LatencyReport | None, date: str) -> Iterator[tuple[str, str]]:
+def _circumstances(told: ReportInput, latency: LatencyReport | None, date: str) -> Iterator[tuple[str, str]]:
     """Under what circumstances this came about."""
     if date:
         yield "date", date

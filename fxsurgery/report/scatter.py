@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fxsurgery.report.chart import WIDE, Axis, Tick, axis, dots, line, stairs
-from fxsurgery.report.wording import count, figure
-from fxsurgery.searchers.evolution import Evolution, Member
+from fxsurgery.report.formatting import count, figure
+from fxsurgery.searchers.common.evolution import Evolution, Member
 
 NAMES = {"params": "parameters", "macs": "MACs", "latency_ms": "latency, ms"}
 FLUSH_FROM = 70.0

@@ -1,6 +1,6 @@
 """The modules of a program as JSON, and back.
 
-torch      a layer of torch.nn: class and arguments (`fxsurgery.saving.described`)
+torch      a layer of torch.nn: class and arguments (`fxsurgery.saving.constructors`)
 tree       a container, or a gate or switch of ours: its attributes here, what is registered with it in the list
 depth      stochastic depth, of whichever library
 opaque     a module of the user's, which is not written: loading takes it from the user's model
@@ -17,11 +17,11 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from fxsurgery.analysis.refit import size_attributes
-from fxsurgery.elastic.kernels import ElasticConv, ElasticConv1d, ElasticConv2d, ElasticConv3d, KernelMatrices
-from fxsurgery.elastic.switches import BlockSwitch, UnitMask
 from fxsurgery.errors import RunError, SavingError
-from fxsurgery.gates import GateApply, GateVector, Mode
-from fxsurgery.saving.described import CLASSES, PLAIN_TREES, Described, Parametrised, describe, parameters_of
+from fxsurgery.nn.elastic.kernels import ElasticConv, ElasticConv1d, ElasticConv2d, ElasticConv3d, KernelMatrices
+from fxsurgery.nn.elastic.switches import BlockSwitch, UnitMask
+from fxsurgery.nn.gates import GateApply, GateVector, Mode
+from fxsurgery.saving.constructors import CLASSES, PLAIN_TREES, Described, Parametrised, describe, parameters_of
 from fxsurgery.saving.schema import DepthEntry, ModuleEntry, OpaqueEntry, TorchEntry, TreeEntry, first_fault
 from fxsurgery.saving.stochastic_depth import StochasticDepth, depth_of
 from fxsurgery.saving.values import decoded, encoded

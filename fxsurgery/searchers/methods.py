@@ -9,9 +9,9 @@ from typing import Any
 from fxsurgery.errors import SurgeryError
 from fxsurgery.program import Program
 from fxsurgery.searchers import dnal, ectonas, prune
+from fxsurgery.searchers.common.settings import Settings
+from fxsurgery.searchers.common.widths import Space
 from fxsurgery.searchers.session import Outcome, Stage
-from fxsurgery.searchers.settings import Settings
-from fxsurgery.searchers.widths import Space
 
 
 @dataclass(frozen=True, eq=False)

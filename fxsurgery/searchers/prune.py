@@ -1,8 +1,8 @@
 """The baseline: rank the channels of a trained network by a simple importance, cut to the budget, fine-tune.
 
 It shares everything with the learned methods, so that they can be compared: the passes, the cut to aligned widths
-within the budget (`fxsurgery.searchers.widths`), the estimate of the batch norms, the training loop and the choice on
-validation data. The importances are those of `fxsurgery.analysis.importance`.
+within the budget (`fxsurgery.searchers.common.widths`), the estimate of the batch norms, the training loop and the
+choice on validation data. The importances are those of `fxsurgery.analysis.importance`.
 
 In one shot, or in n rounds: with c the cost of the network and b what it may cost, round k cuts to c (b / c)^(k / n),
 so that each takes the same share of what is left. Between the rounds the network is trained; then its structure is
@@ -22,12 +22,12 @@ from fxsurgery.analysis.importance import bn_gamma, magnitude, over_their_mean, 
 from fxsurgery.analysis.structure import structure
 from fxsurgery.budget import Budget
 from fxsurgery.errors import BudgetError, StructureError, TrainingError
-from fxsurgery.options import Count, Range
+from fxsurgery.option_types import Count, Range
 from fxsurgery.program import Program
-from fxsurgery.searchers.latency import LatencyLimit, hold
+from fxsurgery.searchers.common.latency import LatencyLimit, hold
+from fxsurgery.searchers.common.settings import Narrowing
+from fxsurgery.searchers.common.widths import Scores, Space, alignment_note, evenly, project, pruned, space
 from fxsurgery.searchers.session import Outcome, Session, Stage
-from fxsurgery.searchers.settings import Narrowing
-from fxsurgery.searchers.widths import Scores, Space, alignment_note, evenly, project, pruned, space
 from fxsurgery.training import Hooks, Recipe, StepInfo, constant, sgd
 
 Importance: TypeAlias = Literal["magnitude", "bn-gamma", "taylor", "random"]

@@ -16,16 +16,16 @@ from torch import nn
 
 from fxsurgery.budget import LatencyEstimate, Spend
 from fxsurgery.errors import SavingError, TrainingError
+from fxsurgery.execution import Job, JobResult, JobRunner
 from fxsurgery.files import writing
 from fxsurgery.program import Program
+from fxsurgery.runs.layout import BEST, RESULT, STAGES
+from fxsurgery.runs.records import require_curve
+from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.saving import save_program
-from fxsurgery.searchers.beginning import BEST, RESULT, STAGES
-from fxsurgery.searchers.evolution import Evolution, Member
-from fxsurgery.searchers.execution import Ended, Job, Workshop
-from fxsurgery.searchers.latency import LatencyLimit, LatencyModel
-from fxsurgery.searchers.records import require_curve
-from fxsurgery.searchers.rundir import RunDir
-from fxsurgery.searchers.settings import Settings
+from fxsurgery.searchers.common.evolution import Evolution, Member
+from fxsurgery.searchers.common.latency import LatencyLimit, LatencyModel
+from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.training import (
     Hooks,
     MixedPrecision,
@@ -40,9 +40,9 @@ from fxsurgery.training import (
     steps_for,
 )
 from fxsurgery.training.batches import Loader
-from fxsurgery.training.leader import from_first
+from fxsurgery.training.rank_zero import from_first
 from fxsurgery.training.schema import is_score
-from fxsurgery.training.snapshot import Keeper
+from fxsurgery.training.snapshot import Checkpointer
 
 REFERENCES = ("original", "trained")
 """What the scores that all others are compared with are called."""
@@ -78,7 +78,7 @@ class Trainer:
         """Train `model` in place, or give it the weights that it had after this stage before a kill."""
         recipe = self.own(recipe)
 
-        def work(keeper: Keeper | None) -> list[Any]:
+        def work(keeper: Checkpointer | None) -> list[Any]:
             before = len(self.progress.history)
             fit(
                 model, task, recipe, seed=self.seed, stage=stage, parameters=parameters, hooks=hooks,
@@ -141,7 +141,7 @@ class Session:
     """Of the weights and fine-tune stages, where the settings do not say."""
     spend: Spend | None = None
     """What a search may spend that goes on until it is spent."""
-    workshop: Workshop = field(default_factory=Workshop)
+    workshop: JobRunner = field(default_factory=JobRunner)
     """Runs the trainings that stand alone."""
     notes: list[str] = field(default_factory=list)
     offered: list[tuple[Score, Program]] = field(default_factory=list)
@@ -218,8 +218,8 @@ class Session:
         self.trainer.fit(model, self.task, recipe, stage, parameters=parameters, hooks=hooks)
 
     def run_jobs(
-        self, jobs: Sequence[Job], deadline: float | None, on_end: Callable[[int, Ended], None] | None = None
-    ) -> list[Ended]:
+        self, jobs: Sequence[Job], deadline: float | None, on_end: Callable[[int, JobResult], None] | None = None
+    ) -> list[JobResult]:
         """Run trainings that stand alone; what each came to, in their order."""
         whole = [replace(job, recipe=self.trainer.own(job.recipe)) for job in jobs]
         return self.workshop.run(whole, self.task, self.trainer.run, deadline=deadline, on_end=on_end)
@@ -228,7 +228,7 @@ class Session:
         """The program with its batch norms estimated anew."""
         model, trainer = program.trainable_copy(), self.trainer
 
-        def work(_: Keeper | None) -> list[Any]:
+        def work(_: Checkpointer | None) -> list[Any]:
             recalibrate(model, self.task, seed=trainer.seed, device=trainer.device)
             return []
 

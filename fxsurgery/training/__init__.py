@@ -1,13 +1,14 @@
 """The one training loop: a task, how to train on it, and what is seen of it."""
 
 from fxsurgery.training.batchnorm import recalibrate
-from fxsurgery.training.carry import carry_state
+from fxsurgery.training.bn_inversion import Amount, Synthetic, synthetic_inputs
 from fxsurgery.training.device import resolve
 from fxsurgery.training.distillation import distilled_task
 from fxsurgery.training.evaluate import Score, evaluate
-from fxsurgery.training.leader import from_first
 from fxsurgery.training.loop import FitReport, fit
+from fxsurgery.training.optimizer_transfer import carry_state
 from fxsurgery.training.progress import Progress
+from fxsurgery.training.rank_zero import from_first
 from fxsurgery.training.recipe import (
     MAX_STEPS,
     MIN_STEPS,
@@ -23,9 +24,8 @@ from fxsurgery.training.recipe import (
     steps_at,
     steps_for,
 )
-from fxsurgery.training.snapshot import Keeper
+from fxsurgery.training.snapshot import Checkpointer
 from fxsurgery.training.step import Hooks, StepInfo
-from fxsurgery.training.synthesis import Amount, Synthetic, synthetic_inputs
 from fxsurgery.training.task import Task
 
 __all__ = [
@@ -33,9 +33,9 @@ __all__ = [
     "MIN_STEPS",
     "Accumulate",
     "Amount",
+    "Checkpointer",
     "FitReport",
     "Hooks",
-    "Keeper",
     "MixedPrecision",
     "OptimizerFactory",
     "Progress",

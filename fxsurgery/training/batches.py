@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from fxsurgery.errors import DataError, reason_of
 from fxsurgery.inputs import Inputs, tensors_in
-from fxsurgery.options import Count, checked
+from fxsurgery.option_types import Count, checked
 from fxsurgery.seeding import mix
 
 Loader: TypeAlias = DataLoader[Any]

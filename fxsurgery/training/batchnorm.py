@@ -14,10 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fxsurgery.errors import DataError
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.batches import epoch_of
-from fxsurgery.training.borrowing import borrowed, require_changeable
-from fxsurgery.training.calls import predict
 from fxsurgery.training.device import Device
 from fxsurgery.training.finite import not_finite, wrong_values
+from fxsurgery.training.invocation import predict
+from fxsurgery.training.model_state import borrowed, require_changeable
 from fxsurgery.training.randomness import repeatable
 from fxsurgery.training.task import Task
 

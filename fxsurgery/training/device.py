@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, DistributedType, GradientState, PartialState
 
 from fxsurgery.errors import DeviceError, reason_of
-from fxsurgery.options import checked
+from fxsurgery.option_types import checked
 from fxsurgery.turns import TURNS
 
 Device = str | torch.device | None

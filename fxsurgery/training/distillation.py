@@ -22,10 +22,10 @@ from fxsurgery.inputs import Inputs, Place, tensors_in
 from fxsurgery.program import Program
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.batches import describe_inputs, loader_of
-from fxsurgery.training.borrowing import borrowed
-from fxsurgery.training.calls import predict
 from fxsurgery.training.device import Device
 from fxsurgery.training.finite import wrong_values
+from fxsurgery.training.invocation import predict
+from fxsurgery.training.model_state import borrowed
 from fxsurgery.training.task import Task
 
 SCORES = ("logits", "out")

@@ -12,11 +12,11 @@ from torch import nn
 from fxsurgery.errors import DataError
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.batches import Loader, ending, has_length, set_epoch
-from fxsurgery.training.borrowing import borrowed
-from fxsurgery.training.calls import predict
 from fxsurgery.training.device import Device
 from fxsurgery.training.finite import wrong_values
+from fxsurgery.training.invocation import predict
 from fxsurgery.training.meter import Meter
+from fxsurgery.training.model_state import borrowed
 from fxsurgery.training.randomness import repeatable
 from fxsurgery.training.task import Task
 from fxsurgery.turns import TURNS

@@ -20,19 +20,19 @@ from torch import nn
 from fxsurgery.errors import DivergedError, TrainingError
 from fxsurgery.seeding import flushed_denormals, mix, reseed, seeded
 from fxsurgery.surroundings import plain_surroundings
-from fxsurgery.training.borrowing import borrowed, training_only
+from fxsurgery.training.batch_stream import Stream
 from fxsurgery.training.device import Device, accelerated
-from fxsurgery.training.drawing import Stream
+from fxsurgery.training.distributed import Sharing
 from fxsurgery.training.evaluate import Score, evaluate
 from fxsurgery.training.finite import not_finite
-from fxsurgery.training.progress import Progress, Standing
+from fxsurgery.training.model_state import borrowed, training_only
+from fxsurgery.training.progress import Progress, TrainingProgress
 from fxsurgery.training.randomness import random_states, set_random_states
 from fxsurgery.training.recipe import Recipe
 from fxsurgery.training.schema import require_snapshot
-from fxsurgery.training.sharing import Sharing
 from fxsurgery.training.snapshot import (
     FORMAT,
-    Keeper,
+    Checkpointer,
     check_readable,
     check_same,
     plain,
@@ -77,11 +77,11 @@ def fit(  # noqa: PLR0913 -- each by name; what searchers add is grouped in `Hoo
     hooks: Hooks | None = None,
     progress: Progress | None = None,
     device: Device | Accelerator = None,
-    keeper: Keeper | None = None,
+    keeper: Checkpointer | None = None,
 ) -> FitReport:
     """Train `model` in place, in train mode; then it is back on its device with its train flags.
 
-    Under several processes each takes its rows of every batch: see `fxsurgery.training.sharing`. A loss that is no
+    Under several processes each takes its rows of every batch: see `fxsurgery.training.distributed`. A loss that is no
     mean over the rows, but over tokens or pairs of them, is then a little another, and each process draws its own
     dropout. Validation is in full precision, whatever the training is in.
 
@@ -139,7 +139,7 @@ class _Training:
     stepper: Stepper
     stream: Stream
     progress: Progress
-    keeper: Keeper | None
+    keeper: Checkpointer | None
     seed: int
     step: int = 0
     """Steps done."""
@@ -178,7 +178,7 @@ class _Training:
         looked = evaluate(self.stepper.model, self.stepper.task) if validate else None
         self.score = looked or self.score
         self.pending.append(info.loss)
-        standing = Standing(
+        standing = TrainingProgress(
             stage=info.stage,
             epoch=info.epoch,
             step=info.step + 1,
@@ -274,7 +274,7 @@ class _Training:
         self.score = None if last["score"] is None else Score(**last["score"])
         for record in last["records"]:
             self.records.append(dict(record))
-            self.progress.record(Standing(**record))
+            self.progress.record(TrainingProgress(**record))
         if len(last["random"]) == sharing.world:
             with restoring("version of Python, numpy or torch"):
                 set_random_states(last["random"][sharing.rank], stepper.device)

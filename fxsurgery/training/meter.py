@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from fxsurgery.errors import DataError
-from fxsurgery.training.calls import compute, figures_of, loss_of, update
 from fxsurgery.training.classification import Counting, accuracy
+from fxsurgery.training.invocation import compute, figures_of, loss_of, update
 from fxsurgery.training.task import Task
 
 

@@ -16,7 +16,7 @@ from fxsurgery.training.device import leads
 
 
 @dataclass(frozen=True)
-class Standing:
+class TrainingProgress:
     """Where a stage is after a step."""
 
     stage: str
@@ -93,7 +93,7 @@ class Progress:
             finally:
                 self._bar = None
 
-    def show(self, standing: Standing) -> None:
+    def show(self, standing: TrainingProgress) -> None:
         """Show a standing, unless that is too soon after the last."""
         if standing.metric is not None:
             self._metric = standing.metric
@@ -108,11 +108,11 @@ class Progress:
                 f"{clock(standing.seconds)} gone, {clock(standing.seconds_left)} left"
             )
 
-    def record(self, standing: Standing) -> None:
+    def record(self, standing: TrainingProgress) -> None:
         """Keep a standing in the history."""
         self.history.append(dict(vars(standing)))
 
-    def _seen(self, standing: Standing) -> str:
+    def _seen(self, standing: TrainingProgress) -> str:
         metric = "" if self._metric is None else f", {self._metric_name} {self._metric:.4g}"
         return printable(f"epoch {standing.epoch + 1}, loss {standing.loss:.4g}{metric}")
 

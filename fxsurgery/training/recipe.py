@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fxsurgery.errors import TrainingError, reason_of
-from fxsurgery.options import Range, check_fields, checked
+from fxsurgery.option_types import Range, check_fields, checked
 from fxsurgery.training.batches import count
 from fxsurgery.training.randomness import repeatable
 from fxsurgery.training.task import Task

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from fxsurgery.errors import TrainingError
 from fxsurgery.training.evaluate import Score
-from fxsurgery.training.progress import Standing
+from fxsurgery.training.progress import TrainingProgress
 
 _Field: TypeAlias = Callable[[Any], bool]
 
-_POINT = {f.name for f in fields(Standing)}
+_POINT = {f.name for f in fields(TrainingProgress)}
 _SCORE = {f.name for f in fields(Score)}
 
 

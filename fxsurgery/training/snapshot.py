@@ -19,7 +19,7 @@ from fxsurgery.training.encoding import decode, encode
 FORMAT = 1
 
 
-class Keeper(Protocol):
+class Checkpointer(Protocol):
     """Keeps the snapshots of one training. In a distributed run every process has one and asks it alike."""
 
     def last(self) -> Mapping[str, Any] | None:

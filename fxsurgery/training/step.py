@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fxsurgery.errors import DeviceError, DivergedError, TrainingError, reason_of
-from fxsurgery.training.calls import loss_of, predict
-from fxsurgery.training.drawing import Portion
+from fxsurgery.training.batch_stream import Portion
+from fxsurgery.training.distributed import Sharing, rows_of
 from fxsurgery.training.finite import wrong_values
+from fxsurgery.training.invocation import loss_of, predict
 from fxsurgery.training.recipe import Recipe
-from fxsurgery.training.sharing import Sharing, rows_of
 from fxsurgery.training.task import Task
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from fxsurgery.batch_layout import Statement, as_stated, by_target, is_ambiguous, sample_count
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs
-from fxsurgery.options import Count, Seed, check_fields, checked
+from fxsurgery.option_types import Count, Seed, check_fields, checked
 from fxsurgery.training.batches import Loader, describe, describe_inputs, epoch_of, loader_of
 from fxsurgery.training.classification import Counting, accuracy, counting_of, cross_entropy
 from fxsurgery.training.randomness import repeatable

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from analysis.awkward import AWKWARD, HEAD_DIM_COUNTS
-from fxsurgery.analysis.provenance import Attention
+from fxsurgery.analysis.propagation_state import Attention
 from fxsurgery.analysis.structure import head_dim_structure, structure
 from fxsurgery.capture import capture
 from fxsurgery.passes.prune_channels import PruneChannels

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from fxsurgery.analysis.pooling import block_ends, feature_maps, read_pool, spread
-from fxsurgery.analysis.positions import Axis, aggregate, chosen, nearest
-from fxsurgery.analysis.regrouping import regrouped
+from fxsurgery.analysis.spatial_maps import Axis, aggregate, chosen, nearest
 from fxsurgery.capture import capture
+from fxsurgery.rewriting.view_inference import regrouped
 from programs import program
 
 POOLS = [

@@ -20,7 +20,7 @@ from benchmarks.ectonas.trial import MODES, NETS, Trial
 from benchmarks.tables import header, markdown
 from fxsurgery import BudgetError, capture
 from fxsurgery.analysis.cost import cost
-from fxsurgery.searchers.evolution import Candidate, Evolution
+from fxsurgery.searchers.common.evolution import Candidate, Evolution
 from fxsurgery.training import Recipe, constant, evaluate, fit, sgd
 
 TRIAL = Trial(data="fashion", net="small-ffnn", mode="greedy", seed=0, epochs=300, samples=60)
@@ -238,7 +238,7 @@ class TestTrial:
             if len(kept) == 7:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr("fxsurgery.searchers.rundir.SNAPSHOT_SECONDS", 0.0)
+        monkeypatch.setattr("fxsurgery.runs.run_directory.SNAPSHOT_SECONDS", 0.0)
         monkeypatch.setattr(trial.Snapshots, "keep", keep_some)
         with pytest.raises(KeyboardInterrupt):
             baseline.figures()

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from fxsurgery.cli import app
 from fxsurgery.config import RunConfig
-from fxsurgery.config.places import flag
+from fxsurgery.config.source_locations import flag
 
 COMMANDS = {command.callback.__name__: command.callback for command in app.registered_commands}
 TEXTS = {"": app.registered_callback.callback, **COMMANDS}

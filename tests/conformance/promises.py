@@ -46,7 +46,7 @@ from fxsurgery.passes import ALL, parse, replay
 from fxsurgery.program import Program
 from fxsurgery.surgery import RUN_ERRORS, TOLERANCE, Effect, PassResult, Rewrite, Trains
 
-OURS = ("fxsurgery.gates", "fxsurgery.elastic")
+OURS = ("fxsurgery.nn.gates", "fxsurgery.nn.elastic")
 """Modules of the library that may stand in a graph while a search runs; a pass takes each out again."""
 FAINT = 1e-6
 """A gradient this small beside the largest of the model may be nothing but rounding."""

@@ -17,7 +17,7 @@ from conformance.smaller import smaller
 from conformance.steps import Act, Again, Chunk, Conv, Head, Join, Norm, Tied
 from fxsurgery.edit import Editor
 from fxsurgery.errors import PassCrashedError, SpecError, SurgeryError
-from fxsurgery.origins import Origin
+from fxsurgery.lineage import Origin
 from fxsurgery.passes import ALL, parse
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite, Trains

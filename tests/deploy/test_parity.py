@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from deploy.samples import Constant, Reader, Residual, Tokens, TwoInputs, noise, reading, residual, seeded
 from fxsurgery.deploy import check_parity, export_onnx
-from fxsurgery.deploy.draws import seeded as other_inputs
+from fxsurgery.deploy.random_inputs import seeded as other_inputs
 from fxsurgery.errors import ExportError
 from fxsurgery.inputs import Inputs
 

@@ -13,7 +13,7 @@ from fxsurgery.deploy import LatencyReport, Timer, compare_programs, resolve_tar
 from fxsurgery.deploy.latency import Latency
 from fxsurgery.errors import DeviceError, ExportError
 from fxsurgery.program import Program
-from fxsurgery.searchers.widths import space
+from fxsurgery.searchers.common.widths import space
 
 FIGURES = {"p90_ms": 1.0, "p99_ms": 1.0, "min_ms": 1.0, "load_ms": 1.0, "first_ms": 1.0, "runs": 3, "sha256": ""}
 

@@ -5,9 +5,9 @@ from dataclasses import fields
 from pathlib import Path
 
 from fxsurgery import Ectonas
-from fxsurgery.searchers.evolution import Candidate, Evolution
-from fxsurgery.searchers.execution.workshop import Executor
-from fxsurgery.searchers.operations import OPERATIONS
+from fxsurgery.execution.job_runner import Executor
+from fxsurgery.searchers.common.evolution import Candidate, Evolution
+from fxsurgery.searchers.common.moves import OPERATIONS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "ectonas.md").read_text(encoding="utf-8")
 

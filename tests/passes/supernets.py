@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from fxsurgery.capture import capture
-from fxsurgery.elastic import Subnet, activate
+from fxsurgery.nn.elastic import Subnet, activate
 from fxsurgery.program import Program
 from fxsurgery.surgery import relative_error
 from zoo import lively

@@ -9,8 +9,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from fxsurgery.analysis.cost import cost
 from fxsurgery.capture import capture
-from fxsurgery.elastic import KernelMatrices, Subnet, activate, elastic_space, is_whole
 from fxsurgery.errors import SpecError
+from fxsurgery.nn.elastic import KernelMatrices, Subnet, activate, elastic_space, is_whole
 from fxsurgery.passes import Elasticise, ExtractSubnet, FoldBn, InsertGates, PruneChannels, replay
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, relative_error

@@ -5,15 +5,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from fxsurgery.analysis.branches import independent_gates
-from fxsurgery.analysis.gating import gate_plan, insert_gates
+from fxsurgery.analysis.gating import gate_plan
 from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
-from fxsurgery.gates import GateApply, GateVector
+from fxsurgery.nn.gates import GateApply, GateVector
 from fxsurgery.passes import InsertGates, NarrowBranch, PruneChannels, RemoveGates, parse
 from fxsurgery.program import Program
+from fxsurgery.rewriting.branches import independent_gates
+from fxsurgery.rewriting.gate_insertion import insert_gates
 from fxsurgery.surgery import Effect, relative_error
 from programs import program
 from zoo import ZOO, lively

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxsurgery.analysis.factor import rounding
+from fxsurgery.analysis.svd import rounding
 from fxsurgery.capture import capture
 from fxsurgery.deploy import export_onnx
 from fxsurgery.errors import SpecError

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
-from fxsurgery.analysis.reading import read_values
+from fxsurgery.analysis.activations import read_values
 from fxsurgery.capture import capture
 from fxsurgery.errors import SpecError
 from fxsurgery.passes import SplitEdge

@@ -8,12 +8,12 @@ import pytest
 
 from evolutions import evolved
 from fxsurgery.report import render
-from fxsurgery.report.family import generations, mishaps, refusals
-from fxsurgery.report.lineage import lineage
+from fxsurgery.report.formatting import DASH, MINUS, PER_CENT
+from fxsurgery.report.generations import generations, mishaps, refusals
+from fxsurgery.report.lineage_chart import lineage
 from fxsurgery.report.scatter import scatter
-from fxsurgery.report.wording import DASH, MINUS, PER_CENT
 from fxsurgery.result import Result
-from fxsurgery.searchers.evolution import Candidate, Evolution
+from fxsurgery.searchers.common.evolution import Candidate, Evolution
 from report.pages import HOSTILE, Element, operated, program, read, result, rows
 
 

@@ -15,13 +15,13 @@ from torch import nn
 from evolutions import evolved
 from fxsurgery.capture import capture
 from fxsurgery.inspection import inspect, inspect_program
-from fxsurgery.planning import Plan, Reach
+from fxsurgery.plan import CostRange, Plan
 from fxsurgery.program import Program
 from fxsurgery.report import render
 from fxsurgery.result import Result
 from fxsurgery.searchers.session import Stage
 from fxsurgery.training import Progress
-from fxsurgery.training.progress import Standing
+from fxsurgery.training.progress import TrainingProgress
 from report.pages import latency, program, read, result
 
 MARKUP = "</title></style><script>alert(1)</script><img src=x onerror=alert(1)> ' \" onload=x {{ 7*7 }} &lt;b&gt;"
@@ -146,7 +146,7 @@ def test_what_can_shrink_is_told_without_commands():
 
 
 def test_a_plan_and_a_latency_are_told_without_commands():
-    plan = Plan("dnal", (Reach("params", 2.0, 1.0, None),), (Stage("weights", 3, None),), 1.0, ("a note",))
+    plan = Plan("dnal", (CostRange("params", 2.0, 1.0, None),), (Stage("weights", 3, None),), 1.0, ("a note",))
     for given in (plan, latency()):
         text = str(Poison(keys=True)(given))
         harmless(text)
@@ -159,7 +159,7 @@ def test_progress_interprets_nothing_and_commands_nothing(terminal: bool):
     progress = Progress(console=Console(file=out, width=1000, force_terminal=terminal, color_system=None), interval=0)
     progress.note(f"note: {HOSTILE}")
     with progress.stage(HOSTILE, 2, HOSTILE):
-        progress.show(Standing(HOSTILE, 0, 1, 2, 0.5, 0.25, 0.1, 2.0))
+        progress.show(TrainingProgress(HOSTILE, 0, 1, 2, 0.5, 0.25, 0.1, 2.0))
     shown = out.getvalue()
     assert "]8;;" not in shown.replace(r"\x1b]8;;", "")
     assert shown.count(RICH) >= 3
@@ -168,7 +168,7 @@ def test_progress_interprets_nothing_and_commands_nothing(terminal: bool):
 
 
 def test_names_of_a_command_line_are_told_without_commands(capsys: pytest.CaptureFixture[str]):
-    from fxsurgery.cli.endings import give, say
+    from fxsurgery.cli.errors import give, say
 
     say(f"error: {HOSTILE}\nsecond line", "red")
     give(inspect_program(hostile_program()), as_json=False)

@@ -9,7 +9,7 @@ from torch import nn
 
 from fxsurgery.errors import RunError
 from fxsurgery.report import render, write
-from fxsurgery.report.wording import DASH
+from fxsurgery.report.formatting import DASH
 from fxsurgery.result import BeforeAfter
 from report.pages import HOSTILE, HOSTILE_MODULE, latency, operated, program, read, result, rows
 

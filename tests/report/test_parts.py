@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from fxsurgery.analysis.cost import cost
 from fxsurgery.capture import capture
 from fxsurgery.demo import DigitsNet
-from fxsurgery.report import render, wording
+from fxsurgery.report import formatting, render
 from fxsurgery.report.chart import Axis, axis, line
 from fxsurgery.report.curves import curves, stages
+from fxsurgery.report.formatting import DASH, MINUS, PER_CENT, TIMES
 from fxsurgery.report.gates import histogram
 from fxsurgery.report.layers import grouped, layers
-from fxsurgery.report.wording import DASH, MINUS, PER_CENT, TIMES
 from report.pages import history, operated, program, result
 
 
@@ -196,15 +196,15 @@ def test_gates_are_counted_and_the_undecided_are_told():
     ],
 )
 def test_changes_keep_their_sign_and_nearly_all_is_not_all(before: float, after: float, written: str):
-    assert wording.change(before, after).replace(MINUS, "-").replace(PER_CENT, " %") == written
+    assert formatting.change(before, after).replace(MINUS, "-").replace(PER_CENT, " %") == written
 
 
 def test_figures_are_written_as_people_read_them():
-    assert wording.figure(math.inf) == DASH
-    assert wording.compact(23_528_522) == "23.5 M"
-    assert wording.compact(12) == "12"
-    assert wording.budget({"macs": 0.5, "params": None}) == f"at most 50{PER_CENT} of the MACs"
-    both = wording.budget({"macs": 2_000_000, "params": 0.125})
+    assert formatting.figure(math.inf) == DASH
+    assert formatting.compact(23_528_522) == "23.5 M"
+    assert formatting.compact(12) == "12"
+    assert formatting.budget({"macs": 0.5, "params": None}) == f"at most 50{PER_CENT} of the MACs"
+    both = formatting.budget({"macs": 2_000_000, "params": 0.125})
     assert both == f"at most 2,000,000 MACs and 12.5{PER_CENT} of the parameters"
-    assert wording.budget(None) == ""
-    assert wording.enumerated(["a", "b", "c"]) == "a, b and c"
+    assert formatting.budget(None) == ""
+    assert formatting.enumerated(["a", "b", "c"]) == "a, b and c"

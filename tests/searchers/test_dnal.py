@@ -11,9 +11,9 @@ from fxsurgery.analysis.structure import structure
 from fxsurgery.errors import BudgetError
 from fxsurgery.program import Program
 from fxsurgery.searchers import dnal
+from fxsurgery.searchers.common.widths import space
 from fxsurgery.searchers.dnal import search
 from fxsurgery.searchers.session import Session, Trainer
-from fxsurgery.searchers.widths import space
 from fxsurgery.training import Score, evaluate
 
 QUICK = Dnal(align=1, weights_epochs=0, architecture_epochs=1, finetune_epochs=1, fewest_steps=40, learning_rate=0.02)

@@ -15,11 +15,11 @@ from fxsurgery.analysis.structure import structure
 from fxsurgery.errors import BudgetError, StructureError, SurgeryError, TrainingError
 from fxsurgery.passes import replay
 from fxsurgery.program import Program
-from fxsurgery.searchers.latency import LatencyModel
+from fxsurgery.runs.run_directory import RunDir
+from fxsurgery.searchers.common.latency import LatencyModel
+from fxsurgery.searchers.common.widths import space
 from fxsurgery.searchers.prune import IMPORTANCES, Prune, _require_finite, needs_data, search, stages, widths
-from fxsurgery.searchers.rundir import RunDir
 from fxsurgery.searchers.session import Outcome, Session, Stage, Trainer
-from fxsurgery.searchers.widths import space
 from programs import program
 from zoo import CLASSES, example
 
@@ -321,7 +321,7 @@ def killed_after(calls: int) -> Task:
 
 @pytest.mark.parametrize("calls", [6, 9, 13, 21])
 def test_a_killed_run_goes_on_to_the_same_end(calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("fxsurgery.searchers.rundir.SNAPSHOT_SECONDS", 0.0)
+    monkeypatch.setattr("fxsurgery.runs.run_directory.SNAPSHOT_SECONDS", 0.0)
     config, budget = quick(importance="taylor", rounds=2, taylor_batches=4), Budget(macs=0.5)
 
     def run(what: Task, path: Path, *, resume: bool) -> Outcome:

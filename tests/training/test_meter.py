@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from fxsurgery.errors import DataError, TrainingError
 from fxsurgery.training import Recipe, Task, evaluate, fit, sgd
-from fxsurgery.training.calls import loss_of
+from fxsurgery.training.invocation import loss_of
 from fxsurgery.training.meter import Meter
 
 CPU = torch.device("cpu")

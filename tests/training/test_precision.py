@@ -14,9 +14,9 @@ from fxsurgery.analysis.cost import mac_terms
 from fxsurgery.analysis.gating import gate_plan
 from fxsurgery.capture import capture
 from fxsurgery.errors import DeviceError
-from fxsurgery.gates import GateVector
+from fxsurgery.nn.gates import GateVector
 from fxsurgery.passes import InsertGates
-from fxsurgery.searchers.steering import Limit, Steering
+from fxsurgery.searchers.dnal.budget_controller import Limit, Steering
 from fxsurgery.training import Hooks, Recipe, Task, adamw, evaluate, fit, sgd
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

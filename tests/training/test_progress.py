@@ -5,11 +5,11 @@ import io
 from rich.console import Console
 
 from fxsurgery.training import Progress
-from fxsurgery.training.progress import Standing
+from fxsurgery.training.progress import TrainingProgress
 
 
 def standing(step, metric=None):
-    return Standing("weights", 0, step, 10, 0.5, metric, 0.1, 2.0 * step)
+    return TrainingProgress("weights", 0, step, 10, 0.5, metric, 0.1, 2.0 * step)
 
 
 def run(progress):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from fxsurgery.analysis.labels import Labels
-from fxsurgery.analysis.provenance import Provenance
+from fxsurgery.analysis.propagation_state import Provenance
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fxsurgery.analysis.atoms import Ids
 from fxsurgery.analysis.labels import Labels, varying
-from fxsurgery.analysis.provenance import Provenance
+from fxsurgery.analysis.propagation_state import Provenance
 from fxsurgery.analysis.rules.call import Call, Rule
+from fxsurgery.analysis.union_find import Ids
 
 
 def concatenation(state: Provenance, call: Call) -> Sequence[Labels]:

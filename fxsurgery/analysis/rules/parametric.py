@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fxsurgery.analysis.atoms import Ids
 from fxsurgery.analysis.labels import Labels, along, varying
-from fxsurgery.analysis.provenance import Contraction, Provenance
+from fxsurgery.analysis.propagation_state import Contraction, Provenance
 from fxsurgery.analysis.rules.call import Call, Rule
 from fxsurgery.analysis.rules.pointwise import join
+from fxsurgery.analysis.union_find import Ids
 
 
 def convolution(state: Provenance, call: Call) -> Sequence[Labels]:

@@ -6,10 +6,10 @@ operand would not shrink.
 
 from collections.abc import Sequence
 
-from fxsurgery.analysis.atoms import Ids
 from fxsurgery.analysis.labels import Labels, first_along, padded, varying
-from fxsurgery.analysis.provenance import Provenance
+from fxsurgery.analysis.propagation_state import Provenance
 from fxsurgery.analysis.rules.call import Call, Rule
+from fxsurgery.analysis.union_find import Ids
 
 
 def pointwise(state: Provenance, call: Call) -> Sequence[Labels]:

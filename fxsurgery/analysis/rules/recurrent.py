@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 from torch import nn
 
-from fxsurgery.analysis.atoms import Ids
 from fxsurgery.analysis.labels import Labels, varying
-from fxsurgery.analysis.provenance import Contraction, Provenance, Work
+from fxsurgery.analysis.propagation_state import Contraction, Provenance, Work
+from fxsurgery.analysis.union_find import Ids
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 

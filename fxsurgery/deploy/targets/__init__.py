@@ -11,7 +11,7 @@ from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.targets.local import Local
 from fxsurgery.errors import DeviceError
 from fxsurgery.inputs import Inputs
-from fxsurgery.options import checked
+from fxsurgery.option_types import checked
 
 CUDA = "CUDAExecutionProvider"
 KNOWN = "'local' or 'cpu' (this machine's CPU), 'cuda' (its GPU, with onnxruntime-gpu)"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from fxsurgery.program import Program
-from fxsurgery.saving.described import PLAIN_TREES
+from fxsurgery.saving.constructors import PLAIN_TREES
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from fxsurgery.saving.standalone.calls import arguments, call, is_operator, is_s
 from fxsurgery.saving.standalone.chains import Chain
 from fxsurgery.saving.standalone.dead import dead
 from fxsurgery.saving.standalone.inlining import inlined
-from fxsurgery.saving.standalone.kinds import Kinds
 from fxsurgery.saving.standalone.literals import Code, Show, index, shown
 from fxsurgery.saving.standalone.names import Names, fitting
 from fxsurgery.saving.standalone.signature import TAKEN, Argument, placeholders
 from fxsurgery.saving.standalone.tree import Tree
+from fxsurgery.saving.standalone.value_kinds import Kinds
 
 MIXING = (_ConvNd, nn.Linear, nn.Embedding, nn.RNNBase, nn.Bilinear)
 SHAPING = {"to", "float", "contiguous", "view", "reshape", "transpose", "permute", "flatten", "unsqueeze", "squeeze",

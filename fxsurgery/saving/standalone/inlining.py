@@ -4,7 +4,7 @@ from torch import fx
 
 from fxsurgery.program import Program
 from fxsurgery.saving.standalone.calls import is_operator, is_setitem
-from fxsurgery.saving.standalone.kinds import Kinds
+from fxsurgery.saving.standalone.value_kinds import Kinds
 
 LONGEST = 72
 """Columns that a statement may have before parts of it get a line of their own."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fxsurgery.errors import SavingError
 from fxsurgery.program import Program
-from fxsurgery.saving.described import Described, Parametrised, describe, parameters_of
+from fxsurgery.saving.constructors import Described, Parametrised, describe, parameters_of
 from fxsurgery.saving.standalone.chains import Chain, is_tree, ordered
 from fxsurgery.saving.standalone.literals import shown, text
 from fxsurgery.saving.stochastic_depth import depth_of

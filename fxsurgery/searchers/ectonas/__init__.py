@@ -27,17 +27,17 @@ from fxsurgery.analysis.cost import cost
 from fxsurgery.budget import Budget, Spend
 from fxsurgery.errors import BudgetError, TrainingError
 from fxsurgery.program import Program
-from fxsurgery.searchers.ectonas.ending import evolution_of, fine_tuned, member_of, out_of_reach, relate, told_of
-from fxsurgery.searchers.ectonas.evolving import Evolving
+from fxsurgery.searchers.common.moves import Amounts
+from fxsurgery.searchers.common.pareto import Front
+from fxsurgery.searchers.common.spend_tracker import SpendTracker
+from fxsurgery.searchers.ectonas.evolution_loop import EvolutionLoop
 from fxsurgery.searchers.ectonas.fitness import Fitness
-from fxsurgery.searchers.ectonas.holding import verified_choice, verified_end
+from fxsurgery.searchers.ectonas.latency_budget import verified_choice, verified_end
+from fxsurgery.searchers.ectonas.outcome import evolution_of, fine_tuned, member_of, out_of_reach, relate, told_of
 from fxsurgery.searchers.ectonas.population import Population
 from fxsurgery.searchers.ectonas.settings import Ectonas
-from fxsurgery.searchers.ectonas.training import School
-from fxsurgery.searchers.front import Front
-from fxsurgery.searchers.operations import Amounts
+from fxsurgery.searchers.ectonas.training import SearchState
 from fxsurgery.searchers.session import Outcome, Session, Stage
-from fxsurgery.searchers.spending import Purse
 
 __all__ = ["DEFAULT_SPEND", "Ectonas", "foretold", "search", "stages"]
 
@@ -55,7 +55,7 @@ def search(program: Program, budget: Budget | None, config: Ectonas, session: Se
     """
     school = _school(program, budget, config, session, trained=trained)
     start = school.population.start(program)
-    evolving = Evolving(school)
+    evolving = EvolutionLoop(school)
     with session.workshop, session.trainer.progress.stage("search", *school.length()):
         evolving.begin(trained=trained)
         begun = school.latest[start].program
@@ -109,12 +109,14 @@ def foretold(program: Program, config: Ectonas, session: Session, *, trained: bo
     return (f"{told}; later ones, of {config.parents} parents, take more",)
 
 
-def _purse(config: Ectonas, session: Session) -> Purse:
+def _purse(config: Ectonas, session: Session) -> SpendTracker:
     reserved = session.steps(config, config.finetune_epochs)
-    return Purse(session.spend or DEFAULT_SPEND, session.epoch, session.trainer.run, reserved)
+    return SpendTracker(session.spend or DEFAULT_SPEND, session.epoch, session.trainer.run, reserved)
 
 
-def _school(program: Program, budget: Budget | None, config: Ectonas, session: Session, *, trained: bool) -> School:
+def _school(
+    program: Program, budget: Budget | None, config: Ectonas, session: Session, *, trained: bool
+) -> SearchState:
     higher, purse = session.task.higher_is_better, _purse(config, session)
     warm_up = 0 if trained else session.steps(config, config.weights_epochs)
     if warm_up > purse.left:
@@ -130,7 +132,7 @@ def _school(program: Program, budget: Budget | None, config: Ectonas, session: S
     latency = session.latency
     measure, limit_ms = (None, None) if latency is None else (latency.measure, latency.limit_ms)
     amounts = Amounts(channels=config.channels, units=config.units, share=config.change, places=config.places)
-    return School(
+    return SearchState(
         config,
         session,
         Population(config.operations, amounts, session.seed, config.most_params, config.most_growth, measure),

@@ -9,11 +9,11 @@ from fxsurgery.analysis.cost import cost
 from fxsurgery.budget import Cost, LatencyEstimate
 from fxsurgery.errors import PassCrashedError
 from fxsurgery.program import Program
+from fxsurgery.runs.identity import likeness
+from fxsurgery.searchers.common.evolution import IDENTITY, START, Candidate
+from fxsurgery.searchers.common.latency import Measure
+from fxsurgery.searchers.common.moves import Amounts, born, moves
 from fxsurgery.searchers.ectonas.fitness import Figures
-from fxsurgery.searchers.evolution import IDENTITY, START, Candidate
-from fxsurgery.searchers.identity import likeness
-from fxsurgery.searchers.latency import Measure
-from fxsurgery.searchers.operations import Amounts, born, moves
 from fxsurgery.seeding import mix
 
 

@@ -6,10 +6,10 @@ from typing import Annotated, Literal, TypeAlias
 from typing_extensions import override
 
 from fxsurgery.errors import SurgeryError
-from fxsurgery.options import MOST_UNITS, Range, Share
-from fxsurgery.searchers.evolution import Axis
-from fxsurgery.searchers.operations import OPERATIONS
-from fxsurgery.searchers.settings import Epochs, OptionalRate, Rate, Settings, Steps
+from fxsurgery.option_types import MOST_UNITS, Range, Share
+from fxsurgery.searchers.common.evolution import Axis
+from fxsurgery.searchers.common.moves import OPERATIONS
+from fxsurgery.searchers.common.settings import Epochs, OptionalRate, Rate, Settings, Steps
 from fxsurgery.training import OptimizerFactory
 
 Selection: TypeAlias = Literal["fitness", "random"]

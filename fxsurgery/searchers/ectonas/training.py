@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from fxsurgery.execution import Job, JobResult
 from fxsurgery.program import Program
+from fxsurgery.searchers.common.evolution import Axis, Candidate
+from fxsurgery.searchers.common.moves import OPERATIONS
+from fxsurgery.searchers.common.pareto import Front
+from fxsurgery.searchers.common.spend_tracker import SpendTracker
 from fxsurgery.searchers.ectonas.brackets import drawn
 from fxsurgery.searchers.ectonas.fitness import Figures, Fitness, Worth
 from fxsurgery.searchers.ectonas.population import Individual, Population
 from fxsurgery.searchers.ectonas.settings import Ectonas
-from fxsurgery.searchers.evolution import Axis, Candidate
-from fxsurgery.searchers.execution import Ended, Job
-from fxsurgery.searchers.front import Front
-from fxsurgery.searchers.operations import OPERATIONS
 from fxsurgery.searchers.session import Session
-from fxsurgery.searchers.spending import Purse
 from fxsurgery.seeding import mix
 from fxsurgery.training import Recipe, constant, cosine
-from fxsurgery.training.progress import Standing
+from fxsurgery.training.progress import TrainingProgress
 
 
 @dataclass(eq=False)
@@ -39,7 +39,7 @@ class State:
     """Of its training curve, so many were there then."""
     base: Program
     """What trained."""
-    end: Ended | None
+    end: JobResult | None
     """What it came to; `None`: nothing trained, and `base` is the network itself."""
 
     @cached_property
@@ -65,7 +65,7 @@ class State:
 
 
 @dataclass(eq=False)
-class School:
+class SearchState:
     """Trains networks, and remembers what is worth it."""
 
     config: Ectonas
@@ -73,7 +73,7 @@ class School:
     population: Population
     fitness: Fitness
     front: Front[State]
-    purse: Purse
+    purse: SpendTracker
     latest: dict[Individual, State] = field(default_factory=dict)
     """Of everyone who may still win."""
     champion: State | None = None
@@ -115,16 +115,16 @@ class School:
         known = OPERATIONS.get(operation)
         return 0 if known is None else math.ceil(known.recuperation * self.session.epoch)
 
-    def warm_up(self, start: Individual, steps: int) -> Ended:
+    def warm_up(self, start: Individual, steps: int) -> JobResult:
         """Train the start."""
         [ended] = self._train([start], "warm-up", [steps], self.config.weights_epochs)
         return ended
 
-    def train(self, individuals: Sequence[Individual], where: str) -> list[Ended]:
+    def train(self, individuals: Sequence[Individual], where: str) -> list[JobResult]:
         """Let each go through a match; what each came to, in this order."""
         return self._train(individuals, where, list(map(self.match_steps, individuals)), self.config.match_epochs)
 
-    def fine_tune(self, state: State) -> tuple[Program | None, Ended]:
+    def fine_tune(self, state: State) -> tuple[Program | None, JobResult]:
         """Train a network on, at a rate that falls to 0: what it comes to, `None` where that is nothing."""
         recipe = Recipe(
             steps=self.purse.reserved,
@@ -136,7 +136,7 @@ class School:
         [end] = self.session.run_jobs([job], self.purse.deadline())
         return None if end.failure is not None else end.trained(state.program), end
 
-    def _train(self, individuals: Sequence[Individual], where: str, steps: list[int], epochs: float) -> list[Ended]:
+    def _train(self, individuals: Sequence[Individual], where: str, steps: list[int], epochs: float) -> list[JobResult]:
         jobs = [self._job(i, where, n, epochs) for i, n in zip(individuals, steps, strict=True)]
         self.trainings += 1
         ended = self.session.run_jobs(jobs, self.purse.deadline(), lambda at, end: self._show(where, jobs[at], end))
@@ -160,7 +160,7 @@ class School:
         work = steps * individual.cost.macs
         return Job(name, program, recipe, mix(self.session.seed, self.trainings), work)
 
-    def _take(self, individual: Individual, job: Job, end: Ended) -> None:
+    def _take(self, individual: Individual, job: Job, end: JobResult) -> None:
         """Take over what a training came to."""
         if end.stopped:
             return
@@ -179,7 +179,7 @@ class School:
         individual.score = sum(metric for _, metric in last) / len(last)
         self.remember(individual, job.program, end)
 
-    def remember(self, individual: Individual, base: Program, end: Ended | None) -> None:
+    def remember(self, individual: Individual, base: Program, end: JobResult | None) -> None:
         """What a network is now, with its score."""
         figures = individual.figures
         state = State(
@@ -204,7 +204,7 @@ class School:
         if last is not None and last is not self.champion and last not in self.front.members:
             last.forget()
 
-    def _show(self, where: str, job: Job, end: Ended) -> None:
+    def _show(self, where: str, job: Job, end: JobResult) -> None:
         """Where the search is, on the screen."""
         if end.stopped:
             return
@@ -218,7 +218,7 @@ class School:
             "lr": math.nan,
             **(end.records or ({},))[-1],
         }
-        standing = Standing(
+        standing = TrainingProgress(
             stage=where,
             epoch=last["epoch"],
             step=min(round(gone), total),

@@ -14,12 +14,12 @@ from fxsurgery import Budget, Ectonas, Result, Spend
 from fxsurgery.analysis.cost import cost
 from fxsurgery.capture import capture
 from fxsurgery.errors import BudgetError, PassCrashedError, StructureError, SurgeryError, TrainingError
+from fxsurgery.execution import JobRunner
 from fxsurgery.passes import Widen, replay
+from fxsurgery.searchers.common.moves import OPERATIONS
 from fxsurgery.searchers.ectonas import population as populations
-from fxsurgery.searchers.ectonas.evolving import Evolving
-from fxsurgery.searchers.execution import Workshop
-from fxsurgery.searchers.operations import OPERATIONS
-from fxsurgery.start_nets import start_net
+from fxsurgery.searchers.ectonas.evolution_loop import EvolutionLoop
+from fxsurgery.searchers.ectonas.start_nets import start_net
 from fxsurgery.training import adamw
 
 BATCH, TRAIN = 16, 96
@@ -63,7 +63,7 @@ def same(one: Result, other: Result) -> bool:
     return alike and one.log == other.log and one.evolution == other.evolution
 
 
-class Counted(Workshop):
+class Counted(JobRunner):
     """Counts the steps that are trained."""
 
     steps = 0
@@ -78,7 +78,7 @@ class Counted(Workshop):
 def test_never_overspends(epochs: float, finetune: float, monkeypatch: pytest.MonkeyPatch):
     if epochs < 1 + finetune:
         pytest.skip("not enough for the warm-up")
-    monkeypatch.setattr(fxsurgery.asking, "Workshop", Counted)
+    monkeypatch.setattr(fxsurgery.request, "JobRunner", Counted)
     Counted.steps = 0
     result = evolved(cnn(), replace(QUICK, finetune_epochs=finetune), epochs)
     told = result.evolution
@@ -90,12 +90,12 @@ def test_never_overspends(epochs: float, finetune: float, monkeypatch: pytest.Mo
 def test_jobs_tell_how_long_they_take_beside_each_other(monkeypatch: pytest.MonkeyPatch):
     batches = []
 
-    class Noting(Workshop):
+    class Noting(JobRunner):
         def run(self, jobs, *args, **options):
             batches.append([(job.work, job.recipe.steps, cost(job.program).macs) for job in jobs])
             return super().run(jobs, *args, **options)
 
-    monkeypatch.setattr(fxsurgery.asking, "Workshop", Noting)
+    monkeypatch.setattr(fxsurgery.request, "JobRunner", Noting)
     evolved(cnn(), epochs=12)
     assert len(batches) == 2  # the warm-up, and a round
     assert all(work == steps * macs > 0 for batch in batches for work, steps, macs in batch)
@@ -190,7 +190,7 @@ def test_random_mode_never_asks_who_is_better(monkeypatch: pytest.MonkeyPatch):
     def asked(*_: object, **__: object):
         raise AssertionError("the scores were compared")
 
-    monkeypatch.setattr(Evolving, "_worth", asked)
+    monkeypatch.setattr(EvolutionLoop, "_worth", asked)
     config = replace(QUICK, selection="random")
     result = evolved(cnn(), config)
     assert any(c.fate.startswith("lost in competition 1") for c in result.evolution.candidates)
@@ -311,13 +311,13 @@ def test_a_pass_that_crashes_costs_its_move_and_is_told(monkeypatch: pytest.Monk
 
 
 def test_networks_that_diverge_are_out_and_counted(monkeypatch: pytest.MonkeyPatch):
-    class Failing(Workshop):
+    class Failing(JobRunner):
         def run(self, jobs, *args, **options):
             ends = super().run(jobs, *args, **options)
             wild = [": add-units" in job.name for job in jobs]
             return [replace(e, failure="the loss is nan") if w else e for e, w in zip(ends, wild, strict=True)]
 
-    monkeypatch.setattr(fxsurgery.asking, "Workshop", Failing)
+    monkeypatch.setattr(fxsurgery.request, "JobRunner", Failing)
     told = evolved(cnn()).evolution
     gone = [c for c in told.candidates if c.fate.startswith("diverged: the loss is nan")]
     assert {c.operation for c in gone} == {"add-units"}
@@ -429,13 +429,13 @@ def test_fine_tuning_has_a_rate_of_its_own():
 
 
 def test_fine_tuning_that_diverges_is_left_out(monkeypatch: pytest.MonkeyPatch):
-    class Failing(Workshop):
+    class Failing(JobRunner):
         def run(self, jobs, *args, **options):
             ends = super().run(jobs, *args, **options)
             return [replace(e, failure="the loss is nan") for e in ends] if jobs[0].name == "fine-tune" else ends
 
     plain = evolved(cnn(), epochs=26)
-    monkeypatch.setattr(fxsurgery.asking, "Workshop", Failing)
+    monkeypatch.setattr(fxsurgery.request, "JobRunner", Failing)
     result = evolved(cnn(), replace(QUICK, finetune_epochs=4), 30)
     assert any("fine-tuning came to nothing, and is left out: the loss is nan" in note for note in result.notes)
     assert all(torch.equal(tensor, weights(result)[name]) for name, tensor in weights(plain).items())

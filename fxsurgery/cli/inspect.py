@@ -1,0 +1,80 @@
+"""`fxsurgery inspect`."""
+
+from typing import Any
+
+from torch import nn
+
+from fxsurgery.capture import capture
+from fxsurgery.cli.errors import ending, give, in_flags, say
+from fxsurgery.cli.options import (
+    AsJson,
+    ExampleInputs,
+    ExampleShape,
+    LeafModules,
+    Model,
+    ModelArgs,
+    Original,
+    Seed,
+    Weights,
+)
+from fxsurgery.cli.sources import Loaded, module_class, wanted
+from fxsurgery.inspection import Inspection, inspect_program
+from fxsurgery.program import Program
+
+
+def inspect(  # noqa: PLR0913 -- what can be said, each by a flag
+    model: Model,
+    *,
+    model_args: ModelArgs = None,
+    weights: Weights = None,
+    original: Original = None,
+    example_shape: ExampleShape = None,
+    example_inputs: ExampleInputs = None,
+    leaf_modules: LeafModules = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Say what of a model can shrink, and what holds the rest. Nothing is trained.
+
+    It shows the parameters and multiply-accumulates (MACs), the share of them
+    that surgery can reach, each width that can change with how many units can
+    go, and for every layer that keeps its size what holds it and where.
+
+    [bold]Examples[/bold]
+      fxsurgery inspect torchvision.models:resnet18
+      fxsurgery inspect nets.py:Net --model-args width=32 --example-shape 3,8,8
+      fxsurgery inspect bert.py:tiny --example-inputs bert.py:inputs --json
+      fxsurgery inspect runs/a
+    """
+    with ending(as_json=as_json):
+        loaded = wanted(model, model_args, weights, example_shape, example_inputs, seed, original).load()
+        program = captured(loaded, tuple(map(module_class, leaf_modules or [])))
+        found = inspect_program(program)
+    give(_as_plain(found) if as_json else found, as_json=as_json)
+
+
+def captured(loaded: Loaded, leaf_modules: tuple[type[nn.Module], ...]) -> Program:
+    """The model as a program.
+
+    Raises:
+        CaptureError: it cannot be taken as a graph.
+        DataError: nothing tells its inputs.
+    """
+    if loaded.result is not None:
+        return loaded.result.program
+    inputs, notes = loaded.known_inputs()
+    for note in notes:
+        say(f"note: {in_flags(note)}", "yellow")
+    return capture(loaded.model, *inputs.args, leaf_modules=leaf_modules, example_kwargs=dict(inputs.kwargs))
+
+
+def _as_plain(found: Inspection) -> dict[str, Any]:
+    return {
+        "params": found.cost.params,
+        "macs": found.cost.macs,
+        "editable_macs": found.editable_macs,
+        "editable_params": found.editable_params,
+        "widths": [vars(width) for width in found.widths],
+        "fixed": [vars(part) for part in found.fixed],
+        "notes": found.notes,
+    }

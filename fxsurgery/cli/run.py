@@ -1,0 +1,187 @@
+"""What `fxsurgery optimize` does with a config: plan, or optimise and keep what came out."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import override
+
+import fxsurgery
+from fxsurgery.cli.data import callable_of, data_of
+from fxsurgery.cli.errors import resumable, say
+from fxsurgery.cli.export import line
+from fxsurgery.cli.sources import Wanted, module_class
+from fxsurgery.cli.validation import check_data, check_outputs, check_task
+from fxsurgery.config import RunConfig
+from fxsurgery.deploy import OnnxModel
+from fxsurgery.errors import SurgeryError
+from fxsurgery.plan import Plan
+from fxsurgery.printable import lines
+from fxsurgery.result import Result
+from fxsurgery.searchers.common.settings import Settings
+from fxsurgery.training import from_first
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What of a result was written."""
+
+    paths: Mapping[str, Path]
+    """By the flag that asked for it."""
+    onnx: OnnxModel | None
+    failures: tuple[str, ...]
+    """What could not be, and why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """A result, and what was kept of it."""
+
+    result: Result
+    kept: Kept
+
+    @override
+    def __str__(self) -> str:
+        files = dict[str, object](self.kept.paths)
+        if self.kept.onnx is not None:
+            files["onnx"] = line(self.kept.onnx)
+        return f"{self.result.summary()}\n{lines(f'{name}: {path}' for name, path in files.items())}".rstrip("\n")
+
+
+def dry(config: RunConfig, settings: Settings) -> Plan:
+    """What would be done.
+
+    Raises:
+        SurgeryError: as `run` does before it trains.
+    """
+    model, arguments = _arguments(config, settings)
+    return fxsurgery.plan(model, **arguments, verbose=False)
+
+
+def run(config: RunConfig, settings: Settings, *, verbose: bool) -> Done:
+    """Optimise, and keep what the config says.
+
+    Raises:
+        SurgeryError: one of its children, for whatever fails.
+    """
+    model, arguments = _arguments(config, settings)
+    _warn(config)
+    with resumable(config.run_dir):
+        result = fxsurgery.optimize(model, **arguments, run_dir=config.run_dir, resume=config.resume, verbose=verbose)
+    return Done(result, from_first(lambda: _keep(config, result), config.device))
+
+
+def as_plain(shown: object) -> object:
+    """A plan, or what was done, for JSON."""
+    if isinstance(shown, Plan):
+        return asdict(shown)
+    if not isinstance(shown, Done):
+        return shown
+    result = shown.result
+    before, after = result.cost
+    costs = {name: {"before": getattr(before, name), "after": getattr(after, name)} for name in ("params", "macs")}
+    return {
+        "cost": {name: {**pair, "ratio": pair["after"] / max(pair["before"], 1)} for name, pair in costs.items()},
+        "metric": result.metric_name,
+        "metrics": {split: {**vars(pair), "ratio": pair.ratio} for split, pair in result.metrics.items()},
+        "notes": list(result.notes),
+        "log": list(result.log),
+        "seed": result.seed,
+        "kept": dict(shown.kept.paths),
+        "onnx": None if shown.kept.onnx is None else asdict(shown.kept.onnx),
+        "failures": list(shown.kept.failures),
+        **_evolved(result),
+    }
+
+
+def _evolved(result: Result) -> dict[str, Any]:
+    """What there is to tell of an evolution."""
+    evolution = result.evolution
+    if evolution is None:
+        return {}
+    told = {name: getattr(evolution, name) for name in ("spent", "allowed", "rejected", "duplicates", "lost_workers")}
+    front = [
+        {
+            "metric": member.metric,
+            **{name: getattr(member.candidate, name) for name in ("params", "macs", "latency_ms")},
+            "chosen": evolution.is_winner(member.candidate),
+            "done": [candidate.operation for candidate in evolution.changes(member.candidate.number)],
+        }
+        for member in result.pareto
+    ]
+    return {"evolution": {"networks": evolution.trained, **told}, "pareto": front}
+
+
+def _arguments(config: RunConfig, settings: Settings) -> tuple[Any, dict[str, Any]]:
+    """The model, and the other arguments of `fxsurgery.optimize` but those of the run directory."""
+    check_data(config)
+    check_outputs(config)
+    loaded = Wanted(
+        config.model, config.model_args, config.weights, config.example_shape, config.example_inputs, config.seed,
+        config.original,
+    ).load()  # fmt: skip
+    inputs = loaded.inputs
+    data = {
+        name: data_of(text, f"--{name.replace('_', '-')}", config.seed)
+        for name in ("train_data", "val_data", "test_data")
+        if (text := getattr(config, name)) is not None
+    }
+    check_task(config, data)
+    return loaded.model, {
+        **data,
+        "loss": config.loss and callable_of(config.loss, "--loss"),
+        "metric": config.metric and callable_of(config.metric, "--metric"),
+        "budget": config.to_budget(),
+        "config": settings,
+        "trained": config.trained,
+        "leaf_modules": tuple(map(module_class, config.leaf_modules)),
+        "example_inputs": None if inputs is None else inputs.args,
+        "example_kwargs": None if inputs is None else inputs.kwargs,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "device": config.device,
+        "target": config.target,
+        "mixed_precision": config.mixed_precision,
+        "accumulate": config.accumulate,
+        **_of_the_search(config),
+    }
+
+
+def _of_the_search(config: RunConfig) -> dict[str, Any]:
+    """What not every method takes, where it is said."""
+    said = {"spend": config.to_spend(), "executor": config.executor, "workers": config.workers}
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def _warn(config: RunConfig) -> None:
+    if config.train_data is None and config.val_data is None:
+        say(
+            "WITHOUT DATA: no --train-data and --val-data, so this works on inputs made of the model and learns from "
+            "its own outputs. Fine-tune the result on your data before you use it.",
+            "yellow",
+        )
+    if not any((config.run_dir, config.out, config.standalone, config.onnx)):
+        say("note: nothing of the result will be kept; give --out DIR, or --onnx FILE", "yellow")
+
+
+def _keep(config: RunConfig, result: Result) -> Kept:
+    """Keep all that can be kept: one file that cannot be written shall not cost the others."""
+    kept, failures, files = dict[str, Path](), list[str](), list[OnnxModel]()
+    steps: tuple[tuple[str, Path | None, Callable[[Path], object]], ...] = (
+        ("out", config.out, result.save),
+        ("standalone", config.standalone, result.save_standalone),
+        ("onnx", config.onnx, lambda path: files.append(result.export_onnx(path))),
+        ("report", config.report, result.report),
+    )
+    for name, path, keep in steps:
+        if path is None:
+            continue
+        try:
+            keep(path)
+            kept[name] = path
+        except SurgeryError as error:
+            failures.append(f"--{name}: {error}")
+    if config.run_dir is not None:
+        kept["run"] = config.run_dir
+    return Kept(kept, next(iter(files), None), tuple(failures))

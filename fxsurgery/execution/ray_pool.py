@@ -1,0 +1,160 @@
+"""Jobs as tasks of Ray, on this machine or on those of the user's cluster.
+
+This module is imported where Ray is asked for, and nowhere else.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fxsurgery.errors import DeviceError, WorkerError, reason_of
+from fxsurgery.execution.protocol import message_of
+from fxsurgery.execution.worker import Report, one_thread, work_on
+from fxsurgery.execution.worker_pool import Assignment, WorkerExit
+from fxsurgery.training import Task, resolve
+
+try:
+    import ray
+    from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayError, WorkerCrashedError
+
+    from fxsurgery.execution.pickling import packed, unpacked
+except ImportError as _error:
+    raise DeviceError("executor='ray' needs Ray: pip install 'fxsurgery[ray]'") from _error
+
+_DEATHS = (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError)
+
+
+@contextmanager
+def running(workers: int | None, cores: int) -> Iterator[int]:
+    """Ray within the block, begun and ended here unless it runs already; gives how many tasks to run at once."""
+    if ray.is_initialized():
+        yield workers or max(1, int(_resources().get("CPU", 1)))
+        return
+    count = workers or cores
+    with _handlers_kept(), _reports_off():
+        ray.init(
+            address="local", num_cpus=count, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+        )
+    try:
+        yield count
+    finally:
+        ray.shutdown()
+
+
+def _resources() -> dict[str, float]:
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return found
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Ray takes the process's handler of SIGTERM for its own."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _reports_off() -> Iterator[None]:
+    """A Ray that is begun here sends nobody reports of its use, unless the user said that it may."""
+    name = "RAY_USAGE_STATS_ENABLED"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, "0")
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name)
+
+
+@dataclass(eq=False)
+class Tasks:
+    """A `Crew` of Ray's workers, each with a copy of the data of its own."""
+
+    task: Task
+    device: str | None
+    workers: int
+    _at_work: dict[Any, Assignment] = field(default_factory=dict)
+    """By what Ray gives for a task that it began."""
+    _data: Any = None
+    """The task, in Ray's store."""
+
+    def start(self, duty: Assignment) -> None:
+        """Have a worker begin to work on a job."""
+        if self._data is None:
+            self._data = ray.put(packed(self.task, "the task (data, loss and metric)"))
+        kind = self._kind()
+        share = self._gpu_share() if kind == "cuda" else 0
+        remote = ray.remote(_work).options(max_retries=0, num_cpus=1, num_gpus=share, name=duty.job.name)
+        self._at_work[remote.remote(packed(duty.job, f"job {duty.job.name!r}"), self._data, kind, _path())] = duty
+
+    def ended(self, seconds: float | None) -> list[tuple[int, bytes | WorkerExit]]:
+        """The jobs that ended: with a message, or not.
+
+        Raises:
+            WorkerError: Ray cannot run one.
+        """
+        ready, _ = ray.wait(list(self._at_work), num_returns=1, timeout=seconds)
+        return [self._told(one) for one in ready]
+
+    def stop(self) -> None:
+        """End every worker that is at work."""
+        for one in self._at_work:
+            with suppress(RayError):
+                ray.cancel(one, force=True)
+        self._at_work.clear()
+
+    def _told(self, ref: Any) -> tuple[int, bytes | WorkerExit]:  # noqa: ANN401
+        duty = self._at_work.pop(ref)
+        try:
+            message: bytes = ray.get(ref)
+        except _DEATHS as error:
+            return duty.number, WorkerExit(f"{type(error).__name__} of Ray")
+        except RayError as error:
+            raise WorkerError(
+                f"Ray could not run job {duty.job.name!r}: {reason_of(error)}; see the log of Ray, or take "
+                "executor='processes'"
+            ) from error
+        return duty.number, message
+
+    def _kind(self) -> str:
+        """The kind of device that each worker takes; which one of several is Ray's to choose."""
+        return str(resolve(None).type if self.device is None else torch.device(self.device).type)
+
+    def _gpu_share(self) -> float:
+        """What Ray sets aside of a GPU for each worker.
+
+        Raises:
+            DeviceError: Ray knows of no GPU.
+        """
+        there = _resources().get("GPU", 0.0)
+        if not there:
+            raise DeviceError("Ray knows of no GPU on its machines; take device='cpu'")
+        return min(1.0, there / self.workers)
+
+
+def _path() -> list[str]:
+    """Where this process imports from: the user's modules are there."""
+    return [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100 -- the empty one is the working directory
+
+
+def _work(job: bytes, task: bytes, device: str, path: list[str]) -> bytes:
+    """Runs in a worker."""
+    sys.path.extend(entry for entry in path if entry not in sys.path)
+
+    def work() -> Report:
+        with one_thread():
+            return work_on(unpacked(job), unpacked(task), device=device)
+
+    return message_of(work)

@@ -1,0 +1,1 @@
+"""Modules of ours that live in a graph: gates, elastic layers."""

@@ -1,0 +1,162 @@
+"""How the winner of an evolution came about: its metric and its size over the epochs that its line was trained.
+
+The same picture as Figure 6 of ECToNAS: what was done is marked where it was done.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from fxsurgery.report.chart import WIDE, Axis, Tick, axis, dots, line, stairs
+from fxsurgery.report.formatting import change, count, enumerated, epochs, figure
+from fxsurgery.searchers.common.evolution import Candidate, Evolution
+
+LEAST_ROOM, A_LETTER, A_BADGE = 7.0, 1.05, 4.0
+"""Of the width, in per cent: that a mark gets, however short its text; that a letter takes, and a number."""
+FEW = 40
+"""Points that are dots as well."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where something was done."""
+
+    number: int
+    label: str
+    at: float
+    """Per cent from the left, as the next two."""
+    left: float
+    """Where the text begins; the mark ends there instead, where it is `flush`."""
+    flush: bool
+    row: int
+    """So that no two are in each other's way."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One network of the line."""
+
+    number: str
+    """Of its mark."""
+    epoch: str
+    """From which on there was it."""
+    operation: str
+    params: str
+    change: str
+    """Of the parameters, against the one before."""
+    metric: str
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One chart of the line."""
+
+    title: str
+    note: str
+    path: str
+    dots: str
+    ticks: tuple[Tick, ...]
+    reference: float | None
+    """A line across, per cent from the top."""
+    summary: str
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The charts, which share their horizontal axis, and what stands beside them."""
+
+    plots: tuple[Plot, ...]
+    marks: tuple[Mark, ...]
+    rows: int
+    """Of marks."""
+    epochs: tuple[Tick, ...]
+    entries: tuple[Entry, ...]
+
+
+def lineage(evolution: Evolution, metric_name: str) -> Lineage | None:
+    """The picture of the winner's line; `None` where nothing of it was trained."""
+    line_ = evolution.line(evolution.winner)
+    if not line_[-1].epochs > 0:
+        return None
+    across = Axis(0.0, line_[-1].epochs)
+    marks = tuple(_marks(evolution.changes(evolution.winner), evolution, across))
+    plots = (_metric(line_, metric_name, across), _size(line_, across))
+    return Lineage(
+        plots=tuple(plot for plot in plots if plot is not None),
+        marks=marks,
+        rows=max((mark.row + 1 for mark in marks), default=0),
+        epochs=across.across(),
+        entries=tuple(_entries(line_, evolution)),
+    )
+
+
+def _begun(candidate: Candidate, evolution: Evolution) -> float:
+    """Epochs that its line had trained when it was made."""
+    return 0.0 if candidate.parent is None else evolution.candidates[candidate.parent].epochs
+
+
+def _marks(changes: Sequence[Candidate], evolution: Evolution, across: Axis) -> Iterator[Mark]:
+    """Each in the first row that has room for its text."""
+    ends = list[float]()
+    for number, candidate in enumerate(changes, 1):
+        at = 100 * across.up(_begun(candidate, evolution))
+        room = max(LEAST_ROOM, A_BADGE + A_LETTER * len(candidate.operation))
+        flush = at + room > 100
+        begins = max(at - room, 0.0) if flush else at
+        row = next((i for i, end in enumerate(ends) if end <= begins), len(ends))
+        ends[row : row + 1] = [begins + room]
+        yield Mark(number, candidate.operation, round(at, 2), round(100 - at if flush else at, 2), flush, row)
+
+
+def _metric(line_: Sequence[Candidate], metric_name: str, across: Axis) -> Plot | None:
+    start = line_[0].score
+    known = start if start is not None and math.isfinite(start) else None
+    points = [(across.x(at), value) for c in line_ for at, value in c.scores if math.isfinite(value)]
+    if known is not None and not line_[0].scores:
+        points.insert(0, (0.0, known))
+    if not points:
+        return None
+    values = [value for _, value in points]
+    scale = axis([*values, *([] if known is None else [known])])
+    return Plot(
+        title=f"Validation {metric_name}",
+        note="" if known is None else f"dashed: the start, {figure(known)}",
+        path=line(points, scale),
+        dots=dots(points, scale) if len(points) <= FEW else "",
+        ticks=scale.ticks(),
+        reference=None if known is None else round(100 * (1 - scale.up(known)), 2),
+        summary=f"Over {epochs(line_[-1].epochs)} epochs, from {figure(values[0])} to {figure(values[-1])}",
+    )
+
+
+def _size(line_: Sequence[Candidate], across: Axis) -> Plot:
+    begun = [0.0, *(c.epochs for c in line_[:-1])]
+    points = [(across.x(at), float(c.params)) for at, c in zip(begun, line_, strict=True)]
+    scale = axis([params for _, params in points], from_zero=True, may_be_log=True)
+    first, last = line_[0].params, line_[-1].params
+    return Plot(
+        title="Parameters",
+        note=enumerated([*(["logarithmic"] if scale.logarithmic else []), f"{count(first)} to {count(last)}"]),
+        path=stairs(points, WIDE, scale),
+        dots="",
+        ticks=scale.ticks(),
+        reference=None,
+        summary=f"From {count(first)} to {count(last)}, in steps",
+    )
+
+
+def _entries(line_: Sequence[Candidate], evolution: Evolution) -> Iterator[Entry]:
+    """The start, each change, and the metric that each came to before the next."""
+    changed = {c.number for c in evolution.changes(line_[-1].number)}
+    stays = [i for i, c in enumerate(line_) if i == 0 or c.number in changed]
+    for number, (i, following) in enumerate(zip(stays, [*stays[1:], len(line_)], strict=True)):
+        candidate, last = line_[i], line_[following - 1]
+        before = line_[i - 1].params if i else candidate.params
+        yield Entry(
+            number=str(number) if i else "",
+            epoch=epochs(_begun(candidate, evolution)),
+            operation=candidate.operation,
+            params=count(candidate.params),
+            change=change(before, candidate.params) if i else "",
+            metric=figure(math.nan if last.score is None else last.score),
+        )

@@ -1,0 +1,1 @@
+"""Edits that several passes share: they read facts of a program and change it through an `Editor`."""

@@ -1,0 +1,278 @@
+"""Operands of residual sums with channels of their own: what a branch can lose while the stream keeps its width.
+
+    y = x + f(x)    ->    y = x + scatter(f'(x))
+
+A channel of an operand is *private* when nothing but the sum would see it go. To ask the structure analysis just
+that, each operand is *untied*: read through a dense layer, in a copy of the program that never runs. Units of an
+operand are then no longer one with the stream's; those that its own layer alone consumes are private.
+
+A scatter is a zero pad where the survivors are neighbours; the next analysis sees through it. Otherwise it is a
+pad by one zero channel, from which every missing channel is picked. A branch that has one already is narrowed
+in front of it: where gates stand, and which positions are meant, is the width that the branch has by now.
+"""
+
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeGuard
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.fx.node import Argument
+from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
+
+from fxsurgery.analysis.blocks import dims_of, sum_operands
+from fxsurgery.analysis.cached import fact
+from fxsurgery.analysis.gating import GATES, GatePlan, float_tensor, gate_plan
+from fxsurgery.analysis.labels import Labels
+from fxsurgery.analysis.structure import Structure, structure
+from fxsurgery.analysis.union_find import Ids
+from fxsurgery.edit import Editor
+from fxsurgery.nn.gates import GateApply, GateVector
+from fxsurgery.program import Program
+from fxsurgery.rewriting.gate_insertion import insert_gates
+
+_UNTIED = "fxsurgery_untied"
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """`sum` adds `source`, by way of a scatter if there is one; `dim` carries its channels."""
+
+    sum: fx.Node
+    source: fx.Node
+    dim: int
+    places: tuple[int | None, ...]
+    """For each channel of the sum, that of `source` which is added there; `None` where none is."""
+    scatter: tuple[fx.Node, ...] = ()
+    """The nodes between `source` and `sum`."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in specs."""
+        return self.source.name
+
+    @property
+    def reader(self) -> fx.Node:
+        """What reads `source`."""
+        return (*self.scatter, self.sum)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """An operand with private channels."""
+
+    operand: Operand
+    ids: Ids
+    """(channels,) the unit of each channel, in `Branches.facts`; 0 for one that is not private."""
+
+    @property
+    def units(self) -> Ids:
+        """Each private unit once, in the order of the channels."""
+        private = self.ids[self.ids > 0]
+        _, first = np.unique(private, return_index=True)
+        return private[np.sort(first)]
+
+    def channels(self, units: Ids) -> tuple[int, ...]:
+        """The channels of some units: several, where they go together."""
+        return tuple(np.flatnonzero(np.isin(self.ids, units)).tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class Branches:
+    """Every operand of a residual sum: those that can lose channels on their own, and why the others cannot."""
+
+    found: tuple[Branch, ...]
+    refused: Mapping[str, str]
+    """By operand."""
+    facts: Structure
+    """Of the program in which each operand is untied; it knows every tensor and node of the program."""
+    streams: frozenset[int]
+    """Units of the program's own structure that flow into a sum with a branch."""
+
+    def branch(self, name: str) -> Branch | None:
+        """The branch of that name."""
+        return next((b for b in self.found if b.operand.name == name), None)
+
+
+@dataclass(frozen=True, eq=False)
+class IndependentGates:
+    """Gates for the units that lie in no residual stream, then for those of each branch."""
+
+    inner: GatePlan
+    branches: tuple[Branch, ...]
+
+    @property
+    def size(self) -> int:
+        """How many gates there are."""
+        return len(self.inner.units) + sum(len(b.units) for b in self.branches)
+
+    def entries(self) -> Iterator[tuple[Branch, torch.Tensor]]:
+        """Each branch with the entry in the gate vector of each of its channels: 0 for what is not gated."""
+        start = 1 + len(self.inner.units)
+        for branch in self.branches:
+            rank = {unit: start + position for position, unit in enumerate(branch.units.tolist())}
+            yield branch, torch.tensor([rank.get(i, 0) for i in branch.ids.tolist()])
+            start += len(rank)
+
+
+@fact
+def independent_gates(program: Program) -> IndependentGates:
+    """Where gates stand in `program` when those of a residual stream are one set a branch."""
+    tied, own = gate_plan(program), branches(program)
+    units = np.asarray([u for u in tied.units.tolist() if u not in own.streams], np.int64)
+    sites = tuple(site for site in tied.sites if np.isin(site.ids, units).any())
+    return IndependentGates(GatePlan(sites, units), own.found)
+
+
+def insert_independent(edit: Editor, plan: IndependentGates, gates: GateVector) -> None:
+    """Put `gates` into the graph: at each consumer of inner units, and at the input of each sum with a branch."""
+    vector = insert_gates(edit, plan.inner, gates)
+    for position, (branch, index) in enumerate(plan.entries()):
+        at, apply = branch.operand, GateApply(index.to(gates.logits.device), branch.operand.dim)
+        gated = edit.insert_call(f"{GATES}.branch{position}", apply, (at.source, vector), before=at.reader)
+        edit.rewire(at.reader, at.source, gated)
+
+
+@fact
+def branches(program: Program) -> Branches:
+    """The branches of `program`'s residual sums."""
+    like = float_tensor(program)
+    operands = () if like is None else tuple(_operands(program))
+    edit, layers = Editor(program), list[tuple[str, str]]()
+    for position, operand in enumerate(operands):
+        path = f"{_UNTIED}.{position}"
+        node = edit.insert_call(path, _dense(program, operand, like), (operand.source,), before=operand.reader)
+        edit.rewire(operand.reader, operand.source, node)
+        layers.append((node.name, path))
+    facts = structure(edit.finish("untied"))
+    private = _Private(facts, [path for _, path in layers])
+    found, refused = list[Branch](), dict[str, str]()
+    for operand, (layer, _) in zip(operands, layers, strict=True):
+        ids = _along(facts, operand)
+        reasons = [private.obstacle(unit, layer) for unit in ids.tolist()]
+        if all(reasons):
+            refused[operand.name] = str(reasons[0])
+        else:
+            found.append(Branch(operand, np.where([r is None for r in reasons], ids, 0)))
+    return Branches(tuple(found), refused, private.own, _streams(program, found))
+
+
+class _Private:
+    """Tells which units of the untied program one layer alone consumes."""
+
+    def __init__(self, facts: Structure, layers: Sequence[str]) -> None:
+        weights = {f"{path}.weight" for path in layers}
+        self.own = replace(facts, tensors={n: dims for n, dims in facts.tensors.items() if n not in weights})
+        self._facts = facts
+        self._streamed = {int(i) for name in weights for i in facts.tensors.get(name, {}).get(0, ())}
+        self._held = {int(i) for dims in self.own.tensors.values() for ids in dims.values() for i in ids}
+        self._readers = dict[int, set[str]]()
+        for contraction in facts.contractions:
+            for unit in set(contraction.ids.tolist()):
+                self._readers.setdefault(unit, set()).add(contraction.node)
+
+    def obstacle(self, unit: int, layer: str) -> str | None:
+        """Why a unit that `layer` reads is not private; `None` if it is."""
+        if unit == 0:
+            return "its channels cannot be removed from what makes them"
+        if unit in self._streamed:
+            return "it carries on the stream, which keeps its width"
+        if others := self._readers.get(unit, set()) - {layer}:
+            return f"its channels are read by %{min(others)} as well"
+        if unit in self._facts.inexact or unit in self._facts.ungateable:
+            return "something runs over its channels: a norm, a mean, a softmax"
+        return None if unit in self._held else "no layer makes its channels"
+
+
+def scatter(edit: Editor, operand: Operand, kept: Sequence[int]) -> None:
+    """Let the sum read `operand.source`, of which the channels `kept` are left, at the places that they had."""
+    now = {old: new for new, old in enumerate(kept)}
+    places = [None if place is None else now.get(place) for place in operand.places]
+    low = next(i for i, place in enumerate(places) if place is not None)
+    neighbours = places[low : low + len(kept)] == list(range(len(kept)))
+    inner = [0, 0] * (len(dims_of(edit.program, operand.source)) - 1 - operand.dim)
+    amounts = [low, len(places) - low - len(kept)] if neighbours else [0, 1]
+    wide = edit.insert_function(F.pad, (operand.source, [*inner, *amounts]), before=operand.sum)
+    if not neighbours:
+        picked = [len(kept) if place is None else place for place in places]
+        index: Argument = (*[slice(None)] * operand.dim, picked)
+        wide = edit.insert_function(operator.getitem, (wide, index), before=operand.sum)
+    edit.rewire(operand.sum, (operand.source, *operand.scatter)[-1], wide)
+    for node in reversed(operand.scatter):
+        edit.erase(node)
+
+
+def _operands(program: Program) -> Iterator[Operand]:
+    """The operands of every sum of two tensors of one shape."""
+    for node in program.nodes:
+        for read in sum_operands(node) or ():
+            shape = dims_of(program, read)
+            if shape != dims_of(program, node) or (dim := _channel_dim(program, read)) is None:
+                continue
+            yield _in_front(program, Operand(node, read, dim, tuple(range(shape[dim]))))
+
+
+def _channel_dim(program: Program, node: fx.Node) -> int | None:
+    """The dim of an operand along which channels are told apart: the last one of tokens, else the second."""
+    labels = structure(program).values.get(node.name)
+    known = structure(program).along(labels) if isinstance(labels, Labels) else {}
+    last = len(dims_of(program, node)) - 1
+    order = (1, last) if last > 2 else (last, 1)
+    free = [d for d, ids in known.items() if ids.any()] or list(known)
+    if not free and node.target is operator.getitem and isinstance(node.args[1], tuple):
+        free = [len(node.args[1]) - 1]  # of a scatter, whose channels carry no label
+    return next((d for d in order if d in free and d > 0), None)
+
+
+def _in_front(program: Program, operand: Operand) -> Operand:
+    """The operand before its scatter, if it has one like those of `scatter`."""
+    node: object = operand.source
+    picked: object = list(operand.places)
+    nodes = list[fx.Node]()
+    if operand.source.target is operator.getitem:
+        node, index = operand.source.args
+        if not isinstance(index, tuple) or list(index[:-1]) != [slice(None)] * operand.dim:
+            return operand
+        picked, nodes = index[-1], [operand.source]
+    if not isinstance(node, fx.Node) or node.target is not F.pad or len(node.args) != 2 or node.kwargs:
+        return operand
+    source, amounts = node.args
+    if not isinstance(source, fx.Node) or not _counts(picked) or not _counts(amounts):
+        return operand
+    *inner, low, high = amounts
+    width = dims_of(program, source)[operand.dim]
+    places = tuple(p - low if low <= p < low + width else None for p in picked)
+    nodes.insert(0, node)
+    padded = len(inner) == 2 * (len(dims_of(program, source)) - 1 - operand.dim) and not any(inner) and high >= 0
+    once = sorted(p for p in places if p is not None) == list(range(width))
+    if not padded or not once or any(len(n.users) != 1 for n in nodes):
+        return operand
+    return Operand(operand.sum, source, operand.dim, places, tuple(nodes))
+
+
+def _counts(value: object) -> TypeGuard[Sequence[int]]:
+    return isinstance(value, (list, tuple)) and all(type(i) is int and i >= 0 for i in value)
+
+
+def _dense(program: Program, operand: Operand, like: torch.Tensor | None) -> nn.Module:
+    """A layer that mixes the channels of an operand, for an analysis that runs nothing."""
+    shape = dims_of(program, operand.source)
+    width = shape[operand.dim]
+    kind = nn.Linear if operand.dim == len(shape) - 1 else (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(shape) - 3]
+    options = {} if kind is nn.Linear else {"kernel_size": 1}
+    layer: nn.Module = nn.utils.skip_init(kind, width, width, bias=False, **options)  # type: ignore[no-untyped-call]
+    return layer if like is None else layer.to(like.device, like.dtype)
+
+
+def _along(facts: Structure, operand: Operand) -> Ids:
+    """The unit of each channel of an operand, untied."""
+    found = facts.along(facts.values[operand.source.name]).get(operand.dim)
+    return np.zeros(len(operand.places), np.int64) if found is None else found
+
+
+def _streams(program: Program, found: Sequence[Branch]) -> frozenset[int]:
+    facts = structure(program)
+    ids = (facts.along(facts.values[b.operand.sum.name]).get(b.operand.dim, ()) for b in found)
+    return frozenset(int(i) for units in ids for i in units) - {0}

@@ -1,0 +1,215 @@
+"""Which units can be copied so that the outputs stay as they are, and what their consumers make of the copies.
+
+A copy gives what its unit gives, so a consumer that sums `W[o, u] x[u]` gets the same from
+`sum_k s[k] W[o, u] x[u_k]` with shares s that sum to 1. That takes a consumer with a weight of its own. A sum,
+a softmax or a product of two activations over units would count each copy; a norm over them does not notice
+where all of them have equally many copies.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from fxsurgery.analysis.cached import fact
+from fxsurgery.analysis.gating import MIXING_FUNCTIONS
+from fxsurgery.analysis.labels import Labels
+from fxsurgery.analysis.refit import is_computed, is_weight_normed
+from fxsurgery.analysis.shapes import target_name
+from fxsurgery.analysis.structure import Counts, Structure, structure
+from fxsurgery.analysis.union_find import Ids
+from fxsurgery.edit import Editor
+from fxsurgery.errors import first_line
+from fxsurgery.program import Program
+from fxsurgery.rewriting.resize import Shares, places, resize
+from fxsurgery.surgery import RUN_ERRORS
+
+NORMS = {"layer_norm", "rms_norm", "group_norm"}
+PRODUCTS = {"addmm": 2, "mm": 1, "matmul": 1}
+"""Functions that sum over dim 0 of a matrix, and the place of it among their arguments."""
+NORM_MODULES = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+
+
+_COUNTED = "it would count every copy of a unit"
+_SUMMED = "a sum, a softmax or a recurrent layer over the units would count every copy of one"
+
+
+@dataclass(frozen=True, eq=False)
+class Growth:
+    """What is true of the copies of a program's units."""
+
+    contracted: dict[str, int]
+    """Parameters that weigh units, by name, and the dim along which they do."""
+    blocked: dict[int, str]
+    """Units that cannot be copied, and the node that would count every copy; empty where several might."""
+    together: tuple[tuple[str, Ids], ...]
+    """Nodes whose norm runs over these units: all are copied equally often, or none is."""
+
+    def obstacle(self, counts: Counts) -> tuple[str, str] | None:
+        """The node that stands in the way of so many copies, and why; `None` if nothing does."""
+        for unit in np.flatnonzero(counts > 1).tolist():
+            if unit in self.blocked:
+                return self.blocked[unit] or "output", _COUNTED if self.blocked[unit] else _SUMMED
+        for node, ids in self.together:
+            if len(set(counts[ids].tolist())) > 1:
+                return node, "its norm runs over units that are not all copied equally often"
+        return None
+
+
+@fact
+def growth(program: Program) -> Growth:
+    """Which units of `program` can be copied."""
+    facts = structure(program)
+    nodes = {n.name: n for n in program.nodes}
+    contracted, blocked = dict[str, int](), dict[int, str]()
+    weighed = dict[int, set[str]]()
+    first_names = {id(p): name for name, p in program.graph_module.named_parameters()}
+    for contraction in facts.contractions:
+        weight = _weight(program, nodes[contraction.node], facts)
+        if weight is None:
+            blocked |= dict.fromkeys(contraction.ids.tolist(), contraction.node)
+        elif weight[0] is not None:
+            contracted[first_names[id(weight[0])]] = weight[1]
+            weighed.setdefault(id(weight[0]), set()).add(contraction.node)
+    for user, parameter in _uses(program):
+        name = first_names[id(parameter)]
+        if name in contracted and user.name not in weighed[id(parameter)]:
+            ids = facts.tensors.get(name, {}).get(contracted[name], np.zeros(1, np.int64))
+            blocked |= dict.fromkeys(ids.tolist(), user.name)
+    blocked |= dict.fromkeys(facts.ungateable, "")
+    together, alone = list[tuple[str, Ids]](), dict[int, str]()
+    for name in sorted(facts.inexact_nodes):
+        vectors = [ids for value in _entering(facts, nodes[name]) for ids in facts.along(value).values()]
+        if _is_norm(program, nodes[name]):
+            together += [(name, ids) for ids in vectors if set(ids.tolist()) & facts.inexact]
+        else:
+            alone |= dict.fromkeys(facts.inexact & {u for ids in vectors for u in ids.tolist()}, name)
+    blocked = {unit: node for unit, node in {**blocked, **alone}.items() if unit}
+    return Growth(contracted, blocked, tuple(together))
+
+
+def enlarge(edit: Editor, counts: Counts, generator: torch.Generator) -> str | None:
+    """Copy units until there are as many of each as `counts` says; outputs stay as they are.
+
+    Args:
+        edit: what is edited.
+        counts: for each id of `structure`, 1 or more.
+        generator: of the shares with which consumers weigh the copies.
+
+    Returns:
+        Why it cannot be, with nothing edited: the copies would end up in another order than their consumers'
+        weights, since the program lays units out in several ways at once. `None` when it is done.
+    """
+    if reason := mixed_up(edit.program, counts):
+        return reason
+    resize(edit, structure(edit.program), counts, _shares(edit.program, counts, generator))
+    return None
+
+
+def mixed_up(program: Program, counts: Counts) -> str | None:
+    """Why so many copies of the units would end up in another order than their consumers' weights; `None` if not."""
+    facts = structure(program)
+    if _stand_in_rows(facts, counts):
+        trial = Editor(program)
+        resize(trial, facts, counts)
+        try:
+            after = structure(trial.finish("trial"))
+        except RUN_ERRORS as error:
+            return f"the wider model would not run: {first_line(error)}"
+        if not _kept_apart(program, after, counts):
+            return "the copies of different channels would be mixed up: they meet in more than one order"
+    return None
+
+
+def _weight(program: Program, node: fx.Node, facts: Structure) -> tuple[nn.Parameter | None, int] | None:
+    """The parameter with which a node weighs what it sums over, and the dim; without one where whole groups pass."""
+    if node.name in facts.group_width:
+        return None, 0
+    if node.op == "call_module":
+        return _own_weight(program.module(node))
+    place, dim = (1, 1) if node.target in MIXING_FUNCTIONS else (PRODUCTS.get(target_name(node), -1), 0)
+    weight = node.args[place] if 0 <= place < len(node.args) else node.kwargs.get("weight")
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+        return None
+    found = program.attribute(str(weight.target))
+    return (found, dim) if isinstance(found, nn.Parameter) else None
+
+
+def _own_weight(module: nn.Module) -> tuple[nn.Parameter, int] | None:
+    if is_computed(module) and not is_weight_normed(module):
+        return None
+    if isinstance(module, nn.RNNBase):
+        # A second direction, or layer, weighs its inputs with another parameter.
+        return None if module.bidirectional else (module.get_parameter("weight_ih_l0"), 1)
+    if not isinstance(module, (_ConvNd, nn.Linear)):
+        return None
+    name = "parametrizations.weight.original1" if is_weight_normed(module) else "weight"
+    return module.get_parameter(name), 0 if isinstance(module, _ConvTransposeNd) else 1
+
+
+def _uses(program: Program) -> Iterator[tuple[fx.Node, nn.Parameter]]:
+    """Every parameter with each node that reads it."""
+    for node in program.nodes:
+        if node.op == "call_module":
+            yield from ((node, parameter) for parameter in program.module(node).parameters())
+        elif node.op == "get_attr" and isinstance(found := program.attribute(str(node.target)), nn.Parameter):
+            yield from ((reader, found) for reader in node.users)
+
+
+def _entering(facts: Structure, node: fx.Node) -> list[Labels]:
+    values = [facts.values[n.name] for n in node.all_input_nodes]
+    return [value for value in values if isinstance(value, Labels)]
+
+
+def _is_norm(program: Program, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(program.module(node), NORM_MODULES)
+    return target_name(node) in NORMS
+
+
+def _shares(program: Program, counts: Counts, generator: torch.Generator) -> Shares:
+    """Random positive shares that sum to 1 for the copies of each unit, other ones for each weight.
+
+    Equal shares would give the copies equal gradients, and they would stay equal for ever.
+    """
+    facts, found = structure(program), dict[str, tuple[int, Tensor]]()
+    for name, dim in growth(program).contracted.items():
+        ids = facts.tensors.get(name, {}).get(dim)
+        if ids is None or (counts[ids] == 1).all():
+            continue
+        index, copy = places(ids, counts)
+        units, inverse = np.unique(ids, return_inverse=True)
+        draws = torch.rand(len(units), int(counts[ids].max()), generator=generator, dtype=torch.float64) + 0.5
+        draws *= torch.arange(draws.shape[1]) < torch.from_numpy(np.asarray(counts[units], np.int64))[:, None]
+        draws /= draws.sum(dim=1, keepdim=True)
+        found[name] = (dim, draws[torch.from_numpy(inverse[index]), torch.from_numpy(copy)])
+    return found
+
+
+def _stand_in_rows(facts: Structure, counts: Counts) -> bool:
+    """Whether a copied unit has several entries in a row anywhere: only then is the order of its copies a question."""
+    return any(bool(((ids[1:] == ids[:-1]) & (counts[ids[1:]] > 1)).any()) for ids in facts.vectors())
+
+
+def _kept_apart(program: Program, after: Structure, counts: Counts) -> bool:
+    """Whether the copies of each unit are units of their own in the structure of the result."""
+    owner = np.full(after.size, -1, np.int64)
+    stride = int(counts.max())
+    for name, dims in structure(program).tensors.items():
+        for dim, ids in dims.items():
+            if (counts[ids] == 1).all():
+                continue
+            index, copy = places(ids, counts)
+            copied = counts[ids[index]] > 1
+            roots = after.tensors.get(name, {}).get(dim, np.zeros(len(index), np.int64))[copied]
+            labels = (ids[index] * stride + copy)[copied]
+            taken = (owner[roots] >= 0) & (owner[roots] != labels)
+            if taken.any() or not roots.all():
+                return False
+            owner[roots] = labels
+            if (owner[roots] != labels).any():
+                return False
+    return True

@@ -1,0 +1,35 @@
+"""Let the readers of one node read another, without changing what its other readers see."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxsurgery.analysis.blocks import writes_into
+from fxsurgery.edit import Editor
+from fxsurgery.program import Program
+
+
+def redirect(edit: Editor, old: fx.Node, new: fx.Node) -> None:
+    """Let all readers of `old` read `new`, which has other readers: what overwrote `old` must not overwrite it."""
+    program = edit.program
+    for reader in old.users:
+        if writes_into(program, reader) is not old:
+            continue
+        module: Any = edit.module(str(reader.target)) if reader.op == "call_module" else None
+        if module is not None and _overwrites_its_own(program, str(reader.target)):
+            outside = copy.copy(module)
+            outside.inplace = False
+            edit.replace_module(str(reader.target), outside)
+        elif "inplace" in reader.kwargs:
+            edit.set_argument(reader, "inplace", value=False)
+        else:
+            edit.rewire(reader, old, edit.insert_function(torch.clone, (new,), before=reader))
+    edit.replace_uses(old, new)
+
+
+def _overwrites_its_own(program: Program, path: str) -> bool:
+    """Whether every call of a module is the only reader of what it overwrites."""
+    calls = [n for n in program.nodes if n.op == "call_module" and n.target == path]
+    return all(len(n.all_input_nodes[0].users) == 1 for n in calls)

@@ -1,0 +1,169 @@
+"""Bring a program's tensors, modules and shape constants to what there is after units went or were copied.
+
+`keep` says how many there are of each unit afterwards, and the new size of a dim is the sum over its ids.
+Parameters and buffers are indexed, modules are refitted, and a node's size arguments are rewritten where they
+name a labelled dim (`arguments`); the batch and every other number stay as they are. The copies of a unit that
+stands at several entries in a row follow as a whole: `a1 a2` becomes `a1 a2 a1 a2`, as the channels of a head
+or the places of a flattened map do.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from fxsurgery.analysis.labels import Labels
+from fxsurgery.analysis.refit import Sizes, is_weight_normed, refit
+from fxsurgery.analysis.structure import Counts, Structure, stays
+from fxsurgery.analysis.union_find import Ids
+from fxsurgery.edit import Editor
+from fxsurgery.errors import StructureError
+from fxsurgery.lineage import Origin
+from fxsurgery.rewriting.size_args import rewrite_arguments
+
+Shares = Mapping[str, tuple[int, Tensor]]
+"""By parameter: a dim, and by what each of its new entries is multiplied."""
+
+
+def resize(edit: Editor, facts: Structure, keep: Counts, shares: Shares | None = None) -> None:
+    """Edit the program to so many of each id as `keep` says, an array over the ids of `facts`.
+
+    Args:
+        edit: what is edited.
+        facts: the structure of its program.
+        keep: how many there shall be of each unit; a mask where they only go.
+        shares: what the consumers of copied units weigh each copy with.
+
+    Raises:
+        StructureError: a tensor would be left without any entry along a dim.
+    """
+    if empty := facts.emptied(keep):
+        names = dict.fromkeys(g.name for g in facts.groups for unit in empty if unit in g.units)
+        raise StructureError(
+            f"no channel would be left of {', '.join(names) or f'{len(empty)} tensors'}; keep at least one of each"
+        )
+    sliced = _slice_tensors(edit, facts, keep, shares or {})
+    _refit_modules(edit, facts, sliced, keep)
+    rewrite_arguments(edit, facts, keep)
+
+
+def places(ids: Ids, counts: Counts) -> tuple[Ids, Ids]:
+    """For each entry of a resized dim: the entry that it was before, and which copy of it it is, counted from 0."""
+    if counts.dtype == np.bool_ or not (counts[ids] > 1).any():
+        kept = np.flatnonzero(counts[ids])
+        return kept, np.zeros_like(kept)
+    starts = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]])
+    runs = [(a, b, int(counts[ids[a]])) for a, b in zip(starts, np.r_[starts[1:], len(ids)], strict=True)]
+    index = [np.tile(np.arange(a, b), times) for a, b, times in runs]
+    copy = [np.repeat(np.arange(times), b - a) for a, b, times in runs]
+    return np.concatenate(index), np.concatenate(copy)
+
+
+def _slice_tensors(edit: Editor, facts: Structure, keep: Counts, shares: Shares) -> dict[str, Tensor]:
+    """Every parameter and buffer that changes, indexed; a tied one under each of its names."""
+    everywhere = _tensors(edit.program.graph_module)
+    tensors = dict(everywhere)
+    by_id, known = dict[int, Tensor](), dict[bytes, Tensor | None]()
+    for name, dims in facts.tensors.items():
+        tensor, old = tensors[name], tensors[name]
+        found = {dim: index for dim, ids in dims.items() if (index := _index(ids, keep, known)) is not None}
+        for dim, index in found.items():
+            tensor = tensor.detach().index_select(dim, index.to(tensor.device))
+        if name in shares:
+            dim, share = shares[name]
+            tensor = tensor * share.to(tensor).reshape([-1 if d == dim else 1 for d in range(tensor.dim())])
+        if tensor is not old:
+            # One new parameter for all places that share the old one: tied weights stay tied.
+            is_parameter = isinstance(old, nn.Parameter)
+            by_id[id(old)] = nn.Parameter(tensor, old.requires_grad) if is_parameter else tensor
+            if is_parameter:
+                edit.carry(name, Origin(name, found))
+    return {name: by_id[id(t)] for name, t in everywhere if id(t) in by_id}
+
+
+def _index(ids: Ids, keep: Counts, known: dict[bytes, Tensor | None]) -> Tensor | None:
+    """The entries that are left along `ids`; `None` for all. The vectors of a norm and the weights around it agree."""
+    if (key := ids.tobytes()) not in known:
+        known[key] = None if stays(keep, ids) else torch.from_numpy(places(ids, keep)[0])
+    return known[key]
+
+
+def _tensors(root: nn.Module) -> list[tuple[str, Tensor]]:
+    """The parameters and buffers of a module under all their names."""
+    return [
+        (f"{path}.{name}" if path else name, tensor)
+        for path, module in root.named_modules(remove_duplicate=False)
+        for own in (module._parameters, module._buffers)  # noqa: SLF001 -- one walk for all, where the public way takes four
+        for name, tensor in own.items()
+        if tensor is not None
+    ]
+
+
+def _refit_modules(edit: Editor, facts: Structure, sliced: Mapping[str, Tensor], keep: Counts) -> None:
+    called = {str(n.target): n for n in edit.program.nodes if n.op == "call_module"}
+    for path, own in _by_module(called, sliced).items():
+        module = edit.program.module(called[path])
+        sizes = _sizes(facts, called[path], module, keep) if _states_sizes(module, called[path], facts) else Sizes()
+        if own or sizes:
+            edit.replace_module(path, refit(module, own, sizes))
+    read = {str(n.target) for n in edit.program.nodes if n.op == "get_attr"}
+    for path in sorted(read & set(sliced)):
+        edit.replace_tensor(path, sliced[path])
+
+
+def _by_module(paths: Mapping[str, fx.Node], sliced: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The sliced tensors of each called module, by their names in it."""
+    own = {path: dict[str, Tensor]() for path in paths}
+    for name, tensor in sliced.items():
+        path = name.rpartition(".")[0]
+        while path and path not in own:
+            path = path.rpartition(".")[0]
+        if path:
+            own[path][name.removeprefix(f"{path}.")] = tensor
+    return own
+
+
+def _states_sizes(module: nn.Module, node: fx.Node, facts: Structure) -> bool:
+    """Whether a module may hold sizes that its tensors do not tell."""
+    told = isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _NormBase, nn.Unflatten))
+    return told or node.name in facts.group_width or is_weight_normed(module)
+
+
+def _sizes(facts: Structure, node: fx.Node, module: nn.Module, keep: Counts) -> Sizes:
+    """The new sizes that a module holds beside its tensors, where they change."""
+    entering = facts.values[node.all_input_nodes[0].name] if node.all_input_nodes else None
+    if not isinstance(entering, Labels):
+        return Sizes()
+    if isinstance(module, nn.Unflatten):
+        return _unflattened(module, facts, facts.values[node.name], keep)
+    by_dim = {d: ids for d, ids in facts.along(entering).items() if not stays(keep, ids)}
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        first = len(entering.shape) - len(module.normalized_shape)
+        if any(d >= first for d in by_dim):
+            shape = [int(keep[by_dim[d]].sum()) if d in by_dim else n for d, n in enumerate(entering.shape)]
+            return Sizes(normalized=tuple(shape[first:]))
+    if is_weight_normed(module):
+        rows = facts.tensors.get(f"{node.target}.parametrizations.weight.original1", {}).get(0)
+        left = None if rows is None or stays(keep, rows) else torch.from_numpy(places(rows, keep)[0])
+        return Sizes(groups=_groups(facts, node, by_dim, keep), rows=left)
+    if 1 not in by_dim:
+        return Sizes()
+    channels = int(keep[by_dim[1]].sum()) if isinstance(module, (nn.GroupNorm, _NormBase)) else None
+    return Sizes(groups=_groups(facts, node, by_dim, keep), channels=channels)
+
+
+def _unflattened(module: nn.Unflatten, facts: Structure, leaving: Labels, keep: Counts) -> Sizes:
+    """The sizes into which a dim is split, of those that are written out."""
+    left = {d: int(keep[ids].sum()) for d, ids in facts.along(leaving).items() if not stays(keep, ids)}
+    first = int(module.dim) % (len(leaving.shape) - len(module.unflattened_size) + 1)
+    sizes = [n if n == -1 else left.get(first + d, n) for d, n in enumerate(map(int, module.unflattened_size))]
+    return Sizes(unflattened=tuple(sizes)) if left else Sizes()
+
+
+def _groups(facts: Structure, node: fx.Node, by_dim: Mapping[int, Ids], keep: Counts) -> int | None:
+    """The new number of groups of a conv or norm that loses whole groups; `None` where it keeps them."""
+    if 1 not in by_dim or node.name not in facts.group_width:
+        return None
+    return int(keep[by_dim[1]].sum()) // facts.group_width[node.name]

@@ -1,0 +1,112 @@
+"""What the lines of a run's journal hold: the one schema that they are read by.
+
+value   what was measured or drawn, by name
+stage   a training: its curve, why it failed or was stopped, the checksum of its weights
+end     the result: a note, and the checksums of its files
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from fxsurgery.errors import RunError
+from fxsurgery.runs.journal import Journal, Record
+from fxsurgery.training.schema import is_curve, is_number
+
+_Field: TypeAlias = Callable[[Any], bool]
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def is_text(value: object) -> bool:
+    """Whether a value of a journal is a text."""
+    return isinstance(value, str)
+
+
+def is_amount(value: object) -> bool:
+    """Whether it is seconds, milliseconds or the like."""
+    return is_number(value) and value >= 0
+
+
+def are_amounts(count: int) -> _Field:
+    """The check that a value is a list of `count` amounts."""
+    return lambda value: isinstance(value, list) and len(value) == count and all(map(is_amount, value))
+
+
+def _is_text_or_none(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_checksum(value: object) -> bool:
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(point, dict) and _is_flat(point) for point in value)
+
+
+def _is_flat(point: Mapping[str, Any]) -> bool:
+    return all(value is None or isinstance(value, str | int | float) for value in point.values())
+
+
+def _are_checksums(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_checksum, value.values()))
+
+
+def _is_anything(value: object) -> bool:
+    del value
+    return True
+
+
+def require_curve(records: object, stage: str) -> None:
+    """Refuse what no training reports, e.g. of a journal.
+
+    Raises:
+        RunError: it names the stage.
+    """
+    if not is_curve(records):
+        raise RunError(f"the journal's training curve of stage {stage!r} is none; begin in another directory")
+
+
+_MUST: Mapping[str, Mapping[str, _Field]] = {
+    "value": {"name": is_text, "value": _is_anything},
+    "stage": {"name": is_text, "records": _is_table, "failure": _is_text_or_none, "stopped": _is_flag},
+    "end": {"name": is_text, "note": _is_text_or_none, "files": _are_checksums},
+}
+_MAY: Mapping[str, Mapping[str, _Field]] = {"stage": {"lost": _is_count, "weights": _is_checksum}}
+
+
+def require_known(journal: Journal) -> None:
+    """Refuse a journal whose lines are not of this schema.
+
+    Raises:
+        RunError: it names the line.
+    """
+    for number, record in enumerate(journal.records, 1):
+        if why := _why_not(record):
+            raise journal.damaged(number, why)
+
+
+def _why_not(record: Record) -> str:
+    """What is wrong with a record; empty where nothing is."""
+    kind = record.get("kind")
+    if not isinstance(kind, str) or kind not in _MUST:
+        return "it is of an unknown kind"
+    must, may = _MUST[kind], _MAY.get(kind, {})
+    if other := sorted(record.keys() - {"kind", *must, *may}):
+        return f"unknown key {other[0][:40]!r}"
+    if missing := sorted(must.keys() - record.keys()):
+        return f"no key {missing[0]!r}"
+    if wrong := [name for name, is_right in {**must, **may}.items() if name in record and not is_right(record[name])]:
+        return f"{wrong[0]!r} is not of its type"
+    if kind == "stage" and (record["failure"] is None) != ("weights" in record):
+        return "a stage has either weights or a failure"
+    return ""

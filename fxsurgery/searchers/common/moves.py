@@ -1,0 +1,243 @@
+"""The operations of ECToNAS on any program: which moves each one allows, and what a move makes of a program.
+
+    identity      what is there trains on
+    add-dense     `deepen` behind the activation of a linear layer       remove-dense     `remove-layer`
+    add-units     `widen`                                                remove-units     `svd-shrink`, `prune-channels`
+    add-cell      `add-conv-cell`, each kind of pool a move of its own   remove-cell      `remove-layer`, blocks as well
+    add-channels  `widen`                                                remove-channels  `prune-channels`
+
+Channels are what convolutions give, units what linear and recurrent layers give. A width is that of a channel group, so
+all layers that share it change together: a residual stream, a concatenation, the heads of attention. Units go along
+singular vectors where one layer alone reads them, and the least important ones go elsewhere.
+
+Recuperation is how long a child of the operation trains before it is compared (the published constants).
+"""
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated, TypeAlias
+
+import numpy as np
+from torch import Tensor, nn
+
+from fxsurgery.analysis.importance import norm_scales
+from fxsurgery.analysis.pooling import is_convolution
+from fxsurgery.analysis.structure import structure
+from fxsurgery.errors import PassCrashedError, SurgeryError
+from fxsurgery.option_types import MOST_UNITS, Range, Share, check_fields
+from fxsurgery.passes import AddConvCell, Deepen, PruneChannels, RemoveLayer, SvdShrink, Widen
+from fxsurgery.program import Program
+from fxsurgery.rewriting.single_channel import singles
+from fxsurgery.surgery import Pass
+
+MOST_WORK = 2**33
+"""Multiplications of a singular value decomposition that is worth it: about a second or two."""
+
+
+Units: TypeAlias = Annotated[int, Range(least=1, most=MOST_UNITS)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amounts:
+    """How far one move goes, and how many there are.
+
+    Raises:
+        SurgeryError: a number has no meaning.
+    """
+
+    channels: Units = 3
+    """A move adds or removes so many channels, or the share of the width if that is more."""
+    units: Units = 2
+    """The same of units."""
+    share: Share = 0.1
+    places: Annotated[int, Range(least=1, most=10_000)] = 8
+    """At most so many places for each operation; drawn at random where there are more."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, SurgeryError)
+
+    def step(self, least: int, width: int) -> int:
+        """By how many a width changes."""
+        return max(least, int(self.share * width))
+
+
+Finder = Callable[[Program, Amounts, int], Iterator[tuple[str, Pass]]]
+"""Gives the moves of an operation, each with its place."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What is done to a parent."""
+
+    recuperation: float
+    """Epochs that a child trains before its first match."""
+    find: Finder
+
+
+def moves(program: Program, operation: str, amounts: Amounts | None = None, seed: int = 0) -> list[Pass]:
+    """The moves that an operation allows, in the order of their places; none for the identity.
+
+    Args:
+        program: the parent.
+        operation: one of `OPERATIONS`.
+        amounts: how far a move goes, and at how many places at most.
+        seed: of the places where there are more, and of what the passes draw.
+
+    Raises:
+        SurgeryError: no operation has that name.
+    """
+    if operation not in OPERATIONS:
+        raise SurgeryError(f"no operation is named {operation!r}; there are: {', '.join(OPERATIONS)}")
+    amounts = amounts or Amounts()
+    found = list(OPERATIONS[operation].find(program, amounts, seed))
+    places = list(dict.fromkeys(place for place, _ in found))
+    if len(places) > amounts.places:
+        places = random.Random(f"{operation} {seed}").sample(places, amounts.places)
+    return [move for place, move in found if place in places]
+
+
+def born(program: Program, move: Pass) -> Program | str:
+    """What a move makes of a program; or why that is no candidate, in words that are few enough to be counted.
+
+    Raises:
+        PassCrashedError: a bug of the pass.
+    """
+    try:
+        result = move(program)
+    except PassCrashedError:
+        raise
+    except SurgeryError as error:
+        return _countable(str(error).replace(str(move), "the pass"))
+    if not result.changes:
+        return _countable(result.refusals[0].reason) if result.refusals else "nothing would change"
+    return _degenerate(program, result.program) or result.program
+
+
+def _degenerate(parent: Program, child: Program) -> str | None:
+    """Why a network is no candidate; `None` if it is one."""
+    inherited = {id(t) for t in parent.graph_module.state_dict(keep_vars=True).values()}
+    state = child.graph_module.state_dict(keep_vars=True)
+    if not all(map(_is_finite, (t for t in state.values() if id(t) not in inherited))):
+        return "a weight is not finite"
+    if not all(map(_is_finite, child.run_examples())):
+        return "an output is not finite"
+    if not any(p.requires_grad for p in child.graph_module.parameters()):
+        return "nothing is left to train"
+    return None
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+
+
+def _countable(reason: str) -> str:
+    """A reason without what differs from place to place: names, numbers, and what follows a colon or a bracket."""
+    told = re.split(r"[:;(\n]", reason)[0].strip()
+    told = re.sub(r"%[\w.]+|'[^']*'", "a node", told)
+    return re.sub(r"[\w.]*\w", lambda word: _general(word[0]), told)
+
+
+def _general(word: str) -> str:
+    """`n` for a number, `a layer` for what looks like the name of one."""
+    if word.replace(".", "").isdigit():
+        return "n"
+    return "a layer" if any(c.isdigit() or c in "._" for c in word) else word
+
+
+def _add_dense(program: Program, amounts: Amounts, seed: int) -> Iterator[tuple[str, Pass]]:
+    del amounts, seed
+    for move in Deepen.candidates(program):
+        if move.is_dense(program):
+            yield move.after, move
+
+
+def _add_cell(program: Program, amounts: Amounts, seed: int) -> Iterator[tuple[str, Pass]]:
+    for move in AddConvCell.candidates(program, 3 * amounts.places):  # told fast, but not at hundreds of places
+        if move.kind != "none":
+            yield move.after, replace(move, seed=seed)
+
+
+def _remove(program: Program, amounts: Amounts, seed: int, *, dense: bool) -> Iterator[tuple[str, Pass]]:
+    del amounts, seed
+    linear = {node.name for node, _ in program.calls(nn.Linear)}
+    wanted = {node.name for node in program.nodes if (node.name in linear) is dense}
+    for move in RemoveLayer.candidates(program, wanted):
+        yield move.layer, move
+
+
+def _widen(program: Program, amounts: Amounts, seed: int, *, channels: bool) -> Iterator[tuple[str, Pass]]:
+    step = partial(amounts.step, amounts.channels if channels else amounts.units)
+    for move in Widen.candidates(program, step, _widths(program, channels=channels), seed):
+        ((name, _),) = move.add
+        yield name, move
+
+
+def _narrow(program: Program, amounts: Amounts, seed: int, *, channels: bool) -> Iterator[tuple[str, Pass]]:
+    del seed
+    step = partial(amounts.step, amounts.channels if channels else amounts.units)
+    wanted = _widths(program, channels=channels)
+    merged = {} if channels else _merging(program, step)
+    for move in PruneChannels.candidates(program, step):
+        ((name, _),) = move.drop
+        if name in wanted:
+            yield name, merged.get(name) or _folding(program, move)
+
+
+def _merging(program: Program, step: Callable[[int], int]) -> dict[str, SvdShrink]:
+    """By channel group: the move along singular vectors, where it takes no more units than asked for, and no minute."""
+    groups = {g.name: len(g.units) for g in structure(program).groups if len(g.producers) == 1}
+    found = dict[str, SvdShrink]()
+    for move in SvdShrink.candidates(program, step):
+        width, weight = (
+            groups.get(move.layer, 0),
+            program.graph_module.get_submodule(move.layer).get_parameter("weight"),
+        )
+        rows, columns = weight.flatten(1).shape
+        if move.units == max(1, width - step(width)) and rows * columns * min(rows, columns) <= MOST_WORK:
+            found[move.layer] = move
+    return found
+
+
+def _folding(program: Program, move: PruneChannels) -> PruneChannels:
+    """Where norms scale the channels: what is left of them goes into the biases of their readers, if all have one.
+
+    A new bias before a batch norm would be a parameter without effect.
+    """
+    ((name, positions),) = move.drop
+    gone = structure(program).named(name).units[list(positions)]
+    if not np.isfinite(norm_scales(program)[gone]).all():
+        return move
+    readers = {c.node for c in structure(program).contractions if np.isin(gone, c.ids).any()}
+    called = [program.module(n) for n in program.nodes if n.name in readers and n.op == "call_module"]
+    has_biases = len(called) == len(readers) and all(getattr(m, "bias", None) is not None for m in called)
+    return replace(move, leaves="constant") if has_biases else move
+
+
+def _widths(program: Program, *, channels: bool) -> set[str]:
+    """The names of the widths that a convolution gives, or of those that none does."""
+    convolutions = {node.name for node in program.nodes if is_convolution(program, node)}
+    found = {g.name: set(g.producers) for g in structure(program).groups}
+    found |= {path: {node.name} for path, node in singles(program).items()}
+    return {name for name, producers in found.items() if bool(convolutions & producers) is channels}
+
+
+def _nothing(program: Program, amounts: Amounts, seed: int) -> Iterator[tuple[str, Pass]]:
+    del program, amounts, seed
+    yield from ()
+
+
+OPERATIONS: dict[str, Operation] = {
+    "identity": Operation(0.1, _nothing),
+    "add-dense": Operation(0.1, _add_dense),
+    "remove-dense": Operation(1.0, partial(_remove, dense=True)),
+    "add-units": Operation(0.1, partial(_widen, channels=False)),
+    "remove-units": Operation(1.0, partial(_narrow, channels=False)),
+    "add-cell": Operation(0.25, _add_cell),
+    "remove-cell": Operation(1.0, partial(_remove, dense=False)),
+    "add-channels": Operation(0.1, partial(_widen, channels=True)),
+    "remove-channels": Operation(1.0, partial(_narrow, channels=True)),
+}
+"""By name. The identity has no moves: the parent itself trains on."""

@@ -1,0 +1,79 @@
+"""What a search comes to: the winner trained on, the front, and what there is to tell."""
+
+from dataclasses import replace
+
+from fxsurgery.searchers.common.evolution import Evolution, Member
+from fxsurgery.searchers.ectonas.evolution_loop import EvolutionLoop
+from fxsurgery.searchers.ectonas.training import SearchState, State
+from fxsurgery.searchers.session import Session
+
+
+def relate(session: Session, chosen: State) -> None:
+    """Let the history tell of the winner's line."""
+    history = session.trainer.progress.history
+    for ancestor in chosen.individual.line():
+        history.extend(dict(record) for record in ancestor.records[: chosen.records_of(ancestor)])
+
+
+def evolution_of(school: SearchState, chosen: State, tuning: int) -> Evolution:
+    """All that happened; `tuning`: steps that the winner was trained on for."""
+    epoch = school.purse.epoch
+    candidates = [
+        chosen.candidate if one is chosen.individual else one.told(epoch) for one in school.population.everyone
+    ]
+    candidates[chosen.individual.number] = replace(chosen.candidate, fate="winner")
+    return Evolution(
+        candidates=tuple(candidates),
+        winner=chosen.individual.number,
+        spent=(school.purse.spent + tuning) / epoch,
+        allowed=school.purse.spend.epochs,
+        finetuned=tuning / epoch,
+        rejected=dict(school.population.rejected.most_common()),
+        duplicates=school.population.duplicates,
+        lost_workers=school.session.lost_workers,
+        axis=school.config.front,
+        higher_is_better=school.session.task.higher_is_better,
+    )
+
+
+def member_of(state: State, session: Session) -> Member:
+    """A network of the front with the whole score of its weights."""
+    name = f"score of network {state.candidate.number} at {state.candidate.epochs:g} epochs"
+    return Member(state.program, state.candidate, session.scored(state.program, name))
+
+
+def told_of(school: SearchState) -> tuple[str, ...]:
+    """Notes on the moves that came to nothing."""
+    rejected, crashes = school.population.rejected, school.population.crashes
+    bugs = tuple(f"please report this: {crash}" for crash in dict.fromkeys(crashes[:3]))
+    if not rejected:
+        return bugs
+    most = "; ".join(f"{why} ({many})" for why, many in rejected.most_common(3))
+    return (f"moves that gave no network, or one that diverged: {rejected.total()}, most often: {most}", *bugs)
+
+
+def out_of_reach(evolving: EvolutionLoop, chosen: State) -> str:
+    """What to tell where nobody keeps the budget; `chosen` is the nearest."""
+    school, figures = evolving.school, chosen.figures
+    latency = "" if figures.latency_ms is None else f", {figures.latency_ms:.3g} ms"
+    generations = f"{evolving.generation} generation{'s' * (evolving.generation > 1)}"
+    return (
+        f"no network of {generations} keeps the budget; the nearest "
+        f"that was trained has {figures.cost.params:,} parameters and {figures.cost.macs:,} MACs{latency}. "
+        f"Spend more than {school.purse.epochs:.0f} epochs, let each move go further (channels, units, "
+        "change), or begin with what method='prune' gives"
+    )
+
+
+def fine_tuned(school: SearchState, chosen: State) -> int:
+    """Train the winner on, and offer what comes of it; how many steps that took."""
+    session = school.session
+    if not school.purse.reserved:
+        return 0
+    tuned, end = school.fine_tune(chosen)
+    if tuned is None:
+        session.notes.append(f"the fine-tuning came to nothing, and is left out: {end.failure}")
+        return 0 if end.stopped else school.purse.reserved
+    session.trainer.progress.history.extend(dict(record) for record in end.records)
+    session.offer(tuned, session.score(tuned, "fine-tuned"))
+    return school.purse.reserved

@@ -1,0 +1,135 @@
+"""What tells runs apart is the same in another process, and differs where what is done differs."""
+
+import functools
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fxsurgery.capture import capture
+from fxsurgery.runs.identity import fingerprint, likeness, told
+from fxsurgery.training import adamw, sgd
+
+
+class Weighted:
+    """A loss that can be called, and refers to itself."""
+
+    def __init__(self, weight: float, names: list | None = None) -> None:
+        self.weight, self.names, self.me = weight, names, self
+        self._calls = object()
+
+    def __call__(self, output, target):
+        return self.weight * (output - target).square().mean()
+
+    def named(self, output, target):
+        return self(output, target)
+
+
+def scaled(factor: float):
+    def loss(output, target):
+        return factor * (output - target).mean()
+
+    return loss
+
+
+def plain(output, target, power=2):
+    return (output - target) ** power
+
+
+DIFFERENT = {
+    "a constant of a lambda": (lambda: lambda o, t: (o - t).mean(), lambda: lambda o, t: 2 * (o - t).mean()),
+    "an operation of a lambda": (lambda: lambda o, t: (o - t).mean(), lambda: lambda o, t: (o - t).sum()),
+    "inside a lambda": (lambda: lambda o, t: (x for x in o), lambda: lambda o, t: (-x for x in o)),
+    "a closure": (lambda: scaled(1.0), lambda: scaled(2.0)),
+    "a partial": (lambda: functools.partial(plain, power=2), lambda: functools.partial(plain, power=3)),
+    "a setting of a module": (nn.CrossEntropyLoss, lambda: nn.CrossEntropyLoss(label_smoothing=0.1)),
+    "weights of a module": (
+        lambda: nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0])),
+        lambda: nn.CrossEntropyLoss(weight=torch.tensor([2.0, 1.0])),
+    ),
+    "a module in a module": (lambda: nn.Sequential(nn.Hardtanh(0, 1)), lambda: nn.Sequential(nn.Hardtanh(0, 2))),
+    "an attribute": (lambda: Weighted(1.0), lambda: Weighted(2.0)),
+    "a method's object": (lambda: Weighted(1.0).named, lambda: Weighted(2.0).named),
+    "a long list": (lambda: Weighted(1, [*range(500)]), lambda: Weighted(1, [*range(499), 1])),
+    "an optimiser's rate": (lambda: sgd(0.1), lambda: sgd(0.2)),
+    "betas": (lambda: adamw(0.1), lambda: adamw(0.1, betas=(0.8, 0.9))),
+    "an array": (lambda: np.arange(3), lambda: np.arange(3.0)),
+    "an optimiser": (lambda: torch.optim.Adam, lambda: torch.optim.SGD),
+}
+
+
+@pytest.mark.parametrize("what", DIFFERENT)
+def test_settings_that_do_something_else_are_told_apart_and_equal_ones_are_not(what: str):
+    ours, theirs = DIFFERENT[what]
+    assert json.dumps(told(ours())) == json.dumps(told(ours()))
+    assert told(ours()) != told(theirs())
+    assert len(json.dumps(told(ours()))) < 2000
+    assert "0x" not in json.dumps(told(ours()))
+
+
+def test_the_same_is_told_in_every_process(tmp_path: Path):
+    script = tmp_path / "settings.py"
+    script.write_text(
+        textwrap.dedent("""
+        import json
+        from torch import nn
+        from fxsurgery.runs.identity import told
+        loss = lambda o, t: o if t in {"many", "names", "in", "a", "set"} else nn.functional.mse_loss(o, t)
+        print(json.dumps([told(loss), told(nn.HuberLoss(delta=0.3))]))
+    """)
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, str(script)], capture_output=True, text=True, check=True,
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[2])},
+        ).stdout
+        for seed in ("1", "2")
+    }  # fmt: skip
+    assert len(said) == 1
+
+
+def dense(names: tuple[str, str] = ("a", "b"), seed: int = 0, activation: type[nn.Module] = nn.ReLU) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers = [nn.Linear(6, 4), nn.Linear(4, 2)]
+    model = nn.Sequential()
+    model.add_module(names[0], layers[0])
+    model.add_module("f", activation())
+    model.add_module(names[1], layers[1])
+    return model
+
+
+def test_names_alone_make_no_difference_to_what_a_program_computes():
+    x = torch.randn(3, 6)
+    one, renamed = (capture(dense(names), x) for names in (("a", "b"), ("first", "second")))
+    assert likeness(one) == likeness(renamed)
+    assert fingerprint(one) != fingerprint(renamed)
+
+
+def test_weights_functions_and_wiring_do():
+    class Wired(nn.Module):
+        def __init__(self, *, twice: bool, swapped: bool = False) -> None:
+            super().__init__()
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.twice, self.swapped = twice, swapped
+
+        def forward(self, x):
+            first = self.one(x)
+            second = (self.one if self.twice else self.other)(first)
+            return (second - first if self.swapped else first - second) + self.other(x)
+
+    x = torch.randn(3, 6)
+    dense_ones = [dense(), dense(seed=1), dense(activation=nn.Tanh)]
+    wired = [Wired(twice=False), Wired(twice=True), Wired(twice=False, swapped=True)]
+    found = [likeness(capture(m, x)) for m in dense_ones] + [likeness(capture(m, x[:, :4])) for m in wired]
+    assert len(set(found)) == len(found)
+    doubled = capture(dense(), x).in_double()
+    assert likeness(doubled) != found[0]
