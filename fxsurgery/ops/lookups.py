@@ -40,8 +40,8 @@ DECLARED = (
         Operator(name=name, kind=Kind.LOOKUP)
         for name in (
             "index_select gather take take_along_dim sort msort topk argsort kthvalue cummax cummin one_hot "
-            "searchsorted bucketize isin scatter scatter_add scatter_reduce index_add index_copy index_fill index_put index_reduce "
-            "masked_scatter select_scatter slice_scatter diagonal_scatter as_strided_scatter put"
+            "searchsorted bucketize isin scatter scatter_add scatter_reduce index_add index_copy index_fill index_put "
+            "index_reduce masked_scatter select_scatter slice_scatter diagonal_scatter as_strided_scatter put"
         ).split()
     ),
     *(

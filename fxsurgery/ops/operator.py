@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from torch import nn
 
-from fxsurgery.errors import SurgeryError
 from fxsurgery.ops.facets import Argument, Infix, Refused, Role, SizeArguments, Weight, Window
 
 Function = Callable[..., Any]
@@ -137,10 +136,6 @@ class Operator:
     def is_exactly(self, module: nn.Module) -> bool:
         """Whether the type of `module` is one of its own, and no subclass."""
         return type(module) in self.modules
-
-
-class OperatorError(SurgeryError):
-    """An operator is declared twice, or under names that PyTorch does not have."""
 
 
 Form = Literal["module", "function", "method", "attribute"]

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import fx, nn
 
+from fxsurgery.errors import OperatorError
 from fxsurgery.ops.catalog import OPERATORS
 from fxsurgery.ops.facets import Argument
-from fxsurgery.ops.operator import Form, Kind, Operator, OperatorError, Spelling
+from fxsurgery.ops.operator import Form, Kind, Operator, Spelling
 from fxsurgery.ops.spelling import spellings_of
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
-from fxsurgery.ops.operator import Function, Operator, OperatorError, Spelling
+from fxsurgery.errors import OperatorError
+from fxsurgery.ops.operator import Function, Operator, Spelling
 
 NAMESPACES = (torch, F, torch.special, torch._C._VariableFunctions, torch._C._nn)  # noqa: SLF001 -- what F is made of
 """Where PyTorch keeps the functions that one name means one operator in."""
