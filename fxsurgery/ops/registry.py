@@ -41,7 +41,7 @@ class Registry:
             if taken is not spelling:
                 raise OperatorError(
                     f"the {spelling.form} {spelling.key!r} cannot be a spelling of {operator.name!r}: it is one of "
-                    f"{taken.operator.name!r}; declare it once"
+                    f"{taken.operator.name!r}; leave it out of one of the two"
                 )
         self._by_name[operator.name] = operator
         self.operators += (operator,)
