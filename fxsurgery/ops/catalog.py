@@ -6,6 +6,7 @@ from fxsurgery.ops import (
     contractions,
     creation,
     host,
+    internals,
     joining,
     lookups,
     movement,
@@ -35,4 +36,5 @@ OPERATORS: tuple[Operator, ...] = (
     *creation.DECLARED,
     *queries.DECLARED,
     *host.DECLARED,
+    *internals.DECLARED,
 )
