@@ -38,9 +38,10 @@ from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.shapes_run import ShapesRun, shapes_run
 from fxsurgery.analysis.shared_modules import fixed, names_of
 from fxsurgery.analysis.spatial_maps import Layout, Map, Take, Taker, nearest
-from fxsurgery.edit import Editor, Refusal
+from fxsurgery.edit import Editor
 from fxsurgery.errors import first_line
 from fxsurgery.lineage import Origin
+from fxsurgery.match import Match, Refusal
 from fxsurgery.program import Program
 from fxsurgery.rewriting.view_inference import regrouped
 from fxsurgery.seeding import seeded
@@ -101,7 +102,7 @@ class Change:
     """Whether each channel of the new value is one of the old: a norm repeats its entries."""
 
 
-def follow(program: Program, change: Change, take: Take | None = None) -> Consequences | Refusal:
+def follow(program: Program, change: Change, take: Take | None = None) -> Match[Consequences]:
     """What must follow `change` for the program to run, or what stands in the way."""
     return _walked(program, _Walk(program, change, take or Take()))
 
@@ -130,7 +131,7 @@ def _is_unchecked(program: Program, node: fx.Node) -> bool:
     return node.op != "output" and any(part in target_name(node) for part in _UNCHECKED)
 
 
-def _walked(program: Program, walk: "_Walk") -> Consequences | Refusal:
+def _walked(program: Program, walk: "_Walk") -> Match[Consequences]:
     device = next((x.device for x in program.examples.tensors), torch.device("cpu"))
     try:
         with torch.no_grad(), seeded(0, device):
@@ -349,8 +350,8 @@ class _Walk(fx.Interpreter):
 
     def _own(self, node: fx.Node) -> nn.Module:
         """The module that a node calls, if nothing else does; to be replaced."""
-        if reason := fixed(self.program, str(node.target)):
-            raise _ObstacleError(node, reason)
+        if refusal := fixed(self.program, str(node.target)):
+            raise _ObstacleError(node, refusal.reason)
         module: nn.Module = self.fetch_attr(str(node.target))
         return module
 
