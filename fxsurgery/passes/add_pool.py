@@ -33,7 +33,8 @@ from fxsurgery.errors import SpecError
 from fxsurgery.match import Match, Refusal
 from fxsurgery.option_types import Seed
 from fxsurgery.program import Program
-from fxsurgery.rewriting.downstream import Change, Consequences, can_follow, follow
+from fxsurgery.rewriting.changes import Change, Consequences
+from fxsurgery.rewriting.downstream import can_follow, follow
 from fxsurgery.surgery import Effect, Rewrite
 
 MOST = 4

@@ -33,7 +33,8 @@ from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.match import Match, Refusal
 from fxsurgery.program import Program
-from fxsurgery.rewriting.downstream import Change, Consequences, follow
+from fxsurgery.rewriting.changes import Change, Consequences
+from fxsurgery.rewriting.downstream import follow
 from fxsurgery.surgery import Effect, Rewrite, itself
 
 

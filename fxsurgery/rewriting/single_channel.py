@@ -23,7 +23,8 @@ from fxsurgery.edit import Editor
 from fxsurgery.lineage import Origin
 from fxsurgery.match import Refusal
 from fxsurgery.program import Program
-from fxsurgery.rewriting.downstream import Change, can_follow, follow
+from fxsurgery.rewriting.changes import Change
+from fxsurgery.rewriting.downstream import can_follow, follow
 
 
 @fact
