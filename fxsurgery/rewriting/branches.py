@@ -25,12 +25,12 @@ from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 from fxsurgery.analysis.blocks import dims_of, sum_operands
 from fxsurgery.analysis.cached import fact
 from fxsurgery.analysis.gating import GATES, GatePlan, float_tensor, gate_plan
-from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.structure import Structure, structure
-from fxsurgery.analysis.union_find import Ids
 from fxsurgery.edit import Editor
 from fxsurgery.match import Refusal
 from fxsurgery.nn.gates import GateApply, GateVector
+from fxsurgery.ops.labels import Labels
+from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
 from fxsurgery.rewriting.gate_insertion import insert_gates
 

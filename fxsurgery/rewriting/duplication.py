@@ -16,14 +16,14 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fxsurgery.analysis.cached import fact
 from fxsurgery.analysis.gating import MIXING_FUNCTIONS
-from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.refit import is_computed, is_weight_normed
 from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.structure import Counts, Structure, structure
-from fxsurgery.analysis.union_find import Ids
 from fxsurgery.edit import Editor
 from fxsurgery.errors import first_line
 from fxsurgery.match import Refusal
+from fxsurgery.ops.labels import Labels
+from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
 from fxsurgery.rewriting.resize import Shares, places, resize
 from fxsurgery.surgery import RUN_ERRORS
