@@ -5,7 +5,7 @@ from torch import nn
 from fxsurgery.ops.facets import Argument, SizeArguments, SizeRule
 from fxsurgery.ops.operator import Kind, Operator
 
-CAT = Operator(name="cat", kind=Kind.JOINING, aliases=("concat", "concatenate"), keeps_zero=True)
+CAT = Operator(name="cat", kind=Kind.JOINING, aliases=("concat", "concatenate"), keeps_zero=True, rearranges=True)
 PAD = Operator(
     name="pad",
     kind=Kind.JOINING,
@@ -25,8 +25,9 @@ DECLARED = (
     CAT,
     PAD,
     *(
-        Operator(name=name, kind=Kind.JOINING, keeps_zero=True)
-        for name in "stack hstack dstack column_stack block_diag cartesian_prod meshgrid".split()
+        Operator(name=name, kind=Kind.JOINING, keeps_zero=True, rearranges=True)
+        for name in "stack hstack dstack column_stack".split()
     ),
-    Operator(name="vstack", kind=Kind.JOINING, aliases=("row_stack",), keeps_zero=True),
+    *(Operator(name=name, kind=Kind.JOINING, keeps_zero=True) for name in "block_diag cartesian_prod meshgrid".split()),
+    Operator(name="vstack", kind=Kind.JOINING, aliases=("row_stack",), keeps_zero=True, rearranges=True),
 )

@@ -10,16 +10,24 @@ _SHAPE = SizeArguments(SizeRule.SHAPE, (Argument(1, "size", None, ("shape",)),))
 _DIM = Argument(2, "dim", 0)
 
 
-def _moved(name: str, *aliases: str) -> Operator:
-    return Operator(name=name, kind=Kind.MOVEMENT, aliases=aliases, keeps_zero=True)
+def _moved(name: str, *aliases: str, rearranges: bool = True, picks: bool = False, regroups: bool = False) -> Operator:
+    return Operator(
+        name=name,
+        kind=Kind.MOVEMENT,
+        aliases=aliases,
+        keeps_zero=True,
+        rearranges=rearranges,
+        picks=picks,
+        regroups=regroups,
+    )
 
 
-def _reshaped(name: str) -> Operator:
-    return Operator(name=name, kind=Kind.MOVEMENT, sizes=_SHAPE, keeps_zero=True)
+def _reshaped(name: str, *, regroups: bool) -> Operator:
+    return Operator(name=name, kind=Kind.MOVEMENT, sizes=_SHAPE, keeps_zero=True, rearranges=True, regroups=regroups)
 
 
 def _hiding(name: str) -> Operator:
-    return Operator(name=name, kind=Kind.MOVEMENT, hides_sizes=True, keeps_zero=True)
+    return Operator(name=name, kind=Kind.MOVEMENT, hides_sizes=True, keeps_zero=True, picks=True, regroups=True)
 
 
 def _parted(name: str, sizes: Argument, parts: Argument | None) -> Operator:
@@ -29,6 +37,8 @@ def _parted(name: str, sizes: Argument, parts: Argument | None) -> Operator:
         sizes=SizeArguments(SizeRule.PIECES, (sizes, _DIM)),
         parts=parts,
         keeps_zero=True,
+        rearranges=True,
+        picks=True,
     )
 
 
@@ -36,37 +46,60 @@ _PIECE = Argument(1, "split_size", None, ("split_size_or_sections",))
 _COUNT = Argument(1, "chunks")
 _SECTIONS = Argument(1, "indices_or_sections", None, ("sections", "indices"))
 
+FLATTEN = Operator(
+    name="flatten", kind=Kind.MOVEMENT, modules=(nn.Flatten,), keeps_zero=True, rearranges=True, regroups=True
+)
+UNFLATTEN = Operator(
+    name="unflatten",
+    kind=Kind.MOVEMENT,
+    modules=(nn.Unflatten,),
+    sizes=SizeArguments(SizeRule.UNFLATTENED, (Argument(1, "dim"), Argument(2, "sizes", None, ("unflattened_size",)))),
+    keeps_zero=True,
+    rearranges=True,
+    regroups=True,
+)
+
 RESHAPING = (
-    _reshaped("view"),
-    _reshaped("reshape"),
-    _reshaped("expand"),
-    _reshaped("broadcast_to"),
-    _moved("view_as"),
-    _moved("reshape_as"),
+    _reshaped("view", regroups=True),
+    _reshaped("reshape", regroups=True),
+    _reshaped("expand", regroups=False),
+    _reshaped("broadcast_to", regroups=False),
+    _moved("view_as", regroups=True),
+    _moved("reshape_as", regroups=True),
     _moved("expand_as"),
-    _moved("broadcast_tensors"),
-    _moved("ravel"),
+    _moved("broadcast_tensors", rearranges=False),
+    _moved("ravel", regroups=True),
     _moved("squeeze"),
     _moved("unsqueeze"),
-    Operator(name="flatten", kind=Kind.MOVEMENT, modules=(nn.Flatten,), keeps_zero=True),
-    Operator(
-        name="unflatten",
-        kind=Kind.MOVEMENT,
-        modules=(nn.Unflatten,),
-        sizes=SizeArguments(
-            SizeRule.UNFLATTENED, (Argument(1, "dim"), Argument(2, "sizes", None, ("unflattened_size",)))
-        ),
-        keeps_zero=True,
-    ),
+    FLATTEN,
+    UNFLATTEN,
 )
 
 PERMUTING = (
-    _moved("permute"),
-    _moved("transpose", "swapaxes", "swapdims"),
-    _moved("movedim", "moveaxis"),
-    Operator(name="t", kind=Kind.MOVEMENT, attributes=("T",), keeps_zero=True),
-    Operator(name="mT", kind=Kind.MOVEMENT, attributes=("mT",), is_named=False, keeps_zero=True),
-    Operator(name="adjoint", kind=Kind.MOVEMENT, attributes=("H", "mH"), keeps_zero=True),
+    _moved("permute", regroups=True),
+    _moved("transpose", "swapaxes", "swapdims", regroups=True),
+    _moved("movedim", "moveaxis", regroups=True),
+    Operator(name="t", kind=Kind.MOVEMENT, attributes=("T",), keeps_zero=True, rearranges=True, regroups=True),
+    Operator(
+        name="mT",
+        kind=Kind.MOVEMENT,
+        attributes=("mT",),
+        is_named=False,
+        keeps_zero=True,
+        rearranges=True,
+        regroups=True,
+    ),
+    Operator(name="adjoint", kind=Kind.MOVEMENT, attributes=("H", "mH"), keeps_zero=True, regroups=True),
+)
+
+GETITEM = Operator(
+    name="getitem",
+    kind=Kind.MOVEMENT,
+    dunder="getitem",
+    sizes=SizeArguments(SizeRule.INDEX, (Argument(1, "index"),)),
+    keeps_zero=True,
+    rearranges=True,
+    picks=True,
 )
 
 PARTS = (
@@ -76,36 +109,34 @@ PARTS = (
     _parted("chunk", _COUNT, _COUNT),
     _parted("unsafe_chunk", _COUNT, _COUNT),
     _parted("tensor_split", _SECTIONS, None),
-    _moved("unsafe_split_with_sizes"),
-    _moved("unbind"),
-    _moved("hsplit"),
-    _moved("vsplit"),
-    _moved("dsplit"),
+    _moved("unsafe_split_with_sizes", picks=True),
+    _moved("unbind", picks=True),
+    _moved("hsplit", picks=True),
+    _moved("vsplit", picks=True),
+    _moved("dsplit", picks=True),
     Operator(
         name="narrow",
         kind=Kind.MOVEMENT,
         sizes=SizeArguments(SizeRule.RANGE, (Argument(1, "dim"), Argument(2, "start"), Argument(3, "length"))),
         keeps_zero=True,
+        rearranges=True,
+        picks=True,
     ),
     Operator(
         name="select",
         kind=Kind.MOVEMENT,
         sizes=SizeArguments(SizeRule.ENTRY, (Argument(1, "dim"), Argument(2, "index"))),
         keeps_zero=True,
+        rearranges=True,
+        picks=True,
     ),
-    Operator(
-        name="getitem",
-        kind=Kind.MOVEMENT,
-        dunder="getitem",
-        sizes=SizeArguments(SizeRule.INDEX, (Argument(1, "index"),)),
-        keeps_zero=True,
-    ),
-    _moved("diagonal"),
+    GETITEM,
+    _moved("diagonal", picks=True),
 )
 
 COPIES = (
-    Operator(name="contiguous", kind=Kind.MOVEMENT, role="identity", keeps_zero=True),
-    Operator(name="clone", kind=Kind.MOVEMENT, role="identity", keeps_zero=True),
+    Operator(name="contiguous", kind=Kind.MOVEMENT, role="identity", keeps_zero=True, rearranges=True),
+    Operator(name="clone", kind=Kind.MOVEMENT, role="identity", keeps_zero=True, rearranges=True),
     _moved("detach"),
     Operator(
         name="to",
@@ -115,13 +146,13 @@ COPIES = (
         ),
         keeps_zero=True,
     ),
-    _moved("conj"),
-    _moved("resolve_conj"),
-    _moved("resolve_neg"),
+    _moved("conj", rearranges=False),
+    _moved("resolve_conj", rearranges=False),
+    _moved("resolve_neg", rearranges=False),
     Operator(name="real", kind=Kind.MOVEMENT, attributes=("real",), keeps_zero=True),
     Operator(name="imag", kind=Kind.MOVEMENT, attributes=("imag",), keeps_zero=True),
-    _moved("view_as_complex"),
-    _moved("view_as_real"),
+    _moved("view_as_complex", rearranges=False),
+    _moved("view_as_real", rearranges=False),
 )
 
 REARRANGING = (
@@ -130,6 +161,7 @@ REARRANGING = (
         kind=Kind.MOVEMENT,
         sizes=SizeArguments(SizeRule.SHIFTS, (Argument(1, "shifts"), Argument(2, "dims")), computed=False),
         keeps_zero=True,
+        rearranges=True,
     ),
     _moved("flip"),
     _moved("fliplr"),
@@ -138,23 +170,26 @@ REARRANGING = (
     _moved("repeat"),
     _moved("tile"),
     _moved("repeat_interleave"),
-    _moved("triu"),
-    _moved("tril"),
-    Operator(name="pixel_shuffle", kind=Kind.MOVEMENT, modules=(nn.PixelShuffle,), keeps_zero=True),
-    Operator(name="pixel_unshuffle", kind=Kind.MOVEMENT, modules=(nn.PixelUnshuffle,), keeps_zero=True),
+    _moved("triu", rearranges=False, picks=True),
+    _moved("tril", rearranges=False, picks=True),
+    Operator(name="pixel_shuffle", kind=Kind.MOVEMENT, modules=(nn.PixelShuffle,), keeps_zero=True, rearranges=True),
+    Operator(
+        name="pixel_unshuffle", kind=Kind.MOVEMENT, modules=(nn.PixelUnshuffle,), keeps_zero=True, rearranges=True
+    ),
     Operator(
         name="channel_shuffle",
         kind=Kind.MOVEMENT,
         aliases=("native_channel_shuffle",),
         modules=(nn.ChannelShuffle,),
         keeps_zero=True,
+        rearranges=True,
     ),
-    Operator(name="windows", kind=Kind.MOVEMENT, methods=("unfold",), keeps_zero=True),
+    Operator(name="windows", kind=Kind.MOVEMENT, methods=("unfold",), keeps_zero=True, rearranges=True),
     Operator(name="im2col", kind=Kind.MOVEMENT, functions=(F.unfold,), modules=(nn.Unfold,), keeps_zero=True),
     Operator(name="col2im", kind=Kind.MOVEMENT, functions=(F.fold,), modules=(nn.Fold,), keeps_zero=True),
-    _moved("diag"),
-    _moved("diag_embed"),
-    _moved("diagflat"),
+    _moved("diag", rearranges=False, picks=True),
+    _moved("diag_embed", rearranges=False),
+    _moved("diagflat", rearranges=False),
     _moved("atleast_1d"),
     _moved("atleast_2d"),
     _moved("atleast_3d"),

@@ -4,11 +4,14 @@ from torch import nn
 
 from fxsurgery.ops.operator import Kind, Operator
 
+MEAN = Operator(name="mean", kind=Kind.REDUCTION)
+
 DECLARED = (
+    MEAN,
     *(
         Operator(name=name, kind=Kind.REDUCTION)
         for name in (
-            "sum mean amax amin aminmax max min var std norm logsumexp prod argmax argmin var_mean std_mean median "
+            "sum amax amin aminmax max min var std norm logsumexp prod argmax argmin var_mean std_mean median "
             "nanmedian nanmean nansum mode any all count_nonzero trace dist histc bincount cosine_similarity "
             "pairwise_distance quantile nanquantile"
         ).split()
