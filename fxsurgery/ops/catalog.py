@@ -15,6 +15,7 @@ from fxsurgery.ops import (
     pooling,
     queries,
     random,
+    rearranging,
     recurrent,
     reductions,
 )
@@ -28,6 +29,7 @@ OPERATORS: tuple[Operator, ...] = (
     *norms.DECLARED,
     *pooling.DECLARED,
     *movement.DECLARED,
+    *rearranging.DECLARED,
     *joining.DECLARED,
     *reductions.DECLARED,
     *lookups.DECLARED,

@@ -14,6 +14,7 @@ CAT = Operator(
     kind=Kind.JOINING,
     aliases=("concat", "concatenate"),
     keeps_zero=True,
+    rearranges=True,
     rule=rules.concatenation,
     computes=False,
 )
@@ -54,10 +55,18 @@ DECLARED = (
         _RANKS,
         (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
     ),
-    Operator(name="stack", kind=Kind.JOINING, aten=("_stack",), keeps_zero=True, rule=rules.stacking, computes=False),
+    Operator(
+        name="stack",
+        kind=Kind.JOINING,
+        aten=("_stack",),
+        keeps_zero=True,
+        rearranges=True,
+        rule=rules.stacking,
+        computes=False,
+    ),
     *(
-        Operator(name=name, kind=Kind.JOINING, keeps_zero=True)
+        Operator(name=name, kind=Kind.JOINING, keeps_zero=True, rearranges=name in {"hstack", "dstack", "column_stack"})
         for name in "hstack dstack column_stack block_diag cartesian_prod meshgrid".split()
     ),
-    Operator(name="vstack", kind=Kind.JOINING, aliases=("row_stack",), keeps_zero=True),
+    Operator(name="vstack", kind=Kind.JOINING, aliases=("row_stack",), keeps_zero=True, rearranges=True),
 )

@@ -126,6 +126,12 @@ class Operator:
     """Which sizes of its input it gives: all or one by number, their product, that of dim 0, or how many there are."""
     parts: Argument | None = None
     """Its result is several tensors, as many as this says; `unbind` gives one an entry."""
+    picks: bool = False
+    """Whether its result may leave entries of its input out."""
+    rearranges: bool = False
+    """Whether each entry of its result is one of its inputs', of whatever type, at a place that shapes alone tell."""
+    regroups: bool = False
+    """Whether entries may come to lie along other dims: views, permutations."""
     sized_by_values: bool = False
     """Whether the size of its result depends on values."""
     takes_sizes_apart: bool = False
@@ -156,6 +162,16 @@ class Operator:
     def is_convolution(self) -> bool:
         """Whether it is a convolution, transposed or not."""
         return self.window is not None and self.weight is not None
+
+    @property
+    def is_mixing_layer(self) -> bool:
+        """Whether it mixes channels with a weight, as a layer does: linear, or a convolution."""
+        return self.kind is Kind.CONTRACTION and self.weight is not None and bool(self.modules)
+
+    @property
+    def is_convolution_forward(self) -> bool:
+        """Whether it is a convolution, not transposed."""
+        return self.is_convolution and self.window is not None and not self.window.transposed
 
     def is_exactly(self, module: nn.Module) -> bool:
         """Whether the type of `module` is one of its own, and no subclass."""

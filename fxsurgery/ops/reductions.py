@@ -17,8 +17,10 @@ def _without_rule(name: str) -> Operator:
     return _reduced(name, None)
 
 
+MEAN = Operator(name="mean", kind=Kind.REDUCTION, rule=reduction, fast_call=calls.mean)
+
 DECLARED = (
-    Operator(name="mean", kind=Kind.REDUCTION, rule=reduction, fast_call=calls.mean),
+    MEAN,
     *map(
         _reduced,
         "sum amax amin max min var std logsumexp prod argmax argmin var_mean std_mean median any all "
