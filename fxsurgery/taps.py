@@ -86,8 +86,7 @@ def _return_taps(graph: fx.Graph, taps: dict[str, fx.Node]) -> None:
     """Let the graph return (what it returned, taps)."""
     [output] = [n for n in graph.nodes if n.op == "output"]
     given, codegen = output.args[0], graph._codegen  # noqa: SLF001 -- how the outputs are put together
-    structure = codegen.pytree_info.out_spec if isinstance(codegen, _PyTreeCodeGen) else None
-    if structure is None:
+    if not isinstance(codegen, _PyTreeCodeGen) or (structure := codegen.pytree_info.out_spec) is None:
         output.args = ((given, taps),)
         return
     leaves = tuple(given) if isinstance(given, (tuple, list)) else (given,)
