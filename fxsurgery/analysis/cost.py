@@ -15,8 +15,8 @@ from fxsurgery.analysis.cached import fact
 from fxsurgery.analysis.gating import GatePlan
 from fxsurgery.analysis.peak_memory import peak_activation_bytes
 from fxsurgery.analysis.structure import Mask, structure
-from fxsurgery.analysis.union_find import Ids
 from fxsurgery.budget import Budget, Cost, Metric
+from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
 
 
