@@ -7,9 +7,10 @@ trying the moves again. Of the trials it rebuilds those that train.
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import GenericAlias
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.saving.facts import schema_of
@@ -18,6 +19,7 @@ from fxsurgery.searchers.common.trials import Trial, require_descent, trial_from
 _LATER = ("epochs", "score", "scores")
 """Fields of a trial that are known only after it has trained."""
 _BORN = schema_of(Trial, **dict.fromkeys(_LATER))
+"""A trial as plain JSON before it has trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +35,10 @@ class Generation:
     """What passes that crashed said."""
 
 
-class _Saved(BaseModel):
-    """A generation as plain JSON."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    trials: list[_BORN]  # type: ignore[valid-type] -- a type that is made above
-    hashes: list[str]
-    rejected: dict[str, int]
-    crashes: list[str]
+_SAVED = schema_of(
+    Generation, trials=GenericAlias(list, (_BORN,)), hashes=list[str], rejected=dict[str, int], crashes=list[str]
+)
+"""A generation as plain JSON."""
 
 
 def recall_generation(
@@ -62,7 +59,7 @@ def recall_generation(
 
     def is_generation(plain: object) -> bool:
         try:
-            _Saved.model_validate(plain)
+            _SAVED.model_validate(plain)
             found = _from_plain(plain)
             require_descent(found.trials, first)
         except (ValidationError, ValueError):

@@ -2,8 +2,10 @@
 
 import copy
 import math
+import shutil
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 import fxsurgery
 from fxsurgery import Budget, Ectonas, Result, Spend
 from fxsurgery.analysis.cost import cost
+from fxsurgery.analysis.peak_memory import peak_activation_bytes
 from fxsurgery.capture import capture
 from fxsurgery.errors import BudgetError, PassCrashedError, StructureError, SurgeryError, TrainingError
 from fxsurgery.execution import JobRunner
@@ -543,3 +546,36 @@ def test_candidates_that_crash_cost_their_operation_and_are_told(monkeypatch: py
     result = evolved(cnn())
     assert result.search.rejected["add-units: the pass crashed, which is a bug of fxsurgery"] > 0
     assert any("please report this: widen: its candidates crashed" in note for note in result.notes)
+
+
+def test_a_resumed_run_reads_its_trials_and_tries_no_move_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The journal ends in the middle of the first competition: only those that train on are rebuilt."""
+    config = replace(QUICK, operations=("identity", "add-units", "remove-units", "remove-dense"), match_epochs=0.5)
+    whole = evolved(ffnn(), config, epochs=14, run_dir=tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed", ignore=shutil.ignore_patterns("result", "report.html"))
+    journal = tmp_path / "killed" / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    [born, *later] = [i for i, line in enumerate(lines) if '"trials of generation ' in line]
+    journal.write_text("".join(lines[: born + 3]))
+    assert len(lines) > born + 3
+    tried, made = list[int](), populations.moves
+
+    def counted(program, operation, amounts, seed):
+        tried.append(seed)
+        return made(program, operation, amounts, seed)
+
+    monkeypatch.setattr(populations, "moves", counted)
+    again = evolved(ffnn(), config, epochs=14, run_dir=tmp_path / "killed", resume=True)
+    assert same(again, whole)
+    assert len(set(tried)) == len(later)
+    assert again.search.rejected == whole.search.rejected
+
+
+def test_the_front_can_be_against_peak_memory():
+    result = evolved(cnn(), replace(QUICK, front="peak_activation_bytes"), epochs=20)
+    bytes_ = [member.trial.cost("peak_activation_bytes") for member in result.pareto]
+    assert bytes_ == [peak_activation_bytes(member.program) for member in result.pareto]
+    assert bytes_ == sorted(set(bytes_))
+    trained = [t for t in result.search.trials if t.status != "duplicate"]
+    assert all(t.cost("peak_activation_bytes") > 0 for t in trained)
+    assert len(trained) > 3
