@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fxsurgery.capture import capture
+from fxsurgery.comparison import relative_error
 from fxsurgery.edit import Editor
 from fxsurgery.errors import PassCrashedError, SpecError, VerifyError
 from fxsurgery.passes import (
@@ -23,7 +24,7 @@ from fxsurgery.passes import (
     parse,
 )
 from fxsurgery.program import Program
-from fxsurgery.surgery import Effect, Rewrite, chain, relative_error
+from fxsurgery.surgery import Effect, Rewrite, chain
 from programs import program
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fxsurgery.batch_layout import Statement, as_stated, by_running
+from fxsurgery.comparison import TOLERANCE
 from fxsurgery.deploy.names import input_names
 from fxsurgery.deploy.onnx_model import Parity
 from fxsurgery.deploy.random_inputs import is_stuck, kept_values, seeded
@@ -27,7 +28,6 @@ from fxsurgery.deploy.session import open_session, run_session
 from fxsurgery.errors import ExportError, reason_of
 from fxsurgery.inputs import Inputs, tensors_in
 from fxsurgery.seeding import seeded as seeded_states
-from fxsurgery.surgery import TOLERANCE
 from fxsurgery.surroundings import plain_surroundings
 
 LABEL_TOLERANCE = 1e-3

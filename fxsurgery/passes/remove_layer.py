@@ -53,9 +53,10 @@ from fxsurgery.analysis.refit import refit
 from fxsurgery.analysis.shared_modules import fixed
 from fxsurgery.edit import Editor, Refusal
 from fxsurgery.program import Program
+from fxsurgery.proof import itself
 from fxsurgery.rewriting.downstream import Change, Consequences, can_follow, follow
 from fxsurgery.rewriting.redirection import redirect
-from fxsurgery.surgery import Effect, Rewrite, Trains, itself
+from fxsurgery.surgery import Effect, Rewrite, Trains
 
 Plan = Callable[[Editor], Effect]
 """The edits of a removal that can be made."""

@@ -32,8 +32,9 @@ from fxsurgery.analysis.spatial_maps import Axis, Map
 from fxsurgery.edit import Editor, Refusal
 from fxsurgery.errors import SpecError
 from fxsurgery.program import Program
+from fxsurgery.proof import itself
 from fxsurgery.rewriting.downstream import Change, Consequences, follow
-from fxsurgery.surgery import Effect, Rewrite, itself
+from fxsurgery.surgery import Effect, Rewrite
 
 
 @dataclass(frozen=True)

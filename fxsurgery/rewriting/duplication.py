@@ -24,8 +24,8 @@ from fxsurgery.analysis.union_find import Ids
 from fxsurgery.edit import Editor
 from fxsurgery.errors import first_line
 from fxsurgery.program import Program
+from fxsurgery.proof import RUN_ERRORS
 from fxsurgery.rewriting.resize import Shares, places, resize
-from fxsurgery.surgery import RUN_ERRORS
 
 NORMS = {"layer_norm", "rms_norm", "group_norm"}
 PRODUCTS = {"addmm": 2, "mm": 1, "matmul": 1}
