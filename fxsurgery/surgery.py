@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Self, final
 import torch
 from typing_extensions import override
 
-from fxsurgery.edit import Editor, Refusal
+from fxsurgery.edit import Editor
 from fxsurgery.errors import DifferError, NotRunningError, PassCrashedError, SpecError, SurgeryError, first_line
 from fxsurgery.lineage import Origin, compose
+from fxsurgery.match import Refusal
 from fxsurgery.option_types import check_options, checked, type_name
 from fxsurgery.program import Program
 from fxsurgery.proof import RUN_ERRORS, check_promise, itself
