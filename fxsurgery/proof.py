@@ -18,7 +18,7 @@ from fxsurgery.comparison import largest_error
 from fxsurgery.edit import Editor, Reference
 from fxsurgery.errors import DifferError, NotRunningError, VerifyError, first_line
 from fxsurgery.inputs import Inputs
-from fxsurgery.kept_outputs import device_of, forget_outputs, is_apart, note_apart, sample_outputs
+from fxsurgery.kept_outputs import device_of, forget_outputs, is_apart, note_apart, sample_outputs, seeded_outputs
 from fxsurgery.program import Program
 from fxsurgery.seeding import seeded
 
@@ -116,7 +116,7 @@ class _Claim:
         except RUN_ERRORS:
             return  # the program itself takes the example batch only
         try:
-            got = sample_outputs(self.result, batch + 1)
+            got = seeded_outputs(self.result, examples.grown())
         except RUN_ERRORS as error:
             told = f"{self.by} left a program that runs at the example batch size alone: {first_line(error)}"
             raise NotRunningError(told) from error
@@ -127,7 +127,7 @@ class _Claim:
         if is_apart(self.start) is False:
             return False
         try:
-            got = sample_outputs(self.result, samples)
+            got = seeded_outputs(self.result, self.start.examples.resized(samples))
             expected = self._picked(got, samples)
             if is_apart(self.start) is None and not self._is_apart(expected, samples):
                 return False
