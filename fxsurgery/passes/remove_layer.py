@@ -54,10 +54,11 @@ from fxsurgery.analysis.shared_modules import fixed
 from fxsurgery.edit import Editor
 from fxsurgery.match import Match, Refusal
 from fxsurgery.program import Program
+from fxsurgery.proof import itself
 from fxsurgery.rewriting.changes import Change, Consequences
 from fxsurgery.rewriting.downstream import can_follow, follow
 from fxsurgery.rewriting.redirection import redirect
-from fxsurgery.surgery import Effect, Rewrite, Trains, itself
+from fxsurgery.surgery import Effect, Rewrite, Trains
 
 Plan = Callable[[Editor], Effect]
 """The edits of a removal that can be made."""

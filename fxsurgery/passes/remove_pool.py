@@ -32,9 +32,10 @@ from fxsurgery.errors import SpecError
 from fxsurgery.match import Match, Refusal
 from fxsurgery.ops.operator import Kind
 from fxsurgery.program import Program
+from fxsurgery.proof import itself
 from fxsurgery.rewriting.changes import Change, Consequences
 from fxsurgery.rewriting.downstream import follow
-from fxsurgery.surgery import Effect, Rewrite, itself
+from fxsurgery.surgery import Effect, Rewrite
 
 
 @dataclass(frozen=True)

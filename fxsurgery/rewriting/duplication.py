@@ -24,8 +24,8 @@ from fxsurgery.ops.labels import Labels
 from fxsurgery.ops.operator import Kind
 from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
+from fxsurgery.proof import RUN_ERRORS
 from fxsurgery.rewriting.resize import Shares, places, resize
-from fxsurgery.surgery import RUN_ERRORS
 
 _COUNTED = "it would count every copy of a unit"
 _SUMMED = "a sum, a softmax or a recurrent layer over the units would count every copy of one"
