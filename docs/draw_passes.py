@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import ModuleType
@@ -281,7 +281,7 @@ def _options(pass_type: type[Rewrite]) -> str:
 
 
 def _reasons(module: ModuleType) -> list[str]:
-    """The reasons that a pass gives: its own, then those of the questions that it asks of `analysis` and `rewriting`."""
+    """The reasons that a pass gives: its own, then those of what it asks of `analysis` and `rewriting`."""
     found = _told(ast.parse(inspect.getsource(module)))
     for asked in vars(module).values():
         if _is_asked(asked) and "Refusal" in str(inspect.signature(asked).return_annotation):
@@ -293,7 +293,7 @@ def _is_asked(thing: object) -> bool:
     return inspect.isfunction(thing) and thing.__module__.startswith(_HOMES)
 
 
-def _answers(asked: Any, known: set[Any]) -> list[str]:
+def _answers(asked: Callable[..., object], known: set[object]) -> list[str]:
     """The reasons that a function gives, and those of the functions and classes that it names."""
     known.add(asked)
     tree, home = ast.parse(textwrap.dedent(inspect.getsource(asked))), vars(inspect.getmodule(asked))
