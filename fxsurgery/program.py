@@ -13,6 +13,8 @@ from typing_extensions import override
 
 from fxsurgery.errors import VerifyError, reason_of
 from fxsurgery.inputs import BatchDims, Inputs, tensors_in
+from fxsurgery.ops import registry
+from fxsurgery.ops.operator import Operator
 from fxsurgery.printable import printable
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.taps import tapped
@@ -77,6 +79,10 @@ class Program:
     def module(self, node: fx.Node) -> nn.Module:
         """The module that a `call_module` node calls."""
         return self.graph_module.get_submodule(str(node.target))
+
+    def operator(self, node: fx.Node) -> Operator | None:
+        """The declared operator that `node` calls, however it is spelled; `None` where it calls none."""
+        return registry.of(node, self.module(node) if node.op == "call_module" else None)
 
     def attribute(self, path: str) -> object:
         """What a `get_attr` node of this target reads."""

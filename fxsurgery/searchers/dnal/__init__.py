@@ -9,14 +9,13 @@ With a budget the penalty's weight is steered (`fxsurgery.searchers.dnal.budget_
 mode, `L0 + lambda * sum(sigmoid(delta * s))` with a fixed lambda (Eq. 4) and no budget.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
 import torch
 
-from fxsurgery.analysis.cost import CostTerms, cost, cost_after, mac_terms, param_terms
+from fxsurgery.analysis.cost import TERMS, cost, cost_after
 from fxsurgery.analysis.gating import GatePlan, gate_plan
 from fxsurgery.analysis.structure import Mask, structure
 from fxsurgery.budget import Budget
@@ -33,7 +32,6 @@ from fxsurgery.searchers.dnal.gate_penalty import GatePenalty
 from fxsurgery.searchers.session import Outcome, Session, Stage
 from fxsurgery.training import Hooks, Recipe, constant, sgd
 
-TERMS: dict[str, Callable[[Program], CostTerms]] = {"macs": mac_terms, "params": param_terms}
 UNDECIDED = (0.1, 0.9)
 
 
