@@ -17,7 +17,7 @@ from fxsurgery.errors import DeviceError
 from fxsurgery.nn.gates import GateVector
 from fxsurgery.passes import InsertGates
 from fxsurgery.searchers.dnal.budget_controller import Limit, Steering
-from fxsurgery.training import Hooks, Recipe, Task, adamw, evaluate, fit, sgd
+from fxsurgery.training import Hooks, Recipe, Task, adamw, evaluate, fit, sgd, task_objective
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -194,6 +194,23 @@ def test_steps_that_loss_scaling_skips_are_kept_from_hooks(scaling):
     plain_model = dense()
     full = fit(plain_model, task(), Recipe(steps=len(steps), optimizer=sgd(0.1), gradient_clip=1.0), device="cpu")
     assert report.loss == pytest.approx(full.loss, abs=0.1)
+
+
+def test_gradients_of_several_losses_are_scaled_alike(scaling):
+    def apart(model, batch):
+        batch.backward(0.5 * batch.loss(batch.predict(model)))
+        return 0.5 * batch.loss(batch.predict(model)), {}
+
+    ends, recipe, fresh = [], Recipe(steps=12, optimizer=sgd(0.1)), scaling.scaler.state_dict()
+    for objective in (apart, task_objective):
+        scaling.scaler = torch.amp.GradScaler("cpu", init_scale=fresh["scale"] / 2**10, growth_interval=4)
+        model = dense()
+        fit(model, task(), recipe, hooks=Hooks(objective=objective), device=scaling)
+        ends.append((list(model.parameters()), scaling.scaler.get_scale()))
+    assert ends[0][1] == ends[1][1]
+    for one, other, before in zip(ends[0][0], ends[1][0], dense().parameters(), strict=True):
+        assert not torch.equal(other, before)
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_the_loss_scale_is_in_snapshots(scaling):
