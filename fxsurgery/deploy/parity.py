@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fxsurgery.batch_layout import Statement
+from fxsurgery.comparison import TOLERANCE
 from fxsurgery.deploy.onnx_model import Parity
 from fxsurgery.deploy.random_inputs import is_stuck, seeded
 from fxsurgery.deploy.randomness import CPU, output_gap, require_repeatable
@@ -28,7 +29,6 @@ from fxsurgery.deploy.steps import Artifact, FileStep
 from fxsurgery.errors import ExportError
 from fxsurgery.option_types import Range
 from fxsurgery.seeding import seeded as seeded_states
-from fxsurgery.surgery import TOLERANCE
 from fxsurgery.surroundings import plain_surroundings
 
 LABEL_TOLERANCE = 1e-3

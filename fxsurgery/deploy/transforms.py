@@ -8,9 +8,9 @@ import onnx
 import torch
 from typing_extensions import override
 
+from fxsurgery.comparison import TOLERANCE
 from fxsurgery.deploy.steps import Transform
 from fxsurgery.errors import ExportError, reason_of
-from fxsurgery.surgery import TOLERANCE
 from fxsurgery.surroundings import without_warnings
 
 

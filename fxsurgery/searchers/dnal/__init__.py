@@ -29,6 +29,7 @@ from fxsurgery.searchers.common.settings import Epochs, Narrowing
 from fxsurgery.searchers.common.width_selection import evenly, project
 from fxsurgery.searchers.common.widths import Scores, Space, alignment_note, pruned, space
 from fxsurgery.searchers.dnal.budget_controller import Limit, Steering
+from fxsurgery.searchers.dnal.gate_penalty import GatePenalty
 from fxsurgery.searchers.session import Outcome, Session, Stage
 from fxsurgery.training import Hooks, Recipe, constant, sgd
 
@@ -152,14 +153,9 @@ def _learn_gates(
             restore=steering.restore,
         )
     else:
-        weight = float(config.penalty or 0.0)
-
-        def penalty() -> torch.Tensor:
-            gates = torch.sigmoid(vector.sharpness * vector.logits)
-            return weight * (gates * movable).sum()
-
         recipe = Recipe(steps=steps, optimizer=sgd(0.1, momentum=0.9), schedule=constant())
-        hooks = Hooks(penalty=penalty, after_step=steering.after_step)
+        objective = GatePenalty(vector, float(config.penalty or 0.0), movable)
+        hooks = Hooks(objective=objective, after_step=steering.after_step)
     session.fit(model, recipe, "architecture", parameters=[vector.logits], hooks=hooks)
     with torch.no_grad():
         gates = torch.sigmoid(vector.sharpness * vector.logits).double().cpu().numpy()
