@@ -181,6 +181,18 @@ def test_any_model_can_be_exported(here: Path, give):
     assert Path("net.onnx").stat().st_size == told["bytes"]
 
 
+def test_an_export_to_float16_is_smaller_and_checked(here: Path, give):
+    told = list[dict]()
+    for name, flags in (("whole.onnx", ()), ("half.onnx", ("--float16",))):
+        command = ("export", "sample_nets:Net", name, "--example-shape", "3,8,8", "--exporter", "legacy", "--json")
+        result = give(*command, *flags)
+        assert result.exit_code == 0, result.output
+        told.append(json.loads(result.stdout))
+    whole, half = told
+    assert half["bytes"] < whole["bytes"]
+    assert whole["parity"]["error"] < 1e-5 < half["parity"]["error"] < 2e-2
+
+
 def test_a_model_that_draws_is_exported_unchecked(here: Path, give):
     Path("sample_draws.py").write_text(
         "import torch\n\n\nclass Net(torch.nn.Linear):\n    def forward(self, x):\n"

@@ -81,6 +81,33 @@ def test_what_has_no_meter_is_refused():
         CostOracle().cost(linear(), "latency_ms")
 
 
+@dataclass
+class LayerTable:
+    """Adds up what the layers take, each measured once, by its text."""
+
+    table: dict[str, float] = field(default_factory=dict)
+    readings: int = 1
+
+    def read(self, program: Program) -> Sequence[float]:
+        layers = [repr(layer) for _, layer in program.calls(nn.Module)]
+        for layer in layers:
+            self.table.setdefault(layer, 1.0 + len(self.table))
+        return [sum(self.table[layer] for layer in layers)]
+
+    def estimate(self, reading: Sequence[float]) -> CostEstimate:
+        return CostEstimate.exactly(*reading)
+
+
+def test_a_table_of_layers_is_a_meter_like_any_other():
+    meter = LayerTable()
+    oracle = CostOracle(meters={"latency_ms": meter})
+    deep = capture(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 2)).eval(), torch.ones(2, 4))
+    short = capture(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)).eval(), torch.ones(2, 4))
+    assert oracle.cost(deep, "latency_ms").value == 1 + 2 + 1 + 3
+    assert oracle.cost(short, "latency_ms").value == 1 + 3
+    assert len(meter.table) == 3
+
+
 def asked(folder: Path, meter: Meter, *programs: Program, resume: bool = True) -> list[CostEstimate]:
     with RunDir.open(folder, {}, resume=resume) as run:
         oracle = CostOracle(meters={"latency_ms": meter}, run=run)

@@ -15,7 +15,8 @@ from fxsurgery.budget import Budget
 from fxsurgery.capture import capture
 from fxsurgery.errors import BudgetError, StructureError
 from fxsurgery.program import Program
-from fxsurgery.searchers.common.widths import evenly, project, pruning, space
+from fxsurgery.searchers.common.width_selection import evenly, project
+from fxsurgery.searchers.common.widths import pruning, space
 from programs import program
 
 IMAGE = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
