@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fxsurgery.edit import Editor, Reference, Refusal
+from fxsurgery.edit import Editor, Reference
 from fxsurgery.errors import (
     DifferError,
     NotRunningError,
@@ -24,6 +24,7 @@ from fxsurgery.errors import (
 )
 from fxsurgery.inputs import Inputs
 from fxsurgery.lineage import Origin, compose
+from fxsurgery.match import Refusal
 from fxsurgery.option_types import check_options, checked, type_name
 from fxsurgery.program import Program
 from fxsurgery.seeding import seeded
