@@ -9,6 +9,7 @@ from benchmarks.runs import once
 from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
 from fxsurgery.passes import ALL, AddPool, FoldBn
+from nonempty import nonempty
 
 
 def test_every_pass_has_a_row_on_v8():

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from capture.parity import assert_same, kept_whole, taken
+from nonempty import nonempty
 
 X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
 CAUSAL = torch.ones(5, 5, dtype=torch.bool).triu(1)

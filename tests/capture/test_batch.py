@@ -7,7 +7,6 @@ from torch import nn
 from fxsurgery.analysis.cost import cost
 from fxsurgery.capture import capture
 from fxsurgery.errors import DataError
-from nonempty import nonempty
 
 
 class Bag(nn.Module):

@@ -16,7 +16,7 @@ from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
 from fxsurgery.passes import ALL, PruneChannels
 from fxsurgery.surgery import Effect
-from nonempty import nonempty
+from nonempty import nonempty, possibly_empty
 from zoo import ZOO, example, lively
 
 DRAWS = 12

@@ -3,22 +3,25 @@
 import itertools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
+from conformance import promises
 from conformance.graphs import Graph
-from conformance.promises import check, registered
+from conformance.promises import Trial, check, registered
 from conformance.smaller import smaller
 from conformance.steps import Act, Again, Chunk, Conv, Head, Join, Norm, Tied
+from fxsurgery.analysis.structure import ChannelGroup, Structure, structure
 from fxsurgery.edit import Editor
 from fxsurgery.errors import PassCrashedError, SpecError, SurgeryError
 from fxsurgery.lineage import Origin
-from fxsurgery.passes import ALL, parse
+from fxsurgery.passes import ALL, FoldBn, parse
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite, Trains
 from nonempty import nonempty
@@ -167,6 +170,27 @@ FAULTS = {
 def test_a_broken_promise_is_caught_by_name(how: str):
     with torch.random.fork_rng(), pytest.raises((AssertionError, SurgeryError), match=FAULTS[how][1]):
         check(PLAIN.program(), [Faulty(how)])
+
+
+@pytest.mark.parametrize(
+    ("units", "caught"),
+    [
+        ({"conv0": [1, 2], "twin": [3]}, "two channel groups of one name"),
+        ({"conv0": [0]}, "the first unit of conv0 cannot be named"),
+    ],
+)
+def test_groups_that_are_none_are_caught(units: dict[str, list[int]], caught: str, monkeypatch: pytest.MonkeyPatch):
+    groups = tuple(ChannelGroup("conv0", (name,), np.array(ids)) for name, ids in units.items())
+    monkeypatch.setattr(promises, "structure", lambda program: replace(structure(program), groups=groups))
+    with pytest.raises(AssertionError, match=caught):
+        check(PLAIN.program(), ["prune-channels(drop=(('conv0', (3,)),))"])
+
+
+def test_a_unit_that_takes_others_with_it_is_caught(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Structure, "emptied", lambda *_: [1, 2])
+    trial = Trial(start := PLAIN.program(), FoldBn(), FoldBn()(start))
+    with pytest.raises(AssertionError, match="the first unit of conv0 takes others with it"):
+        promises.structure_is_analysed(trial)
 
 
 def test_weights_that_are_torn_apart_are_caught():

@@ -44,7 +44,7 @@ def test_everything_else_stays():
     net = model()
     weights = [p.clone() for p in net.parameters()]
     recalibrate(net, Task.of((X, Y), (X, Y)))
-    assert all(map(torch.equal, nonempty(weights), net.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(nonempty(weights), net.parameters(), strict=True))
     assert net[0].momentum == 0.3
     assert not any(m.training for m in net.modules())
 

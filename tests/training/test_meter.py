@@ -15,7 +15,7 @@ from fxsurgery.errors import DataError, TrainingError
 from fxsurgery.training import Recipe, Task, evaluate, fit, sgd
 from fxsurgery.training.invocation import loss_of
 from fxsurgery.training.meter import Meter
-from nonempty import nonempty
+from nonempty import nonempty, possibly_empty
 
 CPU = torch.device("cpu")
 

@@ -218,4 +218,4 @@ def test_the_loss_scale_is_in_snapshots(scaling):
         ends.append(([p.detach() for p in model.parameters()], scaling.scaler.state_dict()))
     assert kept.snapshot["scaler"]["scale"] < fresh["scale"]
     assert ends[0][1] == ends[1][1]
-    assert all(map(torch.equal, nonempty(ends[0][0]), ends[1][0]))
+    assert all(torch.equal(a, b) for a, b in zip(nonempty(ends[0][0]), ends[1][0], strict=True))

@@ -66,7 +66,8 @@ def test_what_a_users_accelerator_accumulates_is_honoured():
     try:
         wanted = learned(8, accumulate=2)[0]
         for accumulate in (1, 2):
-            assert all(map(torch.equal, nonempty(wanted), learned(8, accumulate=accumulate, device=accelerator)[0]))
+            found = learned(8, accumulate=accumulate, device=accelerator)[0]
+            assert all(torch.equal(a, b) for a, b in zip(nonempty(wanted), found, strict=True))
         with pytest.raises(DeviceError, match="recipe accumulates 3 batches a step, the Accelerator 2"):
             learned(8, accumulate=3, device=accelerator)
     finally:
