@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fxsurgery.comparison import relative_error
 from fxsurgery.deploy import export_onnx
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.passes import ALL, parse, replay
 from fxsurgery.program import Program
-from fxsurgery.surgery import Effect, PassResult, Rewrite, Trains, relative_error
+from fxsurgery.surgery import Effect, PassResult, Rewrite, Trains
 from nonempty import nonempty, possibly_empty
 from programs import program
 from zoo import BATCH_NORMS, ZOO, example

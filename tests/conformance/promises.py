@@ -42,10 +42,12 @@ from conformance.measures import (
 )
 from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
+from fxsurgery.comparison import TOLERANCE
 from fxsurgery.errors import SpecError, StructureError, SurgeryError
 from fxsurgery.passes import ALL, PruneChannels, parse, replay
 from fxsurgery.program import Program
-from fxsurgery.surgery import RUN_ERRORS, TOLERANCE, Effect, PassResult, Rewrite, Trains
+from fxsurgery.proof import RUN_ERRORS
+from fxsurgery.surgery import Effect, PassResult, Rewrite, Trains
 from nonempty import nonempty, possibly_empty
 
 OURS = ("fxsurgery.nn.gates", "fxsurgery.nn.elastic")

@@ -8,13 +8,13 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
+from fxsurgery.comparison import relative_error
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.passes import PruneChannels, Widen
 from fxsurgery.program import Program
 from fxsurgery.rewriting.duplication import enlarge, growth
 from fxsurgery.rewriting.resize import places
-from fxsurgery.surgery import relative_error
 from nonempty import nonempty
 from programs import program
 from zoo import lively
