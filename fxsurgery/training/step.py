@@ -2,18 +2,19 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
 from accelerate.utils.operations import convert_to_fp32
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fxsurgery.errors import DeviceError, DivergedError, TrainingError, reason_of
 from fxsurgery.training.batch_stream import Portion
+from fxsurgery.training.device import on_device
 from fxsurgery.training.distributed import Sharing, rows_of
 from fxsurgery.training.finite import wrong_values
 from fxsurgery.training.invocation import loss_of, predict
@@ -74,17 +75,21 @@ class Stepper:
     rates: list[float] = field(init=False)
     """The learning rate of each parameter group, before the schedule."""
     trained: list[nn.Parameter] = field(init=False)
+    batches: int = field(init=False)
+    """Batches of one step."""
+    _is_plain: bool = field(init=False)
+    """Whether the forward runs as it is: in full precision, in one process."""
+    _has_plain_zero_grad: bool = field(init=False)
+    """Whether the optimizer clears gradients as PyTorch's do; those of others may clear more."""
     _taken: list[Portion] = field(init=False, default_factory=list)
     """The batches of the last step, to blame."""
 
     def __post_init__(self) -> None:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-
-    @property
-    def batches(self) -> int:
-        """How many one step takes."""
-        return int(self.accelerator.gradient_accumulation_steps)
+        self.batches = int(self.accelerator.gradient_accumulation_steps)
+        self._is_plain = not self.accelerator.native_amp and self.sharing.world == 1
+        self._has_plain_zero_grad = type(self.optimizer).zero_grad is Optimizer.zero_grad
 
     def step(self, number: int, portions: Iterable[Portion]) -> StepInfo:
         """Take one optimiser step on so many batches.
@@ -97,7 +102,7 @@ class Stepper:
         factor = self.recipe.schedule((number + 0.5) / self.recipe.steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        self.optimizer.zero_grad()
+        self._forget_gradients()
         loss, penalty, epoch = self._gradients(portions)
         total, rate = loss + penalty, float(self.optimizer.param_groups[0]["lr"])
         info = StepInfo(self.stage, number, self.recipe.steps, epoch, loss, rate)
@@ -111,6 +116,13 @@ class Stepper:
         self._update(info)
         self.sharing.agree(self.model.buffers())
         return info
+
+    def _forget_gradients(self) -> None:
+        if self._has_plain_zero_grad:
+            for parameter in self.trained:
+                parameter.grad = None
+        else:
+            self.optimizer.zero_grad()
 
     def _blamed(self, info: StepInfo, total: float) -> str:
         """What to tell of a loss that is not finite."""
@@ -126,25 +138,37 @@ class Stepper:
 
     def _gradients(self, portions: Iterable[Portion]) -> tuple[float, float, int]:
         """Leave the gradients of a step's batches; the loss, the penalty, and the epoch of the last batch."""
-        figures, epoch = list[Tensor](), 0
+        losses, penalties, epoch = list[Tensor](), list[Tensor](), 0
         self._taken.clear()
         for number, portion in enumerate(portions, 1):
             epoch, loss = portion.epoch, self._loss(portion)
-            penalty = loss.new_zeros(())
+            total = loss
             if self.hooks.penalty is not None and number == self.batches:
                 # The backward pass divides by the batches of a step, and each process has the whole penalty.
                 penalty = self.hooks.penalty() * (self.batches / self.sharing.world)
-            total = loss + penalty
+                penalties.append(penalty.detach())
+                total = loss + penalty
             if total.requires_grad:
                 self._backward(total)
             self._taken.append(portion)
-            figures.append(torch.stack([loss.detach(), penalty.detach().to(loss.device)]))
+            losses.append(loss.detach())
+        return *self._figures(losses, penalties), epoch
+
+    def _figures(self, losses: list[Tensor], penalties: list[Tensor]) -> tuple[float, float]:
+        """The loss and the penalty of a step, read from the device once."""
+        if len(losses) == 1 and not penalties and self.sharing.world == 1:
+            return float(losses[0].item()), 0.0
+        penalties = [losses[0].new_zeros(())] * (len(losses) - len(penalties)) + penalties
+        figures = [torch.stack([a, b.to(a.device)]) for a, b in zip(losses, penalties, strict=True)]
         loss, penalty = (self.sharing.total(torch.stack(figures).sum(0)) / self.batches).tolist()
-        return loss, penalty, epoch
+        return loss, penalty
 
     def _backward(self, total: Tensor) -> None:
+        """As `Accelerator.backward`, which divides by 1 as well."""
+        scaler = self.accelerator.scaler
+        share = total if self.batches == 1 else total / self.batches
         try:
-            self.accelerator.backward(total)
+            (share if scaler is None else scaler.scale(share)).backward()
         except torch.OutOfMemoryError as error:
             raise DeviceError("out of memory in the backward pass, use a smaller batch_size") from error
         except (RuntimeError, NotImplementedError) as error:
@@ -156,15 +180,22 @@ class Stepper:
 
     def _loss(self, portion: Portion) -> Tensor:
         """The loss on the rows that this process takes of a batch, as a part of the whole batch's."""
-        inputs, target = self.task.take_apart(send_to_device(portion.batch, self.device))
+        inputs, target = self.task.take_apart(on_device(portion.batch, self.device))
         if portion.whole:
             inputs, target = rows_of(inputs, target, portion.share)
-        with self.accelerator.autocast(), self.sharing.norms(portion.share):
+        if self._is_plain:
             output = predict(self.model, inputs)
+        else:
+            with self._precision(), self.sharing.norms(portion.share):
+                output = predict(self.model, inputs)
         loss = loss_of(self.task, convert_to_fp32(output) if self.accelerator.native_amp else output, target)
         counting = self.task.counting if self.sharing.world > 1 else None
         counted = None if counting is None else counting.loss_weight(target)
-        return loss * self.sharing.part(portion.share, counted, loss.device)
+        part = self.sharing.part(portion.share, counted, loss.device)
+        return loss if part == 1 else loss * part
+
+    def _precision(self) -> AbstractContextManager[object]:
+        return self.accelerator.autocast() if self.accelerator.native_amp else nullcontext()
 
     def _make_dense(self) -> None:
         """Sparse gradients, as `nn.Embedding(sparse=True)` gives, as what clipping and most optimizers take."""
