@@ -126,9 +126,13 @@ class Inputs:
         """
         if not self.is_resizable:
             return self
-        rows, size = torch.arange(samples), self.batch or 1
-        rows = rows.clamp(max=size - 1) if self._is_ordered() else rows % size
+        rows = self.resized_rows(samples)
         return self.map_batched(lambda x, d: _taken(x, d, rows.to(x.device)))
+
+    def resized_rows(self, samples: int) -> Tensor:
+        """The samples that `resized` takes, by their numbers, (samples,)."""
+        rows, size = torch.arange(samples), self.batch or 1
+        return rows.clamp(max=size - 1) if self._is_ordered() else rows % size
 
     def _is_ordered(self) -> bool:
         pairs = zip(self.tensors, self.dims, strict=True)

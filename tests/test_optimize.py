@@ -15,11 +15,11 @@ import fxsurgery
 from devices import Device, milliseconds
 from fxsurgery import Budget, Dnal, Prune, RunError, SurgeryError, capture, optimize, request
 from fxsurgery.analysis.cost import cost
+from fxsurgery.comparison import relative_error
 from fxsurgery.errors import BudgetError, CaptureError, DataError, DeviceError, StructureError, TrainingError
 from fxsurgery.passes import replay
 from fxsurgery.searchers import dnal, session
 from fxsurgery.searchers.common import latency
-from fxsurgery.surgery import relative_error
 from fxsurgery.training import Amount, Recipe, Task
 from fxsurgery.training.task import accuracy
 

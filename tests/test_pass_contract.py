@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fxsurgery.comparison import relative_error
 from fxsurgery.deploy import export_onnx
 from fxsurgery.errors import SpecError
 from fxsurgery.passes import ALL, parse, replay
 from fxsurgery.program import Program
-from fxsurgery.surgery import Effect, PassResult, Rewrite, Trains, relative_error
+from fxsurgery.surgery import Effect, PassResult, Rewrite, Trains
 from programs import program
 from zoo import BATCH_NORMS, ZOO, example
 

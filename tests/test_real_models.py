@@ -8,8 +8,8 @@ import torch
 from fxsurgery import Budget, Dnal, optimize
 from fxsurgery.analysis.cost import cost
 from fxsurgery.analysis.structure import structure
+from fxsurgery.comparison import relative_error
 from fxsurgery.searchers.common.widths import Choice, space
-from fxsurgery.surgery import relative_error
 from zoo import REAL, example
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from fxsurgery.budget import LatencyEstimate, Spend
+from fxsurgery.budget import CostEstimate, Spend
 from fxsurgery.errors import SavingError, TrainingError
 from fxsurgery.execution import Job, JobResult, JobRunner
 from fxsurgery.files import writing
@@ -23,9 +23,11 @@ from fxsurgery.runs.layout import BEST, RESULT, STAGES
 from fxsurgery.runs.records import require_curve
 from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.saving import save_program
-from fxsurgery.searchers.common.evolution import Evolution, Member
+from fxsurgery.searchers.common.cost_oracle import CostOracle
 from fxsurgery.searchers.common.latency import LatencyLimit, LatencyModel
+from fxsurgery.searchers.common.pareto import ParetoMember
 from fxsurgery.searchers.common.settings import Settings
+from fxsurgery.searchers.common.trials import SearchRecord
 from fxsurgery.training import (
     Hooks,
     MixedPrecision,
@@ -121,11 +123,11 @@ class Outcome:
     notes: tuple[str, ...] = ()
     gates: tuple[float, ...] = ()
     """Each gate at the end of the architecture stage."""
-    evolution: Evolution | None = None
-    """What an evolutionary search went through."""
-    pareto: tuple[Member, ...] = ()
+    search: SearchRecord | None = None
+    """The trials of a search that trains many networks."""
+    pareto: tuple[ParetoMember, ...] = ()
     """The front that it found."""
-    latency: LatencyEstimate | None = None
+    latency: CostEstimate | None = None
     """Of `program`, as it was verified; `None` where the budget does not limit it."""
 
 
@@ -156,6 +158,11 @@ class Session:
     def epoch(self) -> float:
         """Optimiser steps that go once through the training data; below 1 where a step takes more batches than that."""
         return steps_for(self.task, 1, min_steps=1, max_steps=None) / self.trainer.accumulate
+
+    @property
+    def costs(self) -> CostOracle:
+        """What programs cost: what is counted, and the latency where there is a device to measure it on."""
+        return CostOracle() if self.latency is None else self.latency.costs
 
     @property
     def latency_limit(self) -> LatencyLimit | None:

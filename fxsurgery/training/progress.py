@@ -1,9 +1,9 @@
 """What is seen of a training: a live line on a terminal, an occasional line elsewhere, and its history."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from rich.console import Console
@@ -28,12 +28,20 @@ class TrainingProgress:
     """Steps done."""
     steps: int
     loss: float
-    """Mean of the task's loss since the last standing that was recorded."""
+    """Mean of the loss, as `StepInfo.loss` has it, since the last standing that was recorded."""
     metric: float | None
     """The validation metric, where it was just measured."""
     lr: float
     seconds: float
     """Since the stage began."""
+    terms: Mapping[str, float] = field(default_factory=dict)
+    """Means, likewise, of the terms that the objective names."""
+
+    def record(self) -> dict[str, Any]:
+        """Return the fields as plain data, `terms` only where there are any."""
+        found = dict(vars(self))
+        terms = found.pop("terms")
+        return {**found, "terms": dict(terms)} if terms else found
 
     @property
     def seconds_left(self) -> float:
@@ -45,7 +53,8 @@ class Progress:
     """Shows the stages of a run and keeps their history; every stage of a run reports to the same one.
 
     `history` holds a record for each of about 50 points of a stage and each validation: `stage`, `epoch`,
-    `step`, `steps`, `loss`, `metric` (`None` where it was not measured), `lr` and `seconds`.
+    `step`, `steps`, `loss`, `metric` (`None` where it was not measured), `lr` and `seconds`; and `terms`, numbers by
+    name, where the objective names parts of its loss.
     """
 
     def __init__(self, *, verbose: bool = True, console: Console | None = None, interval: float = 5.0) -> None:
@@ -120,11 +129,12 @@ class Progress:
 
     def record(self, standing: TrainingProgress) -> None:
         """Keep a standing in the history."""
-        self.history.append(dict(vars(standing)))
+        self.history.append(standing.record())
 
     def _seen(self, standing: TrainingProgress) -> str:
         metric = "" if self._metric is None else f", {self._metric_name} {self._metric:.4g}"
-        return printable(f"epoch {standing.epoch + 1}, loss {standing.loss:.4g}{metric}")
+        terms = "".join(f", {name} {value:.4g}" for name, value in standing.terms.items())
+        return printable(f"epoch {standing.epoch + 1}, loss {standing.loss:.4g}{terms}{metric}")
 
 
 def _bar(console: Console) -> Bar:

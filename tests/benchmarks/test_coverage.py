@@ -17,9 +17,9 @@ from benchmarks.coverage.sweep import Settings, isolated, settle
 from benchmarks.tables import Header
 from fxsurgery import CaptureError, ExportError, PassCrashedError, VerifyError, capture
 from fxsurgery.analysis.structure import structure
+from fxsurgery.comparison import relative_error
 from fxsurgery.inputs import Inputs
 from fxsurgery.passes import PruneChannels
-from fxsurgery.surgery import relative_error
 
 ABOUT = Header(command="python -m benchmarks.coverage", date="2026-01-02", cpu="Some CPU", cores=2, torch="2.15.0")
 

@@ -20,7 +20,7 @@ from benchmarks.ectonas.trial import MODES, NETS, Trial
 from benchmarks.tables import header, markdown
 from fxsurgery import BudgetError, capture
 from fxsurgery.analysis.cost import cost
-from fxsurgery.searchers.common.evolution import Candidate, Evolution
+from fxsurgery.searchers.common import trials
 from fxsurgery.training import Recipe, constant, evaluate, fit, sgd
 
 TRIAL = Trial(data="fashion", net="small-ffnn", mode="greedy", seed=0, epochs=300, samples=60)
@@ -70,15 +70,16 @@ def search(monkeypatch):
 def result_of(model):
     """What a search gives that ended with its start net."""
     program = capture(model.eval(), torch.zeros(2, 1, 28, 28))
-    start = Candidate(number=0, parent=None, generation=0, operation="start", params=5, macs=7, epochs=10.0)
+    costs = {"params": 5, "macs": 7}
+    start = trials.Trial(number=0, parent=None, generation=0, operation="start", costs=costs, epochs=10.0)
     child = replace(start, number=1, parent=0, generation=2, operation="identity", epochs=31.5)
-    evolution = Evolution(
-        candidates=(start, child), winner=1, spent=299.5, allowed=300.0, rejected={"a": 2, "b": 3}, duplicates=4
+    record = trials.SearchRecord(
+        trials=(start, child), winner=1, spent=299.5, allowed=300.0, rejected={"a": 2, "b": 3}, duplicates=4
     )
     metrics = {"val": SimpleNamespace(before=0.1, after=0.5), "test": SimpleNamespace(before=0.1, after=0.4)}
     both = (cost(program), cost(program))
     return SimpleNamespace(
-        original=program, program=program, evolution=evolution, metrics=metrics, cost=both,
+        original=program, program=program, search=record, metrics=metrics, cost=both,
         model=program.graph_module, log=(),
     )  # fmt: skip
 

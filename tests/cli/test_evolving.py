@@ -16,11 +16,11 @@ def told(evolved_here: Path) -> dict:
 
 
 def test_an_evolution_ends_with_what_it_spent_and_its_front(evolved_here: Path, told: dict):
-    evolution, saved = told["evolution"], fxsurgery.load(evolved_here / "evolved")
-    assert saved.evolution is not None
-    assert evolution["spent"] <= evolution["allowed"] == 24
-    assert evolution["networks"] == saved.evolution.trained > 5
-    assert set(evolution) == {"networks", "spent", "allowed", "rejected", "duplicates", "lost_workers"}
+    search, saved = told["search"], fxsurgery.load(evolved_here / "evolved")
+    assert saved.search is not None
+    assert search["spent"] <= search["allowed"] == 24
+    assert search["networks"] == saved.search.trained > 5
+    assert set(search) == {"networks", "spent", "allowed", "rejected", "duplicates", "lost_workers"}
     assert [m["params"] for m in told["pareto"]] == [m.cost.params for m in saved.pareto] != []
     assert [m["metric"] for m in told["pareto"]] == [m.metric for m in saved.pareto]
     assert "Pareto front" in saved.summary()

@@ -41,10 +41,12 @@ from conformance.measures import (
 )
 from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
+from fxsurgery.comparison import TOLERANCE
 from fxsurgery.errors import SpecError, StructureError, SurgeryError
 from fxsurgery.passes import ALL, parse, replay
 from fxsurgery.program import Program
-from fxsurgery.surgery import RUN_ERRORS, TOLERANCE, Effect, PassResult, Rewrite, Trains
+from fxsurgery.proof import RUN_ERRORS
+from fxsurgery.surgery import Effect, PassResult, Rewrite, Trains
 
 OURS = ("fxsurgery.nn.gates", "fxsurgery.nn.elastic")
 """Modules of the library that may stand in a graph while a search runs; a pass takes each out again."""

@@ -30,7 +30,7 @@ from deploy.samples import (
     residual,
     seeded,
 )
-from fxsurgery.deploy import export, export_onnx
+from fxsurgery.deploy import chain, export_onnx, exporters
 from fxsurgery.errors import ExportError
 from zoo import REAL
 
@@ -87,9 +87,9 @@ def test_a_new_opset_is_honoured_by_the_current_exporter(tmp_path):
 
 
 def test_an_exporter_that_gives_another_opset_is_refused(tmp_path, monkeypatch):
-    real = export._WRITERS["legacy"]
-    other = dict(export._WRITERS, dynamo=lambda m, p, r: real(m, p, replace(r, opset=15)))
-    monkeypatch.setattr(export, "_WRITERS", other)
+    real = exporters.WRITERS["legacy"]
+    other = dict(exporters.WRITERS, dynamo=lambda m, p, r: real(m, p, replace(r, opset=15)))
+    monkeypatch.setattr(exporters, "WRITERS", other)
     with pytest.raises(ExportError, match="opset 18 was asked for, but the exporter gave 15"):
         export_onnx(residual(), IMAGES, tmp_path / "m.onnx", opset=18, exporter="dynamo")
     found = export_onnx(residual(), IMAGES, tmp_path / "m.onnx", opset=18)
@@ -106,7 +106,7 @@ def test_what_the_current_exporter_cannot_do_the_older_one_does_and_says_why(tmp
 
 
 def test_an_exporter_that_writes_wrong_numbers_is_passed_over(tmp_path, monkeypatch):
-    real = export._WRITERS["dynamo"]
+    real = exporters.WRITERS["dynamo"]
 
     def wrong(model, path, request):
         with torch.no_grad():
@@ -115,7 +115,7 @@ def test_an_exporter_that_writes_wrong_numbers_is_passed_over(tmp_path, monkeypa
         with torch.no_grad():
             next(iter(model.parameters())).div_(2)
 
-    monkeypatch.setattr(export, "_WRITERS", dict(export._WRITERS, dynamo=wrong))
+    monkeypatch.setattr(exporters, "WRITERS", dict(exporters.WRITERS, dynamo=wrong))
     found = export_onnx(residual(), IMAGES, tmp_path / "m.onnx")
     assert found.exporter == "legacy"
     assert "differ" in found.fallback_reason
@@ -131,7 +131,7 @@ def test_when_both_fail_both_are_quoted_and_the_file_before_stays(tmp_path, monk
 
     path = tmp_path / "m.onnx"
     path.write_bytes(b"before")
-    monkeypatch.setattr(export, "_WRITERS", {"dynamo": broken("no op A"), "legacy": broken("no op B")})
+    monkeypatch.setattr(exporters, "WRITERS", {"dynamo": broken("no op A"), "legacy": broken("no op B")})
     with pytest.raises(ExportError, match=r"dynamo: .*no op A \| legacy: .*no op B") as caught:
         export_onnx(residual(), IMAGES, path)
     assert caught.value.__cause__ is not None
@@ -300,7 +300,7 @@ def test_a_directory_without_permission_is_refused(tmp_path, monkeypatch):
     def denied(**options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(export.tempfile, "TemporaryDirectory", denied)
+    monkeypatch.setattr(chain.tempfile, "TemporaryDirectory", denied)
     with pytest.raises(ExportError, match=r"cannot write .*Permission denied"):
         export_onnx(residual(), IMAGES, tmp_path / "m.onnx")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from fxsurgery import Ectonas
 from fxsurgery.execution.job_runner import Executor
-from fxsurgery.searchers.common.evolution import Candidate, Evolution
 from fxsurgery.searchers.common.moves import OPERATIONS
+from fxsurgery.searchers.common.trials import SearchRecord, Trial
 
 PAGE = (Path(__file__).parents[2] / "docs" / "ectonas.md").read_text(encoding="utf-8")
 
@@ -37,6 +37,6 @@ def test_the_settings_that_it_names_are_there_with_these_defaults():
 
 def test_executors_and_fields_of_the_result_are_there():
     assert [row[0].strip('`"') for row in rows("## Several networks at once")] == list(Executor.__args__)
-    shown = next(row for row in rows("## The result") if "candidates" in row[0])[1]
-    assert set(re.findall(r"`(\w+)`", shown)) <= {f.name for f in fields(Candidate)}
-    assert {"spent", "rejected", "duplicates"} <= {f.name for f in fields(Evolution)}
+    shown = next(row for row in rows("## The result") if "trials" in row[0])[1]
+    assert set(re.findall(r"`(\w+)`", shown)) <= {f.name for f in fields(Trial)}
+    assert {"spent", "rejected", "duplicates"} <= {f.name for f in fields(SearchRecord)}

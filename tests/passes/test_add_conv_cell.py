@@ -5,10 +5,11 @@ import torch
 from torch import Tensor, nn
 
 from fxsurgery.capture import capture
+from fxsurgery.comparison import relative_error
 from fxsurgery.errors import SpecError
 from fxsurgery.passes import AddConvCell, AddPool
 from fxsurgery.program import Program
-from fxsurgery.surgery import Effect, PassResult, relative_error
+from fxsurgery.surgery import Effect, PassResult
 from programs import program
 from zoo import lively
 

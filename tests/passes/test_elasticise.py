@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from fxsurgery.capture import capture
+from fxsurgery.comparison import relative_error
 from fxsurgery.errors import SpecError
 from fxsurgery.nn.elastic import ElasticSpace, KernelMatrices, Subnet, UnitMask, activate, elastic_space, is_whole
 from fxsurgery.passes import Elasticise
 from fxsurgery.program import Program
-from fxsurgery.surgery import Effect, relative_error
+from fxsurgery.surgery import Effect
 from passes.supernets import IMAGE, OFA, distance, ofa, running
 from programs import program
 from zoo import lively

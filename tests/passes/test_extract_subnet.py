@@ -9,11 +9,12 @@ from torch.nn import functional as F  # noqa: N812
 
 from fxsurgery.analysis.cost import cost
 from fxsurgery.capture import capture
+from fxsurgery.comparison import relative_error
 from fxsurgery.errors import SpecError
 from fxsurgery.nn.elastic import KernelMatrices, Subnet, activate, elastic_space, is_whole
 from fxsurgery.passes import Elasticise, ExtractSubnet, FoldBn, InsertGates, PruneChannels, replay
 from fxsurgery.program import Program
-from fxsurgery.surgery import Effect, relative_error
+from fxsurgery.surgery import Effect
 from passes.supernets import IMAGE, distance, ofa, running
 from programs import program
 from zoo import ZOO, lively

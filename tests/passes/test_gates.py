@@ -8,6 +8,7 @@ from torch.nn import functional as F  # noqa: N812
 from fxsurgery.analysis.gating import gate_plan
 from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
+from fxsurgery.comparison import relative_error
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.nn.gates import GateApply, GateVector
@@ -15,7 +16,7 @@ from fxsurgery.passes import InsertGates, NarrowBranch, PruneChannels, RemoveGat
 from fxsurgery.program import Program
 from fxsurgery.rewriting.branches import independent_gates
 from fxsurgery.rewriting.gate_insertion import insert_gates
-from fxsurgery.surgery import Effect, relative_error
+from fxsurgery.surgery import Effect
 from programs import program
 from zoo import ZOO, lively
 

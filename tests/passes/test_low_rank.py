@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from fxsurgery.analysis.svd import rounding
 from fxsurgery.capture import capture
+from fxsurgery.comparison import relative_error
 from fxsurgery.deploy import export_onnx
 from fxsurgery.errors import SpecError
 from fxsurgery.passes import LowRank, parse
 from fxsurgery.program import Program
-from fxsurgery.surgery import Effect, PassResult, relative_error
+from fxsurgery.surgery import Effect, PassResult
 from programs import program
 from zoo import lively
 

@@ -10,11 +10,12 @@ from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
 from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
+from fxsurgery.comparison import relative_error
 from fxsurgery.deploy import export_onnx
 from fxsurgery.errors import SpecError
 from fxsurgery.passes import NarrowBranch, PruneChannels, parse, replay
 from fxsurgery.program import Program
-from fxsurgery.surgery import Effect, relative_error
+from fxsurgery.surgery import Effect
 from programs import program
 from zoo import lively
 

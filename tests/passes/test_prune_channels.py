@@ -8,10 +8,11 @@ from torch.nn import functional as F  # noqa: N812
 
 from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
+from fxsurgery.comparison import relative_error
 from fxsurgery.errors import DifferError, SpecError, StructureError, VerifyError
 from fxsurgery.passes import PruneChannels
 from fxsurgery.program import Program
-from fxsurgery.surgery import itself, relative_error
+from fxsurgery.proof import itself
 from programs import program, silenced
 from zoo import REAL, ZOO, lively
 

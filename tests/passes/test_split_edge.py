@@ -9,11 +9,12 @@ from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
 from fxsurgery.analysis.activations import read_values
 from fxsurgery.capture import capture
+from fxsurgery.comparison import relative_error
 from fxsurgery.errors import SpecError
 from fxsurgery.passes import SplitEdge
 from fxsurgery.passes.split_edge import strides
 from fxsurgery.program import Program
-from fxsurgery.surgery import Effect, relative_error
+from fxsurgery.surgery import Effect
 from programs import program
 from zoo import lively
 

@@ -590,7 +590,7 @@ def test_a_folder_without_digests_is_read(tmp_path: Path) -> None:
         lambda facts: facts.update(notes={"tuple": [1]}),
         lambda facts: facts.update(metrics={"dict": [["val", {"tuple": [1, 2, 3]}]]}),
         lambda facts: facts.update(metrics={"dict": [["val", {"tuple": ["1", "2"]}]]}),
-        lambda facts: facts.update(evolution={"dict": [["winner", 0]]}),
+        lambda facts: facts.update(search={"dict": [["winner", 0]]}),
         lambda facts: facts.update(pareto=[1]),
         lambda facts: facts.update(pareto=[{"dict": []}]),
         lambda facts: facts.update(pareto=10**9),

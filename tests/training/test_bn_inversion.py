@@ -61,8 +61,8 @@ def program(model=None, shape=(2, 3, 6, 6)):
     return capture(model, torch.randn(shape, dtype=dtype))
 
 
-def train(model, task, recipe, stage):
-    fit(model, task, recipe, seed=0, stage=stage, device="cpu")
+def train(model, task, recipe, stage, *, hooks):
+    fit(model, task, recipe, seed=0, stage=stage, hooks=hooks, device="cpu")
 
 
 def off(model, x):
@@ -137,9 +137,9 @@ def test_held_out_inputs_are_others():
 def test_every_stage_is_named_and_saves_the_inputs_alone():
     stages = {}
 
-    def noted(model, task, recipe, stage):
+    def noted(model, task, recipe, stage, *, hooks):
         stages[stage] = {name: tuple(x.shape) for name, x in model.state_dict().items()}
-        train(model, task, recipe, stage)
+        train(model, task, recipe, stage, hooks=hooks)
 
     synthetic_inputs(program(), dataclasses.replace(SMALL, steps=2), train=noted)
     assert list(stages) == ["synthesis 1/2", "synthesis 2/2", "synthesis, held out"]

@@ -18,10 +18,25 @@ from accelerate.data_loader import prepare_data_loader
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from fxsurgery import Budget, optimize
+from fxsurgery import Budget, capture, optimize
 from fxsurgery.errors import DataError, TrainingError
+from fxsurgery.passes import Elasticise
 from fxsurgery.searchers.dnal import Dnal
-from fxsurgery.training import Hooks, Progress, Recipe, Task, adamw, cosine, evaluate, fit, recalibrate, sgd, steps_for
+from fxsurgery.training import (
+    FeatureDistillation,
+    Hooks,
+    Progress,
+    Recipe,
+    SandwichObjective,
+    Task,
+    adamw,
+    cosine,
+    evaluate,
+    fit,
+    recalibrate,
+    sgd,
+    steps_for,
+)
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -158,9 +173,33 @@ def unused_parameters():
     return trained(model, task_of(images()), optimizer=adamw(0.01))
 
 
+def penalized(model, batch):
+    task, penalty = batch.loss(batch.predict(model)), 0.1 * sum(p.abs().sum() for p in model.parameters())
+    return task + penalty, {"task": task, "penalty": penalty}
+
+
 def a_penalty():
-    model = net()
-    hooks = Hooks(penalty=lambda: 0.1 * sum(p.abs().sum() for p in model.parameters()))
+    return trained(net(), task_of(images()), hooks=Hooks(objective=penalized))
+
+
+def a_penalty_where_whole_batches_do_not_count():
+    x, y = images()
+    y[::3], y[7:15] = -100, -100
+    return trained(net(), task_of((x, y)), hooks=Hooks(objective=penalized), accumulate=2)
+
+
+def sub_networks():
+    program = Elasticise()(capture(net(norm=True).eval(), images()[0][:2])).program
+    hooks = Hooks(objective=SandwichObjective(draws=2, seed=3))
+    return trained(program.trainable_copy(), task_of(images()), hooks=hooks, accumulate=2)
+
+
+def features_of_a_teacher():
+    teacher = capture(net(norm=True).eval(), images()[0][:2])
+    hooks = Hooks(objective=FeatureDistillation(teacher, {"_1": "_1", "_6": "_4"}, weight=lambda over: 1 - over))
+    model = teacher.trainable_copy()
+    with torch.no_grad():
+        model.get_parameter("0.weight").mul_(-1)
     return trained(model, task_of(images()), hooks=hooks)
 
 
@@ -233,7 +272,8 @@ def how_many_steps():
 EXACT = [
     rows_that_do_not_divide, batch_norms, lone_rows, processes_without_a_row, users_loader, users_loader_with_workers,
     data_set, ignored_targets, ignored_targets_with_class_weights, time_first, accumulating, unused_parameters,
-    a_penalty, gradients_that_hooks_edit, sparse_gradients, recalibrated, how_many_steps,
+    a_penalty, a_penalty_where_whole_batches_do_not_count, sub_networks, features_of_a_teacher,
+    gradients_that_hooks_edit, sparse_gradients, recalibrated, how_many_steps,
 ]  # fmt: skip
 
 

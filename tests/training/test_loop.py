@@ -198,7 +198,7 @@ def test_hooks_see_each_step_and_may_edit_gradients():
 def test_penalty_alone_moves_what_the_loss_does_not_see():
     model = net()
     extra = model.register_parameter("extra", nn.Parameter(torch.ones(3))) or model.extra
-    hooks = Hooks(penalty=lambda: extra.square().sum())
+    hooks = Hooks(objective=lambda model, batch: (batch.loss(batch.predict(model)) + extra.square().sum(), {}))
     fit(model, digits(100), Recipe(steps=3, optimizer=sgd(0.1)), parameters=[extra], hooks=hooks, device="cpu")
     assert (extra < 1).all()
 

@@ -89,12 +89,12 @@ def test_nothing_is_left_on_the_model():
 def test_a_penalty_is_computed_in_full_precision():
     model, dtypes = fx.symbolic_trace(net()), set()
 
-    def penalty():
+    def penalized(model, batch):
         value = (model.get_parameter("8.weight") @ torch.ones(144)).abs().sum()
         dtypes.add(value.dtype)
-        return value
+        return batch.loss(batch.predict(model)) + value, {"penalty": value}
 
-    _, report = trained("bf16", steps=2, hooks=Hooks(penalty=penalty), model=model)
+    _, report = trained("bf16", steps=2, hooks=Hooks(objective=penalized), model=model)
     assert dtypes == {torch.float32}
     assert math.isfinite(report.loss)
 

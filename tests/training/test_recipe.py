@@ -7,7 +7,19 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from fxsurgery.errors import DeviceError, TrainingError
-from fxsurgery.training import Hooks, Recipe, Task, adamw, constant, cosine, fit, sgd, steps_at, steps_for
+from fxsurgery.training import (
+    Hooks,
+    Recipe,
+    Task,
+    adamw,
+    constant,
+    cosine,
+    fit,
+    sgd,
+    steps_at,
+    steps_for,
+    task_objective,
+)
 
 
 def test_schedules():
@@ -41,8 +53,13 @@ def learned(batch_size, *, penalty=False, device="cpu", **options):
         model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
     x = torch.randn(48, 5, generator=torch.Generator().manual_seed(0))
     task, told = Task.of((x, x.argmax(1) % 3), (x, x.argmax(1) % 3), batch_size=batch_size), []
+
+    def penalized(model, batch):
+        task, extra = batch.loss(batch.predict(model)), model[0].weight.square().sum()
+        return task + extra, {"task": task, "penalty": extra}
+
     hooks = Hooks(
-        penalty=(lambda: model[0].weight.square().sum()) if penalty else None,
+        objective=penalized if penalty else task_objective,
         after_step=lambda info: told.append((info.step, info.steps, info.epoch, info.loss, info.learning_rate)),
     )
     recipe = Recipe(steps=7, optimizer=sgd(0.5), schedule=cosine(), gradient_clip=1.0, **options)

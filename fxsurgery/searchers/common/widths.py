@@ -100,12 +100,12 @@ class Space:
             return
         if latency is None:
             raise BudgetError("a budget of latency_ms needs a device to measure on: optimize(..., target='local')")
-        least_ms = latency.measure(self.smallest_program()).ms
+        least_ms = latency.measure(self.smallest_program()).value
         if least_ms > latency.limit_ms:
             raise BudgetError(
                 f"a latency of {latency.limit_ms:.4g} ms cannot be reached: the least is {least_ms:.4g} ms, with every "
                 f"width at its smallest multiple of {self.align}; as it is, the network takes "
-                f"{latency.measure(self.program).ms:.4g} ms. Raise latency_ms, or lower align="
+                f"{latency.measure(self.program).value:.4g} ms. Raise latency_ms, or lower align="
             )
 
     def _further(self, name: str, limit: float) -> str:
