@@ -31,7 +31,9 @@ def journal(path: Path, *records: dict) -> Journal:
 
 
 def test_what_runs_write_is_of_the_schema(tmp_path: Path):
-    require_known(journal(tmp_path, VALUE, STAGE, FAILED, END))
+    written = journal(tmp_path, VALUE, STAGE, FAILED, END)
+    require_known(written)
+    assert len(written.records) == 4
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from fxsurgery.searchers.dnal import search
 from fxsurgery.searchers.dnal.gate_penalty import GatePenalty
 from fxsurgery.searchers.session import Session, Trainer
 from fxsurgery.training import Hooks, Progress, Recipe, Score, evaluate, fit, sgd
+from nonempty import nonempty
 
 QUICK = Dnal(align=1, weights_epochs=0, architecture_epochs=1, finetune_epochs=1, fewest_steps=40, learning_rate=0.02)
 
@@ -58,7 +59,7 @@ def start(model: nn.Module | None = None) -> Program:
 def test_lands_at_or_below_the_budget_within_two_percent(budget: Budget):
     program = start()
     outcome = search(program, budget, QUICK, Session(task()), trained=True)
-    for name, limit in budget.limits(cost(program)):
+    for name, limit in nonempty(budget.limits(cost(program))):
         after, whole = getattr(cost(outcome.program), name), getattr(cost(program), name)
         assert after <= limit
         one_channel = whole / 16 * 2
@@ -120,7 +121,7 @@ def test_a_gate_that_fits_no_width_stays_open():
     found = space(program, align=8)
     outcome = search(program, Budget(macs=0.8), Dnal(**{**vars(QUICK), "align": 8}), Session(task()), trained=True)
     assert {c.group.name for c in found.choices} == {"a", "b"}
-    assert {m.out_channels for _, m in outcome.program.calls(nn.Conv2d)} <= {8, 12}
+    assert {m.out_channels for _, m in nonempty(outcome.program.calls(nn.Conv2d))} <= {8, 12}
 
 
 def test_same_seed_same_weights_other_seed_other_weights():
@@ -129,7 +130,7 @@ def test_same_seed_same_weights_other_seed_other_weights():
         search(program, Budget(macs=0.5), QUICK, Session(task(), Trainer(seed=seed)), trained=True).program.graph_module
         for seed in (0, 0)
     ]
-    assert all(torch.equal(a, b) for a, b in zip(ends[0].parameters(), ends[1].parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in nonempty(zip(ends[0].parameters(), ends[1].parameters(), strict=True)))
 
 
 def test_random_mode_ranks_without_gates():
