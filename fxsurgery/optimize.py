@@ -20,9 +20,10 @@ from fxsurgery.request import OptimizeRequest, PreparedRun, prepare
 from fxsurgery.result import BeforeAfter, Result
 from fxsurgery.runs.layout import REPORT
 from fxsurgery.runs.records import is_text
+from fxsurgery.searchers.common.best_model import unwritable, unwritten
 from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.common.widths import Space
-from fxsurgery.searchers.session import Outcome, Session, Stage, Trainer, unwritable, unwritten
+from fxsurgery.searchers.session import Outcome, Session, Stage, Trainer
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training import MixedPrecision, Score, Task
 from fxsurgery.training.batches import count

@@ -308,8 +308,10 @@ class Walk(fx.Interpreter):
 
     def _keep_constants(self, call: Call, results: Sequence[Labels]) -> Sequence[Labels]:
         """Freeze what a norm or grouped conv is told the size of where no rewrite reaches that number."""
+        if not self._hidden:
+            return results
         sizes = None if (declared := registry.of_aten(call.op)) is None else declared.sizes
-        if not self._hidden or sizes is None:
+        if sizes is None:
             return results
         grouped = sizes.rule is SizeRule.GROUPS and self.state.node in self.state.group_width
         if grouped or sizes.rule is SizeRule.NORMALIZED:

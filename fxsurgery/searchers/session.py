@@ -5,24 +5,20 @@ finished before a kill is recalled, one that was under way goes on from its last
 """
 
 import math
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from fxsurgery.budget import CostEstimate, Spend
-from fxsurgery.errors import SavingError, TrainingError
+from fxsurgery.errors import TrainingError
 from fxsurgery.execution import Job, JobResult, JobRunner
-from fxsurgery.files import writing
 from fxsurgery.program import Program
-from fxsurgery.runs.layout import BEST, RESULT, STAGES
 from fxsurgery.runs.records import require_curve
 from fxsurgery.runs.run_directory import RunDir
-from fxsurgery.saving import save_program
+from fxsurgery.searchers.common.best_model import keep_best
 from fxsurgery.searchers.common.cost_oracle import CostOracle
 from fxsurgery.searchers.common.latency import LatencyLimit, LatencyModel
 from fxsurgery.searchers.common.pareto import ParetoMember
@@ -267,7 +263,7 @@ class Session:
     def keep(self, program: Program) -> None:
         """Put a program into the run directory as the best so far."""
         if (path := self.trainer.run.path) is not None:
-            from_first(lambda: _kept(program, path / BEST))
+            from_first(lambda: keep_best(program, path))
 
     @property
     def best(self) -> tuple[Score, Program]:
@@ -299,30 +295,3 @@ class Session:
             name = self.task.metric_name
             notes = (*notes, f"training on made validation {name} worse ({last:.4f}); kept what had {after.metric:.4f}")
         return Outcome(program, trained, before, pruned, after, notes, gates)
-
-
-def unwritable(program: Program, folder: Path) -> str | None:
-    """What to tell a user before a long run whose end cannot be written into `folder`; found out by writing it."""
-
-    def tried() -> str | None:
-        with writing(folder), tempfile.TemporaryDirectory(prefix=f".{BEST}.", dir=folder) as trial:
-            return _kept(program, Path(trial) / BEST)
-
-    return from_first(tried)
-
-
-def unwritten(error: SavingError) -> str:
-    """What to tell a user of a model that cannot be written."""
-    return (
-        f"the run directory gets no {BEST} and no {RESULT} folder, since the model cannot be written: {error}. "
-        f"Its weights are in {STAGES}: keep result.model yourself"
-    )
-
-
-def _kept(program: Program, folder: Path) -> str | None:
-    """Write a program, or tell why not: what was trained is worth more than its file."""
-    try:
-        save_program(program, folder)
-    except SavingError as error:
-        return unwritten(error)
-    return None

@@ -27,6 +27,7 @@ from typing_extensions import override
 
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs, tensors_in
+from fxsurgery.ops.operator import Kind
 from fxsurgery.program import Program
 from fxsurgery.seeding import mix
 from fxsurgery.surroundings import plain_surroundings
@@ -50,7 +51,6 @@ FLOOR = 1 / 20
 EPSILON = 1e-5
 """Added to every variance."""
 EASY_MACS = 5e7
-_SAME_SHAPE = ("view", "reshape", "to", "long", "int", "flatten", "squeeze", "unsqueeze", "contiguous", "clone")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +179,7 @@ def _rows(program: Program, node: fx.Node) -> Iterator[int]:
     for user in node.users:
         if user.op == "call_module" and isinstance(module := program.module(user), nn.Embedding):
             yield module.num_embeddings
-        elif user.op != "call_module" and str(getattr(user.target, "__name__", user.target)) in _SAME_SHAPE:
+        elif (operator := program.operator(user)) is not None and operator.kind is Kind.MOVEMENT:
             yield from _rows(program, user)
 
 

@@ -26,7 +26,8 @@ from fxsurgery.passes import InsertGates
 from fxsurgery.program import Program
 from fxsurgery.searchers.common.latency import LatencyLimit, hold
 from fxsurgery.searchers.common.settings import Epochs, Narrowing
-from fxsurgery.searchers.common.widths import Scores, Space, alignment_note, evenly, project, pruned, space
+from fxsurgery.searchers.common.width_selection import evenly, project
+from fxsurgery.searchers.common.widths import Scores, Space, alignment_note, pruned, space
 from fxsurgery.searchers.dnal.budget_controller import Limit, Steering
 from fxsurgery.searchers.dnal.gate_penalty import GatePenalty
 from fxsurgery.searchers.session import Outcome, Session, Stage
