@@ -14,6 +14,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +45,20 @@ def conv() -> nn.Module:
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {"mlp": (mlp, (32,)), "conv": (conv, (1, 8, 8))}
 
 
-def plain(model: nn.Module, x: Tensor, y: Tensor, make: OptimizerFactory, steps: int, batch: int) -> None:
+@dataclass(frozen=True)
+class Training:
+    """What both loops are given."""
+
+    x: Tensor
+    y: Tensor
+    make: OptimizerFactory
+    steps: int
+    batch: int
+
+
+def plain(model: nn.Module, given: Training) -> None:
     """A training loop as one writes it by hand."""
+    x, y, make, steps, batch = given.x, given.y, given.make, given.steps, given.batch
     optimizer, factor, step = make(model.parameters()), cosine(), 0
     rates = [group["lr"] for group in optimizer.param_groups]
     model.train()
@@ -62,9 +75,10 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, make: OptimizerFactory, steps:
             step += 1
 
 
-def ours(model: nn.Module, x: Tensor, y: Tensor, make: OptimizerFactory, steps: int, batch: int) -> None:
+def ours(model: nn.Module, given: Training) -> None:
     """The same by `fit`, with one look at the validation data at the end."""
-    recipe = Recipe(steps=steps, optimizer=make, schedule=cosine(), gradient_clip=CLIP, validations=(steps,))
+    x, y, steps, batch = given.x, given.y, given.steps, given.batch
+    recipe = Recipe(steps=steps, optimizer=given.make, schedule=cosine(), gradient_clip=CLIP, validations=(steps,))
     fit(model, Task.of((x, y), (x[:batch], y[:batch]), batch_size=batch), recipe, device="cpu")
 
 
@@ -83,22 +97,22 @@ def main() -> None:
         x, y = torch.randn(SAMPLES, *shape), torch.randint(10, (SAMPLES,))
         for batch in (32, 128):
             for optimizer in OPTIMIZERS:
-                by_hand, fitted = measured(name, x, y, optimizer, batch, options.steps, options.rounds)
+                by_hand, fitted = measured(
+                    NETWORKS[name][0], Training(x, y, OPTIMIZERS[optimizer], options.steps, batch), options.rounds
+                )
                 row = [name, batch, optimizer, f"{by_hand:.0f}", f"{fitted:.0f}", f"{fitted / by_hand:.2f}"]
                 print(f"| {' | '.join(map(str, row))} |", flush=True)
 
 
-def measured(
-    name: str, x: Tensor, y: Tensor, optimizer: str, batch: int, steps: int, rounds: int
-) -> tuple[float, float]:
+def measured(network: Callable[[], nn.Module], given: Training, rounds: int) -> tuple[float, float]:
     """CPU time of a step in microseconds, of the plain loop and of ours."""
     best = [float("inf")] * 2
     for _ in range(rounds):
         for number, loop in enumerate((plain, ours)):
-            model = NETWORKS[name][0]()
+            model = network()
             began = time.process_time()
-            loop(model, x, y, OPTIMIZERS[optimizer], steps, batch)
-            best[number] = min(best[number], (time.process_time() - began) / steps * 1e6)
+            loop(model, given)
+            best[number] = min(best[number], (time.process_time() - began) / given.steps * 1e6)
     return best[0], best[1]
 
 
