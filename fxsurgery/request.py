@@ -15,7 +15,8 @@ from fxsurgery.deploy import Timer, resolve_target
 from fxsurgery.errors import BudgetError, CaptureError, DataError, DeviceError, RunError, SurgeryError, TrainingError
 from fxsurgery.execution import Executor, JobRunner
 from fxsurgery.inputs import Inputs
-from fxsurgery.option_types import Count, OptionalFilePath, Range, Seed, check_fields, shown
+from fxsurgery.option_text import shown
+from fxsurgery.option_types import Count, OptionalFilePath, Range, Seed, check_fields
 from fxsurgery.program import Program
 from fxsurgery.runs.identity import fingerprint, told
 from fxsurgery.runs.layout import ENVIRONMENT

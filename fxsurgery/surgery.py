@@ -24,7 +24,8 @@ from fxsurgery.errors import (
 )
 from fxsurgery.inputs import Inputs
 from fxsurgery.lineage import Origin, compose
-from fxsurgery.option_types import check_options, checked, type_name
+from fxsurgery.option_text import type_name
+from fxsurgery.option_types import check_options, checked
 from fxsurgery.program import Program
 from fxsurgery.seeding import seeded
 from fxsurgery.surroundings import plain_surroundings
