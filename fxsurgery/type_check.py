@@ -63,7 +63,7 @@ def _declared_class(hint: Any, kind: Any) -> Any:  # noqa: ANN401 -- any annotat
         return Annotated[hint, _NARROW]
     if kind in {Collection, Iterable}:
         return Annotated[hint, BeforeValidator(_no_text)]
-    return Annotated[hint, InstanceOf[Any]()] if kind is None and is_dataclass(hint) else hint
+    return Annotated[hint, InstanceOf()] if kind is None and is_dataclass(hint) else hint  # type: ignore[type-arg]
 
 
 def _is_structural(hint: Any) -> bool:  # noqa: ANN401 -- any annotation
