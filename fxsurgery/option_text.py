@@ -4,6 +4,7 @@ import reprlib
 import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from typing_extensions import override
@@ -18,11 +19,22 @@ class Constraint(ABC):
     """What must hold of a value beside its type, as metadata of `Annotated`; its text completes "it must be ..."."""
 
     said: str = ""
-    """What follows the value in a message, in place of "it must be" and the text."""
+    """What follows the value in a message, in place of "it must be" and the text; `{value}` stands for the value."""
 
     @override
     @abstractmethod
     def __str__(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Wording(Constraint):
+    """Other words for a value that does not fit; no demand of its own."""
+
+    said: str
+
+    @override
+    def __str__(self) -> str:
+        return ""
 
 
 def shown(value: object) -> str:
@@ -68,7 +80,7 @@ def demand(hint: Any, value: object, *, is_bound: bool) -> str:  # noqa: ANN401 
     if is_bound:
         known = constraints(hint)
         if said := next((one.said for one in known if one.said), ""):
-            return said
+            return said.replace("{value}", shown(value))
         wanted = " and ".join(map(str, known)) or wanted
     wide = f" of at most {WIDEST} bits" if isinstance(value, int) and value.bit_length() > WIDEST else ""
     return f": it must be {wanted}{wide}"
@@ -97,7 +109,7 @@ def expected(hint: Any) -> str:  # noqa: ANN401 -- any annotation
     if kind is Annotated:
         return _bounded(hint)
     if kind in {Union, types.UnionType}:
-        return _either([expected(one) for one in inner])
+        return _either([expected(one) for one in inner if not (one is int and float in inner)])
     if kind is Literal:
         return " or ".join(map(str, inner))
     if hint is None or hint is type(None):
@@ -108,7 +120,8 @@ def expected(hint: Any) -> str:  # noqa: ANN401 -- any annotation
 
 
 def _bounded(hint: Any) -> str:  # noqa: ANN401 -- any annotation
-    base, bounds = get_args(hint)[0], " and ".join(map(str, constraints(hint)))
+    base, *metadata = get_args(hint)
+    bounds = " and ".join(text for one in metadata if isinstance(one, Constraint) and (text := str(one)))
     if not bounds:
         return expected(base)
     optional = get_origin(base) in {Union, types.UnionType} and type(None) in get_args(base)

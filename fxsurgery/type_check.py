@@ -15,8 +15,8 @@ from pydantic import BeforeValidator, ConfigDict, InstanceOf, TypeAdapter, Valid
 
 from fxsurgery.option_text import WIDEST
 
-BOUNDS = frozenset("greater_than greater_than_equal less_than less_than_equal predicate_failed not_multiple_of".split())
-"""What pydantic calls it if a value is of the right type, and breaks a constraint."""
+BOUNDS = frozenset("greater_than greater_than_equal less_than less_than_equal predicate_failed literal_error".split())
+"""What pydantic calls it if a value is of the right type, and not one of those that fit."""
 _STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
 

@@ -35,11 +35,11 @@ from fxsurgery.searchers.ectonas.fitness import Fitness
 from fxsurgery.searchers.ectonas.latency_budget import verified_choice, verified_end
 from fxsurgery.searchers.ectonas.outcome import evolution_of, fine_tuned, member_of, out_of_reach, relate, told_of
 from fxsurgery.searchers.ectonas.population import Population
-from fxsurgery.searchers.ectonas.settings import Ectonas
+from fxsurgery.searchers.ectonas.settings import Ectonas, Evolving
 from fxsurgery.searchers.ectonas.training import SearchState
 from fxsurgery.searchers.session import Outcome, Session, Stage
 
-__all__ = ["DEFAULT_SPEND", "Ectonas", "foretold", "search", "stages"]
+__all__ = ["DEFAULT_SPEND", "Ectonas", "Evolving", "foretold", "search", "stages"]
 
 DEFAULT_SPEND = Spend(epochs=1000)
 """The paper's."""
