@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from torch import Tensor, fx, nn
@@ -10,18 +10,11 @@ from torch.fx.node import Argument
 
 from fxsurgery.inputs import Inputs
 from fxsurgery.lineage import Origin
+from fxsurgery.match import Refusal
 from fxsurgery.program import Program
 
 Reference = Callable[[Program, Inputs], list[Tensor]]
 """Given a pass's result and inputs: what the result's outputs on them must be."""
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A site that looked like a match and was left alone."""
-
-    node: str
-    reason: str
 
 
 class Editor:
@@ -169,9 +162,13 @@ class Editor:
         self._dropped = True
         self.changes += 1
 
-    def refuse(self, node: fx.Node | str, reason: str) -> None:
-        """Say why a site that looked like a match is left alone."""
-        self.refusals.append(Refusal(str(node), reason))
+    def refuse(self, node: fx.Node | str, reason: str | Refusal) -> None:
+        """Say why a site that looked like a match is left alone; the reason may be that of a refusal elsewhere."""
+        self.refusals.append(Refusal(str(node), str(reason)))
+
+    def decline(self, refusal: Refusal) -> None:
+        """Leave a site alone for the reason that a look at it gave."""
+        self.refusals.append(refusal)
 
     def prove_equal_to(self, reference: Reference) -> None:
         """Promise that the result's outputs equal what `reference` gives, up to rounding; it is checked."""

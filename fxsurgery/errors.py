@@ -48,6 +48,10 @@ class SpecError(SurgeryError):
     """A pass spec cannot be read, or names what the program does not have."""
 
 
+class OperatorError(SurgeryError):
+    """An operator is declared under a name or a spelling that is taken, or that PyTorch does not have."""
+
+
 class BudgetError(SurgeryError):
     """A budget is malformed, or cannot be reached; the message says what can."""
 

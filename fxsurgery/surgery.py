@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fxsurgery.edit import Editor, Reference, Refusal
+from fxsurgery.edit import Editor, Reference
 from fxsurgery.errors import (
     DifferError,
     NotRunningError,
@@ -24,6 +24,7 @@ from fxsurgery.errors import (
 )
 from fxsurgery.inputs import Inputs
 from fxsurgery.lineage import Origin, compose
+from fxsurgery.match import Refusal
 from fxsurgery.option_text import type_name
 from fxsurgery.option_types import check_options, checked
 from fxsurgery.program import Program

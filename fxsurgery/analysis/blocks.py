@@ -16,10 +16,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from fxsurgery.analysis.cached import fact
-from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.pointwise import pointwise
 from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.structure import structure
+from fxsurgery.ops.labels import Labels
 from fxsurgery.program import Program
 
 SUMS = {"add", "add_", "iadd", "__add__", "__iadd__", "__radd__"}

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from fxsurgery.analysis.cached import fact
 from fxsurgery.analysis.gating import GatePlan
 from fxsurgery.analysis.structure import Mask, structure
-from fxsurgery.analysis.union_find import Ids
 from fxsurgery.budget import Budget, Cost
+from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
 
 

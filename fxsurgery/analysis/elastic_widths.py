@@ -19,9 +19,9 @@ from fxsurgery.analysis.activations import read_values
 from fxsurgery.analysis.blocks import sum_operands
 from fxsurgery.analysis.cached import fact
 from fxsurgery.analysis.gating import gate_plan
-from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.structure import ChannelGroup, Structure, structure
-from fxsurgery.analysis.union_find import Ids
+from fxsurgery.ops.labels import Labels
+from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
 
 Scores = NDArray[np.float64]

@@ -10,10 +10,10 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.modules.conv import _ConvNd
 
 from fxsurgery.analysis.cached import fact
-from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.structure import structure
-from fxsurgery.analysis.union_find import Ids
 from fxsurgery.nn.gates import GateVector
+from fxsurgery.ops.labels import Labels
+from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
 
 MIXING_MODULES = (_ConvNd, nn.Linear, nn.RNNBase)

@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from fxsurgery.analysis.activations import read_values
 from fxsurgery.analysis.cached import fact
 from fxsurgery.errors import first_line
+from fxsurgery.match import Refusal
 from fxsurgery.program import Program
 
 BATCH_NORMS: dict[int, type[_BatchNorm]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -25,13 +26,13 @@ CONVOLUTIONS: dict[int, Callable[..., _ConvNd]] = {3: nn.Conv1d, 4: nn.Conv2d, 5
 
 
 @fact
-def without_statistics(program: Program) -> str | None:
+def without_statistics(program: Program) -> Refusal | None:
     """Why nothing can be measured in train mode; `None` if it can: norms in it want several values a channel."""
     try:
         read_values(program, (), training=True)
     except Exception as error:  # noqa: BLE001 -- the user's modules and assertions raise whatever they like
         told = first_line(error)
-        return f"the program gives no statistics in train mode: {told}"
+        return Refusal("output", f"the program gives no statistics in train mode: {told}")
     return None
 
 

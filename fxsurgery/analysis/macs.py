@@ -19,8 +19,8 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils.flop_counter import flop_registry
 
-from fxsurgery.analysis.rules import RULES
-from fxsurgery.analysis.rules.call import base_name
+from fxsurgery.ops.rules import RULES
+from fxsurgery.ops.rules.call import base_name
 
 Args = Sequence[Any]
 

@@ -15,6 +15,7 @@ from fxsurgery.analysis.pointwise import only_reader, pointwise
 from fxsurgery.analysis.real_run import run_for_real
 from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.spatial_maps import Axis, Map, nearest
+from fxsurgery.match import Refusal
 from fxsurgery.program import Program
 
 AVERAGE: dict[int, Callable[..., nn.Module]] = {3: nn.AvgPool1d, 4: nn.AvgPool2d, 5: nn.AvgPool3d}
@@ -248,15 +249,16 @@ def halved(old: Sequence[int], new: Sequence[int]) -> Map:
     return Map(tuple(old[1:]), tuple(new[1:]), tuple(factors), tuple(axes))
 
 
-def too_small(shape: Sequence[int]) -> str | None:
-    """Why a map of this shape, the batch first, cannot be pooled; `None` if it can."""
-    if min(shape[2:]) >= 2:
+def too_small(program: Program, node: fx.Node) -> Refusal | None:
+    """Why the feature map that `node` gives cannot be pooled; `None` if it can."""
+    positions = feature_maps(program)[node.name][2:]
+    if min(positions) >= 2:
         return None
-    return f"nothing is left to pool: the map has {' x '.join(map(str, shape[2:]))} positions"
+    return Refusal(node.name, f"nothing is left to pool: the map has {' x '.join(map(str, positions))} positions")
 
 
-def readable(program: Program, node: fx.Node) -> str | None:
+def readable(program: Program, node: fx.Node) -> Refusal | None:
     """Why nothing can be put between a map and its readers; `None` if something can."""
     if node.name not in feature_maps(program):
-        return "it gives no feature map: (batch, channels, *positions)"
-    return None if node.users else "nothing reads it"
+        return Refusal(node.name, "it gives no feature map: (batch, channels, *positions)")
+    return None if node.users else Refusal(node.name, "nothing reads it")

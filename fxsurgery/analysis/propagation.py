@@ -18,18 +18,18 @@ from typing_extensions import override
 
 from fxsurgery.analysis.fast_aten import run_on_meta
 from fxsurgery.analysis.fast_shapes import Plain, computes_no_tensor, plain_function, plain_module
-from fxsurgery.analysis.labels import Labels, along, varying
 from fxsurgery.analysis.macs import has_unknown_macs, macs_of
-from fxsurgery.analysis.propagation_state import Attention, Provenance, Work
 from fxsurgery.analysis.real_run import RealRun, is_kept_whole, on_meta, run_for_real
 from fxsurgery.analysis.refit import is_resizable
-from fxsurgery.analysis.rules import Call, rule_for
-from fxsurgery.analysis.rules.call import base_name
-from fxsurgery.analysis.rules.movement import CREATIONS, DRAWS, LIKE, MOVES, SAME
-from fxsurgery.analysis.rules.recurrent import end_shapes, recurrent
 from fxsurgery.analysis.shapes import hides_its_shape, is_sized, target_name
 from fxsurgery.analysis.size_expressions import Numbers, computed_slices
-from fxsurgery.analysis.union_find import Atoms, Ids
+from fxsurgery.ops.labels import Labels, along, varying
+from fxsurgery.ops.propagation_state import Attention, Provenance, Work
+from fxsurgery.ops.rules import Call, rule_for
+from fxsurgery.ops.rules.call import base_name
+from fxsurgery.ops.rules.movement import CREATIONS, DRAWS, LIKE, MOVES, SAME
+from fxsurgery.ops.rules.recurrent import end_shapes, recurrent
+from fxsurgery.ops.union_find import Atoms, Ids
 from fxsurgery.program import Program
 
 FREE = {*SAME, *LIKE, *DRAWS, *MOVES, *CREATIONS, "cat", "stack", "roll", "flip", "repeat", "pixel_shuffle", "index"}

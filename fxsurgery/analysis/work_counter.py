@@ -12,7 +12,7 @@ from torch.utils.flop_counter import flop_registry
 from typing_extensions import override
 
 from fxsurgery.analysis.macs import has_unknown_macs, macs_of
-from fxsurgery.analysis.rules.call import base_name
+from fxsurgery.ops.rules.call import base_name
 
 OUTSIDE = frozenset("numpy __array__ __dlpack__ data_ptr".split())
 """Methods that hand the numbers of a tensor to code that PyTorch does not see."""

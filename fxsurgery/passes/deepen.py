@@ -33,6 +33,7 @@ from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.structure import structure
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
+from fxsurgery.match import Refusal
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite, Trains
 
@@ -100,8 +101,8 @@ class Deepen(Rewrite):
             if site.is_last and site.dims > 2:
                 edit.refuse(node, f"a batch norm takes the channels at dim 1; here they are at dim {site.dims - 1}")
                 return Effect.EXACT
-            if reason := _unmeasurable(program, site):
-                edit.refuse(node, reason)
+            if refusal := _unmeasurable(program, site):
+                edit.refuse(node, refusal)
                 return Effect.EXACT
             norm = undoing(read_values(program, {node.name}, training=True)[node.name], site.norm)
             if norm is None:
@@ -213,13 +214,13 @@ def _normed(move: Deepen, site: _Site) -> bool:
     return site.norm is not None and not (site.is_last and site.dims > 2)
 
 
-def _unmeasurable(program: Program, site: _Site) -> str | None:
+def _unmeasurable(program: Program, site: _Site) -> Refusal | None:
     """Why the program gives no statistics in train mode: some norm has a single value a channel."""
     shapes = {node.name: shape_of(program, node) for node, _ in program.calls(_BatchNorm)}
     for name, shape in {**shapes, site.node.name: site.shape}.items():
         channels = site.channels if name == site.node.name else (shape or (1, 1))[1]
         if shape is not None and torch.Size(shape).numel() <= channels:
-            return f"no statistics for a batch norm: the example inputs give %{name} one value a channel"
+            return Refusal(name, f"no statistics for a batch norm: the example inputs give %{name} one value a channel")
     return without_statistics(program)
 
 

@@ -29,10 +29,12 @@ from fxsurgery.analysis.blocks import cancels, writes_into
 from fxsurgery.analysis.pooling import LOCAL, Pool, feature_maps, read_pool
 from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.spatial_maps import Axis, Map
-from fxsurgery.edit import Editor, Refusal
+from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
+from fxsurgery.match import Match, Refusal
 from fxsurgery.program import Program
-from fxsurgery.rewriting.downstream import Change, Consequences, follow
+from fxsurgery.rewriting.changes import Change, Consequences
+from fxsurgery.rewriting.downstream import follow
 from fxsurgery.surgery import Effect, Rewrite, itself
 
 
@@ -62,7 +64,7 @@ class RemovePool(Rewrite):
             return Effect.LOSSY
         found = _followed(program, node, pool)
         if isinstance(found, Refusal):
-            edit.refuse(found.node, found.reason)
+            edit.decline(found)
             return Effect.LOSSY
         edit.bypass(node)
         found.apply(edit)
@@ -84,7 +86,7 @@ def _is_global(program: Program, node: fx.Node) -> bool:
     return node.op == "call_function" and "_pool" in target_name(node)
 
 
-def _followed(program: Program, node: fx.Node, pool: Pool) -> Consequences | Refusal:
+def _followed(program: Program, node: fx.Node, pool: Pool) -> Match[Consequences]:
     """What must follow where the readers of a pool read its input."""
     source, shapes = node.args[0] if node.args else None, feature_maps(program)
     if pool.gives_indices or not isinstance(source, fx.Node):

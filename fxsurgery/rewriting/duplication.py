@@ -16,13 +16,14 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fxsurgery.analysis.cached import fact
 from fxsurgery.analysis.gating import MIXING_FUNCTIONS
-from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.refit import is_computed, is_weight_normed
 from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.structure import Counts, Structure, structure
-from fxsurgery.analysis.union_find import Ids
 from fxsurgery.edit import Editor
 from fxsurgery.errors import first_line
+from fxsurgery.match import Refusal
+from fxsurgery.ops.labels import Labels
+from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
 from fxsurgery.rewriting.resize import Shares, places, resize
 from fxsurgery.surgery import RUN_ERRORS
@@ -48,14 +49,14 @@ class Growth:
     together: tuple[tuple[str, Ids], ...]
     """Nodes whose norm runs over these units: all are copied equally often, or none is."""
 
-    def obstacle(self, counts: Counts) -> tuple[str, str] | None:
+    def obstacle(self, counts: Counts) -> Refusal | None:
         """The node that stands in the way of so many copies, and why; `None` if nothing does."""
         for unit in np.flatnonzero(counts > 1).tolist():
             if unit in self.blocked:
-                return self.blocked[unit] or "output", _COUNTED if self.blocked[unit] else _SUMMED
+                return Refusal(self.blocked[unit] or "output", _COUNTED if self.blocked[unit] else _SUMMED)
         for node, ids in self.together:
             if len(set(counts[ids].tolist())) > 1:
-                return node, "its norm runs over units that are not all copied equally often"
+                return Refusal(node, "its norm runs over units that are not all copied equally often")
         return None
 
 
@@ -91,7 +92,7 @@ def growth(program: Program) -> Growth:
     return Growth(contracted, blocked, tuple(together))
 
 
-def enlarge(edit: Editor, counts: Counts, generator: torch.Generator) -> str | None:
+def enlarge(edit: Editor, counts: Counts, generator: torch.Generator) -> Refusal | None:
     """Copy units until there are as many of each as `counts` says; outputs stay as they are.
 
     Args:
@@ -103,13 +104,13 @@ def enlarge(edit: Editor, counts: Counts, generator: torch.Generator) -> str | N
         Why it cannot be, with nothing edited: the copies would end up in another order than their consumers'
         weights, since the program lays units out in several ways at once. `None` when it is done.
     """
-    if reason := mixed_up(edit.program, counts):
-        return reason
+    if refusal := mixed_up(edit.program, counts):
+        return refusal
     resize(edit, structure(edit.program), counts, _shares(edit.program, counts, generator))
     return None
 
 
-def mixed_up(program: Program, counts: Counts) -> str | None:
+def mixed_up(program: Program, counts: Counts) -> Refusal | None:
     """Why so many copies of the units would end up in another order than their consumers' weights; `None` if not."""
     facts = structure(program)
     if _stand_in_rows(facts, counts):
@@ -118,9 +119,11 @@ def mixed_up(program: Program, counts: Counts) -> str | None:
         try:
             after = structure(trial.finish("trial"))
         except RUN_ERRORS as error:
-            return f"the wider model would not run: {first_line(error)}"
+            return Refusal("output", f"the wider model would not run: {first_line(error)}")
         if not _kept_apart(program, after, counts):
-            return "the copies of different channels would be mixed up: they meet in more than one order"
+            return Refusal(
+                "output", "the copies of different channels would be mixed up: they meet in more than one order"
+            )
     return None
 
 

@@ -15,11 +15,11 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
-from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.refit import refit
 from fxsurgery.analysis.structure import Mask, Structure
-from fxsurgery.analysis.union_find import Ids
 from fxsurgery.inputs import Inputs
+from fxsurgery.ops.labels import Labels
+from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
 from fxsurgery.rewriting.size_args import After
 

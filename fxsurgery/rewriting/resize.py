@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.refit import Sizes, is_weight_normed, refit
 from fxsurgery.analysis.structure import Counts, Structure, stays
-from fxsurgery.analysis.union_find import Ids
 from fxsurgery.edit import Editor
 from fxsurgery.errors import StructureError
 from fxsurgery.lineage import Origin
+from fxsurgery.ops.labels import Labels
+from fxsurgery.ops.union_find import Ids
 from fxsurgery.rewriting.size_args import rewrite_arguments
 
 Shares = Mapping[str, tuple[int, Tensor]]

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.shapes import is_rewritten, target_name
 from fxsurgery.analysis.size_expressions import counts, extents
 from fxsurgery.analysis.structure import Counts, Structure
 from fxsurgery.edit import Editor
+from fxsurgery.ops.labels import Labels
 
 
 def rewrite_arguments(edit: Editor, facts: Structure, keep: Counts) -> None:

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from analysis.awkward import AWKWARD, HEAD_DIM_COUNTS
-from fxsurgery.analysis.propagation_state import Attention
 from fxsurgery.analysis.structure import head_dim_structure, structure
 from fxsurgery.capture import capture
+from fxsurgery.ops.propagation_state import Attention
 from fxsurgery.passes.prune_channels import PruneChannels
 from fxsurgery.program import Program
 from zoo import lively

@@ -8,9 +8,9 @@ from torch.nn import functional
 from analysis.awkward import AWKWARD
 from fxsurgery.analysis import propagation
 from fxsurgery.analysis.cost import cost
-from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
+from fxsurgery.ops.labels import Labels
 from fxsurgery.program import Program
 from programs import program
 from zoo import ZOO, lively

@@ -205,9 +205,9 @@ def test_merged_runs_are_refused_where_no_order_of_the_copies_is_right():
     inner = {int(u) for u in group.units[[3]]}  # the last one stands twice in a row in the middle
     counts = Widen(((group.name, 4),)).counts(start)
     edit = Editor(start)
-    reason = enlarge(edit, counts, torch.Generator())
-    assert reason is not None
-    assert "more than one order" in reason
+    refusal = enlarge(edit, counts, torch.Generator())
+    assert refusal is not None
+    assert "more than one order" in refusal.reason
     assert not edit.changes
     assert inner <= set(growth(start).blocked) | set(group.units.tolist())
     assert not Widen(((group.name, 4),))(start).changes

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from fxsurgery.analysis.labels import Labels, along, varying
-from fxsurgery.analysis.propagation_state import Provenance
-from fxsurgery.analysis.rules.call import Call, Rule, dims_of
-from fxsurgery.analysis.union_find import Ids
+from fxsurgery.ops.labels import Labels, along, varying
+from fxsurgery.ops.propagation_state import Provenance
+from fxsurgery.ops.rules.call import Call, Rule, dims_of
+from fxsurgery.ops.union_find import Ids
 
 
 def embedding(state: Provenance, call: Call) -> Sequence[Labels]:

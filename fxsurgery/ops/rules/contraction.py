@@ -7,11 +7,11 @@ channels are one unit. Where there is but one head, its channels are units of th
 
 from collections.abc import Sequence
 
-from fxsurgery.analysis.labels import Labels, along, padded, varying
-from fxsurgery.analysis.propagation_state import Contraction, Provenance
-from fxsurgery.analysis.rules.call import Call, Rule
-from fxsurgery.analysis.rules.pointwise import join
-from fxsurgery.analysis.union_find import Ids
+from fxsurgery.ops.labels import Labels, along, padded, varying
+from fxsurgery.ops.propagation_state import Contraction, Provenance
+from fxsurgery.ops.rules.call import Call, Rule
+from fxsurgery.ops.rules.pointwise import join
+from fxsurgery.ops.union_find import Ids
 
 
 def product(state: Provenance, call: Call) -> Sequence[Labels]:

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 from torch import nn
 
-from fxsurgery.analysis.labels import Labels, varying
-from fxsurgery.analysis.propagation_state import Contraction, Provenance, Work
-from fxsurgery.analysis.union_find import Ids
+from fxsurgery.ops.labels import Labels, varying
+from fxsurgery.ops.propagation_state import Contraction, Provenance, Work
+from fxsurgery.ops.union_find import Ids
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 

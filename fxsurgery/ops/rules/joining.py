@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fxsurgery.analysis.labels import Labels, varying
-from fxsurgery.analysis.propagation_state import Provenance
-from fxsurgery.analysis.rules.call import Call, Rule
-from fxsurgery.analysis.union_find import Ids
+from fxsurgery.ops.labels import Labels, varying
+from fxsurgery.ops.propagation_state import Provenance
+from fxsurgery.ops.rules.call import Call, Rule
+from fxsurgery.ops.union_find import Ids
 
 
 def concatenation(state: Provenance, call: Call) -> Sequence[Labels]:

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch._ops import OpOverload
 
-from fxsurgery.analysis.labels import Labels
-from fxsurgery.analysis.propagation_state import Provenance
+from fxsurgery.ops.labels import Labels
+from fxsurgery.ops.propagation_state import Provenance
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxsurgery.analysis.labels import Labels, padded, varying
-from fxsurgery.analysis.propagation_state import Provenance
-from fxsurgery.analysis.rules.call import Call, Rule, dims_of
-from fxsurgery.analysis.union_find import Ids
+from fxsurgery.ops.labels import Labels, padded, varying
+from fxsurgery.ops.propagation_state import Provenance
+from fxsurgery.ops.rules.call import Call, Rule, dims_of
+from fxsurgery.ops.union_find import Ids
 
 SAME = (
     "clone contiguous _to_copy detach alias lift_fresh_copy dropout native_dropout feature_dropout "

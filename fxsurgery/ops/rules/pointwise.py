@@ -6,10 +6,10 @@ operand would not shrink.
 
 from collections.abc import Sequence
 
-from fxsurgery.analysis.labels import Labels, first_along, padded, varying
-from fxsurgery.analysis.propagation_state import Provenance
-from fxsurgery.analysis.rules.call import Call, Rule
-from fxsurgery.analysis.union_find import Ids
+from fxsurgery.ops.labels import Labels, first_along, padded, varying
+from fxsurgery.ops.propagation_state import Provenance
+from fxsurgery.ops.rules.call import Call, Rule
+from fxsurgery.ops.union_find import Ids
 
 
 def pointwise(state: Provenance, call: Call) -> Sequence[Labels]:

@@ -5,11 +5,11 @@ A reduced label ends here. Only a sum does not notice that a silenced entry is g
 
 from collections.abc import Sequence
 
-from fxsurgery.analysis.labels import Labels, first_along, varying
-from fxsurgery.analysis.propagation_state import Provenance
-from fxsurgery.analysis.rules.call import Call, Rule, dims_of
-from fxsurgery.analysis.rules.pointwise import pointwise
-from fxsurgery.analysis.union_find import Ids
+from fxsurgery.ops.labels import Labels, first_along, varying
+from fxsurgery.ops.propagation_state import Provenance
+from fxsurgery.ops.rules.call import Call, Rule, dims_of
+from fxsurgery.ops.rules.pointwise import pointwise
+from fxsurgery.ops.union_find import Ids
 
 REDUCTIONS = (
     "sum mean amax amin max min var std linalg_vector_norm norm logsumexp prod argmax argmin var_mean std_mean "

@@ -8,7 +8,7 @@ height, width) carries one plane of shape (1, channels, 1, 1).
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fxsurgery.analysis.union_find import Ids
+from fxsurgery.ops.union_find import Ids
 
 
 @dataclass(slots=True)

@@ -6,8 +6,8 @@ all of its inputs and is named in the report.
 
 import torch
 
-from fxsurgery.analysis.rules import contraction, joining, lookup, movement, parametric, pointwise, reduction
-from fxsurgery.analysis.rules.call import Call, Rule, base_name
+from fxsurgery.ops.rules import contraction, joining, lookup, movement, parametric, pointwise, reduction
+from fxsurgery.ops.rules.call import Call, Rule, base_name
 
 RULES: dict[str, Rule] = {
     **pointwise.RULES,

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fxsurgery.analysis.labels import Labels, along, varying
-from fxsurgery.analysis.propagation_state import Contraction, Provenance
-from fxsurgery.analysis.rules.call import Call, Rule
-from fxsurgery.analysis.rules.pointwise import join
-from fxsurgery.analysis.union_find import Ids
+from fxsurgery.ops.labels import Labels, along, varying
+from fxsurgery.ops.propagation_state import Contraction, Provenance
+from fxsurgery.ops.rules.call import Call, Rule
+from fxsurgery.ops.rules.pointwise import join
+from fxsurgery.ops.union_find import Ids
 
 
 def convolution(state: Provenance, call: Call) -> Sequence[Labels]:

@@ -1,6 +1,6 @@
 """The state of one analysis: the atoms, what each tensor is labelled with, and what was noticed on the way.
 
-The rules (`fxsurgery.analysis.rules`) talk to it and to nothing else.
+The rules (`fxsurgery.ops.rules`) talk to it and to nothing else.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from fxsurgery.analysis.labels import Labels, along, first_along, is_frozen, is_vector, varying
-from fxsurgery.analysis.union_find import FROZEN, Atoms, Ids
+from fxsurgery.ops.labels import Labels, along, first_along, is_frozen, is_vector, varying
+from fxsurgery.ops.union_find import FROZEN, Atoms, Ids
 
 Attention = Literal["heads", "head_dim"]
 """What attention can lose: whole heads, or the same channels of every head."""

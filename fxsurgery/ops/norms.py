@@ -1,0 +1,51 @@
+"""Normalization: by statistics over the batch, over groups of channels, or over the trailing dims."""
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from fxsurgery.ops.facets import Argument, SizeArguments, SizeRule, Weight
+from fxsurgery.ops.operator import Kind, Operator
+
+_TRAILING = SizeArguments(SizeRule.NORMALIZED, (Argument(1, "normalized_shape"),))
+_SCALE = Weight(Argument(2, "weight"), outputs=0, inputs=None, bias=Argument(3, "bias"))
+
+BATCH_NORM = Operator(
+    name="batch_norm",
+    kind=Kind.NORM,
+    modules=(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, _BatchNorm),
+    statistics="channel",
+    follows_mode=True,
+    weight=Weight(Argument(3, "weight"), outputs=0, inputs=None, bias=Argument(4, "bias")),
+)
+INSTANCE_NORM = Operator(
+    name="instance_norm",
+    kind=Kind.NORM,
+    modules=(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, _InstanceNorm),
+    statistics="instance",
+    follows_mode=True,
+    weight=Weight(Argument(3, "weight"), outputs=0, inputs=None, bias=Argument(4, "bias")),
+)
+GROUP_NORM = Operator(
+    name="group_norm",
+    kind=Kind.NORM,
+    modules=(nn.GroupNorm,),
+    statistics="group",
+    weight=_SCALE,
+    sizes=SizeArguments(SizeRule.GROUPS, (Argument(1, "num_groups"),)),
+)
+LAYER_NORM = Operator(
+    name="layer_norm", kind=Kind.NORM, modules=(nn.LayerNorm,), statistics="trailing", weight=_SCALE, sizes=_TRAILING
+)
+RMS_NORM = Operator(
+    name="rms_norm", kind=Kind.NORM, modules=(nn.RMSNorm,), statistics="trailing", weight=_SCALE, sizes=_TRAILING
+)
+
+DECLARED = (
+    BATCH_NORM,
+    INSTANCE_NORM,
+    GROUP_NORM,
+    LAYER_NORM,
+    RMS_NORM,
+    Operator(name="local_response_norm", kind=Kind.NORM, modules=(nn.LocalResponseNorm, nn.CrossMapLRN2d)),
+)

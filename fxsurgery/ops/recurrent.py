@@ -1,0 +1,27 @@
+"""Recurrent layers and their cells."""
+
+import torch
+from torch import nn
+
+from fxsurgery.ops.operator import Kind, Operator
+
+DECLARED = (
+    Operator(name="lstm", kind=Kind.RECURRENT, modules=(nn.LSTM,), draws="regularizes", follows_mode=True),
+    Operator(name="gru", kind=Kind.RECURRENT, modules=(nn.GRU,), draws="regularizes", follows_mode=True),
+    Operator(
+        name="rnn",
+        kind=Kind.RECURRENT,
+        modules=(nn.RNN,),
+        functions=(torch.rnn_tanh, torch.rnn_relu),
+        draws="regularizes",
+        follows_mode=True,
+    ),
+    Operator(name="lstm_cell", kind=Kind.RECURRENT, modules=(nn.LSTMCell,)),
+    Operator(name="gru_cell", kind=Kind.RECURRENT, modules=(nn.GRUCell,)),
+    Operator(
+        name="rnn_cell",
+        kind=Kind.RECURRENT,
+        modules=(nn.RNNCell,),
+        functions=(torch.rnn_tanh_cell, torch.rnn_relu_cell),
+    ),
+)
