@@ -20,19 +20,20 @@ class ArgumentNames:
         """Return what to write a value behind: `run_dir=`."""
         return f"{path[-1]}="
 
-    def assigned(self, name: str, value: object) -> str:
+    def assigned(self, name: str, value: object, form: str = "") -> str:
         """Return the argument with a value: `resume=True`."""
-        return f"{name}={value!r}"
+        return f"{name}={format(value, form) if form else repr(value)}"
 
-    def usage(self, line: str, *names: str) -> str:
+    def usage(self, line: str, *names: str, call: bool = False) -> str:
         """Return how to give some arguments.
 
         Args:
             line: the line of Python.
             names: of the arguments.
+            call: whether to say "call" before it.
         """
         del names
-        return line
+        return f"call {line}" if call else line
 
 
 _PYTHON = ArgumentNames()
@@ -69,21 +70,31 @@ def keyword(*path: str | int) -> str:
     return _ACTIVE.get().keyword(*path)
 
 
-def assigned(name: str, value: object) -> str:
+def assigned(name: str, value: object, form: str = "") -> str:
     """Return an argument with a value.
+
+    Args:
+        name: of the argument.
+        value: its value.
+        form: the format of the value, such as `,`; as Python writes it by default.
 
     Example:
         >>> assigned("method", "prune"), assigned("resume", value=True)
         ("method='prune'", 'resume=True')
     """
-    return _ACTIVE.get().assigned(name, value)
+    return _ACTIVE.get().assigned(name, value, form)
 
 
-def usage(line: str, *names: str) -> str:
+def usage(line: str, *names: str, call: bool = False) -> str:
     """Return how to give some arguments: a line of Python, unless another front end is at work.
+
+    Args:
+        line: the line of Python.
+        names: of the arguments.
+        call: whether it is the whole remedy, "call fxsurgery.optimize(...)", and not the rest of a clause.
 
     Example:
         >>> usage("load(folder, original=your_model)", "original")
         'load(folder, original=your_model)'
     """
-    return _ACTIVE.get().usage(line, *names)
+    return _ACTIVE.get().usage(line, *names, call=call)

@@ -3,7 +3,7 @@
 import reprlib
 import types
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -104,26 +104,40 @@ _KINDS: dict[Any, str] = {
 
 
 def expected(hint: Any) -> str:  # noqa: ANN401 -- any annotation
-    """Return what fits an annotation, in words: "a whole number, at least 1"."""
+    """Return what fits an annotation, in words.
+
+    Example:
+        >>> expected(Literal["a", "b"] | int | None)
+        'a, b, a whole number or None'
+    """
+    return _either(list(_choices(hint)))
+
+
+def _choices(hint: Any) -> Iterator[str]:  # noqa: ANN401 -- any annotation
     kind, inner = get_origin(hint), get_args(hint)
-    if kind is Annotated:
-        return _bounded(hint)
     if kind in {Union, types.UnionType}:
-        return _either([expected(one) for one in inner if not (one is int and float in inner)])
-    if kind is Literal:
-        return " or ".join(map(str, inner))
-    if hint is None or hint is type(None):
-        return "None"
-    if kind is tuple:
-        return f"a tuple, {written(hint)}"
-    return _expected_class(hint, kind, inner)
+        yield from (text for one in inner if not (one is int and float in inner) for text in _choices(one))
+    elif kind is Literal:
+        yield from map(str, inner)
+    elif kind is Annotated and _bounds(hint):
+        yield _bounded(hint)
+    elif kind is Annotated:
+        yield from _choices(inner[0])
+    elif hint is None or hint is type(None):
+        yield "None"
+    elif kind is tuple:
+        yield f"a tuple, {written(hint)}"
+    else:
+        yield _expected_class(hint, kind, inner)
+
+
+def _bounds(hint: Any) -> str:  # noqa: ANN401 -- any annotation
+    """Of the constraints that stand next to a type, not within it."""
+    return " and ".join(text for one in get_args(hint)[1:] if isinstance(one, Constraint) and (text := str(one)))
 
 
 def _bounded(hint: Any) -> str:  # noqa: ANN401 -- any annotation
-    base, *metadata = get_args(hint)
-    bounds = " and ".join(text for one in metadata if isinstance(one, Constraint) and (text := str(one)))
-    if not bounds:
-        return expected(base)
+    base, bounds = get_args(hint)[0], _bounds(hint)
     optional = get_origin(base) in {Union, types.UnionType} and type(None) in get_args(base)
     choices = [one for one in get_args(base) if one is not type(None)] if optional else [base]
     plain, none = _either(list(map(expected, choices))), " or None" if optional else ""

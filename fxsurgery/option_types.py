@@ -140,7 +140,7 @@ def check_fields(
         others: what particular fields raise instead, by name.
     """
     hints, owned = hints_of(type(owner)), type(owner).__name__ if name is None else name
-    for field in fields(owner):
+    for field in (field for field in fields(owner) if field.init):
         value = getattr(owner, field.name)
         kind = others.get(field.name, error)
         plain = _checked(field.name, value, hints[field.name], owner=owned, error=kind)

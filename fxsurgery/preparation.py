@@ -28,7 +28,7 @@ from fxsurgery.training.evaluate import require_ends
 from fxsurgery.training.finite import not_finite, wrong_values
 from fxsurgery.training.invocation import addressed
 
-_DATA_LINE = "call fxsurgery.optimize(model, {}train_data=(images, labels), val_data=(images, labels))"
+_DATA_LINE = "fxsurgery.optimize(model, {}train_data=(images, labels), val_data=(images, labels))"
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +170,7 @@ def _data_line(request: OptimizeRequest, method: Method, settings: Settings) -> 
     """How to call with data."""
     method_named = "" if request.method is None else f'method="{method.name}", '
     beside = method_named if request.config is None else f"config={type(settings).__name__}(...), "
-    return usage(_DATA_LINE.format(beside), "train_data", "val_data")
+    return usage(_DATA_LINE.format(beside), "train_data", "val_data", call=True)
 
 
 def _stated(request: OptimizeRequest, task: Task) -> Task:
@@ -183,10 +183,10 @@ def _stated(request: OptimizeRequest, task: Task) -> Task:
 def _require_data(request: OptimizeRequest) -> None:
     missing = [name for name in ("train_data", "val_data") if getattr(request, name) is None]
     if missing:
-        line = usage(_DATA_LINE.format(""), "train_data", "val_data")
+        line = usage(_DATA_LINE.format(""), "train_data", "val_data", call=True)
         raise DataError(
-            f"{named(missing[0])} is missing: {line}, each a tuple of tensors, a Dataset or a DataLoader; or neither, "
-            "to work without data"
+            f"{named(missing[0])} is missing: {line}, each a tuple of tensors, a Dataset or a DataLoader; or give "
+            "neither, to work without data"
         ).at(missing[0])
 
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from fxsurgery.batch_layout import Statement
 from fxsurgery.budget import Budget, Spend
 from fxsurgery.errors import BudgetError, CaptureError, DataError, DeviceError, RunError, SurgeryError
-from fxsurgery.execution import Executor
+from fxsurgery.execution import Executor, Workers
 from fxsurgery.field_docs import docs_of, one_line
 from fxsurgery.option_text import shown
-from fxsurgery.option_types import Count, OptionalFilePath, Range, Seed, check_fields, hints_of
+from fxsurgery.option_types import Count, OptionalFilePath, Seed, check_fields, hints_of
 from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.dnal import Dnal
 from fxsurgery.searchers.ectonas import Evolving
@@ -51,6 +51,8 @@ class Argument:
     """As the command line writes it, the long form first; the name with `-` unless given."""
     error: type[SurgeryError] = SurgeryError
     """What a wrong value raises."""
+    help: str | None = None
+    """What the flag does, if it is the opposite of the argument."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,10 @@ class PlainArguments:
     It is measured for one sample, through ONNX Runtime: the original once, every other network in turns with the
     original. Such a result depends on the measurements, not on the seed alone; it holds the budget by the upper bound
     of its 95 % interval, or is refused."""
-    trained: Annotated[bool, Argument("as given", "Training", "", ("--not-trained",))] = True
+    trained: Annotated[
+        bool,
+        Argument("as given", "Training", "", ("--not-trained",), help="The weights are not trained: train them first."),
+    ] = True
     """Whether the weights are trained; if not, they are trained first."""
     batch_size: Annotated[Count, Argument("as given", "Data", "N", error=DataError)] = 64
     """Samples of a batch, for data that are not a `DataLoader`."""
@@ -88,7 +93,7 @@ class PlainArguments:
     """Where `ectonas` trains its networks: one by one in-process, in several processes, or on a Ray cluster.
 
     The result is the same. `processes` forks a process for each network that trains at once."""
-    workers: Annotated[Annotated[int, Range(least=1, below=10**6)] | None, Argument("not", "Training", "N")] = None
+    workers: Annotated[Workers | None, Argument("not", "Training", "N")] = None
     """How many networks `processes` or `ray` train at once; as many as there are cores by default."""
     run_dir: Annotated[OptionalFilePath, Argument("not", "What to keep", "DIR", error=RunError)] = None
     """Keep the run here as it goes; a killed run can go on from it.

@@ -1,6 +1,5 @@
 """Everything that a config file and the flags of `fxsurgery optimize` can say, as one checked value."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeAlias
@@ -8,22 +7,77 @@ from typing import Annotated, Any, ClassVar, TypeAlias
 from pydantic import BeforeValidator, ConfigDict
 
 from fxsurgery.config.parsers import shapes
-from fxsurgery.option_types import Count, FilePath
-from fxsurgery.request import Argument, PlainArguments
+from fxsurgery.field_docs import docs_of, summary
+from fxsurgery.option_text import Wording
+from fxsurgery.option_types import Count
+from fxsurgery.request import Argument, Arguments, PlainArguments, arguments_of
 
-Shapes: TypeAlias = Annotated[tuple[tuple[Count, ...], ...], BeforeValidator(shapes)]
-_FILE: TypeAlias = Annotated[Path, FilePath]
+Shapes: TypeAlias = Annotated[
+    tuple[tuple[Count, ...], ...], BeforeValidator(shapes), Wording(": write 3,224,224, without the batch")
+]
+INPUTS, DATA, GOAL, KEEPING = "Model and inputs", "Data", "What to make", "What to keep"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(PlainArguments):
     """A run of `fxsurgery optimize`: the keys of its file, and its flags.
 
-    A text stands for each object that `optimize` takes; what the text of a field does not say, that of the argument of
-    the same name does.
+    Where `optimize` takes an object, a text names it.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    model: Annotated[str, Argument(panel="Model and inputs", metavar="MODEL")]
-    """module:factory, file.py:factory, or the directory of a saved result or a run."""
+    model: Annotated[str, Argument(panel=INPUTS, metavar="MODEL", flags=("MODEL",))]
+    """module:factory, file.py:factory, or the directory of a saved result or of a run."""
+    model_args: Annotated[dict[str, Any], Argument(panel=INPUTS, metavar="NAME=VALUE")] = field(default_factory=dict)
+    """What the factory is called with; or all as JSON: '{"width": 32}'."""
+    weights: Annotated[Path | None, Argument(panel=INPUTS, metavar="FILE")] = None
+    """State dict to load into the model: .safetensors or .pt."""
+    original: Annotated[str | None, Argument(panel=INPUTS, metavar="MODULE:NAME")] = None
+    """Your model, if MODEL is a saved one that kept parts of it whole."""
+    example_shape: Annotated[Shapes, Argument(panel=INPUTS, metavar="N,N,N")] = ()
+    """Shape of an input without its batch, e.g. 3,224,224; once for each input. Taken from the data, or guessed, by
+    default."""
+    example_inputs: Annotated[str | None, Argument(panel=INPUTS, metavar="DATA")] = None
+    """Inputs if a shape does not tell, e.g. token ids: module:name, or a file."""
+    leaf_modules: Annotated[
+        tuple[str, ...], Argument(panel=INPUTS, metavar="MODULE:CLASS", flags=("--leaf-module",))
+    ] = ()
+    """Class of modules to keep whole; once for each class."""
+
+    train_data: Annotated[str | None, Argument(panel=DATA, metavar="DATA")] = None
+    val_data: Annotated[str | None, Argument(panel=DATA, metavar="DATA")] = None
+    test_data: Annotated[str | None, Argument(panel=DATA, metavar="DATA")] = None
+    loss: Annotated[str | None, Argument(panel=DATA, metavar="MODULE:NAME")] = None
+    metric: Annotated[str | None, Argument(panel=DATA, metavar="MODULE:NAME")] = None
+
+    settings: Annotated[dict[str, Any], Argument(panel=GOAL, metavar="NAME=VALUE", flags=("--set", "-s"))] = field(
+        default_factory=dict
+    )
+    """A setting of the method, e.g. learning_rate=0.01; --print-config shows them all."""
+
+    run_dir: Annotated[Path | None, Argument(panel=KEEPING, metavar="DIR")] = None
+    out: Annotated[Path | None, Argument(panel=KEEPING, metavar="DIR", flags=("--out", "-o"))] = None
+    """Save the result here, for the other commands."""
+    standalone: Annotated[Path | None, Argument(panel=KEEPING, metavar="DIR")] = None
+    """Save code and weights here that need torch alone."""
+    onnx: Annotated[Path | None, Argument(panel=KEEPING, metavar="FILE")] = None
+    """Export to this ONNX file, checked against PyTorch."""
+    report: Annotated[Path | None, Argument(panel=KEEPING, metavar="FILE")] = None
+    """Write an HTML page about it."""
+
+
+def flag(name: str) -> str:
+    """Return the flag that stands for a key of the file.
+
+    Example:
+        >>> flag("batch_size"), flag("settings"), flag("model")
+        ('--batch-size', '--set', 'MODEL')
+    """
+    declared = arguments_of(RunConfig).get(name)
+    return declared.flags[0] if declared is not None and declared.flags else f"--{name.replace('_', '-')}"
+
+
+def text_of(name: str) -> str:
+    """Return what a key of the file is, in one paragraph; for an object, what the argument of `optimize` is."""
+    return summary(docs_of(RunConfig).get(name) or docs_of(Arguments)[name])

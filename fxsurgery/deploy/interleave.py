@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fxsurgery.argument_names import assigned
 from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.session import CPU
 from fxsurgery.deploy.stopwatch import Stopwatch
@@ -56,11 +57,11 @@ class Plan:
             )
         for name, most in MOST.items():
             if (value := getattr(self, name)) > most:
-                raise DeviceError(f"{name}={value!r} is too large to measure; pass at most {most:,}")
+                raise DeviceError(f"{assigned(name, value)} is too large to measure; pass at most {most:,}")
         if self.threads > (cores := available_cores()):
             raise DeviceError(
-                f"threads={self.threads:,} is more than the {cores} processor core(s) available to this process; "
-                f"pass threads={cores} or fewer"
+                f"{assigned('threads', self.threads, ',')} is more than the {cores} processor core(s) available to "
+                f"this process; pass {assigned('threads', cores)} or fewer"
             )
 
 

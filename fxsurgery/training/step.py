@@ -12,6 +12,7 @@ from accelerate.utils.operations import convert_to_fp32
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fxsurgery.argument_names import named
 from fxsurgery.errors import DeviceError, DivergedError, TrainingError, reason_of
 from fxsurgery.training.batch_stream import Portion
 from fxsurgery.training.distributed import Sharing, rows_of
@@ -117,7 +118,7 @@ class Stepper:
         told = f"{_where(info)}: the loss is {total} at learning rate {info.learning_rate:.3g}"
         for portion in self._taken:
             if wrong := wrong_values(portion.batch):
-                where = f"of train_data, batch {portion.number} of epoch {portion.epoch}"
+                where = f"of {named('train_data')}, batch {portion.number} of epoch {portion.epoch}"
                 return f"{told}, since {where}, {wrong}; clean the data"
         return (
             f"{told}; lower the learning rate, set gradient_clip=1.0 (of settings or Recipe), "

@@ -24,6 +24,7 @@ from collections import Counter
 from dataclasses import replace
 
 from fxsurgery.analysis.cost import cost
+from fxsurgery.argument_names import named
 from fxsurgery.budget import Budget, Spend
 from fxsurgery.errors import BudgetError, TrainingError
 from fxsurgery.program import Program
@@ -64,7 +65,7 @@ def search(program: Program, budget: Budget | None, config: Ectonas, session: Se
     if math.isnan(chosen.figures.score):
         raise TrainingError(
             f"the validation {session.task.metric_name} is not a number (NaN) for any network; see what the metric "
-            "gives on val_data"
+            f"gives on {named('val_data')}"
         )
     if school.fitness.excess(chosen.figures):
         raise BudgetError(out_of_reach(evolving, chosen))
