@@ -193,7 +193,7 @@ def target_sizes(target: object) -> list[int]:
     """How long the parts of a target are along dim 0, in order; a list of dicts has one for each sample."""
     if isinstance(target, list | tuple) and target and all(isinstance(part, Mapping) for part in target):
         return [len(target)]
-    return [len(x) for _, x in tensors_in(target) if x.dim()]
+    return [x.size(0) for _, x in tensors_in(target) if x.dim()]
 
 
 @dataclass(frozen=True)

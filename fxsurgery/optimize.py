@@ -2,7 +2,7 @@
 
 import datetime
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from fxsurgery.analysis.cost import unknown_macs_notes
@@ -16,8 +16,9 @@ from fxsurgery.request import OptimizeRequest, Signature, front_door
 from fxsurgery.result import BeforeAfter, Result
 from fxsurgery.runs.layout import REPORT
 from fxsurgery.runs.records import is_text
+from fxsurgery.searchers.common.best_model import unwritable, unwritten
 from fxsurgery.searchers.common.widths import Space
-from fxsurgery.searchers.session import Outcome, Session, Stage, Trainer, unwritable, unwritten
+from fxsurgery.searchers.session import Outcome, Session, Stage, Trainer
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training import Score, Task
 from fxsurgery.training.batches import count
@@ -182,7 +183,7 @@ def _result(ready: PreparedRun, session: Session, outcome: Outcome, notes: tuple
         ),
         history=tuple(session.trainer.progress.history),
         gates=outcome.gates,
-        evolution=outcome.evolution,
+        search=outcome.search,
         pareto=outcome.pareto,
         latency=latency,
         seed=ready.request.seed,
@@ -211,7 +212,7 @@ def _require_fast(ready: PreparedRun, outcome: Outcome) -> None:
     limit = None if ready.latency is None else ready.latency.limit
     if limit is None or ready.latency is None:
         return
-    if outcome.latency is None or outcome.latency.high_ms > limit.limit_ms:
+    if outcome.latency is None or outcome.latency.high > limit.limit_ms:
         raise BudgetError(ready.latency.missed(outcome.latency or ready.latency.verify(outcome.program)))
 
 
@@ -219,8 +220,9 @@ def _latency(ready: PreparedRun, outcome: Outcome) -> dict[str, float]:
     """What a budget of latency was held by."""
     if ready.latency is None or outcome.latency is None or ready.latency.limit_ms is None:
         return {}
-    whole, limit_ms = ready.latency.original_ms, ready.latency.limit_ms
-    return {"original_ms": whole, **asdict(outcome.latency), "limit_ms": limit_ms, "batch": ready.latency.batch}
+    whole, limit_ms, found = ready.latency.original_ms, ready.latency.limit_ms, outcome.latency
+    interval = {"ms": found.value, "low_ms": found.low, "high_ms": found.high}
+    return {"original_ms": whole, **interval, "limit_ms": limit_ms, "batch": ready.latency.batch}
 
 
 def _latency_note(found: Mapping[str, float]) -> tuple[str, ...]:

@@ -98,7 +98,9 @@ def reach(ready: PreparedRun, found: Space | None, *, measured: bool) -> Iterato
 
 def _latencies(latency: LatencyModel, ready: PreparedRun, found: Space | None) -> tuple[float, float | None]:
     """Of the model as it is and at its least, in milliseconds."""
-    return latency.measure(ready.program).ms, None if found is None else latency.measure(found.smallest_program()).ms
+    return latency.measure(ready.program).value, None if found is None else latency.measure(
+        found.smallest_program()
+    ).value
 
 
 def _glanced(timer: Timer, found: Space | None) -> tuple[float, float | None]:

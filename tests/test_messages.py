@@ -51,7 +51,7 @@ BUGS = {
 COMPLETED = {
     ("saving/", "RunError", "damaged: "): ("saving/folders.py", "damage"),
     ("saving/constructors.py", "SavingError", ""): ("saving/standalone/tree.py", "Tree._module"),
-    ("deploy/export.py", "ExportError", "the exporter failed"): ("deploy/export.py", "export_onnx"),
+    ("deploy/exporters.py", "ExportError", "the exporter failed"): ("deploy/chain.py", "Chain._first_that_works"),
 }
 """(module, error, start of its text) of parts of a message -> the function that adds where it is, and the remedy."""
 

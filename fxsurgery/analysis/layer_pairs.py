@@ -13,10 +13,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from fxsurgery.analysis.pointwise import only_reader, pointwise
-from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.shared_modules import called_again
-from fxsurgery.analysis.svd import CONVS, MIXING, calls_to, obstacle, wide
+from fxsurgery.analysis.svd import calls_to, obstacle, wide
 from fxsurgery.match import Match, Refusal
+from fxsurgery.ops import registry
+from fxsurgery.ops.facets import Argument
+from fxsurgery.ops.layers import CONVOLUTIONS, MIXING
+from fxsurgery.ops.movement import FLATTEN
 from fxsurgery.program import Program
 
 _ENTRIES = 2**23
@@ -97,7 +100,7 @@ def find_pair(program: Program, path: str) -> Match[LayerPair]:
 
 def _chain(program: Program, node: fx.Node) -> Iterator[fx.Node]:
     """`node`, then readers, one of the other alone, as far as the first that is neither pointwise nor a flatten."""
-    may_flatten = isinstance(program.module(node), CONVS)
+    may_flatten = isinstance(program.module(node), CONVOLUTIONS)
     yield node
     while (reader := only_reader(node)) is not None:
         yield reader
@@ -120,11 +123,11 @@ def _no_reader(program: Program, last: fx.Node) -> str:
 
 def _is_flatten(program: Program, node: fx.Node) -> bool:
     """Whether `node` joins channels and positions, and leaves the batch."""
-    if node.op == "call_module":
-        module = program.module(node)
-        return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
-    options = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
-    return target_name(node) == "flatten" and (options.get("start_dim", 0), options.get("end_dim", -1)) == (1, -1)
+    if program.operator(node) is not FLATTEN:
+        return False
+    module = program.module(node) if node.op == "call_module" else None
+    start, end = (registry.argument(node, module, a) for a in (Argument(1, "start_dim", 0), Argument(2, "end_dim", -1)))
+    return bool((start, end) == (1, -1))
 
 
 def _activation(program: Program, between: list[fx.Node]) -> tuple[Callable[[Tensor], Tensor], bool]:

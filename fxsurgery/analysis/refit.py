@@ -11,18 +11,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrizations, parametrize
 
 from fxsurgery.nn.elastic.switches import UnitMask
-
-RESIZABLE = (
-    _ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU, nn.Embedding, nn.EmbeddingBag,
-    nn.RNNBase, nn.RNNCellBase, UnitMask,
-)  # fmt: skip
-"""Modules with tensors that `refit` knows."""
-
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-"""Modules that scale and shift what they normalise."""
-
-WEIGHT_NORMED = (_ConvNd, nn.Linear)
-"""Modules whose weight may be weight-normalised."""
+from fxsurgery.ops import registry
+from fxsurgery.ops.operator import Kind
 
 _WeightNorm = parametrizations._WeightNorm  # noqa: SLF001
 
@@ -47,7 +37,19 @@ def is_resizable(module: nn.Module) -> bool:
     if is_computed(module):
         return is_weight_normed(module)
     is_bare = not (module._parameters or module._buffers or module._modules)  # noqa: SLF001
-    return is_bare or isinstance(module, RESIZABLE) or not list(module.state_dict())
+    return is_bare or _has_sized_tensors(module) or not list(module.state_dict())
+
+
+def _has_sized_tensors(module: nn.Module) -> bool:
+    """Whether `refit` knows the tensors of a module."""
+    operator = registry.of_module(module)
+    known = operator is not None and (operator.weight is not None or operator.kind is Kind.RECURRENT)
+    return known or isinstance(module, UnitMask)
+
+
+def _is_mixing_layer(module: nn.Module) -> bool:
+    operator = registry.of_module(module)
+    return operator is not None and operator.is_mixing_layer
 
 
 def is_parametrized(module: nn.Module) -> bool:
@@ -61,13 +63,13 @@ def is_computed(module: nn.Module) -> bool:
     A hook (`torch.nn.utils.spectral_norm`, `torch.nn.utils.prune`) leaves it as a plain attribute, which none of
     PyTorch's own layers has otherwise.
     """
-    is_hooked = isinstance(module, RESIZABLE) and any(isinstance(value, Tensor) for value in vars(module).values())
+    is_hooked = _has_sized_tensors(module) and any(isinstance(value, Tensor) for value in vars(module).values())
     return is_hooked or is_parametrized(module)
 
 
 def is_weight_normed(module: nn.Module) -> bool:
     """Whether `weight`, and nothing else, is parametrised, by weight norm over all dims but the first."""
-    if not is_parametrized(module) or not isinstance(module, WEIGHT_NORMED):
+    if not is_parametrized(module) or not _is_mixing_layer(module):
         return False
     found = getattr(module, "parametrizations")  # noqa: B009 -- not declared on nn.Module
     only = list(found) == ["weight"] and len(found["weight"]) == 1
@@ -138,7 +140,7 @@ def _row_norms(weight: Tensor) -> Tensor:
 
 def size_attributes(module: nn.Module) -> dict[str, object]:
     """Return the attributes of `module` that hold its sizes, by name; none where nothing resizes it."""
-    if is_parametrized(module) or not isinstance(module, RESIZABLE):
+    if is_parametrized(module) or not _has_sized_tensors(module):
         return {}
     return _attributes(module, Sizes())
 

@@ -15,10 +15,9 @@ from fxsurgery.analysis.refit import is_parametrized
 from fxsurgery.analysis.shared_modules import shared
 from fxsurgery.errors import SpecError
 from fxsurgery.match import Refusal
+from fxsurgery.ops.layers import CONVOLUTIONS, MIXING
 from fxsurgery.program import Program
 
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-MIXING = (nn.Linear, *CONVS)
 """Layers whose weight is (outputs, inputs, *kernel)."""
 
 _RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
@@ -84,7 +83,7 @@ def obstacle(program: Program, path: str) -> Refusal | None:
         return Refusal(path, "it has no weight, or one that is computed from other tensors")
     if type(module) not in MIXING:
         return Refusal(path, f"a {type(module).__name__} is none of {', '.join(kind.__name__ for kind in MIXING)}")
-    if isinstance(module, CONVS) and module.groups > 1:
+    if isinstance(module, CONVOLUTIONS) and getattr(module, "groups", 1) > 1:
         return Refusal(path, f"it has {module.groups} groups: each is a matrix of its own")
     weight = module.get_parameter("weight")
     if not weight.is_floating_point() or not bool(weight.isfinite().all()):

@@ -13,10 +13,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxsurgery.capture.outputs import plain_structure
+from fxsurgery.comparison import absolute_error, magnitude
 from fxsurgery.errors import CaptureError
 from fxsurgery.inputs import Inputs
 from fxsurgery.seeding import random_states_kept
-from fxsurgery.surgery import absolute_error, magnitude
 
 SEED = 20_011
 TOLERANCE = {

@@ -97,21 +97,22 @@ def as_plain(shown: object) -> object:
 
 
 def _evolved(result: Result) -> dict[str, Any]:
-    """What there is to tell of an evolution."""
-    evolution = result.evolution
-    if evolution is None:
+    """The search and its Pareto front, of a method that trains many networks."""
+    record = result.search
+    if record is None:
         return {}
-    told = {name: getattr(evolution, name) for name in ("spent", "allowed", "rejected", "duplicates", "lost_workers")}
+    told = {name: getattr(record, name) for name in ("spent", "allowed", "rejected", "duplicates", "lost_workers")}
     front = [
         {
             "metric": member.metric,
-            **{name: getattr(member.candidate, name) for name in ("params", "macs", "latency_ms")},
-            "chosen": evolution.is_winner(member.candidate),
-            "done": [candidate.operation for candidate in evolution.changes(member.candidate.number)],
+            "latency_ms": None,
+            **member.trial.costs,
+            "chosen": record.is_winner(member.trial),
+            "done": [trial.operation for trial in record.changes(member.trial.number)],
         }
         for member in result.pareto
     ]
-    return {"evolution": {"networks": evolution.trained, **told}, "pareto": front}
+    return {"search": {"networks": record.trained, **told}, "pareto": front}
 
 
 def _arguments(config: RunConfig, settings: Settings) -> tuple[Any, dict[str, Any]]:

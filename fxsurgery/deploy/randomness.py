@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fxsurgery.argument_names import assigned
+from fxsurgery.comparison import TOLERANCE, relative_error
 from fxsurgery.errors import ExportError
 from fxsurgery.seeding import reseed, seeded
-from fxsurgery.surgery import TOLERANCE, relative_error
 
 RUNS = 16
 """Of a model that draws: a layer that is dropped in one run of five shows in one of these with 97 % probability."""

@@ -3,14 +3,23 @@
 import torch
 
 from fxsurgery.ops.facets import Infix
+from fxsurgery.ops.fast import calls
 from fxsurgery.ops.operator import Kind, Operator
+from fxsurgery.ops.rules.pointwise import pointwise
+
+ATEN = torch.ops.aten
 
 SUM, PRODUCT, POWER, COMPARISON = 12, 13, 18, 7
 """Precedences of Python's operators."""
 
 
+_UNTAGGED = frozenset("copy where masked_fill".split())
+"""Names of ATen operations that do not carry the pointwise tag in every supported torch."""
+
+
 def _arithmetic(name: str, *aliases: str) -> Operator:
-    return Operator(name=name, kind=Kind.ARITHMETIC, aliases=aliases)
+    rule = pointwise if name in _UNTAGGED else None
+    return Operator(name=name, kind=Kind.ARITHMETIC, aliases=aliases, rule=rule)
 
 
 def _compared(name: str, sign: str, *aliases: str) -> Operator:
@@ -21,26 +30,45 @@ def _bitwise(dunder: str, sign: str, precedence: int, name: str) -> Operator:
     return Operator(name=name, kind=Kind.ARITHMETIC, dunder=dunder, infix=Infix(sign, precedence))
 
 
-ADD = Operator(name="add", kind=Kind.ARITHMETIC, dunder="add", infix=Infix("+", SUM))
+ADD = Operator(
+    name="add",
+    fast_call=calls.joined(ATEN.add.Tensor),
+    kind=Kind.ARITHMETIC,
+    keeps_dtype=True,
+    dunder="add",
+    infix=Infix("+", SUM),
+)
 SUB = Operator(
     name="sub",
     kind=Kind.ARITHMETIC,
     aliases=("subtract",),
     dunder="sub",
+    keeps_dtype=True,
     reflected=(torch.rsub,),
     cancels=True,
+    fast_call=calls.joined(ATEN.sub.Tensor),
     infix=Infix("-", SUM),
 )
-MUL = Operator(name="mul", kind=Kind.ARITHMETIC, aliases=("multiply",), dunder="mul", infix=Infix("*", PRODUCT))
+MUL = Operator(
+    name="mul",
+    kind=Kind.ARITHMETIC,
+    keeps_dtype=True,
+    aliases=("multiply",),
+    dunder="mul",
+    fast_call=calls.joined(ATEN.mul.Tensor),
+    infix=Infix("*", PRODUCT),
+)
 DIV = Operator(
     name="div",
     kind=Kind.ARITHMETIC,
     aliases=("divide", "true_divide"),
     dunder="truediv",
+    keeps_dtype=True,
     cancels=True,
+    fast_call=calls.joined(ATEN.div.Tensor),
     infix=Infix("/", PRODUCT),
 )
-POW = Operator(name="pow", kind=Kind.ARITHMETIC, dunder="pow", infix=Infix("**", POWER))
+POW = Operator(name="pow", kind=Kind.ARITHMETIC, keeps_dtype=True, dunder="pow", infix=Infix("**", POWER))
 
 DECLARED = (
     ADD,

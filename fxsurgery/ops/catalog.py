@@ -6,6 +6,7 @@ from fxsurgery.ops import (
     contractions,
     creation,
     host,
+    internals,
     joining,
     lookups,
     movement,
@@ -14,6 +15,7 @@ from fxsurgery.ops import (
     pooling,
     queries,
     random,
+    rearranging,
     recurrent,
     reductions,
 )
@@ -27,6 +29,7 @@ OPERATORS: tuple[Operator, ...] = (
     *norms.DECLARED,
     *pooling.DECLARED,
     *movement.DECLARED,
+    *rearranging.DECLARED,
     *joining.DECLARED,
     *reductions.DECLARED,
     *lookups.DECLARED,
@@ -35,4 +38,5 @@ OPERATORS: tuple[Operator, ...] = (
     *creation.DECLARED,
     *queries.DECLARED,
     *host.DECLARED,
+    *internals.DECLARED,
 )

@@ -3,14 +3,22 @@
 import torch
 from torch import nn
 
+from fxsurgery.ops import macs
 from fxsurgery.ops.facets import Argument, Infix, SizeArguments, SizeRule, Weight, Window
+from fxsurgery.ops.fast import calls, modules
 from fxsurgery.ops.operator import Kind, Operator
+from fxsurgery.ops.rules import contraction, parametric
+from fxsurgery.ops.rules.call import Rule
 
 LINEAR = Operator(
     name="linear",
     kind=Kind.CONTRACTION,
     modules=(nn.Linear,),
     weight=Weight(Argument(1, "weight"), outputs=0, inputs=1, bias=Argument(2, "bias")),
+    rule=contraction.linear,
+    macs=macs.linear,
+    fast_module=modules.linear,
+    fast_call=calls.linear,
 )
 
 
@@ -30,6 +38,7 @@ def _convolution(rank: int, module: type[nn.Module]) -> Operator:
             dilation=Argument(5, "dilation", 1),
         ),
         sizes=SizeArguments(SizeRule.GROUPS, (groups,)),
+        fast_module=modules.convolution,
     )
 
 
@@ -53,8 +62,19 @@ def _transposed_convolution(rank: int, module: type[nn.Module]) -> Operator:
     )
 
 
-def _product(name: str) -> Operator:
-    return Operator(name=name, kind=Kind.CONTRACTION)
+CONVOLUTION = Operator(
+    name="convolution",
+    kind=Kind.CONTRACTION,
+    aten=("_convolution", "convolution_overrideable"),
+    sizes=SizeArguments(SizeRule.GROUPS, (Argument(8, "groups", 1),)),
+    rule=parametric.convolution,
+    macs=macs.convolution,
+)
+"""What convolutions of every rank run as, transposed ones too."""
+
+
+def _product(name: str, count: macs.Macs | None = None, rule: Rule | None = None) -> Operator:
+    return Operator(name=name, kind=Kind.CONTRACTION, macs=count, rule=rule)
 
 
 CONVOLUTIONS = tuple(map(_convolution, (1, 2, 3), (nn.Conv1d, nn.Conv2d, nn.Conv3d)))
@@ -68,10 +88,23 @@ MATMUL = Operator(
     dunder="matmul",
     functions=(torch.linalg.matmul,),
     weight=Weight(Argument(1, "other"), outputs=1, inputs=0),
+    macs=macs.product(),
     infix=Infix("@", 13),
 )
-MM = Operator(name="mm", kind=Kind.CONTRACTION, weight=Weight(Argument(1, "mat2"), outputs=1, inputs=0))
-ADDMM = Operator(name="addmm", kind=Kind.CONTRACTION, weight=Weight(Argument(2, "mat2"), outputs=1, inputs=0))
+MM = Operator(
+    name="mm",
+    kind=Kind.CONTRACTION,
+    weight=Weight(Argument(1, "mat2"), outputs=1, inputs=0),
+    rule=contraction.product,
+    macs=macs.product(),
+)
+ADDMM = Operator(
+    name="addmm",
+    kind=Kind.CONTRACTION,
+    weight=Weight(Argument(2, "mat2"), outputs=1, inputs=0),
+    rule=contraction.product,
+    macs=macs.product(1),
+)
 
 DECLARED = (
     LINEAR,
@@ -80,11 +113,24 @@ DECLARED = (
     MATMUL,
     MM,
     ADDMM,
-    Operator(name="bilinear", kind=Kind.CONTRACTION, modules=(nn.Bilinear,)),
-    Operator(name="outer", kind=Kind.CONTRACTION, aliases=("ger",)),
-    *map(
-        _product,
-        "addbmm addmv addr baddbmm bmm cdist chain_matmul conv_tbc dot einsum inner kron mv pdist tensordot "
-        "vdot".split(),
+    CONVOLUTION,
+    _product("bmm", macs.product(), contraction.batched_product),
+    _product("baddbmm", macs.product(1), contraction.batched_product),
+    _product("addbmm", macs.summed_product),
+    _product("addmv", macs.product(1)),
+    _product("addr", macs.outer_product),
+    _product("mv", macs.product()),
+    _product("dot", macs.product()),
+    _product("vdot", macs.product()),
+    _product("conv_tbc", macs.time_major_convolution),
+    Operator(
+        name="cdist",
+        kind=Kind.CONTRACTION,
+        aten=("_cdist_forward", "_euclidean_dist"),
+        macs=macs.product(),
     ),
+    Operator(name="pdist", kind=Kind.CONTRACTION, aten=("_pdist_forward",), macs=macs.product()),
+    Operator(name="bilinear", kind=Kind.CONTRACTION, modules=(nn.Bilinear,), aten=("_trilinear",), macs=macs.trilinear),
+    Operator(name="outer", kind=Kind.CONTRACTION, aliases=("ger",)),
+    *map(_product, "chain_matmul einsum inner kron tensordot".split()),
 )

@@ -5,6 +5,8 @@ from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
 from fxsurgery.ops.facets import Argument, SizeArguments, SizeRule, Weight
 from fxsurgery.ops.operator import Kind, Operator
+from fxsurgery.ops.rules import lookup as rules
+from fxsurgery.ops.rules.call import Rule
 
 _TABLE = Weight(Argument(1, "weight"), outputs=1, inputs=None)
 
@@ -15,7 +17,9 @@ EMBEDDING = Operator(
     functions=(F.embedding,),
     modules=(nn.Embedding,),
     is_named=False,
+    aten=("embedding",),
     weight=_TABLE,
+    rule=rules.embedding,
 )
 EMBEDDING_BAG = Operator(
     name="embedding_bag",
@@ -23,12 +27,27 @@ EMBEDDING_BAG = Operator(
     functions=(F.embedding_bag,),
     modules=(nn.EmbeddingBag,),
     is_named=False,
+    aten=("_embedding_bag", "_embedding_bag_forward_only"),
     weight=_TABLE,
+    rule=rules.bag,
 )
+
+
+def _looked_up(name: str, rule: Rule | None = None, *aten: str) -> Operator:
+    return Operator(name=name, kind=Kind.LOOKUP, rule=rule, aten=aten)
+
 
 DECLARED = (
     EMBEDDING,
     EMBEDDING_BAG,
+    Operator(
+        name="index",
+        kind=Kind.LOOKUP,
+        is_named=False,
+        aten=("index", "_unsafe_index"),
+        rule=rules.indexing,
+        computes=False,
+    ),
     Operator(
         name="setitem",
         kind=Kind.LOOKUP,
@@ -36,13 +55,17 @@ DECLARED = (
         writes=True,
         sizes=SizeArguments(SizeRule.INDEX, (Argument(1, "index"),), computed=False),
     ),
+    _looked_up("index_select", rules.index_select),
     *(
-        Operator(name=name, kind=Kind.LOOKUP)
-        for name in (
-            "index_select gather take take_along_dim sort msort topk argsort kthvalue cummax cummin one_hot "
-            "searchsorted bucketize isin scatter scatter_add scatter_reduce index_add index_copy index_fill index_put "
-            "index_reduce masked_scatter select_scatter slice_scatter diagonal_scatter as_strided_scatter put"
-        ).split()
+        _looked_up(name, rules.gathering)
+        for name in ("gather", "sort", "topk", "argsort", "kthvalue", "cummax", "cummin")
+    ),
+    _looked_up("index_put", None, "_index_put_impl", "_unsafe_index_put"),
+    *map(
+        _looked_up,
+        "take take_along_dim msort one_hot searchsorted bucketize isin scatter scatter_add scatter_reduce index_add "
+        "index_copy index_fill index_reduce masked_scatter select_scatter slice_scatter diagonal_scatter "
+        "as_strided_scatter put".split(),
     ),
     *(
         Operator(name=name, kind=Kind.LOOKUP, sized_by_values=True)

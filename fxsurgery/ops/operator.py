@@ -12,6 +12,9 @@ from typing import Any, Literal
 from torch import nn
 
 from fxsurgery.ops.facets import Argument, Infix, Refused, Role, SizeArguments, Weight, Window
+from fxsurgery.ops.fast.plain import FastCall, FastModule
+from fxsurgery.ops.macs import Macs
+from fxsurgery.ops.rules.call import Rule
 
 Function = Callable[..., Any]
 
@@ -81,6 +84,22 @@ class Operator:
     """Whether every spelling overwrites the first input, as `x[i] = y` does."""
     is_named: bool = True
     """Whether what PyTorch has under `name` is this operator."""
+    aten: tuple[str, ...] = ()
+    """Further ATen operations that compute it, which the dispatcher sees; of other libraries as `library::name`."""
+
+    rule: Rule | None = None
+    """How labels pass through its ATen operations; without one, as through pointwise ones if they are tagged so."""
+    macs: Macs | None = None
+    fast_module: FastModule | None = None
+    """The ATen operation of a module, where it is plain to see."""
+    fast_call: FastCall | None = None
+    """The ATen operation of a function or method, where it is plain to see."""
+    computes: bool = True
+    """Whether it computes anything: what does not is not named among what the MACs leave out."""
+    states_sizes: bool = False
+    """Whether its ATen operations are told sizes."""
+    keeps_dtype: bool = False
+    """Whether its result has the type of its first input, where that is floating point."""
 
     rank: int | None = None
     """Spatial dims of an operator that comes for 1, 2 and 3 of them."""
@@ -107,6 +126,12 @@ class Operator:
     """Which sizes of its input it gives: all or one by number, their product, that of dim 0, or how many there are."""
     parts: Argument | None = None
     """Its result is several tensors, as many as this says; `unbind` gives one an entry."""
+    picks: bool = False
+    """Whether its result may leave entries of its input out."""
+    rearranges: bool = False
+    """Whether each entry of its result is one of its inputs', of whatever type, at a place that shapes alone tell."""
+    regroups: bool = False
+    """Whether entries may come to lie along other dims: views, permutations."""
     sized_by_values: bool = False
     """Whether the size of its result depends on values."""
     takes_sizes_apart: bool = False
@@ -124,6 +149,11 @@ class Operator:
         return is_entrywise or self.kind is Kind.POOLING or self.statistics is not None
 
     @property
+    def multiplies(self) -> bool:
+        """Whether it sums products: without a formula its MACs are unknown, where those of others count as none."""
+        return self.kind in {Kind.CONTRACTION, Kind.ATTENTION, Kind.RECURRENT, Kind.TRANSFORM}
+
+    @property
     def is_pool(self) -> bool:
         """Whether it takes averages or maxima over windows, adaptive ones as well."""
         return self.window is not None and self.window.reduces in {"average", "maximum"}
@@ -133,12 +163,22 @@ class Operator:
         """Whether it is a convolution, transposed or not."""
         return self.window is not None and self.weight is not None
 
+    @property
+    def is_mixing_layer(self) -> bool:
+        """Whether it mixes channels with a weight, as a layer does: linear, or a convolution."""
+        return self.kind is Kind.CONTRACTION and self.weight is not None and bool(self.modules)
+
+    @property
+    def is_convolution_forward(self) -> bool:
+        """Whether it is a convolution, not transposed."""
+        return self.is_convolution and self.window is not None and not self.window.transposed
+
     def is_exactly(self, module: nn.Module) -> bool:
         """Whether the type of `module` is one of its own, and no subclass."""
         return type(module) in self.modules
 
 
-Form = Literal["module", "function", "method", "attribute"]
+Form = Literal["module", "function", "method", "attribute", "aten"]
 
 
 @dataclass(frozen=True)
@@ -148,7 +188,7 @@ class Spelling:
     operator: Operator
     form: Form
     key: Any
-    """The module's type, the function, or the name of the method or attribute."""
+    """The module's type, the function, or the name of the method, attribute or ATen operation."""
     in_place: bool = False
     """Whether it overwrites its first input."""
     reflected: bool = False

@@ -1,45 +1,79 @@
 """Functions of the single entries of one tensor: activations, the steps of formulas, tests of entries."""
 
+import torch
 from torch import nn
 
 from fxsurgery.ops.facets import Argument, Role, Weight
+from fxsurgery.ops.fast import calls, modules
 from fxsurgery.ops.operator import Kind, Operator
+from fxsurgery.ops.rules.parametric import prelu
+from fxsurgery.ops.rules.pointwise import pointwise
+
+ATEN = torch.ops.aten
+
+_KEEPS_DTYPE = frozenset(
+    "relu relu6 hardtanh hardswish hardsigmoid silu gelu sigmoid tanh leaky_relu elu mish softplus exp sqrt rsqrt "
+    "square clamp clamp_min clamp_max reciprocal erf sin cos log".split()
+)
+_UNTAGGED = frozenset("hardswish hardsigmoid mish softplus".split())
+"""Functions whose ATen operations do not carry the pointwise tag in every supported torch."""
+
+_FAST = {
+    "relu6": ATEN.hardtanh.default,
+    **{
+        name: getattr(ATEN, name).default
+        for name in ("relu hardtanh hardswish hardsigmoid silu gelu sigmoid tanh leaky_relu elu mish softplus").split()
+    },
+}
+"""The ATen operations of functions that take one tensor, and keep its shape and type."""
 
 
-def _function(name: str, role: Role | None, *aliases: str, modules: tuple[type[nn.Module], ...] = ()) -> Operator:
-    return Operator(name=name, kind=Kind.POINTWISE, role=role, aliases=aliases, modules=modules)
+def _function(name: str, role: Role | None, *aliases: str, module: type[nn.Module] | None = None) -> Operator:
+    return Operator(
+        name=name,
+        kind=Kind.POINTWISE,
+        role=role,
+        aliases=aliases,
+        modules=() if module is None else (module,),
+        keeps_dtype=name in _KEEPS_DTYPE,
+        rule=pointwise if name in _UNTAGGED else None,
+        fast_module=None if (op := _FAST.get(name)) is None or module is None else modules.applied(op),
+        fast_call=None if op is None else calls.applied(op),
+    )
 
 
 ACTIVATIONS = (
-    _function("relu", "activation", modules=(nn.ReLU,)),
-    _function("relu6", "activation", modules=(nn.ReLU6,)),
-    _function("leaky_relu", "activation", modules=(nn.LeakyReLU,)),
-    _function("elu", "activation", modules=(nn.ELU,)),
-    _function("celu", "activation", modules=(nn.CELU,)),
-    _function("selu", "activation", modules=(nn.SELU,)),
-    _function("gelu", "activation", modules=(nn.GELU,)),
-    _function("silu", "activation", modules=(nn.SiLU,)),
-    _function("mish", "activation", modules=(nn.Mish,)),
-    _function("hardswish", "activation", modules=(nn.Hardswish,)),
-    _function("hardsigmoid", "activation", modules=(nn.Hardsigmoid,)),
-    _function("hardtanh", "activation", modules=(nn.Hardtanh,)),
-    _function("sigmoid", "activation", "expit", modules=(nn.Sigmoid,)),
-    _function("tanh", "activation", modules=(nn.Tanh,)),
-    _function("softplus", "activation", modules=(nn.Softplus,)),
-    _function("softsign", "activation", modules=(nn.Softsign,)),
-    _function("logsigmoid", "activation", "log_sigmoid", modules=(nn.LogSigmoid,)),
-    _function("tanhshrink", "activation", modules=(nn.Tanhshrink,)),
-    _function("hardshrink", "activation", modules=(nn.Hardshrink,)),
-    _function("softshrink", "activation", modules=(nn.Softshrink,)),
-    _function("threshold", "activation", modules=(nn.Threshold,)),
+    _function("relu", "activation", module=nn.ReLU),
+    _function("relu6", "activation", module=nn.ReLU6),
+    _function("leaky_relu", "activation", module=nn.LeakyReLU),
+    _function("elu", "activation", module=nn.ELU),
+    _function("celu", "activation", module=nn.CELU),
+    _function("selu", "activation", module=nn.SELU),
+    _function("gelu", "activation", module=nn.GELU),
+    _function("silu", "activation", module=nn.SiLU),
+    _function("mish", "activation", module=nn.Mish),
+    _function("hardswish", "activation", module=nn.Hardswish),
+    _function("hardsigmoid", "activation", module=nn.Hardsigmoid),
+    _function("hardtanh", "activation", module=nn.Hardtanh),
+    _function("sigmoid", "activation", "expit", module=nn.Sigmoid),
+    _function("tanh", "activation", module=nn.Tanh),
+    _function("softplus", "activation", module=nn.Softplus),
+    _function("softsign", "activation", module=nn.Softsign),
+    _function("logsigmoid", "activation", "log_sigmoid", module=nn.LogSigmoid),
+    _function("tanhshrink", "activation", module=nn.Tanhshrink),
+    _function("hardshrink", "activation", module=nn.Hardshrink),
+    _function("softshrink", "activation", module=nn.Softshrink),
+    _function("threshold", "activation", module=nn.Threshold),
     _function("clamp", "activation", "clip"),
     _function("clamp_min", "activation"),
     _function("clamp_max", "activation"),
-    Operator(name="abs", kind=Kind.POINTWISE, role="activation", aliases=("absolute",), dunder="abs"),
+    Operator(name="abs", kind=Kind.POINTWISE, role="activation", aliases=("absolute",), dunder="abs", keeps_dtype=True),
 )
 
 STEPS = (
-    Operator(name="neg", kind=Kind.POINTWISE, role="step", aliases=("negative",), dunder="neg", prefix="-"),
+    Operator(
+        name="neg", kind=Kind.POINTWISE, role="step", aliases=("negative",), dunder="neg", prefix="-", keeps_dtype=True
+    ),
     _function("exp", "step"),
     _function("square", "step"),
     _function("sqrt", "step"),
@@ -49,7 +83,9 @@ STEPS = (
 )
 
 IDENTITIES = (
-    _function("identity", "identity", modules=(nn.Identity,)),
+    Operator(
+        name="identity", kind=Kind.POINTWISE, role="identity", modules=(nn.Identity,), fast_module=modules.nothing
+    ),
     Operator(name="positive", kind=Kind.POINTWISE, role="identity", dunder="pos", prefix="+"),
 )
 
@@ -72,6 +108,7 @@ PRELU = Operator(
     name="prelu",
     kind=Kind.POINTWISE,
     modules=(nn.PReLU,),
+    rule=prelu,
     weight=Weight(Argument(1, "weight"), outputs=0, inputs=None),
 )
 """One slope for all channels, or one for each."""

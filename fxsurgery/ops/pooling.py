@@ -4,10 +4,33 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
 from fxsurgery.ops.facets import Argument, Window
+from fxsurgery.ops.fast.modules import to_one_place
+from fxsurgery.ops.fast.plain import FastModule
+from fxsurgery.ops.macs import product
 from fxsurgery.ops.operator import Kind, Operator
+from fxsurgery.ops.rules.lookup import sampling
+from fxsurgery.ops.rules.reduction import windowed
 
 _KERNEL, _STRIDE, _PADDING = Argument(1, "kernel_size"), Argument(2, "stride"), Argument(3, "padding", 0)
 _OUTPUT = Argument(1, "output_size")
+
+
+def _pool(
+    name: str, module: type[nn.Module], window: Window, *aten: str, fast_module: FastModule | None = None
+) -> Operator:
+    """A pool, under its name and, where it has any, with indices."""
+    indexed = f"{name}_with_indices"
+    return Operator(
+        name=name,
+        kind=Kind.POOLING,
+        aliases=(indexed,) if hasattr(F, indexed) else (),
+        modules=(module,),
+        rank=window.rank,
+        window=window,
+        aten=aten,
+        rule=windowed(window.rank),
+        fast_module=fast_module,
+    )
 
 
 def _average(rank: int, module: type[nn.Module]) -> Operator:
@@ -21,7 +44,7 @@ def _average(rank: int, module: type[nn.Module]) -> Operator:
         counts_padding=Argument(5, "count_include_pad", True),  # noqa: FBT003
         divisor=Argument(6, "divisor_override"),
     )
-    return Operator(name=f"avg_pool{rank}d", kind=Kind.POOLING, modules=(module,), rank=rank, window=window)
+    return _pool(f"avg_pool{rank}d", module, window)
 
 
 def _maximum(rank: int, module: type[nn.Module]) -> Operator:
@@ -35,24 +58,19 @@ def _maximum(rank: int, module: type[nn.Module]) -> Operator:
         ceil_mode=Argument(5, "ceil_mode", False),  # noqa: FBT003
         returns_indices=Argument(6, "return_indices", False),  # noqa: FBT003
     )
-    name = f"max_pool{rank}d"
-    return Operator(
-        name=name, kind=Kind.POOLING, aliases=(f"{name}_with_indices",), modules=(module,), rank=rank, window=window
-    )
+    return _pool(f"max_pool{rank}d", module, window)
 
 
 def _adaptive_average(rank: int, module: type[nn.Module]) -> Operator:
+    name = f"adaptive_avg_pool{rank}d"
     window = Window(rank, "average", output_size=_OUTPUT)
-    return Operator(name=f"adaptive_avg_pool{rank}d", kind=Kind.POOLING, modules=(module,), rank=rank, window=window)
+    return _pool(name, module, window, f"_{name}", fast_module=to_one_place(rank))
 
 
 def _adaptive_maximum(rank: int, module: type[nn.Module]) -> Operator:
     indices = Argument(2, "return_indices", False)  # noqa: FBT003
     window = Window(rank, "maximum", output_size=_OUTPUT, returns_indices=indices)
-    name = f"adaptive_max_pool{rank}d"
-    return Operator(
-        name=name, kind=Kind.POOLING, aliases=(f"{name}_with_indices",), modules=(module,), rank=rank, window=window
-    )
+    return _pool(f"adaptive_max_pool{rank}d", module, window)
 
 
 def _power(rank: int, module: type[nn.Module]) -> Operator:
@@ -82,6 +100,11 @@ def _unpooling(rank: int, module: type[nn.Module]) -> Operator:
     return Operator(name=f"max_unpool{rank}d", kind=Kind.RESAMPLING, modules=(module,), rank=rank)
 
 
+def _upsampling(name: str, rank: int) -> Operator:
+    """What interpolation runs as."""
+    return Operator(name=name, kind=Kind.RESAMPLING, rank=rank, rule=windowed(rank))
+
+
 _RANKS = (1, 2, 3)
 AVERAGE = tuple(map(_average, _RANKS, (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)))
 MAXIMUM = tuple(map(_maximum, _RANKS, (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)))
@@ -97,12 +120,27 @@ DECLARED = (
     Operator(
         name="interpolate",
         kind=Kind.RESAMPLING,
-        aliases=tuple(
-            "upsample upsample_nearest upsample_bilinear upsample_nearest1d upsample_nearest2d upsample_nearest3d "
-            "upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d".split()
-        ),
+        aliases=("upsample", "upsample_nearest", "upsample_bilinear"),
         modules=(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d),
     ),
-    Operator(name="grid_sample", kind=Kind.RESAMPLING, aliases=("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")),
-    Operator(name="affine_grid", kind=Kind.CONTRACTION, functions=(F.affine_grid,), is_named=False),
+    *(_upsampling(f"upsample_nearest{rank}d", rank) for rank in _RANKS),
+    *(_upsampling(f"_upsample_nearest_exact{rank}d", rank) for rank in _RANKS),
+    _upsampling("upsample_linear1d", 1),
+    _upsampling("upsample_bilinear2d", 2),
+    _upsampling("upsample_bicubic2d", 2),
+    _upsampling("upsample_trilinear3d", 3),
+    Operator(
+        name="grid_sample",
+        kind=Kind.RESAMPLING,
+        aliases=("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"),
+        rule=sampling,
+    ),
+    Operator(
+        name="affine_grid",
+        kind=Kind.CONTRACTION,
+        functions=(F.affine_grid,),
+        is_named=False,
+        aten=("affine_grid_generator",),
+        macs=product(),
+    ),
 )

@@ -2,10 +2,14 @@
 
 from torch import nn
 
+from fxsurgery.ops.fast import calls
+from fxsurgery.ops.fast import modules as fast_modules
 from fxsurgery.ops.operator import Kind, Operator
+from fxsurgery.ops.rules.call import Rule
+from fxsurgery.ops.rules.movement import creation, draw, same
 
 
-def _dropout(name: str, *modules: type[nn.Module], keeps_zero: bool = True) -> Operator:
+def _dropout(name: str, *modules: type[nn.Module], keeps_zero: bool = True, aten: str = "") -> Operator:
     return Operator(
         name=name,
         kind=Kind.RANDOM,
@@ -14,11 +18,28 @@ def _dropout(name: str, *modules: type[nn.Module], keeps_zero: bool = True) -> O
         follows_mode=True,
         draws="regularizes",
         keeps_zero=keeps_zero,
+        aten=tuple(aten.split()),
+        rule=same if keeps_zero else None,
+        computes=not keeps_zero,
+        fast_module=fast_modules.nothing,
+        fast_call=calls.dropout if name == "dropout" else None,
+    )
+
+
+def _drawn(name: str, rule: Rule | None = None, *, creates: bool = False, apart: bool = False) -> Operator:
+    return Operator(
+        name=name,
+        kind=Kind.RANDOM,
+        draws="samples",
+        creates=creates,
+        takes_sizes_apart=apart,
+        rule=rule,
+        computes=rule is None,
     )
 
 
 DROPOUTS = (
-    _dropout("dropout", nn.Dropout),
+    _dropout("dropout", nn.Dropout, aten="native_dropout"),
     _dropout("dropout1d", nn.Dropout1d),
     _dropout("dropout2d", nn.Dropout2d),
     _dropout("dropout3d", nn.Dropout3d),
@@ -29,17 +50,19 @@ DROPOUTS = (
 
 DECLARED = (
     *DROPOUTS,
-    Operator(name="rrelu", kind=Kind.RANDOM, modules=(nn.RReLU,), follows_mode=True, draws="regularizes"),
-    *(
-        Operator(name=name, kind=Kind.RANDOM, draws="samples")
-        for name in (
-            "gumbel_softmax bernoulli multinomial poisson binomial rand_like randn_like randint_like uniform random "
-            "exponential geometric cauchy log_normal"
-        ).split()
+    Operator(
+        name="rrelu",
+        kind=Kind.RANDOM,
+        modules=(nn.RReLU,),
+        aten=("rrelu_with_noise", "rrelu_with_noise_functional"),
+        follows_mode=True,
+        draws="regularizes",
     ),
-    Operator(name="normal", kind=Kind.RANDOM, draws="samples", creates=True),
-    Operator(name="randint", kind=Kind.RANDOM, draws="samples", creates=True),
-    Operator(name="randperm", kind=Kind.RANDOM, draws="samples", creates=True),
-    Operator(name="rand", kind=Kind.RANDOM, draws="samples", creates=True, takes_sizes_apart=True),
-    Operator(name="randn", kind=Kind.RANDOM, draws="samples", creates=True, takes_sizes_apart=True),
+    *(_drawn(name, draw) for name in "rand_like randn_like randint_like bernoulli uniform exponential".split()),
+    *map(_drawn, "gumbel_softmax multinomial poisson binomial random geometric cauchy log_normal".split()),
+    _drawn("normal", draw, creates=True),
+    _drawn("randint", creation, creates=True),
+    _drawn("randperm", creation, creates=True),
+    _drawn("rand", creation, creates=True, apart=True),
+    _drawn("randn", creation, creates=True, apart=True),
 )

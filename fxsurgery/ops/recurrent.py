@@ -3,10 +3,29 @@
 import torch
 from torch import nn
 
+from fxsurgery.ops.macs import recurrent
 from fxsurgery.ops.operator import Kind, Operator
 
 DECLARED = (
-    Operator(name="lstm", kind=Kind.RECURRENT, modules=(nn.LSTM,), draws="regularizes", follows_mode=True),
+    Operator(
+        name="lstm",
+        kind=Kind.RECURRENT,
+        modules=(nn.LSTM,),
+        draws="regularizes",
+        follows_mode=True,
+    ),
+    Operator(
+        name="mkldnn_rnn_layer",
+        kind=Kind.RECURRENT,
+        macs=recurrent(1, 3),
+    ),
+    Operator(
+        name="cudnn_rnn",
+        kind=Kind.RECURRENT,
+        is_named=False,
+        aten=("_cudnn_rnn", "miopen_rnn"),
+        macs=recurrent(1, None),
+    ),
     Operator(name="gru", kind=Kind.RECURRENT, modules=(nn.GRU,), draws="regularizes", follows_mode=True),
     Operator(
         name="rnn",

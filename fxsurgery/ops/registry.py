@@ -1,16 +1,20 @@
 """Which operator a module, function, method, attribute or node is: the one table of all that are declared."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
+import torch
 from torch import fx, nn
+from torch._ops import OpOverload
 
 from fxsurgery.errors import OperatorError
 from fxsurgery.ops.catalog import OPERATORS
 from fxsurgery.ops.facets import Argument
 from fxsurgery.ops.operator import Form, Kind, Operator, Spelling
+from fxsurgery.ops.rules.call import Rule, base_name
+from fxsurgery.ops.rules.pointwise import pointwise
 from fxsurgery.ops.spelling import spellings_of
 
 
@@ -20,8 +24,9 @@ class Registry:
     def __init__(self, operators: Iterable[Operator]) -> None:
         self.operators: tuple[Operator, ...] = ()
         self._by_name: dict[str, Operator] = {}
-        self._known: dict[Form, dict[Any, Spelling]] = {"module": {}, "function": {}, "method": {}, "attribute": {}}
+        self._known: dict[Form, dict[Any, Spelling]] = {form: {} for form in get_args(Form)}
         self._types: dict[type, Spelling | None] = {}
+        self._overloads: dict[OpOverload, tuple[Operator | None, Rule | None]] = {}
         for operator in operators:
             self._add(operator)
 
@@ -73,6 +78,15 @@ class Registry:
             known = self._known["module"]
             self._types[kind] = next((known[base] for base in kind.__mro__ if base in known), None)
         return self._types[kind]
+
+    def aten(self, op: OpOverload) -> tuple[Operator | None, Rule | None]:
+        """Return the operator of an ATen operation, and how labels pass through it."""
+        if (found := self._overloads.get(op)) is None:
+            declared = _operator(self._known["aten"].get(base_name(op)))
+            tagged = pointwise if torch.Tag.pointwise in op.tags else None
+            rule = declared.rule if declared is not None and declared.rule is not None else tagged
+            found = self._overloads[op] = (declared, rule)
+        return found
 
     def spellings(self, operator: Operator) -> tuple[Spelling, ...]:
         """Return every spelling of an operator."""
@@ -169,6 +183,16 @@ def of_method(name: str) -> Operator | None:
     return _operator(_DECLARED.spelling("method", name))
 
 
+def of_aten(op: OpOverload) -> Operator | None:
+    """Return the operator that an ATen operation, or one of another library, computes."""
+    return _DECLARED.aten(op)[0]
+
+
+def rule_of(op: OpOverload) -> Rule | None:
+    """Return how labels pass through an ATen operation; `None` where nothing is known of it."""
+    return _DECLARED.aten(op)[1]
+
+
 def of(node: fx.Node, module: nn.Module | None = None) -> Operator | None:
     """Return the operator that `node` calls.
 
@@ -188,13 +212,16 @@ def spelling_of(node: fx.Node, module: nn.Module | None = None) -> Spelling | No
     """
     if node.op == "call_module":
         return None if module is None else _DECLARED.spelling("module", type(module))
-    if node.op == "call_method":
-        return _DECLARED.spelling("method", node.target)
-    if node.op != "call_function":
-        return None
-    if node.target is getattr:
-        return _DECLARED.spelling("attribute", node.args[1]) if len(node.args) > 1 else None
-    return _DECLARED.spelling("function", node.target)
+    return spelling_of_target(node.target, node.args) if node.op in {"call_function", "call_method"} else None
+
+
+def spelling_of_target(target: object, args: Sequence[object] = ()) -> Spelling | None:
+    """Return how a function, or a method by its name, writes an operator; of `getattr`, the attribute that it reads."""
+    if isinstance(target, str):
+        return _DECLARED.spelling("method", target)
+    if target is getattr:
+        return _DECLARED.spelling("attribute", args[1]) if len(args) > 1 else None
+    return _DECLARED.spelling("function", target)
 
 
 def overwritten(node: fx.Node, module: nn.Module | None = None) -> Any:  # noqa: ANN401 -- an argument of any type
@@ -239,13 +266,16 @@ __all__ = [
     "declared",
     "named",
     "of",
+    "of_aten",
     "of_function",
     "of_method",
     "of_module",
     "operators",
     "overwritten",
+    "rule_of",
     "spelling_of",
     "spelling_of_method",
+    "spelling_of_target",
     "spellings",
     "version",
 ]

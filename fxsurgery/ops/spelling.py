@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
 from fxsurgery.errors import OperatorError
 from fxsurgery.ops.operator import Function, Operator, Spelling
+from fxsurgery.ops.rules.call import plain_name
 
 NAMESPACES = (torch, F, torch.special, torch._C._VariableFunctions, torch._C._nn)  # noqa: SLF001 -- what F is made of
 """Where PyTorch keeps the functions that one name means one operator in."""
@@ -42,6 +43,7 @@ def _stated(operator: Operator) -> Iterator[Spelling]:
     yield from (Spelling(operator, "function", f, reflected=True) for f in operator.reflected)
     yield from (Spelling(operator, "method", name, writes or _overwrites(name)) for name in operator.methods)
     yield from (Spelling(operator, "attribute", name) for name in operator.attributes)
+    yield from (Spelling(operator, "aten", name) for name in operator.aten)
 
 
 def _named(operator: Operator) -> Iterator[Spelling]:
@@ -63,6 +65,8 @@ def _under(operator: Operator, name: str) -> Iterator[Spelling]:
             yield Spelling(operator, "function", function, in_place)
     if callable(getattr(Tensor, name, None)):
         yield Spelling(operator, "method", name, in_place)
+    if hasattr(torch.ops.aten, name):
+        yield Spelling(operator, "aten", plain_name(name))
 
 
 def _overwrites(name: str) -> bool:

@@ -28,12 +28,10 @@ from torch.nn.modules.conv import _ConvNd
 from typing_extensions import override
 
 from fxsurgery.analysis.activations import read_values
-from fxsurgery.analysis.identity_norm import CONVOLUTIONS, undoing, without_statistics
+from fxsurgery.analysis.identity_norm import undoing, without_statistics
 from fxsurgery.analysis.naming import node_named, stem_of
 from fxsurgery.analysis.nonnegativity import is_non_negative
 from fxsurgery.analysis.pooling import (
-    AVERAGE,
-    MAXIMUM,
     block_ends,
     feature_maps,
     halved,
@@ -45,6 +43,7 @@ from fxsurgery.analysis.spatial_maps import Axis, Map
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.match import Match, Refusal
+from fxsurgery.ops.layers import AVERAGE_POOL, CONVOLUTION, MAX_POOL
 from fxsurgery.option_types import MOST_UNITS, Range, Seed
 from fxsurgery.program import Program
 from fxsurgery.rewriting.changes import Change, Consequences
@@ -119,7 +118,7 @@ class AddConvCell(Rewrite):
         """Whether a cell of as many channels can follow: told from the shapes, without the values."""
 
         def change(value: Tensor) -> Change:
-            result = AVERAGE[value.dim()](2, ceil_mode=self.ceil)(value)
+            result = AVERAGE_POOL[value.dim()](2, ceil_mode=self.ceil)(value)
             return Change(node, result, self._map(value, result))
 
         samples, _, *left = feature_maps(program)[node.name]
@@ -167,11 +166,11 @@ class AddConvCell(Rewrite):
         outer = inner if self.channels is None else self.channels
         parameters = list(program.graph_module.parameters())
         trains = any(p.requires_grad for p in parameters) or not parameters
-        conv = CONVOLUTIONS[rank](inner, outer, 3, padding=1, bias=False, device="meta")  # its weight is replaced
+        conv = CONVOLUTION[rank](inner, outer, 3, padding=1, bias=False, device="meta")  # its weight is replaced
         conv.weight = nn.Parameter(_taps(conv, self.seed).to(live))
         cell: dict[str, nn.Module] = {"conv": conv}
         if self.kind != "none":
-            cell["pool"] = (AVERAGE if self.kind == "average" else MAXIMUM)[rank](2, ceil_mode=self.ceil)
+            cell["pool"] = (AVERAGE_POOL if self.kind == "average" else MAX_POOL)[rank](2, ceil_mode=self.ceil)
         if (norm := undoing(nn.Sequential(*cell.values())(live))) is None:
             return None
         cell |= {"norm": norm, "act": nn.ReLU()}

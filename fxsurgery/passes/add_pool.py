@@ -26,11 +26,12 @@ from typing_extensions import override
 
 from fxsurgery.analysis.activations import read_values
 from fxsurgery.analysis.naming import node_named
-from fxsurgery.analysis.pooling import AVERAGE, MAXIMUM, block_ends, feature_maps, halved, readable, spread, too_small
+from fxsurgery.analysis.pooling import block_ends, feature_maps, halved, readable, spread, too_small
 from fxsurgery.analysis.spatial_maps import Choice, Take
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.match import Match, Refusal
+from fxsurgery.ops.layers import AVERAGE_POOL, MAX_POOL
 from fxsurgery.option_types import Seed
 from fxsurgery.program import Program
 from fxsurgery.rewriting.changes import Change, Consequences
@@ -83,7 +84,7 @@ class AddPool(Rewrite):
             return Effect.LOSSY
         shape = feature_maps(program)[node.name]
         stem = f"{node.target if node.op == 'call_module' else node.name}_pool"
-        pool = (AVERAGE if self.kind == "average" else MAXIMUM)[len(shape)](2, ceil_mode=self.ceil)
+        pool = (AVERAGE_POOL if self.kind == "average" else MAX_POOL)[len(shape)](2, ceil_mode=self.ceil)
         first = next(n for n in program.nodes if n in node.users)
         edit.replace_uses(node, edit.insert_call(edit.new_path(stem), pool, (node,), before=first))
         found.apply(edit)
@@ -101,6 +102,6 @@ class AddPool(Rewrite):
         return follow(program, self._change(node, value), Take(self.weights, self.seed))
 
     def _change(self, node: fx.Node, value: Tensor) -> Change:
-        pool = (AVERAGE if self.kind == "average" else MAXIMUM)[value.dim()](2, ceil_mode=self.ceil)
+        pool = (AVERAGE_POOL if self.kind == "average" else MAX_POOL)[value.dim()](2, ceil_mode=self.ceil)
         pooled = pool(value)
         return Change(node, pooled, halved(value.shape, pooled.shape))

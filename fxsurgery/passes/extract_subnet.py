@@ -37,9 +37,10 @@ from fxsurgery.nn.elastic import (
 )
 from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
+from fxsurgery.proof import itself
 from fxsurgery.rewriting.redirection import redirect
 from fxsurgery.rewriting.resize import resize
-from fxsurgery.surgery import Effect, Rewrite, Trains, itself
+from fxsurgery.surgery import Effect, Rewrite, Trains
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ from fxsurgery.analysis.shared_modules import called_again, read_elsewhere, shar
 from fxsurgery.edit import Editor
 from fxsurgery.match import Refusal
 from fxsurgery.nn.elastic import ELASTIC_CONVS
+from fxsurgery.ops.layers import BATCH_NORMS, MIXING, TRANSPOSED_CONVOLUTIONS
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite, Trains
 
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_PLAIN = {*CONVS, nn.Linear, *ELASTIC_CONVS.values(), *NORMS}
+_FOLDABLE = (*MIXING, *TRANSPOSED_CONVOLUTIONS)
+_PLAIN = {*_FOLDABLE, *ELASTIC_CONVS.values(), *BATCH_NORMS}
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class FoldBn(Rewrite):
 
 def _pairs(program: Program) -> Iterator[tuple[fx.Node, fx.Node, _BatchNorm, Refusal | None]]:
     """Each layer that a norm reads, with that norm, and why they cannot be one; `None` where they can."""
-    for node, norm in program.calls(*NORMS):
+    for node, norm in program.calls(*BATCH_NORMS):
         if (before := _producer(program, node)) is not None:
             refusal = _shared(program, before, node) or _unfoldable(program, before, norm)
             yield before, node, norm, refusal
@@ -67,7 +67,7 @@ def _pairs(program: Program) -> Iterator[tuple[fx.Node, fx.Node, _BatchNorm, Ref
 
 def _producer(program: Program, norm: fx.Node) -> fx.Node | None:
     before = norm.all_input_nodes[0]
-    foldable = before.op == "call_module" and isinstance(program.module(before), (*CONVS, nn.Linear))
+    foldable = before.op == "call_module" and isinstance(program.module(before), _FOLDABLE)
     return before if foldable else None
 
 
@@ -117,7 +117,7 @@ def _unfoldable(program: Program, before: fx.Node, norm: _BatchNorm) -> Refusal 
 
 def _runs_over_outputs(program: Program, before: fx.Node, layer: nn.Module, norm: _BatchNorm) -> bool:
     """A norm takes dim 1: of tokens, that is not where a linear layer has its outputs; without a batch, dim 0 is."""
-    if isinstance(norm, NORMS[1:]):  # it takes values of one number of dims alone
+    if isinstance(norm, BATCH_NORMS[1:]):  # it takes values of one number of dims alone
         return True
     shape = shape_of(program, before)
     return shape is not None and len(shape) == layer.get_parameter("weight").dim()

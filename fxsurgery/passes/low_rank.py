@@ -30,11 +30,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fxsurgery.analysis.svd import MIXING, Svd, calls_to, obstacle, rounding, svd
+from fxsurgery.analysis.svd import Svd, calls_to, obstacle, rounding, svd
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.lineage import Origin
 from fxsurgery.match import Refusal
+from fxsurgery.ops.layers import MIXING
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite
 

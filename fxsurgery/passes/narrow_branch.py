@@ -22,9 +22,10 @@ from fxsurgery.errors import SpecError
 from fxsurgery.match import Refusal
 from fxsurgery.nn.gates import GateApply
 from fxsurgery.program import Program
+from fxsurgery.proof import itself
 from fxsurgery.rewriting.branches import Branch, branches, scatter
 from fxsurgery.rewriting.resize import resize
-from fxsurgery.surgery import Effect, Rewrite, itself
+from fxsurgery.surgery import Effect, Rewrite
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,11 @@ from fxsurgery.edit import Editor, Reference
 from fxsurgery.errors import SpecError
 from fxsurgery.ops.propagation_state import Attention
 from fxsurgery.program import Program
+from fxsurgery.proof import itself
 from fxsurgery.rewriting.constants import Leftover, leftovers, scale_silenced
 from fxsurgery.rewriting.masked_reference import silence
 from fxsurgery.rewriting.resize import resize
-from fxsurgery.surgery import Effect, Rewrite, itself
+from fxsurgery.surgery import Effect, Rewrite
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,11 @@ from fxsurgery.analysis.shared_modules import fixed
 from fxsurgery.edit import Editor
 from fxsurgery.match import Match, Refusal
 from fxsurgery.program import Program
+from fxsurgery.proof import itself
 from fxsurgery.rewriting.changes import Change, Consequences
 from fxsurgery.rewriting.downstream import can_follow, follow
 from fxsurgery.rewriting.redirection import redirect
-from fxsurgery.surgery import Effect, Rewrite, Trains, itself
+from fxsurgery.surgery import Effect, Rewrite, Trains
 
 Plan = Callable[[Editor], Effect]
 """The edits of a removal that can be made."""
@@ -100,7 +101,7 @@ class RemoveLayer(Rewrite):
 
 
 def _is_place(program: Program, node: fx.Node) -> bool:
-    return read_cell(program, node) is not None or sum_operands(node) is not None
+    return read_cell(program, node) is not None or sum_operands(program, node) is not None
 
 
 def _plan(program: Program, node: fx.Node, *, only_try: bool = False) -> Match[Plan]:
@@ -109,7 +110,7 @@ def _plan(program: Program, node: fx.Node, *, only_try: bool = False) -> Match[P
         if any(user.op == "output" for user in cell.end.users) or not cell.end.users:
             return Refusal(node.name, "the program gives out what it computes")
         return _cuts(program, cell.end, {node, *cell.tail}, cell.source) or _cell_plan(program, cell, only_try)
-    if sum_operands(node) is None:
+    if sum_operands(program, node) is None:
         return Refusal(node.name, "it calls no linear layer or convolution, and is no sum")
     block = next((b for b in identity_blocks(program) if b.sum is node), None)
     if block is None:
@@ -119,7 +120,7 @@ def _plan(program: Program, node: fx.Node, *, only_try: bool = False) -> Match[P
 
 def _cuts(program: Program, end: fx.Node, gone: set[fx.Node], onto: fx.Node) -> Refusal | None:
     """Why the program would be none without `gone`, where what reads `end` then reads `onto`."""
-    if reader := cancels(end, onto):
+    if reader := cancels(program, end, onto):
         return Refusal(reader.name, f"%{onto} would meet itself, and nothing of it would be left")
     (output,) = (n for n in program.nodes if n.op == "output")
 

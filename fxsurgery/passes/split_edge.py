@@ -264,7 +264,7 @@ def _feature_maps(program: Program) -> Iterator[fx.Node]:
             continue
         reader = only_reader(node)
         activated = reader is not None and _is_activation(program, reader)
-        if (sum_operands(node) is not None or _is_activation(program, node)) and not activated:
+        if (sum_operands(program, node) is not None or _is_activation(program, node)) and not activated:
             yield node
 
 

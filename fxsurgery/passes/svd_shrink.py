@@ -34,7 +34,6 @@ from fxsurgery.analysis.activations import read_values
 from fxsurgery.analysis.layer_pairs import LayerPair, find_pair
 from fxsurgery.analysis.refit import refit
 from fxsurgery.analysis.svd import (
-    MIXING,
     best_signs,
     calls_to,
     principal,
@@ -47,6 +46,7 @@ from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.lineage import Origin
 from fxsurgery.match import Refusal
+from fxsurgery.ops.layers import MIXING
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite
 

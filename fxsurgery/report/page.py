@@ -108,19 +108,19 @@ def _shown(value: object) -> object:
 
 def _evolved(told: ReportInput) -> dict[str, Any]:
     """What the page shows of an evolution."""
-    evolution = told.evolution
-    if evolution is None:
+    record = told.search
+    if record is None:
         return {"evolved": False}
     return {
         "evolved": True,
         "most_members": MOST_MEMBERS,
-        "lineage": lineage(evolution, told.metric_name),
-        "scatter": scatter(evolution, told.pareto, told.metric_name),
+        "lineage": lineage(record, told.metric_name),
+        "scatter": scatter(record, told.pareto, told.metric_name),
         "timed": any(member.latency_ms is not None for member in told.pareto),
-        "generations": generations(evolution),
-        "refusals": refusals(evolution),
-        "rejected": sum(evolution.rejected.values()),
-        "mishaps": mishaps(evolution),
+        "generations": generations(record),
+        "refusals": refusals(record),
+        "rejected": sum(record.rejected.values()),
+        "mishaps": mishaps(record),
     }
 
 

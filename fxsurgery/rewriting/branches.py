@@ -30,6 +30,7 @@ from fxsurgery.edit import Editor
 from fxsurgery.match import Refusal
 from fxsurgery.nn.gates import GateApply, GateVector
 from fxsurgery.ops.labels import Labels
+from fxsurgery.ops.layers import CONVOLUTION
 from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
 from fxsurgery.rewriting.gate_insertion import insert_gates
@@ -208,7 +209,7 @@ def scatter(edit: Editor, operand: Operand, kept: Sequence[int]) -> None:
 def _operands(program: Program) -> Iterator[Operand]:
     """The operands of every sum of two tensors of one shape."""
     for node in program.nodes:
-        for read in sum_operands(node) or ():
+        for read in sum_operands(program, node) or ():
             shape = dims_of(program, read)
             if shape != dims_of(program, node) or (dim := _channel_dim(program, read)) is None:
                 continue
@@ -261,7 +262,7 @@ def _dense(program: Program, operand: Operand, like: torch.Tensor | None) -> nn.
     """A layer that mixes the channels of an operand, for an analysis that runs nothing."""
     shape = dims_of(program, operand.source)
     width = shape[operand.dim]
-    kind = nn.Linear if operand.dim == len(shape) - 1 else (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(shape) - 3]
+    kind = nn.Linear if operand.dim == len(shape) - 1 else CONVOLUTION[len(shape)]
     options = {} if kind is nn.Linear else {"kernel_size": 1}
     layer: nn.Module = nn.utils.skip_init(kind, width, width, bias=False, **options)  # type: ignore[no-untyped-call]
     return layer if like is None else layer.to(like.device, like.dtype)

@@ -9,20 +9,11 @@ from typing import Any, Protocol
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.spatial_maps import Layout, Map, Taker
 from fxsurgery.edit import Editor
 from fxsurgery.lineage import Origin
 from fxsurgery.match import Refusal
 from fxsurgery.program import Program
-
-MOVING = set(
-    "flatten ravel view reshape permute transpose swapaxes swapdims movedim moveaxis squeeze unsqueeze contiguous "
-    "clone cat concat concatenate chunk split unsafe_chunk tensor_split getitem unbind flip narrow select "
-    "unflatten".split()
-)
-"""Functions and methods that only move entries: what is true of entries is true of what comes out."""
-MOVING_MODULES = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle)
 
 
 @dataclass(eq=False)
@@ -110,9 +101,8 @@ class Changed:
 
     def is_moving(self, node: fx.Node) -> bool:
         """Whether a node only moves entries."""
-        if node.op == "call_module":
-            return isinstance(self.program.module(node), MOVING_MODULES)
-        return node.op in {"call_function", "call_method"} and target_name(node) in MOVING
+        operator = self.program.operator(node)
+        return operator is not None and operator.rearranges
 
 
 class Run(Protocol):

@@ -27,21 +27,17 @@ from typing_extensions import override
 from fxsurgery.analysis.activations import read_values
 from fxsurgery.analysis.pointwise import pointwise
 from fxsurgery.analysis.pooling import read_stencil
-from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.shapes_run import ShapesRun, shapes_run
 from fxsurgery.analysis.spatial_maps import Layout, Take, Taker
 from fxsurgery.errors import first_line
 from fxsurgery.match import Match, Refusal
+from fxsurgery.ops.movement import GETITEM
+from fxsurgery.ops.operator import Kind
 from fxsurgery.program import Program
 from fxsurgery.rewriting.changes import Call, Change, Changed, Consequences, ObstacleError, holds_tensors
 from fxsurgery.rewriting.fitting import fitted, is_dense, refit_dense
 from fxsurgery.rewriting.layout_flow import arising, moved
 from fxsurgery.seeding import seeded
-
-PARTING = set("chunk split unsafe_chunk tensor_split getitem unbind narrow select".split())
-"""Functions that move entries and may leave some out."""
-_UNCHECKED = ("index", "gather", "take", "scatter", "embedding", "conv_transpose", "getitem")
-"""Parts of the names of functions that PyTorch does not check on meta tensors as it does on others."""
 
 
 def follow(program: Program, change: Change, take: Take | None = None) -> Match[Consequences]:
@@ -70,7 +66,11 @@ def _is_unchecked(program: Program, node: fx.Node) -> bool:
     if node.op == "call_module":
         module = program.module(node)
         return getattr(module, "transposed", False) or not type(module).__module__.startswith("torch.nn")
-    return node.op != "output" and any(part in target_name(node) for part in _UNCHECKED)
+    operator = program.operator(node)
+    if operator is None:
+        return False
+    is_transposed = operator.window is not None and operator.window.transposed
+    return operator.kind is Kind.LOOKUP or operator is GETITEM or is_transposed
 
 
 def _walked(program: Program, walk: "_Walk") -> Match[Consequences]:
@@ -150,7 +150,8 @@ def _settle(state: Changed, node: fx.Node, old: Any, new: Any) -> None:
 def _note_exactness(state: Changed, node: fx.Node, old: Any) -> None:
     """`old = A new` holds of what `node` gives if it only moves entries, or is affine and the same everywhere."""
     fact = pointwise(state.program, node)
-    moving = state.is_moving(node) and target_name(node) not in PARTING
+    operator = state.program.operator(node)
+    moving = operator is not None and operator.rearranges and not operator.picks
     if not holds_tensors(old) or moving or (fact is not None and fact.is_identity):
         return
     module = state.program.module(node) if node.op == "call_module" else None

@@ -13,10 +13,11 @@ from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 
 from fxsurgery.analysis.pooling import LOCAL, read_pool
 from fxsurgery.analysis.refit import Sizes, refit
-from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.shared_modules import fixed, names_of
 from fxsurgery.analysis.spatial_maps import Layout
 from fxsurgery.lineage import Origin
+from fxsurgery.ops.contractions import LINEAR
+from fxsurgery.ops.facets import SizeRule
 from fxsurgery.program import Program
 from fxsurgery.rewriting.changes import Call, Changed, ObstacleError
 from fxsurgery.rewriting.view_inference import regrouped
@@ -27,8 +28,7 @@ def is_dense(state: Changed, node: fx.Node) -> bool:
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node) or not isinstance(state.values.get(source), Tensor):
         return False
-    is_module = node.op == "call_module" and isinstance(state.program.module(node), nn.Linear)
-    if not is_module and node.target is not nn.functional.linear:
+    if state.program.operator(node) is not LINEAR:
         return False
     return bool(state.values[source].shape[-1] != state.env[source].shape[-1])
 
@@ -78,13 +78,23 @@ def fitted(state: Changed, node: fx.Node, old: Any) -> Call:
     call = Call(node.args, dict(node.kwargs))
     if node.op == "call_module":
         _fit_module(state, node, old)
-    elif target_name(node) in {"view", "reshape"} and isinstance(old, Tensor):
+    elif _is_view(state.program, node) and isinstance(old, Tensor):
         return _fitted_view(state, node, old)
     elif _is_whole_pool(state, node, old) and len(node.args) > 1:
         kernel = list(state.values[node.all_input_nodes[0]].shape[2:])
         state.found.arguments.append((node, 1, kernel))
         return Call((node.args[0], kernel, *node.args[2:]), call.kwargs)
     return call
+
+
+def _is_view(program: Program, node: fx.Node) -> bool:
+    operator = program.operator(node)
+    return (
+        operator is not None
+        and operator.regroups
+        and operator.sizes is not None
+        and operator.sizes.rule is SizeRule.SHAPE
+    )
 
 
 def _fitted_view(state: Changed, node: fx.Node, old: Tensor) -> Call:

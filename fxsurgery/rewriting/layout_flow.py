@@ -11,12 +11,10 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxsurgery.analysis.pooling import read_stencil
-from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.spatial_maps import Layout, Map, nearest
+from fxsurgery.ops.joining import PAD
+from fxsurgery.ops.operator import Kind, Operator
 from fxsurgery.rewriting.changes import Call, Changed, holds_tensors
-
-RESAMPLING = ("pool", "interpolate", "upsample", "pad")
-"""Parts of the names of what gives another number of positions, which are spread evenly over the same area."""
 
 
 def moved(state: Changed, node: fx.Node, call: Call) -> Layout | None:
@@ -62,9 +60,8 @@ def arising(state: Changed, node: fx.Node, old: Any, new: Any) -> Layout | None:
 
 def _resampled(state: Changed, node: fx.Node, source: fx.Node, old: Tensor, new: Tensor) -> Layout | None:
     """The layout of what has windows, or spreads another number of positions over the same area."""
-    name = type(state.program.module(node)).__name__ if node.op == "call_module" else target_name(node)
     stencil = read_stencil(state.program, node, lambda n: state.env[n].shape)
-    if stencil is None and not any(part in name.lower() for part in (*RESAMPLING, "convtranspose")):
+    if stencil is None and not _resamples(state.program.operator(node)):
         return None
     before, now, layout = state.env[source], state.values[source], state.layouts[source]
     channels = None
@@ -85,3 +82,11 @@ def _resampled(state: Changed, node: fx.Node, source: fx.Node, old: Tensor, new:
         factors.append(found[0].factors[found[1]] if is_point else nearest(*pair, old.shape[dim], new.shape[dim]))
         axes.append(pair)
     return Layout.of(Map(tuple(old.shape[1:]), tuple(new.shape[1:]), tuple(factors), tuple(axes)), len(old))
+
+
+def _resamples(operator: Operator | None) -> bool:
+    """Whether an operator gives another number of positions, spread evenly over the same area."""
+    if operator is None:
+        return False
+    is_transposed = operator.window is not None and operator.window.transposed
+    return operator.kind in {Kind.POOLING, Kind.RESAMPLING} or operator is PAD or is_transposed

@@ -21,7 +21,7 @@ from fxsurgery.inputs import Inputs
 from fxsurgery.ops.labels import Labels
 from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
-from fxsurgery.rewriting.size_args import After
+from fxsurgery.rewriting.surviving_sizes import After
 
 
 def silence(program: Program, facts: Structure, keep: Mask) -> Callable[[Program, Inputs], list[Tensor]]:

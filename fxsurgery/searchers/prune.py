@@ -27,7 +27,8 @@ from fxsurgery.option_types import Count, Range
 from fxsurgery.program import Program
 from fxsurgery.searchers.common.latency import LatencyLimit, hold
 from fxsurgery.searchers.common.settings import Narrowing
-from fxsurgery.searchers.common.widths import Scores, Space, alignment_note, evenly, project, pruned, space
+from fxsurgery.searchers.common.width_selection import evenly, project
+from fxsurgery.searchers.common.widths import Scores, Space, alignment_note, pruned, space
 from fxsurgery.searchers.session import Outcome, Session, Stage
 from fxsurgery.training import Hooks, Recipe, StepInfo, constant, sgd
 

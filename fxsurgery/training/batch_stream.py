@@ -35,7 +35,7 @@ from fxsurgery.training.randomness import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Portion:
     """What one process draws of a batch."""
 

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
 from typing_extensions import override
 
@@ -38,11 +38,20 @@ class Arrays(Dataset[Any]):
 
     @override
     def __getitem__(self, index: int) -> Any:
-        return pytree.tree_map(lambda t: t[index], self.tensors)
+        return _indexed(self.tensors, index)
 
     def __getitems__(self, indices: list[int]) -> Any:  # noqa: ANN401
         """The batch itself: nothing is left to collate."""
-        return self[torch.as_tensor(indices)]  # type: ignore[index]
+        return _indexed(self.tensors, torch.as_tensor(indices))
+
+
+def _indexed(value: Any, index: int | Tensor) -> Any:  # noqa: ANN401
+    """The rows of tensors in plain tuples and dicts."""
+    if isinstance(value, Tensor):
+        return value[index]
+    if isinstance(value, dict):
+        return {key: _indexed(part, index) for key, part in value.items()}
+    return tuple([_indexed(part, index) for part in value])
 
 
 class Batches(Sampler[list[int]]):
@@ -59,14 +68,33 @@ class Batches(Sampler[list[int]]):
 
     @override
     def __iter__(self) -> Iterator[list[int]]:
+        for indices in self.arrays():
+            yield indices.tolist()
+
+    def arrays(self) -> Iterator[NDArray[np.int64]]:
+        """The same as arrays of numpy, which tensors are indexed with sooner."""
         order = np.arange(self.samples)
         if self.seed is not None:
             order = np.random.default_rng(mix(self.seed, self.epoch)).permutation(self.samples)
         for start in range(0, self.samples, self.batch_size):
-            yield order[start : start + self.batch_size].tolist()
+            yield order[start : start + self.batch_size]
 
     def __len__(self) -> int:
         return math.ceil(self.samples / self.batch_size)
+
+
+class ArrayLoader(DataLoader[Any]):
+    """Reads batches of `Arrays` itself: the machinery of `DataLoader` takes as long as a small network's forward."""
+
+    def __init__(self, arrays: Arrays, order: Batches) -> None:
+        super().__init__(arrays, batch_sampler=order, collate_fn=_as_is)
+
+    @override
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override] -- PyTorch states the class of its own iterator
+        torch.empty((), dtype=torch.int64).random_()  # `DataLoader` draws the seed of its workers here
+        order = self.batch_sampler
+        for indices in order.arrays() if isinstance(order, Batches) else order:  # type: ignore[union-attr]
+            yield self.dataset.__getitems__(indices)  # type: ignore[attr-defined]
 
 
 @checked(DataError)
@@ -88,7 +116,7 @@ def loader_of(data: object, batch_size: Count, seed: int | None, name: str) -> L
         return DataLoader(data, batch_size=batch_size)
     if isinstance(data, tuple | list | Mapping):
         arrays = Arrays(_tensors(data, name))
-        return DataLoader(arrays, batch_sampler=_order(arrays, batch_size, seed, name), collate_fn=_as_is)
+        return ArrayLoader(arrays, _order(arrays, batch_size, seed, name))
     if isinstance(data, Dataset):
         return DataLoader(data, batch_sampler=_order(data, batch_size, seed, name), collate_fn=_Collate(name))
     raise DataError(
@@ -213,7 +241,7 @@ def ending(loader: Loader, most: int | None, name: str) -> Iterator[Any]:
         yield batch
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Drawn:
     """A batch, and where in the data it stands."""
 

@@ -7,7 +7,6 @@ The running mean is the mean of the batches' means, the running variance that of
 from itertools import islice
 
 import torch
-from accelerate.utils import send_to_device
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -15,7 +14,7 @@ from fxsurgery.argument_names import named
 from fxsurgery.errors import DataError
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.batches import epoch_of
-from fxsurgery.training.device import Device
+from fxsurgery.training.device import Device, on_device
 from fxsurgery.training.finite import not_finite, wrong_values
 from fxsurgery.training.invocation import predict
 from fxsurgery.training.model_state import borrowed, require_changeable
@@ -56,7 +55,7 @@ def recalibrate(model: nn.Module, task: Task, *, batches: int = 100, seed: int =
             norm.train()
         try:
             for drawn in islice(epoch_of(source, 0, "train_data", task.samples), batches):
-                inputs, _ = task.take_apart(send_to_device(drawn.batch, there))
+                inputs, _ = task.take_apart(on_device(drawn.batch, there))
                 predict(model, inputs)
                 wrong = wrong or wrong_values((inputs.args, inputs.kwargs))
         finally:

@@ -15,7 +15,8 @@ from fxsurgery.batch_layout import Statement, as_stated, by_target, is_ambiguous
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs
 from fxsurgery.option_types import Count, Seed, check_fields, checked
-from fxsurgery.training.batches import Loader, describe, describe_inputs, epoch_of, loader_of
+from fxsurgery.training.batches import ArrayLoader, Loader, describe, describe_inputs, epoch_of, loader_of
+from fxsurgery.training.batches import samples as row_count
 from fxsurgery.training.classification import Counting, accuracy, counting_of, cross_entropy
 from fxsurgery.training.randomness import repeatable
 
@@ -198,6 +199,11 @@ class Task:
     def samples(self, batch: Any) -> int:  # noqa: ANN401
         """Number of samples in a batch; see `count`."""
         return self.count(*self.take_apart(batch))
+
+    def counter(self, loader: Loader) -> Callable[[Any], int]:
+        """`samples`, for the batches of `loader`; the rows, where tensors are taken apart by convention."""
+        by_rows = isinstance(loader, ArrayLoader) and self.split is by_convention and self.batch_dims is None
+        return row_count if by_rows else self.samples
 
     def count(self, inputs: Inputs, target: Any, output: Any = None) -> int:  # noqa: ANN401
         """Number of samples in a batch, by the inputs; by the target where only the model's output is as long."""

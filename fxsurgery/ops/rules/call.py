@@ -57,8 +57,11 @@ Rule = Callable[[Provenance, Call], Sequence[Labels]]
 def base_name(op: OpOverload) -> str:
     """`relu` for `aten::relu_.default`; a leading underscore is kept, and so is the namespace of another library."""
     space, name = op._schema.name.split("::")  # noqa: SLF001
-    if space != "aten":
-        return f"{space}::{name}"
+    return plain_name(name) if space == "aten" else f"{space}::{name}"
+
+
+def plain_name(name: str) -> str:
+    """The name of an ATen operation without the underscore behind that says that it overwrites."""
     return name if name.startswith("_") else name.rstrip("_")
 
 

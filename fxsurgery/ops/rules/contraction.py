@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from fxsurgery.ops.labels import Labels, along, padded, varying
 from fxsurgery.ops.propagation_state import Contraction, Provenance
-from fxsurgery.ops.rules.call import Call, Rule
+from fxsurgery.ops.rules.call import Call
 from fxsurgery.ops.rules.pointwise import join
 from fxsurgery.ops.union_find import Ids
 
@@ -71,10 +71,3 @@ def _with_bias(state: Provenance, call: Call, planes: list[Ids], bias: Labels | 
         shape = (1,) * (ndim - len(bias.shape)) + bias.shape
         planes = join(state, (call.shape, planes), (shape, [padded(p, ndim) for p in bias.planes]))
     return state.without_overlap(Labels(call.shape, planes))
-
-
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(("mm", "addmm"), product),
-    **dict.fromkeys(("bmm", "baddbmm"), batched_product),
-    "linear": linear,
-}

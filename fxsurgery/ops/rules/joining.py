@@ -6,7 +6,7 @@ import numpy as np
 
 from fxsurgery.ops.labels import Labels, varying
 from fxsurgery.ops.propagation_state import Provenance
-from fxsurgery.ops.rules.call import Call, Rule
+from fxsurgery.ops.rules.call import Call
 from fxsurgery.ops.union_find import Ids
 
 
@@ -89,10 +89,3 @@ def _amounts(amounts: Sequence[int], ndim: int, dim: int) -> tuple[int, int]:
     """What is added before and after `dim`; the last dim comes first in `amounts`."""
     start = 2 * (ndim - 1 - dim)
     return (amounts[start], amounts[start + 1]) if start < len(amounts) else (0, 0)
-
-
-RULES: dict[str, Rule] = {
-    "cat": concatenation,
-    "stack": stacking,
-    "constant_pad_nd": padding,
-}

@@ -10,7 +10,7 @@ import torch
 
 from fxsurgery.ops.labels import Labels, along, varying
 from fxsurgery.ops.propagation_state import Provenance
-from fxsurgery.ops.rules.call import Call, Rule, dims_of
+from fxsurgery.ops.rules.call import Call, dims_of
 from fxsurgery.ops.union_find import Ids
 
 
@@ -106,16 +106,3 @@ def _freeze_along(state: Provenance, labels: Labels, dims: Sequence[int]) -> Non
         if set(varying(plane)) & set(dims):
             state.freeze(plane)
     state.refresh(labels)
-
-
-RULES: dict[str, Rule] = {
-    "embedding": embedding,
-    "_embedding_bag": bag,
-    "_embedding_bag_forward_only": bag,
-    "index": indexing,
-    "_unsafe_index": indexing,
-    "index_select": index_select,
-    **dict.fromkeys(("gather", "sort", "topk", "argsort", "kthvalue", "cummax", "cummin"), gathering),
-    **dict.fromkeys(("_fft_r2c", "_fft_c2r", "_fft_c2c"), transform),
-    **dict.fromkeys(("grid_sampler_2d", "grid_sampler_3d"), sampling),
-}

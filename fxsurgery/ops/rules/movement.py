@@ -8,23 +8,8 @@ from torch import Tensor
 
 from fxsurgery.ops.labels import Labels, padded, varying
 from fxsurgery.ops.propagation_state import Provenance
-from fxsurgery.ops.rules.call import Call, Rule, dims_of
+from fxsurgery.ops.rules.call import Call, dims_of
 from fxsurgery.ops.union_find import Ids
-
-SAME = (
-    "clone contiguous _to_copy detach alias lift_fresh_copy dropout native_dropout feature_dropout "
-    "view_of _reshape_alias_copy conj _conj _neg_view resolve_conj triu tril"
-).split()
-MOVES = (
-    "view _unsafe_view reshape permute transpose t squeeze unsqueeze expand select split split_with_sizes slice "
-    "unsafe_split unsafe_split_with_sizes unsafe_chunk unbind diagonal"
-).split()
-CREATIONS = (
-    "ones zeros full empty arange new_zeros new_ones new_full new_empty linspace scalar_tensor rand randn eye "
-    "new_empty_strided empty_strided randint randperm logspace"
-).split()
-LIKE = ("zeros_like", "ones_like", "full_like", "empty_like")
-DRAWS = ("rand_like", "randn_like", "randint_like", "bernoulli", "normal", "uniform", "exponential")
 
 
 def same(state: Provenance, call: Call) -> Sequence[Labels]:
@@ -229,25 +214,3 @@ def _compact(moved: Tensor) -> Ids:
         if moved.size(dim) > 1 and moved.stride(dim) == 0:
             moved = moved.narrow(dim, 0, 1)
     return moved.numpy()
-
-
-RULES: dict[str, Rule] = {
-    **dict.fromkeys((*SAME, *LIKE), same),
-    **dict.fromkeys(MOVES, move),
-    **dict.fromkeys(CREATIONS, creation),
-    **dict.fromkeys(DRAWS, draw),
-    **dict.fromkeys(("view", "_unsafe_view", "reshape"), viewing),
-    "select": selection,
-    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), channel_shuffle),
-    "roll": rotation,
-    "glu": gated_halves,
-    "im2col": patches,
-    "col2im": pixel_shuffle,
-    "pixel_shuffle": pixel_shuffle,
-    "pixel_unshuffle": patches,
-    "repeat": tiling,
-    "flip": mirroring,
-    "unfold": windows,
-    "view_as_complex": to_complex,
-    "view_as_real": to_real,
-}

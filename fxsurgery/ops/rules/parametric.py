@@ -10,7 +10,7 @@ import numpy as np
 
 from fxsurgery.ops.labels import Labels, along, varying
 from fxsurgery.ops.propagation_state import Contraction, Provenance
-from fxsurgery.ops.rules.call import Call, Rule
+from fxsurgery.ops.rules.call import Call
 from fxsurgery.ops.rules.pointwise import join
 from fxsurgery.ops.union_find import Ids
 
@@ -163,17 +163,3 @@ def prelu(state: Provenance, call: Call) -> Sequence[Labels]:
         slopes = along(state.vector(weight, 0), 1, len(source.shape))
         return [Labels(call.shape, join(state, (call.shape, source.planes), (slopes.shape, [slopes])))]
     return [Labels(call.shape, list(source.planes))]
-
-
-BATCH_NORMS = (
-    "batch_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
-    "cudnn_batch_norm miopen_batch_norm _batch_norm_no_update"
-).split()
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(("convolution", "_convolution"), convolution),
-    **dict.fromkeys(BATCH_NORMS, channel_norm),
-    **dict.fromkeys(("group_norm", "native_group_norm"), group_norm),
-    **dict.fromkeys(("layer_norm", "native_layer_norm", "rms_norm"), layer_norm),
-    "prelu": prelu,
-    **dict.fromkeys(("_weight_norm", "_weight_norm_interface"), weight_norm),
-}

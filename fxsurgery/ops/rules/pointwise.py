@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from fxsurgery.ops.labels import Labels, first_along, padded, varying
 from fxsurgery.ops.propagation_state import Provenance
-from fxsurgery.ops.rules.call import Call, Rule
+from fxsurgery.ops.rules.call import Call
 from fxsurgery.ops.union_find import Ids
 
 
@@ -83,9 +83,3 @@ def _decide_later(state: Provenance, left: tuple[Sequence[int], Ids], right: tup
             alone(state, b, left[0])
 
     state.later(decide)
-
-
-UNTAGGED = "copy where masked_fill _prelu_kernel hardswish hardsigmoid mish softplus".split()
-"""Pointwise operations that do not carry the tag in every supported torch."""
-
-RULES: dict[str, Rule] = dict.fromkeys(UNTAGGED, pointwise)

@@ -15,8 +15,6 @@ from fxsurgery.ops.labels import Labels, varying
 from fxsurgery.ops.propagation_state import Contraction, Provenance, Work
 from fxsurgery.ops.union_find import Ids
 
-GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
-
 Parameters = Callable[[str], Labels]
 """The labels of a parameter of the layer, by its name."""
 
@@ -55,7 +53,7 @@ def recurrent(
             state.freeze(plane)
     entering = state.vector(source, -1)
     state.contractions.append(Contraction(state.node, -1, entering))
-    gates, projected = GATES[module.mode], getattr(module, "proj_size", 0) > 0
+    gates, projected = _gates(module), getattr(module, "proj_size", 0) > 0
     cell = _rows(state, parameter("weight_ih_l0"), gates)[0]
     hidden = state.vector(parameter("weight_hr_l0"), 0) if projected else cell
     sides = ("", "_reverse") if module.bidirectional else ("",)
@@ -77,7 +75,7 @@ def _tie(
     state: Provenance, parameter: Parameters, suffix: str, units: tuple[Ids, Ids, Ids], module: nn.RNNBase
 ) -> None:
     entering, hidden, cell = units
-    gates = GATES[module.mode]
+    gates = _gates(module)
     kinds = ("ih", "hh")
     for kind, columns in zip(kinds, (entering, hidden), strict=True):
         weight = parameter(f"weight_{kind}{suffix}")
@@ -89,6 +87,11 @@ def _tie(
         weight = parameter(f"weight_hr{suffix}")
         state.union(state.vector(weight, 0), hidden)
         state.union(state.vector(weight, 1), cell)
+
+
+def _gates(module: nn.RNNBase) -> int:
+    """Gates of a cell: 4 of an LSTM, 3 of a GRU, 1 of a plain RNN."""
+    return module.get_parameter("weight_ih_l0").shape[0] // module.hidden_size
 
 
 def _rows(state: Provenance, labels: Labels, gates: int) -> Ids:

@@ -11,31 +11,6 @@ from fxsurgery.ops.rules.call import Call, Rule, dims_of
 from fxsurgery.ops.rules.pointwise import pointwise
 from fxsurgery.ops.union_find import Ids
 
-REDUCTIONS = (
-    "sum mean amax amin max min var std linalg_vector_norm norm logsumexp prod argmax argmin var_mean std_mean "
-    "median any all count_nonzero"
-).split()
-POOLS = {
-    f"{kind}{rank}d{tail}": rank
-    for kind in (
-        "max_pool",
-        "avg_pool",
-        "adaptive_avg_pool",
-        "_adaptive_avg_pool",
-        "adaptive_max_pool",
-        "upsample_nearest",
-        "_upsample_nearest_exact",
-        "upsample_linear",
-        "upsample_bilinear",
-        "upsample_bicubic",
-        "upsample_trilinear",
-        "reflection_pad",
-        "replication_pad",
-    )
-    for rank in (1, 2, 3)
-    for tail in ("", "_with_indices")
-}
-
 
 def reduction(state: Provenance, call: Call) -> Sequence[Labels]:
     """Labels along reduced dims end; the others pass."""
@@ -79,21 +54,17 @@ def scan(state: Provenance, call: Call) -> Sequence[Labels]:
     return [Labels(tuple(r.shape), list(source.planes)) for r in call.results]
 
 
-def pooling(state: Provenance, call: Call) -> Sequence[Labels]:
-    """Channels pass, labels on pooled dims freeze."""
-    source: Labels = call.args[0]
-    ndim = len(source.shape)
-    channels = list(range(ndim - POOLS[call.name]))
-    state.resolve(source, channels)
-    for plane in source.planes:
-        if not set(varying(plane)) <= set(channels):
-            state.freeze(plane)
-    state.refresh(source)
-    return [Labels(tuple(r.shape), list(source.planes)) for r in call.results]
+def windowed(rank: int) -> Rule:
+    """Return the rule of pooling and resampling over the last `rank` dims: channels pass, labels on those freeze."""
 
+    def rule(state: Provenance, call: Call) -> Sequence[Labels]:
+        source: Labels = call.args[0]
+        channels = list(range(len(source.shape) - rank))
+        state.resolve(source, channels)
+        for plane in source.planes:
+            if not set(varying(plane)) <= set(channels):
+                state.freeze(plane)
+        state.refresh(source)
+        return [Labels(tuple(r.shape), list(source.planes)) for r in call.results]
 
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(REDUCTIONS, reduction),
-    **dict.fromkeys(("softmax", "_softmax", "_safe_softmax", "log_softmax", "_log_softmax", "cumsum"), scan),
-    **dict.fromkeys(POOLS, pooling),
-}
+    return rule

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import fx
 from torch.fx.graph import _PyTreeCodeGen
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
-from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 
+from fxsurgery.ops import registry
+from fxsurgery.ops.operator import Kind
 from fxsurgery.program import Program
 from fxsurgery.saving.outputs import keys_of
 from fxsurgery.saving.standalone.calls import arguments, call, is_operator, is_setitem
@@ -26,11 +27,6 @@ from fxsurgery.saving.standalone.names import Names, fitting
 from fxsurgery.saving.standalone.signature import TAKEN, Argument, placeholders
 from fxsurgery.saving.standalone.tree import Tree
 from fxsurgery.saving.standalone.value_kinds import Kinds
-
-MIXING = (_ConvNd, nn.Linear, nn.Embedding, nn.RNNBase, nn.Bilinear)
-SHAPING = {"to", "float", "contiguous", "view", "reshape", "transpose", "permute", "flatten", "unsqueeze", "squeeze",
-           "expand", "clone", "type_as", "detach", "unflatten"}  # fmt: skip
-"""Methods that give the same thing in another form."""
 
 
 @dataclass
@@ -224,13 +220,14 @@ class Forward:
         if node.op == "call_module":
             path = self._heads.get(node, (str(node.target), node))[0]
             words = [w for w in path.split(".") if not w.isdigit()]
-            mixes = isinstance(self._program.module(node), MIXING)
+            operator = self._program.operator(node)
+            mixes = operator is not None and operator.kind in {Kind.CONTRACTION, Kind.RECURRENT, Kind.LOOKUP}
             return ("=" if mixes else "") + fitting(words[-1] if words else "x")
         if node.target is F.scaled_dot_product_attention:
             return "=attention"
         if node.op == "call_function" and node.name.startswith("getitem") and isinstance(node.args[0], fx.Node):
             name = self._part_hint(node.args[0], node.args[1])
-        elif node.target in SHAPING and isinstance(node.args[0], fx.Node):
+        elif _gives_the_same(node) and isinstance(node.args[0], fx.Node):
             name = self._hint(node.args[0]).removeprefix("=") or node.name
         else:
             name = re.sub(r"_?\d+$", "", node.name)
@@ -295,3 +292,9 @@ def _in_chains(chains: Mapping[str, Chain]) -> tuple[set[fx.Node], dict[fx.Node,
         heads[chain.nodes[-1]] = (path, chain.nodes[0])
         skipped |= set(chain.nodes[:-1])
     return skipped, heads
+
+
+def _gives_the_same(node: fx.Node) -> bool:
+    """Whether a method gives the same thing in another form."""
+    operator = registry.of(node) if node.op == "call_method" else None
+    return operator is not None and operator.kind is Kind.MOVEMENT and not operator.picks

@@ -2,6 +2,7 @@
 
 from torch import fx
 
+from fxsurgery.ops import registry
 from fxsurgery.program import Program
 from fxsurgery.saving.standalone.calls import is_operator, is_setitem
 from fxsurgery.saving.standalone.value_kinds import Kinds
@@ -10,7 +11,6 @@ LONGEST = 72
 """Columns that a statement may have before parts of it get a line of their own."""
 DEEPEST = 3
 """Steps in one statement."""
-_PURE_READS = {"size", "dim", "numel", "ndimension"}
 
 
 def inlined(program: Program, kinds: Kinds, skipped: set[fx.Node]) -> set[fx.Node]:
@@ -28,10 +28,15 @@ def _is_number(node: fx.Node, kinds: Kinds) -> bool:
     """A size, or a number made of some, that is used once; or the shape that sizes are read of."""
     if kinds.is_tensor(node) or is_setitem(node) or node.op == "call_module" or not node.users:
         return False
-    if node.target is getattr or (node.target in _PURE_READS and (len(node.users) == 1 or len(node.args) == 1)):
+    if node.target is getattr or (_reads_sizes(node) and (len(node.users) == 1 or len(node.args) == 1)):
         return True
     plain = kinds.length(node) is None and all(not kinds.is_tensor(a) for a in node.all_input_nodes)
     return plain and len(node.users) == 1
+
+
+def _reads_sizes(node: fx.Node) -> bool:
+    operator = registry.of(node) if node.op == "call_method" else None
+    return operator is not None and operator.extents is not None
 
 
 def _is_link(node: fx.Node, kinds: Kinds, skipped: set[fx.Node]) -> bool:

@@ -5,9 +5,9 @@ from typing import Annotated, Literal, TypeAlias
 
 from typing_extensions import override
 
+from fxsurgery.budget import Metric
 from fxsurgery.errors import SurgeryError
 from fxsurgery.option_types import MOST_UNITS, Range, Share
-from fxsurgery.searchers.common.evolution import Axis
 from fxsurgery.searchers.common.moves import OPERATIONS
 from fxsurgery.searchers.common.settings import Epochs, OptionalRate, Rate, Settings, Steps
 from fxsurgery.training import OptimizerFactory
@@ -53,7 +53,7 @@ class Evolving(Settings):
     """Networks with more parameters are not tried, unless the start has more: then `most_growth` bounds them alone."""
     most_growth: Annotated[float, Range(above=0, below=10**18)] = 3.0
     """Nor are those that are larger than their parent by more than this share."""
-    front: Axis = "params"
+    front: Metric = "params"
     """What the Pareto front sets the metric against."""
 
 
