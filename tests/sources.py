@@ -34,7 +34,7 @@ class Sources:
         self.trees = {file: ast.parse(text) for file, text in self.texts.items()}
         for file, tree in self.trees.items():
             self._read(file, tree)
-        self._grow(self.asserting, any, lambda file, f: self.asserts(file, f))
+        self._grow(self.asserting, any, self.asserts)
         self._grow(self.certain, all, lambda file, f: self.always_asserts(file, f.body))
 
     @classmethod

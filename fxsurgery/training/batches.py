@@ -90,7 +90,7 @@ class ArrayLoader(DataLoader[Any]):
         super().__init__(arrays, batch_sampler=order, collate_fn=_as_is)
 
     @override
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override] -- PyTorch states the class of its own iterator
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         torch.empty((), dtype=torch.int64).random_()  # `DataLoader` draws the seed of its workers here
         order = self.batch_sampler
         for indices in order.arrays() if isinstance(order, Batches) else order:  # type: ignore[union-attr]

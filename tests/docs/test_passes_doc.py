@@ -1,5 +1,6 @@
 """The page of passes and its pictures: all there, and what `docs/draw_passes.py` gives."""
 
+import itertools
 import re
 import sys
 from pathlib import Path
