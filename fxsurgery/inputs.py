@@ -40,6 +40,8 @@ class Inputs:
 
     @functools.cached_property
     def _leaves(self) -> tuple[Any, ...]:
+        if not self.kwargs and all(isinstance(value, Tensor) for value in self.args):
+            return tuple(self.args)
         return tuple(pytree.tree_leaves((self.args, dict(self.kwargs))))
 
     @property
@@ -58,6 +60,8 @@ class Inputs:
     @property
     def batch(self) -> int | None:
         """The batch size; `None` where no tensor has a batch dim and nothing else tells it."""
+        if self.batch_dims is None:
+            return next((x.size(0) for x in self.tensors if x.dim()), self.samples)
         return next((x.size(d) for x, d in zip(self.tensors, self.dims, strict=True) if d is not None), self.samples)
 
     def batch_dim(self, tensor: Tensor) -> int | None:

@@ -16,11 +16,8 @@ from fxsurgery.capture.diagnostics import offended, running_line
 from fxsurgery.capture.draws import OUT_OF_WHOLE, REMEDY, has_numbers, python_draws, steers
 from fxsurgery.capture.interception import meeting_modules
 from fxsurgery.capture.trace import OffenceError
-from fxsurgery.capture.unsupported_ops import VALUES
 from fxsurgery.inputs import Inputs
-
-REGULAR = ("dropout", "rrelu", "scaled_dot_product_attention", "multi_head_attention", "lstm", "gru", "rnn_")
-"""Parts of the names of functions that draw to regularise what they compute: what they give is no draw."""
+from fxsurgery.ops import registry
 
 
 def refuse_steering(model: nn.Module, inputs: Inputs, is_leaf: Callable[[nn.Module, str], bool]) -> None:
@@ -118,11 +115,14 @@ class _Watch(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         drawn = any(id(tensor) in self._drawn for tensor in given)
-        if drawn and name in VALUES:
+        operator = registry.of_function(func) or registry.of_method(name)
+        if drawn and operator is not None and operator.refused is not None:
             self._steered(f"{name} of a tensor that was drawn", running_line())
         before = reference_runs.torch_states()
         out = func(*args, **kwargs)
-        if drawn or (self._drew(before, args, kwargs) and not any(part in name for part in REGULAR)):
+        if drawn or (
+            self._drew(before, args, kwargs) and not (operator is not None and operator.draws == "regularizes")
+        ):
             written = args[:1] if name == "__setitem__" else ()
             self._note((out, written))
         return out

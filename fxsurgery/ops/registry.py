@@ -26,6 +26,7 @@ class Registry:
         self._by_name: dict[str, Operator] = {}
         self._known: dict[Form, dict[Any, Spelling]] = {form: {} for form in get_args(Form)}
         self._types: dict[type, Spelling | None] = {}
+        self._overloads: dict[OpOverload, tuple[Operator | None, Rule | None]] = {}
         for operator in operators:
             self._add(operator)
 
@@ -77,6 +78,15 @@ class Registry:
             known = self._known["module"]
             self._types[kind] = next((known[base] for base in kind.__mro__ if base in known), None)
         return self._types[kind]
+
+    def aten(self, op: OpOverload) -> tuple[Operator | None, Rule | None]:
+        """Return the operator of an ATen operation, and how labels pass through it."""
+        if (found := self._overloads.get(op)) is None:
+            declared = _operator(self._known["aten"].get(base_name(op)))
+            tagged = pointwise if torch.Tag.pointwise in op.tags else None
+            rule = declared.rule if declared is not None and declared.rule is not None else tagged
+            found = self._overloads[op] = (declared, rule)
+        return found
 
     def spellings(self, operator: Operator) -> tuple[Spelling, ...]:
         """Return every spelling of an operator."""
@@ -175,15 +185,12 @@ def of_method(name: str) -> Operator | None:
 
 def of_aten(op: OpOverload) -> Operator | None:
     """Return the operator that an ATen operation, or one of another library, computes."""
-    return _operator(_DECLARED.spelling("aten", base_name(op)))
+    return _DECLARED.aten(op)[0]
 
 
 def rule_of(op: OpOverload) -> Rule | None:
     """Return how labels pass through an ATen operation; `None` where nothing is known of it."""
-    declared = of_aten(op)
-    if declared is not None and declared.rule is not None:
-        return declared.rule
-    return pointwise if torch.Tag.pointwise in op.tags else None
+    return _DECLARED.aten(op)[1]
 
 
 def of(node: fx.Node, module: nn.Module | None = None) -> Operator | None:

@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 
 from fxsurgery.cli import app
 from fxsurgery.config import RunConfig
-from fxsurgery.config.source_locations import flag
+from fxsurgery.config.run import flag
+from fxsurgery.request import arguments_of
+from nonempty import nonempty
 
 COMMANDS = {command.callback.__name__: command.callback for command in app.registered_commands}
 TEXTS = {"": app.registered_callback.callback, **COMMANDS}
@@ -79,7 +81,7 @@ def test_help_is_shown_whole_and_no_line_of_it_breaks(name: str, columns: int, m
     assert result.exit_code == 0
     lines = [line.strip() for line in result.output.splitlines()]
     assert max(map(len, result.output.splitlines())) <= columns
-    for line in shown(TEXTS[name]).splitlines()[1:]:
+    for line in nonempty(shown(TEXTS[name]).splitlines()[1:]):
         assert line.strip() in lines
     assert "[bold]" not in result.output
 
@@ -87,7 +89,7 @@ def test_help_is_shown_whole_and_no_line_of_it_breaks(name: str, columns: int, m
 def test_every_key_of_the_config_has_its_flag():
     group = typer.main.get_command(app)
     options = {text for param in group.commands["optimize"].params for text in param.opts}
-    assert {flag(name) for name in RunConfig.model_fields} - {"MODEL"} <= options
+    assert {flag(name) for name in arguments_of(RunConfig)} - {"MODEL"} <= options
 
 
 def test_without_arguments_the_help_is_shown():
