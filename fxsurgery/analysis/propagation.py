@@ -128,6 +128,8 @@ class Walk(fx.Interpreter):
     @override
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The inputs of a node; a device that it names is the one of this run."""
+        if not n.kwargs and all(type(a) is fx.Node for a in n.args):  # as of most nodes
+            return tuple(map(self.env.__getitem__, n.args)), {}  # type: ignore[arg-type]
         args, kwargs = super().fetch_args_kwargs_from_env(n)
         moved = {k: META if k == "device" and v is not None else v for k, v in kwargs.items()}
         return tuple(META if isinstance(a, torch.device) else a for a in args), moved

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
 from fxsurgery.ops.facets import Argument, Window
-from fxsurgery.ops.fast.modules import to_one_place
+from fxsurgery.ops.fast.modules import maximum, to_one_place
 from fxsurgery.ops.fast.plain import FastModule
 from fxsurgery.ops.macs import product
 from fxsurgery.ops.operator import Kind, Operator
@@ -58,7 +58,7 @@ def _maximum(rank: int, module: type[nn.Module]) -> Operator:
         ceil_mode=Argument(5, "ceil_mode", False),  # noqa: FBT003
         returns_indices=Argument(6, "return_indices", False),  # noqa: FBT003
     )
-    return _pool(f"max_pool{rank}d", module, window)
+    return _pool(f"max_pool{rank}d", module, window, fast_module=maximum(rank))
 
 
 def _adaptive_average(rank: int, module: type[nn.Module]) -> Operator:
