@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import fxsurgery
 from devices import Device, milliseconds
-from fxsurgery import Budget, Dnal, Prune, RunError, SurgeryError, capture, optimize, request
+from fxsurgery import Budget, Dnal, Prune, RunError, SurgeryError, capture, optimize, preparation
 from fxsurgery.analysis.cost import cost
 from fxsurgery.comparison import relative_error
 from fxsurgery.errors import BudgetError, CaptureError, DataError, DeviceError, StructureError, TrainingError
@@ -187,7 +187,7 @@ def test_what_capture_noted_is_told_before_training_and_in_the_summary(
     def noting(*args, **options):
         return replace(capture(*args, **options), notes=("`5` is kept whole: a test",))
 
-    monkeypatch.setattr(request, "capture", noting)
+    monkeypatch.setattr(preparation, "capture", noting)
     result = quick(net(), verbose=True)
     shown = capsys.readouterr().err
     assert 0 < shown.index("note: `5` is kept whole: a test") < shown.index("architecture: step")
@@ -197,7 +197,7 @@ def test_what_capture_noted_is_told_before_training_and_in_the_summary(
 
 def test_a_budget_in_milliseconds_is_met_as_measured(monkeypatch: pytest.MonkeyPatch):
     """On a made-up device, so that the test does not depend on how busy this one is."""
-    monkeypatch.setattr(request, "Timer", lambda _, original, *__: Device(original))
+    monkeypatch.setattr(preparation, "Timer", lambda _, original, *__: Device(original))
     whole = milliseconds(capture(net().eval(), images()[0][:2]))
     for asked in (0.5 * whole, 0.5):
         result = quick(net(), budget=Budget(latency_ms=asked))
@@ -211,7 +211,7 @@ def test_a_budget_in_milliseconds_is_met_as_measured(monkeypatch: pytest.MonkeyP
 
 def test_an_unverified_latency_is_not_returned(monkeypatch: pytest.MonkeyPatch):
     """Whatever a method says, the front door lets nothing through that it did not verify."""
-    monkeypatch.setattr(request, "Timer", lambda _, original, *__: Device(original, bias=1.5))
+    monkeypatch.setattr(preparation, "Timer", lambda _, original, *__: Device(original, bias=1.5))
     monkeypatch.setattr(latency, "hold", lambda model, cut, finish: finish(cut(model.limit), 1) and None)
     monkeypatch.setattr(dnal, "hold", latency.hold)
     with pytest.raises(BudgetError, match=r"a latency of .* ms \(original: .* ms\) is not held"):
@@ -504,7 +504,7 @@ def test_the_best_on_validation_is_the_result():
 def test_a_resumed_run_believes_what_was_measured_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """On a device whose every measurement differs, the end would differ if anything were measured again."""
     made = iter(range(2))
-    monkeypatch.setattr(request, "Timer", lambda _, original, *__: Device(original, noise=0.1, seed=next(made)))
+    monkeypatch.setattr(preparation, "Timer", lambda _, original, *__: Device(original, noise=0.1, seed=next(made)))
     limit = 0.6 * milliseconds(capture(net().eval(), images()[0][:2]))
     whole = quick(net(), budget=Budget(latency_ms=limit), run_dir=tmp_path / "run", verbose=True)
     journal = tmp_path / "run" / "journal.jsonl"

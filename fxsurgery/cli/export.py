@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from fxsurgery.batch_layout import statement_of
-from fxsurgery.cli.errors import ending, give, in_flags, say
+from fxsurgery.cli.errors import ending, give, say
 from fxsurgery.cli.options import AsJson, ExampleInputs, ExampleShape, Member, Model, ModelArgs, Original, Seed, Weights
 from fxsurgery.cli.sources import wanted
 from fxsurgery.deploy import OnnxModel, ToFloat16, export_onnx
@@ -55,7 +55,7 @@ def export(  # noqa: PLR0913 -- what can be said, each by a flag
         loaded = wanted(model, model_args, weights, example_shape, example_inputs, seed, original).load().member(member)
         inputs, notes = loaded.known_inputs()
         for note in notes:
-            say(f"note: {in_flags(note)}", "yellow")
+            say(f"note: {note}", "yellow")
         is_known = inputs.batch_dims is not None
         file = export_onnx(
             loaded.model, inputs.args, onnx, example_kwargs=inputs.kwargs, opset=opset, exporter=exporter, check=check,

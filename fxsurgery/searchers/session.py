@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from fxsurgery.argument_names import named
 from fxsurgery.budget import CostEstimate, Spend
 from fxsurgery.errors import TrainingError
 from fxsurgery.execution import Job, JobResult, JobRunner
@@ -188,12 +189,12 @@ class Session:
         if math.isnan(score.metric) and what in REFERENCES:
             if self.task.metric is None:
                 raise TrainingError(
-                    f"the loss is {score.loss} on val_data for the {what} model; look for NaN in its weights or in "
-                    "val_data"
+                    f"the loss is {score.loss} on {named('val_data')} for the {what} model; look for NaN in its "
+                    f"weights or in {named('val_data')}"
                 )
             raise TrainingError(
                 f"the validation {name} of the {what} model is not a number (NaN), so nothing can be compared with it: "
-                f"see what the metric gives on val_data (its loss there is {score.loss:.4g})"
+                f"see what the metric gives on {named('val_data')} (its loss there is {score.loss:.4g})"
             )
         if not math.isfinite(score.metric):
             self.notes.append(f"the validation {name} of {what} is not finite: {score.metric}")
@@ -288,7 +289,7 @@ class Session:
         if math.isnan(after.metric):
             raise TrainingError(
                 f"the validation {self.task.metric_name} is not a number (NaN) for any network; see what the metric "
-                "gives on val_data"
+                f"gives on {named('val_data')}"
             )
         if program is not self.offered[-1][1]:
             last = self.offered[-1][0].metric

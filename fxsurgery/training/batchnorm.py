@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fxsurgery.argument_names import named
 from fxsurgery.errors import DataError
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.batches import epoch_of
@@ -61,7 +62,7 @@ def recalibrate(model: nn.Module, task: Task, *, batches: int = 100, seed: int =
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
     if broken := [name for name in not_finite(model) if name.endswith(("running_mean", "running_var"))]:
-        blamed = f"since of train_data {wrong}; clean the data"
+        blamed = f"since of {named('train_data')} {wrong}; clean the data"
         why = blamed if wrong else "though the inputs are; check the weights, which overflow"
         raise DataError(f"the re-estimated statistics {', '.join(broken[:3])} are not finite, {why}")
     return len(norms)

@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
+from fxsurgery.argument_names import named
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs, tensors_in
 from fxsurgery.ops.operator import Kind
@@ -162,7 +163,7 @@ def noise(program: Program, samples: int, seed: int) -> Inputs:
     if examples.batch and not examples.is_divisible:
         raise DataError(
             "inputs cannot be made of a model whose inputs hold offsets or lengths of the samples in another; "
-            "give train_data and val_data"
+            f"give {named('train_data')} and {named('val_data')}"
         )
     return examples.map_batched(drawn).clone()
 

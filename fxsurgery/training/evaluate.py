@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxsurgery.argument_names import named
 from fxsurgery.errors import DataError
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.batches import Loader, ending, has_length, set_epoch
@@ -89,7 +90,7 @@ def _score(model: nn.Module, task: Task, batches: Iterable[Any], device: torch.d
         output = predict(model, inputs)
         loss = meter.add(output, target, task.count(inputs, target, output))
         if not math.isfinite(loss) and (wrong := wrong_values(batch)):
-            raise DataError(f"{name}: the loss of batch {number} is {loss}, since {wrong}; clean the data")
+            raise DataError(f"{named(name)}: the loss of batch {number} is {loss}, since {wrong}; clean the data")
     if not meter.samples:
         raise DataError("`batches` to evaluate on is empty: it gives no batch; give at least one")
     figures = meter.figures()

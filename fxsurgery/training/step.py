@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fxsurgery.argument_names import named
 from fxsurgery.errors import DeviceError, DivergedError, TrainingError, reason_of
 from fxsurgery.training.batch_stream import Portion
 from fxsurgery.training.device import on_device
@@ -131,7 +132,7 @@ class Stepper:
         told = f"{told} ({parts})" if parts else told
         for portion in self._taken:
             if wrong := wrong_values(portion.batch):
-                where = f"of train_data, batch {portion.number} of epoch {portion.epoch}"
+                where = f"of {named('train_data')}, batch {portion.number} of epoch {portion.epoch}"
                 return f"{told}, since {where}, {wrong}; clean the data"
         return (
             f"{told}; lower the learning rate, set gradient_clip=1.0 (of settings or Recipe), "

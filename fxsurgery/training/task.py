@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from fxsurgery.argument_names import named
 from fxsurgery.batch_layout import Statement, as_stated, by_target, is_ambiguous, sample_count
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs
@@ -247,7 +248,9 @@ class Task:
                 if (found.batch or 0) >= n:
                     break
         if found is None:
-            raise DataError("train_data is empty: it gives no batch; give at least one, or set drop_last=False")
+            raise DataError(
+                f"{named('train_data')} is empty: it gives no batch; give at least one, or set drop_last=False"
+            )
         return found.resized(min(n, found.batch or 0))
 
     def _with_batch(self, batch: object) -> Inputs:

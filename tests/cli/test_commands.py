@@ -168,7 +168,7 @@ def test_what_was_kept_whole_is_taken_from_the_users_model(here: Path, give, see
     refused = give("inspect", "small")
     assert refused.exit_code == 1
     assert "`second.odd`" in refused.stderr
-    assert "pass it: --original module:name" in refused.stderr
+    assert "pass it: --original MODULE:NAME" in refused.stderr
     inspected = give("inspect", "small", "--original", *model)
     assert inspected.exit_code == 0, inspected.output
     assert "`second.odd` (Odd) is kept whole" in inspected.stdout

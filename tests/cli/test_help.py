@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from fxsurgery.cli import app
 from fxsurgery.cli.app import SUMMARIES
 from fxsurgery.config import RunConfig
-from fxsurgery.config.source_locations import flag
+from fxsurgery.config.run import flag
+from fxsurgery.request import arguments_of
 from nonempty import nonempty
 
 COMMANDS = {name: getattr(import_module(f"fxsurgery.cli.{name}"), name) for name in SUMMARIES}
@@ -96,7 +97,7 @@ def test_help_is_shown_whole_and_no_line_of_it_breaks(name: str, columns: int, m
 def test_every_key_of_the_config_has_its_flag():
     group = typer.main.get_command(app)
     options = {text for param in group.commands["optimize"].loaded().params for text in param.opts}
-    assert {flag(name) for name in RunConfig.model_fields} - {"MODEL"} <= options
+    assert {flag(name) for name in arguments_of(RunConfig)} - {"MODEL"} <= options
 
 
 def test_without_arguments_the_help_is_shown():

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fxsurgery.analysis.cost import cost, cost_after
 from fxsurgery.analysis.elastic_widths import aligned_step, elastic_groups, residual_streams
 from fxsurgery.analysis.structure import ChannelGroup, Mask, structure
+from fxsurgery.argument_names import assigned, keyword
 from fxsurgery.budget import Budget, Cost
 from fxsurgery.errors import BudgetError, StructureError
 from fxsurgery.passes import PruneChannels
@@ -79,7 +80,7 @@ class Space:
                     f"{limit:,.0f} {name} ({limit / whole:.3f} of the original) cannot be reached: the least is "
                     f"{least:,} ({least / whole:.3f}), with every width at its smallest multiple of {self.align}; "
                     f"{self._further(name, limit)}fxsurgery.inspect shows what holds the "
-                    f"rest{_left_out(name, original)}. Raise the limit, or lower align="
+                    f"rest{_left_out(name, original)}. Raise the limit, or lower {keyword('settings', 'align')}"
                 )
         if budget.latency_ms is None:
             return
@@ -90,7 +91,8 @@ class Space:
             raise BudgetError(
                 f"a latency of {latency.limit_ms:.4g} ms cannot be reached: the least is {least_ms:.4g} ms, with every "
                 f"width at its smallest multiple of {self.align}; as it is, the network takes "
-                f"{latency.measure(self.program).value:.4g} ms. Raise latency_ms, or lower align="
+                f"{latency.measure(self.program).value:.4g} ms. Raise latency_ms, or lower "
+                f"{keyword('settings', 'align')}"
             )
 
     def _further(self, name: str, limit: float) -> str:
@@ -98,7 +100,7 @@ class Space:
         if not self.exact:
             return ""
         least = getattr(space(self.program, align=self.align, exact=False).smallest(), name)
-        return f"method='prune', which needs no gates, reaches {least:,}; " if least <= limit else ""
+        return f"{assigned('method', 'prune')}, which needs no gates, reaches {least:,}; " if least <= limit else ""
 
 
 def _left_out(name: str, original: Cost) -> str:
@@ -161,7 +163,7 @@ def _why_nothing(program: Program, align: int, *, exact: bool) -> str:
         return (
             f"no gate can stand for the channels of {names}: a norm or softmax runs over them, a recurrent layer "
             "feeds them back to itself, or something else than a convolution, linear or recurrent layer reads them. "
-            "use method='prune', which can remove them"
+            f"use {assigned('method', 'prune')}, which can remove them"
         )
     if free:
         narrow = ", ".join(f"{g.name} ({len(g.units)})" for g in free[:5])

@@ -18,6 +18,7 @@ import torch
 from fxsurgery.analysis.cost import TERMS, cost, cost_after
 from fxsurgery.analysis.gating import GatePlan, gate_plan
 from fxsurgery.analysis.structure import Mask, structure
+from fxsurgery.argument_names import assigned
 from fxsurgery.budget import Budget
 from fxsurgery.errors import BudgetError, StructureError
 from fxsurgery.nn.gates import GateVector
@@ -134,7 +135,9 @@ def _learn_gates(
     plan = gate_plan(found.program)
     gated = InsertGates()(found.program)
     if not gated.changes:
-        raise StructureError(f"no gates can be inserted: {gated.refusals[0].reason}. method='prune' needs none")
+        raise StructureError(
+            f"no gates can be inserted: {gated.refusals[0].reason}. {assigned('method', 'prune')} needs none"
+        )
     model = gated.program.trainable_copy()
     [vector] = [m for m in model.modules() if isinstance(m, GateVector)]
     vector.mode = "soft"

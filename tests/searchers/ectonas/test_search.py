@@ -81,7 +81,7 @@ class Counted(JobRunner):
     ("epochs", "finetune"), [(e, f) for e in (1, 1.2, 5, 13.7, 33) for f in (0, 2) if e >= 1 + f]
 )  # less is not enough for the warm-up
 def test_never_overspends(epochs: float, finetune: float, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(fxsurgery.request, "JobRunner", Counted)
+    monkeypatch.setattr(fxsurgery.preparation, "JobRunner", Counted)
     Counted.steps = 0
     result = evolved(cnn(), replace(QUICK, finetune_epochs=finetune), epochs)
     told = result.search
@@ -98,7 +98,7 @@ def test_jobs_tell_how_long_they_take_beside_each_other(monkeypatch: pytest.Monk
             batches.append([(job.work, job.recipe.steps, cost(job.program).macs) for job in jobs])
             return super().run(jobs, *args, **options)
 
-    monkeypatch.setattr(fxsurgery.request, "JobRunner", Noting)
+    monkeypatch.setattr(fxsurgery.preparation, "JobRunner", Noting)
     evolved(cnn(), epochs=12)
     assert len(batches) == 2  # the warm-up, and a round
     assert all(nonempty(work == steps * macs > 0 for batch in batches for work, steps, macs in batch))
@@ -321,7 +321,7 @@ def test_networks_that_diverge_are_out_and_counted(monkeypatch: pytest.MonkeyPat
             wild = [": add-units" in job.name for job in jobs]
             return [replace(e, failure="the loss is nan") if w else e for e, w in zip(ends, wild, strict=True)]
 
-    monkeypatch.setattr(fxsurgery.request, "JobRunner", Failing)
+    monkeypatch.setattr(fxsurgery.preparation, "JobRunner", Failing)
     told = evolved(cnn()).search
     gone = [c for c in told.trials if c.status == "failed" and c.reason.startswith("diverged: the loss is nan")]
     assert {c.operation for c in gone} == {"add-units"}
@@ -439,7 +439,7 @@ def test_fine_tuning_that_diverges_is_left_out(monkeypatch: pytest.MonkeyPatch):
             return [replace(e, failure="the loss is nan") for e in ends] if jobs[0].name == "fine-tune" else ends
 
     plain = evolved(cnn(), epochs=26)
-    monkeypatch.setattr(fxsurgery.request, "JobRunner", Failing)
+    monkeypatch.setattr(fxsurgery.preparation, "JobRunner", Failing)
     result = evolved(cnn(), replace(QUICK, finetune_epochs=4), 30)
     assert any("fine-tuning came to nothing, and is left out: the loss is nan" in note for note in result.notes)
     assert all(torch.equal(tensor, weights(result)[name]) for name, tensor in nonempty(weights(plain).items()))
