@@ -1,4 +1,4 @@
-"""One declaration of what may be asked: signature, config, flags, identity and page have its fields, defaults, texts."""
+"""One declaration of what may be asked: signature, config, flags, identity and page have its fields and texts."""
 
 import inspect
 import subprocess
