@@ -1,4 +1,4 @@
-"""One declaration of what may be asked: signature, config, flags, identity and page have its fields and texts."""
+"""One declaration of the arguments: signature, schema, configuration, flags, run identity and docs tell the same."""
 
 import inspect
 import subprocess

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from typing_extensions import override
 
 from fxsurgery.analysis.cached import fact
+from fxsurgery.analysis.node_values import run_on_meta
 from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
 
@@ -67,14 +68,10 @@ def _peak(nodes: tuple[fx.Node, ...], held: Held) -> int:
 
 def _on_meta(program: Program, inputs: Inputs) -> Held | None:
     """What is held in a run without numbers; `None` if the program needs them."""
-    run = _Run(program.trainable_copy().to("meta"))
-    bare = inputs.map(lambda x: x.to("meta"))
-    try:
-        with torch.no_grad(), torch.device("meta"):
-            run.run(*bare.leaves, enable_io_processing=False)
-    except Exception:  # noqa: BLE001 -- the user's modules may raise whatever they like; a real run follows
+    if (found := run_on_meta(program, inputs)) is None or found.meta_module is None:
         return None
-    return run.held
+    weights = _weights(found.meta_module)
+    return {node.name: _held(node, found.by_name[node.name], weights) for node in program.nodes}
 
 
 def _for_real(program: Program, inputs: Inputs) -> Held:
@@ -92,19 +89,25 @@ class _Run(fx.Interpreter):
         super().__init__(graph_module, garbage_collect_values=False)
         self.extra_traceback = False
         self.held: dict[str, dict[int, int]] = {}
-        state = (*graph_module.parameters(), *graph_module.buffers())
-        self._weights = {key for tensor in state for key in _storage(tensor)}
+        self._weights = _weights(graph_module)
 
     @override
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        found = dict[int, int]()
-        if n.op != "output":
-            for leaf in pytree.tree_leaves(result):
-                if isinstance(leaf, Tensor):
-                    found |= _storage(leaf)
-        self.held[n.name] = {key: size for key, size in found.items() if key not in self._weights}
+        self.held[n.name] = _held(n, result, self._weights)
         return result
+
+
+def _weights(graph_module: fx.GraphModule) -> set[int]:
+    """The storages of parameters and buffers."""
+    return {key for tensor in (*graph_module.parameters(), *graph_module.buffers()) for key in _storage(tensor)}
+
+
+def _held(node: fx.Node, value: object, weights: set[int]) -> dict[int, int]:
+    """The storages of what a node gives, weights left out."""
+    leaves = pytree.tree_leaves(value) if node.op != "output" else ()
+    found = {key: size for leaf in leaves if isinstance(leaf, Tensor) for key, size in _storage(leaf).items()}
+    return {key: size for key, size in found.items() if key not in weights}
 
 
 def _storage(tensor: Tensor) -> dict[int, int]:

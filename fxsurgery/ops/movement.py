@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from fxsurgery.ops import module_sizes
 from fxsurgery.ops.facets import Argument, SizeArguments, SizeRule
 from fxsurgery.ops.fast import calls
 from fxsurgery.ops.fast.plain import FastCall
@@ -98,6 +99,7 @@ FLATTEN = Operator(
 UNFLATTEN = Operator(
     name="unflatten",
     kind=Kind.MOVEMENT,
+    size_attributes=module_sizes.unflatten,
     modules=(nn.Unflatten,),
     fast_call=calls.reshaped(Tensor.unflatten),
     sizes=SizeArguments(SizeRule.UNFLATTENED, (Argument(1, "dim"), Argument(2, "sizes", None, ("unflattened_size",)))),

@@ -122,6 +122,26 @@ def test_widths_depths_and_kernels_add_up_as_separate_trainings_would():
     assert any(name.startswith("fxsurgery_elastic") and gradient.any() for name, gradient in total.items())
 
 
+def test_a_supernet_that_writes_into_its_inputs_gives_each_sub_network_the_same():
+    class Doubling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = lively(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double())
+
+        def forward(self, x):
+            return self.layers(x.mul_(2))
+
+    program, rule = Elasticise()(capture(Doubling().eval(), X[:2].clone())).program, SandwichObjective(seed=1)
+    twin, x = program.trainable_copy(), X.clone()
+    for subnet in rule.subnets(elastic_space(twin), 0).values():
+        activate(twin, subnet)
+        F.cross_entropy(twin(X.clone()), Y).backward()
+    found = one_step(program.trainable_copy(), rule, task_of(x, batch_size=32))
+    for name, p in twin.named_parameters():
+        torch.testing.assert_close(found[name], p.grad, rtol=1e-12, atol=1e-14)
+    assert torch.equal(x, X)
+
+
 def test_one_backward_pass_over_the_summed_losses_gives_the_same():
     rule = SandwichObjective(draws=2, seed=1)
 
