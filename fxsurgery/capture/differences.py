@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fxsurgery.capture.reference_runs import Outcome
-from fxsurgery.surgery import absolute_error, magnitude
+from fxsurgery.comparison import absolute_error, magnitude
 
 TOLERANCE = {
     torch.float64: 1e-10,
@@ -101,7 +101,7 @@ _WIDE = {torch.float32, torch.float64}
 def _quick_error(got: Tensor, wanted: Tensor, floor: float) -> float:
     """The relative error, worked out in the tensors' own type; infinite where that overflows or a number is NaN."""
     error = scale = 0.0
-    pairs = zip(*(x.flatten().split(PART) for x in (got, wanted)), strict=True) if got.numel() else ()
+    pairs = zip(*(torch.split(x.flatten(), PART) for x in (got, wanted)), strict=True) if got.numel() else ()
     for a, b in pairs:
         off, size = _largest(a - b), _largest(b)
         if not (math.isfinite(off) and math.isfinite(size)):

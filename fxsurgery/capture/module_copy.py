@@ -27,7 +27,7 @@ def copied(model: nn.Module, memo: dict[Any, Any]) -> nn.Module:
     """
     if (known := memo.get(id(model))) is not None:
         return known  # type: ignore[no-any-return]
-    kind = type(model)
+    kind: Any = type(model)
     is_graph = isinstance(model, fx.GraphModule)
     if not is_graph and not _is_copied_by_state(kind):
         return copy.deepcopy(model, memo)
@@ -38,7 +38,7 @@ def copied(model: nn.Module, memo: dict[Any, Any]) -> nn.Module:
     if is_graph:
         twin.__dict__.update((name, _value(value, memo)) for name, value in vars(model).items())
     else:
-        twin.__setstate__(_value(model.__getstate__(), memo))
+        twin.__setstate__(_value(model.__getstate__(), memo))  # type: ignore[no-untyped-call]
     return twin
 
 
@@ -81,4 +81,4 @@ def _is_plain(tensor: Tensor, memo: dict[Any, Any]) -> bool:
 
 def _storage_key(tensor: Tensor) -> int:
     """What `copy.deepcopy` knows the memory of a tensor by."""
-    return tensor.untyped_storage()._cdata  # noqa: SLF001 -- as in its `__deepcopy__`
+    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 -- as in its `__deepcopy__`

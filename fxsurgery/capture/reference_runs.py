@@ -199,7 +199,7 @@ def _stream(tensors: list[Tensor], weights: list[Tensor], sources: dict[str, Ten
 
     different = list({id(source): source for source in sources.values()}.values())
     for source in different:
-        source.register_post_accumulate_grad_hook(take)
+        source.register_post_accumulate_grad_hook(take)  # type: ignore[no-untyped-call]
     torch.autograd.backward(tensors, weights, inputs=different)
     for source in different:
         if id(source) not in reached:
