@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import ModuleType
@@ -66,6 +66,10 @@ class Example:
             f"{prepare}result = {call(self.move)}(program)\n"
             "print(result.effect.value, result.changes, *result.refusals)\n"
         )
+
+
+_HOMES = ("fxsurgery.analysis", "fxsurgery.rewriting")
+"""Packages whose answers are reasons of a pass."""
 
 
 def formatted(code: str) -> str:
@@ -277,29 +281,37 @@ def _options(pass_type: type[Rewrite]) -> str:
 
 
 def _reasons(module: ModuleType) -> list[str]:
-    """The reasons that a pass gives: its own, then those of the questions that it asks of `fxsurgery.analysis`."""
-    own = _told(ast.parse(inspect.getsource(module)))
+    """The reasons that a pass gives: its own, then those of what it asks of `analysis` and `rewriting`."""
+    found = _told(ast.parse(inspect.getsource(module)))
     for asked in vars(module).values():
-        home = inspect.getmodule(asked) if inspect.isfunction(asked) else None
-        if home is None or not home.__name__.startswith("fxsurgery.analysis"):
-            continue
-        answer = str(inspect.signature(asked).return_annotation)
-        if "Refusal" in answer:
-            own += _told(ast.parse(inspect.getsource(home)))
-        elif answer == "str | None":
-            own += _told(ast.parse(textwrap.dedent(inspect.getsource(asked))))
-    return list(dict.fromkeys(reason for reason in own if " " in re.sub("[^a-z ]", "", reason).strip()))
+        if _is_asked(asked) and "Refusal" in str(inspect.signature(asked).return_annotation):
+            found += _answers(asked, set())
+    return list(dict.fromkeys(reason for reason in found if " " in re.sub("[^a-z ]", "", reason).strip()))
 
 
-def _told(tree: ast.Module) -> list[str]:
-    """What is refused with, and what functions of an obstacle return."""
+def _is_asked(thing: object) -> bool:
+    return inspect.isfunction(thing) and thing.__module__.startswith(_HOMES)
+
+
+def _answers(asked: Callable[..., object], known: set[object]) -> list[str]:
+    """The reasons that a function gives, and those of the functions and classes that it names."""
+    known.add(asked)
+    tree, home = ast.parse(textwrap.dedent(inspect.getsource(asked))), vars(inspect.getmodule(asked))
+    found = _told(tree)
+    for name in [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]:
+        named = inspect.unwrap(home[name]) if callable(home.get(name)) else None
+        if named not in known and (inspect.isfunction(named) or inspect.isclass(named)):
+            found += _answers(named, known) if named.__module__.startswith(_HOMES) else []
+    return found
+
+
+def _told(tree: ast.AST) -> list[str]:
+    """What is refused with."""
     found = list[str]()
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and len(node.args) > 1:
             name = ast.unparse(node.func).rpartition(".")[2]
-            found += _texts(node.args[1]) if name in {"refuse", "Refusal", "_ObstacleError"} else []
-        if isinstance(node, ast.FunctionDef) and node.returns and ast.unparse(node.returns) == "str | None":
-            found += [t for r in ast.walk(node) if isinstance(r, ast.Return) and r.value for t in _texts(r.value)]
+            found += _texts(node.args[1]) if name in {"refuse", "Refusal", "ObstacleError"} else []
     return found
 
 

@@ -3,13 +3,21 @@
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
+
+from pydantic import ConfigDict
 
 from fxsurgery.errors import BudgetError
 from fxsurgery.option_types import Range, check_fields
 
-Limit: TypeAlias = Annotated[float | None, Range(above=0, below=10**18)]
+Limit: TypeAlias = Annotated[int | float, Range(above=0, below=10**18)] | None
 """An amount that may not be exceeded; `None` is no limit."""
+_CLOSED = ConfigDict(extra="forbid")
+"""A limit that does not exist is refused in a config file, too."""
+
+
+Metric: TypeAlias = Literal["params", "macs", "peak_activation_bytes", "latency_ms"]
+"""What a cost is told in; MACs, activations and latency are for one sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,22 +33,27 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatencyEstimate:
-    """A measured latency with its 95 % interval, in milliseconds."""
+class CostEstimate:
+    """What a program costs in one metric, with the bounds of its 95 % interval; the unit is the metric's.
 
-    ms: float
-    low_ms: float
-    high_ms: float
+    Example:
+        >>> CostEstimate(value=2.0, low=1.75, high=2.25).width
+        0.5
+    """
+
+    value: float
+    low: float
+    high: float
 
     @classmethod
-    def exactly(cls, ms: float) -> Self:
-        """A latency that is known without error."""
-        return cls(ms=ms, low_ms=ms, high_ms=ms)
+    def exactly(cls, value: float) -> Self:
+        """Return a cost that is known without error."""
+        return cls(value=value, low=value, high=value)
 
     @property
-    def width_ms(self) -> float:
-        """Of the interval."""
-        return self.high_ms - self.low_ms
+    def width(self) -> float:
+        """Width of the interval."""
+        return self.high - self.low
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +67,8 @@ class Budget:
         BudgetError: no limit is given, or one is not a positive number.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
+
     params: Limit = None
     macs: Limit = None
     latency_ms: Limit = None
@@ -61,11 +76,12 @@ class Budget:
     def __post_init__(self) -> None:
         check_fields(self, BudgetError)
         if all(getattr(self, f.name) is None for f in dataclasses.fields(self)):
-            raise BudgetError("a budget needs at least one limit, e.g. Budget(macs=0.5)")
+            raise BudgetError("a budget needs at least one limit, e.g. Budget(macs=0.5)").at("budget")
 
-    def limits(self, original: Cost) -> Iterator[tuple[str, float]]:
+    def limits(self, original: Cost) -> Iterator[tuple[Metric, float]]:
         """Each counted limit as (`"params"` or `"macs"`, absolute amount)."""
-        for name in ("params", "macs"):
+        counted: tuple[Metric, ...] = ("params", "macs")
+        for name in counted:
             if (value := getattr(self, name)) is not None:
                 fraction = isinstance(value, float) and value <= 1.0
                 yield name, value * getattr(original, name) if fraction else float(value)
@@ -94,6 +110,8 @@ class Spend:
         BudgetError: no limit is given, or one is not a positive number.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
+
     epochs: Limit = None
     """Passes over the training data, counted over every candidate, the warm-up among them."""
     seconds: Limit = None
@@ -103,4 +121,4 @@ class Spend:
     def __post_init__(self) -> None:
         check_fields(self, BudgetError)
         if self.epochs is None and self.seconds is None:
-            raise BudgetError("a spend needs a limit, e.g. Spend(epochs=1000)")
+            raise BudgetError("a spend needs a limit, e.g. Spend(epochs=1000)").at("spend")

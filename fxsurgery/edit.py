@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from torch import Tensor, fx, nn
@@ -10,18 +10,14 @@ from torch.fx.node import Argument
 
 from fxsurgery.inputs import Inputs
 from fxsurgery.lineage import Origin
+from fxsurgery.match import Refusal
 from fxsurgery.program import Program
+
+_LIBRARIES = ("torch", "fxsurgery", "_operator", "builtins", "math")
+"""Where modules and functions come from that hold no size of a batch but in their arguments."""
 
 Reference = Callable[[Program, Inputs], list[Tensor]]
 """Given a pass's result and inputs: what the result's outputs on them must be."""
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A site that looked like a match and was left alone."""
-
-    node: str
-    reason: str
 
 
 class Editor:
@@ -39,6 +35,9 @@ class Editor:
         self.origins: dict[str, Origin] = {}
         """By parameter of the result, for those that are made of entries of one before."""
         self.reference: Reference | None = None
+        self.may_fix_batch = False
+        """Whether an edit put something into the program that may hold the size of the example batch: an integer of
+        at least 2 among the arguments of a node, or a module or function of another library."""
         self._draft = program.draft()
         self._dropped = False
         self._rewired = False
@@ -47,8 +46,19 @@ class Editor:
     def replace_module(self, path: str, new: nn.Module) -> None:
         """Put `new` where the module at `path` stands; every call of it follows."""
         parent, _, leaf = path.rpartition(".")
+        self._note_module(new)
         setattr(self._draft.get_submodule(parent), leaf, new.eval() if new.training else new)
         self.changes += 1
+
+    def _note_module(self, module: nn.Module) -> None:
+        is_traced = any(isinstance(m, fx.GraphModule) for m in module.modules())
+        self.may_fix_batch |= is_traced or not all(_is_known(type(m)) for m in module.modules())
+
+    def _note_numbers(self, *arguments: Argument) -> None:
+        def note(value: object) -> None:
+            self.may_fix_batch |= isinstance(value, int) and value > 1
+
+        fx.node.map_aggregate(arguments, note)
 
     def module(self, path: str) -> nn.Module:
         """The module that now stands at `path`; to read, not to write to."""
@@ -66,6 +76,7 @@ class Editor:
     def set_argument(self, node: fx.Node, key: int | str, value: Argument) -> None:
         """Give `node` another argument: positional by `int`, by name with `str`."""
         twin = self.twin(node)
+        self._note_numbers(value)
         value = fx.node.map_arg(value, self.twin)
         if isinstance(key, int):
             twin.update_arg(key, value)
@@ -80,10 +91,12 @@ class Editor:
             swap = partial(_swapped, old=old, value=value)
             twin.args = fx.node.map_arg(twin.args, swap)
             twin.kwargs = fx.node.map_arg(twin.kwargs, swap)
+            self._note_numbers(value)
             self.changes += 1
 
     def scale_number(self, node: fx.Node, number: fx.Node, up: int, down: int) -> fx.Node:
         """`number * up // down`, computed right before `node`, which is still to be told to use it."""
+        self._note_numbers(up, down)
         with self._draft.graph.inserting_before(self.twin(node)):
             product = self._draft.graph.call_function(operator.mul, (self.twin(number), up))
             scaled = self._draft.graph.call_function(operator.floordiv, (product, down))
@@ -102,6 +115,8 @@ class Editor:
     def retarget(self, node: fx.Node, target: object, args: tuple[Argument, ...]) -> None:
         """Make `node` another function call, on `args` alone."""
         twin = self.twin(node)
+        self._note_numbers(args)
+        self.may_fix_batch |= not _is_known(target)
         self._dropped = True
         twin.op, twin.target, twin.kwargs = "call_function", target, {}  # type: ignore[assignment]
         twin.args = fx.node.map_arg(args, self.twin)
@@ -110,6 +125,8 @@ class Editor:
     def insert_call(self, path: str, module: nn.Module, args: tuple[Argument, ...], *, before: fx.Node) -> fx.Node:
         """Call `module`, kept at `path`, on `args`, right before `before`. The new node is returned."""
         parent, _, leaf = path.rpartition(".")
+        self._note_module(module)
+        self._note_numbers(args)
         self._draft.add_submodule(path, module.eval()) if parent else setattr(self._draft, leaf, module.eval())
         while parent:
             self._draft.get_submodule(parent).training = False  # a container that is new
@@ -122,6 +139,8 @@ class Editor:
         self, target: Callable[..., object], args: tuple[Argument, ...], *, before: fx.Node, **named: Argument
     ) -> fx.Node:
         """Call a function of torch or `operator` on `args`, right before `before`. The new node is returned."""
+        self._note_numbers(args, named)
+        self.may_fix_batch |= not _is_known(target)
         args, named = fx.node.map_arg(args, self.twin), fx.node.map_arg(named, self.twin)
         with self._draft.graph.inserting_before(self.twin(before)):
             return self._added(self._draft.graph.call_function(target, args, named))
@@ -169,9 +188,13 @@ class Editor:
         self._dropped = True
         self.changes += 1
 
-    def refuse(self, node: fx.Node | str, reason: str) -> None:
-        """Say why a site that looked like a match is left alone."""
-        self.refusals.append(Refusal(str(node), reason))
+    def refuse(self, node: fx.Node | str, reason: str | Refusal) -> None:
+        """Say why a site that looked like a match is left alone; the reason may be that of a refusal elsewhere."""
+        self.refusals.append(Refusal(str(node), str(reason)))
+
+    def decline(self, refusal: Refusal) -> None:
+        """Leave a site alone for the reason that a look at it gave."""
+        self.refusals.append(refusal)
 
     def prove_equal_to(self, reference: Reference) -> None:
         """Promise that the result's outputs equal what `reference` gives, up to rounding; it is checked."""
@@ -214,3 +237,8 @@ class Editor:
 
 def _swapped(node: fx.Node, *, old: fx.Node, value: int) -> Argument:
     return value if node is old else node
+
+
+def _is_known(target: object) -> bool:
+    """Whether a class or function is of one of `_LIBRARIES`; methods of tensors name no module."""
+    return (getattr(target, "__module__", None) or "torch").partition(".")[0] in _LIBRARIES

@@ -11,11 +11,11 @@ from typing_extensions import override
 from fxsurgery.analysis.cost import cost, unknown_macs_notes
 from fxsurgery.analysis.propagation import KEPT_WHOLE, Walk
 from fxsurgery.analysis.structure import Structure, structure
-from fxsurgery.analysis.union_find import Ids, TracedAtoms
 from fxsurgery.batch_layout import Statement
 from fxsurgery.budget import Cost
 from fxsurgery.capture import capture
 from fxsurgery.errors import CaptureError, DataError
+from fxsurgery.ops.union_find import Ids, TracedAtoms
 from fxsurgery.option_types import checked
 from fxsurgery.printable import lines
 from fxsurgery.program import Program

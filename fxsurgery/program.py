@@ -2,7 +2,7 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar
 
@@ -13,8 +13,11 @@ from typing_extensions import override
 
 from fxsurgery.errors import VerifyError, reason_of
 from fxsurgery.inputs import BatchDims, Inputs, tensors_in
+from fxsurgery.ops import registry
+from fxsurgery.ops.operator import Operator
 from fxsurgery.printable import printable
 from fxsurgery.surroundings import plain_surroundings
+from fxsurgery.taps import tapped
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -77,6 +80,10 @@ class Program:
         """The module that a `call_module` node calls."""
         return self.graph_module.get_submodule(str(node.target))
 
+    def operator(self, node: fx.Node) -> Operator | None:
+        """The declared operator that `node` calls, however it is spelled; `None` where it calls none."""
+        return registry.of(node, self.module(node) if node.op == "call_module" else None)
+
     def attribute(self, path: str) -> object:
         """What a `get_attr` node of this target reads."""
         return _attribute(self.graph_module, path)
@@ -105,6 +112,23 @@ class Program:
     def trainable_copy(self) -> fx.GraphModule:
         """A copy that shares nothing: to train."""
         return copy.deepcopy(self.graph_module)
+
+    def tapped(self, nodes: Sequence[str]) -> fx.GraphModule:
+        """Return a module that returns the outputs, and the values at some nodes: a teacher whose features are read.
+
+        It shares the tensors of the program and none of its modules. It is in eval mode; to train, take
+        `fxsurgery.taps.tapped(copy, nodes)` of a `trainable_copy()`.
+
+        Args:
+            nodes: names of nodes, as `text()` shows them.
+
+        Returns:
+            A module that is called as the program is, and gives (outputs, {name: value at that node}).
+
+        Raises:
+            SpecError: there is no such node, or it is inside a module that was kept whole.
+        """
+        return tapped(self.draft(), nodes)
 
     def with_weights(self, trained: fx.GraphModule) -> Self:
         """The same program on the weights of `trained`, a trained copy of it. `trained` is taken over."""

@@ -26,15 +26,8 @@ from fxsurgery.runs.layout import CONFIG, RESULT
 from fxsurgery.saving import open_result, save_result, write_standalone
 from fxsurgery.saving.facts import require_types, schema_of
 from fxsurgery.saving.schema import SavedCost, SavedResult
-from fxsurgery.searchers.common.evolution import (
-    Candidate,
-    Evolution,
-    Member,
-    as_plain,
-    member_as_plain,
-    member_of_plain,
-    of_plain,
-)
+from fxsurgery.searchers.common.pareto import ParetoMember, member_from_plain, member_to_plain
+from fxsurgery.searchers.common.trials import SearchRecord, Trial, from_plain, to_plain
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training import Score
 from fxsurgery.training.device import leads
@@ -76,9 +69,9 @@ class Result:
     seed: int = 0
     asked: Mapping[str, Any] = field(default_factory=dict)
     """What was asked for, plain JSON: `method`, `settings`, `budget`, `trained`, `data_free`, `environment`, ..."""
-    evolution: Evolution | None = None
-    """What an evolutionary search went through."""
-    pareto: tuple[Member, ...] = ()
+    search: SearchRecord | None = None
+    """The trials of a search that trains many networks, such as ECToNAS."""
+    pareto: tuple[ParetoMember, ...] = ()
     """What an evolutionary search found on the way that no other network beats at its cost, the cheapest first."""
     latency: Mapping[str, float] = field(default_factory=dict)
     """What a budget of `latency_ms` was held by, measured side by side on the target: `original_ms`, `ms`, `low_ms`
@@ -155,7 +148,7 @@ class Result:
             figures={n: BeforeAfter(pair.before, figures[n]) for n, pair in self.figures.items() if n in figures},
             history=(),
             latency={},
-            evolution=self.evolution and self.evolution.ending_with(member.candidate),
+            search=self.search and self.search.ending_with(member.trial),
             _files={},
             _saved_costs=self._saved_costs and (self._saved_costs[0], _cost_of(member)),
         )
@@ -180,10 +173,10 @@ class Result:
         for name in ("metrics", "figures"):
             facts[name] = {what: (pair.before, pair.after) for what, pair in getattr(self, name).items()}
         programs = {name: getattr(self, name) for name in _PROGRAMS}
-        if self.evolution is not None:
-            facts["evolution"] = as_plain(self.evolution)
+        if self.search is not None:
+            facts["search"] = to_plain(self.search)
         if self.pareto:
-            facts["pareto"] = [member_as_plain(member) for member in self.pareto]
+            facts["pareto"] = [member_to_plain(member) for member in self.pareto]
             programs |= {_member(i): member.program for i, member in enumerate(self.pareto)}
         original, program = self.cost
         save_result(Path(folder), programs, facts, {"original": original, "program": program})
@@ -299,11 +292,11 @@ def load(folder: FilePath, *, original: nn.Module | None = None) -> Result:
     try:
         given["metrics"] = {split: BeforeAfter(*pair) for split, pair in facts["metrics"].items()}
         given["figures"] = {name: BeforeAfter(*pair) for name, pair in facts.get("figures", {}).items()}
-        given["evolution"] = of_plain(facts["evolution"]) if "evolution" in facts else None
+        given["search"] = from_plain(facts["search"]) if "search" in facts else None
         members = list(facts.get("pareto", ()))
         programs = opened.programs((*_PROGRAMS, *map(_member, range(len(members)))), original)
         given |= {name: programs[name] for name in _PROGRAMS}
-        given["pareto"] = tuple(member_of_plain(m, programs[_member(i)]) for i, m in enumerate(members))
+        given["pareto"] = tuple(member_from_plain(m, programs[_member(i)]) for i, m in enumerate(members))
         return Result(**given, _saved_costs=_costs(folder, opened.saved, programs))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise RunError(f"{folder} is damaged: {reason_of(error)}; restore an intact copy, or save it again") from error
@@ -335,21 +328,21 @@ def _cost_of_saved(saved: SavedCost) -> Cost:
     )
 
 
-def _cost_of(member: Member) -> Cost:
+def _cost_of(member: ParetoMember) -> Cost:
     """What a member takes, as it was noted in the search."""
-    return Cost(params=member.candidate.params, macs=member.candidate.macs)
+    return Cost(params=int(member.trial.costs["params"]), macs=int(member.trial.costs["macs"]))
 
 
 _PROGRAMS = ("program", "original")
-_CANDIDATE, _PAIRS = schema_of(Candidate), dict[str, tuple[float, float]]
-_MEMBER = schema_of(Member, program=None, candidate=_CANDIDATE, score=schema_of(Score))
+_TRIAL, _PAIRS = schema_of(Trial), dict[str, tuple[float, float]]
+_MEMBER = schema_of(ParetoMember, program=None, trial=_TRIAL, score=schema_of(Score))
 _FACTS = schema_of(
     Result,
     program=None,
     original=None,
     metrics=_PAIRS,
     figures=_PAIRS,
-    evolution=schema_of(Evolution, candidates=GenericAlias(list, (_CANDIDATE,))),
+    search=schema_of(SearchRecord, trials=GenericAlias(list, (_TRIAL,))),
     pareto=GenericAlias(list, (_MEMBER,)),
 )
 """What `result.json` says beside the programs."""
@@ -360,7 +353,7 @@ def _known() -> list[str]:
     return [f.name for f in fields(Result) if not f.name.startswith("_")]
 
 
-_EVOLVED = ("evolution", "pareto")
+_EVOLVED = ("search", "pareto")
 
 
 def _member(number: int) -> str:

@@ -1,45 +1,24 @@
-"""What a pass is, how passes compose into passes, and how a promise is checked."""
+"""What a pass is, and how passes compose into passes."""
 
 import enum
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from functools import partial
 from typing import Any, ClassVar, Self, final
 
 import torch
-from torch import Tensor
 from typing_extensions import override
 
-from fxsurgery.edit import Editor, Reference, Refusal
-from fxsurgery.errors import (
-    DifferError,
-    NotRunningError,
-    PassCrashedError,
-    SpecError,
-    SurgeryError,
-    VerifyError,
-    first_line,
-)
-from fxsurgery.inputs import Inputs
+from fxsurgery.edit import Editor
+from fxsurgery.errors import DifferError, NotRunningError, PassCrashedError, SpecError, SurgeryError, first_line
 from fxsurgery.lineage import Origin, compose
-from fxsurgery.option_types import check_options, checked, type_name
+from fxsurgery.match import Refusal
+from fxsurgery.option_text import type_name
+from fxsurgery.option_types import check_options, checked
 from fxsurgery.program import Program
-from fxsurgery.seeding import seeded
+from fxsurgery.proof import RUN_ERRORS, check_promise, itself
 from fxsurgery.surroundings import plain_surroundings
-
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-"""Largest difference that counts as rounding, relative to the largest absolute reference value."""
-
-
-_PART = 2**20
-"""Entries that are compared at a time."""
-
-RUN_ERRORS = (
-    RuntimeError, TypeError, ValueError, LookupError, AssertionError, AttributeError, ArithmeticError,
-)  # fmt: skip
-"""What a program raises on inputs that it cannot take."""
 
 
 class Effect(enum.Enum):
@@ -132,7 +111,7 @@ class Rewrite(Pass):
         result = edit.finish(str(self))
         reference = itself(program) if effect is Effect.EXACT else edit.reference
         try:
-            measured = check_promise(result, reference, program, by=str(self)) if edit.changes else None
+            measured = check_promise(result, reference, edit, by=str(self)) if edit.changes else None
         except DifferError as error:
             measured = self._in_double(program, error)
             edit.refuse("output", f"rounding grows in this model: in float64 the difference is {measured:.1e}, {error}")
@@ -219,103 +198,3 @@ class Chain(Pass):
 def chain(*passes: Pass) -> Chain:
     """The pass that runs `passes` in turn: exact when each of them is."""
     return Chain(passes)
-
-
-def itself(program: Program) -> Reference:
-    """The reference of what must compute the same as `program`."""
-    return lambda _, inputs: program.outputs(inputs)
-
-
-def check_promise(result: Program, reference: Reference | None, start: Program, *, by: str) -> float | None:
-    """Compare `result` with `reference` on the example inputs of `start`; with `start` in shape only, without one.
-
-    Returns:
-        The relative error: largest absolute difference over largest absolute reference value.
-
-    Raises:
-        NotRunningError: `result` or the reference does not run.
-        VerifyError: the outputs differ by more than rounding, or changed shape. It names `by`.
-    """
-    examples = start.examples
-    try:
-        got = _drawn(result.outputs, examples)
-    except RUN_ERRORS as error:
-        raise NotRunningError(f"{by} left a program that does not run: {first_line(error)}") from error
-    wanted = _wanted(partial(reference or itself(start), result), examples, by=by)
-    if [o.shape for o in got] != [o.shape for o in wanted]:
-        raise VerifyError(f"{by} changed output shapes {_shapes(wanted)} to {_shapes(got)}")
-    if reference is None:
-        return None
-    measured = _check_equal(got, wanted, by=f"{by} promised equal outputs; they")
-    _check_other_batch(result, reference, start, by=by)
-    return measured
-
-
-def _wanted(run: Callable[[Inputs], list[Tensor]], inputs: Inputs, *, by: str) -> list[Tensor]:
-    try:
-        return _drawn(run, inputs)
-    except RUN_ERRORS as error:
-        raise NotRunningError(f"{by} cannot be verified, its reference does not run: {first_line(error)}") from error
-
-
-def _drawn(run: Callable[[Inputs], list[Tensor]], inputs: Inputs) -> list[Tensor]:
-    """What `run` gives on `inputs`; what is drawn at random is the same in every run."""
-    device = next((x.device for x in inputs.tensors), torch.device("cpu"))
-    with seeded(0, device):
-        return run(inputs)
-
-
-def _check_equal(got: list[Tensor], wanted: list[Tensor], *, by: str) -> float:
-    measured = max(map(relative_error, got, wanted), default=0.0)
-    limit = max((TOLERANCE.get(o.dtype, 0.0) for o in wanted), default=0.0)
-    if measured > limit:
-        raise DifferError(f"{by} differ by {measured:.1e} relative (limit {limit:.0e})")
-    return measured
-
-
-def _check_other_batch(result: Program, reference: Reference, start: Program, *, by: str) -> None:
-    """A shape constant that holds the batch passes at the example batch alone."""
-    larger = start.examples.grown()
-    try:
-        _drawn(start.outputs, larger)
-    except RUN_ERRORS:
-        return  # the program itself takes the example batch only
-    try:
-        got = _drawn(result.outputs, larger)
-    except RUN_ERRORS as error:
-        told = f"{by} left a program that runs at the example batch size alone: {first_line(error)}"
-        raise NotRunningError(told) from error
-    wanted = _wanted(partial(reference, result), larger, by=by)
-    _check_equal(got, wanted, by=f"{by}: at another batch size the outputs")
-
-
-def relative_error(got: Tensor, wanted: Tensor) -> float:
-    """Largest absolute difference over the largest absolute value wanted; infinite where the shapes differ."""
-    return absolute_error(got, wanted) / max(magnitude(wanted), 1e-12)
-
-
-def absolute_error(got: Tensor, wanted: Tensor) -> float:
-    """Largest absolute difference, NaN in both places being equal; infinite where the shapes differ."""
-    if got.shape != wanted.shape:
-        return torch.inf
-    worst = 0.0
-    for a, b in zip(_in_parts(got), _in_parts(wanted), strict=True):
-        off = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
-        worst = max(worst, float(off.nan_to_num(nan=torch.inf, posinf=torch.inf).max()))
-    return worst
-
-
-def magnitude(tensor: Tensor) -> float:
-    """The largest absolute value of a tensor, NaN and infinity left out; 0 if it has none."""
-    parts = (part.nan_to_num(0.0, 0.0, 0.0).abs().max() for part in _in_parts(tensor))
-    return max(map(float, parts), default=0.0)
-
-
-def _in_parts(tensor: Tensor) -> Iterator[Tensor]:
-    """The entries in float64, so many at a time that the working memory stays small however large the tensor is."""
-    for part in torch.split(tensor.detach().flatten(), _PART) if tensor.numel() else ():
-        yield part.double()
-
-
-def _shapes(outputs: list[Tensor]) -> list[tuple[int, ...]]:
-    return [tuple(o.shape) for o in outputs]

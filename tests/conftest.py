@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from fxsurgery.inputs import Inputs
+from fxsurgery.program import Program
+from runs_counted import Runs
+
 
 def seed() -> None:
     random.seed(0)
@@ -24,3 +28,16 @@ seed()  # for what test files draw when they are read
 def _seeded() -> None:
     """A test that fails, fails again."""
     seed()
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """The runs of programs from now on."""
+    found, outputs = Runs(), Program.outputs
+
+    def noted(program: Program, inputs: Inputs) -> list[torch.Tensor]:
+        found.append((program, inputs.batch))
+        return outputs(program, inputs)
+
+    monkeypatch.setattr(Program, "outputs", noted)
+    return found

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fxsurgery.analysis.cost import cost
-from fxsurgery.budget import LatencyEstimate
+from fxsurgery.budget import CostEstimate
 from fxsurgery.program import Program
 from fxsurgery.searchers.common.latency import LatencyLimit, Measure
 
@@ -17,7 +17,7 @@ def milliseconds(program: Program) -> float:
 
 def exact(latency_ms: Callable[[Program], float]) -> Measure:
     """Measures without error."""
-    return lambda program: LatencyEstimate.exactly(latency_ms(program))
+    return lambda program: CostEstimate.exactly(latency_ms(program))
 
 
 def limited(limit_ms: float) -> LatencyLimit:

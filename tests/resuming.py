@@ -64,8 +64,8 @@ def digest(result: fxsurgery.Result) -> str:
         found.update(name.encode() + tensor.detach().numpy().tobytes())
     history = [{k: v for k, v in record.items() if k != "seconds"} for record in result.history]
     pairs = {name: (pair.before, pair.after) for name, pair in result.metrics.items()}
-    front = [(m.metric, m.score.loss, m.candidate) for m in result.pareto]
-    told = (result.log, result.notes, result.gates, pairs, history, result.cost, result.evolution, front)
+    front = [(m.metric, m.score.loss, m.trial) for m in result.pareto]
+    told = (result.log, result.notes, result.gates, pairs, history, result.cost, result.search, front)
     found.update(repr(told).encode())
     return found.hexdigest()
 

@@ -21,6 +21,7 @@ from fxsurgery.errors import RunError, SpecError, SurgeryError
 from fxsurgery.passes import PruneChannels
 from fxsurgery.program import Program
 from fxsurgery.result import BeforeAfter, Result
+from nonempty import nonempty
 from zoo import ZOO, example, lively
 
 
@@ -85,7 +86,7 @@ def test_of_several_processes_the_first_alone_writes(tmp_path: Path, monkeypatch
 
 def test_every_file_is_plain_json_or_safetensors(tmp_path: Path) -> None:
     result().save(tmp_path / "saved")
-    for path in (p for p in (tmp_path / "saved").rglob("*") if p.is_file()):
+    for path in nonempty(p for p in (tmp_path / "saved").rglob("*") if p.is_file()):
         assert path.suffix in {".json", ".safetensors"}
         if path.suffix == ".json":
             json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
@@ -121,7 +122,7 @@ def test_replay_does_the_same_surgery_to_another_checkpoint() -> None:
     assert not torch.equal(again(x), done.model(x))
     again.load_state_dict(done.model.state_dict())
     assert torch.equal(again(x), done.model(x))
-    assert all(torch.equal(before[name], tensor) for name, tensor in later.state_dict().items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in nonempty(later.state_dict().items()))
 
 
 def test_replay_on_another_architecture_says_where_they_differ() -> None:
@@ -209,11 +210,11 @@ def test_an_evolution_and_its_front_are_saved_and_loaded(tmp_path: Path) -> None
     fresh = evolved()
     fresh.save(tmp_path / "saved")
     loaded = fxsurgery.load(tmp_path / "saved")
-    assert loaded.evolution == fresh.evolution
+    assert loaded.search == fresh.search
     assert loaded.summary() == fresh.summary()
     assert len(loaded.pareto) == len(fresh.pareto) > 2
-    for ours, theirs in zip(fresh.pareto, loaded.pareto, strict=True):
-        assert (ours.candidate, ours.score, ours.cost) == (theirs.candidate, theirs.score, theirs.cost)
+    for ours, theirs in nonempty(zip(fresh.pareto, loaded.pareto, strict=True)):
+        assert (ours.trial, ours.score, ours.cost) == (theirs.trial, theirs.score, theirs.cost)
         assert torch.equal(ours.model(*fresh.example_inputs), theirs.model(*fresh.example_inputs))
     loaded.save(tmp_path / "saved")
     assert fxsurgery.load(tmp_path / "saved").summary() == fresh.summary()
@@ -228,11 +229,11 @@ def test_how_a_budget_of_latency_was_held_is_kept(tmp_path: Path) -> None:
 
 def test_scores_that_are_no_numbers_are_saved_and_loaded(tmp_path: Path) -> None:
     made = evolved()
-    assert made.evolution is not None
-    odd = replace(made.evolution.candidates[3], score=math.nan, scores=((1.0, math.inf), (2.0, math.nan)))
-    candidates = (*made.evolution.candidates[:3], odd, *made.evolution.candidates[4:])
-    replace(made, evolution=replace(made.evolution, candidates=candidates)).save(tmp_path / "saved")
-    assert repr(fxsurgery.load(tmp_path / "saved").evolution) == repr(replace(made.evolution, candidates=candidates))
+    assert made.search is not None
+    odd = replace(made.search.trials[3], score=math.nan, scores=((1.0, math.inf), (2.0, math.nan)))
+    candidates = (*made.search.trials[:3], odd, *made.search.trials[4:])
+    replace(made, search=replace(made.search, trials=candidates)).save(tmp_path / "saved")
+    assert repr(fxsurgery.load(tmp_path / "saved").search) == repr(replace(made.search, trials=candidates))
 
 
 def test_a_result_without_a_front_takes_the_place_of_one_that_had_one(tmp_path: Path) -> None:
@@ -240,7 +241,7 @@ def test_a_result_without_a_front_takes_the_place_of_one_that_had_one(tmp_path: 
     result().save(tmp_path / "saved")
     assert not (tmp_path / "saved" / "pareto").exists()
     loaded = fxsurgery.load(tmp_path / "saved")
-    assert (loaded.evolution, loaded.pareto) == (None, ())
+    assert (loaded.search, loaded.pareto) == (None, ())
 
 
 def test_a_result_of_another_method_has_no_word_of_evolution(tmp_path: Path) -> None:
@@ -252,11 +253,11 @@ def test_a_result_of_another_method_has_no_word_of_evolution(tmp_path: Path) -> 
     assert "evolved" not in result().summary()
 
 
-@pytest.mark.parametrize("change", [{"winner": 999}, {"winner": None}, {"candidates": ()}])
+@pytest.mark.parametrize("change", [{"winner": 999}, {"winner": None}, {"trials": ()}])
 def test_a_damaged_evolution_is_named(tmp_path: Path, change: dict) -> None:
     made = evolved()
-    assert made.evolution is not None
-    replace(made, evolution=replace(made.evolution, **change)).save(tmp_path / "saved")
+    assert made.search is not None
+    replace(made, search=replace(made.search, **change)).save(tmp_path / "saved")
     with pytest.raises(RunError, match="saved is damaged"):
         fxsurgery.load(tmp_path / "saved")
 
@@ -270,17 +271,17 @@ def test_a_front_without_its_programs_is_named(tmp_path: Path) -> None:
 
 def test_the_summary_has_the_front_and_what_was_spent() -> None:
     made = evolved()
-    assert made.evolution is not None
+    assert made.search is not None
     lines = made.summary().splitlines()
     [told] = [line for line in lines if line.startswith("evolved")]
-    assert told == f"evolved: {made.evolution.trained} networks trained, {made.evolution.spent:g} of 1,000 epochs spent"
+    assert told == f"evolved: {made.search.trained} networks trained, {made.search.spent:g} of 1,000 epochs spent"
     head = next(i for i, line in enumerate(lines) if line.startswith("Pareto front"))
     assert lines[head].split() == "Pareto front accuracy parameters MACs what was done (* the winner)".split()
-    for number, (line, member) in enumerate(zip(lines[head + 1 :], made.pareto, strict=False)):
-        chosen = member.candidate.number == made.evolution.winner
+    for number, (line, member) in nonempty(enumerate(zip(lines[head + 1 :], made.pareto, strict=False))):
+        chosen = member.trial.number == made.search.winner
         begins = [str(number), *(["*"] if chosen else []), f"{member.metric:.4f}", f"{member.cost.params:,}"]
         assert line.split()[: len(begins)] == begins
-        done = made.evolution.done(member.candidate.number)
+        done = made.search.done(member.trial.number)
         assert line.endswith(f"  {done}") if len(done) <= 60 else line.endswith(" changes)")
     assert lines[-1] == "note: a note"
 
@@ -296,15 +297,15 @@ def test_a_long_front_is_shown_in_part() -> None:
 
 def test_a_member_of_the_front_can_be_taken_as_the_result(tmp_path: Path) -> None:
     made = evolved()
-    number = next(i for i, m in enumerate(made.pareto) if m.candidate.number != made.evolution.winner)  # type: ignore[union-attr]
+    number = next(i for i, m in enumerate(made.pareto) if m.trial.number != made.search.winner)  # type: ignore[union-attr]
     taken, member = made.member(number), made.pareto[number]
     assert taken.model is member.model
     assert taken.cost == (made.cost[0], member.cost)
     assert taken.history == ()
     assert {split: pair.after for split, pair in taken.metrics.items()} == {"val": member.metric}
     assert {name: pair.after for name, pair in taken.figures.items()} == {"accuracy (val)": member.metric}
-    assert taken.evolution is not None
-    assert taken.evolution.winner == member.candidate.number
+    assert taken.search is not None
+    assert taken.search.winner == member.trial.number
     taken.save(tmp_path / "saved")
     assert fxsurgery.load(tmp_path / "saved").summary() == taken.summary()
     x = made.example_inputs

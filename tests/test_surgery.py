@@ -23,7 +23,7 @@ from fxsurgery.passes import (
     parse,
 )
 from fxsurgery.program import Program
-from fxsurgery.surgery import Effect, Rewrite, chain, relative_error
+from fxsurgery.surgery import Effect, Rewrite, chain
 from programs import program
 
 
@@ -96,16 +96,16 @@ def test_a_chain_is_exact_when_its_passes_are():
         (Deepen("relu", kernel=2.5), "deepen: kernel=2.5 is not of type int"),
         (Deepen("relu", kernel="3"), "deepen: kernel='3' is not of type int"),
         (Elasticise(widths=0.5), "is not of type"),
-        (FoldBn(), None),
-        (LowRank("head", energy=1), None),
     ],
 )
-def test_options_of_another_type_are_named_before_anything_runs(move: Rewrite, message: str | None):
-    if message is None:
-        assert move(program("Plain")).program
-        return
+def test_options_of_another_type_are_named_before_anything_runs(move: Rewrite, message: str):
     with pytest.raises(SpecError, match=message):
         move(program("Plain"))
+
+
+@pytest.mark.parametrize("move", [FoldBn(), LowRank("head", energy=1)])
+def test_no_options_and_a_whole_number_for_a_float_are_taken(move: Rewrite):
+    assert move(program("Plain")).changes
 
 
 @dataclass(frozen=True)
@@ -161,23 +161,6 @@ def test_a_chain_tells_where_entries_come_from_through_all_of_its_passes():
 def test_bad_specs_are_refused_and_never_run(spec: str, message: str):
     with pytest.raises(SpecError, match=message):
         parse(spec)
-
-
-def test_relative_error_looks_at_every_part_of_a_large_tensor():
-    wanted = torch.ones(3, 700_001)
-    got = wanted.clone()
-    got[2, 699_000] = 1.5
-    assert relative_error(got, wanted) == pytest.approx(0.5)
-    wanted[0, 0] = 4.0
-    assert relative_error(got, wanted) == pytest.approx(0.75)
-    assert relative_error(got, wanted[:2]) == float("inf")
-
-
-def test_relative_error_sees_nan_and_infinity():
-    nan, one = torch.tensor([torch.nan]), torch.tensor([1.0])
-    assert relative_error(nan, nan) == 0.0
-    assert relative_error(nan, one) == float("inf")
-    assert relative_error(one * 1.1, one) == pytest.approx(0.1)
 
 
 def test_a_program_is_kept_in_eval_mode_and_whole():

@@ -22,6 +22,7 @@ from benchmarks.coverage.record import Journal, first_line, without_paths
 from fxsurgery import capture
 from fxsurgery.analysis.cost import CostTerms, cost, mac_terms, param_terms
 from fxsurgery.analysis.structure import Structure, structure
+from fxsurgery.comparison import relative_error
 from fxsurgery.deploy import export_onnx
 from fxsurgery.edit import Editor
 from fxsurgery.errors import ExportError, PassCrashedError, SurgeryError, VerifyError
@@ -29,7 +30,7 @@ from fxsurgery.inputs import Inputs
 from fxsurgery.passes import PruneChannels
 from fxsurgery.program import Program
 from fxsurgery.rewriting.resize import resize
-from fxsurgery.surgery import PassResult, relative_error
+from fxsurgery.surgery import PassResult
 
 FLOAT32_LIMIT = 1e-5
 FLOAT64_LIMIT = 1e-10

@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 from torchvision.models import VisionTransformer
 
 from benchmarks.coverage.record import Journal
+from fxsurgery.comparison import relative_error
 from fxsurgery.inputs import Inputs
-from fxsurgery.surgery import relative_error
 
 RIGHT, WRONG = 1e-4, 1e-3
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")

@@ -108,7 +108,7 @@ def measured(net: str, places: int) -> Figures:
     seconds, after = time.monotonic() - began, resident()
     copies = [child.trainable_copy() for child in children]
     return {
-        "params": parent.cost.params,
+        "params": parent.costs["params"].value,
         "children": len(children),
         "seconds": seconds,
         "start": distinct_bytes([start]),

@@ -22,7 +22,7 @@ from benchmarks.ectonas.trial import FASHION, NETS, Trial
 from benchmarks.runs import Figures
 from benchmarks.tables import Table, write
 from fxsurgery import Ectonas, Result, Spend, optimize
-from fxsurgery.searchers.common.evolution import as_plain
+from fxsurgery.searchers.common.trials import to_plain
 from fxsurgery.training.snapshot import tensors_of
 
 ALONE = "in-process"
@@ -75,7 +75,7 @@ class Timed(Trial):
         )  # fmt: skip
         return {
             "seconds": time.monotonic() - began,
-            "candidates": len(result.evolution.candidates),
+            "candidates": len(result.search.trials),
             "test": result.metrics["test"].after,
             "params": result.cost[1].params,
             "digest": digest(result),
@@ -85,8 +85,8 @@ class Timed(Trial):
 def digest(result: Result) -> int:
     """A number of 48 bits, which JSON keeps, of all that a search comes to: weights, passes, scores, lineage."""
     # A worker that died costs time alone.
-    evolution = as_plain(replace(result.evolution, lost_workers=0))
-    found = hashlib.sha256(json.dumps([evolution, result.log], sort_keys=True).encode())
+    record = to_plain(replace(result.search, lost_workers=0))
+    found = hashlib.sha256(json.dumps([record, result.log], sort_keys=True).encode())
     for name, tensor in sorted(tensors_of(result.model).items()):
         found.update(name.encode())
         found.update(tensor.contiguous().numpy().tobytes())

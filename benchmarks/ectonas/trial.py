@@ -132,18 +132,18 @@ class Trial:
 
 def of_search(result: Result) -> Figures:
     """The figures of a search."""
-    evolution = result.evolution
-    winner = evolution.candidates[evolution.winner]
+    record = result.search
+    winner = record.trials[record.winner]
     return {
         "validation": result.metrics["val"].after,
         "test": result.metrics["test"].after,
         **sizes(result.original, result.program),
         "winner trained": winner.epochs,
-        "spent": evolution.spent,
-        "generations": max(c.generation for c in evolution.candidates),
-        "candidates": len(evolution.candidates),
-        "duplicates": evolution.duplicates,
-        "rejected": sum(evolution.rejected.values()),
+        "spent": record.spent,
+        "generations": max(c.generation for c in record.trials),
+        "candidates": len(record.trials),
+        "duplicates": record.duplicates,
+        "rejected": sum(record.rejected.values()),
     }
 
 

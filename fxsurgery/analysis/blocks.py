@@ -12,21 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 
 from fxsurgery.analysis.cached import fact
-from fxsurgery.analysis.labels import Labels
+from fxsurgery.analysis.node_values import node_values
 from fxsurgery.analysis.pointwise import pointwise
-from fxsurgery.analysis.shapes import target_name
-from fxsurgery.analysis.structure import structure
+from fxsurgery.ops import registry
+from fxsurgery.ops.arithmetic import ADD, MUL
+from fxsurgery.ops.operator import Kind
 from fxsurgery.program import Program
-
-SUMS = {"add", "add_", "iadd", "__add__", "__iadd__", "__radd__"}
-"""Functions and methods that add two tensors."""
-
-_IN_PLACE = {"iadd", "isub", "imul", "itruediv", "setitem"}
-_MOVING = {"view", "reshape", "permute", "transpose", "flatten", "unflatten", "contiguous"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +42,7 @@ def identity_blocks(program: Program) -> tuple[IdentityBlock, ...]:
     """Every residual sum with an identity shortcut, in execution order. Blocks may hold others."""
     found = dict[fx.Node, IdentityBlock]()
     for node in program.nodes:
-        if (operands := sum_operands(node)) is None:
+        if (operands := sum_operands(program, node)) is None:
             continue
         first, second = operands
         scaled = node.kwargs.get("alpha", 1) != 1  # the second operand, which is no identity then
@@ -61,8 +54,7 @@ def identity_blocks(program: Program) -> tuple[IdentityBlock, ...]:
 
 def shape_of(program: Program, node: fx.Node) -> tuple[int, ...] | None:
     """The shape of a node's value on the example inputs; `None` if it is no tensor."""
-    value = structure(program).values.get(node.name)
-    return value.shape if isinstance(value, Labels) else None
+    return node_values(program).shape(node)
 
 
 def dims_of(program: Program, node: fx.Node) -> tuple[int, ...]:
@@ -79,18 +71,13 @@ def has_parameters(program: Program, node: fx.Node) -> bool:
 
 def writes_into(program: Program, node: fx.Node) -> fx.Node | None:
     """The value that `node` overwrites with its own, as `nn.ReLU(inplace=True)` and `x.add_(y)` do."""
-    if not node.args or not isinstance(node.args[0], fx.Node) or node.op in {"placeholder", "get_attr", "output"}:
-        return None
-    if node.op == "call_module":
-        return node.args[0] if getattr(program.module(node), "inplace", False) else None
-    name = target_name(node)
-    marked = (name.endswith("_") and not name.endswith("__")) or name.startswith("__i") or name in _IN_PLACE
-    return node.args[0] if marked or node.kwargs.get("inplace") is True else None
+    written = registry.overwritten(node, program.module(node) if node.op == "call_module" else None)
+    return written if isinstance(written, fx.Node) else None
 
 
-def sum_operands(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+def sum_operands(program: Program, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """The two tensors that `node` adds; `None` if it is no plain sum of two nodes."""
-    if node.op not in {"call_function", "call_method"} or target_name(node) not in SUMS:
+    if program.operator(node) is not ADD:
         return None
     first = node.args[0] if node.args else node.kwargs.get("input")
     second = node.args[1] if len(node.args) > 1 else node.kwargs.get("other")
@@ -106,27 +93,27 @@ def gives_zero(program: Program, node: fx.Node) -> bool:
         return isinstance(value, Tensor) and not value.any()
     inputs = node.all_input_nodes
     module = program.module(node) if node.op == "call_module" else None
-    if isinstance(module, (nn.Linear, _ConvNd, _NormBase, nn.GroupNorm, nn.LayerNorm)):
+    operator = program.operator(node)
+    if operator is None:
+        return False
+    if module is not None and operator.weight is not None and operator.kind in {Kind.CONTRACTION, Kind.NORM}:
         own = [getattr(module, name, None) for name in ("weight", "bias")]
         return isinstance(own[0], Tensor) and not any(t.any() for t in own if isinstance(t, Tensor))
-    if target_name(node) in {"mul", "mul_", "imul"} and node.op != "call_module":
+    if operator is MUL:
         return any(gives_zero(program, n) for n in inputs)
     fact = pointwise(program, node)
-    keeps = fact is not None and fact.keeps_zero and not isinstance(module, (nn.AlphaDropout, nn.FeatureAlphaDropout))
-    moves = node.op == "call_method" and target_name(node) in _MOVING
+    keeps = fact is not None and fact.keeps_zero and operator.keeps_zero is not False
+    moves = operator.kind is Kind.MOVEMENT and not operator.hides_sizes
     return (keeps or moves) and gives_zero(program, inputs[0])
 
 
-def cancels(node: fx.Node, onto: fx.Node) -> fx.Node | None:
+def cancels(program: Program, node: fx.Node, onto: fx.Node) -> fx.Node | None:
     """The reader of `node` that would give a constant if it read `onto`, which it reads already: `x - x`."""
     for reader in node.users:
-        if reader.op != "call_module" and target_name(reader) in _CANCELLING and onto in reader.all_input_nodes:
+        operator = program.operator(reader)
+        if operator is not None and operator.cancels and onto in reader.all_input_nodes:
             return reader
     return None
-
-
-_CANCELLING = {"sub", "sub_", "isub", "subtract", "rsub", "div", "div_", "true_divide", "truediv", "itruediv", "divide"}
-"""Functions of two values that give a constant where both are the same."""
 
 
 def _block(

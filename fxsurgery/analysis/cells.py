@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.pooling import _AdaptiveAvgPoolNd
 
 from fxsurgery.analysis.blocks import shape_of
-from fxsurgery.analysis.pointwise import PASSING_FUNCTIONS, calls_of, pointwise
+from fxsurgery.analysis.pointwise import calls_of, pointwise
 from fxsurgery.analysis.pooling import Pool, read_pool, read_stencil
-from fxsurgery.analysis.refit import NORMS
-from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.spatial_maps import Axis, Map, nearest
+from fxsurgery.ops.movement import FLATTEN
+from fxsurgery.ops.pointwise import PRELU
+from fxsurgery.ops.reductions import MEAN
 from fxsurgery.program import Program
 
 Layer = nn.Linear | _ConvNd
@@ -73,12 +73,11 @@ def is_global_pool(program: Program, node: fx.Node) -> bool:
     before, after = (shape_of(program, n) for n in (node.all_input_nodes[0], node))
     if before is None or after is None or len(before) < 3 or after[:2] != before[:2] or set(after[2:]) - {1}:
         return False
-    if node.op == "call_module":
-        return isinstance(program.module(node), _AdaptiveAvgPoolNd)
-    if target_name(node).startswith("adaptive_avg_pool"):
-        return True
+    operator = program.operator(node)
+    if operator is not None and operator.window is not None and operator.window.is_adaptive:
+        return operator.window.reduces == "average"
     dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    if target_name(node) != "mean" or not isinstance(dims, (int, tuple, list)):
+    if operator is not MEAN or not isinstance(dims, (int, tuple, list)):
         return False
     listed = (dims,) if isinstance(dims, int) else dims
     return {d % len(before) for d in listed if isinstance(d, int)} == set(range(2, len(before)))
@@ -86,10 +85,10 @@ def is_global_pool(program: Program, node: fx.Node) -> bool:
 
 def is_dropout(program: Program, node: fx.Node) -> bool:
     """Whether `node` drops entries in train mode."""
-    if node.op == "call_module":
-        module = program.module(node)
-        return "Dropout" in type(module).__name__ and getattr(module, "p", 1.0) > 0
-    return node.op == "call_function" and "dropout" in target_name(node)
+    operator = program.operator(node)
+    if operator is None or operator.role != "identity" or operator.draws is None:
+        return False
+    return node.op != "call_module" or getattr(program.module(node), "p", 1.0) > 0
 
 
 def affine(program: Program, cell: Cell) -> tuple[Tensor, Tensor]:
@@ -101,9 +100,9 @@ def affine(program: Program, cell: Cell) -> tuple[Tensor, Tensor]:
     matrix = torch.block_diag(*rows.chunk(groups)) if groups > 1 else rows  # type: ignore[no-untyped-call]
     offset = matrix.new_zeros(len(matrix)) if layer.bias is None else layer.bias.detach().double()
     for node in cell.tail:
-        norm = program.module(node) if node.op == "call_module" else None
-        if isinstance(norm, NORMS):
-            scale, shift = _scale_and_shift(norm, offset)
+        operator = program.operator(node)
+        if node.op == "call_module" and operator is not None and operator.statistics is not None:
+            scale, shift = _scale_and_shift(program.module(node), offset)
             matrix, offset = matrix * scale[:, None], offset * scale + shift
     return matrix, offset
 
@@ -130,10 +129,10 @@ def passes_constants(program: Program, node: fx.Node, end: fx.Node) -> bool:
     node = node.all_input_nodes[0]
     while node is not end:
         fact = pointwise(program, node)
-        is_flat = node.op == "call_module" and isinstance(program.module(node), nn.Flatten)
+        is_flat = program.operator(node) is FLATTEN
         is_pool = windowed_pool(program, node) is not None or is_global_pool(program, node)
         is_identity = fact is not None and fact.is_identity
-        if not (is_flat or is_pool or is_identity or target_name(node) == "flatten"):
+        if not (is_flat or is_pool or is_identity):
             return False
         node = node.all_input_nodes[0]
     return True
@@ -189,11 +188,13 @@ def _goes_with(program: Program, layer: Layer, before: fx.Node, node: fx.Node) -
         return False
     if pointwise(program, node) is not None:
         return True
-    if node.op == "call_function" and target_name(node) in PASSING_FUNCTIONS:
+    operator = program.operator(node)
+    if node.op == "call_function" and operator is not None and operator.role == "identity":
         return True  # with a train flag that is read from the model
     if isinstance(layer, _ConvNd) and windowed_pool(program, node) is not None:
         return True
     module = program.module(node) if node.op == "call_module" else None
     if isinstance(module, _NormBase):
         return isinstance(layer, _ConvNd) or len(shape_of(program, node) or ()) == 2
-    return isinstance(module, (nn.PReLU, *NORMS))
+    has_statistics = operator is not None and operator.statistics is not None
+    return module is not None and (operator is PRELU or has_statistics)

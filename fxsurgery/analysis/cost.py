@@ -5,7 +5,7 @@ channels, in channels), so one expression serves three uses: the count of a prog
 gate a unit) and the differentiable expected cost under soft gates (DNAL).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from fxsurgery.analysis.cached import fact
 from fxsurgery.analysis.gating import GatePlan
+from fxsurgery.analysis.peak_memory import peak_activation_bytes
 from fxsurgery.analysis.structure import Mask, structure
-from fxsurgery.analysis.union_find import Ids
-from fxsurgery.budget import Budget, Cost
+from fxsurgery.budget import Budget, Cost, Metric
+from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
 
 
@@ -107,6 +108,17 @@ def cost_after(program: Program, keep: Mask) -> Cost:
         uncounted=facts.uncounted,
         unknown_macs=tuple(facts.unknown_macs),
     )
+
+
+TERMS: Mapping[Metric, Callable[[Program], CostTerms]] = {"macs": mac_terms, "params": param_terms}
+"""Metrics that are sums over units, and so known after a removal, and under gates, without building the program."""
+
+COUNTERS: Mapping[Metric, Callable[[Program], int]] = {
+    "params": lambda program: cost(program).params,
+    "macs": lambda program: cost(program).macs,
+    "peak_activation_bytes": peak_activation_bytes,
+}
+"""Metrics that are counted; every other one is measured."""
 
 
 def unknown_macs_notes(program: Program, budget: Budget | None = None) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from torch import fx
 from torch.nn.modules.conv import _ConvNd
 
 from fxsurgery.analysis.refit import is_parametrized
+from fxsurgery.match import Refusal
 from fxsurgery.nn.elastic import ELASTIC_CONVS, Size, margins
 from fxsurgery.program import Program
 
@@ -32,8 +33,8 @@ def kernel_choices(program: Program) -> tuple[tuple[KernelChoice, ...], dict[str
         if max(conv.kernel_size) > 3:
             calls.setdefault(str(node.target), (conv, []))[1].append(node)
     for path, (conv, nodes) in calls.items():
-        if reason := _fixed(conv, nodes, users):
-            refused[nodes[0].name] = reason
+        if refusal := _fixed(conv, nodes, users):
+            refused[nodes[0].name] = refusal.reason
         elif len(sizes := _sizes(conv)) > 1:
             found.append(KernelChoice(path, tuple(nodes), sizes))
         else:
@@ -51,18 +52,18 @@ def _users_of_tensors(program: Program) -> dict[int, int]:
     return counts
 
 
-def _fixed(conv: _ConvNd, nodes: Sequence[fx.Node], users: dict[int, int]) -> str | None:
+def _fixed(conv: _ConvNd, nodes: Sequence[fx.Node], users: dict[int, int]) -> Refusal | None:
     """Why the kernel of a convolution must stay as it is."""
     if is_parametrized(conv):
-        return "its weight is computed from other tensors"
+        return Refusal(nodes[0].name, "its weight is computed from other tensors")
     if type(conv) not in ELASTIC_CONVS:
-        return f"a {type(conv).__name__} is not known to take the centre of its kernel"
+        return Refusal(nodes[0].name, f"a {type(conv).__name__} is not known to take the centre of its kernel")
     if any(side > 3 and side % 2 == 0 for side in conv.kernel_size):
-        return f"a kernel of {'x'.join(map(str, conv.kernel_size))} has no centre"
+        return Refusal(nodes[0].name, f"a kernel of {'x'.join(map(str, conv.kernel_size))} has no centre")
     if users.get(id(conv.weight), 0) != 1:
-        return "its weight is shared with another layer"
+        return Refusal(nodes[0].name, "its weight is shared with another layer")
     if any(len(n.args) != 1 or n.kwargs for n in nodes):
-        return "it is called with options"
+        return Refusal(nodes[0].name, "it is called with options")
     return None
 
 

@@ -12,16 +12,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils import _pytree as pytree
 
 from fxsurgery.analysis.activations import read_values
 from fxsurgery.analysis.blocks import sum_operands
 from fxsurgery.analysis.cached import fact
 from fxsurgery.analysis.gating import gate_plan
-from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.structure import ChannelGroup, Structure, structure
-from fxsurgery.analysis.union_find import Ids
+from fxsurgery.errors import StructureError
+from fxsurgery.ops import registry
+from fxsurgery.ops.facets import Argument
+from fxsurgery.ops.labels import Labels
+from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
 
 Scores = NDArray[np.float64]
@@ -74,7 +76,7 @@ def residual_streams(program: Program) -> frozenset[int]:
     """The units that some sum of two computed tensors has."""
     facts, found = structure(program), set[int]()
     for node in program.nodes:
-        operands = sum_operands(node)
+        operands = sum_operands(program, node)
         if operands is None or any(operand.op == "get_attr" for operand in operands):
             continue
         if isinstance(value := facts.values[node.name], Labels):
@@ -134,15 +136,25 @@ def _entering_l1(program: Program, node: fx.Node) -> Tensor:
         if isinstance(module, nn.RNNBase):
             weights = [w for name, w in module.named_parameters() if name.startswith("weight_ih_l0")]
             return torch.stack([w.abs().sum(0) for w in weights]).sum(0)
-        if isinstance(module, _ConvTransposeNd):
-            return module.weight.abs().flatten(1).sum(1)
-        if isinstance(module, (_ConvNd, nn.Linear)):
-            return _by_group(module.weight, getattr(module, "groups", 1))
-        weight = node.args[1] if len(node.args) > 1 else node.kwargs["weight"]
-        groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
-        known = groups if isinstance(groups, int) else structure(program).values[str(groups)]
-        name = str(weight)
-        return _by_group(read_values(program, [name])[name], int(known))
+        operator = program.operator(node)
+        if operator is None or (place := operator.weight) is None:
+            raise StructureError(
+                f"%{node} mixes channels with a weight that is not declared: declare it in fxsurgery.ops"
+            )
+        weight = _value(program, node, module, place.argument)
+        if place.inputs == 0:
+            return weight.abs().flatten(1).sum(1)
+        groups = registry.argument(node, module, place.groups)
+        return _by_group(
+            weight, int(structure(program).values[groups.name] if isinstance(groups, fx.Node) else groups or 1)
+        )
+
+
+def _value(program: Program, node: fx.Node, module: nn.Module | None, weight: Argument) -> Tensor:
+    if module is not None:
+        return module.weight  # type: ignore[return-value]
+    name = str(weight.of_node(node))
+    return read_values(program, [name])[name]
 
 
 def _by_group(weight: Tensor, groups: int) -> Tensor:

@@ -11,47 +11,35 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from fxsurgery.analysis.fast_shapes import broadcast
-
-UNARY = frozenset(
-    "relu relu6 hardtanh hardswish hardsigmoid silu gelu sigmoid tanh leaky_relu elu mish softplus exp sqrt rsqrt "
-    "add sub mul div pow neg abs square clamp clamp_min clamp_max reciprocal erf sin cos log".split()
-)
-"""Pointwise operations on one tensor (and numbers) that keep its type."""
-
-BINARY = frozenset("add sub mul div".split())
-BATCH_NORMS = frozenset("native_batch_norm _native_batch_norm_legit_no_training _batch_norm_no_update".split())
-_CAT = torch.ops.aten.cat.default
-SAME_SHAPE = frozenset("_softmax _safe_softmax softmax".split())
+from fxsurgery.ops import registry
+from fxsurgery.ops.fast.plain import broadcast
+from fxsurgery.ops.joining import CAT
+from fxsurgery.ops.operator import Kind, Operator
 
 
 def run_on_meta(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
     """What `op` gives on meta tensors."""
-    first = args[0] if args else None
-    if op is _CAT and not kwargs and (shape := _joined(*args)) is not None:
+    declared, first = registry.of_aten(op), args[0] if args else None
+    if declared is CAT and not kwargs and (shape := _joined(*args)) is not None:
         return args[0][0].new_empty(shape)
-    if isinstance(first, Tensor) and first.is_floating_point() and not kwargs:
-        known = _known(op, args)
+    if declared is not None and isinstance(first, Tensor) and first.is_floating_point() and not kwargs:
+        known = _known(op, declared, args)
         if known is not None:
             return known
     return op(*args, **kwargs)
 
 
-def _known(op: OpOverload, args: tuple[Any, ...]) -> Any:  # noqa: ANN401
+def _known(op: OpOverload, declared: Operator, args: tuple[Any, ...]) -> Any:  # noqa: ANN401
     """What plainly has the type of the first argument; `None` for any other operation."""
-    first = args[0]
-    name = op._schema.name.removeprefix("aten::")  # noqa: SLF001
-    base = name.rstrip("_") if not name.startswith("_") else name
-    if base in BATCH_NORMS or base == "native_layer_norm":
-        return first.new_empty(first.shape), first.new_empty((0,)), first.new_empty((0,))
-    if base in SAME_SHAPE and not any(isinstance(a, Tensor) for a in args[1:]):
+    first, returns = args[0], op._schema.returns  # noqa: SLF001
+    if declared.statistics in {"channel", "trailing"} and len(returns) > 1:
+        return first.new_empty(first.shape), *(first.new_empty((0,)) for _ in returns[1:])
+    if declared.kind is Kind.SCAN and declared.keeps_dtype and not any(isinstance(a, Tensor) for a in args[1:]):
         return first.new_empty(first.shape)
-    if base.startswith("upsample") and len(args) > 1 and isinstance(args[1], (list, tuple)):
+    if declared.kind is Kind.RESAMPLING and len(args) > 1 and isinstance(args[1], (list, tuple)):
         return first.new_empty((*first.shape[:2], *args[1]))
-    if torch.Tag.pointwise in op.tags and (shape := _shape(base, args)) is not None:
-        if name != base:
-            return first
-        return first.new_empty(shape)
+    if torch.Tag.pointwise in op.tags and declared.keeps_dtype and (shape := _shape(declared, args)) is not None:
+        return first if returns[0].alias_info is not None else first.new_empty(shape)
     return None
 
 
@@ -65,13 +53,12 @@ def _joined(tensors: Sequence[Tensor], dim: int = 0) -> tuple[int, ...] | None:
     return tuple(shape)
 
 
-def _shape(base: str, args: tuple[Any, ...]) -> tuple[int, ...] | None:
-    """The shape of a pointwise operation that keeps the type of its first input; `None` for any other."""
+def _shape(declared: Operator, args: tuple[Any, ...]) -> tuple[int, ...] | None:
+    """The shape of a pointwise operation that keeps the type of its first input; `None` where it has to be run."""
     first, *others = args
     tensors = [a for a in others if isinstance(a, Tensor)]
     if not tensors:
-        plain = base in UNARY and all(isinstance(a, (int, float, str)) for a in others)
-        return tuple(first.shape) if plain else None
-    if base in BINARY and len(tensors) == 1 and tensors[0].dtype == first.dtype:
+        return tuple(first.shape) if all(isinstance(a, (int, float, str)) for a in others) else None
+    if declared.kind is Kind.ARITHMETIC and len(tensors) == 1 and tensors[0].dtype == first.dtype:
         return broadcast(first.shape, tensors[0].shape)
     return None

@@ -1,28 +1,20 @@
 """Where gates stand: at the data input of every node that mixes channels with a weight."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import fx, nn
-from torch.nn import functional as F  # noqa: N812
-from torch.nn.modules.conv import _ConvNd
 
 from fxsurgery.analysis.cached import fact
-from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.structure import structure
-from fxsurgery.analysis.union_find import Ids
 from fxsurgery.nn.gates import GateVector
+from fxsurgery.ops.labels import Labels
+from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
 
-MIXING_MODULES = (_ConvNd, nn.Linear, nn.RNNBase)
 GATES = "fxsurgery_gates"
 """Where the gate modules are kept in the model."""
-
-CONVOLUTIONS: Mapping[object, int] = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
-"""By function, the number of dims that its kernel moves along."""
-MIXING_FUNCTIONS = {F.linear, *CONVOLUTIONS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +77,8 @@ def gates_like(program: Program, units: int) -> GateVector:
 
 def _dim(program: Program, node: fx.Node, entering: Labels, dim: int) -> int:
     """The dim of what `node` reads that it contracts: for the analysis, each convolution's input has a batch."""
-    module = program.module(node) if node.op == "call_module" else None
-    places = len(module.kernel_size) if isinstance(module, _ConvNd) else CONVOLUTIONS.get(node.target)
+    operator = program.operator(node)
+    places = operator.rank if operator is not None and operator.is_convolution else None
     return 0 if places is not None and len(entering.shape) == places + 1 else dim
 
 
@@ -96,13 +88,11 @@ def _source(node: fx.Node) -> fx.Node | None:
 
 
 def _mixes(program: Program, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return isinstance(program.module(node), MIXING_MODULES)
-    if node.op != "call_function" or node.target not in MIXING_FUNCTIONS:
+    if node.op == "call_module" and isinstance(program.module(node), nn.RNNBase):
+        return True
+    operator = program.operator(node)
+    if operator is None or not operator.is_mixing_layer:
         return False
     # Groups that the graph computes may be the samples of the batch, and a gate vector has one batch's length.
-    return node.target is F.linear or not isinstance(_groups(node), fx.Node)
-
-
-def _groups(node: fx.Node) -> object:
-    return node.args[6] if len(node.args) > 6 else node.kwargs.get("groups")
+    groups = None if node.op == "call_module" or operator.weight is None else operator.weight.groups
+    return groups is None or not isinstance(groups.of_node(node), fx.Node)

@@ -8,30 +8,25 @@ normalises with the statistics of the batch, so m and v have to be those that va
 its running one, so training steps do not move it; a batch as measured comes out times sqrt(n / (n - 1)).
 """
 
-from collections.abc import Callable
-
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
 from fxsurgery.analysis.activations import read_values
 from fxsurgery.analysis.cached import fact
 from fxsurgery.errors import first_line
+from fxsurgery.match import Refusal
+from fxsurgery.ops.layers import BATCH_NORM
 from fxsurgery.program import Program
-
-BATCH_NORMS: dict[int, type[_BatchNorm]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-CONVOLUTIONS: dict[int, Callable[..., _ConvNd]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
-"""By the number of dims of what they take, the batch among them."""
 
 
 @fact
-def without_statistics(program: Program) -> str | None:
+def without_statistics(program: Program) -> Refusal | None:
     """Why nothing can be measured in train mode; `None` if it can: norms in it want several values a channel."""
     try:
         read_values(program, (), training=True)
     except Exception as error:  # noqa: BLE001 -- the user's modules and assertions raise whatever they like
         told = first_line(error)
-        return f"the program gives no statistics in train mode: {told}"
+        return Refusal("output", f"the program gives no statistics in train mode: {told}")
     return None
 
 
@@ -48,7 +43,7 @@ def undoing(values: Tensor, like: _BatchNorm | None = None) -> _BatchNorm | None
     by_channel = values.detach().double().transpose(0, 1).flatten(1)
     if by_channel.shape[1] < 2:
         return None
-    norm = BATCH_NORMS[values.dim()](values.shape[1], device=values.device, dtype=values.dtype)
+    norm = BATCH_NORM[values.dim()](values.shape[1], device=values.device, dtype=values.dtype)
     if like is not None:
         norm.eps, norm.momentum = like.eps, like.momentum
     mean, variance = by_channel.mean(1), by_channel.var(1)

@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from fxsurgery.analysis.cached import fact
 from fxsurgery.analysis.elastic_widths import Scores, consumed_l1
 from fxsurgery.analysis.structure import ChannelGroup, Mask, structure
-from fxsurgery.analysis.union_find import Ids
+from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
 
 

@@ -9,26 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from fxsurgery.analysis.cached import fact
-from fxsurgery.analysis.shapes import target_name
 from fxsurgery.program import Program
-
-ACTIVATIONS = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid,
-    nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Tanhshrink, nn.Hardshrink,
-    nn.Softshrink, nn.Threshold,
-)  # fmt: skip
-PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-"""Modules that give their input back in eval mode."""
-
-FUNCTIONS = set(
-    "relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ celu celu_ selu selu_ gelu silu mish hardswish hardsigmoid "
-    "hardtanh hardtanh_ sigmoid sigmoid_ tanh tanh_ softplus softsign logsigmoid tanhshrink hardshrink softshrink "
-    "threshold threshold_ abs neg exp square sqrt erf sin cos clamp clip clamp_min clamp_max".split()
-)
-PASSING_FUNCTIONS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "contiguous", "clone"}
 
 _FAR = torch.logspace(1, 6, 41)
 """Where a bound may lie: a clamp to [-20, 20] is no identity."""
@@ -75,24 +59,18 @@ def _all_pointwise(program: Program) -> dict[str, Pointwise]:
 
 
 def _known(program: Program, node: fx.Node) -> Pointwise | None:
-    inputs = node.all_input_nodes
-    if not inputs or not node.args or node.args[0] is not inputs[0]:
+    inputs, operator = node.all_input_nodes, program.operator(node)
+    if operator is None or operator.role is None or not inputs or not node.args or node.args[0] is not inputs[0]:
         return None
-    if node.op == "call_module":
-        return _of_module(program.module(node)) if len(inputs) == 1 else None
-    name = target_name(node)
-    if name in PASSING_FUNCTIONS:
-        return _IDENTITY  # whether it trains, a dropout may be told by another node
-    if len(inputs) != 1 or name not in FUNCTIONS or getattr(node.target, "__module__", None) == "math":
+    is_module = node.op == "call_module"
+    if operator.role == "identity":  # whether it trains, another node may tell a function
+        return _IDENTITY if len(inputs) == 1 or not is_module else None
+    if len(inputs) != 1 or (is_module and not operator.is_exactly(program.module(node))):
         return None
+    if is_module:
+        return _tried(program.module(node))
     call: Callable[..., Tensor] = getattr(Tensor, node.target) if isinstance(node.target, str) else node.target
     return _tried(lambda x: call(x, *node.args[1:], **node.kwargs))
-
-
-def _of_module(module: nn.Module) -> Pointwise | None:
-    if isinstance(module, PASSING):
-        return _IDENTITY
-    return _tried(module) if type(module) in ACTIVATIONS else None
 
 
 _IDENTITY = Pointwise(is_identity=True, is_idempotent=True, keeps_zero=True, is_non_negative=False)

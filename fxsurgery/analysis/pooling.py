@@ -2,31 +2,28 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
+from torch import Tensor, fx
 
 from fxsurgery.analysis.cached import fact
+from fxsurgery.analysis.node_values import node_values
 from fxsurgery.analysis.pointwise import only_reader, pointwise
-from fxsurgery.analysis.real_run import run_for_real
-from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.spatial_maps import Axis, Map, nearest
+from fxsurgery.match import Refusal
+from fxsurgery.ops import registry
+from fxsurgery.ops.arithmetic import ADD
+from fxsurgery.ops.contractions import LINEAR
+from fxsurgery.ops.joining import CAT
+from fxsurgery.ops.layers import AVERAGE_POOL
+from fxsurgery.ops.operator import Kind, Operator
+from fxsurgery.ops.pointwise import PRELU
 from fxsurgery.program import Program
-
-AVERAGE: dict[int, Callable[..., nn.Module]] = {3: nn.AvgPool1d, 4: nn.AvgPool2d, 5: nn.AvgPool3d}
-MAXIMUM: dict[int, Callable[..., nn.Module]] = {3: nn.MaxPool1d, 4: nn.MaxPool2d, 5: nn.MaxPool3d}
-"""By the number of dims of a map, the batch among them."""
 
 LOCAL = 3
 """A larger window that is the whole map was chosen for that: it is global."""
-
-_MODULES = {1: (nn.AvgPool1d, nn.MaxPool1d), 2: (nn.AvgPool2d, nn.MaxPool2d), 3: (nn.AvgPool3d, nn.MaxPool3d)}
-_RANKS = {f"{kind}_pool{rank}d": rank for kind in ("avg", "max") for rank in (1, 2, 3)}
-_CONV_RANKS = {f"conv{rank}d": rank for rank in (1, 2, 3)}
 
 
 @dataclass(frozen=True)
@@ -56,36 +53,25 @@ class Pool:
 
 def read_pool(program: Program, node: fx.Node) -> Pool | None:
     """The pool with windows that `node` computes; `None` if it is none. Adaptive and global ones have no windows."""
-    if node.op == "call_module":
-        module = program.module(node)
-        if not isinstance(module, (_AvgPoolNd, _MaxPoolNd)):
-            return None
-        rank = next(r for r, types in _MODULES.items() if isinstance(module, types))
-        return _pool(isinstance(module, _AvgPoolNd), rank, lambda name, _, default: getattr(module, name, default))
-    if node.op != "call_function" or (rank := _RANKS.get(target_name(node), 0)) == 0:
+    operator = program.operator(node)
+    if operator is None or (window := operator.window) is None or not operator.is_pool or window.kernel is None:
         return None
-
-    def given(name: str, position: int, default: Any) -> Any:  # noqa: ANN401 -- an argument of any type
-        return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-    numbers = [given("kernel_size", 1, None), given("stride", 2, None), given("padding", 3, 0)]
-    if any(isinstance(n, fx.Node) for given_ in numbers for n in _listed(given_)):
+    module = program.module(node) if node.op == "call_module" else None
+    given = partial(registry.argument, node, module)
+    stated = [given(window.kernel), given(window.stride), given(window.padding), given(window.dilation)]
+    if any(isinstance(number, fx.Node) for value in stated for number in _listed(value)):
         return None
-    return _pool(target_name(node).startswith("avg"), rank, given)
-
-
-def _pool(is_average: bool, rank: int, given: Callable[[str, int, Any], Any]) -> Pool:  # noqa: FBT001
-    kernel = _each(given("kernel_size", 1, None), rank)
-    stride = given("stride", 2, None)
+    rank, kernel = window.rank, _each(stated[0], window.rank)
+    is_average = window.reduces == "average"
     return Pool(
         kind="average" if is_average else "max",
         kernel=kernel,
-        stride=kernel if stride is None or not _listed(stride) else _each(stride, rank),
-        padding=_each(given("padding", 3, 0), rank),
-        dilation=(1,) * rank if is_average else _each(given("dilation", 4, 1), rank),
-        counts_padding=is_average and bool(given("count_include_pad", 5, 1)),
-        divisor=given("divisor_override", 6, None) if is_average else None,
-        gives_indices=not is_average and bool(given("return_indices", 6, 0)),
+        stride=kernel if stated[1] is None or not _listed(stated[1]) else _each(stated[1], rank),
+        padding=_each(stated[2], rank),
+        dilation=(1,) * rank if stated[3] is None else _each(stated[3], rank),
+        counts_padding=bool(given(window.counts_padding)),
+        divisor=given(window.divisor),
+        gives_indices=bool(given(window.returns_indices)),
     )
 
 
@@ -127,21 +113,16 @@ def read_stencil(program: Program, node: fx.Node, sizes: Callable[[fx.Node], Seq
     """
     if (pool := read_pool(program, node)) is not None:
         return Stencil(pool.kernel, pool.stride, pool.padding, pool.dilation)
-    if node.op == "call_module":
-        module = program.module(node)
-        if not isinstance(module, _ConvNd) or module.transposed:
-            return None
-        return _stencil(tuple(module.kernel_size), module.stride, module.padding, module.dilation)
-    if node.op != "call_function" or target_name(node) not in _CONV_RANKS:
+    operator = program.operator(node)
+    if operator is None or not operator.is_convolution or operator.window is None or operator.window.transposed:
         return None
-    weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
-    if not isinstance(weight, fx.Node):
+    module: Any = program.module(node) if node.op == "call_module" else None
+    window, given = operator.window, partial(registry.argument, node, module)
+    weight = None if operator.weight is None or module is not None else given(operator.weight.argument)
+    if module is None and not isinstance(weight, fx.Node):
         return None
-    given = [
-        node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-        for name, position, default in (("stride", 3, 1), ("padding", 4, 0), ("dilation", 5, 1))
-    ]
-    return _stencil(tuple(sizes(weight))[2:], *given)
+    kernel = tuple(module.kernel_size) if weight is None else tuple(sizes(weight))[2:]
+    return _stencil(kernel, given(window.stride), given(window.padding), given(window.dilation))
 
 
 def _stencil(kernel: tuple[int, ...], stride: Any, padding: Any, dilation: Any) -> Stencil:  # noqa: ANN401
@@ -162,22 +143,26 @@ def feature_maps(program: Program) -> dict[str, tuple[int, ...]]:
     Convolutions and pools give such maps, images are some, and so is what keeps the shape of one: a norm, an
     activation, a sum.
     """
-    metas, found = run_for_real(program).metas, dict[str, tuple[int, ...]]()
+    values, found = node_values(program).by_name, dict[str, tuple[int, ...]]()
     for node in program.nodes:
-        value = metas.get(node.name)
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() not in AVERAGE:
+        value = values.get(node.name)
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() not in AVERAGE_POOL:
             continue
-        windowed = read_stencil(program, node, lambda n: metas[n.name].shape)
+        windowed = read_stencil(program, node, lambda n: values[n.name].shape)
         sources = [found[i.name] for i in node.all_input_nodes if i.name in found]
         is_image = node.op == "placeholder" and value.dim() > 3
-        keeps = tuple(value.shape) in sources and target_name(node) not in _PERMUTING
-        joined = target_name(node) in {"cat", "concat"} and any(s[2:] == value.shape[2:] for s in sources)
+        operator = program.operator(node)
+        keeps = tuple(value.shape) in sources and not (operator is not None and _may_permute(operator))
+        joined = operator is CAT and any(s[2:] == value.shape[2:] for s in sources)
         if windowed is not None or is_image or keeps or joined:
             found[node.name] = tuple(value.shape)
     return found
 
 
-_PERMUTING = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "view", "reshape", "matmul", "bmm"}
+def _may_permute(operator: Operator) -> bool:
+    """Whether what it gives may be no map although it has the shape of one that it reads."""
+    is_product = operator.kind is Kind.CONTRACTION and operator.window is None and operator is not LINEAR
+    return operator.regroups or is_product
 
 
 def block_ends(program: Program) -> Iterator[fx.Node]:
@@ -187,7 +172,7 @@ def block_ends(program: Program) -> Iterator[fx.Node]:
     """
     maps = feature_maps(program)
     starts = [node for node in program.nodes if node.name in maps and is_convolution(program, node)]
-    joins = [node for node in program.nodes if node.name in maps and target_name(node) in _JOINING]
+    joins = [node for node in program.nodes if node.name in maps and program.operator(node) in {ADD, CAT}]
     starts = starts or [node for node in program.nodes if node.name in maps and node.op == "placeholder"]
     ends = {_end(program, start) for start in (*starts, *joins)}
     yield from (node for node in _alone(program) if node in ends)
@@ -206,9 +191,6 @@ def _end(program: Program, start: fx.Node) -> fx.Node:
     return end
 
 
-_JOINING = {"add", "iadd", "add_", "cat", "concat"}
-
-
 def _alone(program: Program) -> Iterator[fx.Node]:
     """The maps beside which, once they are there, no other map is waiting to be read."""
     maps, order = feature_maps(program), {node: place for place, node in enumerate(program.nodes)}
@@ -223,14 +205,14 @@ def _alone(program: Program) -> Iterator[fx.Node]:
 
 def is_convolution(program: Program, node: fx.Node) -> bool:
     """Whether `node` calls a convolution, as a module or as a function."""
-    if node.op == "call_module":
-        return isinstance(program.module(node), _ConvNd)
-    return node.op == "call_function" and target_name(node) in _CONV_RANKS
+    operator = program.operator(node)
+    return operator is not None and operator.is_convolution
 
 
 def _keeps_place(program: Program, node: fx.Node) -> bool:
-    norm = node.op == "call_module" and isinstance(program.module(node), (_BatchNorm, nn.GroupNorm, nn.PReLU))
-    return norm or pointwise(program, node) is not None
+    operator = program.operator(node)
+    is_norm = operator is not None and operator.statistics in {"channel", "group"}
+    return is_norm or operator is PRELU or pointwise(program, node) is not None
 
 
 def spread(found: Sequence[fx.Node], most: int) -> list[fx.Node]:
@@ -248,15 +230,16 @@ def halved(old: Sequence[int], new: Sequence[int]) -> Map:
     return Map(tuple(old[1:]), tuple(new[1:]), tuple(factors), tuple(axes))
 
 
-def too_small(shape: Sequence[int]) -> str | None:
-    """Why a map of this shape, the batch first, cannot be pooled; `None` if it can."""
-    if min(shape[2:]) >= 2:
+def too_small(program: Program, node: fx.Node) -> Refusal | None:
+    """Why the feature map that `node` gives cannot be pooled; `None` if it can."""
+    positions = feature_maps(program)[node.name][2:]
+    if min(positions) >= 2:
         return None
-    return f"nothing is left to pool: the map has {' x '.join(map(str, shape[2:]))} positions"
+    return Refusal(node.name, f"nothing is left to pool: the map has {' x '.join(map(str, positions))} positions")
 
 
-def readable(program: Program, node: fx.Node) -> str | None:
+def readable(program: Program, node: fx.Node) -> Refusal | None:
     """Why nothing can be put between a map and its readers; `None` if something can."""
     if node.name not in feature_maps(program):
-        return "it gives no feature map: (batch, channels, *positions)"
-    return None if node.users else "nothing reads it"
+        return Refusal(node.name, "it gives no feature map: (batch, channels, *positions)")
+    return None if node.users else Refusal(node.name, "nothing reads it")

@@ -17,29 +17,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
 from fxsurgery.analysis.fast_aten import run_on_meta
-from fxsurgery.analysis.fast_shapes import Plain, computes_no_tensor, plain_function, plain_module
-from fxsurgery.analysis.labels import Labels, along, varying
+from fxsurgery.analysis.fast_shapes import computes_no_tensor, plain_function, plain_module
 from fxsurgery.analysis.macs import has_unknown_macs, macs_of
-from fxsurgery.analysis.propagation_state import Attention, Provenance, Work
-from fxsurgery.analysis.real_run import RealRun, is_kept_whole, on_meta, run_for_real
+from fxsurgery.analysis.real_run import is_kept_whole, on_meta, real_run
 from fxsurgery.analysis.refit import is_resizable
-from fxsurgery.analysis.rules import Call, rule_for
-from fxsurgery.analysis.rules.call import base_name
-from fxsurgery.analysis.rules.movement import CREATIONS, DRAWS, LIKE, MOVES, SAME
-from fxsurgery.analysis.rules.recurrent import end_shapes, recurrent
 from fxsurgery.analysis.shapes import hides_its_shape, is_sized, target_name
 from fxsurgery.analysis.size_expressions import Numbers, computed_slices
-from fxsurgery.analysis.union_find import Atoms, Ids
+from fxsurgery.ops import registry
+from fxsurgery.ops.facets import SizeRule
+from fxsurgery.ops.fast.plain import Plain
+from fxsurgery.ops.labels import Labels, along, varying
+from fxsurgery.ops.propagation_state import Attention, Provenance, Work
+from fxsurgery.ops.rules.call import Call, base_name
+from fxsurgery.ops.rules.recurrent import end_shapes, recurrent
+from fxsurgery.ops.union_find import Atoms, Ids
 from fxsurgery.program import Program
-
-FREE = {*SAME, *LIKE, *DRAWS, *MOVES, *CREATIONS, "cat", "stack", "roll", "flip", "repeat", "pixel_shuffle", "index"}
-"""Operations that compute nothing: not named among what the MACs leave out."""
-
-LAYER_NORMS = {"layer_norm", "native_layer_norm", "rms_norm"}
-GROUPED = {"convolution", "_convolution", "group_norm", "native_group_norm"}
-
-RESHAPES = {"view", "_unsafe_view", "reshape", "expand", "split", "slice", "repeat", "select", "constant_pad_nd"}
-"""Operations that are told sizes."""
 
 KEPT_WHOLE = "kept whole"
 """The operation of work that was counted in a real run."""
@@ -68,7 +60,6 @@ class Walk(fx.Interpreter):
         self.numbers = Numbers()
         self.masks = set[str]()
         self._program = program
-        self._recorded: RealRun | None = None
         self._fixed = set(map(id, self._metas.values()))
         self._moving = _reached_by_inputs(program)
         self._labels: dict[int, Labels] = {}
@@ -137,6 +128,8 @@ class Walk(fx.Interpreter):
     @override
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The inputs of a node; a device that it names is the one of this run."""
+        if not n.kwargs and all(type(a) is fx.Node for a in n.args):  # as of most nodes
+            return tuple(map(self.env.__getitem__, n.args)), {}  # type: ignore[arg-type]
         args, kwargs = super().fetch_args_kwargs_from_env(n)
         moved = {k: META if k == "device" and v is not None else v for k, v in kwargs.items()}
         return tuple(META if isinstance(a, torch.device) else a for a in args), moved
@@ -190,13 +183,12 @@ class Walk(fx.Interpreter):
             if isinstance(leaf, Tensor):
                 self.state.freeze_all(self.labels(leaf))
         self.state.unknown.setdefault(self.state.op, []).append(node.name)
-        if self._recorded is None:
-            self._recorded = run_for_real(self._program)
-        if macs := self._recorded.macs[node.name]:
+        recorded = real_run(self._program)
+        if macs := recorded.macs[node.name]:
             self.state.work.append(Work(node.name, KEPT_WHOLE, macs, ()))
-        for op in self._recorded.unknown[node.name]:
+        for op in recorded.unknown[node.name]:
             self.unknown_macs.setdefault(op, {})[node.name] = None
-        return self._recorded.metas[node.name]
+        return recorded.values[node.name]
 
     def _book(self, node: fx.Node, result: object) -> None:
         leaves = list(_tensors(result))
@@ -304,7 +296,7 @@ class Walk(fx.Interpreter):
         return Labels(labels.shape, list(labels.planes), labels.version)
 
     def _outcome(self, call: Call) -> Sequence[Labels]:
-        rule = rule_for(call)
+        rule = registry.rule_of(call.op)
         if rule is not None and not self._hides_a_shape(call):
             return self._keep_constants(call, rule(self.state, call))
         labelled = [t for t in call.tensors() if t.planes]
@@ -316,17 +308,23 @@ class Walk(fx.Interpreter):
 
     def _keep_constants(self, call: Call, results: Sequence[Labels]) -> Sequence[Labels]:
         """Freeze what a norm or grouped conv is told the size of where no rewrite reaches that number."""
-        grouped = self.state.node in self.state.group_width and call.name in GROUPED
-        if (grouped or call.name in LAYER_NORMS) and self._hidden:
+        if not self._hidden:
+            return results
+        sizes = None if (declared := registry.of_aten(call.op)) is None else declared.sizes
+        if sizes is None:
+            return results
+        grouped = sizes.rule is SizeRule.GROUPS and self.state.node in self.state.group_width
+        if grouped or sizes.rule is SizeRule.NORMALIZED:
             for labels in results:
                 self.state.freeze_all(labels)
         return results
 
     def _hides_a_shape(self, call: Call) -> bool:
         """Whether labelled data is reshaped by numbers that stand where no rewrite reaches them."""
-        if call.name not in RESHAPES:
+        if not self._hidden:
             return False
-        return self._hidden and any(t.planes for t in call.tensors())
+        declared = registry.of_aten(call.op)
+        return declared is not None and declared.states_sizes and any(t.planes for t in call.tensors())
 
     def _count(self, call: Call, args: Sequence[Any], kwargs: dict[str, Any], result: object) -> None:
         macs, is_fixed = macs_of(call.op, args, kwargs, result), self._note_fixed(args, call.results)
@@ -334,7 +332,7 @@ class Walk(fx.Interpreter):
             # What depends on no input is done once for the whole batch.
             share = macs if is_fixed else macs / self._batch
             self.state.work.append(Work(self.state.node, call.name, share, self.state.work_dims))
-        elif call.name not in FREE:
+        elif (declared := registry.of_aten(call.op)) is None or declared.computes:
             self.uncounted[call.name] = None
             if has_unknown_macs(call.op):
                 self.unknown_macs.setdefault(call.name, {})[self.state.node] = None

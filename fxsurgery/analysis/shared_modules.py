@@ -4,39 +4,40 @@ from torch import Tensor
 
 from fxsurgery.analysis.pointwise import calls_of
 from fxsurgery.analysis.refit import is_computed
+from fxsurgery.match import Refusal
 from fxsurgery.program import Program
 
 
-def fixed(program: Program, path: str) -> str | None:
+def fixed(program: Program, path: str) -> Refusal | None:
     """Why the module at `path` cannot be given other tensors for the one node that calls it; `None` if it can."""
-    if reason := called_again(program, path):
-        return reason
+    if refusal := called_again(program, path):
+        return refusal
     if is_computed(program.graph_module.get_submodule(path)):
-        return f"the weight of {path} is computed from other tensors"
+        return Refusal(path, f"the weight of {path} is computed from other tensors")
     return shared(program, path)
 
 
-def called_again(program: Program, path: str) -> str | None:
+def called_again(program: Program, path: str) -> Refusal | None:
     """That the module at `path` is not called just once."""
     calls = calls_of(program)[path]
-    return None if calls == 1 else f"{path} is called {calls} times"
+    return None if calls == 1 else Refusal(path, f"{path} is called {calls} times")
 
 
-def shared(program: Program, path: str) -> str | None:
+def shared(program: Program, path: str) -> Refusal | None:
     """Who else has the parameters of the module at `path`."""
-    if reason := read_elsewhere(program, path):
-        return reason
+    if refusal := read_elsewhere(program, path):
+        return refusal
     for name, parameter in program.graph_module.get_submodule(path).named_parameters():
         if others := [other for other in names_of(program, parameter) if other != f"{path}.{name}"]:
-            return f"{path}.{name} is {others[0]} as well"
+            return Refusal(path, f"{path}.{name} is {others[0]} as well")
     return None
 
 
-def read_elsewhere(program: Program, path: str) -> str | None:
+def read_elsewhere(program: Program, path: str) -> Refusal | None:
     """That a node reads the tensors of the module at `path` without calling it."""
     own = f"{path}."
     reader = next((n for n in program.nodes if n.op == "get_attr" and str(n.target).startswith(own)), None)
-    return f"the tensors of {path} are read by %{reader} as well" if reader else None
+    return Refusal(str(reader), f"the tensors of {path} are read by %{reader} as well") if reader else None
 
 
 def names_of(program: Program, tensor: Tensor) -> list[str]:

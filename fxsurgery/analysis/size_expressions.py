@@ -10,10 +10,9 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from fxsurgery.analysis.shapes import target_name
-
-COUNTS = {"size", "numel", "len", "__len__", "nelement"}
-"""Functions and methods that give a tensor's extents."""
+from fxsurgery.ops import registry
+from fxsurgery.ops.facets import Argument, SizeRule
+from fxsurgery.ops.movement import GETITEM
 
 Source = tuple[fx.Node, tuple[int, ...]]
 """A tensor, and those of its dims that a number came from."""
@@ -34,7 +33,7 @@ class Numbers:
             self._sources[node] = {(source, (dims[chosen],) if isinstance(chosen, int) else dims)}
             return
         sources = self.behind(node)
-        if target_name(node) == "getitem" and len(node.args) > 1 and not isinstance(node.args[1], fx.Node):
+        if registry.of(node) is GETITEM and len(node.args) > 1 and not isinstance(node.args[1], fx.Node):
             sources = {(tensor, _picked(dims, node.args[1])) for tensor, dims in sources}
         if sources:
             self._sources[node] = sources
@@ -60,27 +59,31 @@ class Numbers:
 
 def counts(node: fx.Node) -> bool:
     """Whether `node` reads the extents of its first input."""
-    if node.op == "call_module":
-        return False
-    name = target_name(node)
-    return name in COUNTS or (name == "getattr" and bool(node.args[1] == "shape"))
+    return _extents(node) in {"sizes", "count", "first"}
 
 
 def extents(node: fx.Node, shape: tuple[int, ...]) -> Any:  # noqa: ANN401 -- a size or several
     """What a node that `counts` gives for an input of `shape`."""
-    name = target_name(node)
-    if name in {"numel", "nelement"}:
+    kind = _extents(node)
+    if kind == "count":
         return math.prod(shape)
-    if name in {"len", "__len__"}:
+    if kind == "first":
         return shape[0]
     chosen = _chosen(node)
     return shape[chosen] if isinstance(chosen, int) else shape
 
 
+def _extents(node: fx.Node) -> str | None:
+    operator = registry.of(node)
+    return None if operator is None else operator.extents
+
+
 def _chosen(node: fx.Node) -> object:
-    if target_name(node) != "size":
+    """The dim whose size alone is read."""
+    spelling = registry.spelling_of(node)
+    if spelling is None or spelling.operator.extents != "sizes" or spelling.form == "attribute":
         return None
-    return node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    return Argument(1, "dim").of_node(node)
 
 
 def _picked(dims: tuple[int, ...], index: object) -> tuple[int, ...]:
@@ -92,14 +95,19 @@ def _picked(dims: tuple[int, ...], index: object) -> tuple[int, ...]:
 
 def computed_slices(node: fx.Node, rank: int) -> Iterator[tuple[int, tuple[fx.Node, ...]]]:
     """The dims of its first input, of `rank` dims, along which `node` takes a part by computed numbers, and those."""
-    name = target_name(node)
-    if name in {"narrow", "select"} and isinstance(dim := _told(node, 1, "dim"), int):
+    operator = registry.of(node)
+    if operator is None or (sizes := operator.sizes) is None:
+        return
+    if sizes.rule in {SizeRule.RANGE, SizeRule.ENTRY} and isinstance(dim := sizes.arguments[0].of_node(node), int):
         numbers = tuple(n for n in node.all_input_nodes if n is not node.args[0])
         if numbers:
             yield dim % rank, numbers
-    if name != "getitem" or len(node.args) < 2:
+    if sizes.rule is not SizeRule.INDEX or operator.writes or len(node.args) < 2:
         return
-    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    yield from _indexed_by_numbers(node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],), rank)
+
+
+def _indexed_by_numbers(index: tuple[object, ...], rank: int) -> Iterator[tuple[int, tuple[fx.Node, ...]]]:
     taken = sum(part is not None and part is not Ellipsis for part in index)
     dim = 0
     for part in index:
@@ -109,10 +117,6 @@ def computed_slices(node: fx.Node, rank: int) -> Iterator[tuple[int, tuple[fx.No
             if numbers := _numbers_in(part):
                 yield dim, numbers
             dim += 1
-
-
-def _told(node: fx.Node, position: int, name: str) -> object:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name)
 
 
 def _numbers_in(part: object) -> tuple[fx.Node, ...]:

@@ -11,14 +11,12 @@ from torch import fx
 
 from fxsurgery.analysis.blocks import IdentityBlock, identity_blocks, writes_into
 from fxsurgery.analysis.pointwise import pointwise
-from fxsurgery.analysis.refit import NORMS
 from fxsurgery.analysis.shapes import target_name
+from fxsurgery.ops.operator import Kind
 from fxsurgery.program import Program
 
 LONGEST_ROUND = 8
 """Sums that make up one block of a stage, at most; Swin's take four."""
-MOVES = {"view", "reshape", "flatten", "unflatten", "permute", "transpose", "layer_norm", "rms_norm", "group_norm"}
-"""Functions and methods that may stand between one block and the next, beside activations and norms."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +77,10 @@ def _writes_outside(program: Program, block: IdentityBlock) -> bool:
 def _origin(program: Program, node: fx.Node, sums: dict[fx.Node, list[IdentityBlock]]) -> fx.Node:
     """The sum that a value comes from by activations, norms and reshapes alone; the first of these where it is none."""
     while node not in sums and node.args and isinstance(source := node.args[0], fx.Node):
-        norm = node.op == "call_module" and isinstance(program.module(node), NORMS)
-        move = node.op in {"call_function", "call_method"} and target_name(node) in MOVES
-        if not norm and not move and pointwise(program, node) is None:
+        operator = program.operator(node)
+        is_norm = operator is not None and operator.kind is Kind.NORM
+        is_move = operator is not None and operator.kind is Kind.MOVEMENT and not operator.picks
+        if not is_norm and not is_move and pointwise(program, node) is None:
             break
         node = source
     return node

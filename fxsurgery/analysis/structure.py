@@ -14,11 +14,11 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from fxsurgery.analysis.cached import fact
-from fxsurgery.analysis.labels import Labels, is_frozen, varying
 from fxsurgery.analysis.propagation import Walk
-from fxsurgery.analysis.propagation_state import Attention, Contraction, Freeze, Provenance, Work
-from fxsurgery.analysis.union_find import Ids
 from fxsurgery.errors import SpecError
+from fxsurgery.ops.labels import Labels, is_frozen, varying
+from fxsurgery.ops.propagation_state import Attention, Contraction, Freeze, Provenance, Work
+from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
 
 Mask = NDArray[np.bool_]

@@ -14,10 +14,10 @@ from torch import Tensor, fx, nn
 from fxsurgery.analysis.refit import is_parametrized
 from fxsurgery.analysis.shared_modules import shared
 from fxsurgery.errors import SpecError
+from fxsurgery.match import Refusal
+from fxsurgery.ops.layers import CONVOLUTIONS, MIXING
 from fxsurgery.program import Program
 
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-MIXING = (nn.Linear, *CONVS)
 """Layers whose weight is (outputs, inputs, *kernel)."""
 
 _RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
@@ -76,20 +76,20 @@ def calls_to(program: Program, path: str, kinds: Sequence[type[nn.Module]] = MIX
     raise SpecError(f"the program calls no layer {path!r}; there are: {known or 'none'}")
 
 
-def obstacle(program: Program, path: str) -> str | None:
+def obstacle(program: Program, path: str) -> Refusal | None:
     """Why the weight of the module at `path` is not a matrix that can be taken apart; `None` if it is."""
     module = program.graph_module.get_submodule(path)
     if is_parametrized(module) or "weight" not in module._parameters:  # noqa: SLF001 -- not what a hook sets
-        return "it has no weight, or one that is computed from other tensors"
+        return Refusal(path, "it has no weight, or one that is computed from other tensors")
     if type(module) not in MIXING:
-        return f"a {type(module).__name__} is none of {', '.join(kind.__name__ for kind in MIXING)}"
-    if isinstance(module, CONVS) and module.groups > 1:
-        return f"it has {module.groups} groups: each is a matrix of its own"
+        return Refusal(path, f"a {type(module).__name__} is none of {', '.join(kind.__name__ for kind in MIXING)}")
+    if isinstance(module, CONVOLUTIONS) and getattr(module, "groups", 1) > 1:
+        return Refusal(path, f"it has {module.groups} groups: each is a matrix of its own")
     weight = module.get_parameter("weight")
     if not weight.is_floating_point() or not bool(weight.isfinite().all()):
-        return "its weight holds something other than finite real numbers"
+        return Refusal(path, "its weight holds something other than finite real numbers")
     if not bool(weight.any()):
-        return "its weight is all zero"
+        return Refusal(path, "its weight is all zero")
     return shared(program, path)
 
 

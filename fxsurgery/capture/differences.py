@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fxsurgery.capture.reference_runs import Outcome
-from fxsurgery.surgery import absolute_error, magnitude
+from fxsurgery.comparison import absolute_error, magnitude
 
 TOLERANCE = {
     torch.float64: 1e-10,

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from fxsurgery.capture import reference_runs
 from fxsurgery.capture.attention import expanded
-from fxsurgery.capture.canonical_ops import REFLECTED, spelled
+from fxsurgery.capture.canonical_ops import is_reflected, spelled
 from fxsurgery.capture.diagnostics import running_line
 from fxsurgery.capture.draws import OUT_OF_WHOLE, REMEDY, has_numbers, python_draws, steers
 from fxsurgery.capture.functions import Function, stand_ins
@@ -177,7 +177,7 @@ class _Recorder(ModuleMode):
         if spelling is None:
             raise self.offence(f"the function {name} of {getattr(func, '__module__', None)} cannot be named in a graph")
         args, kwargs = given
-        return self._made(self.graph.create_node(*spelling, args[::-1] if name in REFLECTED else args, kwargs))
+        return self._made(self.graph.create_node(*spelling, args[::-1] if is_reflected(name) else args, kwargs))
 
     def _is_sized(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], given: Any) -> bool:
         """Whether the size of what a call gives depends on the values of the inputs, which a module may not do."""

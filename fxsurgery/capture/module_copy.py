@@ -81,4 +81,4 @@ def _is_plain(tensor: Tensor, memo: dict[Any, Any]) -> bool:
 
 def _storage_key(tensor: Tensor) -> object:
     """What `copy.deepcopy` knows the memory of a tensor by."""
-    return tensor.untyped_storage()._cdata  # noqa: SLF001 -- as in its `__deepcopy__`
+    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 -- as in its `__deepcopy__`

@@ -15,11 +15,8 @@ from fxsurgery.capture.draws import OUT_OF_WHOLE, REMEDY, has_numbers, python_dr
 from fxsurgery.capture.interception import meeting_modules
 from fxsurgery.capture.module_mode import IsLeaf, ModuleMode
 from fxsurgery.capture.trace import OffenceError
-from fxsurgery.capture.unsupported_ops import VALUES
 from fxsurgery.inputs import Inputs
-
-REGULAR = ("dropout", "rrelu", "scaled_dot_product_attention", "multi_head_attention", "lstm", "gru", "rnn_")
-"""Parts of the names of functions that draw to regularise what they compute: what they give is no draw."""
+from fxsurgery.ops import registry
 
 
 class SteeringWatch:
@@ -85,11 +82,13 @@ class _Watch(ModuleMode):
     @override
     def meet_function(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         drawn = bool(self._drawn) and any(id(leaf) in self._drawn for leaf in pytree.tree_leaves((args, kwargs)))
-        if drawn and name in VALUES:
+        operator = registry.of_function(func) or registry.of_method(name)
+        if drawn and operator is not None and operator.refused is not None:
             self.steered(f"{name} of a tensor that was drawn", running_line())
         before = reference_runs.torch_states()
         out = func(*args, **kwargs)
-        if drawn or (self._drew(before, args, kwargs) and not any(part in name for part in REGULAR)):
+        regularizes = operator is not None and operator.draws == "regularizes"
+        if drawn or (self._drew(before, args, kwargs) and not regularizes):
             written = args[:1] if name == "__setitem__" else ()
             self._note((out, written))
         return out

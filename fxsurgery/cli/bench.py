@@ -11,6 +11,7 @@ from fxsurgery.cli.options import AsJson, Member, Original, Seed
 from fxsurgery.cli.sources import member_of, saved_result
 from fxsurgery.deploy import LatencyReport, resolve_target
 from fxsurgery.deploy.file_inputs import declared_inputs
+from fxsurgery.deploy.targets import compare_on
 from fxsurgery.errors import ConfigError
 from fxsurgery.result import Result
 
@@ -82,4 +83,4 @@ def _of_files(what: list[Path], device: str, options: Mapping[str, Any], member:
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError(f"bench: {twice[0]} is named twice; name each file once")
     inputs = declared_inputs(what[0], options["seed"])
-    return resolve_target(device).compare(dict(zip(names, what, strict=True)), inputs, **options)
+    return compare_on(resolve_target(device), dict(zip(names, what, strict=True)), inputs, **options)

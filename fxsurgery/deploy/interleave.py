@@ -4,19 +4,23 @@ A session's speed also depends on where its memory happens to lie: the same file
 for as long as it is loaded. So all the models are loaded anew several times, in random order.
 """
 
+import datetime
 import os
 import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
+from typing_extensions import override
 
+from fxsurgery.argument_names import assigned
+from fxsurgery.deploy.measurement import MeasuredModel, Measurement, MeasurementBlock, ModelRuns
 from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.session import CPU
-from fxsurgery.deploy.stopwatch import Stopwatch
+from fxsurgery.deploy.steps import Step
+from fxsurgery.deploy.stopwatch import Stopwatch, processor
 from fxsurgery.errors import DeviceError
 from fxsurgery.inputs import Inputs
 from fxsurgery.option_types import check_fields
@@ -29,16 +33,17 @@ MOST: Mapping[str, int] = {"rounds": 10**6, "warmup": 10**6, "loads": 100, "seco
 """The largest value of each option: beyond it, a measurement would not end."""
 
 Models = Mapping[str, Path | OnnxModel]
-Seconds = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How long and how to measure.
+class Measure(Step):
+    """The last step of a chain: measure the file, for so long and so thoroughly.
 
     Raises:
         DeviceError: there would be nothing to measure, or no time or thread to do it.
     """
+
+    name: ClassVar[str] = "measure"
 
     rounds: int = 200
     warmup: int = 10
@@ -48,6 +53,7 @@ class Plan:
     provider: str = CPU
     loads: int = 5
 
+    @override
     def __post_init__(self) -> None:
         check_fields(self, DeviceError, name="latency")
         if min(self.rounds, self.threads, self.loads) < 1 or min(self.warmup, self.seed) < 0 or not self.seconds > 0:
@@ -56,12 +62,36 @@ class Plan:
             )
         for name, most in MOST.items():
             if (value := getattr(self, name)) > most:
-                raise DeviceError(f"{name}={value!r} is too large to measure; pass at most {most:,}")
+                raise DeviceError(f"{assigned(name, value)} is too large to measure; pass at most {most:,}")
         if self.threads > (cores := available_cores()):
             raise DeviceError(
-                f"threads={self.threads:,} is more than the {cores} processor core(s) available to this process; "
-                f"pass threads={cores} or fewer"
+                f"{assigned('threads', self.threads, ',')} is more than the {cores} processor core(s) available to "
+                f"this process; pass {assigned('threads', cores)} or fewer"
             )
+
+    def take(self, models: Models, inputs: Inputs) -> Measurement:
+        """Measure models side by side on this machine.
+
+        Raises:
+            DeviceError: there is no model, or no such provider.
+            ExportError: a file cannot be loaded or run.
+        """
+        if not models:
+            raise DeviceError("`models` holds no model to measure; pass at least one")
+        import onnxruntime  # noqa: PLC0415 -- slow to import
+
+        files, blocks = interleaved(models, inputs, self)
+        return Measurement(
+            models=files,
+            blocks=tuple(blocks),
+            device=processor() if self.provider == CPU else f"{self.provider} device 0",
+            provider=self.provider,
+            runtime=f"onnxruntime {onnxruntime.__version__}",
+            threads=self.threads,
+            batch=inputs.batch or 1,
+            seed=self.seed,
+            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
 
 
 def available_cores() -> int:
@@ -71,25 +101,17 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-@dataclass(frozen=True, eq=False)
-class Block:
-    """The rounds between one loading of the models and the next."""
-
-    watches: Mapping[str, Stopwatch]
-    times: Mapping[str, Seconds]
-    """Of each model, round by round."""
-    processor_seconds: float
-
-
-def interleaved(models: Models, inputs: Inputs, plan: Plan) -> list[Block]:
-    """Run all models in turns, in a new random order each round.
+def interleaved(
+    models: Models, inputs: Inputs, plan: Measure
+) -> tuple[tuple[MeasuredModel, ...], list[MeasurementBlock]]:
+    """Run all models in turns, in a new random order each round; the files that were run, and the times.
 
     Raises:
         DeviceError: there is no such provider.
         ExportError: a file cannot be loaded or run.
     """
     shuffler, began = random.Random(plan.seed), time.perf_counter()
-    blocks = list[Block]()
+    blocks, files = list[MeasurementBlock](), dict[str, MeasuredModel]()
     for number in range(plan.loads):
         rounds = plan.rounds * (number + 1) // plan.loads - plan.rounds * number // plan.loads
         if not rounds or (blocks and time.perf_counter() - began > plan.seconds):
@@ -99,13 +121,14 @@ def interleaved(models: Models, inputs: Inputs, plan: Plan) -> list[Block]:
         watches = {name: Stopwatch(models[name], inputs, plan.threads, plan.provider) for name in names}
         until = began + plan.seconds * (number + 1) / plan.loads
         _warm_up(watches, plan)
-        blocks.append(_block(watches, rounds, until, shuffler))
+        blocks.append(_block(list(models), watches, rounds, until, shuffler))
+        files |= {n: MeasuredModel(name=n, bytes=w.bytes, sha256=w.sha256) for n, w in watches.items()}
         for watch in watches.values():
             watch.close()
-    return blocks
+    return tuple(files[name] for name in models), blocks
 
 
-def _warm_up(watches: Mapping[str, Stopwatch], plan: Plan) -> None:
+def _warm_up(watches: Mapping[str, Stopwatch], plan: Measure) -> None:
     began = time.perf_counter()
     for number in range(plan.warmup):
         if number and time.perf_counter() - began > WARMUP_SHARE * plan.seconds / plan.loads:
@@ -114,7 +137,9 @@ def _warm_up(watches: Mapping[str, Stopwatch], plan: Plan) -> None:
             watch.run()
 
 
-def _block(watches: Mapping[str, Stopwatch], rounds: int, until: float, shuffler: random.Random) -> Block:
+def _block(
+    names: list[str], watches: Mapping[str, Stopwatch], rounds: int, until: float, shuffler: random.Random
+) -> MeasurementBlock:
     order, used = list(watches), 0.0
     times: dict[str, list[float]] = {name: [] for name in watches}
     for number in range(rounds):
@@ -123,6 +148,7 @@ def _block(watches: Mapping[str, Stopwatch], rounds: int, until: float, shuffler
         shuffler.shuffle(order)
         for name in order:
             wall, processor_seconds = watches[name].run()
-            times[name].append(wall)
+            times[name].append(wall * 1e3)
             used += processor_seconds
-    return Block(watches, {name: np.asarray(t) for name, t in times.items()}, used)
+    runs = (ModelRuns(load_ms=watches[n].load_ms, first_ms=watches[n].first_ms, run_ms=tuple(times[n])) for n in names)
+    return MeasurementBlock(models=tuple(runs), processor_ms=used * 1e3)

@@ -9,7 +9,6 @@ with a bootstrap interval over loadings and rounds. Peak memory is not among the
 for the process, which holds all the models and PyTorch.
 """
 
-import datetime
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,19 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
+from numpy.typing import NDArray
 from typing_extensions import override
 
 from fxsurgery.batch_layout import Statement, as_stated
-from fxsurgery.deploy.interleave import Block, Models, Plan, Seconds, interleaved
+from fxsurgery.deploy.interleave import Measure, Models
+from fxsurgery.deploy.measurement import Measurement
 from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.session import CPU
-from fxsurgery.deploy.stopwatch import processor
 from fxsurgery.errors import DeviceError
 from fxsurgery.inputs import Inputs
 from fxsurgery.option_types import checked
 from fxsurgery.printable import lines
 from fxsurgery.surroundings import plain_surroundings
+
+Times = NDArray[np.float64]
 
 CONTENDED_BELOW = 0.95
 """Processor time over wall time, per thread, of a run that had its processors to itself."""
@@ -132,9 +133,9 @@ def compare_latency(  # noqa: PLR0913 -- what a user may want to say, each by na
         DeviceError: there is no model, an option is out of range, or there are fewer cores than threads.
         ExportError: a file cannot be loaded or run.
     """
-    plan = Plan(rounds=rounds, warmup=warmup, threads=threads, seconds=seconds, seed=seed)
+    plan = Measure(rounds=rounds, warmup=warmup, threads=threads, seconds=seconds, seed=seed)
     inputs = Inputs(tuple(example_inputs), example_kwargs or {})
-    return measure(models, inputs if batch_dims is None else as_stated(inputs, batch_dims), plan)
+    return report_of(plan.take(models, inputs if batch_dims is None else as_stated(inputs, batch_dims)))
 
 
 def measure_latency(model: Path | OnnxModel, example_inputs: Sequence[Any], **options: Any) -> LatencyReport:  # noqa: ANN401
@@ -148,38 +149,30 @@ def measure_latency(model: Path | OnnxModel, example_inputs: Sequence[Any], **op
     return compare_latency({path.stem: model}, example_inputs, **options)
 
 
-def measure(models: Models, inputs: Inputs, plan: Plan) -> LatencyReport:
-    """Measure models side by side, as planned.
-
-    Raises:
-        DeviceError: there is no model, or no such provider.
-        ExportError: a file cannot be loaded or run.
-    """
-    if not models:
-        raise DeviceError("`models` holds no model to measure; pass at least one")
-    blocks = interleaved(models, inputs, plan)
-    is_cpu = plan.provider == CPU
+def report_of(measurement: Measurement) -> LatencyReport:
+    """Return the statistics of a measurement, wherever it was taken."""
+    is_cpu = measurement.provider == CPU
     return LatencyReport(
-        models=tuple(_latency(name, next(iter(models)), blocks, plan.seed) for name in models),
-        device=processor() if is_cpu else f"{plan.provider} device 0",
-        provider=plan.provider,
-        runtime=f"onnxruntime {onnxruntime.__version__}",
-        threads=plan.threads,
-        batch=inputs.batch or 1,
-        loads=len(blocks),
-        seed=plan.seed,
-        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        contended=_share(blocks) / plan.threads < CONTENDED_BELOW if is_cpu else None,
+        models=tuple(_latency(place, measurement) for place in range(len(measurement.models))),
+        device=measurement.device,
+        provider=measurement.provider,
+        runtime=measurement.runtime,
+        threads=measurement.threads,
+        batch=measurement.batch,
+        loads=len(measurement.blocks),
+        seed=measurement.seed,
+        date=measurement.date,
+        contended=_share(measurement) / measurement.threads < CONTENDED_BELOW if is_cpu else None,
     )
 
 
 def ratio_of(
-    times: Sequence[Seconds], first: Sequence[Seconds], seed: int = 0, samples: int = 1_000
+    times: Sequence[Times], first: Sequence[Times], seed: int = 0, samples: int = 1_000
 ) -> tuple[float, float, float]:
     """How much longer `times` are than `first`, round by round, with a 95 % bootstrap interval.
 
     Args:
-        times: seconds, one array for each loading of the models.
+        times: one array for each loading of the models.
         first: the same of what they are compared to.
         seed: of the bootstrap, which draws loadings, and rounds within them.
         samples: how many times it draws.
@@ -195,19 +188,22 @@ def ratio_of(
     return float(np.exp(np.median(np.concatenate(logs)))), float(np.exp(low)), float(np.exp(high))
 
 
-def _share(blocks: list[Block]) -> float:
+def _share(measurement: Measurement) -> float:
     """How many processors were in use, on average over the runs."""
-    return sum(b.processor_seconds for b in blocks) / sum(float(t.sum()) for b in blocks for t in b.times.values())
+    used = sum(block.processor_ms for block in measurement.blocks)
+    return used / sum(sum(runs.run_ms) for block in measurement.blocks for runs in block.models)
 
 
-def _latency(name: str, first: str, blocks: list[Block], seed: int) -> Latency:
-    times, watches = [b.times[name] for b in blocks], [b.watches[name] for b in blocks]
-    milliseconds = np.concatenate(times) * 1e3
-    p50, p90, p99 = (float(p) for p in np.percentile(milliseconds, [50, 90, 99]))
-    ratio, low, high = ratio_of(times, [b.times[first] for b in blocks], seed)
+def _latency(place: int, measurement: Measurement) -> Latency:
+    """The statistics of one model."""
+    runs = [block.models[place] for block in measurement.blocks]
+    times, first = ([np.asarray(block.models[i].run_ms) for block in measurement.blocks] for i in (place, 0))
+    p50, p90, p99 = (float(p) for p in np.percentile(np.concatenate(times), [50, 90, 99]))
+    ratio, low, high = ratio_of(times, first, measurement.seed)
+    model = measurement.models[place]
     return Latency(
-        name=name, p50_ms=p50, p90_ms=p90, p99_ms=p99, min_ms=float(milliseconds.min()),
-        load_ms=statistics.median(w.load_ms for w in watches), first_ms=statistics.median(w.first_ms for w in watches),
-        runs=len(milliseconds), ratio=ratio, ratio_low=low, ratio_high=high,
-        bytes=watches[0].bytes, sha256=watches[0].sha256,
+        name=model.name, p50_ms=p50, p90_ms=p90, p99_ms=p99, min_ms=float(np.concatenate(times).min()),
+        load_ms=statistics.median(r.load_ms for r in runs), first_ms=statistics.median(r.first_ms for r in runs),
+        runs=sum(len(r.run_ms) for r in runs), ratio=ratio, ratio_low=low, ratio_high=high,
+        bytes=model.bytes, sha256=model.sha256,
     )  # fmt: skip

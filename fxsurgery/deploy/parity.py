@@ -10,24 +10,25 @@ model is checked as it is, and again as a twin whose all-zero weights are random
 import copy
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from fxsurgery.batch_layout import Statement, as_stated, by_running
-from fxsurgery.deploy.names import input_names
+from fxsurgery.batch_layout import Statement
+from fxsurgery.comparison import TOLERANCE
 from fxsurgery.deploy.onnx_model import Parity
-from fxsurgery.deploy.random_inputs import is_stuck, kept_values, seeded
+from fxsurgery.deploy.random_inputs import is_stuck, seeded
 from fxsurgery.deploy.randomness import CPU, output_gap, require_repeatable
 from fxsurgery.deploy.session import open_session, run_session
-from fxsurgery.errors import ExportError, reason_of
-from fxsurgery.inputs import Inputs, tensors_in
+from fxsurgery.deploy.source import Source
+from fxsurgery.deploy.steps import Artifact, FileStep
+from fxsurgery.errors import ExportError
+from fxsurgery.option_types import Range
 from fxsurgery.seeding import seeded as seeded_states
-from fxsurgery.surgery import TOLERANCE
 from fxsurgery.surroundings import plain_surroundings
 
 LABEL_TOLERANCE = 1e-3
@@ -35,6 +36,41 @@ LABEL_TOLERANCE = 1e-3
 
 Reexport = Callable[[nn.Module, Path], object]
 """Export a model of the same structure to another file."""
+
+
+@dataclass(frozen=True)
+class Check(FileStep):
+    """Compare the file with the model in PyTorch.
+
+    Example:
+        >>> str(Check()), str(Check(rtol=0.01))
+        ('check', 'check(rtol=0.01)')
+    """
+
+    name: ClassVar[str] = "check"
+
+    rtol: Annotated[float | None, Range(above=0)] = None
+    """The largest relative error that passes; `None` is rounding, or what the transforms before it may make."""
+
+    @override
+    def prepare(self, source: Source) -> None:
+        """Refuse a model that no file can be compared with.
+
+        Raises:
+            ExportError: two runs of the model itself differ.
+        """
+        require_repeatable(source.outputs)
+
+    @override
+    def apply(self, artifact: Artifact) -> Artifact:
+        source = artifact.source
+
+        def reexport(twin: nn.Module, path: Path) -> object:
+            return artifact.of_twin(source.twin(twin), path)
+
+        rtol = artifact.rtol if self.rtol is None else self.rtol
+        parity = _checked(source, artifact.path, dynamic_batch=artifact.dynamic_batch, rtol=rtol, reexport=reexport)
+        return replace(artifact, parity=parity)
 
 
 @plain_surroundings()
@@ -68,95 +104,37 @@ def check_parity(  # noqa: PLR0913 -- each by name but what is compared
         ExportError: the file does not load or run, its outputs have other shapes or types, they differ, they would
             have agreed with anything, or the model draws random numbers, so that two runs of itself differ.
     """
-    model = frozen_copy(model)
-    inputs = located(model, frozen_inputs(example_inputs, example_kwargs), batch_dims)
-    kept = kept_values(inputs, partial(outputs_of, model))
-    require_repeatable(lambda: outputs_of(model, inputs))
-    parity = _compare(model, Path(onnx_path), inputs, kept, dynamic_batch=dynamic_batch, rtol=rtol)
+    source = Source.of(model, example_inputs, example_kwargs, batch_dims)
+    require_repeatable(source.outputs)
+    return _checked(source, Path(onnx_path), dynamic_batch=dynamic_batch, rtol=rtol, reexport=reexport)
+
+
+def _checked(
+    source: Source, path: Path, *, dynamic_batch: bool, rtol: float | None, reexport: Reexport | None
+) -> Parity:
+    model = source.model
+    parity = _compare(source, path, dynamic_batch=dynamic_batch, rtol=rtol)
     lively = _enlivened(model)
     if reexport is not None and lively is not None and (parity.constant_outputs or _hides(model)):
         with tempfile.TemporaryDirectory(prefix="fxsurgery-") as folder:
             twin = Path(folder) / "twin.onnx"
             reexport(lively, twin)
-            again = _compare(lively, twin, inputs, kept, dynamic_batch=dynamic_batch, rtol=rtol)
+            again = _compare(source.twin(lively), twin, dynamic_batch=dynamic_batch, rtol=rtol)
         errors = tuple(map(max, parity.errors, again.errors))
         parity = replace(again, error=max(errors), errors=errors, enlivened=True)
     if len(parity.constant_outputs) == len(parity.errors):
-        raise ExportError(_vacuous(Path(onnx_path), model, inputs))
+        raise ExportError(_vacuous(path, source))
     return parity
 
 
-def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode on the CPU.
-
-    Raises:
-        ExportError: the model cannot be copied.
-    """
-    try:
-        return copy.deepcopy(model).eval().cpu()
-    except Exception as error:
-        raise ExportError(
-            f"the model cannot be copied: {reason_of(error)}; remove what copy.deepcopy cannot copy"
-        ) from error
-
-
-def frozen_inputs(example_inputs: Sequence[Any], example_kwargs: Mapping[str, Any] | None) -> Inputs:
-    """The inputs, positional and by name, on the CPU."""
-    return Inputs(tuple(example_inputs), example_kwargs or {}).map(lambda x: x.detach().cpu())
-
-
-def located(model: nn.Module, inputs: Inputs, batch_dims: Statement) -> Inputs:
-    """The inputs with the batch where it is stated, or where the model's outputs tell.
-
-    Raises:
-        ExportError: the model does not run, or the inputs are in containers that PyTorch's pytree does not know.
-        DataError: what is stated does not fit the inputs.
-    """
-    input_names(model, inputs)  # refuses what it cannot name, before the model is run on it
-    if batch_dims is not None:
-        return as_stated(inputs, batch_dims, inputs.names(model.forward))
-    run = partial(outputs_of, model)
-    return by_running(inputs, run, run(inputs), inputs.names(model.forward))[0]
-
-
-def output_of(model: nn.Module, inputs: Inputs) -> object:
-    """The model's output, of any structure.
-
-    Raises:
-        ExportError: it does not run.
-    """
-    own = inputs.clone()
-    try:
-        with torch.no_grad():
-            output: object = model(*own.args, **own.kwargs)
-    except Exception as error:
-        shapes = ", ".join(str(tuple(x.shape)) for x in inputs.tensors)
-        raise ExportError(
-            f"the model does not run on inputs of shape {shapes}: {reason_of(error)}; pass inputs that its forward "
-            "takes"
-        ) from error
-    return output
-
-
-def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """The model's output tensors, in order.
-
-    Raises:
-        ExportError: it does not run.
-    """
-    return [tensor for _, tensor in tensors_in(output_of(model, inputs))]
-
-
-def _compare(
-    model: nn.Module, path: Path, examples: Inputs, kept: tuple[int, ...], *, dynamic_batch: bool, rtol: float | None
-) -> Parity:
-    session, names = open_session(path), input_names(model, examples)
+def _compare(source: Source, path: Path, *, dynamic_batch: bool, rtol: float | None) -> Parity:
+    session, names, examples, kept = open_session(path), source.names, source.inputs, source.kept
     own = examples.batch or 1
     sizes = (own, own + 1) if dynamic_batch and examples.is_resizable else (own,)
     errors = list[list[float]]()
     drawn = [seeded(examples, size, seed, kept) for size, seed in ((own, 0), (sizes[-1], 1))]
     for size, inputs in zip((own, sizes[-1], own), [*drawn, *([examples] if kept else [])], strict=False):
-        wanted = outputs_of(model, inputs)
+        wanted = source.outputs(inputs)
         got = run_session(session, dict(zip(names, inputs.tensors, strict=True)))
         if (kinds := _kinds(got)) != _kinds(wanted):
             raise ExportError(
@@ -165,7 +143,7 @@ def _compare(
             )
         errors.append([*map(output_gap, got, wanted)])
     worst = tuple(map(max, *errors))
-    first, second = (outputs_of(model, seeded(examples, own, seed, kept)) for seed in (2, 3))
+    first, second = (source.outputs(seeded(examples, own, seed, kept)) for seed in (2, 3))
     limits = [_limit(o, rtol) for o in first]
     if any(error > limit for error, limit in zip(worst, limits, strict=True)):
         figures = ", ".join(f"{e:.1e} (limit {limit:.0e})" for e, limit in zip(worst, limits, strict=True))
@@ -211,8 +189,8 @@ def _enlivened(model: nn.Module) -> nn.Module | None:
     return lively
 
 
-def _vacuous(path: Path, model: nn.Module, inputs: Inputs) -> str:
-    stuck = [name for name, x in zip(input_names(model, inputs), inputs.tensors, strict=True) if is_stuck(x)]
+def _vacuous(path: Path, source: Source) -> str:
+    stuck = [name for name, x in zip(source.names, source.inputs.tensors, strict=True) if is_stuck(x)]
     hint = (
         f"; example input {', '.join(stuck)} holds one value only, give varied ones"
         if stuck

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from fxsurgery.batch_layout import statement_of
-from fxsurgery.deploy.export import Exporter, export_onnx
+from fxsurgery.deploy.export import export_onnx
+from fxsurgery.deploy.export_step import Exporter
 from fxsurgery.deploy.latency import LatencyReport
 from fxsurgery.deploy.onnx_model import OnnxModel
-from fxsurgery.deploy.parity import frozen_copy, frozen_inputs, outputs_of
 from fxsurgery.deploy.randomness import repeat_gap
-from fxsurgery.deploy.targets import Target, resolve_target
+from fxsurgery.deploy.source import frozen_copy, frozen_inputs, outputs_of
+from fxsurgery.deploy.targets import Target, compare_on, resolve_target
 from fxsurgery.errors import ExportError
 from fxsurgery.program import Program
 
@@ -151,7 +152,7 @@ def _first_that_runs(
             try:
                 files = {name: write(name, program, exporter, dynamic) for name, program in programs.items()}
                 examples = next(iter(programs.values())).examples
-                return target.compare(files, examples.resized(1) if dynamic else examples, **options)
+                return compare_on(target, files, examples.resized(1) if dynamic else examples, **options)
             except ExportError as error:
                 last = error
                 if dynamic or not is_resizable:

@@ -1,10 +1,8 @@
 """Every pass, by name. This table is the registry: a pass is listed here or it does not exist."""
 
-import ast
-import re
 from collections.abc import Iterable
 
-from fxsurgery.errors import SpecError, reason_of
+from fxsurgery.errors import SpecError
 from fxsurgery.option_types import checked
 from fxsurgery.passes.add_conv_cell import AddConvCell
 from fxsurgery.passes.add_pool import AddPool
@@ -23,6 +21,7 @@ from fxsurgery.passes.split_edge import SplitEdge
 from fxsurgery.passes.svd_shrink import SvdShrink
 from fxsurgery.passes.widen import Widen
 from fxsurgery.program import Program
+from fxsurgery.specs import parse_spec
 from fxsurgery.surgery import Rewrite
 
 PASSES: tuple[type[Rewrite], ...] = (
@@ -53,20 +52,7 @@ def parse(spec: str) -> Rewrite:
     Raises:
         SpecError: `spec` names no pass, or gives it options that it does not take.
     """
-    if not (match := re.fullmatch(r"([a-z-]+)(\(.*\))?", spec)):
-        raise SpecError(f"{spec!r} is not of the form name(option=value,...), such as widen(add=8)")
-    name, options = match.groups()
-    if name not in ALL:
-        raise SpecError(f"no pass is named {name!r}; there are: {', '.join(sorted(ALL))}")
-    try:
-        call = ast.parse(f"_{options or '()'}", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args:
-            raise SpecError(f"options in {spec!r} are given by name, such as widen(add=8)")
-        return ALL[name](**{str(k.arg): ast.literal_eval(k.value) for k in call.keywords})
-    except (SyntaxError, TypeError, ValueError) as error:
-        raise SpecError(f"bad options in {spec!r}: {reason_of(error)}; write each value as Python does") from error
-    except (RecursionError, MemoryError) as error:
-        raise SpecError(f"options nested too deeply in {spec[:60]!r}...; give fewer levels") from error
+    return parse_spec(spec, ALL, kind="pass", example="widen(add=8)")
 
 
 @checked(SpecError)

@@ -28,12 +28,10 @@ from torch.nn.modules.conv import _ConvNd
 from typing_extensions import override
 
 from fxsurgery.analysis.activations import read_values
-from fxsurgery.analysis.identity_norm import CONVOLUTIONS, undoing, without_statistics
+from fxsurgery.analysis.identity_norm import undoing, without_statistics
 from fxsurgery.analysis.naming import node_named, stem_of
 from fxsurgery.analysis.nonnegativity import is_non_negative
 from fxsurgery.analysis.pooling import (
-    AVERAGE,
-    MAXIMUM,
     block_ends,
     feature_maps,
     halved,
@@ -42,11 +40,14 @@ from fxsurgery.analysis.pooling import (
     too_small,
 )  # fmt: skip
 from fxsurgery.analysis.spatial_maps import Axis, Map
-from fxsurgery.edit import Editor, Refusal
+from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
+from fxsurgery.match import Match, Refusal
+from fxsurgery.ops.layers import AVERAGE_POOL, CONVOLUTION, MAX_POOL
 from fxsurgery.option_types import MOST_UNITS, Range, Seed
 from fxsurgery.program import Program
-from fxsurgery.rewriting.downstream import Change, Consequences, can_follow, follow
+from fxsurgery.rewriting.changes import Change, Consequences
+from fxsurgery.rewriting.downstream import can_follow, follow
 from fxsurgery.surgery import Effect, Rewrite
 
 MOST = 3
@@ -83,7 +84,7 @@ class AddConvCell(Rewrite):
         for node in spread(list(block_ends(program)), 2 * most):
             shape = maps[node.name]
             move = cls(node.name, ceil=_is_odd(shape))
-            if readable(program, node) is None and too_small(shape) is None and move._could(program, node):
+            if readable(program, node) is None and too_small(program, node) is None and move._could(program, node):
                 found.append(node)
         places = spread(found, most)
         for node in places:
@@ -95,12 +96,12 @@ class AddConvCell(Rewrite):
     @override
     def rewrite(self, edit: Editor) -> Effect:
         program, node = edit.program, self._node(edit.program)
-        if reason := readable(program, node):
-            edit.refuse(node, reason)
+        if refusal := readable(program, node):
+            edit.decline(refusal)
             return Effect.LOSSY
         planned = self._planned(program, node)
         if isinstance(planned, Refusal):
-            edit.refuse(planned.node, planned.reason)
+            edit.decline(planned)
             return Effect.LOSSY
         cell, found = planned
         before, last = next(n for n in program.nodes if n in node.users), node
@@ -117,7 +118,7 @@ class AddConvCell(Rewrite):
         """Whether a cell of as many channels can follow: told from the shapes, without the values."""
 
         def change(value: Tensor) -> Change:
-            result = AVERAGE[value.dim()](2, ceil_mode=self.ceil)(value)
+            result = AVERAGE_POOL[value.dim()](2, ceil_mode=self.ceil)(value)
             return Change(node, result, self._map(value, result))
 
         samples, _, *left = feature_maps(program)[node.name]
@@ -133,13 +134,13 @@ class AddConvCell(Rewrite):
             raise SpecError(f"channels={self.channels}: it must be at least 1, or None for those of the map")
         return node_named(program, self.after, lambda: feature_maps(program), "feature maps")
 
-    def _planned(self, program: Program, node: fx.Node) -> tuple[dict[str, nn.Module], Consequences] | Refusal:
+    def _planned(self, program: Program, node: fx.Node) -> Match[tuple[dict[str, nn.Module], Consequences]]:
         """The modules of the cell by name, and what must follow; or why it cannot be."""
-        if self.kind != "none" and (reason := too_small(feature_maps(program)[node.name])):
-            return Refusal(str(node), reason)
+        if self.kind != "none" and (refusal := too_small(program, node)):
+            return refusal
         value = read_values(program, {node.name})[node.name]
-        if reason := without_statistics(program):
-            return Refusal(str(node), reason)
+        if refusal := without_statistics(program):
+            return Refusal(str(node), refusal.reason)
         live = read_values(program, {node.name}, training=True)[node.name]
         with torch.no_grad():
             cell = self._cell(program, live)
@@ -165,11 +166,11 @@ class AddConvCell(Rewrite):
         outer = inner if self.channels is None else self.channels
         parameters = list(program.graph_module.parameters())
         trains = any(p.requires_grad for p in parameters) or not parameters
-        conv = CONVOLUTIONS[rank](inner, outer, 3, padding=1, bias=False, device="meta")  # its weight is replaced
+        conv = CONVOLUTION[rank](inner, outer, 3, padding=1, bias=False, device="meta")  # its weight is replaced
         conv.weight = nn.Parameter(_taps(conv, self.seed).to(live))
         cell: dict[str, nn.Module] = {"conv": conv}
         if self.kind != "none":
-            cell["pool"] = (AVERAGE if self.kind == "average" else MAXIMUM)[rank](2, ceil_mode=self.ceil)
+            cell["pool"] = (AVERAGE_POOL if self.kind == "average" else MAX_POOL)[rank](2, ceil_mode=self.ceil)
         if (norm := undoing(nn.Sequential(*cell.values())(live))) is None:
             return None
         cell |= {"norm": norm, "act": nn.ReLU()}

@@ -26,13 +26,16 @@ from typing_extensions import override
 
 from fxsurgery.analysis.activations import read_values
 from fxsurgery.analysis.naming import node_named
-from fxsurgery.analysis.pooling import AVERAGE, MAXIMUM, block_ends, feature_maps, halved, readable, spread, too_small
+from fxsurgery.analysis.pooling import block_ends, feature_maps, halved, readable, spread, too_small
 from fxsurgery.analysis.spatial_maps import Choice, Take
-from fxsurgery.edit import Editor, Refusal
+from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
+from fxsurgery.match import Match, Refusal
+from fxsurgery.ops.layers import AVERAGE_POOL, MAX_POOL
 from fxsurgery.option_types import Seed
 from fxsurgery.program import Program
-from fxsurgery.rewriting.downstream import Change, Consequences, can_follow, follow
+from fxsurgery.rewriting.changes import Change, Consequences
+from fxsurgery.rewriting.downstream import can_follow, follow
 from fxsurgery.surgery import Effect, Rewrite
 
 MOST = 4
@@ -62,7 +65,7 @@ class AddPool(Rewrite):
         maps, found = feature_maps(program), list[fx.Node]()
         for node in spread(list(block_ends(program)), 3 * MOST):
             move = cls(node.name, ceil=any(n % 2 for n in maps[node.name][2:]))
-            if not too_small(maps[node.name]) and can_follow(program, node, partial(move._change, node)):
+            if not too_small(program, node) and can_follow(program, node, partial(move._change, node)):
                 found.append(node)
         for node in spread(found, MOST):
             ceil = any(n % 2 for n in maps[node.name][2:])
@@ -72,16 +75,16 @@ class AddPool(Rewrite):
     @override
     def rewrite(self, edit: Editor) -> Effect:
         program, node = edit.program, self._node(edit.program)
-        if reason := readable(program, node) or too_small(feature_maps(program)[node.name]):
-            edit.refuse(node, reason)
+        if refusal := readable(program, node) or too_small(program, node):
+            edit.decline(refusal)
             return Effect.LOSSY
         found = self._follow(program, node)
         if isinstance(found, Refusal):
-            edit.refuse(found.node, found.reason)
+            edit.decline(found)
             return Effect.LOSSY
         shape = feature_maps(program)[node.name]
         stem = f"{node.target if node.op == 'call_module' else node.name}_pool"
-        pool = (AVERAGE if self.kind == "average" else MAXIMUM)[len(shape)](2, ceil_mode=self.ceil)
+        pool = (AVERAGE_POOL if self.kind == "average" else MAX_POOL)[len(shape)](2, ceil_mode=self.ceil)
         first = next(n for n in program.nodes if n in node.users)
         edit.replace_uses(node, edit.insert_call(edit.new_path(stem), pool, (node,), before=first))
         found.apply(edit)
@@ -94,11 +97,11 @@ class AddPool(Rewrite):
             raise SpecError(f"weights={self.weights!r}: it must be one of {', '.join(get_args(Choice))}")
         return node_named(program, self.after, lambda: feature_maps(program), "feature maps")
 
-    def _follow(self, program: Program, node: fx.Node) -> Consequences | Refusal:
+    def _follow(self, program: Program, node: fx.Node) -> Match[Consequences]:
         value = read_values(program, {node.name})[node.name]
         return follow(program, self._change(node, value), Take(self.weights, self.seed))
 
     def _change(self, node: fx.Node, value: Tensor) -> Change:
-        pool = (AVERAGE if self.kind == "average" else MAXIMUM)[value.dim()](2, ceil_mode=self.ceil)
+        pool = (AVERAGE_POOL if self.kind == "average" else MAX_POOL)[value.dim()](2, ceil_mode=self.ceil)
         pooled = pool(value)
         return Change(node, pooled, halved(value.shape, pooled.shape))

@@ -19,37 +19,26 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F  # noqa: N812
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 from typing_extensions import override
 
 from fxsurgery.analysis.activations import read_values
 from fxsurgery.analysis.blocks import shape_of
-from fxsurgery.analysis.identity_norm import CONVOLUTIONS, undoing, without_statistics
+from fxsurgery.analysis.identity_norm import undoing, without_statistics
 from fxsurgery.analysis.naming import node_named, stem_of
-from fxsurgery.analysis.pointwise import ACTIVATIONS, PASSING, pointwise
-from fxsurgery.analysis.shapes import target_name
+from fxsurgery.analysis.pointwise import pointwise
 from fxsurgery.analysis.structure import structure
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
+from fxsurgery.match import Match, Refusal
+from fxsurgery.ops.arithmetic import ADD, DIV, MUL, SUB
+from fxsurgery.ops.layers import CONVOLUTION
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite, Trains
 
-KEEPING = (
-    *ACTIVATIONS, *PASSING, _NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU,
-    _AvgPoolNd, _MaxPoolNd, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd,
-)  # fmt: skip
-"""Modules whose channels are those of their input, at the same dim."""
-
-STEPS = {"neg", "exp", "square", "sqrt", "erf", "sin", "cos"}
-"""Functions that formulas are made of: rotary embeddings, attention, a GELU or a norm written out."""
-
 WIDEST = 127
 """A larger kernel must see more than padding."""
-
-_SCALING = {"mul", "mul_", "imul"}
-_BY_CONSTANTS = {*_SCALING, "add", "add_", "iadd", "sub", "sub_", "isub", "rsub", "div", "div_", "truediv", "itruediv"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +61,7 @@ class Deepen(Rewrite):
         """Every activation that is no gate, which only scales other values, and no mere step of a formula."""
         for node in program.nodes:
             site, move = _site(program, node), cls(node.name)
-            if isinstance(site, str) or target_name(node) in STEPS or _only_scales(node):
+            if isinstance(site, Refusal) or _is_step(program, node) or _only_scales(program, node):
                 continue
             if not _normed(move, site) or _unmeasurable(program, site) is None:
                 yield move
@@ -86,8 +75,8 @@ class Deepen(Rewrite):
     def rewrite(self, edit: Editor) -> Effect:
         program, node = edit.program, self._node(edit.program)
         site = _site(program, node)
-        if isinstance(site, str):
-            edit.refuse(node, site)
+        if isinstance(site, Refusal):
+            edit.decline(site)
             return Effect.EXACT
         widest = 2 * max((*site.shape[2:], 1)) - 1
         if not site.is_last and self.kernel > max(widest, WIDEST):
@@ -100,8 +89,8 @@ class Deepen(Rewrite):
             if site.is_last and site.dims > 2:
                 edit.refuse(node, f"a batch norm takes the channels at dim 1; here they are at dim {site.dims - 1}")
                 return Effect.EXACT
-            if reason := _unmeasurable(program, site):
-                edit.refuse(node, reason)
+            if refusal := _unmeasurable(program, site):
+                edit.refuse(node, refusal)
                 return Effect.EXACT
             norm = undoing(read_values(program, {node.name}, training=True)[node.name], site.norm)
             if norm is None:
@@ -145,30 +134,36 @@ class _Site:
         return self.shape[-1 if self.is_last else 1]
 
 
-def _site(program: Program, node: fx.Node) -> _Site | str:
+def _site(program: Program, node: fx.Node) -> Match[_Site]:
     """What can go after `node`, or why nothing can."""
     fact, shape = pointwise(program, node), shape_of(program, node)
     if fact is None or fact.is_identity or shape is None:
-        return "it is no activation: no function of single entries without parameters"
+        return Refusal(node.name, "it is no activation: no function of single entries without parameters")
     if not node.users:
-        return "nothing reads it"
+        return Refusal(node.name, "nothing reads it")
     if node.op == "call_method" and not hasattr(torch, str(node.target)):
-        return f"there is no function torch.{node.target} to call again"
+        return Refusal(node.name, f"there is no function torch.{node.target} to call again")
     layer, norm = _producer(program, node)
     is_last = _is_last(program, node, layer, shape)
     if is_last is None:
-        return "which dim carries the channels is not known"
+        return Refusal(node.name, "which dim carries the channels is not known")
     owner = node if node.op == "call_module" else layer
     like = next((program.module(layer) if layer is not None else program.graph_module).parameters())
     return _Site(node, stem_of(str(owner.target) if owner else node.name), like, shape, is_last, norm)
 
 
-def _only_scales(node: fx.Node) -> bool:
+def _is_step(program: Program, node: fx.Node) -> bool:
+    """Whether a node is what formulas are made of: rotary embeddings, attention, a GELU or a norm written out."""
+    operator = program.operator(node)
+    return operator is not None and operator.role == "step"
+
+
+def _only_scales(program: Program, node: fx.Node) -> bool:
     """Whether all that reads `node`, past shifts and scales by constants, multiplies another value by it."""
     for reader in node.users:
-        name = target_name(reader) if reader.op in {"call_function", "call_method"} else ""
-        by_constant = len(reader.all_input_nodes) == 1 and name in _BY_CONSTANTS
-        if not (_only_scales(reader) and reader.users if by_constant else name in _SCALING):
+        operator = program.operator(reader)
+        by_constant = len(reader.all_input_nodes) == 1 and operator in {MUL, ADD, SUB, DIV}
+        if not (_only_scales(program, reader) and reader.users if by_constant else operator is MUL):
             return False
     return True
 
@@ -184,7 +179,7 @@ def _is_last(program: Program, node: fx.Node, layer: fx.Node | None, shape: tupl
     dims = set(structure(program).along(labels))
     if dims == {len(shape) - 1} and len(shape) > 1:
         return True
-    return False if dims == {1} and len(shape) in CONVOLUTIONS else None
+    return False if dims == {1} and len(shape) in CONVOLUTION else None
 
 
 def _producer(program: Program, node: fx.Node) -> tuple[fx.Node | None, _BatchNorm | None]:
@@ -192,10 +187,8 @@ def _producer(program: Program, node: fx.Node) -> tuple[fx.Node | None, _BatchNo
     norm: _BatchNorm | None = None
     while True:
         inputs = node.all_input_nodes
-        if not inputs or (node.op == "call_module" and not isinstance(program.module(node), KEEPING)):
-            return None, norm
-        known = node.op == "call_module" or pointwise(program, node) is not None
-        if not known and target_name(node) not in {"add", "iadd", "add_", "max_pool1d", "max_pool2d", "avg_pool2d"}:
+        operator = program.operator(node)
+        if not inputs or operator is None or not (operator.keeps_channels or operator is ADD):
             return None, norm
         node = inputs[0]
         if node.op != "call_module":
@@ -213,13 +206,13 @@ def _normed(move: Deepen, site: _Site) -> bool:
     return site.norm is not None and not (site.is_last and site.dims > 2)
 
 
-def _unmeasurable(program: Program, site: _Site) -> str | None:
+def _unmeasurable(program: Program, site: _Site) -> Refusal | None:
     """Why the program gives no statistics in train mode: some norm has a single value a channel."""
     shapes = {node.name: shape_of(program, node) for node, _ in program.calls(_BatchNorm)}
     for name, shape in {**shapes, site.node.name: site.shape}.items():
         channels = site.channels if name == site.node.name else (shape or (1, 1))[1]
         if shape is not None and torch.Size(shape).numel() <= channels:
-            return f"no statistics for a batch norm: the example inputs give %{name} one value a channel"
+            return Refusal(name, f"no statistics for a batch norm: the example inputs give %{name} one value a channel")
     return without_statistics(program)
 
 
@@ -233,7 +226,7 @@ def _identity(site: _Site, kernel: int, *, bias: bool) -> nn.Module:
     else:
         sizes = tuple(kernel if extent > 1 else 1 for extent in site.shape[2:])
         around = tuple(size // 2 for size in sizes)
-        layer = CONVOLUTIONS[site.dims](channels, channels, sizes, padding=around, bias=bias, device="meta")
+        layer = CONVOLUTION[site.dims](channels, channels, sizes, padding=around, bias=bias, device="meta")
         weight = F.pad(weight.reshape(channels, channels, *(1 for _ in sizes)), [n for n in around[::-1] for _ in "<>"])
     layer.weight = nn.Parameter(weight)
     if layer.bias is not None:

@@ -22,7 +22,6 @@ from fxsurgery.analysis.elastic_widths import WidthChoice, elastic_groups, resid
 from fxsurgery.analysis.gating import float_tensor, gate_plan
 from fxsurgery.analysis.stages import Stage, stages
 from fxsurgery.analysis.structure import structure
-from fxsurgery.analysis.union_find import Ids
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.nn.elastic import (
@@ -33,6 +32,7 @@ from fxsurgery.nn.elastic import (
     UnitMask,
     elastic_space,
 )
+from fxsurgery.ops.union_find import Ids
 from fxsurgery.option_types import Range
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite, Trains

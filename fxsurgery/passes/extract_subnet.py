@@ -21,7 +21,6 @@ from typing_extensions import override
 
 from fxsurgery.analysis.blocks import identity_blocks
 from fxsurgery.analysis.structure import structure
-from fxsurgery.analysis.union_find import Ids
 from fxsurgery.edit import Editor
 from fxsurgery.lineage import Origin
 from fxsurgery.nn.elastic import (
@@ -36,10 +35,12 @@ from fxsurgery.nn.elastic import (
     elastic_space,
     is_whole,
 )
+from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
+from fxsurgery.proof import itself
 from fxsurgery.rewriting.redirection import redirect
 from fxsurgery.rewriting.resize import resize
-from fxsurgery.surgery import Effect, Rewrite, Trains, itself
+from fxsurgery.surgery import Effect, Rewrite, Trains
 
 
 @dataclass(frozen=True)

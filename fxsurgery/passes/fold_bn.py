@@ -21,13 +21,14 @@ from fxsurgery.analysis.blocks import shape_of
 from fxsurgery.analysis.refit import refit
 from fxsurgery.analysis.shared_modules import called_again, read_elsewhere, shared
 from fxsurgery.edit import Editor
+from fxsurgery.match import Refusal
 from fxsurgery.nn.elastic import ELASTIC_CONVS
+from fxsurgery.ops.layers import BATCH_NORMS, MIXING, TRANSPOSED_CONVOLUTIONS
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite, Trains
 
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_PLAIN = {*CONVS, nn.Linear, *ELASTIC_CONVS.values(), *NORMS}
+_FOLDABLE = (*MIXING, *TRANSPOSED_CONVOLUTIONS)
+_PLAIN = {*_FOLDABLE, *ELASTIC_CONVS.values(), *BATCH_NORMS}
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,14 @@ class FoldBn(Rewrite):
     @classmethod
     @override
     def candidates(cls, program: Program) -> Iterator[Self]:
-        if any(reason is None for *_, reason in _pairs(program)):
+        if any(refusal is None for *_, refusal in _pairs(program)):
             yield cls()
 
     @override
     def rewrite(self, edit: Editor) -> Effect:
-        for before, node, norm, reason in _pairs(edit.program):
-            if reason:
-                edit.refuse(node, reason)
+        for before, node, norm, refusal in _pairs(edit.program):
+            if refusal:
+                edit.refuse(node, refusal)
                 continue
             edit.replace_module(str(before.target), _fused(edit.program.module(before), norm))
             edit.bypass(node)
@@ -56,17 +57,17 @@ class FoldBn(Rewrite):
         return Effect.EXACT
 
 
-def _pairs(program: Program) -> Iterator[tuple[fx.Node, fx.Node, _BatchNorm, str | None]]:
+def _pairs(program: Program) -> Iterator[tuple[fx.Node, fx.Node, _BatchNorm, Refusal | None]]:
     """Each layer that a norm reads, with that norm, and why they cannot be one; `None` where they can."""
-    for node, norm in program.calls(*NORMS):
+    for node, norm in program.calls(*BATCH_NORMS):
         if (before := _producer(program, node)) is not None:
-            reason = _shared(program, before, node) or _unfoldable(program, before, norm)
-            yield before, node, norm, reason
+            refusal = _shared(program, before, node) or _unfoldable(program, before, norm)
+            yield before, node, norm, refusal
 
 
 def _producer(program: Program, norm: fx.Node) -> fx.Node | None:
     before = norm.all_input_nodes[0]
-    foldable = before.op == "call_module" and isinstance(program.module(before), (*CONVS, nn.Linear))
+    foldable = before.op == "call_module" and isinstance(program.module(before), _FOLDABLE)
     return before if foldable else None
 
 
@@ -89,30 +90,34 @@ def _fused(layer: nn.Module, norm: _BatchNorm) -> nn.Module:
     return new
 
 
-def _shared(program: Program, before: fx.Node, node: fx.Node) -> str | None:
+def _shared(program: Program, before: fx.Node, node: fx.Node) -> Refusal | None:
     """What else there is that would see the layer or the norm change."""
-    if reason := called_again(program, str(before.target)) or called_again(program, str(node.target)):
-        return reason
+    if refusal := called_again(program, str(before.target)) or called_again(program, str(node.target)):
+        return refusal
     if len(before.users) > 1:
-        return f"%{before} has {len(before.users)} readers"
+        return Refusal(before.name, f"%{before} has {len(before.users)} readers")
     return shared(program, str(before.target)) or read_elsewhere(program, str(before.target))
 
 
-def _unfoldable(program: Program, before: fx.Node, norm: _BatchNorm) -> str | None:
+def _unfoldable(program: Program, before: fx.Node, norm: _BatchNorm) -> Refusal | None:
     layer = program.module(before)
     if "weight" not in layer._parameters:  # noqa: SLF001 -- not what a hook sets
-        return f"the weight of {before.target} is computed from other tensors"
+        return Refusal(before.name, f"the weight of {before.target} is computed from other tensors")
     for module in (layer, norm):
         if type(module) not in _PLAIN:
-            return f"a {type(module).__name__} may compute something else than what it is a kind of"
+            return Refusal(
+                before.name, f"a {type(module).__name__} may compute something else than what it is a kind of"
+            )
     if not norm.track_running_stats:
-        return "the batch norm has no running statistics"
-    return None if _runs_over_outputs(program, before, layer, norm) else f"the norm runs over another dim of %{before}"
+        return Refusal(before.name, "the batch norm has no running statistics")
+    if not _runs_over_outputs(program, before, layer, norm):
+        return Refusal(before.name, f"the norm runs over another dim of %{before}")
+    return None
 
 
 def _runs_over_outputs(program: Program, before: fx.Node, layer: nn.Module, norm: _BatchNorm) -> bool:
     """A norm takes dim 1: of tokens, that is not where a linear layer has its outputs; without a batch, dim 0 is."""
-    if isinstance(norm, NORMS[1:]):  # it takes values of one number of dims alone
+    if isinstance(norm, BATCH_NORMS[1:]):  # it takes values of one number of dims alone
         return True
     shape = shape_of(program, before)
     return shape is not None and len(shape) == layer.get_parameter("weight").dim()

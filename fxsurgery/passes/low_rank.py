@@ -30,10 +30,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from fxsurgery.analysis.svd import MIXING, Svd, calls_to, obstacle, rounding, svd
+from fxsurgery.analysis.svd import Svd, calls_to, obstacle, rounding, svd
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.lineage import Origin
+from fxsurgery.match import Refusal
+from fxsurgery.ops.layers import MIXING
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite
 
@@ -73,8 +75,8 @@ class LowRank(Rewrite):
     def rewrite(self, edit: Editor) -> Effect:
         self._check()
         calls = calls_to(edit.program, self.layer)
-        if reason := obstacle(edit.program, self.layer) or self._misfit(edit.program):
-            edit.refuse(calls[0], reason)
+        if refusal := obstacle(edit.program, self.layer) or self._misfit(edit.program):
+            edit.refuse(calls[0], refusal)
             return Effect.EXACT
         if not (splits := self._splits(edit.program)):
             edit.refuse(calls[0], f"no rank saves parameters with {self._wish()}")
@@ -107,10 +109,12 @@ class LowRank(Rewrite):
     def _wish(self) -> str:
         return f"energy={self.energy}" if self.params is None else f"params={self.params}"
 
-    def _misfit(self, program: Program) -> str | None:
+    def _misfit(self, program: Program) -> Refusal | None:
         module = program.graph_module.get_submodule(self.layer)
         if self.scheme == "spatial" and not isinstance(module, nn.Conv2d):
-            return f"the spatial scheme splits height from width: a {type(module).__name__} has not both"
+            return Refusal(
+                self.layer, f"the spatial scheme splits height from width: a {type(module).__name__} has not both"
+            )
         return None
 
     def _cost(self, split: tuple["_Matrix", int]) -> float:

@@ -19,11 +19,13 @@ from typing_extensions import override
 from fxsurgery.analysis.gating import gates_like
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
+from fxsurgery.match import Refusal
 from fxsurgery.nn.gates import GateApply
 from fxsurgery.program import Program
+from fxsurgery.proof import itself
 from fxsurgery.rewriting.branches import Branch, branches, scatter
 from fxsurgery.rewriting.resize import resize
-from fxsurgery.surgery import Effect, Rewrite, itself
+from fxsurgery.surgery import Effect, Rewrite
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ class NarrowBranch(Rewrite):
                 edit.refuse(name, known.refused[name])
             elif lost := _checked(branch, positions):
                 chosen.append((branch, lost))
-                if reason := _obstacle(branch, lost):
-                    edit.refuse(name, reason)
+                if refusal := _obstacle(branch, lost):
+                    edit.refuse(name, refusal)
         if not chosen and not edit.refusals:
             edit.refuse("output", "no channel is named")
         return chosen
@@ -84,13 +86,15 @@ def _checked(branch: Branch, positions: tuple[int, ...]) -> list[int]:
     return sorted(set(positions))
 
 
-def _obstacle(branch: Branch, lost: list[int]) -> str | None:
+def _obstacle(branch: Branch, lost: list[int]) -> Refusal | None:
     units = branch.ids[lost]
     if (units == 0).any():
-        return f"channel {lost[int(np.argmin(units))]} is not this branch's alone"
+        return Refusal(branch.operand.name, f"channel {lost[int(np.argmin(units))]} is not this branch's alone")
     if apart := sorted(set(branch.channels(units)) - set(lost)):
-        return f"channel {apart[0]} goes with those that are named"
-    return "no channel would be left: remove the block instead" if len(lost) == len(branch.ids) else None
+        return Refusal(branch.operand.name, f"channel {apart[0]} goes with those that are named")
+    if len(lost) == len(branch.ids):
+        return Refusal(branch.operand.name, "no channel would be left: remove the block instead")
+    return None
 
 
 def _closed(program: Program, chosen: list[tuple[Branch, list[int]]]) -> Program:

@@ -23,17 +23,18 @@ from typing_extensions import override
 
 from fxsurgery.analysis.gating import gate_plan
 from fxsurgery.analysis.importance import least_important
-from fxsurgery.analysis.propagation_state import Attention
 from fxsurgery.analysis.refit import refit, scale_name
 from fxsurgery.analysis.shared_modules import called_again
 from fxsurgery.analysis.structure import Mask, Structure, head_dim_structure, structure
 from fxsurgery.edit import Editor, Reference
 from fxsurgery.errors import SpecError
+from fxsurgery.ops.propagation_state import Attention
 from fxsurgery.program import Program
+from fxsurgery.proof import itself
 from fxsurgery.rewriting.constants import Leftover, leftovers, scale_silenced
 from fxsurgery.rewriting.masked_reference import silence
 from fxsurgery.rewriting.resize import resize
-from fxsurgery.surgery import Effect, Rewrite, itself
+from fxsurgery.surgery import Effect, Rewrite
 
 
 @dataclass(frozen=True)

@@ -51,11 +51,14 @@ from fxsurgery.analysis.cells import (
 from fxsurgery.analysis.naming import node_named
 from fxsurgery.analysis.refit import refit
 from fxsurgery.analysis.shared_modules import fixed
-from fxsurgery.edit import Editor, Refusal
+from fxsurgery.edit import Editor
+from fxsurgery.match import Match, Refusal
 from fxsurgery.program import Program
-from fxsurgery.rewriting.downstream import Change, Consequences, can_follow, follow
+from fxsurgery.proof import itself
+from fxsurgery.rewriting.changes import Change, Consequences
+from fxsurgery.rewriting.downstream import can_follow, follow
 from fxsurgery.rewriting.redirection import redirect
-from fxsurgery.surgery import Effect, Rewrite, Trains, itself
+from fxsurgery.surgery import Effect, Rewrite, Trains
 
 Plan = Callable[[Editor], Effect]
 """The edits of a removal that can be made."""
@@ -92,22 +95,22 @@ class RemoveLayer(Rewrite):
         places = (n.name for n in program.nodes if _is_place(program, n))
         plan = _plan(program, node_named(program, self.layer, lambda: places, "layers and sums"))
         if isinstance(plan, Refusal):
-            edit.refuse(plan.node, plan.reason)
+            edit.decline(plan)
             return Effect.EXACT
         return plan(edit)
 
 
 def _is_place(program: Program, node: fx.Node) -> bool:
-    return read_cell(program, node) is not None or sum_operands(node) is not None
+    return read_cell(program, node) is not None or sum_operands(program, node) is not None
 
 
-def _plan(program: Program, node: fx.Node, *, only_try: bool = False) -> Plan | Refusal:
+def _plan(program: Program, node: fx.Node, *, only_try: bool = False) -> Match[Plan]:
     """What removing the layer at `node` takes, or why it cannot be removed; `only_try`: whether it can, no more."""
     if (cell := read_cell(program, node)) is not None:
         if any(user.op == "output" for user in cell.end.users) or not cell.end.users:
             return Refusal(node.name, "the program gives out what it computes")
         return _cuts(program, cell.end, {node, *cell.tail}, cell.source) or _cell_plan(program, cell, only_try)
-    if sum_operands(node) is None:
+    if sum_operands(program, node) is None:
         return Refusal(node.name, "it calls no linear layer or convolution, and is no sum")
     block = next((b for b in identity_blocks(program) if b.sum is node), None)
     if block is None:
@@ -117,7 +120,7 @@ def _plan(program: Program, node: fx.Node, *, only_try: bool = False) -> Plan | 
 
 def _cuts(program: Program, end: fx.Node, gone: set[fx.Node], onto: fx.Node) -> Refusal | None:
     """Why the program would be none without `gone`, where what reads `end` then reads `onto`."""
-    if reader := cancels(end, onto):
+    if reader := cancels(program, end, onto):
         return Refusal(reader.name, f"%{onto} would meet itself, and nothing of it would be left")
     (output,) = (n for n in program.nodes if n.op == "output")
 
@@ -193,21 +196,21 @@ def _shift(edit: Editor, node: fx.Node, offset: Tensor) -> None:
     edit.replace_module(path, new)
 
 
-def _cell_plan(program: Program, cell: Cell, only_try: bool) -> Plan | Refusal:  # noqa: FBT001
+def _cell_plan(program: Program, cell: Cell, only_try: bool) -> Match[Plan]:  # noqa: FBT001
     reader, same = next(iter(cell.end.users)), shape_of(program, cell.source) == shape_of(program, cell.end)
     is_dense = reader.op == "call_module" and isinstance(program.module(reader), nn.Linear)
     if isinstance(cell.layer, nn.Linear) and is_dense and len(cell.end.users) == 1:
-        if (reason := fixed(program, str(reader.target))) is None:
+        if (refusal := fixed(program, str(reader.target))) is None:
             return lambda edit: _merge(edit, cell, reader)
         if not same:
-            return Refusal(reader.name, reason)
+            return Refusal(reader.name, refusal.reason)
     if same:
         return lambda edit: _bypass(edit, cell, Consequences(is_exact=False))
     found = _follow(program, cell, only_try)
     return found if isinstance(found, Refusal) else lambda edit: _bypass(edit, cell, found)
 
 
-def _follow(program: Program, cell: Cell, only_try: bool) -> Consequences | Refusal:  # noqa: FBT001
+def _follow(program: Program, cell: Cell, only_try: bool) -> Match[Consequences]:  # noqa: FBT001
     """What it takes that the readers of the cell read its source, which has another shape."""
     before, after = shape_of(program, cell.end), shape_of(program, cell.source)
     dims = cell.layer.weight.dim() if isinstance(cell.layer, _ConvNd) else len(before or ())

@@ -21,19 +21,21 @@ from typing import ClassVar, Self
 
 import torch
 from torch import fx
-from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
 from typing_extensions import override
 
 from fxsurgery.analysis.activations import read_values
 from fxsurgery.analysis.blocks import cancels, writes_into
 from fxsurgery.analysis.pooling import LOCAL, Pool, feature_maps, read_pool
-from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.spatial_maps import Axis, Map
-from fxsurgery.edit import Editor, Refusal
+from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
+from fxsurgery.match import Match, Refusal
+from fxsurgery.ops.operator import Kind
 from fxsurgery.program import Program
-from fxsurgery.rewriting.downstream import Change, Consequences, follow
-from fxsurgery.surgery import Effect, Rewrite, itself
+from fxsurgery.proof import itself
+from fxsurgery.rewriting.changes import Change, Consequences
+from fxsurgery.rewriting.downstream import follow
+from fxsurgery.surgery import Effect, Rewrite
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class RemovePool(Rewrite):
             return Effect.LOSSY
         found = _followed(program, node, pool)
         if isinstance(found, Refusal):
-            edit.refuse(found.node, found.reason)
+            edit.decline(found)
             return Effect.LOSSY
         edit.bypass(node)
         found.apply(edit)
@@ -79,12 +81,11 @@ class RemovePool(Rewrite):
 
 
 def _is_global(program: Program, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return isinstance(program.module(node), (_AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd))
-    return node.op == "call_function" and "_pool" in target_name(node)
+    operator = program.operator(node)
+    return operator is not None and operator.kind is Kind.POOLING
 
 
-def _followed(program: Program, node: fx.Node, pool: Pool) -> Consequences | Refusal:
+def _followed(program: Program, node: fx.Node, pool: Pool) -> Match[Consequences]:
     """What must follow where the readers of a pool read its input."""
     source, shapes = node.args[0] if node.args else None, feature_maps(program)
     if pool.gives_indices or not isinstance(source, fx.Node):
@@ -94,7 +95,7 @@ def _followed(program: Program, node: fx.Node, pool: Pool) -> Consequences | Ref
     before, after = shapes[source.name], shapes[node.name]
     if pool.kernel == before[2:] and set(after[2:]) == {1} and max(pool.kernel) > LOCAL:
         return Refusal(str(node), "it is a global pool: one window is the whole map")
-    if reader := cancels(node, source):
+    if reader := cancels(program, node, source):
         return Refusal(str(reader), f"%{source} would meet itself, and nothing of it would be left")
     if len(source.users) > 1 and any(writes_into(program, reader) is node for reader in node.users):
         return Refusal(str(node), f"a reader writes into it, and would write into %{source}, which others read")

@@ -42,6 +42,7 @@ from fxsurgery.analysis.pointwise import only_reader, pointwise
 from fxsurgery.analysis.pooling import feature_maps
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
+from fxsurgery.match import Refusal
 from fxsurgery.option_types import MOST_UNITS, Range, Seed
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite
@@ -91,8 +92,8 @@ class SplitEdge(Rewrite):
     def rewrite(self, edit: Editor) -> Effect:
         self._check()
         target = _found(edit.program, self.target)
-        if reason := _unfit(edit.program, target):
-            edit.refuse(target, reason)
+        if refusal := _unfit(edit.program, target):
+            edit.decline(refusal)
             return Effect.EXACT
         return self._deepen(edit, target) if self.mode == "deepen" else self._widen(edit, target)
 
@@ -137,9 +138,9 @@ class SplitEdge(Rewrite):
         middle = self.size or (final[2], final[3])
         refusal = _unfit(program, source)
         if not refusal and (writers := _overwriters(program, source)):
-            refusal = f"its value is overwritten by %{writers[0]}"
+            refusal = Refusal(source.name, f"its value is overwritten by %{writers[0]}")
         if refusal:
-            edit.refuse(source, refusal)
+            edit.decline(refusal)
             return Effect.EXACT
         into, out = strides(start[2:], middle), strides(middle, final[2:])
         if into is None or out is None:
@@ -240,12 +241,14 @@ def _found(program: Program, name: str) -> fx.Node:
     return node_named(program, name, lambda: maps, "feature maps")
 
 
-def _unfit(program: Program, node: fx.Node) -> str | None:
+def _unfit(program: Program, node: fx.Node) -> Refusal | None:
     if len(shape := dims_of(program, node)) != 4:
-        return f"no feature map (batch, channels, height, width): its shape is {shape}"
+        return Refusal(node.name, f"no feature map (batch, channels, height, width): its shape is {shape}")
     if node.op == "get_attr":
-        return "a constant of the model, not a feature map"
-    return None if read_values(program, [node.name])[node.name].is_floating_point() else "it holds no real numbers"
+        return Refusal(node.name, "a constant of the model, not a feature map")
+    if read_values(program, [node.name])[node.name].is_floating_point():
+        return None
+    return Refusal(node.name, "it holds no real numbers")
 
 
 def _overwriters(program: Program, node: fx.Node) -> list[fx.Node]:
@@ -261,7 +264,7 @@ def _feature_maps(program: Program) -> Iterator[fx.Node]:
             continue
         reader = only_reader(node)
         activated = reader is not None and _is_activation(program, reader)
-        if (sum_operands(node) is not None or _is_activation(program, node)) and not activated:
+        if (sum_operands(program, node) is not None or _is_activation(program, node)) and not activated:
             yield node
 
 

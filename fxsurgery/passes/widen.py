@@ -98,10 +98,10 @@ class Widen(Rewrite):
             self._copy(edit)
             return Effect.EXACT
         counts = self.counts(edit.program)
-        if obstacle := growth(edit.program).obstacle(counts):
-            edit.refuse(*obstacle)
-        elif reason := enlarge(edit, counts, torch.Generator().manual_seed(self.seed)):
-            edit.refuse("output", reason)
+        if (refusal := growth(edit.program).obstacle(counts)) or (
+            refusal := enlarge(edit, counts, torch.Generator().manual_seed(self.seed))
+        ):
+            edit.decline(refusal)
         elif not edit.changes:
             edit.refuse("output", "there is no unit to add to")
         return Effect.EXACT
@@ -113,7 +113,7 @@ class Widen(Rewrite):
             raise SpecError(f"{path} or another of these layers has a single output: widen one in a pass")
         _require_few(path, more)
         if refusal := copy(edit, path, more, torch.Generator().manual_seed(self.seed)):
-            edit.refuse(refusal.node, refusal.reason)
+            edit.decline(refusal)
 
 
 def _require_few(name: str, more: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fxsurgery.report.chart import WIDE, Axis, Tick, axis, dots, line, stairs
 from fxsurgery.report.formatting import change, count, enumerated, epochs, figure
-from fxsurgery.searchers.common.evolution import Candidate, Evolution
+from fxsurgery.searchers.common.trials import SearchRecord, Trial
 
 LEAST_ROOM, A_LETTER, A_BADGE = 7.0, 1.05, 4.0
 """Of the width, in per cent: that a mark gets, however short its text; that a letter takes, and a number."""
@@ -73,42 +73,42 @@ class Lineage:
     entries: tuple[Entry, ...]
 
 
-def lineage(evolution: Evolution, metric_name: str) -> Lineage | None:
+def lineage(record: SearchRecord, metric_name: str) -> Lineage | None:
     """The picture of the winner's line; `None` where nothing of it was trained."""
-    line_ = evolution.line(evolution.winner)
+    line_ = record.line(record.winner)
     if not line_[-1].epochs > 0:
         return None
     across = Axis(0.0, line_[-1].epochs)
-    marks = tuple(_marks(evolution.changes(evolution.winner), evolution, across))
+    marks = tuple(_marks(record.changes(record.winner), record, across))
     plots = (_metric(line_, metric_name, across), _size(line_, across))
     return Lineage(
         plots=tuple(plot for plot in plots if plot is not None),
         marks=marks,
         rows=max((mark.row + 1 for mark in marks), default=0),
         epochs=across.across(),
-        entries=tuple(_entries(line_, evolution)),
+        entries=tuple(_entries(line_, record)),
     )
 
 
-def _begun(candidate: Candidate, evolution: Evolution) -> float:
+def _begun(trial: Trial, record: SearchRecord) -> float:
     """Epochs that its line had trained when it was made."""
-    return 0.0 if candidate.parent is None else evolution.candidates[candidate.parent].epochs
+    return 0.0 if trial.parent is None else record.trials[trial.parent].epochs
 
 
-def _marks(changes: Sequence[Candidate], evolution: Evolution, across: Axis) -> Iterator[Mark]:
+def _marks(changes: Sequence[Trial], record: SearchRecord, across: Axis) -> Iterator[Mark]:
     """Each in the first row that has room for its text."""
     ends = list[float]()
-    for number, candidate in enumerate(changes, 1):
-        at = 100 * across.up(_begun(candidate, evolution))
-        room = max(LEAST_ROOM, A_BADGE + A_LETTER * len(candidate.operation))
+    for number, trial in enumerate(changes, 1):
+        at = 100 * across.up(_begun(trial, record))
+        room = max(LEAST_ROOM, A_BADGE + A_LETTER * len(trial.operation))
         flush = at + room > 100
         begins = max(at - room, 0.0) if flush else at
         row = next((i for i, end in enumerate(ends) if end <= begins), len(ends))
         ends[row : row + 1] = [begins + room]
-        yield Mark(number, candidate.operation, round(at, 2), round(100 - at if flush else at, 2), flush, row)
+        yield Mark(number, trial.operation, round(at, 2), round(100 - at if flush else at, 2), flush, row)
 
 
-def _metric(line_: Sequence[Candidate], metric_name: str, across: Axis) -> Plot | None:
+def _metric(line_: Sequence[Trial], metric_name: str, across: Axis) -> Plot | None:
     start = line_[0].score
     known = start if start is not None and math.isfinite(start) else None
     points = [(across.x(at), value) for c in line_ for at, value in c.scores if math.isfinite(value)]
@@ -129,11 +129,11 @@ def _metric(line_: Sequence[Candidate], metric_name: str, across: Axis) -> Plot 
     )
 
 
-def _size(line_: Sequence[Candidate], across: Axis) -> Plot:
+def _size(line_: Sequence[Trial], across: Axis) -> Plot:
     begun = [0.0, *(c.epochs for c in line_[:-1])]
-    points = [(across.x(at), float(c.params)) for at, c in zip(begun, line_, strict=True)]
+    points = [(across.x(at), float(c.costs["params"])) for at, c in zip(begun, line_, strict=True)]
     scale = axis([params for _, params in points], from_zero=True, may_be_log=True)
-    first, last = line_[0].params, line_[-1].params
+    first, last = line_[0].costs["params"], line_[-1].costs["params"]
     return Plot(
         title="Parameters",
         note=enumerated([*(["logarithmic"] if scale.logarithmic else []), f"{count(first)} to {count(last)}"]),
@@ -145,18 +145,18 @@ def _size(line_: Sequence[Candidate], across: Axis) -> Plot:
     )
 
 
-def _entries(line_: Sequence[Candidate], evolution: Evolution) -> Iterator[Entry]:
+def _entries(line_: Sequence[Trial], record: SearchRecord) -> Iterator[Entry]:
     """The start, each change, and the metric that each came to before the next."""
-    changed = {c.number for c in evolution.changes(line_[-1].number)}
+    changed = {c.number for c in record.changes(line_[-1].number)}
     stays = [i for i, c in enumerate(line_) if i == 0 or c.number in changed]
     for number, (i, following) in enumerate(zip(stays, [*stays[1:], len(line_)], strict=True)):
-        candidate, last = line_[i], line_[following - 1]
-        before = line_[i - 1].params if i else candidate.params
+        trial, last = line_[i], line_[following - 1]
+        before = line_[i - 1].costs["params"] if i else trial.costs["params"]
         yield Entry(
             number=str(number) if i else "",
-            epoch=epochs(_begun(candidate, evolution)),
-            operation=candidate.operation,
-            params=count(candidate.params),
-            change=change(before, candidate.params) if i else "",
+            epoch=epochs(_begun(trial, record)),
+            operation=trial.operation,
+            params=count(trial.costs["params"]),
+            change=change(before, trial.costs["params"]) if i else "",
             metric=figure(math.nan if last.score is None else last.score),
         )

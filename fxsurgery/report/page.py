@@ -4,10 +4,9 @@ import platform
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fxsurgery.deploy import LatencyReport
 from fxsurgery.errors import RunError
@@ -23,6 +22,9 @@ from fxsurgery.report.lineage_chart import lineage
 from fxsurgery.report.report_input import ReportInput
 from fxsurgery.report.scatter import scatter
 from fxsurgery.report.verdict import rows, sentence, tiles, title_of
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 OPEN_LAYERS = 60
 """Up to so many layers, all parts of the model are shown unfolded."""
@@ -87,7 +89,9 @@ def write(
     return path
 
 
-def _environment() -> Environment:
+def _environment() -> "Environment":
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 -- slow to import
+
     made = Environment(
         loader=PackageLoader("fxsurgery.report"),
         autoescape=True,
@@ -108,19 +112,19 @@ def _shown(value: object) -> object:
 
 def _evolved(told: ReportInput) -> dict[str, Any]:
     """What the page shows of an evolution."""
-    evolution = told.evolution
-    if evolution is None:
+    record = told.search
+    if record is None:
         return {"evolved": False}
     return {
         "evolved": True,
         "most_members": MOST_MEMBERS,
-        "lineage": lineage(evolution, told.metric_name),
-        "scatter": scatter(evolution, told.pareto, told.metric_name),
+        "lineage": lineage(record, told.metric_name),
+        "scatter": scatter(record, told.pareto, told.metric_name),
         "timed": any(member.latency_ms is not None for member in told.pareto),
-        "generations": generations(evolution),
-        "refusals": refusals(evolution),
-        "rejected": sum(evolution.rejected.values()),
-        "mishaps": mishaps(evolution),
+        "generations": generations(record),
+        "refusals": refusals(record),
+        "rejected": sum(record.rejected.values()),
+        "mishaps": mishaps(record),
     }
 
 

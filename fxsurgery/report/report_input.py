@@ -5,7 +5,8 @@ from typing import Any, Protocol
 
 from fxsurgery.budget import Cost
 from fxsurgery.program import Program
-from fxsurgery.searchers.common.evolution import Evolution, Member
+from fxsurgery.searchers.common.pareto import ParetoMember
+from fxsurgery.searchers.common.trials import SearchRecord
 
 
 class Pair(Protocol):
@@ -68,9 +69,9 @@ class ReportInput(Protocol):
         """What was asked for, plain JSON: `method`, `budget`, `settings` and the like; each may be missing."""
 
     @property
-    def evolution(self) -> Evolution | None:
-        """What an evolutionary search went through."""
+    def search(self) -> SearchRecord | None:
+        """The trials of a search that trained many networks."""
 
     @property
-    def pareto(self) -> tuple[Member, ...]:
+    def pareto(self) -> tuple[ParetoMember, ...]:
         """Its Pareto front, the cheapest first."""

@@ -4,11 +4,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from fxsurgery.budget import Metric
 from fxsurgery.report.chart import WIDE, Axis, Tick, axis, dots, line, stairs
 from fxsurgery.report.formatting import count, figure
-from fxsurgery.searchers.common.evolution import Evolution, Member
+from fxsurgery.searchers.common.pareto import ParetoMember
+from fxsurgery.searchers.common.trials import SearchRecord
 
-NAMES = {"params": "parameters", "macs": "MACs", "latency_ms": "latency, ms"}
+NAMES: Mapping[Metric, str] = {
+    "params": "parameters", "macs": "MACs", "peak_activation_bytes": "peak activation bytes",
+    "latency_ms": "latency, ms",
+}  # fmt: skip
 FLUSH_FROM = 70.0
 """Per cent from the left, from which on a text ends at its point instead of beginning there."""
 TOO_HIGH, TOO_LOW = 8.0, 92.0
@@ -44,6 +49,8 @@ class Place:
     latency: str
     """Empty where none was measured."""
     done: str
+    peak: str
+    """Peak activation bytes; empty where they were not asked for."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Scatter:
     """The chart and its table."""
 
     axis: str
-    """Of `Evolution`."""
+    """Of `SearchRecord`."""
     title: str
     note: str
     others: str
@@ -66,9 +73,9 @@ class Scatter:
     summary: str
 
 
-def scatter(evolution: Evolution, members: Sequence[Member], metric_name: str) -> Scatter | None:
+def scatter(record: SearchRecord, members: Sequence[ParetoMember], metric_name: str) -> Scatter | None:
     """The chart; `None` where nothing has both a metric and a cost."""
-    others, front = _others(evolution, members), _front(evolution, members)
+    others, front = _others(record, members), _front(record, members)
     every = [*others.values(), *front.values()]
     if not every:
         return None
@@ -76,62 +83,63 @@ def scatter(evolution: Evolution, members: Sequence[Member], metric_name: str) -
     scale = axis([metric for _, metric in every])
     boxed = [(across.x(cost), metric) for cost, metric in front.values()]
     return Scatter(
-        axis=evolution.axis,
-        title=f"Validation {metric_name} against {NAMES[evolution.axis]}",
-        note=f"{NAMES[evolution.axis]} are logarithmic" if across.logarithmic else "",
+        axis=record.axis,
+        title=f"Validation {metric_name} against {NAMES[record.axis]}",
+        note=f"{NAMES[record.axis]} are logarithmic" if across.logarithmic else "",
         others=dots([(across.x(cost), metric) for cost, metric in others.values()], scale),
         front=stairs(boxed, WIDE, scale) if boxed else "",
         members=dots(boxed, scale),
-        named=tuple(_named(evolution, members, {**front, **others}, across, scale)),
+        named=tuple(_named(record, members, {**front, **others}, across, scale)),
         ticks=scale.ticks(),
         across=across.across(),
-        places=tuple(_place(i, member, evolution) for i, member in enumerate(members)),
+        places=tuple(_place(i, member, record) for i, member in enumerate(members)),
         summary=f"{count(len(every))} networks, {count(len(front))} of them on the Pareto front",
     )
 
 
-def _others(evolution: Evolution, members: Sequence[Member]) -> dict[int, Point]:
+def _others(record: SearchRecord, members: Sequence[ParetoMember]) -> dict[int, Point]:
     """Cost and score of what was trained to an end, by number; what is on the front just so, aside."""
-    known = {(m.candidate.number, m.candidate.epochs) for m in members}
+    known = {(m.trial.number, m.trial.epochs) for m in members}
     found = dict[int, Point]()
-    for candidate in evolution.candidates:
-        cost = getattr(candidate, evolution.axis)
-        score = candidate.score
-        is_known = (candidate.number, candidate.epochs) in known
+    for trial in record.trials:
+        cost = trial.cost(record.axis)
+        score = trial.score
+        is_known = (trial.number, trial.epochs) in known
         if not is_known and cost is not None and score is not None and math.isfinite(score):
-            found[candidate.number] = (cost, score)
+            found[trial.number] = (cost, score)
     return found
 
 
-def _front(evolution: Evolution, members: Sequence[Member]) -> dict[int, Point]:
-    costs = {m.candidate.number: (m.along(evolution.axis), m.metric) for m in members}
+def _front(record: SearchRecord, members: Sequence[ParetoMember]) -> dict[int, Point]:
+    costs = {m.trial.number: (m.along(record.axis), m.metric) for m in members}
     return {n: (cost, metric) for n, (cost, metric) in costs.items() if cost is not None and math.isfinite(metric)}
 
 
 def _named(
-    evolution: Evolution, members: Sequence[Member], points: Mapping[int, Point], across: Axis, scale: Axis
+    record: SearchRecord, members: Sequence[ParetoMember], points: Mapping[int, Point], across: Axis, scale: Axis
 ) -> Iterator[Named]:
     """The start, its name under it, and the winner, its name away from the front, while there is room."""
-    for name, number in (("start", 0), ("winner", evolution.winner)):
+    for name, number in (("start", 0), ("winner", record.winner)):
         if number not in points:
             continue
         cost, metric = points[number]
         left, top = 100 * across.up(cost), 100 * (1 - scale.up(metric))
         flush = left > FLUSH_FROM
         path = line([(across.x(cost), metric)], scale) + "h0"
-        is_on_front = any(evolution.is_winner(m.candidate) for m in members)
+        is_on_front = any(record.is_winner(m.trial) for m in members)
         below = top < TOO_HIGH or (not (name == "winner" and is_on_front) and top < TOO_LOW)
         yield Named(name, name, path, round(100 - left if flush else left, 2), round(top, 2), flush, below)
 
 
-def _place(number: int, member: Member, evolution: Evolution) -> Place:
-    candidate = member.candidate
+def _place(number: int, member: ParetoMember, record: SearchRecord) -> Place:
+    trial = member.trial
     return Place(
         number=number,
-        chosen=evolution.is_winner(candidate),
+        chosen=record.is_winner(trial),
         metric=figure(member.metric),
-        params=count(candidate.params),
-        macs=count(candidate.macs),
+        params=count(trial.costs["params"]),
+        macs=count(trial.costs["macs"]),
         latency="" if member.latency_ms is None else figure(member.latency_ms, 3),
-        done=evolution.done(candidate.number),
+        done=record.done(trial.number),
+        peak="" if (peak := trial.cost("peak_activation_bytes")) is None else count(peak),
     )

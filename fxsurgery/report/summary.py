@@ -5,7 +5,8 @@ import math
 from fxsurgery.printable import lines
 from fxsurgery.report.formatting import epochs, figure
 from fxsurgery.report.report_input import ReportInput
-from fxsurgery.searchers.common.evolution import Evolution, Member
+from fxsurgery.searchers.common.pareto import ParetoMember
+from fxsurgery.searchers.common.trials import SearchRecord
 
 MOST_SHOWN = 8
 """Members of a front."""
@@ -42,40 +43,40 @@ def _costs(told: ReportInput) -> list[tuple[str, float, float, str]]:
 
 def _evolved(told: ReportInput) -> list[str]:
     """How much of what might be spent was spent, and the Pareto front; nothing where there was no evolution."""
-    evolution = told.evolution
-    if evolution is None:
+    record = told.search
+    if record is None:
         return []
-    networks = f"{evolution.trained:,} network{'s' if evolution.trained > 1 else ''}"
-    of = "" if evolution.allowed is None else f" of {epochs(evolution.allowed)}"
-    spent = f"evolved: {networks} trained, {epochs(evolution.spent)}{of} epochs spent"
-    return [spent, *_front(told.pareto, evolution, told.metric_name)]
+    networks = f"{record.trained:,} network{'s' if record.trained > 1 else ''}"
+    of = "" if record.allowed is None else f" of {epochs(record.allowed)}"
+    spent = f"evolved: {networks} trained, {epochs(record.spent)}{of} epochs spent"
+    return [spent, *_front(told.pareto, record, told.metric_name)]
 
 
-def _front(members: tuple[Member, ...], evolution: Evolution, metric_name: str) -> list[str]:
+def _front(members: tuple[ParetoMember, ...], record: SearchRecord, metric_name: str) -> list[str]:
     if not members:
         return []
-    winner = next((i for i, m in enumerate(members) if evolution.is_winner(m.candidate)), None)
+    winner = next((i for i, m in enumerate(members) if record.is_winner(m.trial)), None)
     kept = _shown(len(members), winner)
     star = "" if winner is None else " (* the winner)"
     head = f"{'Pareto front':<13}{metric_name:>16}{'parameters':>14}{'MACs':>16}  what was done{star}"
-    table = [head, *(_line(i, members[i], evolution, chosen=i == winner) for i in kept)]
+    table = [head, *(_line(i, members[i], record, chosen=i == winner) for i in kept)]
     left = len(members) - len(kept)
     return [*table, *([f"   and {left} more: result.pareto"] if left else [])]
 
 
-def _line(number: int, member: Member, evolution: Evolution, *, chosen: bool) -> str:
-    candidate = member.candidate
-    costs = f"{candidate.params:>14,}{candidate.macs:>16,}"
+def _line(number: int, member: ParetoMember, record: SearchRecord, *, chosen: bool) -> str:
+    trial = member.trial
+    costs = f"{trial.costs['params']:>14,}{trial.costs['macs']:>16,}"
     mark = " *" if chosen else ""
-    return f"{f'{number}{mark}':>6}{figure(member.metric):>23}{costs}  {_done(evolution, candidate.number)}"
+    return f"{f'{number}{mark}':>6}{figure(member.metric):>23}{costs}  {_done(record, trial.number)}"
 
 
-def _done(evolution: Evolution, number: int) -> str:
+def _done(record: SearchRecord, number: int) -> str:
     """What was done, its end left out where there is a lot of it."""
-    text = evolution.done(number)
+    text = record.done(number)
     if len(text) <= MOST_TEXT:
         return text
-    return f"{text[:MOST_TEXT].rpartition(', ')[0]}, ... ({len(evolution.changes(number))} changes)"
+    return f"{text[:MOST_TEXT].rpartition(', ')[0]}, ... ({len(record.changes(number))} changes)"
 
 
 def _shown(many: int, winner: int | None) -> list[int]:

@@ -41,7 +41,7 @@ class Tile:
 def title_of(told: ReportInput) -> str:
     """What the page is about."""
     model = told.asked.get("model")
-    became = "evolved" if told.evolution is not None else "rebuilt" if _grew(told) else "made smaller"
+    became = "evolved" if told.search is not None else "rebuilt" if _grew(told) else "made smaller"
     return f"{model}, {became}" if model else f"A model {became}"
 
 
@@ -50,8 +50,8 @@ def sentence(told: ReportInput) -> str:
     before, after = cost(told.original), cost(told.program)
     macs, params = percent(after.macs, before.macs), percent(after.params, before.params)
     left = f"{macs} of the MACs and {params} of the parameters are left"
-    if told.evolution is not None or _grew(told):
-        what, whose = ("the winner", "the start") if told.evolution is not None else ("the model", "the original")
+    if told.search is not None or _grew(told):
+        what, whose = ("the winner", "the start") if told.search is not None else ("the model", "the original")
         left = f"{what} takes {macs} of the MACs and {params} of the parameters of {whose}"
     begun = _begun(told)
     return f"{_upper(f'{begun}: {left}' if begun else left)}{_scored(told)}."
@@ -63,10 +63,10 @@ def _begun(told: ReportInput) -> str:
     who, wanted = TITLES.get(method, method), budget(told.asked.get("budget"))
     asked = f"{who} was asked for {wanted}" if who else f"Asked for {wanted}"
     begun = asked if wanted else who
-    if (evolution := told.evolution) is not None:
-        of = "" if evolution.allowed is None else f" of {epochs(evolution.allowed)}"
-        networks = f"{count(evolution.trained)} network{'s' if evolution.trained > 1 else ''}"
-        spent = f"spent {epochs(evolution.spent)}{of} epochs on {networks}"
+    if (record := told.search) is not None:
+        of = "" if record.allowed is None else f" of {epochs(record.allowed)}"
+        networks = f"{count(record.trained)} network{'s' if record.trained > 1 else ''}"
+        spent = f"spent {epochs(record.spent)}{of} epochs on {networks}"
         begun = f"{begun} and {spent}" if wanted else f"{begun} {spent}".strip()
     if told.asked.get("data_free"):
         begun = f"without data, {begun}" if begun else "without data"

@@ -25,11 +25,13 @@ from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 from fxsurgery.analysis.blocks import dims_of, sum_operands
 from fxsurgery.analysis.cached import fact
 from fxsurgery.analysis.gating import GATES, GatePlan, float_tensor, gate_plan
-from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.structure import Structure, structure
-from fxsurgery.analysis.union_find import Ids
 from fxsurgery.edit import Editor
+from fxsurgery.match import Refusal
 from fxsurgery.nn.gates import GateApply, GateVector
+from fxsurgery.ops.labels import Labels
+from fxsurgery.ops.layers import CONVOLUTION
+from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
 from fxsurgery.rewriting.gate_insertion import insert_gates
 
@@ -151,11 +153,11 @@ def branches(program: Program) -> Branches:
     found, refused = list[Branch](), dict[str, str]()
     for operand, (layer, _) in zip(operands, layers, strict=True):
         ids = _along(facts, operand)
-        reasons = [private.obstacle(unit, layer) for unit in ids.tolist()]
-        if all(reasons):
-            refused[operand.name] = str(reasons[0])
+        refusals = [private.obstacle(unit, layer) for unit in ids.tolist()]
+        if all(refusals):
+            refused[operand.name] = str(refusals[0])
         else:
-            found.append(Branch(operand, np.where([r is None for r in reasons], ids, 0)))
+            found.append(Branch(operand, np.where([r is None for r in refusals], ids, 0)))
     return Branches(tuple(found), refused, private.own, _streams(program, found))
 
 
@@ -173,17 +175,17 @@ class _Private:
             for unit in set(contraction.ids.tolist()):
                 self._readers.setdefault(unit, set()).add(contraction.node)
 
-    def obstacle(self, unit: int, layer: str) -> str | None:
+    def obstacle(self, unit: int, layer: str) -> Refusal | None:
         """Why a unit that `layer` reads is not private; `None` if it is."""
         if unit == 0:
-            return "its channels cannot be removed from what makes them"
+            return Refusal(layer, "its channels cannot be removed from what makes them")
         if unit in self._streamed:
-            return "it carries on the stream, which keeps its width"
+            return Refusal(layer, "it carries on the stream, which keeps its width")
         if others := self._readers.get(unit, set()) - {layer}:
-            return f"its channels are read by %{min(others)} as well"
+            return Refusal(layer, f"its channels are read by %{min(others)} as well")
         if unit in self._facts.inexact or unit in self._facts.ungateable:
-            return "something runs over its channels: a norm, a mean, a softmax"
-        return None if unit in self._held else "no layer makes its channels"
+            return Refusal(layer, "something runs over its channels: a norm, a mean, a softmax")
+        return None if unit in self._held else Refusal(layer, "no layer makes its channels")
 
 
 def scatter(edit: Editor, operand: Operand, kept: Sequence[int]) -> None:
@@ -207,7 +209,7 @@ def scatter(edit: Editor, operand: Operand, kept: Sequence[int]) -> None:
 def _operands(program: Program) -> Iterator[Operand]:
     """The operands of every sum of two tensors of one shape."""
     for node in program.nodes:
-        for read in sum_operands(node) or ():
+        for read in sum_operands(program, node) or ():
             shape = dims_of(program, read)
             if shape != dims_of(program, node) or (dim := _channel_dim(program, read)) is None:
                 continue
@@ -260,7 +262,7 @@ def _dense(program: Program, operand: Operand, like: torch.Tensor | None) -> nn.
     """A layer that mixes the channels of an operand, for an analysis that runs nothing."""
     shape = dims_of(program, operand.source)
     width = shape[operand.dim]
-    kind = nn.Linear if operand.dim == len(shape) - 1 else (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(shape) - 3]
+    kind = nn.Linear if operand.dim == len(shape) - 1 else CONVOLUTION[len(shape)]
     options = {} if kind is nn.Linear else {"kernel_size": 1}
     layer: nn.Module = nn.utils.skip_init(kind, width, width, bias=False, **options)  # type: ignore[no-untyped-call]
     return layer if like is None else layer.to(like.device, like.dtype)

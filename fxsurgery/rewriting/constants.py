@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fxsurgery.analysis.activations import read_entering
 from fxsurgery.analysis.gating import GateSite, gate_plan
-from fxsurgery.analysis.refit import NORMS, refit, scale_name
+from fxsurgery.analysis.refit import refit, scale_name
 from fxsurgery.analysis.structure import Mask, structure
 from fxsurgery.edit import Editor
 from fxsurgery.program import Program
@@ -72,7 +72,8 @@ def _first_norms(program: Program, producing: set[str]) -> set[fx.Node]:
     found, open_ways = set[fx.Node](), set[fx.Node]()
     for node in program.nodes:
         entered = any(i in open_ways for i in node.all_input_nodes)
-        is_norm = node.op == "call_module" and isinstance(program.module(node), NORMS)
+        operator = program.operator(node)
+        is_norm = node.op == "call_module" and operator is not None and operator.statistics is not None
         if is_norm and entered:
             found.add(node)
         elif node.name in producing or (entered and not is_norm):

@@ -15,23 +15,17 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fxsurgery.analysis.cached import fact
-from fxsurgery.analysis.gating import MIXING_FUNCTIONS
-from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.refit import is_computed, is_weight_normed
-from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.structure import Counts, Structure, structure
-from fxsurgery.analysis.union_find import Ids
 from fxsurgery.edit import Editor
 from fxsurgery.errors import first_line
+from fxsurgery.match import Refusal
+from fxsurgery.ops.labels import Labels
+from fxsurgery.ops.operator import Kind
+from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
+from fxsurgery.proof import RUN_ERRORS
 from fxsurgery.rewriting.resize import Shares, places, resize
-from fxsurgery.surgery import RUN_ERRORS
-
-NORMS = {"layer_norm", "rms_norm", "group_norm"}
-PRODUCTS = {"addmm": 2, "mm": 1, "matmul": 1}
-"""Functions that sum over dim 0 of a matrix, and the place of it among their arguments."""
-NORM_MODULES = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
-
 
 _COUNTED = "it would count every copy of a unit"
 _SUMMED = "a sum, a softmax or a recurrent layer over the units would count every copy of one"
@@ -48,14 +42,14 @@ class Growth:
     together: tuple[tuple[str, Ids], ...]
     """Nodes whose norm runs over these units: all are copied equally often, or none is."""
 
-    def obstacle(self, counts: Counts) -> tuple[str, str] | None:
+    def obstacle(self, counts: Counts) -> Refusal | None:
         """The node that stands in the way of so many copies, and why; `None` if nothing does."""
         for unit in np.flatnonzero(counts > 1).tolist():
             if unit in self.blocked:
-                return self.blocked[unit] or "output", _COUNTED if self.blocked[unit] else _SUMMED
+                return Refusal(self.blocked[unit] or "output", _COUNTED if self.blocked[unit] else _SUMMED)
         for node, ids in self.together:
             if len(set(counts[ids].tolist())) > 1:
-                return node, "its norm runs over units that are not all copied equally often"
+                return Refusal(node, "its norm runs over units that are not all copied equally often")
         return None
 
 
@@ -91,7 +85,7 @@ def growth(program: Program) -> Growth:
     return Growth(contracted, blocked, tuple(together))
 
 
-def enlarge(edit: Editor, counts: Counts, generator: torch.Generator) -> str | None:
+def enlarge(edit: Editor, counts: Counts, generator: torch.Generator) -> Refusal | None:
     """Copy units until there are as many of each as `counts` says; outputs stay as they are.
 
     Args:
@@ -103,13 +97,13 @@ def enlarge(edit: Editor, counts: Counts, generator: torch.Generator) -> str | N
         Why it cannot be, with nothing edited: the copies would end up in another order than their consumers'
         weights, since the program lays units out in several ways at once. `None` when it is done.
     """
-    if reason := mixed_up(edit.program, counts):
-        return reason
+    if refusal := mixed_up(edit.program, counts):
+        return refusal
     resize(edit, structure(edit.program), counts, _shares(edit.program, counts, generator))
     return None
 
 
-def mixed_up(program: Program, counts: Counts) -> str | None:
+def mixed_up(program: Program, counts: Counts) -> Refusal | None:
     """Why so many copies of the units would end up in another order than their consumers' weights; `None` if not."""
     facts = structure(program)
     if _stand_in_rows(facts, counts):
@@ -118,9 +112,11 @@ def mixed_up(program: Program, counts: Counts) -> str | None:
         try:
             after = structure(trial.finish("trial"))
         except RUN_ERRORS as error:
-            return f"the wider model would not run: {first_line(error)}"
+            return Refusal("output", f"the wider model would not run: {first_line(error)}")
         if not _kept_apart(program, after, counts):
-            return "the copies of different channels would be mixed up: they meet in more than one order"
+            return Refusal(
+                "output", "the copies of different channels would be mixed up: they meet in more than one order"
+            )
     return None
 
 
@@ -130,12 +126,14 @@ def _weight(program: Program, node: fx.Node, facts: Structure) -> tuple[nn.Param
         return None, 0
     if node.op == "call_module":
         return _own_weight(program.module(node))
-    place, dim = (1, 1) if node.target in MIXING_FUNCTIONS else (PRODUCTS.get(target_name(node), -1), 0)
-    weight = node.args[place] if 0 <= place < len(node.args) else node.kwargs.get("weight")
-    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+    operator = program.operator(node)
+    if operator is None or operator.kind is not Kind.CONTRACTION or (place := operator.weight) is None:
+        return None
+    weight = place.argument.of_node(node)
+    if place.inputs is None or not isinstance(weight, fx.Node) or weight.op != "get_attr":
         return None
     found = program.attribute(str(weight.target))
-    return (found, dim) if isinstance(found, nn.Parameter) else None
+    return (found, place.inputs) if isinstance(found, nn.Parameter) else None
 
 
 def _own_weight(module: nn.Module) -> tuple[nn.Parameter, int] | None:
@@ -165,9 +163,8 @@ def _entering(facts: Structure, node: fx.Node) -> list[Labels]:
 
 
 def _is_norm(program: Program, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return isinstance(program.module(node), NORM_MODULES)
-    return target_name(node) in NORMS
+    operator = program.operator(node)
+    return operator is not None and operator.statistics in {"group", "trailing"}
 
 
 def _shares(program: Program, counts: Counts, generator: torch.Generator) -> Shares:

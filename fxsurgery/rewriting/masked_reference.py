@@ -15,13 +15,13 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
-from fxsurgery.analysis.labels import Labels
 from fxsurgery.analysis.refit import refit
 from fxsurgery.analysis.structure import Mask, Structure
-from fxsurgery.analysis.union_find import Ids
 from fxsurgery.inputs import Inputs
+from fxsurgery.ops.labels import Labels
+from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
-from fxsurgery.rewriting.size_args import After
+from fxsurgery.rewriting.surviving_sizes import After
 
 
 def silence(program: Program, facts: Structure, keep: Mask) -> Callable[[Program, Inputs], list[Tensor]]:
@@ -102,7 +102,11 @@ class _Silenced(fx.Interpreter):
 
     def _each(self, node: fx.Node, value: Any, change: Callable[[Tensor, dict[int, Ids]], Tensor]) -> Any:
         """`change` every tensor of a value along its labelled dims that lose something."""
-        known, leaves = self._facts.values[node.name], pytree.tree_leaves(value)
+        known = self._facts.values[node.name]
+        if isinstance(value, Tensor) and isinstance(known, Labels):
+            losing = self._losing(value, known, change)
+            return change(value, losing) if losing else value
+        leaves = pytree.tree_leaves(value)
         labels = pytree.tree_leaves(known, is_leaf=_is_labels)
         if len(labels) != len(leaves):
             return value

@@ -15,8 +15,8 @@ from fxsurgery.analysis.structure import ChannelGroup, structure
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SurgeryError, first_line
 from fxsurgery.program import Program
+from fxsurgery.proof import RUN_ERRORS
 from fxsurgery.rewriting.resize import resize
-from fxsurgery.surgery import RUN_ERRORS
 
 
 @fact

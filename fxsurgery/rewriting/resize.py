@@ -12,15 +12,17 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _NormBase
 
-from fxsurgery.analysis.labels import Labels
-from fxsurgery.analysis.refit import Sizes, is_weight_normed, refit
+from fxsurgery.analysis.refit import is_weight_normed, refit
 from fxsurgery.analysis.structure import Counts, Structure, stays
-from fxsurgery.analysis.union_find import Ids
 from fxsurgery.edit import Editor
 from fxsurgery.errors import StructureError
 from fxsurgery.lineage import Origin
+from fxsurgery.ops import registry
+from fxsurgery.ops.labels import Labels
+from fxsurgery.ops.module_sizes import Sizes
+from fxsurgery.ops.movement import UNFLATTEN
+from fxsurgery.ops.union_find import Ids
 from fxsurgery.rewriting.size_args import rewrite_arguments
 
 Shares = Mapping[str, tuple[int, Tensor]]
@@ -127,7 +129,8 @@ def _by_module(paths: Mapping[str, fx.Node], sliced: Mapping[str, Tensor]) -> di
 
 def _states_sizes(module: nn.Module, node: fx.Node, facts: Structure) -> bool:
     """Whether a module may hold sizes that its tensors do not tell."""
-    told = isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _NormBase, nn.Unflatten))
+    operator = registry.of_module(module)
+    told = operator is not None and (operator.statistics is not None or operator is UNFLATTEN)
     return told or node.name in facts.group_width or is_weight_normed(module)
 
 
@@ -139,8 +142,9 @@ def _sizes(facts: Structure, node: fx.Node, module: nn.Module, keep: Counts) -> 
     if isinstance(module, nn.Unflatten):
         return _unflattened(module, facts, facts.values[node.name], keep)
     by_dim = {d: ids for d, ids in facts.along(entering).items() if not stays(keep, ids)}
-    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-        first = len(entering.shape) - len(module.normalized_shape)
+    statistics = None if (operator := registry.of_module(module)) is None else operator.statistics
+    if statistics == "trailing":
+        first = len(entering.shape) - len(module.normalized_shape)  # type: ignore[arg-type]
         if any(d >= first for d in by_dim):
             shape = [int(keep[by_dim[d]].sum()) if d in by_dim else n for d, n in enumerate(entering.shape)]
             return Sizes(normalized=tuple(shape[first:]))
@@ -150,7 +154,7 @@ def _sizes(facts: Structure, node: fx.Node, module: nn.Module, keep: Counts) -> 
         return Sizes(groups=_groups(facts, node, by_dim, keep), rows=left)
     if 1 not in by_dim:
         return Sizes()
-    channels = int(keep[by_dim[1]].sum()) if isinstance(module, (nn.GroupNorm, _NormBase)) else None
+    channels = int(keep[by_dim[1]].sum()) if statistics in {"channel", "instance", "group"} else None
     return Sizes(groups=_groups(facts, node, by_dim, keep), channels=channels)
 
 

@@ -19,10 +19,12 @@ from fxsurgery.analysis.cached import fact
 from fxsurgery.analysis.refit import refit
 from fxsurgery.analysis.shared_modules import fixed
 from fxsurgery.analysis.spatial_maps import Axis, Map
-from fxsurgery.edit import Editor, Refusal
+from fxsurgery.edit import Editor
 from fxsurgery.lineage import Origin
+from fxsurgery.match import Refusal
 from fxsurgery.program import Program
-from fxsurgery.rewriting.downstream import Change, can_follow, follow
+from fxsurgery.rewriting.changes import Change
+from fxsurgery.rewriting.downstream import can_follow, follow
 
 
 @fact

@@ -13,69 +13,28 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxsurgery.analysis.labels import Labels
-from fxsurgery.analysis.shapes import is_rewritten, target_name
-from fxsurgery.analysis.size_expressions import counts, extents
+from fxsurgery.analysis.shapes import is_rewritten, sizes_of
 from fxsurgery.analysis.structure import Counts, Structure
 from fxsurgery.edit import Editor
+from fxsurgery.ops.facets import Argument, SizeRule
+from fxsurgery.ops.labels import Labels
+from fxsurgery.rewriting.surviving_sizes import After
 
 
 def rewrite_arguments(edit: Editor, facts: Structure, keep: Counts) -> None:
     """Bring every size among the arguments of the program's nodes up to date."""
     after = After(facts, keep)
     for node in edit.program.nodes:
-        rewrite = _REWRITES.get(target_name(node)) if is_rewritten(node) else None
-        if rewrite is None or not isinstance(source := node.args[0], fx.Node):
+        sizes = sizes_of(node) if is_rewritten(node) else None
+        if sizes is None or not isinstance(source := node.args[0], fx.Node):
             continue
         entering = facts.values[source.name]
         if isinstance(entering, Labels):
-            site = _Site(edit, after, node, entering, facts.values[node.name])
-            rewrite(site)
+            site = _Site(edit, after, node, sizes.arguments, entering, facts.values[node.name])
+            _REWRITES[sizes.rule](site)
             for number in node.all_input_nodes:
                 if number not in site.settled and after.is_stale(number):
                     edit.fix_number(node, number, facts.values[number.name])
-
-
-@dataclass
-class After:
-    """The sizes after the change: of tensors, and of the numbers that are computed from them."""
-
-    facts: Structure
-    keep: Counts
-    _known: dict[fx.Node, Any] = field(default_factory=dict)
-
-    def size(self, labels: Labels, dim: int) -> int:
-        """The surviving size of a dim."""
-        ids = self.facts.along(labels).get(dim)
-        return labels.shape[dim] if ids is None else int(self.keep[ids].sum())
-
-    def number(self, node: fx.Node) -> Any:
-        """What a node that gives a number will give in the resized program."""
-        if node.name not in self.facts.numbers:
-            return self.facts.values[node.name]
-        if node not in self._known:
-            self._known[node] = self._worked_out(node)
-        return self._known[node]
-
-    def _worked_out(self, node: fx.Node) -> Any:
-        source = node.args[0] if node.args else None
-        labels = self.facts.values.get(source.name) if isinstance(source, fx.Node) else None
-        if counts(node) and isinstance(labels, Labels):
-            return extents(node, tuple(self.size(labels, d) for d in range(len(labels.shape))))
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.number)
-        if node.op == "call_function" and callable(node.target):
-            return node.target(*args, **kwargs)
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-
-    def is_stale(self, node: fx.Node) -> bool:
-        """Whether a single number will change."""
-        if not isinstance(self.facts.values[node.name], int) or node.name not in self.facts.numbers:
-            return False
-        return bool(self.number(node) != self.facts.values[node.name])
-
-    def holds_batch(self, node: fx.Node) -> bool:
-        """Whether a number may depend on the batch: some dim 0 is behind it."""
-        return any(0 in dims for _, dims in self.facts.numbers.get(node.name, ()))
 
 
 @dataclass
@@ -85,6 +44,8 @@ class _Site:
     edit: Editor
     after: After
     node: fx.Node
+    declared: Sequence[Argument]
+    """Those that hold sizes, as `SizeRule` lists them."""
     entering: Labels
     leaving: Any
     settled: set[fx.Node] = field(default_factory=set)
@@ -98,15 +59,13 @@ class _Site:
         """Whether a dim loses anything."""
         return self.size(labels, dim) != labels.shape[dim]
 
-    def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument of the node, given by position or name."""
-        if len(self.node.args) > position:
-            return self.node.args[position]
-        return self.node.kwargs.get(name, default)
+    def argument(self, place: int) -> Any:
+        """The value of a declared argument."""
+        return self.declared[place].of_node(self.node)
 
-    def put(self, position: int, name: str, value: Any) -> None:
-        """Change an argument where it was given, or give it by name."""
-        self.edit.set_argument(self.node, position if len(self.node.args) > position else name, value)
+    def put(self, place: int, value: Any) -> None:
+        """Change a declared argument where it was given, or give it by name."""
+        self.edit.set_argument(self.node, self.declared[place].key(self.node), value)
 
     def number(self, value: Any, default: int) -> int:
         """A bound of a slice: a constant, a number that the graph computed, or absent."""
@@ -140,7 +99,7 @@ class _Site:
 def _shape(site: _Site) -> None:
     """`view`, `reshape`, `expand`: sizes as one sequence or one by one."""
     listed = len(site.node.args) > 1 and isinstance(site.node.args[1], (list, tuple))
-    named = next((k for k in ("shape", "size") if k in site.node.kwargs), None)
+    named = next((k for k in site.declared[0].names if k in site.node.kwargs), None)
     sizes: Any = site.node.kwargs[named] if named else site.node.args[1] if listed else site.node.args[1:]
     if isinstance(sizes, fx.Node) or (
         len(sizes) == 1 and isinstance(sizes[0], fx.Node) and len(site.leaving.shape) > 1
@@ -172,7 +131,7 @@ def _whole_shape(site: _Site, shape: fx.Node) -> None:
 
 def _pieces(site: _Site) -> None:
     """`chunk` and `split` of a labelled dim: into the surviving part of each piece."""
-    dim = site.argument(2, "dim", 0) % len(site.entering.shape)
+    dim = site.argument(1) % len(site.entering.shape)
     if site.shrinks(site.entering, dim):
         sizes = [site.size(piece, dim) for piece in site.leaving]
         site.settled.update(site.node.all_input_nodes[1:])
@@ -223,24 +182,24 @@ def _moved_item(site: _Site, dim: int, item: Any) -> Any:
 
 
 def _narrow(site: _Site) -> None:
-    dim = site.argument(1, "dim") % len(site.entering.shape)
+    dim = site.argument(0) % len(site.entering.shape)
     if site.shrinks(site.entering, dim):
-        start = site.number(site.argument(2, "start"), 0) % site.entering.shape[dim]
-        stop = start + site.number(site.argument(3, "length"), 0)
+        start = site.number(site.argument(1), 0) % site.entering.shape[dim]
+        stop = start + site.number(site.argument(2), 0)
         low, high = site.surviving(dim, start), site.surviving(dim, stop)
         site.edit.retarget(site.node, torch.narrow, (site.node.args[0], dim, low, high - low))
 
 
 def _select(site: _Site) -> None:
-    dim = site.argument(1, "dim") % len(site.entering.shape)
+    dim = site.argument(0) % len(site.entering.shape)
     if site.shrinks(site.entering, dim):
-        index = site.surviving(dim, site.number(site.argument(2, "index"), 0))
+        index = site.surviving(dim, site.number(site.argument(1), 0))
         site.edit.retarget(site.node, torch.select, (site.node.args[0], dim, index))
 
 
 def _unflatten(site: _Site) -> None:
-    dim = site.argument(1, "dim") % len(site.entering.shape)
-    sizes: Sequence[Any] = site.argument(2, "sizes", site.node.kwargs.get("unflattened_size"))
+    dim = site.argument(0) % len(site.entering.shape)
+    sizes: Sequence[Any] = site.argument(1)
     new = [site.sized(size, site.leaving, dim + n) for n, size in enumerate(sizes)]
     if new != list(sizes):
         site.edit.retarget(site.node, torch.unflatten, (site.node.args[0], dim, new))
@@ -248,7 +207,7 @@ def _unflatten(site: _Site) -> None:
 
 def _pad(site: _Site) -> None:
     """Padded channels are entries like any other: count the surviving ones at each end."""
-    amounts = list(site.argument(1, "pad"))
+    amounts = list(site.argument(0))
     ndim = len(site.entering.shape)
     for dim, ids in site.after.facts.along(site.leaving).items():
         start = 2 * (ndim - 1 - dim)
@@ -256,50 +215,46 @@ def _pad(site: _Site) -> None:
             low, high = amounts[start], amounts[start + 1]
             amounts[start] = int(site.after.keep[ids[:low]].sum())
             amounts[start + 1] = int(site.after.keep[ids[len(ids) - high :]].sum())
-    if amounts != list(site.argument(1, "pad")):
-        site.put(1, "pad", amounts)
+    if amounts != list(site.argument(0)):
+        site.put(0, amounts)
 
 
 def _normalized(site: _Site) -> None:
     """`layer_norm(x, shape)`: the trailing dims."""
-    shape: Sequence[Any] = site.argument(1, "normalized_shape")
+    shape: Sequence[Any] = site.argument(0)
     first = len(site.entering.shape) - len(shape)
     new = [site.sized(size, site.entering, first + n) for n, size in enumerate(shape)]
     if new != list(shape):
-        site.put(1, "normalized_shape", new)
+        site.put(0, new)
 
 
-def _grouped(position: int, name: str) -> Callable[[_Site], None]:
+def _grouped(site: _Site) -> None:
     """A conv or norm in groups that loses whole ones."""
-
-    def rewrite(site: _Site) -> None:
-        width = site.after.facts.group_width.get(site.node.name)
-        if width is not None and site.shrinks(site.entering, 1):
-            groups = site.argument(position, name)
-            if isinstance(groups, fx.Node):
-                site.settled.add(groups)
-            site.put(position, name, site.size(site.entering, 1) // width)
-
-    return rewrite
+    width = site.after.facts.group_width.get(site.node.name)
+    if width is not None and site.shrinks(site.entering, 1):
+        groups = site.argument(0)
+        if isinstance(groups, fx.Node):
+            site.settled.add(groups)
+        site.put(0, site.size(site.entering, 1) // width)
 
 
 def _attention(site: _Site) -> None:
     """The scale 1 / sqrt(width of the queries) stays what it was."""
     last = len(site.entering.shape) - 1
-    if site.shrinks(site.entering, last) and site.argument(6, "scale") is None:
+    if site.shrinks(site.entering, last) and site.argument(0) is None:
         site.edit.set_argument(site.node, "scale", 1.0 / math.sqrt(site.entering.shape[last]))
 
 
 def _roll(site: _Site) -> None:
     """Entries that come round the end: as many as survive of them."""
-    shifts, dims = site.argument(1, "shifts"), site.argument(2, "dims")
+    shifts, dims = site.argument(0), site.argument(1)
     if dims is None:
         return
     several = isinstance(dims, (list, tuple))
     pairs = zip(shifts, dims, strict=True) if several else [(shifts, dims)]
     new = [_shift(site, shift, dim % len(site.entering.shape)) for shift, dim in pairs]
     if new != (list(shifts) if several else [shifts]):
-        site.put(1, "shifts", tuple(new) if several else new[0])
+        site.put(0, tuple(new) if several else new[0])
 
 
 def _shift(site: _Site, shift: Any, dim: int) -> Any:
@@ -309,21 +264,16 @@ def _shift(site: _Site, shift: Any, dim: int) -> Any:
     return site.size(site.entering, dim) - site.surviving(dim, size - site.number(shift, 0) % size)
 
 
-_REWRITES: dict[str, Callable[[_Site], None]] = {
-    **dict.fromkeys(("view", "reshape", "expand", "broadcast_to"), _shape),
-    **dict.fromkeys(
-        ("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split"),
-        _pieces,
-    ),
-    **dict.fromkeys(("getitem", "setitem"), _index),
-    "narrow": _narrow,
-    "select": _select,
-    "unflatten": _unflatten,
-    "pad": _pad,
-    **dict.fromkeys(("layer_norm", "rms_norm"), _normalized),
-    "group_norm": _grouped(1, "num_groups"),
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _grouped(6, "groups")),
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _grouped(6, "groups")),
-    "scaled_dot_product_attention": _attention,
-    "roll": _roll,
+_REWRITES: dict[SizeRule, Callable[[_Site], None]] = {
+    SizeRule.SHAPE: _shape,
+    SizeRule.PIECES: _pieces,
+    SizeRule.INDEX: _index,
+    SizeRule.RANGE: _narrow,
+    SizeRule.ENTRY: _select,
+    SizeRule.UNFLATTENED: _unflatten,
+    SizeRule.PADDING: _pad,
+    SizeRule.NORMALIZED: _normalized,
+    SizeRule.GROUPS: _grouped,
+    SizeRule.SCALE: _attention,
+    SizeRule.SHIFTS: _roll,
 }

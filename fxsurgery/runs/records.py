@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from fxsurgery.errors import RunError
 from fxsurgery.runs.journal import Journal, Record
-from fxsurgery.training.schema import is_curve, is_number
+from fxsurgery.training.schema import are_terms, is_curve, is_number
 
 _Field: TypeAlias = Callable[[Any], bool]
 
@@ -54,7 +54,7 @@ def _is_table(value: object) -> bool:
 
 
 def _is_flat(point: Mapping[str, Any]) -> bool:
-    return all(value is None or isinstance(value, str | int | float) for value in point.values())
+    return all(value is None or isinstance(value, str | int | float) or are_terms(value) for value in point.values())
 
 
 def _are_checksums(value: object) -> bool:

@@ -29,12 +29,12 @@ from torch import nn
 
 from fxsurgery.errors import RunError
 from fxsurgery.files import writing
-from fxsurgery.runs.layout import JOURNAL, REPORT, RESULT, STAGES, begin, require_ours
 from fxsurgery.runs.journal import Journal, Record
+from fxsurgery.runs.layout import JOURNAL, REPORT, RESULT, STAGES, begin, require_ours
 from fxsurgery.runs.lock import Lock
-from fxsurgery.runs.stage_store import StageStore, read_state, write_state
 from fxsurgery.runs.records import require_known
 from fxsurgery.runs.result_files import changed, checksums, clear_away
+from fxsurgery.runs.stage_store import StageStore, read_state, write_state
 from fxsurgery.training.rank_zero import from_first
 from fxsurgery.training.snapshot import Checkpointer, put_back, tensors_of
 

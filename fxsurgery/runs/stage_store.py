@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fxsurgery.errors import RunError, TrainingError
 from fxsurgery.files import write_whole, writing
-from fxsurgery.runs.journal import Record
 from fxsurgery.runs.bounded_reading import read_whole
+from fxsurgery.runs.journal import Record
 from fxsurgery.training.encoding import checksum, decode, encode
 from fxsurgery.training.rank_zero import from_first
 from fxsurgery.training.snapshot import Checkpointer

@@ -5,7 +5,9 @@ from fxsurgery.training.bn_inversion import Amount, Synthetic, synthetic_inputs
 from fxsurgery.training.device import resolve
 from fxsurgery.training.distillation import distilled_task
 from fxsurgery.training.evaluate import Score, evaluate
+from fxsurgery.training.feature_distillation import FeatureDistillation
 from fxsurgery.training.loop import FitReport, fit
+from fxsurgery.training.objective import Batch, Objective, Terms, task_objective
 from fxsurgery.training.optimizer_transfer import carry_state
 from fxsurgery.training.progress import Progress
 from fxsurgery.training.rank_zero import from_first
@@ -24,6 +26,7 @@ from fxsurgery.training.recipe import (
     steps_at,
     steps_for,
 )
+from fxsurgery.training.sandwich import SandwichObjective
 from fxsurgery.training.snapshot import Checkpointer
 from fxsurgery.training.step import Hooks, StepInfo
 from fxsurgery.training.task import Task
@@ -33,18 +36,23 @@ __all__ = [
     "MIN_STEPS",
     "Accumulate",
     "Amount",
+    "Batch",
     "Checkpointer",
+    "FeatureDistillation",
     "FitReport",
     "Hooks",
     "MixedPrecision",
+    "Objective",
     "OptimizerFactory",
     "Progress",
     "Recipe",
+    "SandwichObjective",
     "Schedule",
     "Score",
     "StepInfo",
     "Synthetic",
     "Task",
+    "Terms",
     "adamw",
     "carry_state",
     "constant",
@@ -59,4 +67,5 @@ __all__ = [
     "steps_at",
     "steps_for",
     "synthetic_inputs",
+    "task_objective",
 ]

@@ -18,31 +18,40 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Self, TypeAlias
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
+from fxsurgery.argument_names import named
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs, tensors_in
+from fxsurgery.ops.operator import Kind
 from fxsurgery.program import Program
 from fxsurgery.seeding import mix
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.batches import Loader, loader_of
 from fxsurgery.training.distillation import outputs_of
+from fxsurgery.training.objective import Batch, Terms
 from fxsurgery.training.recipe import Recipe, cosine
+from fxsurgery.training.step import Hooks
 from fxsurgery.training.task import Task
 
-Train: TypeAlias = Callable[[nn.Module, Task, Recipe, str], None]
-"""Trains a module in place on a task; the last is the stage's name. `fit`, with all else settled."""
+
+class Train(Protocol):
+    """Trains a module in place on a task: `fit`, with all else settled."""
+
+    def __call__(self, model: nn.Module, task: Task, recipe: Recipe, stage: str, *, hooks: Hooks) -> None:
+        """Train in the stage of that name."""
+
+
 FLOOR = 1 / 20
 """A channel counts as if its variance were this share of its layer's at least: dead ones would outweigh all others."""
 EPSILON = 1e-5
 """Added to every variance."""
 EASY_MACS = 5e7
-_SAME_SHAPE = ("view", "reshape", "to", "long", "int", "flatten", "squeeze", "unsqueeze", "contiguous", "clone")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +139,7 @@ def synthetic_inputs(program: Program, amount: Amount, *, train: Train, seed: in
         matching = Matching(program, noise(program, size, mix(seed, number)), amount)
         before = matching.gap()
         if amount.steps and matching.movable():
-            train(matching, _one_step(), _recipe(amount), stage)
+            train(matching, _steps(), _recipe(amount), stage, hooks=Hooks(objective=matching.objective))
         gaps.append((before, matching.gap()))
         made.append(matching.inputs())
     before, after = (sum(column) / len(gaps) for column in zip(*gaps, strict=True))
@@ -154,7 +163,7 @@ def noise(program: Program, samples: int, seed: int) -> Inputs:
     if examples.batch and not examples.is_divisible:
         raise DataError(
             "inputs cannot be made of a model whose inputs hold offsets or lengths of the samples in another; "
-            "give train_data and val_data"
+            f"give {named('train_data')} and {named('val_data')}"
         )
     return examples.map_batched(drawn).clone()
 
@@ -171,12 +180,12 @@ def _rows(program: Program, node: fx.Node) -> Iterator[int]:
     for user in node.users:
         if user.op == "call_module" and isinstance(module := program.module(user), nn.Embedding):
             yield module.num_embeddings
-        elif user.op != "call_module" and str(getattr(user.target, "__name__", user.target)) in _SAME_SHAPE:
+        elif (operator := program.operator(user)) is not None and operator.kind is Kind.MOVEMENT:
             yield from _rows(program, user)
 
 
 class Matching(nn.Module):
-    """A batch of inputs as parameters; the forward gives how far they are from what the batch norms saw.
+    """A batch of inputs as parameters; the objective is how far they are from what the batch norms saw.
 
     The model is no part of it: it is never trained, nor put into train mode, and what is saved of this module is
     the inputs alone.
@@ -199,11 +208,12 @@ class Matching(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    @override
-    def forward(self, _: Tensor) -> Tensor:
-        """The loss, a scalar."""
-        gap, output = self._run()
-        return gap + self._prior(output)
+    def objective(self, _: nn.Module, batch: Batch) -> tuple[Tensor, Terms]:
+        """The gap and the priors; of the batch only the precision counts."""
+        with batch.precision():
+            gap, output = self._run()
+            prior = self._prior(output)
+        return gap + prior, {"gap": gap, "prior": prior}
 
     def gap(self) -> float:
         """The mean gap of the norms; NaN without any."""
@@ -275,11 +285,11 @@ def _gap(norm: nn.Module, x: Tensor) -> Tensor:
     return gap
 
 
-def _one_step() -> Task:
+def _steps() -> Task:
     """The inputs are the module's own, so a batch is nothing but a step."""
     nothing = torch.zeros(1)
     loader: Loader = loader_of((nothing, nothing), 1, None, "steps")
-    return Task(loader, loader, loss=lambda gap, _: gap, metric_name="gap")
+    return Task(loader, loader)
 
 
 def _recipe(amount: Amount) -> Recipe:

@@ -59,7 +59,7 @@ class FitReport:
     samples: int
     """Training samples gone through, in all processes together."""
     loss: float
-    """Mean of the task's loss over the last steps; NaN without a step."""
+    """Mean of the loss, as `StepInfo.loss` has it, over the last steps; NaN without a step."""
     score: Score | None
     """The last validation score, taken at the end; `None` if there was none."""
     seconds: float
@@ -123,7 +123,7 @@ def fit(  # noqa: PLR0913 -- each by name; what searchers add is grouped in `Hoo
         stepper = Stepper(
             model, task, recipe, stage, hooks or Hooks(), accelerator, recipe.optimizer_of(chosen), there, sharing
         )
-        with Stream(task.train_data, seed, there, sharing, task.samples) as stream:
+        with Stream(task.train_data, seed, there, sharing, task.counter(task.train_data)) as stream:
             return _Training(stepper, stream, progress, keeper, seed).run()
 
 
@@ -145,6 +145,8 @@ class _Training:
     """Steps done."""
     pending: list[float] = field(default_factory=list)
     """Losses since the last record."""
+    terms: dict[str, float] = field(default_factory=dict)
+    """Sums, since then, of the terms that the objective names."""
     score: Score | None = None
     records: list[dict[str, Any]] = field(default_factory=list)
     before: float = 0.0
@@ -175,9 +177,13 @@ class _Training:
         return self.stepper.step(number, (self.stream.draw() for _ in range(self.stepper.batches)))
 
     def _report(self, info: StepInfo, *, record: bool, validate: bool) -> None:
+        self.pending.append(info.loss)
+        for name, value in info.terms.items():
+            self.terms[name] = self.terms.get(name, 0.0) + value
+        if not (record or validate or self.progress.is_due(info.step + 1, info.steps)):
+            return
         looked = evaluate(self.stepper.model, self.stepper.task) if validate else None
         self.score = looked or self.score
-        self.pending.append(info.loss)
         standing = TrainingProgress(
             stage=info.stage,
             epoch=info.epoch,
@@ -187,12 +193,14 @@ class _Training:
             metric=None if looked is None else looked.metric,
             lr=info.learning_rate,
             seconds=self._seconds(),
+            terms={name: value / len(self.pending) for name, value in self.terms.items()},
         )
         self.progress.show(standing)
         if record or validate:
             self.progress.record(standing)
-            self.records.append(vars(standing))
+            self.records.append(standing.record())
             self.pending.clear()
+            self.terms.clear()
 
     def _require_finite(self) -> None:
         """What the last step did shows in no loss any more."""
@@ -249,6 +257,7 @@ class _Training:
             "drawn": stream.drawn,
             "samples": stream.samples,
             "pending": list(self.pending),
+            "terms": dict(self.terms),
             "score": None if self.score is None else plain(asdict(self.score), "score"),
             "records": plain(self.records, "records"),
             "seconds": self._seconds(),
@@ -271,6 +280,7 @@ class _Training:
                 stepper.hooks.restore(last["hooks"])
         self.stream.skip_to(last["epoch"], last["drawn"], last["samples"])
         self.step, self.pending, self.before = last["step"], list(last["pending"]), last["seconds"]
+        self.terms = dict(last["terms"])
         self.score = None if last["score"] is None else Score(**last["score"])
         for record in last["records"]:
             self.records.append(dict(record))

@@ -1,9 +1,9 @@
 """What is seen of a training: a live line on a terminal, an occasional line elsewhere, and its history."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from rich.console import Console
@@ -13,6 +13,9 @@ from rich.text import Text
 
 from fxsurgery.printable import printable
 from fxsurgery.training.device import leads
+
+_SECONDS_OF_BAR = 0.1
+"""Between two updates of the live line, which is drawn as often."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,20 @@ class TrainingProgress:
     """Steps done."""
     steps: int
     loss: float
-    """Mean of the task's loss since the last standing that was recorded."""
+    """Mean of the loss, as `StepInfo.loss` has it, since the last standing that was recorded."""
     metric: float | None
     """The validation metric, where it was just measured."""
     lr: float
     seconds: float
     """Since the stage began."""
+    terms: Mapping[str, float] = field(default_factory=dict)
+    """Means, likewise, of the terms that the objective names."""
+
+    def record(self) -> dict[str, Any]:
+        """Return the fields as plain data, `terms` only where there are any."""
+        found = dict(vars(self))
+        terms = found.pop("terms")
+        return {**found, "terms": dict(terms)} if terms else found
 
     @property
     def seconds_left(self) -> float:
@@ -42,7 +53,8 @@ class Progress:
     """Shows the stages of a run and keeps their history; every stage of a run reports to the same one.
 
     `history` holds a record for each of about 50 points of a stage and each validation: `stage`, `epoch`,
-    `step`, `steps`, `loss`, `metric` (`None` where it was not measured), `lr` and `seconds`.
+    `step`, `steps`, `loss`, `metric` (`None` where it was not measured), `lr` and `seconds`; and `terms`, numbers by
+    name, where the objective names parts of its loss.
     """
 
     def __init__(self, *, verbose: bool = True, console: Console | None = None, interval: float = 5.0) -> None:
@@ -57,7 +69,7 @@ class Progress:
         self._console = console or Console(stderr=True, highlight=False)
         self._shown = verbose and leads()
         self._interval = interval
-        self._last_line = float("-inf")
+        self._last_shown = float("-inf")
         self._bar: Bar | None = None
         self._metric_name = "metric"
         self._metric: float | None = None
@@ -81,7 +93,7 @@ class Progress:
     def stage(self, name: str, steps: int, metric_name: str = "metric") -> Iterator[None]:
         """While the block runs, a stage of so many steps reports its standings."""
         self._metric_name, self._metric = metric_name, None
-        self._last_line = time.monotonic()
+        self._last_shown = time.monotonic()
         if not (self._shown and self._console.is_terminal):
             yield
             return
@@ -93,16 +105,23 @@ class Progress:
             finally:
                 self._bar = None
 
+    def is_due(self, step: int, steps: int) -> bool:
+        """Whether `show` would show that step now: the last one, and others unless too soon after what was shown."""
+        if not self._shown:
+            return False
+        interval = self._interval if self._bar is None else _SECONDS_OF_BAR
+        return step == steps or time.monotonic() - self._last_shown >= interval
+
     def show(self, standing: TrainingProgress) -> None:
-        """Show a standing, unless that is too soon after the last."""
+        """Show a standing, unless that is too soon after the last. A metric that was measured is kept anyway."""
         if standing.metric is not None:
             self._metric = standing.metric
+        if not self.is_due(standing.step, standing.steps):
+            return
+        self._last_shown = time.monotonic()
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=standing.step, seen=self._seen(standing))
-            return
-        now, done = time.monotonic(), standing.step == standing.steps
-        if self._shown and (done or now - self._last_line >= self._interval):
-            self._last_line = now
+        else:
             self.note(
                 f"{standing.stage}: step {standing.step}/{standing.steps}, {self._seen(standing)}, "
                 f"{clock(standing.seconds)} gone, {clock(standing.seconds_left)} left"
@@ -110,11 +129,12 @@ class Progress:
 
     def record(self, standing: TrainingProgress) -> None:
         """Keep a standing in the history."""
-        self.history.append(dict(vars(standing)))
+        self.history.append(standing.record())
 
     def _seen(self, standing: TrainingProgress) -> str:
         metric = "" if self._metric is None else f", {self._metric_name} {self._metric:.4g}"
-        return printable(f"epoch {standing.epoch + 1}, loss {standing.loss:.4g}{metric}")
+        terms = "".join(f", {name} {value:.4g}" for name, value in standing.terms.items())
+        return printable(f"epoch {standing.epoch + 1}, loss {standing.loss:.4g}{terms}{metric}")
 
 
 def _bar(console: Console) -> Bar:

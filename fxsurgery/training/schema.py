@@ -61,11 +61,16 @@ _REMEDY = "delete it, and the stage begins anew"
 
 
 def _is_point(point: Mapping[str, Any]) -> bool:
-    if point.keys() != _POINT or not isinstance(point["stage"], str):
+    if point.keys() | {"terms"} != _POINT or not isinstance(point["stage"], str):
         return False
     metric = point["metric"]
-    rest = (value for name, value in point.items() if name not in {"stage", "metric"})
-    return (metric is None or is_number(metric)) and all(map(is_number, rest))
+    rest = (value for name, value in point.items() if name not in {"stage", "metric", "terms"})
+    return (metric is None or is_number(metric)) and are_terms(point.get("terms", {})) and all(map(is_number, rest))
+
+
+def are_terms(value: object) -> bool:
+    """Whether it holds numbers by name."""
+    return isinstance(value, dict) and all(isinstance(name, str) and is_number(x) for name, x in value.items())
 
 
 def _is_dict(value: object) -> bool:
@@ -95,6 +100,7 @@ _FIELDS: Mapping[str, _Field] = {
     "drawn": is_count,
     "samples": is_count,
     "pending": _are_numbers,
+    "terms": are_terms,
     "score": lambda value: value is None or is_score(value),
     "records": is_curve,
     "seconds": is_number,

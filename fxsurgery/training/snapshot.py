@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from fxsurgery.errors import RunError, TrainingError, reason_of
 from fxsurgery.training.encoding import decode, encode
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Checkpointer(Protocol):

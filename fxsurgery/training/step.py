@@ -1,22 +1,24 @@
 """One optimiser step: forward, backward, hooks, update."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
-from accelerate.utils.operations import convert_to_fp32
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fxsurgery.argument_names import named
 from fxsurgery.errors import DeviceError, DivergedError, TrainingError, reason_of
 from fxsurgery.training.batch_stream import Portion
+from fxsurgery.training.device import on_device
 from fxsurgery.training.distributed import Sharing, rows_of
 from fxsurgery.training.finite import wrong_values
-from fxsurgery.training.invocation import loss_of, predict
+from fxsurgery.training.objective import TASK, Batch, Objective, evaluated, task_objective
 from fxsurgery.training.recipe import Recipe
 from fxsurgery.training.task import Task
 
@@ -32,24 +34,27 @@ class StepInfo:
     epoch: int
     """From 0."""
     loss: float
-    """The task's loss on this step's samples, without the penalty: the mean over its batches, of all processes."""
+    """Loss on this step's samples: the term "task" where the objective names one, else the whole. The mean over the
+    batches, of all processes."""
     learning_rate: float
     """Of the first parameter group."""
+    terms: Mapping[str, float] = field(default_factory=dict)
+    """The other terms that the objective names, likewise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
     """What a searcher adds to the loop. In a distributed run every process calls them alike."""
 
-    penalty: Callable[[], Tensor] | None = None
-    """A scalar added to the loss of each step, once; it sees the model before the step."""
+    objective: Objective = task_objective
+    """How a batch becomes a loss; the task's loss on the model's output by default."""
     before_step: Callable[[StepInfo], None] | None = None
     """Runs after backward (and unscaling), before clipping and the optimiser's step; it may edit `.grad`.
     Not for a step that fp16's loss scaling skips because a gradient is not finite."""
     after_step: Callable[[StepInfo], None] | None = None
     """Runs after the optimiser's step."""
     state: Callable[[], Mapping[str, Any]] | None = None
-    """What the hooks remember from step to step, as plain data, for snapshots."""
+    """What the hooks and the objective remember from step to step, as plain data, for snapshots."""
     restore: Callable[[Mapping[str, Any]], None] | None = None
     """Takes what `state` gave, its tensors on the CPU."""
 
@@ -74,17 +79,18 @@ class Stepper:
     rates: list[float] = field(init=False)
     """The learning rate of each parameter group, before the schedule."""
     trained: list[nn.Parameter] = field(init=False)
+    batches: int = field(init=False)
+    """Batches of one step."""
+    _has_plain_zero_grad: bool = field(init=False)
+    """Whether the optimizer clears gradients as PyTorch's do; those of others may clear more."""
     _taken: list[Portion] = field(init=False, default_factory=list)
     """The batches of the last step, to blame."""
 
     def __post_init__(self) -> None:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-
-    @property
-    def batches(self) -> int:
-        """How many one step takes."""
-        return int(self.accelerator.gradient_accumulation_steps)
+        self.batches = int(self.accelerator.gradient_accumulation_steps)
+        self._has_plain_zero_grad = type(self.optimizer).zero_grad is Optimizer.zero_grad
 
     def step(self, number: int, portions: Iterable[Portion]) -> StepInfo:
         """Take one optimiser step on so many batches.
@@ -97,10 +103,10 @@ class Stepper:
         factor = self.recipe.schedule((number + 0.5) / self.recipe.steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        self.optimizer.zero_grad()
-        loss, penalty, epoch = self._gradients(portions)
-        total, rate = loss + penalty, float(self.optimizer.param_groups[0]["lr"])
-        info = StepInfo(self.stage, number, self.recipe.steps, epoch, loss, rate)
+        self._forget_gradients()
+        terms, epoch = self._gradients(number, portions)
+        total, rate = terms.pop(""), float(self.optimizer.param_groups[0]["lr"])
+        info = StepInfo(self.stage, number, self.recipe.steps, epoch, terms.pop(TASK, total), rate, terms)
         if not math.isfinite(total):
             raise DivergedError(self._blamed(info, total))
         if all(p.grad is None for p in self.trained):
@@ -112,59 +118,60 @@ class Stepper:
         self.sharing.agree(self.model.buffers())
         return info
 
+    def _forget_gradients(self) -> None:
+        if self._has_plain_zero_grad:
+            for parameter in self.trained:
+                parameter.grad = None
+        else:
+            self.optimizer.zero_grad()
+
     def _blamed(self, info: StepInfo, total: float) -> str:
         """What to tell of a loss that is not finite."""
+        parts = ", ".join(f"{name}={value:.4g}" for name, value in info.terms.items())
         told = f"{_where(info)}: the loss is {total} at learning rate {info.learning_rate:.3g}"
+        told = f"{told} ({parts})" if parts else told
         for portion in self._taken:
             if wrong := wrong_values(portion.batch):
-                where = f"of train_data, batch {portion.number} of epoch {portion.epoch}"
+                where = f"of {named('train_data')}, batch {portion.number} of epoch {portion.epoch}"
                 return f"{told}, since {where}, {wrong}; clean the data"
         return (
             f"{told}; lower the learning rate, set gradient_clip=1.0 (of settings or Recipe), "
             "or look for a loss that is not finite on data that are"
         )
 
-    def _gradients(self, portions: Iterable[Portion]) -> tuple[float, float, int]:
-        """Leave the gradients of a step's batches; the loss, the penalty, and the epoch of the last batch."""
-        figures, epoch = list[Tensor](), 0
+    def _gradients(self, number: int, portions: Iterable[Portion]) -> tuple[dict[str, float], int]:
+        """Leave the gradients of a step's batches; the loss, called "", its terms, and the epoch of the last batch."""
+        figures, epoch = list[dict[str, Tensor]](), 0
         self._taken.clear()
-        for number, portion in enumerate(portions, 1):
-            epoch, loss = portion.epoch, self._loss(portion)
-            penalty = loss.new_zeros(())
-            if self.hooks.penalty is not None and number == self.batches:
-                # The backward pass divides by the batches of a step, and each process has the whole penalty.
-                penalty = self.hooks.penalty() * (self.batches / self.sharing.world)
-            total = loss + penalty
-            if total.requires_grad:
-                self._backward(total)
+        for portion in portions:
+            epoch, batch = portion.epoch, self._batch(number, portion)
             self._taken.append(portion)
-            figures.append(torch.stack([loss.detach(), penalty.detach().to(loss.device)]))
-        loss, penalty = (self.sharing.total(torch.stack(figures).sum(0)) / self.batches).tolist()
-        return loss, penalty, epoch
+            values = evaluated(self.hooks.objective, self.model, batch)
+            figures.append({name: batch.weighted(value) for name, value in values.items()})
+        return self._means(figures), epoch
 
-    def _backward(self, total: Tensor) -> None:
-        try:
-            self.accelerator.backward(total)
-        except torch.OutOfMemoryError as error:
-            raise DeviceError("out of memory in the backward pass, use a smaller batch_size") from error
-        except (RuntimeError, NotImplementedError) as error:
-            told = next(iter(str(error).split(" Hint: ")[0].splitlines()), type(error).__name__)
+    def _means(self, figures: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+        """The means over the batches of a step, and over the processes, by name."""
+        names = list(figures[0])
+        if len(figures) == len(names) == 1 and self.sharing.world == 1:
+            return {names[0]: float(figures[0][names[0]].item())}
+        if other := next((found.keys() ^ set(names) for found in figures if found.keys() != set(names)), None):
             raise TrainingError(
-                f"stage {self.stage!r}: the model cannot be trained, its backward pass fails: {told.rstrip('.')}. Does "
-                "forward, or a hook, write in place into a tensor that the gradient needs? Write a new tensor instead"
-            ) from error
+                f"stage {self.stage!r}: the objective gave the term {min(other)!r} for some batches of a step and not "
+                "for others; return the same terms for each"
+            )
+        sums = reduce(add, [torch.stack([found[name] for name in names]) for found in figures])
+        return dict(zip(names, (self.sharing.total(sums) / self.batches).tolist(), strict=True))
 
-    def _loss(self, portion: Portion) -> Tensor:
-        """The loss on the rows that this process takes of a batch, as a part of the whole batch's."""
-        inputs, target = self.task.take_apart(send_to_device(portion.batch, self.device))
+    def _batch(self, number: int, portion: Portion) -> Batch:
+        """The rows that this process takes of a batch, as the objective sees them."""
+        inputs, target = self.task.take_apart(on_device(portion.batch, self.device))
         if portion.whole:
             inputs, target = rows_of(inputs, target, portion.share)
-        with self.accelerator.autocast(), self.sharing.norms(portion.share):
-            output = predict(self.model, inputs)
-        loss = loss_of(self.task, convert_to_fp32(output) if self.accelerator.native_amp else output, target)
-        counting = self.task.counting if self.sharing.world > 1 else None
-        counted = None if counting is None else counting.loss_weight(target)
-        return loss * self.sharing.part(portion.share, counted, loss.device)
+        return Batch(
+            inputs, target, number, self.recipe.steps, portion.epoch, self.stage, self.task, self.device,
+            self.accelerator, self.sharing, portion.share,
+        )  # fmt: skip
 
     def _make_dense(self) -> None:
         """Sparse gradients, as `nn.Embedding(sparse=True)` gives, as what clipping and most optimizers take."""

@@ -20,8 +20,9 @@ from benchmarks.ectonas.trial import MODES, NETS, Trial
 from benchmarks.tables import header, markdown
 from fxsurgery import BudgetError, capture
 from fxsurgery.analysis.cost import cost
-from fxsurgery.searchers.common.evolution import Candidate, Evolution
+from fxsurgery.searchers.common import trials
 from fxsurgery.training import Recipe, constant, evaluate, fit, sgd
+from nonempty import nonempty
 
 TRIAL = Trial(data="fashion", net="small-ffnn", mode="greedy", seed=0, epochs=300, samples=60)
 ASKED = Nets(
@@ -70,15 +71,16 @@ def search(monkeypatch):
 def result_of(model):
     """What a search gives that ended with its start net."""
     program = capture(model.eval(), torch.zeros(2, 1, 28, 28))
-    start = Candidate(number=0, parent=None, generation=0, operation="start", params=5, macs=7, epochs=10.0)
+    costs = {"params": 5, "macs": 7}
+    start = trials.Trial(number=0, parent=None, generation=0, operation="start", costs=costs, epochs=10.0)
     child = replace(start, number=1, parent=0, generation=2, operation="identity", epochs=31.5)
-    evolution = Evolution(
-        candidates=(start, child), winner=1, spent=299.5, allowed=300.0, rejected={"a": 2, "b": 3}, duplicates=4
+    record = trials.SearchRecord(
+        trials=(start, child), winner=1, spent=299.5, allowed=300.0, rejected={"a": 2, "b": 3}, duplicates=4
     )
     metrics = {"val": SimpleNamespace(before=0.1, after=0.5), "test": SimpleNamespace(before=0.1, after=0.4)}
     both = (cost(program), cost(program))
     return SimpleNamespace(
-        original=program, program=program, evolution=evolution, metrics=metrics, cost=both,
+        original=program, program=program, search=record, metrics=metrics, cost=both,
         model=program.graph_module, log=(),
     )  # fmt: skip
 
@@ -202,8 +204,10 @@ class TestTrial:
         asked = [call["config"] for call in search.calls]
         assert [c.greediness for c in asked[:3]] == [1.0, 0.5, 0.0]
         assert [c.selection for c in asked] == ["fitness", "fitness", "fitness", "random"]
-        assert all(call["spend"].epochs == 300 and not call["trained"] and call["resume"] for call in search.calls)
-        assert all((c.learning_rate, c.momentum, c.weight_decay) == (0.1, 0.0, 0.0) for c in asked)
+        assert all(
+            call["spend"].epochs == 300 and not call["trained"] and call["resume"] for call in nonempty(search.calls)
+        )
+        assert all((c.learning_rate, c.momentum, c.weight_decay) == (0.1, 0.0, 0.0) for c in nonempty(asked))
 
     def test_what_was_run_is_not_run_again(self, few, search):
         assert TRIAL.figures() == TRIAL.figures()
@@ -308,7 +312,7 @@ class TestNets:
     def test_a_whole_part_runs_with_a_stand_in(self, few, search, capsys):
         asked = replace(ASKED, spend=15, samples=60, seeds=[0], batch_size=10)
         found = asked.run()
-        assert set(found) == {(net, mode) for net in asked.nets for mode in (*asked.modes, AS_LONG)}
+        assert set(found) == {(net, mode) for net in nonempty(asked.nets) for mode in (*asked.modes, AS_LONG)}
         assert {f["spent"] for f in of_mode(found, "baseline")} == {3}
         assert {f["spent"] for f in of_mode(found, AS_LONG)} == {32}
         assert "6 of 6 trials are to be run" in capsys.readouterr().out

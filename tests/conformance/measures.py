@@ -12,10 +12,11 @@ from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 from torch.optim import SGD
 from torch.overrides import TorchFunctionMode
 
+from fxsurgery.comparison import TOLERANCE, relative_error
 from fxsurgery.inputs import Inputs, tensors_in
 from fxsurgery.program import Program
+from fxsurgery.proof import RUN_ERRORS
 from fxsurgery.seeding import seeded
-from fxsurgery.surgery import RUN_ERRORS, TOLERANCE, relative_error
 
 
 def fresh(program: Program, seed: int = 7) -> Inputs:

@@ -30,8 +30,9 @@ from deploy.samples import (
     residual,
     seeded,
 )
-from fxsurgery.deploy import export, export_onnx
+from fxsurgery.deploy import chain, export_onnx, exporters
 from fxsurgery.errors import ExportError
+from nonempty import nonempty
 from zoo import REAL
 
 IMAGES = (noise(2, 3, 8, 8),)
@@ -87,9 +88,9 @@ def test_a_new_opset_is_honoured_by_the_current_exporter(tmp_path):
 
 
 def test_an_exporter_that_gives_another_opset_is_refused(tmp_path, monkeypatch):
-    real = export._WRITERS["legacy"]
-    other = dict(export._WRITERS, dynamo=lambda m, p, r: real(m, p, replace(r, opset=15)))
-    monkeypatch.setattr(export, "_WRITERS", other)
+    real = exporters.WRITERS["legacy"]
+    other = dict(exporters.WRITERS, dynamo=lambda m, p, r: real(m, p, replace(r, opset=15)))
+    monkeypatch.setattr(exporters, "WRITERS", other)
     with pytest.raises(ExportError, match="opset 18 was asked for, but the exporter gave 15"):
         export_onnx(residual(), IMAGES, tmp_path / "m.onnx", opset=18, exporter="dynamo")
     found = export_onnx(residual(), IMAGES, tmp_path / "m.onnx", opset=18)
@@ -106,7 +107,7 @@ def test_what_the_current_exporter_cannot_do_the_older_one_does_and_says_why(tmp
 
 
 def test_an_exporter_that_writes_wrong_numbers_is_passed_over(tmp_path, monkeypatch):
-    real = export._WRITERS["dynamo"]
+    real = exporters.WRITERS["dynamo"]
 
     def wrong(model, path, request):
         with torch.no_grad():
@@ -115,7 +116,7 @@ def test_an_exporter_that_writes_wrong_numbers_is_passed_over(tmp_path, monkeypa
         with torch.no_grad():
             next(iter(model.parameters())).div_(2)
 
-    monkeypatch.setattr(export, "_WRITERS", dict(export._WRITERS, dynamo=wrong))
+    monkeypatch.setattr(exporters, "WRITERS", dict(exporters.WRITERS, dynamo=wrong))
     found = export_onnx(residual(), IMAGES, tmp_path / "m.onnx")
     assert found.exporter == "legacy"
     assert "differ" in found.fallback_reason
@@ -131,7 +132,7 @@ def test_when_both_fail_both_are_quoted_and_the_file_before_stays(tmp_path, monk
 
     path = tmp_path / "m.onnx"
     path.write_bytes(b"before")
-    monkeypatch.setattr(export, "_WRITERS", {"dynamo": broken("no op A"), "legacy": broken("no op B")})
+    monkeypatch.setattr(exporters, "WRITERS", {"dynamo": broken("no op A"), "legacy": broken("no op B")})
     with pytest.raises(ExportError, match=r"dynamo: .*no op A \| legacy: .*no op B") as caught:
         export_onnx(residual(), IMAGES, path)
     assert caught.value.__cause__ is not None
@@ -148,8 +149,8 @@ def test_the_model_and_the_random_state_are_left_alone(tmp_path, exporter, train
     weights, state = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
     export_onnx(model, IMAGES, tmp_path / "m.onnx", exporter=exporter)
     assert {name: m.training for name, m in model.named_modules()} == flags
-    assert all(torch.equal(model.state_dict()[k], v) for k, v in weights.items())
-    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in nonempty(weights.items()))
+    assert all(p.requires_grad and p.grad is None for p in nonempty(model.parameters()))
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -167,7 +168,7 @@ def test_two_inputs_and_a_tuple_of_outputs(tmp_path, exporter):
     model, inputs = seeded(TwoInputs), (noise(3, 4), noise(3, 6))
     found = export_onnx(model, inputs, tmp_path / "m.onnx", exporter=exporter)
     assert len(found.parity.errors) == 2
-    for got, wanted in zip(run(found.path, *inputs), model(*inputs), strict=True):
+    for got, wanted in nonempty(zip(run(found.path, *inputs), model(*inputs), strict=True)):
         torch.testing.assert_close(got, wanted)
 
 
@@ -194,8 +195,8 @@ def test_inputs_by_name_and_a_dict_of_outputs(tmp_path, exporter):
     assert found.parity.error < 1e-5
     assert found.parity.spread > 0.01
     file = onnx.load(found.path)
-    assert [i.name for i in file.graph.input] == list(found.inputs)
-    assert [o.name for o in file.graph.output] == list(found.outputs)
+    assert [i.name for i in file.graph.input] == nonempty(found.inputs)
+    assert [o.name for o in file.graph.output] == nonempty(found.outputs)
     assert {"embedding.weight", "head.weight"} <= {i.name for i in file.graph.initializer}
     asked = reading(5, seed=1)
     logits, _, mask = run(found.path, asked["input_ids"], asked["attention_mask"])
@@ -300,7 +301,7 @@ def test_a_directory_without_permission_is_refused(tmp_path, monkeypatch):
     def denied(**options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(export.tempfile, "TemporaryDirectory", denied)
+    monkeypatch.setattr(chain.tempfile, "TemporaryDirectory", denied)
     with pytest.raises(ExportError, match=r"cannot write .*Permission denied"):
         export_onnx(residual(), IMAGES, tmp_path / "m.onnx")
 

@@ -11,6 +11,7 @@ import pytest
 from deploy.samples import FixedBatch, IgnoresFirst, Reader, Residual, TimeFirst, noise, reading, residual, seeded
 from fxsurgery.deploy import compare_latency, export_onnx, interleave, resolve_target
 from fxsurgery.deploy.latency import measure_latency, ratio_of
+from fxsurgery.deploy.targets import compare_on
 from fxsurgery.errors import DeviceError, ExportError
 from fxsurgery.inputs import Inputs
 
@@ -271,9 +272,9 @@ def test_this_process_has_a_core():
 def test_an_unknown_option_is_refused_with_those_there_are(file):
     for bad in ("batch", "provider"):
         with pytest.raises(DeviceError, match=f"takes no {bad}=; its options are rounds, warmup, threads, seconds"):
-            resolve_target("local").compare({"a": file}, Inputs(X), **{bad: 3})
+            compare_on(resolve_target("local"), {"a": file}, Inputs(X), **{bad: 3})
 
 
 def test_the_local_target_measures_as_asked(file):
-    report = resolve_target("local").compare({"a": file}, Inputs(X), rounds=3, warmup=0)
+    report = compare_on(resolve_target("local"), {"a": file}, Inputs(X), rounds=3, warmup=0)
     assert (report["a"].runs, report.provider) == (3, "CPUExecutionProvider")

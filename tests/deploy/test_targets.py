@@ -5,7 +5,7 @@ import pytest
 
 from deploy.samples import noise, residual
 from fxsurgery.deploy import export_onnx, resolve_target
-from fxsurgery.deploy.targets import CUDA
+from fxsurgery.deploy.targets import CUDA, compare_on
 from fxsurgery.errors import DeviceError
 from fxsurgery.inputs import Inputs
 
@@ -30,7 +30,7 @@ def test_cuda_that_falls_back_to_the_cpu_is_refused(monkeypatch, tmp_path):
     target = resolve_target("cuda")
     assert target.name == "cuda"
     with pytest.raises(DeviceError, match=r"on CPUExecutionProvider, not on CUDA"):
-        target.compare({"m": file}, Inputs(x), rounds=1)
+        compare_on(target, {"m": file}, Inputs(x), rounds=1)
 
 
 @pytest.mark.parametrize("spec", ["http://192.168.0.7:8000", "https://phone", "adb:", "adb:R58M"])

@@ -5,9 +5,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from fxsurgery.capture import capture
+from fxsurgery.comparison import relative_error
 from fxsurgery.nn.elastic import Subnet, activate
 from fxsurgery.program import Program
-from fxsurgery.surgery import relative_error
 from zoo import lively
 
 IMAGE = torch.randn(3, 3, 12, 12, generator=torch.Generator().manual_seed(1))

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from fxsurgery.capture import capture
+from fxsurgery.comparison import relative_error
 from fxsurgery.errors import SpecError
 from fxsurgery.passes import AddPool
 from fxsurgery.program import Program
-from fxsurgery.surgery import Effect, PassResult, relative_error
+from fxsurgery.surgery import Effect, PassResult
 from programs import program
 from zoo import lively
 

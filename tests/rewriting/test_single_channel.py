@@ -5,11 +5,12 @@ import torch
 from torch import Tensor, nn
 
 from fxsurgery.capture import capture
+from fxsurgery.comparison import relative_error
 from fxsurgery.errors import SpecError
 from fxsurgery.passes import Widen
 from fxsurgery.program import Program
 from fxsurgery.rewriting.single_channel import can_copy, singles
-from fxsurgery.surgery import Effect, relative_error
+from fxsurgery.surgery import Effect
 from zoo import lively
 
 

@@ -1,13 +1,10 @@
 """Where a model can be measured."""
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
-import onnxruntime
-
-from fxsurgery.deploy.latency import LatencyReport
-from fxsurgery.deploy.onnx_model import OnnxModel
+from fxsurgery.deploy.interleave import Measure, Models
+from fxsurgery.deploy.latency import LatencyReport, report_of
+from fxsurgery.deploy.measurement import Measurement
 from fxsurgery.deploy.targets.local import Local
 from fxsurgery.errors import DeviceError
 from fxsurgery.inputs import Inputs
@@ -25,16 +22,21 @@ class Target(Protocol):
     def name(self) -> str:
         """What a user calls it."""
 
-    def compare(
-        self,
-        models: Mapping[str, Path | OnnxModel],
-        inputs: Inputs,
-        **options: Any,  # noqa: ANN401
-    ) -> LatencyReport:
-        """Measure models side by side."""
+    def measure(self, models: Models, inputs: Inputs, step: Measure) -> Measurement:
+        """Measure models side by side; what comes back is plain numbers."""
 
-    def plan(self, **options: Any) -> object:  # noqa: ANN401
+    def plan(self, **options: Any) -> Measure:  # noqa: ANN401
         """Refuse options that a measurement cannot have, before anything is exported for it."""
+
+
+def compare_on(target: Target, models: Models, inputs: Inputs, **options: Any) -> LatencyReport:  # noqa: ANN401
+    """Measure models side by side on a target; options as of `fxsurgery.deploy.compare_latency`.
+
+    Raises:
+        DeviceError: there is no model, an option is unknown or out of range, or the target cannot run them.
+        ExportError: a file cannot be loaded or run.
+    """
+    return report_of(target.measure(models, inputs, target.plan(**options)))
 
 
 @checked(DeviceError)
@@ -47,6 +49,8 @@ def resolve_target(spec: str) -> Target:
     if spec in {"local", "cpu"}:
         return Local()
     if spec == "cuda":
+        import onnxruntime  # noqa: PLC0415 -- slow to import
+
         if CUDA not in (found := onnxruntime.get_available_providers()):
             raise DeviceError(f"'cuda' needs ONNX Runtime's {CUDA}; this installation has {', '.join(found)}")
         return Local("cuda", CUDA)
@@ -55,4 +59,4 @@ def resolve_target(spec: str) -> Target:
     raise DeviceError(f"there is no target {spec!r}; there are: {KNOWN}")
 
 
-__all__ = ["Local", "Target", "resolve_target"]
+__all__ = ["Local", "Target", "compare_on", "resolve_target"]

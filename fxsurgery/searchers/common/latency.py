@@ -13,22 +13,22 @@ measured thoroughly, before it is fine-tuned and as it is afterwards. The budget
 Every measured value goes through the journal of the run directory, so a resumed run believes what was measured.
 """
 
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
-from fxsurgery.budget import Budget, LatencyEstimate
+from fxsurgery.budget import Budget, CostEstimate
 from fxsurgery.errors import BudgetError, ExportError
 from fxsurgery.program import Program
 from fxsurgery.runs.records import are_amounts
 from fxsurgery.runs.run_directory import RunDir
+from fxsurgery.searchers.common.cost_oracle import CostOracle, structural_hash
 
 ATTEMPTS = 6
 """How often a network is cut for one budget, at most."""
 
-Measure = Callable[[Program], LatencyEstimate]
+Measure = Callable[[Program], CostEstimate]
 """The latency of a program on the target."""
 
 
@@ -55,7 +55,7 @@ class LatencyLimit:
 
     def holds(self, program: Program) -> bool:
         """Whether a program is within the search's target, by the upper bound of its interval."""
-        return self.measure(program).high_ms <= (self.limit_ms if self.aim_ms is None else self.aim_ms)
+        return self.measure(program).high <= (self.limit_ms if self.aim_ms is None else self.aim_ms)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -66,8 +66,14 @@ class LatencyModel:
     original: Program
     budget: Budget | None = None
     run: RunDir = field(default_factory=RunDir)
-    _known: dict[str, LatencyEstimate] = field(default_factory=dict)
-    """What `measure` gave, by structure."""
+
+    readings = 3
+    """The ratio and the bounds of its interval."""
+
+    @cached_property
+    def costs(self) -> CostOracle:
+        """What programs cost, their latency on the target included."""
+        return CostOracle(meters={"latency_ms": self}, run=self.run)
 
     @property
     def original_ms(self) -> float:
@@ -106,45 +112,48 @@ class LatencyModel:
         """The same, to search by."""
         return None if self.limit_ms is None else LatencyLimit(measure=self.measure, limit_ms=self.limit_ms)
 
-    def measure(self, program: Program) -> LatencyEstimate:
-        """Quickly, once for each structure."""
-        key = _structure(program)
-        if key not in self._known:
-            self._known[key] = self._measured(program, "latency", thorough=False)
-        return self._known[key]
+    def measure(self, program: Program) -> CostEstimate:
+        """Return the latency of a program, measured quickly, and once for each structure."""
+        return self.costs.cost(program, "latency_ms")
 
-    def verify(self, program: Program) -> LatencyEstimate:
-        """Thoroughly, anew each time."""
-        return self._measured(program, "latency check", thorough=True)
+    def verify(self, program: Program) -> CostEstimate:
+        """Return the latency of a program, measured thoroughly and anew each time."""
+        if self._is_original(program):
+            return CostEstimate.exactly(self.original_ms)
+        measured = self.run.recall("latency check", lambda: [*self.timer.ratio(program, thorough=True)], are_amounts(3))
+        return self.estimate(measured)
 
-    def missed(self, found: LatencyEstimate) -> str:
+    def read(self, program: Program) -> tuple[float, float, float]:
+        """Measure the latency of a program relative to the original's, quickly."""
+        return (1.0, 1.0, 1.0) if self._is_original(program) else self.timer.ratio(program, thorough=False)
+
+    def estimate(self, reading: Sequence[float]) -> CostEstimate:
+        """Return the latency in milliseconds that such a ratio and its bounds stand for."""
+        value, low, high = (self.original_ms * share for share in reading)
+        return CostEstimate(value=value, low=low, high=high)
+
+    def missed(self, found: CostEstimate) -> str:
         """What to tell where the budget is not held; `found` is the nearest that was verified."""
         return (
             f"a latency of {self.limit_ms:.4g} ms (original: {self.original_ms:.4g} ms) is not held: measured in turns "
-            f"with the original, the result takes {found.ms:.4g} ms (95 % interval {found.low_ms:.4g} to "
-            f"{found.high_ms:.4g} ms), and cutting again did not bring it within. Raise latency_ms above "
-            f"{found.high_ms:.4g}, lower align=, or limit macs= instead"
+            f"with the original, the result takes {found.value:.4g} ms (95 % interval {found.low:.4g} to "
+            f"{found.high:.4g} ms), and cutting again did not bring it within. Raise latency_ms above "
+            f"{found.high:.4g}, lower align=, or limit macs= instead"
         )
 
-    def _measured(self, program: Program, name: str, *, thorough: bool) -> LatencyEstimate:
-        whole = self.original_ms
-        if _structure(program) == self._original:
-            return LatencyEstimate.exactly(whole)
-        ratio, low, high = self.run.recall(
-            name, lambda: [*self.timer.ratio(program, thorough=thorough)], are_amounts(3)
-        )
-        return LatencyEstimate(ms=whole * ratio, low_ms=whole * low, high_ms=whole * high)
+    def _is_original(self, program: Program) -> bool:
+        return structural_hash(program) == self._original
 
     @cached_property
     def _original(self) -> str:
-        return _structure(self.original)
+        return structural_hash(self.original)
 
 
 def hold(
     model: LatencyModel | None,
     cut: Callable[[LatencyLimit | None], Program],
     finish: Callable[[Program, int], Program],
-) -> LatencyEstimate | None:
+) -> CostEstimate | None:
     """Cut and finish a network such that what is returned holds the budget of latency.
 
     Args:
@@ -168,21 +177,14 @@ def hold(
         program = cut(replace(limit, aim_ms=aim))
         found = model.verify(program)
         # Measured again after the fine-tuning, which costs much more, it shall hold as well: leave half the interval.
-        is_last = attempt == ATTEMPTS or _structure(program) == last
-        spare = 0.0 if is_last else found.width_ms / 2
-        if found.high_ms + spare <= limit.limit_ms:
+        is_last = attempt == ATTEMPTS or structural_hash(program) == last
+        spare = 0.0 if is_last else found.width / 2
+        if found.high + spare <= limit.limit_ms:
             finished += 1
             found = model.verify(finish(program, finished))
-            if found.high_ms <= limit.limit_ms:
+            if found.high <= limit.limit_ms:
                 return found
         if is_last:
             raise BudgetError(model.missed(found))
-        last = _structure(program)
-        aim = min(aim, model.measure(program).high_ms) - max(found.ms - limit.limit_ms, 0.0) - found.width_ms
-
-
-def _structure(program: Program) -> str:
-    """A hash of all that latency depends on: the graph and the shapes and types of its tensors."""
-    model = program.graph_module
-    tensors = [(name, tuple(x.shape), x.dtype) for name, x in (*model.named_parameters(), *model.named_buffers())]
-    return hashlib.sha256(f"{program.text()}{tensors}".encode()).hexdigest()
+        last = structural_hash(program)
+        aim = min(aim, model.measure(program).high) - max(found.value - limit.limit_ms, 0.0) - found.width

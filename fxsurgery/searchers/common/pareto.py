@@ -5,9 +5,73 @@
 
 import math
 from bisect import insort
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
-from fxsurgery.searchers.common.evolution import Axis
+from torch import fx
+from typing_extensions import override
+
+from fxsurgery.analysis.cost import cost
+from fxsurgery.budget import Cost, Metric
+from fxsurgery.program import Program
+from fxsurgery.searchers.common.trials import Trial, trial_from_plain, trial_to_plain
+from fxsurgery.training import Score
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ParetoMember:
+    """A network on the Pareto front."""
+
+    program: Program
+    trial: Trial
+    """Its record, as of these weights."""
+    score: Score
+    """On validation data, of these weights."""
+
+    @override
+    def __repr__(self) -> str:
+        costs = f"{self.trial.cost('params'):,} parameters, {self.trial.cost('macs'):,} MACs"
+        return f"<ParetoMember: metric {self.metric:.4g}, {costs}>"
+
+    @property
+    def model(self) -> fx.GraphModule:
+        """The network: a plain `torch.nn.Module` in eval mode."""
+        return self.program.graph_module
+
+    @property
+    def metric(self) -> float:
+        """Validation metric of these weights."""
+        return self.score.metric
+
+    @property
+    def cost(self) -> Cost:
+        """Its parameters and MACs, counted anew."""
+        return cost(self.program)
+
+    @property
+    def latency_ms(self) -> float | None:
+        """Latency for one sample; `None` if it was not measured."""
+        return self.trial.cost("latency_ms")
+
+    def along(self, axis: Metric) -> float | None:
+        """Return its cost in one metric; `None` if that was not measured."""
+        return self.trial.cost(axis)
+
+
+def member_to_plain(member: ParetoMember) -> dict[str, Any]:
+    """Return all of a member but its program as plain JSON."""
+    return {"trial": trial_to_plain(member.trial), "score": dict(vars(member.score))}
+
+
+def member_from_plain(plain: Mapping[str, Any], program: Program) -> ParetoMember:
+    """Return the member that `member_to_plain` wrote, with its program.
+
+    Raises:
+        KeyError: something is missing.
+        TypeError: something is missing or of another type.
+    """
+    return ParetoMember(program, trial_from_plain(plain["trial"]), Score(**plain["score"]))
 
 
 class Ranked(Protocol):
@@ -17,7 +81,7 @@ class Ranked(Protocol):
     def metric(self) -> float:
         """On validation data."""
 
-    def along(self, axis: Axis) -> float | None:
+    def along(self, axis: Metric) -> float | None:
         """The cost on one axis; `None` where that was not measured."""
 
 
@@ -27,14 +91,14 @@ R = TypeVar("R", bound=Ranked)
 class Front(Generic[R]):
     """The members that were added and are dominated by none."""
 
-    def __init__(self, axis: Axis = "params", *, higher_is_better: bool = True) -> None:
+    def __init__(self, axis: Metric = "params", *, higher_is_better: bool = True) -> None:
         """Begin with nobody.
 
         Args:
             axis: the cost that the validation metric is set against.
             higher_is_better: of the metric.
         """
-        self.axis: Axis = axis
+        self.axis: Metric = axis
         self._sign = 1.0 if higher_is_better else -1.0
         self._members = list[R]()
 

@@ -9,16 +9,16 @@ With a budget the penalty's weight is steered (`fxsurgery.searchers.dnal.budget_
 mode, `L0 + lambda * sum(sigmoid(delta * s))` with a fixed lambda (Eq. 4) and no budget.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
 import torch
 
-from fxsurgery.analysis.cost import CostTerms, cost, cost_after, mac_terms, param_terms
+from fxsurgery.analysis.cost import TERMS, cost, cost_after
 from fxsurgery.analysis.gating import GatePlan, gate_plan
 from fxsurgery.analysis.structure import Mask, structure
+from fxsurgery.argument_names import assigned
 from fxsurgery.budget import Budget
 from fxsurgery.errors import BudgetError, StructureError
 from fxsurgery.nn.gates import GateVector
@@ -27,12 +27,13 @@ from fxsurgery.passes import InsertGates
 from fxsurgery.program import Program
 from fxsurgery.searchers.common.latency import LatencyLimit, hold
 from fxsurgery.searchers.common.settings import Epochs, Narrowing
-from fxsurgery.searchers.common.widths import Scores, Space, alignment_note, evenly, project, pruned, space
+from fxsurgery.searchers.common.width_selection import evenly, project
+from fxsurgery.searchers.common.widths import Scores, Space, alignment_note, pruned, space
 from fxsurgery.searchers.dnal.budget_controller import Limit, Steering
+from fxsurgery.searchers.dnal.gate_penalty import GatePenalty
 from fxsurgery.searchers.session import Outcome, Session, Stage
 from fxsurgery.training import Hooks, Recipe, constant, sgd
 
-TERMS: dict[str, Callable[[Program], CostTerms]] = {"macs": mac_terms, "params": param_terms}
 UNDECIDED = (0.1, 0.9)
 
 
@@ -134,7 +135,9 @@ def _learn_gates(
     plan = gate_plan(found.program)
     gated = InsertGates()(found.program)
     if not gated.changes:
-        raise StructureError(f"no gates can be inserted: {gated.refusals[0].reason}. method='prune' needs none")
+        raise StructureError(
+            f"no gates can be inserted: {gated.refusals[0].reason}. {assigned('method', 'prune')} needs none"
+        )
     model = gated.program.trainable_copy()
     [vector] = [m for m in model.modules() if isinstance(m, GateVector)]
     vector.mode = "soft"
@@ -153,14 +156,9 @@ def _learn_gates(
             restore=steering.restore,
         )
     else:
-        weight = float(config.penalty or 0.0)
-
-        def penalty() -> torch.Tensor:
-            gates = torch.sigmoid(vector.sharpness * vector.logits)
-            return weight * (gates * movable).sum()
-
         recipe = Recipe(steps=steps, optimizer=sgd(0.1, momentum=0.9), schedule=constant())
-        hooks = Hooks(penalty=penalty, after_step=steering.after_step)
+        objective = GatePenalty(vector, float(config.penalty or 0.0), movable)
+        hooks = Hooks(objective=objective, after_step=steering.after_step)
     session.fit(model, recipe, "architecture", parameters=[vector.logits], hooks=hooks)
     with torch.no_grad():
         gates = torch.sigmoid(vector.sharpness * vector.logits).double().cpu().numpy()

@@ -24,22 +24,24 @@ from collections import Counter
 from dataclasses import replace
 
 from fxsurgery.analysis.cost import cost
-from fxsurgery.budget import Budget, Spend
+from fxsurgery.argument_names import named
+from fxsurgery.budget import Budget, Metric, Spend
 from fxsurgery.errors import BudgetError, TrainingError
 from fxsurgery.program import Program
+from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.searchers.common.moves import Amounts
 from fxsurgery.searchers.common.pareto import Front
 from fxsurgery.searchers.common.spend_tracker import SpendTracker
 from fxsurgery.searchers.ectonas.evolution_loop import EvolutionLoop
 from fxsurgery.searchers.ectonas.fitness import Fitness
 from fxsurgery.searchers.ectonas.latency_budget import verified_choice, verified_end
-from fxsurgery.searchers.ectonas.outcome import evolution_of, fine_tuned, member_of, out_of_reach, relate, told_of
+from fxsurgery.searchers.ectonas.outcome import fine_tuned, member_of, out_of_reach, record_of, relate, told_of
 from fxsurgery.searchers.ectonas.population import Population
-from fxsurgery.searchers.ectonas.settings import Ectonas
+from fxsurgery.searchers.ectonas.settings import Ectonas, Evolving
 from fxsurgery.searchers.ectonas.training import SearchState
 from fxsurgery.searchers.session import Outcome, Session, Stage
 
-__all__ = ["DEFAULT_SPEND", "Ectonas", "foretold", "search", "stages"]
+__all__ = ["DEFAULT_SPEND", "Ectonas", "Evolving", "foretold", "search", "stages"]
 
 DEFAULT_SPEND = Spend(epochs=1000)
 """The paper's."""
@@ -64,7 +66,7 @@ def search(program: Program, budget: Budget | None, config: Ectonas, session: Se
     if math.isnan(chosen.figures.score):
         raise TrainingError(
             f"the validation {session.task.metric_name} is not a number (NaN) for any network; see what the metric "
-            "gives on val_data"
+            f"gives on {named('val_data')}"
         )
     if school.fitness.excess(chosen.figures):
         raise BudgetError(out_of_reach(evolving, chosen))
@@ -80,7 +82,7 @@ def search(program: Program, budget: Budget | None, config: Ectonas, session: Se
     return replace(
         outcome,
         latency=verified,
-        evolution=evolution_of(school, chosen, tuned),
+        search=record_of(school, chosen, tuned),
         pareto=tuple(member_of(state, session) for state in school.front.members),
     )
 
@@ -100,7 +102,8 @@ def foretold(program: Program, config: Ectonas, session: Session, *, trained: bo
     Raises:
         BudgetError: it does not pay for the warm-up and the fine-tuning.
     """
-    school = _school(program, None, config, replace(session, latency=None), trained=trained)
+    apart = replace(session, latency=None, trainer=replace(session.trainer, run=RunDir()))
+    school = _school(program, None, replace(config, front="params"), apart, trained=trained)
     start = school.population.start(program)
     children = Counter(child.operation for child in school.population.children([start], 1))
     price, allowed = school.generation_epochs(children), school.purse.spend.epochs
@@ -129,20 +132,27 @@ def _school(
             if epochs
         )
         raise BudgetError(f"{fixed} is more than may be spent: spend more, or set weights_epochs or finetune_epochs")
-    latency = session.latency
-    measure, limit_ms = (None, None) if latency is None else (latency.measure, latency.limit_ms)
+    limits: dict[Metric, float] = {} if budget is None else dict(budget.limits(cost(program)))
+    measured: set[Metric] = {config.front} - {"params", "macs"}
+    if session.latency is not None:
+        measured.add("latency_ms")
+        if session.latency.limit_ms is not None:
+            limits["latency_ms"] = session.latency.limit_ms
     amounts = Amounts(channels=config.channels, units=config.units, share=config.change, places=config.places)
     return SearchState(
         config,
         session,
-        Population(config.operations, amounts, session.seed, config.most_params, config.most_growth, measure),
-        Fitness(
-            greediness=config.greediness,
-            higher_is_better=higher,
-            budget=budget,
-            original=cost(program),
-            limit_ms=limit_ms,
+        Population(
+            config.operations,
+            amounts,
+            session.seed,
+            config.most_params,
+            config.most_growth,
+            session.costs,
+            sorted(measured),
+            session.trainer.run,
         ),
+        Fitness(greediness=config.greediness, higher_is_better=higher, limits=limits),
         Front(config.front, higher_is_better=higher),
         purse,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fxsurgery.errors import BudgetError, StructureError, TrainingError
-from fxsurgery.searchers.common.evolution import IDENTITY
+from fxsurgery.searchers.common.trials import IDENTITY
 from fxsurgery.searchers.ectonas.brackets import drawn
 from fxsurgery.searchers.ectonas.fitness import Worth
 from fxsurgery.searchers.ectonas.population import Individual
@@ -41,7 +41,7 @@ class EvolutionLoop:
         config, session = school.config, school.session
         [start] = self.parents = school.population.everyone[:1]
         assert start.program is not None  # it is new
-        start.fate = "parent"
+        start.status = start.reason = "parent"
         steps = 0 if trained else session.steps(config, config.weights_epochs)
         if not steps:
             start.score = session.score(start.program, "original" if trained else "start").metric
@@ -163,7 +163,7 @@ class EvolutionLoop:
             best = max(living, key=lambda individual: self._worth(individual, greedily=number == 1))
         for loser in living:
             if loser is not best:
-                self.school.drop(loser, f"lost in competition {number}")
+                self.school.drop(loser, "eliminated" if number == 1 else "outranked", f"lost in competition {number}")
         return [best]
 
     def _born(self) -> list[Individual]:
@@ -186,17 +186,16 @@ class EvolutionLoop:
         """The winners are the next parents."""
         if not winners:
             why = (
-                "every network diverged"
-                if any(i.fate.startswith("diverged") for i in self._born())
-                else "nothing could be made"
+                "every network diverged" if any(i.status == "failed" for i in self._born()) else "nothing could be made"
             )
             self.notes.append(f"generation {self.generation}: {why}, so the search ended early")
             self.is_over = True
             return
         for parent in self.parents:
-            self.school.drop(parent, parent.fate)
+            self.school.drop(parent, parent.status, parent.reason)
         for winner in winners:
-            winner.fate, winner.program = "parent", self.school.latest[winner].program
+            winner.status = winner.reason = "parent"
+            winner.program = self.school.latest[winner].program
         self.parents, self.entrants = list(winners), []
         chosen = self.choice()
         if not self.school.fitness.excess(chosen.figures):

@@ -11,10 +11,11 @@ it by less.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from fxsurgery.budget import Budget, Cost
+from fxsurgery.budget import Metric
 
 Worth: TypeAlias = tuple[float, float]
 """To compare: minus the share by which the budget is exceeded, then the fitness."""
@@ -29,9 +30,8 @@ class Figures:
 
     score: float
     """The validation metric."""
-    cost: Cost
-    latency_ms: float | None = None
-    """The upper bound of the 95 % interval."""
+    costs: Mapping[Metric, float]
+    """Params and MACs at least; of a measured cost, the upper bound of its 95 % interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +41,8 @@ class Fitness:
     greediness: float
     """Alpha, from 0 to 1."""
     higher_is_better: bool
-    budget: Budget | None
-    original: Cost
-    """What fractions in the budget are of."""
-    limit_ms: float | None = None
-    """What the budget allows of latency."""
+    limits: Mapping[Metric, float]
+    """What the budget allows; empty without one."""
 
     def greedy(self, figures: Figures) -> Worth:
         """By the metric alone."""
@@ -57,17 +54,14 @@ class Fitness:
         if self.greediness == 1:
             return self.greedy(figures)
         gain = (figures.score - before.score) / max(abs(before.score), LEAST_SCORE)
-        growth = (figures.cost.params - before.cost.params) / max(before.cost.params, 1)
+        params, params_before = figures.costs["params"], before.costs["params"]
+        growth = (params - params_before) / max(params_before, 1)
         signed = gain if self.higher_is_better else -gain
         return self._worth(figures, self.greediness * signed - (1 - self.greediness) * growth)
 
     def excess(self, figures: Figures) -> float:
         """By what share the budget is exceeded, in the limit that is exceeded most; 0 where it is kept."""
-        if self.budget is None:
-            return 0.0
-        shares = [getattr(figures.cost, name) / limit for name, limit in self.budget.limits(self.original)]
-        if self.limit_ms is not None and figures.latency_ms is not None:
-            shares.append(figures.latency_ms / self.limit_ms)
+        shares = [figures.costs[name] / limit for name, limit in self.limits.items() if name in figures.costs]
         return max(0.0, max(shares, default=1.0) - 1)
 
     def _worth(self, figures: Figures, fitness: float) -> Worth:

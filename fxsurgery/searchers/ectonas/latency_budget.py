@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from fxsurgery.budget import LatencyEstimate
+from fxsurgery.budget import CostEstimate
 from fxsurgery.errors import BudgetError
 from fxsurgery.searchers.common.latency import ATTEMPTS
 from fxsurgery.searchers.ectonas.evolution_loop import EvolutionLoop
@@ -10,7 +10,7 @@ from fxsurgery.searchers.ectonas.training import State
 from fxsurgery.searchers.session import Session
 
 
-def verified_choice(evolving: EvolutionLoop, chosen: State) -> tuple[State, LatencyEstimate | None]:
+def verified_choice(evolving: EvolutionLoop, chosen: State) -> tuple[State, CostEstimate | None]:
     """The network that wins: `chosen`, or the next best that holds the budget of latency when verified.
 
     Raises:
@@ -19,18 +19,18 @@ def verified_choice(evolving: EvolutionLoop, chosen: State) -> tuple[State, Late
     model = evolving.school.session.latency
     if model is None or model.limit_ms is None:
         return chosen, None
-    misses = list[LatencyEstimate]()
+    misses = list[CostEstimate]()
     for state in _admitted(evolving, chosen):
         found = model.verify(state.program)
-        if found.high_ms <= model.limit_ms:
+        if found.high <= model.limit_ms:
             return state, found
         misses.append(found)
         if len(misses) == ATTEMPTS:
             break
-    raise BudgetError(model.missed(min(misses, key=lambda found: found.high_ms)))
+    raise BudgetError(model.missed(min(misses, key=lambda found: found.high)))
 
 
-def verified_end(session: Session, verified: LatencyEstimate | None) -> LatencyEstimate | None:
+def verified_end(session: Session, verified: CostEstimate | None) -> CostEstimate | None:
     """Verify what would be returned; where a fine-tuned winner misses the budget, it is left out.
 
     Args:
@@ -44,10 +44,10 @@ def verified_end(session: Session, verified: LatencyEstimate | None) -> LatencyE
     if model is None or model.limit_ms is None or session.best[1] is session.offered[0][1]:
         return verified
     found = model.verify(session.best[1])
-    if found.high_ms <= model.limit_ms:
+    if found.high <= model.limit_ms:
         return found
     session.notes.append(
-        f"the fine-tuned winner takes up to {found.high_ms:.4g} ms, above the {model.limit_ms:.4g} ms allowed: the "
+        f"the fine-tuned winner takes up to {found.high:.4g} ms, above the {model.limit_ms:.4g} ms allowed: the "
         "winner is kept as it was before"
     )
     del session.offered[1:]

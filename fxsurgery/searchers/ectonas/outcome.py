@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 
-from fxsurgery.searchers.common.evolution import Evolution, Member
+from fxsurgery.argument_names import assigned
+from fxsurgery.searchers.common.pareto import ParetoMember
+from fxsurgery.searchers.common.trials import SearchRecord
 from fxsurgery.searchers.ectonas.evolution_loop import EvolutionLoop
 from fxsurgery.searchers.ectonas.training import SearchState, State
 from fxsurgery.searchers.session import Session
@@ -15,15 +17,13 @@ def relate(session: Session, chosen: State) -> None:
         history.extend(dict(record) for record in ancestor.records[: chosen.records_of(ancestor)])
 
 
-def evolution_of(school: SearchState, chosen: State, tuning: int) -> Evolution:
+def record_of(school: SearchState, chosen: State, tuning: int) -> SearchRecord:
     """All that happened; `tuning`: steps that the winner was trained on for."""
     epoch = school.purse.epoch
-    candidates = [
-        chosen.candidate if one is chosen.individual else one.told(epoch) for one in school.population.everyone
-    ]
-    candidates[chosen.individual.number] = replace(chosen.candidate, fate="winner")
-    return Evolution(
-        candidates=tuple(candidates),
+    trials = [chosen.trial if one is chosen.individual else one.trial(epoch) for one in school.population.everyone]
+    trials[chosen.individual.number] = replace(chosen.trial, status="winner", reason="winner")
+    return SearchRecord(
+        trials=tuple(trials),
         winner=chosen.individual.number,
         spent=(school.purse.spent + tuning) / epoch,
         allowed=school.purse.spend.epochs,
@@ -36,10 +36,10 @@ def evolution_of(school: SearchState, chosen: State, tuning: int) -> Evolution:
     )
 
 
-def member_of(state: State, session: Session) -> Member:
+def member_of(state: State, session: Session) -> ParetoMember:
     """A network of the front with the whole score of its weights."""
-    name = f"score of network {state.candidate.number} at {state.candidate.epochs:g} epochs"
-    return Member(state.program, state.candidate, session.scored(state.program, name))
+    name = f"score of network {state.trial.number} at {state.trial.epochs:g} epochs"
+    return ParetoMember(state.program, state.trial, session.scored(state.program, name))
 
 
 def told_of(school: SearchState) -> tuple[str, ...]:
@@ -55,13 +55,13 @@ def told_of(school: SearchState) -> tuple[str, ...]:
 def out_of_reach(evolving: EvolutionLoop, chosen: State) -> str:
     """What to tell where nobody keeps the budget; `chosen` is the nearest."""
     school, figures = evolving.school, chosen.figures
-    latency = "" if figures.latency_ms is None else f", {figures.latency_ms:.3g} ms"
+    latency = f", {figures.costs['latency_ms']:.3g} ms" if "latency_ms" in figures.costs else ""
     generations = f"{evolving.generation} generation{'s' * (evolving.generation > 1)}"
     return (
         f"no network of {generations} keeps the budget; the nearest "
-        f"that was trained has {figures.cost.params:,} parameters and {figures.cost.macs:,} MACs{latency}. "
+        f"that was trained has {figures.costs['params']:,} parameters and {figures.costs['macs']:,} MACs{latency}. "
         f"Spend more than {school.purse.epochs:.0f} epochs, let each move go further (channels, units, "
-        "change), or begin with what method='prune' gives"
+        f"change), or begin with what {assigned('method', 'prune')} gives"
     )
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from fxsurgery.budget import Metric
 from fxsurgery.execution import Job, JobResult
 from fxsurgery.program import Program
-from fxsurgery.searchers.common.evolution import Axis, Candidate
 from fxsurgery.searchers.common.moves import OPERATIONS
 from fxsurgery.searchers.common.pareto import Front
 from fxsurgery.searchers.common.spend_tracker import SpendTracker
+from fxsurgery.searchers.common.trials import Status, Trial
 from fxsurgery.searchers.ectonas.brackets import drawn
 from fxsurgery.searchers.ectonas.fitness import Figures, Fitness, Worth
 from fxsurgery.searchers.ectonas.population import Individual, Population
@@ -29,7 +30,7 @@ class State:
     """A network as it was after a training."""
 
     individual: Individual
-    candidate: Candidate
+    trial: Trial
     worth: Worth
     """Greedily."""
     figures: Figures
@@ -49,10 +50,9 @@ class State:
             self.base, self.end = self.end.trained(self.base), None
         return self.base
 
-    def along(self, axis: Axis) -> float | None:
+    def along(self, axis: Metric) -> float | None:
         """Its cost on one axis; `None` where that was not measured."""
-        found: float | None = getattr(self.candidate, axis)
-        return found
+        return self.trial.cost(axis)
 
     def records_of(self, ancestor: Individual) -> int:
         """Of an ancestor's training curve, or its own, how many records led here."""
@@ -157,7 +157,7 @@ class SearchState:
             validations=looks(steps, own, epochs),
         )
         name = f"{where}: {individual.operation} #{individual.number}"
-        work = steps * individual.cost.macs
+        work = steps * individual.costs["macs"].value
         return Job(name, program, recipe, mix(self.session.seed, self.trainings), work)
 
     def _take(self, individual: Individual, job: Job, end: JobResult) -> None:
@@ -167,7 +167,7 @@ class SearchState:
         self.purse.spent += job.recipe.steps
         if end.failure is not None:
             self.population.rejected[f"{individual.operation}: training diverged"] += 1
-            self.drop(individual, f"diverged: {end.failure}")
+            self.drop(individual, "failed", f"diverged: {end.failure}")
             return
         for record in end.records:
             if record["metric"] is not None:
@@ -184,7 +184,7 @@ class SearchState:
         figures = individual.figures
         state = State(
             individual=individual,
-            candidate=individual.told(self.purse.epoch),
+            trial=individual.trial(self.purse.epoch),
             worth=self.fitness.greedy(figures),
             figures=figures,
             metric=individual.scores[-1][1] if individual.scores else figures.score,
@@ -197,9 +197,9 @@ class SearchState:
             self.champion = state
         self.front.add(state)
 
-    def drop(self, individual: Individual, fate: str) -> None:
+    def drop(self, individual: Individual, status: Status, reason: str) -> None:
         """Let go of a network's weights, unless it is the best in something."""
-        individual.fate, individual.program = fate, None
+        individual.status, individual.reason, individual.program = status, reason, None
         last = self.latest.pop(individual, None)
         if last is not None and last is not self.champion and last not in self.front.members:
             last.forget()

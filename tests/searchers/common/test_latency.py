@@ -10,12 +10,13 @@ from torch import nn
 
 from devices import Device, milliseconds
 from fxsurgery import Budget, Dnal, Prune, capture
-from fxsurgery.budget import LatencyEstimate
+from fxsurgery.budget import CostEstimate
 from fxsurgery.errors import BudgetError, ExportError
 from fxsurgery.program import Program
 from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.searchers.common.latency import ATTEMPTS, LatencyLimit, LatencyModel, hold
-from fxsurgery.searchers.common.widths import evenly, project, pruning, space
+from fxsurgery.searchers.common.width_selection import evenly, project
+from fxsurgery.searchers.common.widths import pruning, space
 from fxsurgery.searchers.dnal import search as dnal
 from fxsurgery.searchers.prune import search as prune
 from fxsurgery.searchers.session import Session, Trainer
@@ -63,7 +64,7 @@ def test_what_is_returned_was_verified_last_and_is_within_the_budget(what: str, 
     assert last is outcome.program
     assert bias * milliseconds(outcome.program) == pytest.approx(true)
     assert true <= high <= limit
-    assert outcome.latency.high_ms == pytest.approx(high)
+    assert outcome.latency.high == pytest.approx(high)
     assert true > 0.7 * limit
     assert any(outcome.program is program for _, program in session.offered)
 
@@ -84,7 +85,7 @@ def test_a_miss_after_the_fine_tuning_is_cut_and_tuned_again(monkeypatch: pytest
     outcome, session = searched(device, "prune")
     assert len(found) == 4
     assert found[2] < found[1]
-    assert found[3] == outcome.latency.ms / device.original_ms <= 0.5
+    assert found[3] == outcome.latency.value / device.original_ms <= 0.5
     stages = [record["stage"] for record in session.trainer.progress.history]
     assert {"fine-tune", "fine-tune, time 2"} <= set(stages)
     assert len(session.offered) == 2
@@ -112,8 +113,8 @@ def test_attempts_are_bounded_however_bad_the_measurements_are(seed: int):
 def test_the_original_itself_needs_no_measurement():
     device = Device(start(), noise=0.5)
     model = model_of(device, 1.0)
-    assert model.verify(device.original) == LatencyEstimate.exactly(device.original_ms)
-    assert model.measure(device.original.with_weights(device.original.trainable_copy())).width_ms == 0
+    assert model.verify(device.original) == CostEstimate.exactly(device.original_ms)
+    assert model.measure(device.original.with_weights(device.original.trainable_copy())).width == 0
     outcome, _ = searched(Device(start(), noise=0.5), "prune", 1.0)
     assert outcome.program.log == ()
 
@@ -143,7 +144,7 @@ def test_the_aim_is_tightened_by_the_excess_and_the_width_of_the_interval():
     first = next(program for program, *_ in device.thorough)
     excess = 1.1 * milliseconds(first) - limit
     assert aims[1] == pytest.approx(milliseconds(first) - excess)
-    assert estimate.high_ms <= limit
+    assert estimate.high <= limit
 
 
 def test_measurements_are_recalled_from_the_journal(tmp_path: Path):

@@ -14,11 +14,15 @@ ORIGINAL = Cost(params=1000, macs=5000)
 def fitness(
     greediness: float = 1.0, *, higher: bool = True, budget: Budget | None = None, limit_ms: float | None = None
 ) -> Fitness:
-    return Fitness(greediness=greediness, higher_is_better=higher, budget=budget, original=ORIGINAL, limit_ms=limit_ms)
+    limits = {} if budget is None else dict(budget.limits(ORIGINAL))
+    if limit_ms is not None:
+        limits["latency_ms"] = limit_ms
+    return Fitness(greediness=greediness, higher_is_better=higher, limits=limits)
 
 
 def figures(score: float, params: int = 1000, macs: int = 5000, latency_ms: float | None = None) -> Figures:
-    return Figures(score=score, cost=Cost(params=params, macs=macs), latency_ms=latency_ms)
+    timed = {} if latency_ms is None else {"latency_ms": latency_ms}
+    return Figures(score=score, costs={"params": params, "macs": macs, **timed})
 
 
 def test_greedily_the_metric_counts_alone():

@@ -2,8 +2,10 @@
 
 import copy
 import math
+import shutil
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 import fxsurgery
 from fxsurgery import Budget, Ectonas, Result, Spend
 from fxsurgery.analysis.cost import cost
+from fxsurgery.analysis.peak_memory import peak_activation_bytes
 from fxsurgery.capture import capture
 from fxsurgery.errors import BudgetError, PassCrashedError, StructureError, SurgeryError, TrainingError
 from fxsurgery.execution import JobRunner
@@ -21,6 +24,7 @@ from fxsurgery.searchers.ectonas import population as populations
 from fxsurgery.searchers.ectonas.evolution_loop import EvolutionLoop
 from fxsurgery.searchers.ectonas.start_nets import start_net
 from fxsurgery.training import adamw
+from nonempty import nonempty
 
 BATCH, TRAIN = 16, 96
 EPOCH = TRAIN // BATCH
@@ -60,7 +64,7 @@ def weights(result: Result) -> dict[str, Tensor]:
 def same(one: Result, other: Result) -> bool:
     mine, theirs = weights(one), weights(other)
     alike = mine.keys() == theirs.keys() and all(torch.equal(t, theirs[n]) for n, t in mine.items())
-    return alike and one.log == other.log and one.evolution == other.evolution
+    return alike and one.log == other.log and one.search == other.search
 
 
 class Counted(JobRunner):
@@ -73,15 +77,14 @@ class Counted(JobRunner):
         return super().run(jobs, *args, **options)
 
 
-@pytest.mark.parametrize("epochs", [1, 1.2, 5, 13.7, 33])
-@pytest.mark.parametrize("finetune", [0, 2])
+@pytest.mark.parametrize(
+    ("epochs", "finetune"), [(e, f) for e in (1, 1.2, 5, 13.7, 33) for f in (0, 2) if e >= 1 + f]
+)  # less is not enough for the warm-up
 def test_never_overspends(epochs: float, finetune: float, monkeypatch: pytest.MonkeyPatch):
-    if epochs < 1 + finetune:
-        pytest.skip("not enough for the warm-up")
-    monkeypatch.setattr(fxsurgery.request, "JobRunner", Counted)
+    monkeypatch.setattr(fxsurgery.preparation, "JobRunner", Counted)
     Counted.steps = 0
     result = evolved(cnn(), replace(QUICK, finetune_epochs=finetune), epochs)
-    told = result.evolution
+    told = result.search
     assert told.spent * EPOCH == pytest.approx(Counted.steps)
     assert told.spent <= told.allowed == epochs
     assert told.finetuned == finetune
@@ -95,15 +98,15 @@ def test_jobs_tell_how_long_they_take_beside_each_other(monkeypatch: pytest.Monk
             batches.append([(job.work, job.recipe.steps, cost(job.program).macs) for job in jobs])
             return super().run(jobs, *args, **options)
 
-    monkeypatch.setattr(fxsurgery.request, "JobRunner", Noting)
+    monkeypatch.setattr(fxsurgery.preparation, "JobRunner", Noting)
     evolved(cnn(), epochs=12)
     assert len(batches) == 2  # the warm-up, and a round
-    assert all(work == steps * macs > 0 for batch in batches for work, steps, macs in batch)
+    assert all(nonempty(work == steps * macs > 0 for batch in batches for work, steps, macs in batch))
     assert len({work for work, *_ in batches[1]}) > 2
 
 
 def test_it_spends_what_it_may_but_for_less_than_a_match():
-    told = evolved(cnn(), epochs=40).evolution
+    told = evolved(cnn(), epochs=40).search
     assert told.allowed - told.spent < 2 * (1 + 1)
 
 
@@ -117,14 +120,14 @@ def test_a_plan_tells_what_a_generation_takes(config: Ectonas, model):
     short = evolved(model(), config, price - 1, trained=True)
     assert f"the spend ended within the first generation, which takes about {price:.0f} epochs" in "".join(short.notes)
     long = evolved(model(), config, price + 1, trained=True)
-    assert not any("first generation" in note for note in long.notes)
-    assert max(c.generation for c in long.evolution.candidates) == 2
+    assert not [note for note in long.notes if "first generation" in note]
+    assert max(c.generation for c in long.search.trials) == 2
 
 
 def test_where_the_first_generation_is_not_over_a_trained_network_wins():
     result = evolved(cnn(), replace(QUICK, greediness=0.5, places=8, weights_epochs=0.2), 12)
-    assert max(c.generation for c in result.evolution.candidates) == 1
-    assert result.evolution.winner != 0
+    assert max(c.generation for c in result.search.trials) == 1
+    assert result.search.winner != 0
 
 
 def test_a_spend_that_pays_for_nothing_is_an_error():
@@ -148,7 +151,7 @@ def test_the_result_is_a_plain_network_that_answers_alike_and_the_model_stays(mo
     model = cnn()
     before = copy.deepcopy(model.state_dict())
     result = evolved(model, test_data=images(32, 3))
-    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in nonempty(before.items()))
     x, y = images(48, 2)
     with torch.no_grad():
         right = (result.model(x).argmax(1) == y).double().mean()
@@ -156,7 +159,7 @@ def test_the_result_is_a_plain_network_that_answers_alike_and_the_model_stays(mo
     assert set(result.metrics) == {"val", "test"}
     again = replay(result.log, capture(cnn(), *result.example_inputs))
     assert {n: t.shape for n, t in again.graph_module.state_dict().items()} == {
-        n: t.shape for n, t in result.model.state_dict().items()
+        n: t.shape for n, t in nonempty(result.model.state_dict().items())
     }
 
 
@@ -172,18 +175,18 @@ def test_processes_give_the_same_result(greediness: float):
 
 
 def test_greedily_the_best_score_of_all_wins():
-    told = evolved(cnn(), epochs=40).evolution
-    best = max(c.score for c in told.candidates if c.score is not None)
-    assert told.candidates[told.winner].score == best
+    told = evolved(cnn(), epochs=40).search
+    best = max(c.score for c in told.trials if c.score is not None)
+    assert told.trials[told.winner].score == best
 
 
 def test_without_greed_every_generation_is_smaller():
     moves = ("identity", "remove-units", "add-units")
     told = evolved(cnn(), replace(QUICK, greediness=0.0, parents=1, operations=moves), 60)
-    line = told.evolution.line(told.evolution.winner)
+    line = told.search.line(told.search.winner)
     assert len(line) > 2
-    assert [c.params for c in line] == sorted({c.params for c in line}, reverse=True)
-    assert told.cost[1].params == line[-1].params
+    assert [c.costs["params"] for c in line] == sorted({c.costs["params"] for c in line}, reverse=True)
+    assert told.cost[1].params == line[-1].costs["params"]
 
 
 def test_random_mode_never_asks_who_is_better(monkeypatch: pytest.MonkeyPatch):
@@ -193,7 +196,7 @@ def test_random_mode_never_asks_who_is_better(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(EvolutionLoop, "_worth", asked)
     config = replace(QUICK, selection="random")
     result = evolved(cnn(), config)
-    assert any(c.fate.startswith("lost in competition 1") for c in result.evolution.candidates)
+    assert any((c.status, c.reason) == ("eliminated", "lost in competition 1") for c in result.search.trials)
     assert same(result, evolved(cnn(), config))
     with pytest.raises(AssertionError, match="the scores were compared"):
         evolved(cnn())
@@ -201,20 +204,21 @@ def test_random_mode_never_asks_who_is_better(monkeypatch: pytest.MonkeyPatch):
 
 def test_lineage_is_whole():
     result = evolved(cnn(), epochs=60)
-    told = result.evolution
-    assert [c.number for c in told.candidates] == list(range(len(told.candidates)))
-    assert told.candidates[0].operation == "start"
-    fates = {c.number: c.fate for c in told.candidates}
-    for candidate in told.candidates[1:]:
-        parent = told.candidates[candidate.parent]
+    told = result.search
+    assert [c.number for c in nonempty(told.trials)] == list(range(len(told.trials)))
+    assert told.trials[0].operation == "start"
+    fates = {c.number: c.status for c in told.trials}
+    for candidate in nonempty(told.trials[1:]):
+        parent = told.trials[candidate.parent]
         assert parent.generation == candidate.generation - 1
         assert fates[parent.number] in {"parent", "winner"}
         assert candidate.epochs >= parent.epochs
-        assert all(parent.epochs < epochs <= candidate.epochs + 1e-9 for epochs, _ in candidate.scores)
+        assert all(parent.epochs < epochs <= candidate.epochs + 1e-9 for epochs, _ in nonempty(candidate.scores))
     line = told.line(told.winner)
-    assert [c.move for c in line if c.move] == list(result.log)
-    assert [r["metric"] for r in result.history if r["metric"] is not None] == [m for c in line for _, m in c.scores]
-    assert [c.fate for c in told.candidates].count("winner") == 1
+    assert [c.move for c in line if c.move] == nonempty(result.log)
+    metrics = nonempty(m for c in line for _, m in c.scores)
+    assert [r["metric"] for r in result.history if r["metric"] is not None] == metrics
+    assert [c.status for c in told.trials].count("winner") == 1
 
 
 def test_the_front_is_of_networks_that_answer_as_told():
@@ -224,36 +228,36 @@ def test_the_front_is_of_networks_that_answer_as_told():
     assert params == sorted(set(params))
     assert metrics == sorted(set(metrics))
     x, y = images(48, 2)
-    for member in result.pareto:
+    for member in nonempty(result.pareto):
         with torch.no_grad():
             assert float((member.model(x).argmax(1) == y).double().mean()) == pytest.approx(member.metric)
-        assert member.candidate.params == member.cost.params
+        assert member.trial.costs["params"] == member.cost.params
 
 
 def test_the_front_can_be_against_latency():
     result = evolved(cnn(), replace(QUICK, front="latency_ms", operations=("identity", "remove-cell")), 12)
     times = [member.latency_ms for member in result.pareto]
     assert times == sorted(times)
-    assert all(time > 0 for time in times)
+    assert all(time > 0 for time in nonempty(times))
 
 
 def test_both_kinds_of_topology_cross():
     """By force: one operation is all that there is."""
     crossed = evolved(cnn(), replace(QUICK, operations=("remove-cell",), parents=1, greediness=0.99), 100)
-    lines = [crossed.evolution.line(c.number) for c in crossed.evolution.candidates]
+    lines = [crossed.search.line(c.number) for c in crossed.search.trials]
     assert max(sum(c.operation == "remove-cell" for c in line) for line in lines) >= 2
     ffnns = [m for m in crossed.pareto if not list(m.program.calls(nn.Conv2d))]
-    assert ffnns or any(c.params > 2 * crossed.evolution.candidates[0].params for c in crossed.evolution.candidates)
+    assert ffnns or any(c.costs["params"] > 2 * crossed.search.trials[0].costs["params"] for c in crossed.search.trials)
     grown = evolved(ffnn(), replace(QUICK, operations=("add-cell",), parents=1), 40)
-    assert any(c.operation == "add-cell" and c.score is not None for c in grown.evolution.candidates)
+    assert any(c.operation == "add-cell" and c.score is not None for c in grown.search.trials)
 
 
 def test_a_budget_goes_before_the_fitness():
     start = cost(capture(ffnn(), images(2, 1)[0])).params
     result = evolved(ffnn(), epochs=120, budget=Budget(params=0.8))
     assert result.cost[1].params <= 0.8 * start
-    kept = [c for c in result.evolution.candidates if c.params <= 0.8 * start and c.score is not None]
-    assert result.evolution.candidates[result.evolution.winner].score == max(c.score for c in kept)
+    kept = [c for c in result.search.trials if c.costs["params"] <= 0.8 * start and c.score is not None]
+    assert result.search.trials[result.search.winner].score == max(c.score for c in kept)
 
 
 def test_random_mode_keeps_a_budget_too():
@@ -279,25 +283,25 @@ def test_duplicates_are_not_trained_twice(monkeypatch: pytest.MonkeyPatch):
         return [*found, *found]
 
     monkeypatch.setattr(populations, "moves", twice)
-    told = evolved(cnn()).evolution
-    copies = [c for c in told.candidates if c.fate.startswith("duplicate of ")]
+    told = evolved(cnn()).search
+    copies = [c for c in told.trials if c.status == "duplicate"]
     assert told.duplicates == len(copies) > 0
-    for one in copies:
-        first = told.candidates[int(one.fate.removeprefix("duplicate of "))]
+    for one in nonempty(copies):
+        first = told.trials[int(one.reason.removeprefix("duplicate of "))]
         assert (one.score, one.scores) == (None, ())
-        assert (first.params, first.parent, first.move) == (one.params, one.parent, one.move)
+        assert (first.costs["params"], first.parent, first.move) == (one.costs["params"], one.parent, one.move)
 
 
 def test_refused_moves_are_counted_with_reasons():
-    told = evolved(cnn(), replace(QUICK, most_growth=0.01)).evolution
+    told = evolved(cnn(), replace(QUICK, most_growth=0.01)).search
     assert told.rejected["add-dense: more than 1% more parameters than its parent"] > 0
-    assert all(c.params <= 1.01 * told.candidates[c.parent].params for c in told.candidates[1:])
-    start = told.candidates[0].params
-    capped = evolved(cnn(), replace(QUICK, most_params=start)).evolution
-    assert all(c.params <= start for c in capped.candidates)
+    assert all(c.costs["params"] <= 1.01 * told.trials[c.parent].costs["params"] for c in nonempty(told.trials[1:]))
+    start = told.trials[0].costs["params"]
+    capped = evolved(cnn(), replace(QUICK, most_params=start)).search
+    assert all(c.costs["params"] <= start for c in nonempty(capped.trials))
     assert any(f"more than {start:,} parameters" in reason for reason in capped.rejected)
-    large = evolved(cnn(), replace(QUICK, most_params=1, most_growth=0.1)).evolution
-    assert start < max(c.params for c in large.candidates) <= 1.1 * start
+    large = evolved(cnn(), replace(QUICK, most_params=1, most_growth=0.1)).search
+    assert start < max(c.costs["params"] for c in large.trials) <= 1.1 * start
 
 
 def test_a_pass_that_crashes_costs_its_move_and_is_told(monkeypatch: pytest.MonkeyPatch):
@@ -307,7 +311,7 @@ def test_a_pass_that_crashes_costs_its_move_and_is_told(monkeypatch: pytest.Monk
     monkeypatch.setattr(Widen, "rewrite", crash)
     result = evolved(cnn())
     assert any(note.startswith("please report this: widen") and "by design" in note for note in result.notes)
-    assert result.evolution.rejected["add-units: the pass crashed, which is a bug of fxsurgery"] > 0
+    assert result.search.rejected["add-units: the pass crashed, which is a bug of fxsurgery"] > 0
 
 
 def test_networks_that_diverge_are_out_and_counted(monkeypatch: pytest.MonkeyPatch):
@@ -317,11 +321,11 @@ def test_networks_that_diverge_are_out_and_counted(monkeypatch: pytest.MonkeyPat
             wild = [": add-units" in job.name for job in jobs]
             return [replace(e, failure="the loss is nan") if w else e for e, w in zip(ends, wild, strict=True)]
 
-    monkeypatch.setattr(fxsurgery.request, "JobRunner", Failing)
-    told = evolved(cnn()).evolution
-    gone = [c for c in told.candidates if c.fate.startswith("diverged: the loss is nan")]
+    monkeypatch.setattr(fxsurgery.preparation, "JobRunner", Failing)
+    told = evolved(cnn()).search
+    gone = [c for c in told.trials if c.status == "failed" and c.reason.startswith("diverged: the loss is nan")]
     assert {c.operation for c in gone} == {"add-units"}
-    assert all(c.score is None for c in gone)
+    assert all(c.score is None for c in nonempty(gone))
     assert told.rejected["add-units: training diverged"] == len(gone) > 0
 
 
@@ -345,12 +349,12 @@ def test_children_share_tensors_with_their_parent():
     assert fresh["identity"] == 0
     whole = sum(t.nbytes for t in program.graph_module.state_dict().values())
     assert sum(fresh.values()) < 0.9 * len(children) * whole
-    assert set(fresh) == set(QUICK.operations)
+    assert set(fresh) == set(nonempty(QUICK.operations))
 
 
 def test_a_trained_start_is_not_warmed_up():
     result = evolved(cnn(), epochs=20, trained=True)
-    start = result.evolution.candidates[0]
+    start = result.search.trials[0]
     assert (start.epochs, start.scores) == (0, ())
     assert start.score == result.metrics["val"].before
 
@@ -361,8 +365,8 @@ def test_a_loss_that_is_better_when_lower():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 1))
     data = {"train_data": (x, y.float()[:, None]), "val_data": (vx, vy.float()[:, None])}
     result = evolved(model, replace(QUICK, learning_rate=0.01), loss=nn.MSELoss(), **data)
-    told = result.evolution
-    assert told.candidates[told.winner].score == min(c.score for c in told.candidates if c.score is not None)
+    told = result.search
+    assert told.trials[told.winner].score == min(c.score for c in told.trials if c.score is not None)
     assert result.metrics["val"].after < result.metrics["val"].before
     assert not told.higher_is_better
 
@@ -385,8 +389,8 @@ def test_a_residual_network_evolves():
             nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), Block(6), Block(6), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
             nn.Linear(6, 4),
         )  # fmt: skip
-    told = evolved(model, epochs=60).evolution
-    tried = {c.operation for c in told.candidates if c.score is not None}
+    told = evolved(model, epochs=60).search
+    tried = {c.operation for c in told.trials if c.score is not None}
     assert {"add-channels", "remove-channels", "add-cell", "remove-cell"} <= tried
 
 
@@ -399,9 +403,9 @@ def test_nothing_to_do_is_an_error_with_reasons():
 
 def test_time_that_is_up_ends_the_search_with_what_is_trained():
     result = evolved(cnn(), spend=Spend(seconds=1.5))
-    told = result.evolution
+    told = result.search
     assert told.allowed is None
-    assert told.candidates[told.winner].score is not None
+    assert told.trials[told.winner].score is not None
     assert math.isfinite(result.metrics["val"].after)
 
 
@@ -410,10 +414,10 @@ def test_fine_tuning_keeps_the_better():
     x, y = images(48, 2)
     with torch.no_grad():
         assert float((result.model(x).argmax(1) == y).double().mean()) == pytest.approx(result.metrics["val"].after)
-    told = result.evolution.candidates[result.evolution.winner]
+    told = result.search.trials[result.search.winner]
     assert result.metrics["val"].after >= told.scores[-1][1]
     assert "fine-tune" in {record["stage"] for record in result.history}
-    assert result.evolution.finetuned == 4
+    assert result.search.finetuned == 4
 
 
 def test_fine_tuning_has_a_rate_of_its_own():
@@ -435,10 +439,10 @@ def test_fine_tuning_that_diverges_is_left_out(monkeypatch: pytest.MonkeyPatch):
             return [replace(e, failure="the loss is nan") for e in ends] if jobs[0].name == "fine-tune" else ends
 
     plain = evolved(cnn(), epochs=26)
-    monkeypatch.setattr(fxsurgery.request, "JobRunner", Failing)
+    monkeypatch.setattr(fxsurgery.preparation, "JobRunner", Failing)
     result = evolved(cnn(), replace(QUICK, finetune_epochs=4), 30)
     assert any("fine-tuning came to nothing, and is left out: the loss is nan" in note for note in result.notes)
-    assert all(torch.equal(tensor, weights(result)[name]) for name, tensor in weights(plain).items())
+    assert all(torch.equal(tensor, weights(result)[name]) for name, tensor in nonempty(weights(plain).items()))
 
 
 @pytest.mark.parametrize("accumulate", [1, 4, 64])
@@ -456,7 +460,7 @@ def test_accumulated_batches_are_counted(accumulate: int):
             Seen.taken += 1
             return self.x[index], self.y[index]
 
-    told = evolved(cnn(), epochs=15, accumulate=accumulate, train_data=Seen(), example_inputs=images(4, 1)[0]).evolution
+    told = evolved(cnn(), epochs=15, accumulate=accumulate, train_data=Seen(), example_inputs=images(4, 1)[0]).search
     assert told.spent <= 15
     assert Seen.taken / TRAIN <= 15 + 1  # what the capture looked at
 
@@ -496,7 +500,7 @@ def test_without_data_it_agrees_with_the_original():
         ({"match_epochs": 0}, "match_epochs=0: it must be greater than 0"),
         ({"match_epochs": math.inf}, "match_epochs=inf: it must be"),
         ({"selection": "best"}, "selection='best': it must be fitness or random"),
-        ({"front": "size"}, "front='size': it must be params or macs or latency_ms"),
+        ({"front": "size"}, "front='size': it must be params or macs or peak_activation_bytes or latency_ms"),
         ({"operations": ("add-cell", "fly")}, "there is no 'fly'; there are: identity"),
         ({"greediness": "0.5"}, "greediness='0.5': it must be from 0 to 1"),
         ({"operations": "add-cell"}, "it must be several names"),
@@ -541,5 +545,38 @@ def test_candidates_that_crash_cost_their_operation_and_are_told(monkeypatch: py
     found = replace(OPERATIONS["add-units"], find=crash)
     monkeypatch.setitem(OPERATIONS, "add-units", found)
     result = evolved(cnn())
-    assert result.evolution.rejected["add-units: the pass crashed, which is a bug of fxsurgery"] > 0
+    assert result.search.rejected["add-units: the pass crashed, which is a bug of fxsurgery"] > 0
     assert any("please report this: widen: its candidates crashed" in note for note in result.notes)
+
+
+def test_a_resumed_run_reads_its_trials_and_tries_no_move_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The journal ends in the middle of the first competition: only those that train on are rebuilt."""
+    config = replace(QUICK, operations=("identity", "add-units", "remove-units", "remove-dense"), match_epochs=0.5)
+    whole = evolved(ffnn(), config, epochs=14, run_dir=tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed", ignore=shutil.ignore_patterns("result", "report.html"))
+    journal = tmp_path / "killed" / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    [born, *later] = [i for i, line in enumerate(lines) if '"trials of generation ' in line]
+    journal.write_text("".join(lines[: born + 3]))
+    assert len(lines) > born + 3
+    tried, made = list[int](), populations.moves
+
+    def counted(program, operation, amounts, seed):
+        tried.append(seed)
+        return made(program, operation, amounts, seed)
+
+    monkeypatch.setattr(populations, "moves", counted)
+    again = evolved(ffnn(), config, epochs=14, run_dir=tmp_path / "killed", resume=True)
+    assert same(again, whole)
+    assert len(set(tried)) == len(later)
+    assert again.search.rejected == whole.search.rejected
+
+
+def test_the_front_can_be_against_peak_memory():
+    result = evolved(cnn(), replace(QUICK, front="peak_activation_bytes"), epochs=20)
+    bytes_ = [member.trial.cost("peak_activation_bytes") for member in result.pareto]
+    assert bytes_ == [peak_activation_bytes(member.program) for member in result.pareto]
+    assert bytes_ == sorted(set(bytes_))
+    trained = [t for t in result.search.trials if t.status != "duplicate"]
+    assert all(t.cost("peak_activation_bytes") > 0 for t in nonempty(trained))
+    assert len(trained) > 3

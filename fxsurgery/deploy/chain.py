@@ -1,0 +1,205 @@
+"""The way of a model to a device: export -> transform -> check -> measure, each step a value.
+
+    chain = Chain((Export(), ToFloat16(), Check(), Measure(rounds=50)))
+    str(chain) == "export;to-float16;check;measure(rounds=50)"
+
+Where a step fails, the chain begins again with the next alternative of its export. A file is put in place only when
+every step has gone through.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from typing_extensions import override
+
+from fxsurgery.batch_layout import Statement
+from fxsurgery.deploy.export_step import Export
+from fxsurgery.deploy.interleave import Measure
+from fxsurgery.deploy.latency import LatencyReport, report_of
+from fxsurgery.deploy.measurement import Measurement
+from fxsurgery.deploy.onnx_model import OnnxModel
+from fxsurgery.deploy.parity import Check
+from fxsurgery.deploy.randomness import CPU
+from fxsurgery.deploy.source import Source, frozen_inputs
+from fxsurgery.deploy.steps import Artifact, FileStep, Step
+from fxsurgery.deploy.transforms import ToFloat16
+from fxsurgery.errors import ExportError, SpecError, reason_of
+from fxsurgery.files import require_plain
+from fxsurgery.option_types import FilePath, checked
+from fxsurgery.seeding import seeded
+from fxsurgery.specs import parse_spec
+from fxsurgery.surroundings import plain_surroundings
+
+STEPS: Mapping[str, type[Step]] = {step.name: step for step in (Export, ToFloat16, Check, Measure)}
+"""Every step by name. This table is the registry: a step is listed here or it does not exist."""
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What a chain came to."""
+
+    file: OnnxModel
+    measurement: Measurement | None
+    """`None` without a `Measure` step."""
+
+    @cached_property
+    def latency(self) -> LatencyReport | None:
+        """Statistics of the measurement."""
+        return None if self.measurement is None else report_of(self.measurement)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Steps one after the other: an `Export`, any transforms and checks, and at most one `Measure`, which is the last.
+
+    Raises:
+        SpecError: the steps are in another order.
+    """
+
+    steps: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        first, *rest = self.steps or (None,)
+        between = rest[:-1] if rest and isinstance(rest[-1], Measure) else rest
+        middle_ones = all(isinstance(step, FileStep) and not isinstance(step, Export) for step in between)
+        if not isinstance(first, Export) or not middle_ones:
+            raise SpecError(
+                f"the chain {str(self)!r} is out of order: begin with export, and put measure last, such as "
+                "export;to-float16;check;measure"
+            )
+
+    @override
+    def __str__(self) -> str:
+        return ";".join(map(str, self.steps))
+
+    @checked(ExportError)
+    @plain_surroundings()
+    @seeded(0, CPU)
+    def run(
+        self,
+        model: nn.Module,
+        example_inputs: Sequence[Any],
+        path: FilePath,
+        *,
+        example_kwargs: Mapping[str, Any] | None = None,
+        batch_dims: Statement = None,
+    ) -> Deployed:
+        """Write `model` to `path` as one ONNX file, by these steps.
+
+        Args:
+            model: it is not changed; a copy in eval mode on the CPU is exported.
+            example_inputs: its positional inputs: tensors, or tuples, lists and dicts of them.
+            path: where the file goes; written whole or not at all.
+            example_kwargs: its inputs by name.
+            batch_dims: which dim of the inputs is the batch, as for `fxsurgery.capture.capture`.
+
+        Raises:
+            DataError: `batch_dims` does not fit the inputs.
+            DeviceError: the provider to measure on is not there.
+            ExportError: a step fails with each exporter, or the file cannot be written. What was at `path` before is
+                still there.
+        """
+        path = Path(path)
+        if not path.parent.is_dir():
+            raise ExportError(f"cannot write {path}: there is no directory {path.parent}; create it first")
+        if path.is_dir():
+            raise ExportError(f"cannot write {path}: it is a directory; name a file in it")
+        inputs = frozen_inputs(example_inputs, example_kwargs)
+        if not inputs.tensors:
+            raise ExportError(
+                "export needs at least one example input, such as export_onnx(program, path, example_inputs=(x,))"
+            )
+        source = Source.of(model, inputs.args, inputs.kwargs, batch_dims)
+        for step in self._file_steps:
+            step.prepare(source)
+        return self._first_that_works(source, path)
+
+    def _first_that_works(self, source: Source, path: Path) -> Deployed:
+        failures, last = list[str](), None
+        for chain in self._alternatives():
+            try:
+                return chain._attempt(source, path, failures)  # noqa: SLF001 -- a chain itself
+            except OSError as error:
+                raise ExportError(
+                    f"cannot write {path}: {reason_of(error)}; choose a path that you may write to"
+                ) from error
+            except ExportError as error:
+                failures.append(f"{chain._export.exporter}: {error}")  # noqa: SLF001 -- a chain itself
+                last = error
+        raise ExportError(
+            f"{path.name} was not written. {' | '.join(failures)}{_about_types(source.model)}; try another exporter= "
+            "or opset="
+        ) from last
+
+    def _attempt(self, source: Source, path: Path, failures: Sequence[str]) -> Deployed:
+        """Go through all steps, and only then put the file in its place."""
+        require_plain(path)
+        with tempfile.TemporaryDirectory(prefix=".fxsurgery-", dir=path.parent) as folder:
+            artifact = Artifact(source, Path(folder) / path.name)
+            for step in self._file_steps:
+                artifact = step.apply(artifact)
+            file = self._described(artifact, failures)
+            measurement = None
+            if isinstance(last := self.steps[-1], Measure):
+                inputs = source.inputs.resized(1) if artifact.dynamic_batch else source.inputs
+                measurement = last.take({path.stem: file}, inputs)
+            artifact.path.replace(path)
+        return Deployed(replace(file, path=path), measurement)
+
+    def _described(self, artifact: Artifact, failures: Sequence[str]) -> OnnxModel:
+        content, source = artifact.path.read_bytes(), artifact.source
+        return OnnxModel(
+            path=artifact.path,
+            opset=artifact.opset,
+            exporter=self._export.exporter,
+            bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+            inputs=source.names,
+            outputs=source.names_out,
+            parity=artifact.parity,
+            fallback_reason="; ".join(failures) or None,
+        )
+
+    def _alternatives(self) -> Iterator["Chain"]:
+        for export in self._export.alternatives():
+            yield Chain((export, *self.steps[1:]))
+
+    @property
+    def _export(self) -> Export:
+        first = self.steps[0]
+        assert isinstance(first, Export)  # as checked when the chain was made
+        return first
+
+    @property
+    def _file_steps(self) -> tuple[FileStep, ...]:
+        return tuple(step for step in self.steps if isinstance(step, FileStep))
+
+
+@checked(SpecError)
+def parse(text: str) -> Chain:
+    """Return the chain that `text` names: `parse(str(chain)) == chain`. Nothing of `text` is executed.
+
+    Raises:
+        SpecError: `text` names no step, gives it options that it does not take, or has the steps out of order.
+
+    Example:
+        >>> parse("export(opset=18);check(rtol=0.001);measure(rounds=50)").steps[1]
+        Check(rtol=0.001)
+    """
+    return Chain(tuple(parse_spec(part, STEPS, kind="step", example="check(rtol=0.01)") for part in text.split(";")))
+
+
+def _about_types(model: nn.Module) -> str:
+    """What stands in the way of models in types for which ONNX Runtime has few operators; empty for others."""
+    types = {t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()}
+    names = sorted(str(dtype).removeprefix("torch.") for dtype in types & {torch.float64, torch.bfloat16})
+    if not names:
+        return ""
+    return f". ONNX Runtime has few operators in {' and '.join(names)} on the CPU: export a copy in float32 (.float())"

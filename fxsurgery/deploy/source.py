@@ -1,0 +1,131 @@
+"""A model as every step of the deploy chain sees it: frozen, with its inputs, their batch and their names."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from fxsurgery.batch_layout import Statement, as_stated, by_running
+from fxsurgery.deploy.names import input_names, output_names
+from fxsurgery.deploy.random_inputs import kept_values
+from fxsurgery.errors import ExportError, reason_of
+from fxsurgery.inputs import Inputs, tensors_in
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A model in PyTorch that a file shall compute the same as."""
+
+    model: nn.Module
+    """A copy in eval mode on the CPU."""
+    inputs: Inputs
+    """Its example inputs on the CPU, with their batch."""
+    kept: tuple[int, ...]
+    """The input tensors, by their place, whose values stay in every draw."""
+    names: tuple[str, ...]
+    """Of the input tensors."""
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        example_inputs: Sequence[Any],
+        example_kwargs: Mapping[str, Any] | None,
+        batch_dims: Statement,
+    ) -> Self:
+        """Freeze a model and find the batch of its inputs.
+
+        Raises:
+            ExportError: the model cannot be copied or does not run, or its inputs cannot be named.
+            DataError: `batch_dims` does not fit the inputs.
+        """
+        frozen, inputs = frozen_copy(model), frozen_inputs(example_inputs, example_kwargs)
+        inputs = located(frozen, inputs, batch_dims)
+        kept = kept_values(inputs, partial(outputs_of, frozen))
+        return cls(frozen, inputs, kept, tuple(input_names(frozen, inputs)))
+
+    @cached_property
+    def names_out(self) -> tuple[str, ...]:
+        """A name for each output tensor, none of them an input's.
+
+        Raises:
+            ExportError: the model does not run.
+        """
+        return tuple(output_names(output_of(self.model, self.inputs), self.names))
+
+    def outputs(self, inputs: Inputs | None = None) -> list[Tensor]:
+        """Return the model's output tensors, on its example inputs by default.
+
+        Raises:
+            ExportError: the model does not run.
+        """
+        return outputs_of(self.model, self.inputs if inputs is None else inputs)
+
+    def twin(self, model: nn.Module) -> Self:
+        """Return the same for another model of the same structure, frozen already."""
+        return replace(self, model=model)
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy in eval mode on the CPU.
+
+    Raises:
+        ExportError: the model cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model).eval().cpu()
+    except Exception as error:
+        raise ExportError(
+            f"the model cannot be copied: {reason_of(error)}; remove what copy.deepcopy cannot copy"
+        ) from error
+
+
+def frozen_inputs(example_inputs: Sequence[Any], example_kwargs: Mapping[str, Any] | None) -> Inputs:
+    """The inputs, positional and by name, on the CPU."""
+    return Inputs(tuple(example_inputs), example_kwargs or {}).map(lambda x: x.detach().cpu())
+
+
+def located(model: nn.Module, inputs: Inputs, batch_dims: Statement) -> Inputs:
+    """The inputs with the batch where it is stated, or where the model's outputs tell.
+
+    Raises:
+        ExportError: the model does not run, or the inputs are in containers that PyTorch's pytree does not know.
+        DataError: what is stated does not fit the inputs.
+    """
+    input_names(model, inputs)  # refuses what it cannot name, before the model is run on it
+    if batch_dims is not None:
+        return as_stated(inputs, batch_dims, inputs.names(model.forward))
+    run = partial(outputs_of, model)
+    return by_running(inputs, run, run(inputs), inputs.names(model.forward))[0]
+
+
+def output_of(model: nn.Module, inputs: Inputs) -> object:
+    """The model's output, of any structure.
+
+    Raises:
+        ExportError: it does not run.
+    """
+    own = inputs.clone()
+    try:
+        with torch.no_grad():
+            output: object = model(*own.args, **own.kwargs)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs.tensors)
+        raise ExportError(
+            f"the model does not run on inputs of shape {shapes}: {reason_of(error)}; pass inputs that its forward "
+            "takes"
+        ) from error
+    return output
+
+
+def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """The model's output tensors, in order.
+
+    Raises:
+        ExportError: it does not run.
+    """
+    return [tensor for _, tensor in tensors_in(output_of(model, inputs))]

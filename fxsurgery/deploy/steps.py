@@ -1,0 +1,108 @@
+"""What the steps of a deploy chain are, and what passes from one to the next.
+
+A step is a value: a frozen dataclass whose fields are its options. Its text, `check(rtol=0.01)`, reads back
+(`fxsurgery.deploy.chain.parse`), as that of a pass does.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import ClassVar, Self
+
+from typing_extensions import override
+
+from fxsurgery.deploy.onnx_model import Parity
+from fxsurgery.deploy.source import Source
+from fxsurgery.errors import ExportError
+from fxsurgery.option_types import check_fields
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """A file on its way to a device, with all that the steps so far have found out."""
+
+    source: Source
+    """The model that it comes from."""
+    path: Path
+    """Where the steps write."""
+    made_by: "tuple[FileStep, ...]" = ()
+    """The steps that wrote the file, in order."""
+    dynamic_batch: bool = True
+    """Whether the file takes any batch size."""
+    opset: int = 0
+    """As the file says; 0 before there is one."""
+    rtol: float | None = None
+    """The relative error that its transforms may make; `None` for rounding alone."""
+    parity: Parity | None = None
+    """`None` where it was not checked."""
+
+    def of_twin(self, source: Source, path: Path) -> "Artifact":
+        """Return the file that the same steps write for a model of the same structure.
+
+        Raises:
+            ExportError: a step fails.
+        """
+        made = Artifact(source, path)
+        for step in self.made_by:
+            made = step.apply(made)
+        return made
+
+
+@dataclass(frozen=True)
+class Step(ABC):
+    """One step of a deploy chain."""
+
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check_fields(self, ExportError)
+
+    @override
+    def __str__(self) -> str:
+        options = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
+        told = ",".join(f"{name}={value!r}" for name, value, default in options if value != default)
+        return f"{self.name}({told})" if told else self.name
+
+
+class FileStep(Step):
+    """A step that writes the file or says something of it."""
+
+    @abstractmethod
+    def apply(self, artifact: Artifact) -> Artifact:
+        """Return the artifact after this step.
+
+        Raises:
+            ExportError: the step fails; the file is then of no use.
+        """
+
+    def prepare(self, source: Source) -> None:
+        """Refuse a source that this step cannot work on, before anything is written.
+
+        Raises:
+            ExportError: it says why.
+        """
+
+    def alternatives(self) -> tuple[Self, ...]:
+        """Return the forms of this step to try one after the other, until the whole chain goes through."""
+        return (self,)
+
+
+class Transform(FileStep):
+    """A step that rewrites a file in place, and so may make errors beyond rounding."""
+
+    tolerance: ClassVar[float | None]
+    """The relative error, as of `Parity`, that it may make; `None` for rounding alone."""
+
+    @override
+    def apply(self, artifact: Artifact) -> Artifact:
+        self.rewrite(artifact.path)
+        allowed = [rtol for rtol in (artifact.rtol, self.tolerance) if rtol is not None]
+        return replace(artifact, made_by=(*artifact.made_by, self), rtol=max(allowed, default=None))
+
+    @abstractmethod
+    def rewrite(self, path: Path) -> None:
+        """Rewrite the file at `path`.
+
+        Raises:
+            ExportError: the file cannot be rewritten.
+        """

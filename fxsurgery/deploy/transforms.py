@@ -1,0 +1,48 @@
+"""Steps that rewrite an ONNX file in place, each checked with a tolerance of its own."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from typing_extensions import override
+
+from fxsurgery.comparison import TOLERANCE
+from fxsurgery.deploy.steps import Transform
+from fxsurgery.errors import ExportError, reason_of
+from fxsurgery.surroundings import without_warnings
+
+
+@dataclass(frozen=True)
+class ToFloat16(Transform):
+    """Keep weights and compute in float16, half the bytes; inputs and outputs keep their types.
+
+    A value beyond what float16 holds is cut to its largest one, and a smaller one than it holds to its smallest. A
+    model for which that matters does not pass the check.
+
+    Example:
+        >>> from fxsurgery.deploy import Chain, Check, Export
+        >>> str(Chain((Export(), ToFloat16(), Check())))
+        'export;to-float16;check'
+    """
+
+    name: ClassVar[str] = "to-float16"
+    tolerance: ClassVar[float | None] = TOLERANCE[torch.float16]
+
+    @override
+    def rewrite(self, path: Path) -> None:
+        import onnx  # noqa: PLC0415 -- slow to import
+        from onnxruntime.transformers.onnx_model import OnnxModel  # noqa: PLC0415 -- slow to import
+
+        try:
+            with without_warnings():
+                file = OnnxModel(onnx.load(path))
+                file.convert_float_to_float16(use_symbolic_shape_infer=False, keep_io_types=True)
+                file.topological_sort()  # the casts of the inputs are put last
+            onnx.save(file.model, path)
+            onnx.checker.check_model(path)
+        except Exception as error:
+            raise ExportError(
+                f"{self.name}: the file cannot be converted: {reason_of(error)}; leave the step out, or try the other "
+                "exporter="
+            ) from error

@@ -1,0 +1,34 @@
+"""What looking at a site gives: a match, or the refusal that says why the site is left alone.
+
+A function that looks for something to rewrite returns `Match[Plan]`, so `Plan | Refusal`; one that asks only whether
+anything stands in the way returns `Refusal | None`.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+from typing_extensions import override
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a site that looked like a match is left alone.
+
+    Example:
+        >>> str(Refusal("conv1", "conv1 is called 2 times"))
+        'conv1 is called 2 times'
+    """
+
+    node: str
+    """The node, or the path of the module, that stands in the way."""
+    reason: str
+
+    @override
+    def __str__(self) -> str:
+        return self.reason
+
+
+Match: TypeAlias = T | Refusal
+"""A match, or the refusal of one."""

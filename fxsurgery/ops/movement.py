@@ -1,0 +1,209 @@
+"""Entries that keep their values: views, permutations, parts."""
+
+import torch
+from torch import Tensor, nn
+
+from fxsurgery.ops import module_sizes
+from fxsurgery.ops.facets import Argument, SizeArguments, SizeRule
+from fxsurgery.ops.fast import calls, modules
+from fxsurgery.ops.fast.plain import FastCall
+from fxsurgery.ops.operator import Kind, Operator
+from fxsurgery.ops.rules import movement as rules
+from fxsurgery.ops.rules.call import Rule
+
+_SHAPE = SizeArguments(SizeRule.SHAPE, (Argument(1, "size", None, ("shape",)),))
+_DIM = Argument(2, "dim", 0)
+
+
+_WITHOUT_WORK = (rules.move, rules.same, rules.viewing)
+
+
+def moved(
+    name: str,
+    *aliases: str,
+    rule: Rule | None = None,
+    aten: str = "",
+    fast_call: FastCall | None = None,
+    facts: str = "rearranges",
+) -> Operator:
+    """Entries that go elsewhere; by rules that run the operation itself, none is computed.
+
+    Args:
+        name: of the operator.
+        aliases: other names.
+        rule: how labels follow.
+        aten: other names of its ATen operations.
+        fast_call: its shapes, without a run.
+        facts: which of `rearranges`, `picks` and `regroups` hold.
+    """
+    return Operator(
+        name=name,
+        kind=Kind.MOVEMENT,
+        aliases=aliases,
+        keeps_zero=True,
+        rule=rule,
+        aten=tuple(aten.split()),
+        computes=rule not in _WITHOUT_WORK,
+        fast_call=fast_call,
+        rearranges="rearranges" in facts,
+        picks="picks" in facts,
+        regroups="regroups" in facts,
+    )
+
+
+def _reshaped(name: str, rule: Rule | None = None, aten: str = "", fast_call: FastCall | None = None) -> Operator:
+    return Operator(
+        name=name,
+        kind=Kind.MOVEMENT,
+        sizes=_SHAPE,
+        keeps_zero=True,
+        rule=rule,
+        aten=tuple(aten.split()),
+        computes=rule is None,
+        states_sizes=True,
+        fast_call=fast_call,
+        rearranges=True,
+        regroups=name in {"view", "reshape"},
+    )
+
+
+def _parted(name: str, sizes: Argument, parts: Argument | None, rule: Rule | None = None) -> Operator:
+    return Operator(
+        name=name,
+        kind=Kind.MOVEMENT,
+        sizes=SizeArguments(SizeRule.PIECES, (sizes, _DIM)),
+        parts=parts,
+        keeps_zero=True,
+        rule=rule,
+        computes=rule is None,
+        states_sizes=name == "split",
+        rearranges=True,
+        picks=True,
+    )
+
+
+_PIECE = Argument(1, "split_size", None, ("split_size_or_sections",))
+_COUNT = Argument(1, "chunks")
+_SECTIONS = Argument(1, "indices_or_sections", None, ("sections", "indices"))
+
+FLATTEN = Operator(
+    name="flatten",
+    kind=Kind.MOVEMENT,
+    modules=(nn.Flatten,),
+    keeps_zero=True,
+    rearranges=True,
+    regroups=True,
+    fast_call=calls.reshaped(torch.flatten),
+    fast_module=modules.flattened,
+)
+
+UNFLATTEN = Operator(
+    name="unflatten",
+    kind=Kind.MOVEMENT,
+    size_attributes=module_sizes.unflatten,
+    modules=(nn.Unflatten,),
+    fast_call=calls.reshaped(Tensor.unflatten),
+    sizes=SizeArguments(SizeRule.UNFLATTENED, (Argument(1, "dim"), Argument(2, "sizes", None, ("unflattened_size",)))),
+    keeps_zero=True,
+    rearranges=True,
+    regroups=True,
+)
+
+RESHAPING = (
+    _reshaped("view", rules.viewing, "_unsafe_view", calls.reshaped(Tensor.view)),
+    _reshaped("reshape", rules.viewing, fast_call=calls.reshaped(Tensor.reshape)),
+    _reshaped("expand", rules.move),
+    _reshaped("broadcast_to"),
+    moved("view_as", facts="rearranges regroups"),
+    moved("reshape_as", facts="rearranges regroups"),
+    moved("expand_as"),
+    moved("broadcast_tensors", facts=""),
+    moved("ravel", facts="rearranges regroups"),
+    moved("squeeze", rule=rules.move),
+    moved("unsqueeze", rule=rules.move, fast_call=calls.reshaped(Tensor.unsqueeze)),
+    FLATTEN,
+    UNFLATTEN,
+)
+
+PERMUTING = (
+    moved("permute", rule=rules.move, fast_call=calls.permute, facts="rearranges regroups"),
+    moved("transpose", "swapaxes", "swapdims", rule=rules.move, fast_call=calls.transpose, facts="rearranges regroups"),
+    moved("movedim", "moveaxis", facts="rearranges regroups"),
+    Operator(
+        name="t",
+        kind=Kind.MOVEMENT,
+        attributes=("T",),
+        keeps_zero=True,
+        rearranges=True,
+        regroups=True,
+        rule=rules.move,
+        computes=False,
+    ),
+    Operator(
+        name="mT",
+        kind=Kind.MOVEMENT,
+        attributes=("mT",),
+        is_named=False,
+        keeps_zero=True,
+        rearranges=True,
+        regroups=True,
+    ),
+    Operator(name="adjoint", kind=Kind.MOVEMENT, attributes=("H", "mH"), keeps_zero=True, regroups=True),
+)
+
+GETITEM = Operator(
+    name="getitem",
+    kind=Kind.MOVEMENT,
+    dunder="getitem",
+    sizes=SizeArguments(SizeRule.INDEX, (Argument(1, "index"),)),
+    keeps_zero=True,
+    rearranges=True,
+    picks=True,
+)
+
+PARTS = (
+    _parted("split", _PIECE, _PIECE, rules.move),
+    _parted("unsafe_split", _PIECE, _PIECE, rules.move),
+    _parted("split_with_sizes", _PIECE, None, rules.move),
+    _parted("chunk", _COUNT, _COUNT),
+    _parted("unsafe_chunk", _COUNT, _COUNT, rules.move),
+    _parted("tensor_split", _SECTIONS, None),
+    moved("unsafe_split_with_sizes", rule=rules.move, facts="rearranges picks"),
+    moved("unbind", rule=rules.move, fast_call=calls.unbind, facts="rearranges picks"),
+    moved("hsplit", facts="rearranges picks"),
+    moved("vsplit", facts="rearranges picks"),
+    moved("dsplit", facts="rearranges picks"),
+    Operator(
+        name="narrow",
+        kind=Kind.MOVEMENT,
+        sizes=SizeArguments(SizeRule.RANGE, (Argument(1, "dim"), Argument(2, "start"), Argument(3, "length"))),
+        keeps_zero=True,
+        rearranges=True,
+        picks=True,
+    ),
+    Operator(
+        name="select",
+        kind=Kind.MOVEMENT,
+        sizes=SizeArguments(SizeRule.ENTRY, (Argument(1, "dim"), Argument(2, "index"))),
+        keeps_zero=True,
+        rearranges=True,
+        picks=True,
+        rule=rules.selection,
+        computes=False,
+        states_sizes=True,
+    ),
+    GETITEM,
+    Operator(
+        name="slice",
+        kind=Kind.MOVEMENT,
+        keeps_zero=True,
+        rearranges=True,
+        picks=True,
+        rule=rules.move,
+        computes=False,
+        states_sizes=True,
+    ),
+    moved("diagonal", rule=rules.move, facts="rearranges picks"),
+)
+
+DECLARED = (*RESHAPING, *PERMUTING, *PARTS)

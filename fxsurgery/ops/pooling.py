@@ -1,0 +1,146 @@
+"""Pooling over windows, and values at other positions: interpolation and sampling of grids."""
+
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
+
+from fxsurgery.ops.facets import Argument, Window
+from fxsurgery.ops.fast.modules import maximum, to_one_place
+from fxsurgery.ops.fast.plain import FastModule
+from fxsurgery.ops.macs import product
+from fxsurgery.ops.operator import Kind, Operator
+from fxsurgery.ops.rules.lookup import sampling
+from fxsurgery.ops.rules.reduction import windowed
+
+_KERNEL, _STRIDE, _PADDING = Argument(1, "kernel_size"), Argument(2, "stride"), Argument(3, "padding", 0)
+_OUTPUT = Argument(1, "output_size")
+
+
+def _pool(
+    name: str, module: type[nn.Module], window: Window, *aten: str, fast_module: FastModule | None = None
+) -> Operator:
+    """A pool, under its name and, where it has any, with indices."""
+    indexed = f"{name}_with_indices"
+    return Operator(
+        name=name,
+        kind=Kind.POOLING,
+        aliases=(indexed,) if hasattr(F, indexed) else (),
+        modules=(module,),
+        rank=window.rank,
+        window=window,
+        aten=aten,
+        rule=windowed(window.rank),
+        fast_module=fast_module,
+    )
+
+
+def _average(rank: int, module: type[nn.Module]) -> Operator:
+    window = Window(
+        rank,
+        "average",
+        kernel=_KERNEL,
+        stride=_STRIDE,
+        padding=_PADDING,
+        ceil_mode=Argument(4, "ceil_mode", False),  # noqa: FBT003 -- the default
+        counts_padding=Argument(5, "count_include_pad", True),  # noqa: FBT003
+        divisor=Argument(6, "divisor_override"),
+    )
+    return _pool(f"avg_pool{rank}d", module, window)
+
+
+def _maximum(rank: int, module: type[nn.Module]) -> Operator:
+    window = Window(
+        rank,
+        "maximum",
+        kernel=_KERNEL,
+        stride=_STRIDE,
+        padding=_PADDING,
+        dilation=Argument(4, "dilation", 1),
+        ceil_mode=Argument(5, "ceil_mode", False),  # noqa: FBT003
+        returns_indices=Argument(6, "return_indices", False),  # noqa: FBT003
+    )
+    return _pool(f"max_pool{rank}d", module, window, fast_module=maximum(rank))
+
+
+def _adaptive_average(rank: int, module: type[nn.Module]) -> Operator:
+    name = f"adaptive_avg_pool{rank}d"
+    window = Window(rank, "average", output_size=_OUTPUT)
+    return _pool(name, module, window, f"_{name}", fast_module=to_one_place(rank))
+
+
+def _adaptive_maximum(rank: int, module: type[nn.Module]) -> Operator:
+    indices = Argument(2, "return_indices", False)  # noqa: FBT003
+    window = Window(rank, "maximum", output_size=_OUTPUT, returns_indices=indices)
+    return _pool(f"adaptive_max_pool{rank}d", module, window)
+
+
+def _power(rank: int, module: type[nn.Module]) -> Operator:
+    window = Window(
+        rank,
+        "power",
+        kernel=Argument(2, "kernel_size"),
+        stride=Argument(3, "stride"),
+        ceil_mode=Argument(4, "ceil_mode", False),  # noqa: FBT003
+    )
+    return Operator(name=f"lp_pool{rank}d", kind=Kind.POOLING, modules=(module,), rank=rank, window=window)
+
+
+def _fractional(rank: int, module: type[nn.Module]) -> Operator:
+    name = f"fractional_max_pool{rank}d"
+    return Operator(
+        name=name,
+        kind=Kind.POOLING,
+        aliases=(f"{name}_with_indices",),
+        modules=(module,),
+        rank=rank,
+        draws="regularizes",
+    )
+
+
+def _unpooling(rank: int, module: type[nn.Module]) -> Operator:
+    return Operator(name=f"max_unpool{rank}d", kind=Kind.RESAMPLING, modules=(module,), rank=rank)
+
+
+def _upsampling(name: str, rank: int) -> Operator:
+    """What interpolation runs as."""
+    return Operator(name=name, kind=Kind.RESAMPLING, rank=rank, rule=windowed(rank))
+
+
+_RANKS = (1, 2, 3)
+AVERAGE = tuple(map(_average, _RANKS, (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)))
+MAXIMUM = tuple(map(_maximum, _RANKS, (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)))
+
+DECLARED = (
+    *AVERAGE,
+    *MAXIMUM,
+    *map(_adaptive_average, _RANKS, (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)),
+    *map(_adaptive_maximum, _RANKS, (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)),
+    *map(_power, _RANKS, (nn.LPPool1d, nn.LPPool2d, nn.LPPool3d)),
+    *map(_fractional, (2, 3), (nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)),
+    *map(_unpooling, _RANKS, (nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d)),
+    Operator(
+        name="interpolate",
+        kind=Kind.RESAMPLING,
+        aliases=("upsample", "upsample_nearest", "upsample_bilinear"),
+        modules=(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d),
+    ),
+    *(_upsampling(f"upsample_nearest{rank}d", rank) for rank in _RANKS),
+    *(_upsampling(f"_upsample_nearest_exact{rank}d", rank) for rank in _RANKS),
+    _upsampling("upsample_linear1d", 1),
+    _upsampling("upsample_bilinear2d", 2),
+    _upsampling("upsample_bicubic2d", 2),
+    _upsampling("upsample_trilinear3d", 3),
+    Operator(
+        name="grid_sample",
+        kind=Kind.RESAMPLING,
+        aliases=("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"),
+        rule=sampling,
+    ),
+    Operator(
+        name="affine_grid",
+        kind=Kind.CONTRACTION,
+        functions=(F.affine_grid,),
+        is_named=False,
+        aten=("affine_grid_generator",),
+        macs=product(),
+    ),
+)

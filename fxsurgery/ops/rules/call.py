@@ -1,0 +1,72 @@
+"""One execution of an ATen operation, as the rules see it."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch._ops import OpOverload
+
+from fxsurgery.ops.labels import Labels
+from fxsurgery.ops.propagation_state import Provenance
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """`op(*args, **kwargs)`: tensors among the arguments are `Labels`, the results are meta tensors."""
+
+    op: OpOverload
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    results: tuple[Tensor, ...]
+
+    @property
+    def name(self) -> str:
+        """The operation's name, without namespace and in-place mark."""
+        return base_name(self.op)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the first result."""
+        return tuple(self.results[0].shape)
+
+    def argument(self, name: str, default: Any = None) -> Any:  # noqa: ANN401
+        """An argument by the name it has in the operation's schema."""
+        if name in self.kwargs:
+            return self.kwargs[name]
+        for index, parameter in enumerate(self.op._schema.arguments):  # noqa: SLF001
+            if parameter.name == name and index < len(self.args):
+                return self.args[index]
+        return default
+
+    def tensors(self) -> list[Labels]:
+        """Every tensor among the arguments, lists included."""
+        found = list[Labels]()
+        for value in (*self.args, *self.kwargs.values()):
+            members = value if isinstance(value, (list, tuple)) else [value]
+            found.extend(member for member in members if isinstance(member, Labels))
+        return found
+
+
+Rule = Callable[[Provenance, Call], Sequence[Labels]]
+"""Gives the labels of each result tensor, in order."""
+
+
+@functools.cache
+def base_name(op: OpOverload) -> str:
+    """`relu` for `aten::relu_.default`; a leading underscore is kept, and so is the namespace of another library."""
+    space, name = op._schema.name.split("::")  # noqa: SLF001
+    return plain_name(name) if space == "aten" else f"{space}::{name}"
+
+
+def plain_name(name: str) -> str:
+    """The name of an ATen operation without the underscore behind that says that it overwrites."""
+    return name if name.startswith("_") else name.rstrip("_")
+
+
+def dims_of(dims: int | Sequence[int] | None, ndim: int) -> list[int]:
+    """A dim argument as a list of non-negative dims; none given means all."""
+    if dims is None or dims == []:
+        return list(range(ndim))
+    return [d % ndim for d in (dims if isinstance(dims, (list, tuple)) else [dims])]  # type: ignore[operator]

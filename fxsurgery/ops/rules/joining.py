@@ -1,0 +1,91 @@
+"""Operations that put tensors beside each other or around: concatenation, stacking, padding, indexing."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fxsurgery.ops.labels import Labels, varying
+from fxsurgery.ops.propagation_state import Provenance
+from fxsurgery.ops.rules.call import Call
+from fxsurgery.ops.union_find import Ids
+
+
+def concatenation(state: Provenance, call: Call) -> Sequence[Labels]:
+    """Labels along the joined dim follow each other; along any other dim they must agree."""
+    ndim = len(call.shape)
+    parts: list[Labels] = [p for p in call.args[0] if len(p.shape) == ndim]
+    return [_joined(state, parts, call.argument("dim", 0) % ndim, call.shape)]
+
+
+def stacking(state: Provenance, call: Call) -> Sequence[Labels]:
+    """Concatenation along a new dim."""
+    dim = call.argument("dim", 0) % len(call.shape)
+    parts = [
+        Labels((*p.shape[:dim], 1, *p.shape[dim:]), [np.expand_dims(q, dim) for q in p.planes]) for p in call.args[0]
+    ]
+    return [_joined(state, parts, dim, call.shape)]
+
+
+def _joined(state: Provenance, parts: list[Labels], dim: int, shape: tuple[int, ...]) -> Labels:
+    """Labels over several dims, as (heads, channels), stay so where every part has them: a consumer decides."""
+    along = [_along(part, dim) for part in parts]
+    dims = {tuple(varying(p)) for planes in along for p in planes}
+    if len(dims) > 1 or (any(len(d) > 1 for d in dims) and not all(len(planes) == 1 for planes in along)):
+        for part in parts:
+            if any(len(varying(p)) > 1 for p in _along(part, dim)):
+                state.resolve(part, [dim])
+        along = [_along(part, dim) for part in parts]
+    planes = list[Ids]()
+    if all(len(found) == 1 for found in along) and len({tuple(varying(p)) for (p,) in along}) == 1:
+        planes.append(np.concatenate([p for (p,) in along], axis=dim))
+    elif any(along):
+        vectors = [state.vector(part, dim) for part in parts]
+        planes.append(np.concatenate(vectors).reshape([-1 if d == dim else 1 for d in range(len(shape))]))
+    others = [[p for p in part.planes if dim not in varying(p)] for part in parts]
+    planes += _agreed(state, others)
+    return state.without_overlap(Labels(shape, planes))
+
+
+def _along(part: Labels, dim: int) -> list[Ids]:
+    return [p for p in part.planes if dim in varying(p)]
+
+
+def _agreed(state: Provenance, others: list[list[Ids]]) -> list[Ids]:
+    """Planes that every part has on the same dims, tied; any other is frozen."""
+    agreed = list[Ids]()
+    wanted = {tuple(varying(p)) for planes in others for p in planes}
+    for dims in sorted(wanted):
+        found = [next((p for p in planes if tuple(varying(p)) == dims), None) for planes in others]
+        known = [p for p in found if p is not None]
+        if len(known) < len(others):
+            for plane in known:
+                state.freeze(plane)
+            continue
+        for plane in known[1:]:
+            state.union(known[0], plane)
+        agreed.append(known[0])
+    return agreed
+
+
+def padding(state: Provenance, call: Call) -> Sequence[Labels]:
+    """Padding a labelled dim with new entries: they may go on their own."""
+    source: Labels = call.args[0]
+    amounts: Sequence[int] = call.args[1]
+    ndim, planes = len(source.shape), list[Ids]()
+    for plane in source.planes:
+        touched = [d for d in varying(plane) if any(_amounts(amounts, ndim, d))]
+        low, high = _amounts(amounts, ndim, touched[0]) if touched else (0, 0)
+        if not touched:
+            planes.append(plane)
+        elif len(varying(plane)) > 1 or low < 0 or high < 0:
+            state.freeze(plane)
+        else:
+            ids = np.concatenate([state.atoms.fresh(low), plane.ravel(), state.atoms.fresh(high)])
+            planes.append(ids.reshape([-1 if d == touched[0] else 1 for d in range(ndim)]))
+    return [state.without_overlap(Labels(call.shape, planes))]
+
+
+def _amounts(amounts: Sequence[int], ndim: int, dim: int) -> tuple[int, int]:
+    """What is added before and after `dim`; the last dim comes first in `amounts`."""
+    start = 2 * (ndim - 1 - dim)
+    return (amounts[start], amounts[start + 1]) if start < len(amounts) else (0, 0)

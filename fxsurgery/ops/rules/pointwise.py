@@ -1,0 +1,85 @@
+"""Pointwise operations: what meets element by element lives and dies together.
+
+Under broadcasting, a label that meets an unlabelled extent of the other operand freezes along it: that
+operand would not shrink.
+"""
+
+from collections.abc import Sequence
+
+from fxsurgery.ops.labels import Labels, first_along, padded, varying
+from fxsurgery.ops.propagation_state import Provenance
+from fxsurgery.ops.rules.call import Call
+from fxsurgery.ops.union_find import Ids
+
+
+def pointwise(state: Provenance, call: Call) -> Sequence[Labels]:
+    """Join the labels of all operands."""
+    ndim = len(call.shape)
+    shape: tuple[int, ...] | None = None
+    planes = list[Ids]()
+    for operand in call.tensors():
+        other = (1,) * (ndim - len(operand.shape)) + operand.shape
+        others = [padded(p, ndim) for p in operand.planes]
+        if shape is None:
+            shape, planes = other, others
+            continue
+        planes = join(state, (shape, planes), (other, others))
+        shape = tuple(map(max, shape, other))
+    labels = state.without_overlap(Labels(call.shape, planes))
+    return [Labels(tuple(r.shape), list(labels.planes)) for r in call.results]
+
+
+def join(state: Provenance, left: tuple[Sequence[int], list[Ids]], right: tuple[Sequence[int], list[Ids]]) -> list[Ids]:
+    """Planes of the broadcast combination of two operands, each a (shape, planes) pair of equal rank."""
+    (left_shape, left_planes), (right_shape, waiting) = left, right
+    joined = list[Ids]()
+    for start in left_planes:
+        plane, met, rest = state.canonical(start), False, list[Ids]()
+        for candidate in waiting:
+            other = state.canonical(candidate)
+            if plane is None or other is None or not set(varying(plane)) & set(varying(other)):
+                rest.append(candidate)
+                continue
+            met = True
+            if set(varying(plane)) != set(varying(other)):
+                _decide_later(state, (left_shape, plane), (right_shape, other))
+                plane = max(plane, other, key=lambda p: p.size)
+                continue
+            state.union(plane, other)
+            plane = state.canonical(plane)
+        waiting = rest
+        if plane is not None:
+            joined += [plane] if met else alone(state, plane, right_shape)
+    for candidate in waiting:
+        if (other := state.canonical(candidate)) is not None:
+            joined += alone(state, other, left_shape)
+    return joined
+
+
+def alone(state: Provenance, plane: Ids, other_shape: Sequence[int]) -> list[Ids]:
+    """What is left of a plane that meets no label: it is tied along the dims where the other has extent."""
+    free = [d for d in varying(plane) if other_shape[d] == 1]
+    if len(free) == len(varying(plane)):
+        return [plane]
+    if not free:
+        state.freeze(plane)
+        return []
+    state.union(plane, first_along(plane, free))
+    left = state.canonical(first_along(plane, free))
+    return [] if left is None else [left]
+
+
+def _decide_later(state: Provenance, left: tuple[Sequence[int], Ids], right: tuple[Sequence[int], Ids]) -> None:
+    """A plane over (heads, width) meets one over (width): a consumer may yet resolve the larger."""
+
+    def decide() -> None:
+        a, b = state.canonical(left[1]), state.canonical(right[1])
+        if a is not None and b is not None and set(varying(a)) & set(varying(b)):
+            state.union(a, b)
+            return
+        if a is not None:
+            alone(state, a, right[0])
+        if b is not None:
+            alone(state, b, left[0])
+
+    state.later(decide)

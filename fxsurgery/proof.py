@@ -1,0 +1,205 @@
+"""The proof that a pass kept its promise: outputs on the example inputs, and on another number of samples.
+
+    result(x_1 ... x_B) = reference(x_1 ... x_B)        on the example inputs
+    result(x_1)         = reference(x_1 ... x_B)_1      where a sample's outputs are its own: `kept_outputs.is_apart`
+    result(x_1 ... x_B, x_1) = the same, reference(...)_1 at the end       where an edit may hold B in a constant
+
+The second line finds what holds the size of the batch (a shape, an expanded tensor, values worked out on the
+examples), as a batch of one sample more does; the third one what holds it as a bound, such as `x[:B]`. Where a program
+mixes its samples, and wherever one of these fails, result and reference are both run on one sample more: that decides.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from fxsurgery.comparison import largest_error
+from fxsurgery.edit import Editor, Reference
+from fxsurgery.errors import DifferError, NotRunningError, VerifyError, first_line
+from fxsurgery.inputs import Inputs
+from fxsurgery.kept_outputs import (
+    device_of,
+    forget_outputs,
+    is_apart,
+    kept_outputs,
+    note_apart,
+    runs_seeded,
+    seeded_outputs,
+)
+from fxsurgery.program import Program
+from fxsurgery.seeding import reseed
+
+RUN_ERRORS = (
+    RuntimeError, TypeError, ValueError, LookupError, AssertionError, AttributeError, ArithmeticError,
+)  # fmt: skip
+"""What a program raises on inputs that it cannot take."""
+
+
+@dataclass(frozen=True)
+class Itself:
+    """The reference of what must compute the same as `program`."""
+
+    program: Program
+
+    def __call__(self, _: Program, inputs: Inputs) -> list[Tensor]:
+        """Return the outputs of the program."""
+        return self.program.outputs(inputs)
+
+
+def itself(program: Program) -> Reference:
+    """Return the reference of what must compute the same as `program`."""
+    return Itself(program)
+
+
+def check_promise(result: Program, reference: Reference | None, edit: Editor, *, by: str) -> float | None:
+    """Compare `result` with `reference` on the example inputs; with the program before in shape only, without one.
+
+    To be called in plain surroundings, as `Rewrite` does.
+
+    Args:
+        result: what the edit left.
+        reference: gives the outputs that are promised.
+        edit: of the program before.
+        by: the pass, for messages.
+
+    Returns:
+        The relative error: largest absolute difference over largest absolute reference value.
+
+    Raises:
+        NotRunningError: `result` or the reference does not run.
+        VerifyError: the outputs differ by more than rounding, or changed shape. It names `by`.
+    """
+    start = edit.program
+    claim = _Claim(result, reference or Itself(start), start, start.examples, by, shapes_only=reference is None)
+    with runs_seeded(claim.examples):
+        return _checked(claim, may_fix_batch=edit.may_fix_batch)
+
+
+def _checked(claim: "_Claim", *, may_fix_batch: bool) -> float | None:
+    try:
+        measured = claim.check_examples()
+    except NotRunningError:
+        raise
+    except VerifyError:
+        # What was kept of the program before may be out of date in a way that nobody can tell, as a changed attribute.
+        if not claim.forget_reference():
+            raise
+        measured = claim.check_examples()
+    if not claim.shapes_only:
+        claim.check_other_batch(may_fix_batch=may_fix_batch)
+    return measured
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """That `result` computes what `reference` gives, which `by` said of it."""
+
+    result: Program
+    reference: Reference
+    start: Program
+    examples: Inputs
+    by: str
+    shapes_only: bool
+    _wanted: dict[int | None, Sequence[Tensor]] = field(default_factory=dict)
+    """What the reference gave, by the number of samples."""
+
+    def check_examples(self) -> float | None:
+        """Compare on the example inputs; return the relative error unless shapes alone are promised."""
+        try:
+            got = kept_outputs(self.result)
+        except RUN_ERRORS as error:
+            raise NotRunningError(f"{self.by} left a program that does not run: {first_line(error)}") from error
+        wanted = self._wanted_outputs()
+        if [o.shape for o in got] != [o.shape for o in wanted]:
+            raise VerifyError(f"{self.by} changed output shapes {_shapes(wanted)} to {_shapes(got)}")
+        return None if self.shapes_only else self._check_equal(got, wanted, " promised equal outputs; they")
+
+    def forget_reference(self) -> bool:
+        """Drop the outputs that were kept of the reference; return whether there were any."""
+        self._wanted.clear()
+        return isinstance(self.reference, Itself) and forget_outputs(self.reference.program)
+
+    def check_other_batch(self, *, may_fix_batch: bool) -> None:
+        """Compare on another number of samples: what holds the batch in a constant passes at the example batch."""
+        batch = self.examples.batch or 0
+        if self.examples.is_divisible and self._holds_by_sample(1 if batch > 1 and not may_fix_batch else batch + 1):
+            note_apart(self.result, value=True)
+            return
+        note_apart(self.result, value=is_apart(self.start))
+        try:
+            kept_outputs(self.start, batch + 1)
+        except RUN_ERRORS:
+            return  # the program itself takes the example batch only
+        try:
+            got = seeded_outputs(self.result, self.examples.grown())
+        except RUN_ERRORS as error:
+            told = f"{self.by} left a program that runs at the example batch size alone: {first_line(error)}"
+            raise NotRunningError(told) from error
+        self._check_equal(got, self._wanted_outputs(batch + 1), ": at another batch size the outputs")
+
+    def _holds_by_sample(self, samples: int) -> bool:
+        """Whether the result gives on so many samples what the reference gives for each of them among the examples."""
+        if is_apart(self.start) is False:
+            return False
+        try:
+            got = seeded_outputs(self.result, self.examples.resized(samples))
+            expected = self._picked(got, samples)
+            if is_apart(self.start) is None and not self._is_apart(expected, samples):
+                return False
+        except (NotRunningError, *RUN_ERRORS):
+            return False
+        return _are_equal(got, expected)
+
+    def _is_apart(self, expected: Sequence[Tensor], samples: int) -> bool:
+        """Whether the reference gives for samples what it gives for them among the examples, `expected`."""
+        found = _are_equal(self._wanted_outputs(samples), expected)
+        if isinstance(self.reference, Itself) and self.reference.program is self.start:
+            note_apart(self.start, value=found)
+        return found
+
+    def _picked(self, like: Sequence[Tensor], samples: int) -> list[Tensor]:
+        """What the reference gives for samples among the examples, in the shapes of the outputs `like` for them alone.
+
+        Raises:
+            ValueError, RuntimeError: an output has no dim, or several, that grow with the number of samples.
+        """
+        rows, found = self.examples.resized_rows(samples), list[Tensor]()
+        for few, all_ in zip(like, self._wanted_outputs(), strict=True):
+            (dim,) = (d for d, (m, n) in enumerate(zip(few.shape, all_.shape, strict=True)) if m != n)
+            by_sample = all_.reshape(*all_.shape[:dim], self.examples.batch or 1, -1, *all_.shape[dim + 1 :])
+            found.append(by_sample.index_select(dim, rows.to(all_.device)).flatten(dim, dim + 1))
+        return found
+
+    def _wanted_outputs(self, samples: int | None = None) -> Sequence[Tensor]:
+        """What the reference gives, on the example inputs or on so many samples of them."""
+        if samples not in self._wanted:
+            try:
+                self._wanted[samples] = self._run_reference(samples)
+            except RUN_ERRORS as error:
+                told = f"{self.by} cannot be verified, its reference does not run: {first_line(error)}"
+                raise NotRunningError(told) from error
+        return self._wanted[samples]
+
+    def _run_reference(self, samples: int | None) -> Sequence[Tensor]:
+        if isinstance(self.reference, Itself):
+            return kept_outputs(self.reference.program, samples)
+        inputs = self.examples if samples is None else self.examples.resized(samples)
+        reseed(0, device_of(inputs))
+        return self.reference(self.result, inputs)
+
+    def _check_equal(self, got: Sequence[Tensor], wanted: Sequence[Tensor], told: str) -> float:
+        measured, limit = largest_error(got, wanted)
+        if measured > limit:
+            raise DifferError(f"{self.by}{told} differ by {measured:.1e} relative (limit {limit:.0e})")
+        return measured
+
+
+def _are_equal(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
+    """Whether outputs differ by rounding alone."""
+    measured, limit = largest_error(got, wanted)
+    return measured <= limit
+
+
+def _shapes(outputs: Sequence[Tensor]) -> list[tuple[int, ...]]:
+    return [tuple(o.shape) for o in outputs]

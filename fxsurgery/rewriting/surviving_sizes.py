@@ -1,0 +1,54 @@
+"""The sizes of tensors, and the numbers that are computed from them, after units went or were copied."""
+
+# ruff: noqa: ANN401 -- values of the user's graph
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx
+
+from fxsurgery.analysis.size_expressions import counts, extents
+from fxsurgery.analysis.structure import Counts, Structure
+from fxsurgery.ops.labels import Labels
+
+
+@dataclass
+class After:
+    """The sizes after the change: of tensors, and of the numbers that are computed from them."""
+
+    facts: Structure
+    keep: Counts
+    _known: dict[fx.Node, Any] = field(default_factory=dict)
+
+    def size(self, labels: Labels, dim: int) -> int:
+        """The surviving size of a dim."""
+        ids = self.facts.along(labels).get(dim)
+        return labels.shape[dim] if ids is None else int(self.keep[ids].sum())
+
+    def number(self, node: fx.Node) -> Any:
+        """What a node that gives a number will give in the resized program."""
+        if node.name not in self.facts.numbers:
+            return self.facts.values[node.name]
+        if node not in self._known:
+            self._known[node] = self._worked_out(node)
+        return self._known[node]
+
+    def _worked_out(self, node: fx.Node) -> Any:
+        source = node.args[0] if node.args else None
+        labels = self.facts.values.get(source.name) if isinstance(source, fx.Node) else None
+        if counts(node) and isinstance(labels, Labels):
+            return extents(node, tuple(self.size(labels, d) for d in range(len(labels.shape))))
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.number)
+        if node.op == "call_function" and callable(node.target):
+            return node.target(*args, **kwargs)
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+
+    def is_stale(self, node: fx.Node) -> bool:
+        """Whether a single number will change."""
+        if not isinstance(self.facts.values[node.name], int) or node.name not in self.facts.numbers:
+            return False
+        return bool(self.number(node) != self.facts.values[node.name])
+
+    def holds_batch(self, node: fx.Node) -> bool:
+        """Whether a number may depend on the batch: some dim 0 is behind it."""
+        return any(0 in dims for _, dims in self.facts.numbers.get(node.name, ()))

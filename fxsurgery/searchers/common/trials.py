@@ -1,0 +1,179 @@
+"""The record of a search that trains many networks: every trial with its parent, move, scores, costs and status.
+
+One neutral record for all such methods. The journal keeps the trials of each generation as they are made, and a resumed
+run reads them back; the Pareto front, the report and its lineage chart read the same record.
+
+A network follows from its trial: the moves along its line of descent, applied to the start in order, rebuild it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from itertools import groupby
+from typing import Any, Literal, TypeAlias
+
+from fxsurgery.budget import Metric
+
+START, IDENTITY = "start", "identity"
+"""Operations that change nothing."""
+
+Status: TypeAlias = Literal[
+    "undecided", "eliminated", "outranked", "duplicate", "failed", "parent", "winner",
+]  # fmt: skip
+"""What became of a trial.
+
+- `undecided`: the search ended before it was compared, or it still takes part.
+- `eliminated`: it lost to another trial of the same operation.
+- `outranked`: it was the best of its operation and lost to the best of another one.
+- `duplicate`: it equals another trial and was not trained.
+- `failed`: its training diverged.
+- `parent`: it is or was one of the networks that the next ones are made of.
+- `winner`: the search chose it.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One network of a search, the start being number 0. Plain values only.
+
+    Example:
+        >>> start = Trial(number=0, parent=None, generation=0, operation="start", costs={"params": 40, "macs": 900})
+        >>> start.cost("macs"), start.cost("latency_ms"), start.reason
+        (900, None, 'not decided')
+    """
+
+    number: int
+    parent: int | None
+    """Number of the trial that it was made of; `None` for the start."""
+    generation: int
+    """0 for the start."""
+    operation: str
+    """`start`, `identity`, or what was done to the parent: `add-cell`, `remove-units`, ..."""
+    move: str = ""
+    """The pass that did it, as text; empty for the start and the identity."""
+    costs: Mapping[Metric, float] = field(default_factory=dict)
+    """By metric, for those that are known: params and MACs always."""
+    epochs: float = 0.0
+    """Epochs trained, including those of its ancestors."""
+    score: float | None = None
+    """The validation metric, averaged over the last epochs; `None` if it never trained to an end."""
+    scores: tuple[tuple[float, float], ...] = ()
+    """After each of its own epochs: epochs trained, including those of its ancestors, and validation metric."""
+    status: Status = "undecided"
+    reason: str = "not decided"
+    """The status in words: `lost in competition 1`, `duplicate of 5`, `diverged: the loss is nan at step 12`, ..."""
+
+    def cost(self, metric: Metric) -> float | None:
+        """Return its cost in one metric; `None` if that is not known."""
+        return self.costs.get(metric)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchRecord:
+    """A whole search. Plain values only."""
+
+    trials: tuple[Trial, ...]
+    """By number."""
+    winner: int
+    spent: float
+    """Epochs of all trials, including the warm-up and any fine-tuning, but not matches that the clock stopped."""
+    allowed: float | None
+    """Epochs that could be spent; `None` if only the time was limited."""
+    finetuned: float = 0.0
+    """Epochs of fine-tuning of the winner after the search; its trial is as it was before."""
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    """Reasons for which moves gave no trial, and how many moves each one stopped."""
+    duplicates: int = 0
+    """Number of trials that were equal to another one and not trained."""
+    lost_workers: int = 0
+    """Number of trainings that were run again because their process died."""
+    axis: Metric = "params"
+    """The cost that the Pareto front sets the validation metric against."""
+    higher_is_better: bool = True
+    """Whether a higher validation metric is better."""
+
+    @property
+    def trained(self) -> int:
+        """Number of trials that have a score: those that trained to an end, and the start."""
+        return sum(trial.score is not None for trial in self.trials)
+
+    def is_winner(self, trial: Trial) -> bool:
+        """Return True for the winner with the weights that won: the front may hold it as it was earlier or later."""
+        return trial.number == self.winner and trial.epochs == self.trials[self.winner].epochs
+
+    def ending_with(self, trial: Trial) -> "SearchRecord":
+        """Return the record of the same search, had it chosen `trial`, as it was then."""
+        number = trial.number
+        trials = (*self.trials[:number], trial, *self.trials[number + 1 :])
+        return replace(self, trials=trials, winner=number)
+
+    def line(self, number: int) -> tuple[Trial, ...]:
+        """Return a trial and its ancestors, the start first."""
+        found = [self.trials[number]]
+        while (parent := found[-1].parent) is not None:
+            found.append(self.trials[parent])
+        return tuple(reversed(found))
+
+    def changes(self, number: int) -> tuple[Trial, ...]:
+        """Return the trials of that line that differ from their parent."""
+        return tuple(t for t in self.line(number) if t.operation not in {START, IDENTITY})
+
+    def done(self, number: int) -> str:
+        """Return what was done to the start, in order: `add-cell, remove-units x2`."""
+        runs = ((name, len(list(run))) for name, run in groupby(self.changes(number), lambda t: t.operation))
+        return ", ".join(f"{name} x{many}" if many > 1 else name for name, many in runs) or "nothing"
+
+
+def to_plain(record: SearchRecord) -> dict[str, Any]:
+    """Return a record as plain JSON."""
+    trials = [trial_to_plain(trial) for trial in record.trials]
+    return {**vars(record), "rejected": dict(record.rejected), "trials": trials}
+
+
+def from_plain(plain: Mapping[str, Any]) -> SearchRecord:
+    """Return the record that `to_plain` wrote; keys that a later version added are left out.
+
+    Raises:
+        KeyError: something is missing.
+        TypeError: something is missing or of another type.
+        ValueError: the numbers make no line of descent.
+    """
+    trials = tuple(map(trial_from_plain, plain["trials"]))
+    require_descent(trials)
+    if not 0 <= plain["winner"] < len(trials):
+        raise ValueError(f"there is no trial {plain['winner']}")
+    return SearchRecord(**{**_known(SearchRecord, plain), "trials": trials})
+
+
+def trial_to_plain(trial: Trial) -> dict[str, Any]:
+    """Return a trial as plain JSON."""
+    return {**vars(trial), "costs": dict(trial.costs)}
+
+
+def trial_from_plain(plain: Mapping[str, Any]) -> Trial:
+    """Return the trial that `trial_to_plain` wrote.
+
+    Raises:
+        TypeError: something is missing or of another type.
+        ValueError: its parameters or MACs are missing.
+    """
+    scores = tuple((float(epochs), float(metric)) for epochs, metric in plain.get("scores", ()))
+    trial = Trial(**{**_known(Trial, plain), "costs": dict(plain.get("costs", {})), "scores": scores})
+    if missing := {"params", "macs"} - trial.costs.keys():
+        raise ValueError(f"trial {trial.number} has no {', '.join(sorted(missing))} among its costs")
+    return trial
+
+
+def require_descent(trials: tuple[Trial, ...], first: int = 0) -> None:
+    """Refuse trials whose numbers do not count up from `first`, or whose parents are not among those before.
+
+    Raises:
+        ValueError: it names the trial.
+    """
+    for place, trial in enumerate(trials, first):
+        if trial.number != place or (trial.parent is not None and not 0 <= trial.parent < place):
+            raise ValueError(f"trial {trial.number} of parent {trial.parent} stands at {place}")
+
+
+def _known(kind: type[Trial | SearchRecord], plain: Mapping[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in fields(kind)}
+    return {name: value for name, value in plain.items() if name in names}
