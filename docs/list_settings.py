@@ -1,12 +1,11 @@
-"""Write settings.md anew, from the fields of each method's settings: `python docs/list_settings.py`."""  # noqa: INP001
+"""Write settings.md anew, from the declarations of arguments and settings: `python docs/list_settings.py`."""  # noqa: INP001
 
-import ast
-import inspect
-import re
-import textwrap
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 
+from fxsurgery.config import RunConfig, flag
+from fxsurgery.field_docs import docs_of, one_line, own_docs
+from fxsurgery.request import Arguments, arguments_of
 from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.methods import METHODS
 
@@ -30,46 +29,63 @@ whichever it is. The defaults suit conv nets with batch norm. Networks without n
 smaller `learning_rate`, and a regression wants targets of about unit size. A setting that stands in a method's own
 table again has another default there.
 """
+ARGUMENTS = """## The arguments of `optimize`
+
+The command line and its config file have those with a flag; where `optimize` takes an object, they take a text that
+names it: see [cli.md](cli.md).
+
+| argument | flag | default | |
+|---|---|---|---|"""
 
 
 def page() -> str:
     """The whole text."""
-    return "\n".join([HEAD, *(_table(settings) for settings in sections())])
+    rows = dict[str, list[str]]()
+    for settings in sections():
+        rows.setdefault(_title(settings), []).extend(_rows(settings))
+    tables = (
+        "\n".join([f"## {title}", "", "| setting | default | |", "|---|---|---|", *those, ""])
+        for title, those in rows.items()
+    )
+    return "\n".join([HEAD, *tables, ARGUMENTS, *arguments(), ""])
+
+
+def arguments() -> list[str]:
+    """A row for each argument of `optimize`."""
+    defaults, texts = {f.name: f.default for f in fields(Arguments)}, docs_of(Arguments)
+    flags = {name: flag(name) for name in arguments_of(RunConfig)}
+    return [
+        f"| `{name}` | {f'`{flags[name]}`' if name in flags else ''} | "
+        f"{'' if default is MISSING else f'`{default!r}`'} | {one_line(texts[name])} |"
+        for name, default in sorted(defaults.items(), key=lambda item: item[0] != "model")
+    ]
 
 
 def sections() -> list[type[Settings]]:
-    """Every class of settings, those that several methods share first."""
+    """Every class of settings, those that several methods share first; those of one method alone make one table."""
     lines = [[c for c in reversed(m.settings.__mro__) if is_dataclass(c)] for m in METHODS.values()]
     every = dict.fromkeys(c for line in lines for c in line)
-    return sorted(every, key=lambda c: -sum(c in line for line in lines))
+    return sorted(
+        every, key=lambda c: (-sum(c in line for line in lines), [c not in line for line in lines], -len(c.__mro__))
+    )
 
 
-def _table(settings: type[Settings]) -> str:
-    told = told_of(settings)
+def _rows(settings: type[Settings]) -> list[str]:
     defaults = {f.name: f.default for f in fields(settings)}
-    rows = [f"| `{name}` | `{defaults[name]!r}` | {text} |" for name, text in told.items()]
-    return "\n".join([f"## {_title(settings)}", "", "| setting | default | |", "|---|---|---|", *rows, ""])
+    return [f"| `{name}` | `{defaults[name]!r}` | {text} |" for name, text in told_of(settings).items()]
 
 
 def _title(settings: type[Settings]) -> str:
-    methods = [m.name for m in METHODS.values() if issubclass(m.settings, settings)]
+    methods = [m for m in METHODS.values() if issubclass(m.settings, settings)]
     if len(methods) == len(METHODS):
         return "Every method"
-    named = " and ".join(f'`method="{name}"`' for name in methods)
-    return f"{named}: `{settings.__name__}`" if len(methods) == 1 else named
+    named = " and ".join(f'`method="{method.name}"`' for method in methods)
+    return f"{named}: `{methods[0].settings.__name__}`" if len(methods) == 1 else named
 
 
 def told_of(settings: type[Settings]) -> dict[str, str]:
     """What stands under each field that the class has itself, or has with another default."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(settings)))
-    [body] = [node.body for node in tree.body if isinstance(node, ast.ClassDef)]
-    found = dict[str, str]()
-    for field, after in zip(body, [*body[1:], None], strict=True):
-        if isinstance(field, ast.AnnAssign):
-            is_told = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-            text = str(after.value.value) if is_told else ""
-            found[ast.unparse(field.target)] = re.sub(r"\s+", " ", text).replace("|", "\\|")
-    return found
+    return {name: one_line(text).replace("|", "\\|") for name, text in own_docs(settings).items()}
 
 
 if __name__ == "__main__":

@@ -3,13 +3,17 @@
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
+
+from pydantic import ConfigDict
 
 from fxsurgery.errors import BudgetError
 from fxsurgery.option_types import Range, check_fields
 
-Limit: TypeAlias = Annotated[float | None, Range(above=0, below=10**18)]
+Limit: TypeAlias = Annotated[int | float, Range(above=0, below=10**18)] | None
 """An amount that may not be exceeded; `None` is no limit."""
+_CLOSED = ConfigDict(extra="forbid")
+"""A limit that does not exist is refused in a config file, too."""
 
 
 Metric: TypeAlias = Literal["params", "macs", "peak_activation_bytes", "latency_ms"]
@@ -63,6 +67,8 @@ class Budget:
         BudgetError: no limit is given, or one is not a positive number.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
+
     params: Limit = None
     macs: Limit = None
     latency_ms: Limit = None
@@ -70,7 +76,7 @@ class Budget:
     def __post_init__(self) -> None:
         check_fields(self, BudgetError)
         if all(getattr(self, f.name) is None for f in dataclasses.fields(self)):
-            raise BudgetError("a budget needs at least one limit, e.g. Budget(macs=0.5)")
+            raise BudgetError("a budget needs at least one limit, e.g. Budget(macs=0.5)").at("budget")
 
     def limits(self, original: Cost) -> Iterator[tuple[Metric, float]]:
         """Each counted limit as (`"params"` or `"macs"`, absolute amount)."""
@@ -104,6 +110,8 @@ class Spend:
         BudgetError: no limit is given, or one is not a positive number.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
+
     epochs: Limit = None
     """Passes over the training data, counted over every candidate, the warm-up among them."""
     seconds: Limit = None
@@ -113,4 +121,4 @@ class Spend:
     def __post_init__(self) -> None:
         check_fields(self, BudgetError)
         if self.epochs is None and self.seconds is None:
-            raise BudgetError("a spend needs a limit, e.g. Spend(epochs=1000)")
+            raise BudgetError("a spend needs a limit, e.g. Spend(epochs=1000)").at("spend")

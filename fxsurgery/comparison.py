@@ -1,5 +1,6 @@
 """Measures of how far outputs differ, and the largest difference that counts as rounding."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -29,15 +30,22 @@ def absolute_error(got: Tensor, wanted: Tensor) -> float:
         return torch.inf
     worst = 0.0
     for a, b in zip(_in_parts(got), _in_parts(wanted), strict=True):
-        off = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
-        worst = max(worst, float(off.nan_to_num(nan=torch.inf, posinf=torch.inf).max()))
+        largest = float((a - b).abs().max())
+        if not math.isfinite(largest):  # a NaN or an infinity, which may be wanted
+            off = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
+            largest = float(off.nan_to_num(nan=torch.inf, posinf=torch.inf).max())
+        worst = max(worst, largest)
     return worst
 
 
 def magnitude(tensor: Tensor) -> float:
     """The largest absolute value of a tensor, NaN and infinity left out; 0 if it has none."""
-    parts = (part.nan_to_num(0.0, 0.0, 0.0).abs().max() for part in _in_parts(tensor))
-    return max(map(float, parts), default=0.0)
+    return max(map(_magnitude, _in_parts(tensor)), default=0.0)
+
+
+def _magnitude(part: Tensor) -> float:
+    largest = float(part.abs().max())
+    return largest if math.isfinite(largest) else float(part.nan_to_num(0.0, 0.0, 0.0).abs().max())
 
 
 def _in_parts(tensor: Tensor) -> Iterator[Tensor]:

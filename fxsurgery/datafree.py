@@ -5,7 +5,7 @@ import math
 import torch
 
 from fxsurgery.analysis.cost import cost
-from fxsurgery.request import PreparedRun
+from fxsurgery.preparation import PreparedRun
 from fxsurgery.searchers.session import Stage, Trainer
 from fxsurgery.training import Task
 from fxsurgery.training.bn_inversion import Amount, noise, synthetic_inputs
@@ -17,10 +17,10 @@ MONOTONOUS = 0.9
 
 def made_task(ready: PreparedRun, trainer: Trainer) -> tuple[Task, str]:
     """The task, whose targets are the original's outputs; and what its inputs are, for a user."""
-    ask = ready.ask
-    made = synthetic_inputs(ready.program, _amount(ready), seed=ask.seed, train=trainer.fit)
+    request = ready.request
+    made = synthetic_inputs(ready.program, _amount(ready), seed=request.seed, train=trainer.fit)
     task = distilled_task(
-        ready.program, made.train, made.val, batch_size=ask.batch_size, seed=ask.seed, device=ask.device
+        ready.program, made.train, made.val, batch_size=request.batch_size, seed=request.seed, device=request.device
     )
     share = commonest_answer(ready.program, task)
     if share is None or share < MONOTONOUS:
@@ -39,12 +39,14 @@ def gradient_clip(ready: PreparedRun) -> float | None:
 
 def foreseen_task(ready: PreparedRun) -> tuple[Task, Task, Stage]:
     """Stand-ins before anything is made: one of as many batches, one of like batches; and the making itself."""
-    ask, amount = ready.ask, _amount(ready)
+    request, amount = ready.request, _amount(ready)
     rows = [(torch.zeros(n, 1), torch.zeros(n)) for n in (amount.samples, amount.validation)]
-    few = noise(ready.program, min(ask.batch_size, amount.samples), ask.seed)
-    alike = distilled_task(ready.program, few, few, batch_size=ask.batch_size, seed=ask.seed, device=ask.device)
+    few = noise(ready.program, min(request.batch_size, amount.samples), request.seed)
+    alike = distilled_task(
+        ready.program, few, few, batch_size=request.batch_size, seed=request.seed, device=request.device
+    )
     batches = math.ceil(amount.samples / amount.batch_size) + 1
-    return Task.of(*rows, batch_size=ask.batch_size), alike, Stage("synthetic inputs", batches * amount.steps)
+    return Task.of(*rows, batch_size=request.batch_size), alike, Stage("synthetic inputs", batches * amount.steps)
 
 
 def _amount(ready: PreparedRun) -> Amount:

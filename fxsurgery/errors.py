@@ -1,8 +1,23 @@
 """Every error that fxsurgery raises on purpose, and the text of the foreign errors that they quote."""
 
+from typing import Self
+
 
 class SurgeryError(Exception):
     """The root: `except SurgeryError` catches what fxsurgery foresaw, and nothing else."""
+
+    path: tuple[str | int, ...] = ()
+    """The argument that is at fault, from the outside in: `("budget", "macs")`; empty if it is none."""
+
+    def at(self, *path: str | int) -> Self:
+        """Return this error with the path of the argument that is at fault.
+
+        Example:
+            >>> SurgeryError("macs=-1: it must be greater than 0").at("budget", "macs").path
+            ('budget', 'macs')
+        """
+        self.path = path
+        return self
 
 
 class CaptureError(SurgeryError):

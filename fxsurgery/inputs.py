@@ -4,6 +4,7 @@ The *batch* is one dim of each tensor that has a part for every sample, as `batc
 is dim 0 of the first tensor, and of every tensor that is as long there; `fxsurgery.batch_layout` infers it better.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -35,12 +36,18 @@ class Inputs:
     @property
     def leaves(self) -> list[Any]:
         """Tensors and constants, in the order of the flattened structure: what the placeholders stand for."""
-        return pytree.tree_leaves((self.args, dict(self.kwargs)))
+        return list(self._leaves)
+
+    @functools.cached_property
+    def _leaves(self) -> tuple[Any, ...]:
+        if not self.kwargs and all(isinstance(value, Tensor) for value in self.args):
+            return tuple(self.args)
+        return tuple(pytree.tree_leaves((self.args, dict(self.kwargs))))
 
     @property
     def tensors(self) -> list[Tensor]:
         """The tensors among the leaves."""
-        return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+        return [leaf for leaf in self._leaves if isinstance(leaf, Tensor)]
 
     @property
     def dims(self) -> BatchDims:
@@ -53,6 +60,8 @@ class Inputs:
     @property
     def batch(self) -> int | None:
         """The batch size; `None` where no tensor has a batch dim and nothing else tells it."""
+        if self.batch_dims is None:
+            return next((x.size(0) for x in self.tensors if x.dim()), self.samples)
         return next((x.size(d) for x, d in zip(self.tensors, self.dims, strict=True) if d is not None), self.samples)
 
     def batch_dim(self, tensor: Tensor) -> int | None:

@@ -7,6 +7,7 @@ surroundings is always plain (`fxsurgery.surroundings`).
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import attrgetter
 from weakref import WeakKeyDictionary, ref
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
-from fxsurgery.seeding import seeded
+from fxsurgery.seeding import random_states_kept, reseed
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.tensor_state import TensorState, state_of
 
@@ -45,7 +46,6 @@ class _Record:
 _RECORDS = WeakKeyDictionary[Program, _Record]()
 
 
-@plain_surroundings()
 def sample_outputs(program: Program, samples: int | None = None) -> tuple[Tensor, ...]:
     """Return the output tensors on the example inputs; they are kept, so they must not be written to.
 
@@ -55,6 +55,20 @@ def sample_outputs(program: Program, samples: int | None = None) -> tuple[Tensor
         program: in eval mode, run without gradients.
         samples: their number, as `Inputs.resized` takes it; that of the example inputs by default.
     """
+    with plain_surroundings(), runs_seeded(program.examples):
+        return kept_outputs(program, samples)
+
+
+@contextmanager
+def runs_seeded(inputs: Inputs) -> Iterator[None]:
+    """Let runs in the block draw the same numbers each time; afterwards the random states are as they were before."""
+    device = device_of(inputs)
+    with random_states_kept([device] if device.type == "cuda" else []):
+        yield
+
+
+def kept_outputs(program: Program, samples: int | None = None) -> tuple[Tensor, ...]:
+    """Return what `sample_outputs` does; to be called inside `runs_seeded`, in plain surroundings."""
     record, state = _record(program), _state(program)
     if state is not None and samples in record.runs and record.runs[samples][0] == state:
         return record.runs[samples][1]
@@ -69,9 +83,9 @@ def sample_outputs(program: Program, samples: int | None = None) -> tuple[Tensor
 
 
 def seeded_outputs(program: Program, inputs: Inputs) -> list[Tensor]:
-    """Return the output tensors on `inputs`; what is drawn at random is the same in every run."""
-    with seeded(0, device_of(inputs)):
-        return program.outputs(inputs)
+    """Return the output tensors on `inputs`; to be called inside `runs_seeded`."""
+    reseed(0, device_of(inputs))
+    return program.outputs(inputs)
 
 
 def device_of(inputs: Inputs) -> torch.device:

@@ -1,64 +1,32 @@
 """The front door: a model in, a smaller one out."""
 
 import datetime
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor, nn
 
 from fxsurgery.analysis.cost import unknown_macs_notes
 from fxsurgery.analysis.structure import structure
-from fxsurgery.batch_layout import Statement
-from fxsurgery.budget import Budget, Spend
+from fxsurgery.argument_names import assigned
 from fxsurgery.datafree import foreseen_task, gradient_clip, made_task
 from fxsurgery.errors import BudgetError, SavingError
-from fxsurgery.execution import Executor
 from fxsurgery.plan import CostRange, Plan, check, estimate, reach, space_of
-from fxsurgery.request import OptimizeRequest, PreparedRun, prepare
+from fxsurgery.preparation import PreparedRun, prepare
+from fxsurgery.request import OptimizeRequest, Signature, front_door
 from fxsurgery.result import BeforeAfter, Result
 from fxsurgery.runs.layout import REPORT
 from fxsurgery.runs.records import is_text
-from fxsurgery.searchers.common.settings import Settings
+from fxsurgery.searchers.common.best_model import unwritable, unwritten
 from fxsurgery.searchers.common.widths import Space
-from fxsurgery.searchers.session import Outcome, Session, Stage, Trainer, unwritable, unwritten
+from fxsurgery.searchers.session import Outcome, Session, Stage, Trainer
 from fxsurgery.surroundings import plain_surroundings
-from fxsurgery.training import MixedPrecision, Score, Task
+from fxsurgery.training import Score, Task
 from fxsurgery.training.batches import count
 
 
+@front_door(Signature)
 @plain_surroundings()
-def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to say, each by name
-    model: nn.Module,
-    *,
-    method: str | None = None,
-    train_data: Any = None,  # noqa: ANN401
-    val_data: Any = None,  # noqa: ANN401
-    test_data: Any = None,  # noqa: ANN401
-    budget: Budget | None = None,
-    loss: Callable[..., Any] | None = None,
-    metric: Any = None,  # noqa: ANN401
-    trained: bool = True,
-    config: Settings | None = None,
-    spend: Spend | None = None,
-    executor: Executor = "in-process",
-    workers: int | None = None,
-    example_inputs: Sequence[Any] | Tensor | None = None,
-    example_kwargs: Mapping[str, Any] | None = None,
-    batch_dims: Statement = None,
-    leaf_modules: tuple[type[nn.Module], ...] = (),
-    batch_size: int = 64,
-    seed: int = 0,
-    device: str | None = None,
-    target: str = "local",
-    mixed_precision: MixedPrecision | None = None,
-    accumulate: int = 1,
-    run_dir: str | Path | None = None,
-    resume: bool = False,
-    verbose: bool = True,
-    **settings: Any,  # noqa: ANN401
-) -> Result:
+def optimize(request: OptimizeRequest) -> Result:
     """Make `model` smaller, or better for what it takes. The model passed in is left bit for bit as it was.
 
     Without any data, `optimize(model)` works on inputs that it makes of the model: of a shape inferred from the first
@@ -66,44 +34,7 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
     the result says how well it agrees with them. Fine-tune such a result on your data.
 
     Args:
-        model: any module that `fxsurgery.capture.capture` can take.
-        method: `"dnal"` (learned gates), unless said; `"prune"` (magnitude, BN-gamma, Taylor or random importance);
-            or `"ectonas"` (evolution: it grows and shrinks, and trains many networks).
-        train_data: a `DataLoader`, a `Dataset`, tensors or arrays `(inputs, targets)`, or a dict of them; or a
-            ready `fxsurgery.training.Task`, which then carries validation data, loss and metric too. Batches may be
-            dicts, with a key `labels`, `label`, `targets`, `target` or `y`: the model is called by name with the rest.
-        val_data: the same; everything is selected on it.
-        test_data: the same; looked at once, for the result.
-        budget: what the result may take; half the MACs unless said, but for `"ectonas"`, which needs none.
-        loss: `loss(output, target)`, a scalar or several by name, `output` being just what the model gives;
-            cross-entropy unless said, of the output or of its `logits`.
-        metric: `metric(output, target)`, higher is better, or an object with `update` and `compute`; accuracy for the
-            default loss.
-        trained: whether the model's weights are trained. If not, they are trained first.
-        config: the method's own settings, `Dnal(...)`, `Prune(...)` or `Ectonas(...)`; it says the method, too.
-        spend: what `"ectonas"` may spend; 1000 epochs over all its networks unless said.
-        executor: where `"ectonas"` trains: `"in-process"`, one network after the other; `"processes"`, several at once
-            (a forked process each); or `"ray"`, on a Ray cluster. The result is the same.
-        workers: how many at once; as many as there are cores, unless said.
-        example_inputs: what to capture the model on, by position, or the one tensor that it takes; from the training
-            data unless said.
-        example_kwargs: the same by name.
-        batch_dims: which dim of the inputs is the batch, as for `fxsurgery.capture.capture`: `batch_dims=1`, or by
-            input, `{"text": None, "offsets": 0}`; inferred from data and model by default.
-        leaf_modules: module classes that the capture shall not look into.
-        batch_size: for data given as tensors or as a `Dataset`.
-        seed: the same seed gives the same result on the same machine.
-        device: where to train, `"cpu"` or `"cuda"`; the GPU where there is one, unless said.
-        target: the device that a budget of `latency_ms` is measured on, for one sample, through ONNX Runtime: the
-            original once, every other network in turns with the original. Such a result depends on the measurements,
-            not on the seed alone; it holds the budget by the upper bound of its 95 % interval, or is refused.
-        mixed_precision: `"bf16"` or `"fp16"`; what `accelerate launch` says unless said.
-        accumulate: batches per optimiser step, whose gradients are added up.
-        run_dir: where the run keeps its settings, journal, snapshots, best model, result and report; a killed run
-            can go on from it.
-        resume: go on with the run in `run_dir`, to the same end; begin it where there is none.
-        verbose: show progress.
-        settings: single settings of the method by name, in place of `config`: `greediness=0.5`.
+        request: the arguments that `fxsurgery.request.Arguments` declares, and single settings by name.
 
     Returns:
         The new model with its costs, scores and log.
@@ -117,8 +48,7 @@ def optimize(  # noqa: PLR0913 -- the front door takes what a user may want to s
         DeviceError: there is no such device.
         RunError: the run directory cannot be written, holds another run, or another process is at work there.
     """
-    asked = dict(locals())
-    ready = prepare(OptimizeRequest(**asked))
+    ready = prepare(request)
     with ready.run:
         return _optimized(ready)
 
@@ -130,7 +60,7 @@ def _optimized(ready: PreparedRun) -> Result:
     _announce(ready, found)
     check(ready, found)
     session, notes = _session(ready)
-    outcome = ready.method.search(ready.program, ready.budget, ready.settings, session, trained=ready.ask.trained)
+    outcome = ready.method.search(ready.program, ready.budget, ready.settings, session, trained=ready.request.trained)
     _require_fast(ready, outcome)
     result = _result(ready, session, outcome, notes)
     unsaved = ready.run.finish(lambda folder: _kept(result, folder), ready.progress.note)
@@ -149,27 +79,30 @@ def _kept(result: Result, folder: Path) -> str | None:
     return unsaved
 
 
+@front_door(Signature)
 @plain_surroundings()
-def plan(model: nn.Module, **asked: Any) -> Plan:  # noqa: ANN401
-    """What `optimize` would do with the same arguments, and about how long that takes here. Nothing is trained.
+def plan(request: OptimizeRequest) -> Plan:
+    """Say what `optimize` would do with the same arguments, and about how long that takes here. Nothing is trained.
+
+    A run directory is not touched.
 
     Args:
-        model: the model.
-        asked: the other arguments of `optimize`. A run directory is not touched.
+        request: the arguments that `fxsurgery.request.Arguments` declares, and single settings by name.
 
     Raises:
         SurgeryError: as `optimize` does before it trains: e.g. the budget cannot be reached.
     """
-    known = {f.name for f in fields(OptimizeRequest)} - {"settings"}
-    settings = {name: value for name, value in asked.items() if name not in known}
-    given = {name: value for name, value in asked.items() if name in known}
-    ready = prepare(OptimizeRequest(model=model, settings=settings, **{**given, "run_dir": None, "resume": False}))
+    ready = prepare(replace(request, run_dir=None, resume=False))
     found = space_of(ready)
     told = list(reach(ready, found, measured=True))
     check(ready, found)
     stages, seconds, foretold = _foreseen(ready)
-    if ready.ask.spend is not None and ready.ask.spend.seconds is not None:
-        seconds = ready.ask.spend.seconds if ready.ask.spend.epochs is None else min(seconds, ready.ask.spend.seconds)
+    if ready.request.spend is not None and ready.request.spend.seconds is not None:
+        seconds = (
+            ready.request.spend.seconds
+            if ready.request.spend.epochs is None
+            else min(seconds, ready.request.spend.seconds)
+        )
     return Plan(
         ready.method.name,
         tuple(r for r in told if isinstance(r, CostRange)),
@@ -188,36 +121,40 @@ def _announce(ready: PreparedRun, found: Space | None) -> None:
         progress.note(f"note: {note}")
     if ready.run.path is not None and (unsaved := unwritable(ready.program, ready.run.path)):
         progress.note(f"note: {unsaved}")
-    if ready.ask.trained:
-        progress.note("taking the weights as trained; pass trained=False to train them first")
+    if ready.request.trained:
+        progress.note(f"taking the weights as trained; pass {assigned('trained', value=False)} to train them first")
 
 
 def _session(ready: PreparedRun) -> tuple[Session, tuple[str, ...]]:
     """What the search works with; and notes on the data where they had to be made."""
-    ask = ready.ask
-    trainer = Trainer(ask.seed, ready.progress, ask.device, ask.mixed_precision, ask.accumulate, ready.run)
+    request = ready.request
+    trainer = Trainer(
+        request.seed, ready.progress, request.device, request.mixed_precision, request.accumulate, ready.run
+    )
     if ready.task is not None:
-        return Session(ready.task, trainer, ready.latency, spend=ask.spend, workshop=ready.workshop), ()
+        return Session(ready.task, trainer, ready.latency, spend=request.spend, workshop=ready.workshop), ()
     task, note = made_task(ready, trainer)
     clip = gradient_clip(ready)
-    return Session(task, trainer, ready.latency, clip, spend=ask.spend, workshop=ready.workshop), (note,)
+    return Session(task, trainer, ready.latency, clip, spend=request.spend, workshop=ready.workshop), (note,)
 
 
 def _foreseen(ready: PreparedRun) -> tuple[tuple[Stage, ...], float, tuple[str, ...]]:
     """What will be trained, the seconds that it will take, and what else is known before."""
-    ask, made = ready.ask, tuple[Stage, ...]()
-    trainer = Trainer(ask.seed, device=ask.device, mixed_precision=ask.mixed_precision, accumulate=ask.accumulate)
+    request, made = ready.request, tuple[Stage, ...]()
+    trainer = Trainer(
+        request.seed, device=request.device, mixed_precision=request.mixed_precision, accumulate=request.accumulate
+    )
     if ready.task is not None:
         counted = timed = ready.task
     else:
         counted, timed, making = foreseen_task(ready)
         made = (making,)
-    session = Session(counted, trainer, ready.latency, spend=ask.spend)
-    found = ready.method.stages(ready.settings, session, trained=ask.trained)
+    session = Session(counted, trainer, ready.latency, spend=request.spend)
+    found = ready.method.stages(ready.settings, session, trained=request.trained)
     stages = (*made, *found)
     looks = counted.val_batches or count(counted.val_data, "val_data")
     seconds = estimate(trainer, timed, ready.program, stages, looks=looks)
-    return stages, seconds, ready.method.foretold(ready.program, ready.settings, session, trained=ask.trained)
+    return stages, seconds, ready.method.foretold(ready.program, ready.settings, session, trained=request.trained)
 
 
 def _result(ready: PreparedRun, session: Session, outcome: Outcome, notes: tuple[str, ...]) -> Result:
@@ -249,7 +186,7 @@ def _result(ready: PreparedRun, session: Session, outcome: Outcome, notes: tuple
         search=outcome.search,
         pareto=outcome.pareto,
         latency=latency,
-        seed=ready.ask.seed,
+        seed=ready.request.seed,
         asked={**ready.asked, "date": ready.run.recall("date", lambda: datetime.date.today().isoformat(), is_text)},
     )  # fmt: skip
 

@@ -6,60 +6,35 @@ annotation: `Annotated[int, Range(least=1)]`. A number must be finite, `bool` is
 
 import functools
 import inspect
-import math
 import numbers
-import reprlib
-import types
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import (
-    Annotated,
-    Any,
-    ClassVar,
-    Literal,
-    ParamSpec,
-    Protocol,
-    TypeAlias,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-    runtime_checkable,
-)
+from typing import Annotated, Any, ParamSpec, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
+import annotated_types
 import torch
+from pydantic import AllowInfNan
 from typing_extensions import override
 
 from fxsurgery.errors import SpecError, SurgeryError
+from fxsurgery.option_text import Constraint, demand, shown, written
+from fxsurgery.type_check import BOUNDS, faults
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_LONGEST = 80
-"""Characters of a value that a message shows."""
-_WIDEST = 63
-"""Bits of an integer, its sign aside: what fits into a tensor, a seed or a file."""
 MOST_UNITS = 2**16
 """Channels or units that one move may ask for: more are a slip, and would fill the memory."""
 
 
-@runtime_checkable
-class Constraint(Protocol):
-    """What must hold of a value beside its type, as metadata of `Annotated`; its text completes "it must be a ..."."""
-
-    def holds(self, value: Any) -> bool:  # noqa: ANN401
-        """Whether it holds of a value of the annotated type."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class Range:
+class Range(Constraint, annotated_types.GroupedMetadata):
     """Bounds of a number; `None` is no bound.
 
     Example:
-        >>> Range(least=1).holds(0), str(Range(above=0, most=1))
-        (False, 'greater than 0 and at most 1')
+        >>> str(Range(above=0, most=1))
+        'greater than 0 and at most 1'
         >>> str(Range(least=0, most=1))
         'from 0 to 1'
     """
@@ -71,18 +46,17 @@ class Range:
     infinite: bool = False
     """Whether infinity counts as a number."""
     said: str = ""
-    """What follows `name=value` in a message, in place of the bounds."""
 
-    def holds(self, value: Any) -> bool:  # noqa: ANN401
-        """Whether a number lies within the bounds; `None`, where the type admits it, does."""
-        if value is None:
-            return True
-        return (
-            (self.least is None or value >= self.least)
-            and (self.above is None or value > self.above)
-            and (self.most is None or value <= self.most)
-            and (self.below is None or value < self.below)
-        )
+    @override
+    def __iter__(self) -> Iterator[object]:
+        """The bounds as pydantic knows them."""
+        if self.infinite:
+            yield AllowInfNan(allow_inf_nan=True)
+        bounds = {
+            annotated_types.Ge: self.least, annotated_types.Gt: self.above, annotated_types.Le: self.most,
+            annotated_types.Lt: self.below,
+        }  # fmt: skip
+        yield from (kind(bound) for kind, bound in bounds.items() if bound is not None)
 
     @override
     def __str__(self) -> str:
@@ -93,21 +67,25 @@ class Range:
 
 
 @dataclass(frozen=True)
-class _PathText:
+class _PathText(Constraint, annotated_types.GroupedMetadata):
     """What a file system takes as a path."""
 
-    def holds(self, value: Any) -> bool:  # noqa: ANN401
-        """Whether the path is not empty and has no null byte."""
-        return value is None or (str(value) != "" and "\0" not in str(value))
+    @override
+    def __iter__(self) -> Iterator[object]:
+        yield annotated_types.Predicate(_is_path)
 
     @override
     def __str__(self) -> str:
         return "not empty and without null bytes"
 
 
+def _is_path(value: str | Path) -> bool:
+    return str(value) != "" and "\0" not in str(value)
+
+
 FilePath: TypeAlias = Annotated[str | Path, _PathText()]
 """A path to write to or read from."""
-OptionalFilePath: TypeAlias = Annotated[str | Path | None, _PathText()]
+OptionalFilePath: TypeAlias = FilePath | None
 Count: TypeAlias = Annotated[int, Range(least=1, below=2**31)]
 """How many of something."""
 Seed: TypeAlias = Annotated[int, Range(least=0, below=2**63)]
@@ -161,8 +139,8 @@ def check_fields(
         name: what messages begin with, maybe nothing; the name of its class unless given.
         others: what particular fields raise instead, by name.
     """
-    hints, owned = _hints(type(owner)), type(owner).__name__ if name is None else name
-    for field in fields(owner):
+    hints, owned = hints_of(type(owner)), type(owner).__name__ if name is None else name
+    for field in (field for field in fields(owner) if field.init):
         value = getattr(owner, field.name)
         kind = others.get(field.name, error)
         plain = _checked(field.name, value, hints[field.name], owner=owned, error=kind)
@@ -178,27 +156,26 @@ def check_options(owner: Any) -> None:  # noqa: ANN401 -- any pass
     Raises:
         SpecError: it names the option, what was given, and what is wanted.
     """
-    hints = _hints(type(owner))
+    hints = hints_of(type(owner))
     for option in fields(owner):
         value, hint = getattr(owner, option.name), hints[option.name]
-        bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-        if not _fits(value, bare, closed=False):
+        wrong = faults(value, hint) - ({"literal_error"} if isinstance(value, str) else set())
+        if wrong - BOUNDS:
+            bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
             raise SpecError(
-                f"{owner.name}: {option.name}={shown(value)} is not of type {_written(bare)}; pass one that is"
+                f"{owner.name}: {option.name}={shown(value)} is not of type {written(bare)}; pass one that is"
+            ).at(option.name)
+        if wrong:
+            raise SpecError(f"{owner.name}: {option.name}={shown(value)}{demand(hint, value, is_bound=True)}").at(
+                option.name
             )
-        if not _fits(value, hint, closed=False):
-            raise SpecError(_misfit(owner.name, option.name, value, hint))
 
 
-def type_name(value: object) -> str:
-    """The type of a value as a message names it: `int`, `torch.Tensor`."""
-    return _class_name(type(value))
+_known_hints: dict[type, Mapping[str, Any]] = {}
 
 
-_known_hints: dict[type, dict[str, Any]] = {}
-
-
-def _hints(owner: type[Any]) -> dict[str, Any]:
+def hints_of(owner: type[Any]) -> Mapping[str, Any]:
+    """Return the annotations of a class, with their constraints."""
     if owner not in _known_hints:
         _known_hints[owner] = get_type_hints(owner, include_extras=True)
     return _known_hints[owner]
@@ -213,11 +190,13 @@ def _by_kind(parameter: inspect.Parameter, value: Any, hint: Any, check: Callabl
 
 
 def _checked(name: str, value: Any, hint: Any, *, owner: str, error: type[SurgeryError]) -> Any:  # noqa: ANN401
-    if _fits(value, hint):
+    if not (wrong := faults(value, hint)):
         return value
-    if _fits(plain := _plain(value), hint):
+    plain = _plain(value)
+    if plain is not value and not (wrong := faults(plain, hint)):
         return plain
-    raise error(_misfit(owner, name, value, hint))
+    prefix = f"{owner}: " if owner else ""
+    raise error(f"{prefix}{name}={shown(value)}{demand(hint, value, is_bound=wrong <= BOUNDS)}").at(name)
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401
@@ -229,145 +208,6 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, numbers.Integral):
         return int(value)
     return float(value) if isinstance(value, numbers.Real) else value
-
-
-def _misfit(owner: str, name: str, value: object, hint: Any) -> str:  # noqa: ANN401
-    prefix, wanted = f"{owner}: " if owner else "", _expected(hint)
-    if get_origin(hint) is Annotated and _fits(_plain(value), get_args(hint)[0]):
-        wanted = _bounds(hint)
-        if said := next((one.said for one in get_args(hint)[1:] if isinstance(one, Range) and one.said), ""):
-            return f"{prefix}{name}={shown(value)}{said}"
-    wide = f" of at most {_WIDEST} bits" if isinstance(value, int) and value.bit_length() > _WIDEST else ""
-    return f"{prefix}{name}={shown(value)}: it must be {wanted}{wide}"
-
-
-def shown(value: object) -> str:
-    """A value as a message shows it, however large it is."""
-    if isinstance(value, int) and value.bit_length() > 4 * _WIDEST:  # Python refuses to print very long ones
-        return f"<an integer of {value.bit_length():,} bits>"
-    if value is None or isinstance(value, bool | int | float | str | bytes):
-        text = repr(value)
-        return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
-    if isinstance(value, tuple | list | set | dict):
-        return _Short().repr(value)
-    return f"<{type_name(value)}>"
-
-
-class _Short(reprlib.Repr):
-    """Containers, some levels deep, and what they hold."""
-
-    @override
-    def repr1(self, x: object, level: int) -> str:
-        return super().repr1(x, level) if isinstance(x, tuple | list | set | dict) and level > 0 else shown(x)
-
-
-def _fits(value: Any, hint: Any, *, closed: bool = True) -> bool:  # noqa: ANN401
-    """Whether a value is as an annotation says; unless `closed`, a `Literal` takes any value of its types."""
-    fits = functools.partial(_fits, closed=closed)
-    kind, inner = get_origin(hint), get_args(hint)
-    if kind is Annotated:
-        known = [one for one in inner[1:] if isinstance(one, Constraint)]
-        is_infinite = isinstance(value, float) and math.isinf(value)
-        admitted = is_infinite and any(isinstance(one, Range) and one.infinite for one in known)
-        return (admitted or fits(value, inner[0])) and all(one.holds(value) for one in known)
-    if kind in {Union, types.UnionType}:
-        return any(fits(value, one) for one in inner)
-    if kind is Literal:
-        return any(type(value) is type(one) and (not closed or value == one) for one in inner)
-    if hint is None or hint is type(None):
-        return value is None
-    if hint in {int, float}:
-        return _is_number(value, hint)
-    return _is_instance(value, kind, inner, fits) if kind is not None else _is_plainly(value, hint)
-
-
-def _is_plainly(value: Any, hint: Any) -> bool:  # noqa: ANN401
-    if getattr(hint, "_is_protocol", False) and not getattr(hint, "_is_runtime_protocol", False):
-        return True  # which methods it has, nobody can tell
-    return hint is Any or not isinstance(hint, type) or isinstance(value, hint)
-
-
-def _is_number(value: Any, hint: type) -> bool:  # noqa: ANN401
-    if isinstance(value, bool) or not isinstance(value, (int, hint)):
-        return False
-    if isinstance(value, int):
-        return value.bit_length() <= _WIDEST
-    return isinstance(value, float) and math.isfinite(value)
-
-
-def _is_instance(value: Any, kind: Any, inner: tuple[Any, ...], fits: Callable[[Any, Any], bool]) -> bool:  # noqa: ANN401
-    if kind is ClassVar:
-        return True
-    if kind is type:
-        return isinstance(value, type) and issubclass(value, inner[0])
-    if kind is tuple:
-        return isinstance(value, tuple) and _entries_fit(value, inner, fits)
-    if not isinstance(value, kind):
-        return False
-    if kind in {Sequence, Collection, Iterable}:
-        is_text = isinstance(value, str | bytes | bytearray)
-        return not is_text and (kind is Iterable or all(fits(entry, inner[0]) for entry in value))
-    return kind is not Mapping or all(fits(key, inner[0]) for key in value)
-
-
-def _entries_fit(value: tuple[Any, ...], hints: tuple[Any, ...], fits: Callable[[Any, Any], bool]) -> bool:
-    if hints[-1:] == (Ellipsis,):
-        return all(fits(entry, hints[0]) for entry in value)
-    return len(value) == len(hints) and all(map(fits, value, hints))
-
-
-def _bounds(hint: Any) -> str:  # noqa: ANN401
-    return " and ".join(str(one) for one in get_args(hint)[1:] if isinstance(one, Constraint))
-
-
-_WORDS: dict[Any, str] = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a str"}
-_KINDS: dict[Any, str] = {
-    Sequence: "a list or tuple", Collection: "a collection", Iterable: "an iterable", Mapping: "a dict",
-    Callable: "a function",
-}  # fmt: skip
-
-
-def _expected(hint: Any) -> str:  # noqa: ANN401
-    kind, inner = get_origin(hint), get_args(hint)
-    if kind is Annotated:
-        bounds = _bounds(hint)
-        optional = get_origin(inner[0]) in {Union, types.UnionType} and type(None) in get_args(inner[0])
-        base = [one for one in get_args(inner[0]) if one is not type(None)] if optional else [inner[0]]
-        plain, none = _either(list(map(_expected, base))), " or None" if optional else ""
-        return f"{plain}, {bounds}{none}" if base == [int] else f"{bounds} ({plain}{none})"
-    if kind in {Union, types.UnionType}:
-        return _either([_expected(one) for one in inner])
-    if kind is Literal:
-        return " or ".join(map(str, inner))
-    if hint is None or hint is type(None):
-        return "None"
-    if kind is tuple:
-        return f"a tuple, {_written(hint)}"
-    return _expected_class(hint, kind, inner)
-
-
-def _expected_class(hint: Any, kind: Any, inner: tuple[Any, ...]) -> str:  # noqa: ANN401
-    if kind is type:
-        return f"a subclass of {_class_name(inner[0])}"
-    if kind in _KINDS:
-        return _KINDS[kind]
-    return _WORDS.get(hint) or f"a {_class_name(kind or hint)}"
-
-
-def _written(hint: Any) -> str:  # noqa: ANN401
-    """An annotation as it is written."""
-    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
-
-
-def _either(choices: list[str]) -> str:
-    unique = list(dict.fromkeys(choices))
-    return unique[0] if len(unique) == 1 else f"{', '.join(unique[:-1])} or {unique[-1]}"
-
-
-def _class_name(kind: Any) -> str:  # noqa: ANN401
-    name: str = getattr(kind, "__name__", str(kind))
-    top = getattr(kind, "__module__", "").partition(".")[0]
-    return f"{'torch.nn.' if kind.__module__.startswith('torch.nn') else 'torch.'}{name}" if top == "torch" else name
 
 
 def _bound(bound: float) -> str:

@@ -13,9 +13,9 @@ from fxsurgery.analysis.cost import cost
 from fxsurgery.deploy import Timer, resolve_target
 from fxsurgery.deploy.timing import GLANCE
 from fxsurgery.errors import DeviceError, ExportError
+from fxsurgery.preparation import PreparedRun
 from fxsurgery.printable import lines, printable
 from fxsurgery.program import Program
-from fxsurgery.request import PreparedRun
 from fxsurgery.searchers.common.latency import LatencyModel
 from fxsurgery.searchers.common.widths import Space
 from fxsurgery.searchers.session import Stage, Trainer
@@ -90,7 +90,7 @@ def reach(ready: PreparedRun, found: Space | None, *, measured: bool) -> Iterato
         yield CostRange("latency_ms", *_latencies(ready.latency, ready, found), ready.latency.limit_ms)
     elif measured:
         try:
-            timer = Timer(resolve_target(ready.ask.target), ready.program, ready.ask.seed, GLANCE, GLANCE)
+            timer = Timer(resolve_target(ready.request.target), ready.program, ready.request.seed, GLANCE, GLANCE)
             yield CostRange("latency_ms", *_glanced(timer, found), None)
         except (ExportError, DeviceError) as error:
             yield f"latency: not measured, {error}"

@@ -18,9 +18,17 @@ from fxsurgery.comparison import largest_error
 from fxsurgery.edit import Editor, Reference
 from fxsurgery.errors import DifferError, NotRunningError, VerifyError, first_line
 from fxsurgery.inputs import Inputs
-from fxsurgery.kept_outputs import device_of, forget_outputs, is_apart, note_apart, sample_outputs, seeded_outputs
+from fxsurgery.kept_outputs import (
+    device_of,
+    forget_outputs,
+    is_apart,
+    kept_outputs,
+    note_apart,
+    runs_seeded,
+    seeded_outputs,
+)
 from fxsurgery.program import Program
-from fxsurgery.seeding import seeded
+from fxsurgery.seeding import reseed
 
 RUN_ERRORS = (
     RuntimeError, TypeError, ValueError, LookupError, AssertionError, AttributeError, ArithmeticError,
@@ -47,6 +55,8 @@ def itself(program: Program) -> Reference:
 def check_promise(result: Program, reference: Reference | None, edit: Editor, *, by: str) -> float | None:
     """Compare `result` with `reference` on the example inputs; with the program before in shape only, without one.
 
+    To be called in plain surroundings, as `Rewrite` does.
+
     Args:
         result: what the edit left.
         reference: gives the outputs that are promised.
@@ -60,7 +70,13 @@ def check_promise(result: Program, reference: Reference | None, edit: Editor, *,
         NotRunningError: `result` or the reference does not run.
         VerifyError: the outputs differ by more than rounding, or changed shape. It names `by`.
     """
-    claim = _Claim(result, reference or Itself(edit.program), edit.program, by, shapes_only=reference is None)
+    start = edit.program
+    claim = _Claim(result, reference or Itself(start), start, start.examples, by, shapes_only=reference is None)
+    with runs_seeded(claim.examples):
+        return _checked(claim, may_fix_batch=edit.may_fix_batch)
+
+
+def _checked(claim: "_Claim", *, may_fix_batch: bool) -> float | None:
     try:
         measured = claim.check_examples()
     except NotRunningError:
@@ -71,7 +87,7 @@ def check_promise(result: Program, reference: Reference | None, edit: Editor, *,
             raise
         measured = claim.check_examples()
     if not claim.shapes_only:
-        claim.check_other_batch(may_fix_batch=edit.may_fix_batch)
+        claim.check_other_batch(may_fix_batch=may_fix_batch)
     return measured
 
 
@@ -82,6 +98,7 @@ class _Claim:
     result: Program
     reference: Reference
     start: Program
+    examples: Inputs
     by: str
     shapes_only: bool
     _wanted: dict[int | None, Sequence[Tensor]] = field(default_factory=dict)
@@ -90,7 +107,7 @@ class _Claim:
     def check_examples(self) -> float | None:
         """Compare on the example inputs; return the relative error unless shapes alone are promised."""
         try:
-            got = sample_outputs(self.result)
+            got = kept_outputs(self.result)
         except RUN_ERRORS as error:
             raise NotRunningError(f"{self.by} left a program that does not run: {first_line(error)}") from error
         wanted = self._wanted_outputs()
@@ -105,18 +122,17 @@ class _Claim:
 
     def check_other_batch(self, *, may_fix_batch: bool) -> None:
         """Compare on another number of samples: what holds the batch in a constant passes at the example batch."""
-        examples = self.start.examples
-        batch = examples.batch or 0
-        if examples.is_divisible and self._holds_by_sample(1 if batch > 1 and not may_fix_batch else batch + 1):
+        batch = self.examples.batch or 0
+        if self.examples.is_divisible and self._holds_by_sample(1 if batch > 1 and not may_fix_batch else batch + 1):
             note_apart(self.result, value=True)
             return
         note_apart(self.result, value=is_apart(self.start))
         try:
-            sample_outputs(self.start, batch + 1)
+            kept_outputs(self.start, batch + 1)
         except RUN_ERRORS:
             return  # the program itself takes the example batch only
         try:
-            got = seeded_outputs(self.result, examples.grown())
+            got = seeded_outputs(self.result, self.examples.grown())
         except RUN_ERRORS as error:
             told = f"{self.by} left a program that runs at the example batch size alone: {first_line(error)}"
             raise NotRunningError(told) from error
@@ -127,7 +143,7 @@ class _Claim:
         if is_apart(self.start) is False:
             return False
         try:
-            got = seeded_outputs(self.result, self.start.examples.resized(samples))
+            got = seeded_outputs(self.result, self.examples.resized(samples))
             expected = self._picked(got, samples)
             if is_apart(self.start) is None and not self._is_apart(expected, samples):
                 return False
@@ -148,11 +164,10 @@ class _Claim:
         Raises:
             ValueError, RuntimeError: an output has no dim, or several, that grow with the number of samples.
         """
-        examples = self.start.examples
-        rows, found = examples.resized_rows(samples), list[Tensor]()
+        rows, found = self.examples.resized_rows(samples), list[Tensor]()
         for few, all_ in zip(like, self._wanted_outputs(), strict=True):
             (dim,) = (d for d, (m, n) in enumerate(zip(few.shape, all_.shape, strict=True)) if m != n)
-            by_sample = all_.reshape(*all_.shape[:dim], examples.batch or 1, -1, *all_.shape[dim + 1 :])
+            by_sample = all_.reshape(*all_.shape[:dim], self.examples.batch or 1, -1, *all_.shape[dim + 1 :])
             found.append(by_sample.index_select(dim, rows.to(all_.device)).flatten(dim, dim + 1))
         return found
 
@@ -168,10 +183,10 @@ class _Claim:
 
     def _run_reference(self, samples: int | None) -> Sequence[Tensor]:
         if isinstance(self.reference, Itself):
-            return sample_outputs(self.reference.program, samples)
-        inputs = self.start.examples if samples is None else self.start.examples.resized(samples)
-        with seeded(0, device_of(inputs)):
-            return self.reference(self.result, inputs)
+            return kept_outputs(self.reference.program, samples)
+        inputs = self.examples if samples is None else self.examples.resized(samples)
+        reseed(0, device_of(inputs))
+        return self.reference(self.result, inputs)
 
     def _check_equal(self, got: Sequence[Tensor], wanted: Sequence[Tensor], told: str) -> float:
         measured, limit = largest_error(got, wanted)

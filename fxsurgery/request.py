@@ -1,69 +1,151 @@
-"""What a user asks of `optimize`, checked, captured and made ready, before anything trains."""
+"""The one declaration of what a user may ask of `optimize`: each argument with its type, bounds, default and text.
 
+The signatures of `optimize` and `plan`, the config file, the flags of the command line and the identity of a run follow
+from the fields of `Arguments` and from those of each method's settings.
+"""
+
+import functools
+import inspect
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from importlib.metadata import version
-from typing import Annotated, Any
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypeVar, get_type_hints
 
-import torch
 from torch import Tensor, nn
 
-from fxsurgery.batch_layout import Statement, by_position, statement_of
+from fxsurgery.batch_layout import Statement
 from fxsurgery.budget import Budget, Spend
-from fxsurgery.capture import capture, guess_inputs
-from fxsurgery.deploy import Timer, resolve_target
-from fxsurgery.errors import BudgetError, CaptureError, DataError, DeviceError, RunError, SurgeryError, TrainingError
-from fxsurgery.execution import Executor, JobRunner
-from fxsurgery.inputs import Inputs
-from fxsurgery.option_types import Count, OptionalFilePath, Range, Seed, check_fields, shown
-from fxsurgery.program import Program
-from fxsurgery.runs.identity import fingerprint, told
-from fxsurgery.runs.layout import ENVIRONMENT
-from fxsurgery.runs.run_directory import RunDir
-from fxsurgery.searchers.common.latency import LatencyModel
+from fxsurgery.errors import BudgetError, CaptureError, DataError, DeviceError, RunError, SurgeryError
+from fxsurgery.execution import Executor, Workers
+from fxsurgery.field_docs import docs_of, one_line
+from fxsurgery.option_text import shown
+from fxsurgery.option_types import Count, OptionalFilePath, Seed, check_fields, hints_of
 from fxsurgery.searchers.common.settings import Settings
-from fxsurgery.searchers.ectonas import DEFAULT_SPEND
-from fxsurgery.searchers.methods import METHODS, Method, method_of
-from fxsurgery.training import Accumulate, MixedPrecision, Progress, Task, resolve
-from fxsurgery.training.device import join, processes, require_real
-from fxsurgery.training.evaluate import require_ends
-from fxsurgery.training.finite import not_finite, wrong_values
-from fxsurgery.training.invocation import addressed
+from fxsurgery.searchers.dnal import Dnal
+from fxsurgery.searchers.ectonas import Evolving
+from fxsurgery.searchers.methods import MethodName
+from fxsurgery.searchers.prune import Prune
+from fxsurgery.training import Accumulate, MixedPrecision
 
-_DATA_LINE = "fxsurgery.optimize(model, {}train_data=(images, labels), val_data=(images, labels))"
+P = ParamSpec("P")
+R = TypeVar("R")
+
+ARGUMENTS = "request: the arguments that `fxsurgery.request.Arguments` declares, and single settings by name."
+"""What stands in a docstring for the arguments and their texts."""
+Panel: TypeAlias = Literal["Model and inputs", "Data", "What to make", "Training", "What to keep"]
+"""Where the help of the command line shows a flag."""
+Recorded: TypeAlias = Literal["as given", "resolved", "with the task", "with the program", "environment", "not"]
+"""How the identity of a run holds an argument: with its value, with what it comes to, or by its part in something."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """What there is to declare of an argument beside its type: metadata of `Annotated`."""
+
+    recorded: Recorded = "not"
+    panel: Panel | None = None
+    """`None` where the command line has no flag for it."""
+    metavar: str | None = None
+    """What stands for the value in the help; empty where there is none."""
+    flags: tuple[str, ...] = ()
+    """As the command line writes it, the long form first; the name with `-` unless given."""
+    error: type[SurgeryError] = SurgeryError
+    """What a wrong value raises."""
+    help: str | None = None
+    """What the flag does, if it is the opposite of the argument."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainArguments:
+    """The arguments that are numbers and texts: the same in Python, in a config file and as flags."""
+
+    method: Annotated[MethodName | None, Argument("resolved", "What to make", flags=("--method", "-m"))] = None
+    """How to search: `dnal` (learned gates, the default), `prune` (a simple importance) or `ectonas` (evolution).
+
+    `prune` ranks by magnitude, BN-gamma, Taylor or random importance; `ectonas` grows and shrinks, and trains many
+    networks."""
+    budget: Annotated[Budget | None, Argument("resolved", "What to make", "NAME=AMOUNT", ("--budget", "-b"))] = None
+    """What the result may take at most: params, macs or latency_ms; half the MACs by default, but for `ectonas`."""
+    spend: Annotated[Spend | None, Argument("resolved", "What to make", "NAME=AMOUNT")] = None
+    """What `ectonas` may spend at most: epochs, over all its networks, or seconds; 1000 epochs by default."""
+    target: Annotated[str, Argument("resolved", "What to make", "TARGET", error=DeviceError)] = "local"
+    """Where a budget of latency_ms is measured: `local` or `cuda`.
+
+    It is measured for one sample, through ONNX Runtime: the original once, every other network in turns with the
+    original. Such a result depends on the measurements, not on the seed alone; it holds the budget by the upper bound
+    of its 95 % interval, or is refused."""
+    trained: Annotated[
+        bool,
+        Argument("as given", "Training", "", ("--not-trained",), help="The weights are not trained: train them first."),
+    ] = True
+    """Whether the weights are trained; if not, they are trained first."""
+    batch_size: Annotated[Count, Argument("as given", "Data", "N", error=DataError)] = 64
+    """Samples of a batch, for data that are not a `DataLoader`."""
+    device: Annotated[str | None, Argument("environment", "Training", "DEVICE", error=DeviceError)] = None
+    """Where to train: `cpu` or `cuda`; the GPU if there is one, by default."""
+    seed: Annotated[Seed, Argument("as given", "Training", "N")] = 0
+    """Seed of everything random: the same seed gives the same result on the same machine."""
+    mixed_precision: Annotated[MixedPrecision | None, Argument("as given", "Training")] = None
+    """Number format of the training; that of `accelerate launch` by default."""
+    accumulate: Annotated[Accumulate, Argument("as given", "Training", "N")] = 1
+    """Batches per optimizer step, whose gradients are added up."""
+    executor: Annotated[Executor, Argument("not", "Training")] = "in-process"
+    """Where `ectonas` trains its networks: one by one in-process, in several processes, or on a Ray cluster.
+
+    The result is the same. `processes` forks a process for each network that trains at once."""
+    workers: Annotated[Workers | None, Argument("not", "Training", "N")] = None
+    """How many networks `processes` or `ray` train at once; as many as there are cores by default."""
+    run_dir: Annotated[OptionalFilePath, Argument("not", "What to keep", "DIR", error=RunError)] = None
+    """Keep the run here as it goes; a killed run can go on from it.
+
+    It holds settings, journal, snapshots, the best model, the result and a report."""
+    resume: Annotated[bool, Argument("not", "What to keep", "")] = False
+    """Go on with the run in the run directory, to the same end; begin it if there is none."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class OptimizeRequest:
-    """The arguments of `fxsurgery.optimize`, which tells what each is."""
+class Arguments(PlainArguments):
+    """Every argument of `optimize` but the single settings."""
 
-    model: nn.Module
-    method: str | None = None
-    train_data: Any = None
-    val_data: Any = None
-    test_data: Any = None
-    budget: Budget | None = None
-    loss: Callable[..., Any] | None = None
-    metric: Any = None
-    trained: bool = True
-    config: Settings | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    spend: Spend | None = None
-    executor: Executor = "in-process"
-    workers: Annotated[int | None, Range(least=1, below=10**6)] = None
-    example_inputs: Sequence[Any] | Tensor | None = None
-    example_kwargs: Mapping[str, Any] | None = None
-    batch_dims: Statement = None
-    leaf_modules: tuple[type[nn.Module], ...] = ()
-    batch_size: Count = 64
-    seed: Seed = 0
-    device: str | None = None
-    target: str = "local"
-    mixed_precision: MixedPrecision | None = None
-    accumulate: Accumulate = 1
-    run_dir: OptionalFilePath = None
-    resume: bool = False
-    verbose: bool = True
+    model: Annotated[nn.Module, Argument("with the program")] = field(kw_only=False)
+    """Any module that `fxsurgery.capture` can take; it is left bit for bit as it was."""
+    train_data: Annotated[Any, Argument("with the task")] = None
+    """What to train on.
+
+    A `DataLoader`, a `Dataset`, tensors or arrays `(inputs, targets)`, or a dict of them; or a ready
+    `fxsurgery.training.Task`, which then carries validation data, loss and metric too. Batches may be dicts, with a key
+    `labels`, `label`, `targets`, `target` or `y`: the model is called by name with the rest."""
+    val_data: Annotated[Any, Argument("with the task")] = None
+    """What everything is selected on."""
+    test_data: Annotated[Any, Argument("with the task")] = None
+    """What the result is tested on, once."""
+    loss: Annotated[Callable[..., Any] | None, Argument("with the task", error=DataError)] = None
+    """`loss(output, target)`, a scalar or several by name; cross-entropy by default.
+
+    `output` is just what the model gives; the default takes it, or its `logits`."""
+    metric: Annotated[Any, Argument("with the task")] = None
+    """`metric(output, target)`, higher is better, or an object with `update` and `compute`.
+
+    Accuracy for the default loss; else the loss."""
+    config: Annotated[Settings | None, Argument("resolved")] = None
+    """The method's own settings, `Dnal(...)`, `Prune(...)` or `Ectonas(...)`; it says the method, too."""
+    example_inputs: Annotated[Sequence[Any] | Tensor | None, Argument("with the program", error=DataError)] = None
+    """Inputs to capture the model on, by position, or its one tensor; from the training data by default."""
+    example_kwargs: Annotated[Mapping[str, Any] | None, Argument("with the program", error=DataError)] = None
+    """The same by name."""
+    batch_dims: Annotated[Statement, Argument("with the task")] = None
+    """Which dim of the inputs is the batch; inferred from data and model by default.
+
+    `batch_dims=1` for all of them, or by input, `{"text": None, "offsets": 0}`, as for `fxsurgery.capture`."""
+    leaf_modules: Annotated[tuple[type[nn.Module], ...], Argument("with the program", error=CaptureError)] = ()
+    """Classes of modules to keep whole."""
+    verbose: Annotated[bool, Argument()] = True
+    """Show progress."""
+
+    def __post_init__(self) -> None:
+        _check_objects(self)
+        kinds = {name: argument.error for name, argument in arguments_of(Arguments).items()}
+        check_fields(self, SurgeryError, name="optimize", **kinds)
 
     @property
     def data_free(self) -> bool:
@@ -71,273 +153,90 @@ class OptimizeRequest:
         return self.train_data is None and self.val_data is None
 
 
-@dataclass(frozen=True, eq=False)
-class PreparedRun:
-    """What was asked for, made ready."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class OptimizeRequest(Arguments):
+    """What is asked of `optimize`."""
 
-    ask: OptimizeRequest
-    method: Method
-    settings: Settings
-    budget: Budget | None
-    program: Program
-    task: Task | None
-    """`None` where there are no data: the task is then made of the model."""
-    progress: Progress
-    run: RunDir
-    latency: LatencyModel | None
-    """The latency on the target, where it matters; as it was measured before a kill."""
-    workshop: JobRunner
-    asked: Mapping[str, Any]
-    """What was asked for as plain JSON."""
-    notes: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Single settings of the method by name, in place of `config`: `greediness=0.5`."""
 
 
-def prepare(ask: OptimizeRequest) -> PreparedRun:
-    """Check what can be checked, capture the model, and open the run directory.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Signature(Dnal, Prune, Evolving, Arguments):
+    """What a type checker sees of `optimize`: each argument, and each setting of every method by name.
 
-    Raises:
-        SurgeryError: one of its children, for each thing that does not fit.
+    The default of a setting is that of the method in use; where methods differ, a type checker shows that of `dnal`.
     """
-    _check_values(ask)
-    method, settings = method_of(ask.method, ask.config, ask.settings, (f.name for f in fields(OptimizeRequest)))
-    _check_evolving(ask, method)
-    budget = _budget(ask, method, settings)
-    where = resolve(ask.device)
-    workshop = JobRunner(ask.executor, ask.workers, ask.device)
-    workshop.check()
-    require_real(where)
-    if processes() > 1:
-        join(where)
-    timed = getattr(settings, "front", None) == "latency_ms" or (budget is not None and budget.latency_ms is not None)
-    device = resolve_target(ask.target) if timed else None
-    task = _task(ask, method, settings)
-    if task is not None:
-        require_ends(task)
-    examples, notes = _examples(ask, task)
-    progress = Progress(verbose=ask.verbose)
-    for note in notes:
-        progress.note(f"note: {note}")
-    said = ask.batch_dims if task is None else task.batch_dims
-    program = _captured(ask.model, examples, ask.leaf_modules, said, guessed=notes)
-    task = _located(ask, task, program)
-    _require_trainable(program, settings, trained=ask.trained)
-    _require_answers(program, "the example inputs" if task is None or ask.example_inputs is not None else "train_data")
-    asked = _asked(ask, method, settings, budget, program, task, timed=timed)
-    run = _run(ask, asked)
-    latency = None
-    if device is not None:
-        latency = LatencyModel(timer=Timer(device, program, ask.seed), original=program, budget=budget, run=run)
-    return PreparedRun(
-        ask, method, settings, budget, program, task, progress, run, latency, workshop, asked, (*notes, *run.notes)
-    )
 
 
-def _run(ask: OptimizeRequest, asked: Mapping[str, Any]) -> RunDir:
-    if ask.resume and ask.run_dir is None:
-        raise SurgeryError("resume=True continues the run of a directory: pass run_dir= as well")
-    return RunDir() if ask.run_dir is None else RunDir.open(ask.run_dir, asked, resume=ask.resume)
+def front_door(signature: Callable[P, object]) -> Callable[[Callable[[OptimizeRequest], R]], Callable[P, R]]:
+    """Let a function of a request be called with the arguments themselves, and give it their signature and texts.
+
+    Args:
+        signature: what a type checker takes the signature from.
+    """
+    del signature
+    types, keywords = get_type_hints(Arguments), inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=nn.Module),
+        *(
+            inspect.Parameter(f.name, keywords, default=f.default, annotation=types[f.name])
+            for f in fields(Arguments)
+            if f.name != "model"
+        ),
+        inspect.Parameter("settings", inspect.Parameter.VAR_KEYWORD, annotation=Any),
+    ]
+    known = inspect.Signature(parameters)
+
+    def decorate(function: Callable[[OptimizeRequest], R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            given = known.bind(*args, **kwargs).arguments
+            return function(OptimizeRequest(**given))
+
+        call.__signature__ = known  # type: ignore[attr-defined]  # where inspect looks first
+        call.__doc__ = _documented(function)
+        return call
+
+    return decorate
 
 
-def _check_evolving(ask: OptimizeRequest, method: Method) -> None:
-    """Refuse what only a method that trains many networks can follow."""
-    given = [n for n in ("spend", "executor", "workers") if getattr(ask, n) != getattr(OptimizeRequest, n)]
-    if given and not method.evolves:
-        others = ", ".join(f"method={m.name!r}" for m in METHODS.values() if m.evolves)
-        raise SurgeryError(
-            f"{given[0]}= is for {others}, which trains many networks; leave it out, since method={method.name!r} "
-            "trains one, for as many epochs as its settings say"
-        )
-    if ask.workers is not None and ask.executor == "in-process":
-        raise SurgeryError(
-            "workers= is for executor='processes' or 'ray'; leave it out, since one network trains at a time in-process"
-        )
+def arguments_of(owner: type[Any]) -> Mapping[str, Argument]:
+    """Return what is declared of each field of a class that has a declaration, in the order of the fields."""
+    hints = hints_of(owner)
+    found = {f.name: getattr(hints[f.name], "__metadata__", ()) for f in fields(owner)}
+    return {
+        name: one for name, metadata in found.items() if (one := next(filter(_is_argument, metadata), None)) is not None
+    }
 
 
-def _budget(ask: OptimizeRequest, method: Method, settings: Settings) -> Budget | None:
-    """What was given; half the MACs where a method needs one."""
-    if ask.budget is not None or method.evolves or getattr(settings, "penalty", None) is not None:
-        return ask.budget
-    return Budget(macs=0.5)
+def _is_argument(metadata: object) -> bool:
+    return isinstance(metadata, Argument)
 
 
-def _check_values(ask: OptimizeRequest) -> None:
-    if not isinstance(ask.model, nn.Module):
-        raise SurgeryError(f"optimize takes a torch.nn.Module, not a {type(ask.model).__name__}")
-    if not isinstance(ask.budget, Budget | None):
-        raise BudgetError(f"budget={shown(ask.budget)} is no budget; name the limit, such as budget=Budget(macs=0.5)")
-    if not isinstance(ask.spend, Spend | None):
-        raise BudgetError(f"spend={shown(ask.spend)} is no spend; name the limit, such as spend=Spend(epochs=300)")
-    examples: object = ask.example_inputs
+def _check_objects(request: Arguments) -> None:
+    """Refuse what is no such object at all, in words of its own."""
+    if not isinstance(request.model, nn.Module):
+        raise SurgeryError(f"optimize takes a torch.nn.Module, not a {type(request.model).__name__}").at("model")
+    if not isinstance(request.budget, Budget | None):
+        raise BudgetError(
+            f"budget={shown(request.budget)} is no budget; name the limit, such as budget=Budget(macs=0.5)"
+        ).at("budget")
+    if not isinstance(request.spend, Spend | None):
+        raise BudgetError(
+            f"spend={shown(request.spend)} is no spend; name the limit, such as spend=Spend(epochs=300)"
+        ).at("spend")
+    examples: object = request.example_inputs
     if isinstance(examples, str | bytes) or not isinstance(examples, Sequence | Tensor | None):
-        raise DataError(f"example_inputs must be a tensor, or a tuple of what the model takes, not {shown(examples)}")
-    check_fields(
-        ask, SurgeryError, name="optimize", loss=DataError, batch_size=DataError, example_kwargs=DataError,
-        leaf_modules=CaptureError, device=DeviceError, target=DeviceError, run_dir=RunError,
-    )  # fmt: skip
-
-
-def _task(ask: OptimizeRequest, method: Method, settings: Settings) -> Task | None:
-    if isinstance(ask.train_data, Task):
-        own = ("val_data", "test_data", "loss", "metric", "batch_dims")
-        if given := [name for name in own if getattr(ask, name) is not None]:
-            raise DataError(f"train_data is a Task, which holds these already: leave {', '.join(given)} out")
-        return ask.train_data
-    if not ask.data_free:
-        _require_data(ask)
-        task = Task.of(
-            ask.train_data, ask.val_data, test_data=ask.test_data, loss=ask.loss, metric=ask.metric,
-            batch_size=ask.batch_size, seed=ask.seed,
-        )  # fmt: skip
-        return task if ask.batch_dims is None else _stated(ask, task)
-    named = "" if ask.method is None else f'method="{method.name}", '
-    line = _DATA_LINE.format(named if ask.config is None else f"config={type(settings).__name__}(...), ")
-    if reason := method.needs_data(settings):
-        raise DataError(f"{reason}. With data: call {line}")
-    if not ask.trained:
-        raise DataError(f"trained=False trains the weights, which needs data: call {line}")
-    given = [name for name in ("test_data", "loss", "metric") if getattr(ask, name) is not None]
-    if given:
-        raise DataError(f"{', '.join(given)} without train_data and val_data: leave them out, or call {line}")
-    return None
-
-
-def _stated(ask: OptimizeRequest, task: Task) -> Task:
-    """The task with the batch where the user states it, by the names of the model's parameters too."""
-    inputs, _ = task.take_apart(task.first_batch())
-    names = inputs.names(ask.model.forward)[: len(inputs.args)]
-    return replace(task, batch_dims=by_position(ask.batch_dims, names))
-
-
-def _require_data(ask: OptimizeRequest) -> None:
-    missing = [name for name in ("train_data", "val_data") if getattr(ask, name) is None]
-    if missing:
         raise DataError(
-            f"{missing[0]} is missing: call {_DATA_LINE.format('')}, each a tuple of tensors, a Dataset or a "
-            "DataLoader; or neither, to work without data"
-        )
+            f"example_inputs must be a tensor, or a tuple of what the model takes, not {shown(examples)}"
+        ).at("example_inputs")
 
 
-def _examples(ask: OptimizeRequest, task: Task | None) -> tuple[Inputs, tuple[str, ...]]:
-    if ask.example_inputs is not None or ask.example_kwargs is not None:
-        given = (ask.example_inputs,) if isinstance(ask.example_inputs, Tensor) else tuple(ask.example_inputs or ())
-        return Inputs(given, ask.example_kwargs or {}), ()
-    if task is not None:
-        return addressed(ask.model, task.capture_examples()), ()
-    guessed, how = guess_inputs(ask.model)
-    return guessed, (how,)
-
-
-def _located(ask: OptimizeRequest, task: Task | None, program: Program) -> Task | None:
-    """The task with the batch where the captured model has it, of the same inputs; as stated where it is."""
-    if task is None or task.batch_dims is not None or ask.example_inputs is not None or ask.example_kwargs is not None:
-        return task
-    if program.batch_dims is None or program.batch_dims == replace(program.examples, batch_dims=None).dims:
-        return task
-    said = statement_of(program.examples)
-    by_name = task.capture_examples().kwargs and not program.example_kwargs
-    return replace(task, batch_dims=said[0] if by_name else said)  # a dict by name may be the model's one input
-
-
-def _require_trainable(program: Program, settings: Settings, *, trained: bool) -> None:
-    if broken := not_finite(program.graph_module):
-        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
-        raise TrainingError(
-            f"the model's weights are not numbers (NaN): {', '.join(broken[:3])}{more} hold NaN or infinite values; "
-            "load a checkpoint that is whole"
-        )
-    if trained and settings.finetune_epochs <= 0:
-        return
-    parameters = list(program.graph_module.parameters())
-    if parameters and not any(p.requires_grad for p in parameters):
-        raise TrainingError(
-            "every parameter of the model is frozen, so nothing could be fine-tuned: call model.requires_grad_(True), "
-            "or say config=...(finetune_epochs=0)"
-        )
-
-
-def _require_answers(program: Program, source: str) -> None:
-    """Refuse example inputs that are not finite and make the outputs so."""
-    wrong = wrong_values(tuple(program.examples.tensors))
-    if wrong and any(map(wrong_values, program.run_examples())):
-        raise DataError(
-            f"{source}: the model's outputs on the first samples are not finite, since {wrong}; clean the data"
-        )
-
-
-def _captured(
-    model: nn.Module,
-    examples: Inputs,
-    leaf_modules: tuple[type[nn.Module], ...],
-    batch_dims: Statement,
-    *,
-    guessed: tuple[str, ...],
-) -> Program:
-    tensor = next((t for t in (*model.parameters(), *model.buffers())), None)
-    if tensor is not None:
-        examples = examples.map(lambda x: x.to(tensor.device))
-    named = {"example_kwargs": examples.kwargs} if examples.kwargs else {}
-    try:
-        return capture(model, *examples.args, leaf_modules=leaf_modules, batch_dims=batch_dims, **named)
-    except CaptureError as error:
-        if not guessed:
-            raise
-        raise CaptureError(f"{error}\n  What it is called with was a guess: {'; '.join(guessed)}") from error
-
-
-def _asked(  # noqa: PLR0917 -- everything that the result follows from
-    ask: OptimizeRequest,
-    method: Method,
-    settings: Settings,
-    budget: Budget | None,
-    program: Program,
-    task: Task | None,
-    *,
-    timed: bool,
-) -> dict[str, Any]:
-    """What the result follows from: settings, model, data; and the environment, which may only change rounding."""
-    spend = (ask.spend or DEFAULT_SPEND) if method.evolves else None
-    return {
-        "method": method.name,
-        "settings": {f.name: told(getattr(settings, f.name)) for f in fields(settings)},
-        "budget": None if budget is None else {k: v for k, v in asdict(budget).items() if v is not None},
-        "data_free": task is None,
-        "spend": None if spend is None else {k: v for k, v in asdict(spend).items() if v is not None},
-        "trained": ask.trained,
-        "seed": ask.seed,
-        "batch_size": ask.batch_size,
-        "mixed_precision": ask.mixed_precision,
-        "accumulate": ask.accumulate,
-        "target": ask.target if timed else None,
-        "task": {} if task is None else _told_task(task),
-        "model": type(ask.model).__name__,
-        "fingerprint": fingerprint(program),
-        ENVIRONMENT: {
-            "fxsurgery": version("fxsurgery"),
-            "torch": str(torch.__version__),
-            "device": str(resolve(ask.device)),
-            "processes": processes(),
-            "threads": torch.get_num_threads(),
-        },
-    }
-
-
-def _told_task(task: Task) -> dict[str, Any]:
-    return {
-        **{name: told(getattr(task, name)) for name in ("loss", "metric", "metric_name", "higher_is_better", "select")},
-        "split": told(task.split),
-        **{name: told(value) for name in ("batch_dims", "val_batches") if (value := getattr(task, name)) is not None},
-        "batches": _batches(task),
-        "tested": task.test_data is not None,
-    }
-
-
-def _batches(task: Task) -> list[int | None]:
-    return [None if isinstance(data, torch.utils.data.IterableDataset) else _length(data) for data in
-            (task.train_data, task.val_data)]  # fmt: skip
-
-
-def _length(data: Any) -> int | None:  # noqa: ANN401
-    try:
-        return len(data)
-    except TypeError:
-        return None
+def _documented(function: Callable[..., object]) -> str:
+    """The docstring with the text of each argument where it refers to the declaration."""
+    texts = docs_of(OptimizeRequest)
+    rows = (f"{name}: {one_line(texts[name])}" for name in ("model", *(name for name in texts if name != "model")))
+    indent, rest = " " * 4, " " * 8
+    wrapped = [textwrap.fill(row, 116, initial_indent=indent, subsequent_indent=rest) for row in rows]
+    return (inspect.getdoc(function) or "").replace(f"{indent}{ARGUMENTS}", "\n".join(wrapped))

@@ -14,7 +14,8 @@ from fxsurgery.edit import Editor
 from fxsurgery.errors import DifferError, NotRunningError, PassCrashedError, SpecError, SurgeryError, first_line
 from fxsurgery.lineage import Origin, compose
 from fxsurgery.match import Refusal
-from fxsurgery.option_types import check_options, checked, type_name
+from fxsurgery.option_text import type_name
+from fxsurgery.option_types import check_options, checked
 from fxsurgery.program import Program
 from fxsurgery.proof import RUN_ERRORS, check_promise, itself
 from fxsurgery.surroundings import plain_surroundings

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from nonempty import possibly_empty
+
 PACKAGE = Path(__file__).parents[1] / "fxsurgery"
 MOST_VARIANTS = 64
 DEEPEST = 6
@@ -159,7 +161,7 @@ class Source:
     def _of_parameter(self, name: str, scope: Function, depth: int) -> list[str]:
         """What the callers of a function pass."""
         found = list[str]()
-        for module, path in self._calls[scope.name]:
+        for module, path in possibly_empty(self._calls[scope.name]):
             call, functions = path[-1], [n for n in path if isinstance(n, Function)]
             assert isinstance(call, ast.Call)
             passed = [k.value for k in call.keywords if k.arg == name]

@@ -51,15 +51,16 @@ BUGS = {
 COMPLETED = {
     ("saving/", "RunError", "damaged: "): ("saving/folders.py", "damage"),
     ("saving/constructors.py", "SavingError", ""): ("saving/standalone/tree.py", "Tree._module"),
-    ("deploy/export.py", "ExportError", "the exporter failed"): ("deploy/export.py", "export_onnx"),
+    ("deploy/exporters.py", "ExportError", "the exporter failed"): ("deploy/chain.py", "Chain._first_that_works"),
 }
 """(module, error, start of its text) of parts of a message -> the function that adds where it is, and the remedy."""
 
 ELSEWHERE = {
     ("capture/preconditions.py", "require_takeable"): "the texts of `_REFUSALS`, which a test of their own reads",
-    ("config/reading.py", "read"): "pydantic says what each value should be, as in `it should be a valid integer`",
-    ("config/reading.py", "_settings"): "as in `read`",
-    ("config/reading.py", "_optimizer"): "as in `read`",
+    ("config/reading.py", "_config"): "the texts of `mistakes`, which tests of a config file read",
+    ("config/reading.py", "_settings"): "as in `_config`",
+    ("config/reading.py", "_optimizer"): "as in `_config`",
+    ("option_types.py", "check_options"): "the words of `demand`, which say what the value must be",
     ("deploy/timing.py", "_first_that_runs"): "joins the texts of errors of ours, each with its remedy",
 }
 """(module, function) whose text is made elsewhere -> where its remedy is."""

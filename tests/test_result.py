@@ -21,6 +21,7 @@ from fxsurgery.errors import RunError, SpecError, SurgeryError
 from fxsurgery.passes import PruneChannels
 from fxsurgery.program import Program
 from fxsurgery.result import BeforeAfter, Result
+from nonempty import nonempty
 from zoo import ZOO, example, lively
 
 
@@ -85,7 +86,7 @@ def test_of_several_processes_the_first_alone_writes(tmp_path: Path, monkeypatch
 
 def test_every_file_is_plain_json_or_safetensors(tmp_path: Path) -> None:
     result().save(tmp_path / "saved")
-    for path in (p for p in (tmp_path / "saved").rglob("*") if p.is_file()):
+    for path in nonempty(p for p in (tmp_path / "saved").rglob("*") if p.is_file()):
         assert path.suffix in {".json", ".safetensors"}
         if path.suffix == ".json":
             json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
@@ -121,7 +122,7 @@ def test_replay_does_the_same_surgery_to_another_checkpoint() -> None:
     assert not torch.equal(again(x), done.model(x))
     again.load_state_dict(done.model.state_dict())
     assert torch.equal(again(x), done.model(x))
-    assert all(torch.equal(before[name], tensor) for name, tensor in later.state_dict().items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in nonempty(later.state_dict().items()))
 
 
 def test_replay_on_another_architecture_says_where_they_differ() -> None:
@@ -212,7 +213,7 @@ def test_an_evolution_and_its_front_are_saved_and_loaded(tmp_path: Path) -> None
     assert loaded.search == fresh.search
     assert loaded.summary() == fresh.summary()
     assert len(loaded.pareto) == len(fresh.pareto) > 2
-    for ours, theirs in zip(fresh.pareto, loaded.pareto, strict=True):
+    for ours, theirs in nonempty(zip(fresh.pareto, loaded.pareto, strict=True)):
         assert (ours.trial, ours.score, ours.cost) == (theirs.trial, theirs.score, theirs.cost)
         assert torch.equal(ours.model(*fresh.example_inputs), theirs.model(*fresh.example_inputs))
     loaded.save(tmp_path / "saved")
@@ -276,7 +277,7 @@ def test_the_summary_has_the_front_and_what_was_spent() -> None:
     assert told == f"evolved: {made.search.trained} networks trained, {made.search.spent:g} of 1,000 epochs spent"
     head = next(i for i, line in enumerate(lines) if line.startswith("Pareto front"))
     assert lines[head].split() == "Pareto front accuracy parameters MACs what was done (* the winner)".split()
-    for number, (line, member) in enumerate(zip(lines[head + 1 :], made.pareto, strict=False)):
+    for number, (line, member) in nonempty(enumerate(zip(lines[head + 1 :], made.pareto, strict=False))):
         chosen = member.trial.number == made.search.winner
         begins = [str(number), *(["*"] if chosen else []), f"{member.metric:.4f}", f"{member.cost.params:,}"]
         assert line.split()[: len(begins)] == begins

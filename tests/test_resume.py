@@ -21,6 +21,7 @@ import resuming
 from fxsurgery import Budget, Prune
 from fxsurgery.errors import RunError, SurgeryError
 from fxsurgery.runs import run_directory
+from nonempty import nonempty
 
 
 @pytest.mark.slow
@@ -48,7 +49,7 @@ def test_killed_runs_come_to_the_same_end(tmp_path: Path, job: str, stages: set[
         told = json.loads(done.stdout.splitlines()[-1])
         assert told["end"] == told["whole"], f"killed at {told['kills']}"
         kills += told["kills"]
-        if len(kills) >= 20 and all(any(stage in kill for kill in kills) for stage in stages):
+        if len(kills) >= 20 and all(any(stage in kill for kill in kills) for stage in nonempty(stages)):
             return
     raise AssertionError(f"too few kills, or not in every stage: {kills}")
 
@@ -107,8 +108,8 @@ def test_a_flipped_bit_of_any_file_is_an_error_or_the_same_end(tmp_path: Path):
     killed_with_a_snapshot(tmp_path / "killed")
     rng, refused = random.Random(0), set[str]()
     names = [p.relative_to(tmp_path / "killed") for p in sorted((tmp_path / "killed").rglob("*")) if p.is_file()]
-    for name in names:
-        for _ in range(3 if name.suffix in {".partial", ".weights", ".jsonl"} else 1):
+    for name in nonempty(names):
+        for _ in nonempty(range(3 if name.suffix in {".partial", ".weights", ".jsonl"} else 1)):
             folder = tmp_path / "again"
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(tmp_path / "killed", folder)
@@ -204,12 +205,12 @@ def test_killed_between_any_two_file_operations_it_comes_to_the_same_end(
     disk.after(float("inf"))
     whole, operations = resuming.run("short", tmp_path / "whole"), disk.done
     assert operations > 100
-    for number in range(0, operations, 4):
+    for number in nonempty(range(0, operations, 4)):
         folder = tmp_path / str(number)
         disk.after(number)
         with pytest.raises(Killed):
             resuming.run("short", folder)
         disk.after(float("inf"))
         assert resuming.run("short", folder) == whole, f"killed after {number} operations"
-        assert {p.name for p in folder.iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
+        assert {p.name for p in folder.iterdir()} == {p.name for p in nonempty((tmp_path / "whole").iterdir())}
         assert not [*folder.rglob("*.partial"), *(folder / "stages").glob(".*")]

@@ -19,7 +19,7 @@ def read_values(program: Program, names: Collection[str], *, training: bool = Fa
         names: of nodes that give tensors.
         training: run in train mode: norms take the statistics of the batch, dropout drops (the same every time).
     """
-    graph_module = program.trainable_copy().train() if training else program.graph_module
+    graph_module = _in_training(program) if training else program.graph_module
     return _run(program, _Reader(graph_module, frozenset(names), {})).seen
 
 
@@ -33,6 +33,16 @@ def read_entering(program: Program, readers: Mapping[str, str]) -> dict[str, Ten
         readers: by name of a node, that of the node whose tensor it reads.
     """
     return _run(program, _Reader(program.graph_module, frozenset(), readers)).entered
+
+
+def _in_training(program: Program) -> fx.GraphModule:
+    """The graph in train mode, on the same parameters and on buffers of its own, which a run writes to."""
+    model, own = program.draft().train(), dict[int, Tensor]()
+    for module in model.modules():
+        for name, buffer in module._buffers.items():  # noqa: SLF001 -- a buffer that two modules share stays one
+            if buffer is not None:
+                module._buffers[name] = own.setdefault(id(buffer), buffer.clone())  # noqa: SLF001
+    return model
 
 
 def _run(program: Program, reader: "_Reader") -> "_Reader":

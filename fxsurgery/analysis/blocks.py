@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from fxsurgery.analysis.cached import fact
+from fxsurgery.analysis.node_values import node_values
 from fxsurgery.analysis.pointwise import pointwise
-from fxsurgery.analysis.structure import structure
 from fxsurgery.ops import registry
 from fxsurgery.ops.arithmetic import ADD, MUL
-from fxsurgery.ops.labels import Labels
 from fxsurgery.ops.operator import Kind
 from fxsurgery.program import Program
 
@@ -55,8 +54,7 @@ def identity_blocks(program: Program) -> tuple[IdentityBlock, ...]:
 
 def shape_of(program: Program, node: fx.Node) -> tuple[int, ...] | None:
     """The shape of a node's value on the example inputs; `None` if it is no tensor."""
-    value = structure(program).values.get(node.name)
-    return value.shape if isinstance(value, Labels) else None
+    return node_values(program).shape(node)
 
 
 def dims_of(program: Program, node: fx.Node) -> tuple[int, ...]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from fxsurgery.analysis.cached import fact
+from fxsurgery.analysis.node_values import node_values
 from fxsurgery.analysis.pointwise import only_reader, pointwise
-from fxsurgery.analysis.real_run import run_for_real
 from fxsurgery.analysis.spatial_maps import Axis, Map, nearest
 from fxsurgery.match import Refusal
 from fxsurgery.ops import registry
@@ -143,12 +143,12 @@ def feature_maps(program: Program) -> dict[str, tuple[int, ...]]:
     Convolutions and pools give such maps, images are some, and so is what keeps the shape of one: a norm, an
     activation, a sum.
     """
-    metas, found = run_for_real(program).metas, dict[str, tuple[int, ...]]()
+    values, found = node_values(program).by_name, dict[str, tuple[int, ...]]()
     for node in program.nodes:
-        value = metas.get(node.name)
+        value = values.get(node.name)
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() not in AVERAGE_POOL:
             continue
-        windowed = read_stencil(program, node, lambda n: metas[n.name].shape)
+        windowed = read_stencil(program, node, lambda n: values[n.name].shape)
         sources = [found[i.name] for i in node.all_input_nodes if i.name in found]
         is_image = node.op == "placeholder" and value.dim() > 3
         operator = program.operator(node)

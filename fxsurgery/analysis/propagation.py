@@ -19,7 +19,7 @@ from typing_extensions import override
 from fxsurgery.analysis.fast_aten import run_on_meta
 from fxsurgery.analysis.fast_shapes import computes_no_tensor, plain_function, plain_module
 from fxsurgery.analysis.macs import has_unknown_macs, macs_of
-from fxsurgery.analysis.real_run import RealRun, is_kept_whole, on_meta, run_for_real
+from fxsurgery.analysis.real_run import is_kept_whole, on_meta, real_run
 from fxsurgery.analysis.refit import is_resizable
 from fxsurgery.analysis.shapes import hides_its_shape, is_sized, target_name
 from fxsurgery.analysis.size_expressions import Numbers, computed_slices
@@ -60,7 +60,6 @@ class Walk(fx.Interpreter):
         self.numbers = Numbers()
         self.masks = set[str]()
         self._program = program
-        self._recorded: RealRun | None = None
         self._fixed = set(map(id, self._metas.values()))
         self._moving = _reached_by_inputs(program)
         self._labels: dict[int, Labels] = {}
@@ -129,6 +128,8 @@ class Walk(fx.Interpreter):
     @override
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The inputs of a node; a device that it names is the one of this run."""
+        if not n.kwargs and all(type(a) is fx.Node for a in n.args):  # as of most nodes
+            return tuple(map(self.env.__getitem__, n.args)), {}  # type: ignore[arg-type]
         args, kwargs = super().fetch_args_kwargs_from_env(n)
         moved = {k: META if k == "device" and v is not None else v for k, v in kwargs.items()}
         return tuple(META if isinstance(a, torch.device) else a for a in args), moved
@@ -182,13 +183,12 @@ class Walk(fx.Interpreter):
             if isinstance(leaf, Tensor):
                 self.state.freeze_all(self.labels(leaf))
         self.state.unknown.setdefault(self.state.op, []).append(node.name)
-        if self._recorded is None:
-            self._recorded = run_for_real(self._program)
-        if macs := self._recorded.macs[node.name]:
+        recorded = real_run(self._program)
+        if macs := recorded.macs[node.name]:
             self.state.work.append(Work(node.name, KEPT_WHOLE, macs, ()))
-        for op in self._recorded.unknown[node.name]:
+        for op in recorded.unknown[node.name]:
             self.unknown_macs.setdefault(op, {})[node.name] = None
-        return self._recorded.metas[node.name]
+        return recorded.values[node.name]
 
     def _book(self, node: fx.Node, result: object) -> None:
         leaves = list(_tensors(result))

@@ -1,5 +1,6 @@
 """A run on real tensors, for what cannot run on meta tensors: shapes, and the work of what is kept whole."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,38 +9,48 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 from typing_extensions import override
 
+from fxsurgery.analysis.cached import fact
 from fxsurgery.analysis.refit import is_resizable
 from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.work_counter import WorkCounter
 from fxsurgery.program import Program
 
 
-def run_for_real(program: Program) -> "RealRun":
+@fact
+def real_run(program: Program) -> "RealRun":
     """Run the program on its example inputs, whatever modes are on."""
     device = next((x.device for x in program.examples.tensors), torch.device("cpu"))
-    run = RealRun(program)
+    run = _Run(program)
     with _disable_current_modes(), torch.no_grad(), device:
         run.run(*program.examples.clone().leaves, enable_io_processing=False)
-    return run
+    return run.found
 
 
-class RealRun(fx.Interpreter):
-    """One real run, of which the shapes are kept, and the work of each call."""
+@dataclass(frozen=True, eq=False)
+class RealRun:
+    """What one real run showed, by node."""
+
+    values: dict[str, Any]
+    """What it gave, meta tensors for tensors."""
+    macs: dict[str, float]
+    """Of one sample."""
+    unknown: dict[str, tuple[str, ...]]
+    """Operations that could not be counted."""
+
+
+class _Run(fx.Interpreter):
+    """Notes what each node gives, and counts the work of each call."""
 
     def __init__(self, program: Program) -> None:
         super().__init__(program.graph_module)
-        self.metas: dict[str, Any] = {}
-        self.macs: dict[str, float] = {}
-        """Of one sample, by node."""
-        self.unknown: dict[str, tuple[str, ...]] = {}
-        """Operations that could not be counted, by node."""
+        self.found = RealRun({}, {}, {})
         self._state = [*program.graph_module.parameters(), *program.graph_module.buffers()]
         self._batch = program.examples.batch or 1
 
     @override
     def run_node(self, n: fx.Node) -> Any:
         result = self._counted(n) if n.op.startswith("call") else super().run_node(n)
-        self.metas[n.name] = pytree.tree_map_only(Tensor, on_meta, result)
+        self.found.values[n.name] = pytree.tree_map_only(Tensor, on_meta, result)
         return result
 
     def _counted(self, node: fx.Node) -> Any:
@@ -48,9 +59,9 @@ class RealRun(fx.Interpreter):
             with WorkCounter(self._state, self._batch) as counter:
                 result = super().run_node(node)
         except Exception:  # noqa: BLE001 -- what does not run while it is watched (control flow that PyTorch compiles)
-            self.macs[node.name], self.unknown[node.name] = 0.0, (target_name(node),)
+            self.found.macs[node.name], self.found.unknown[node.name] = 0.0, (target_name(node),)
             return super().run_node(node)
-        self.macs[node.name], self.unknown[node.name] = counter.macs, tuple(counter.unknown)
+        self.found.macs[node.name], self.found.unknown[node.name] = counter.macs, tuple(counter.unknown)
         return result
 
 

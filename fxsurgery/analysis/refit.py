@@ -2,34 +2,17 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrizations, parametrize
 
 from fxsurgery.nn.elastic.switches import UnitMask
 from fxsurgery.ops import registry
+from fxsurgery.ops.module_sizes import Sizes
 from fxsurgery.ops.operator import Kind
 
 _WeightNorm = parametrizations._WeightNorm  # noqa: SLF001
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Sizes that a module holds beside its tensors, where they changed."""
-
-    groups: int | None = None
-    channels: int | None = None
-    normalized: tuple[int, ...] | None = None
-    unflattened: tuple[int, ...] | None = None
-    rows: Tensor | None = None
-    """Which rows of a weight-normalised weight are left."""
-
-    def __bool__(self) -> bool:
-        return any(size is not None for size in (self.groups, self.channels, self.normalized, self.unflattened))
 
 
 def is_resizable(module: nn.Module) -> bool:
@@ -142,48 +125,10 @@ def size_attributes(module: nn.Module) -> dict[str, object]:
     """Return the attributes of `module` that hold its sizes, by name; none where nothing resizes it."""
     if is_parametrized(module) or not _has_sized_tensors(module):
         return {}
-    return _attributes(module, Sizes())
+    return dict(_attributes(module, Sizes()))
 
 
-def _attributes(module: nn.Module, sizes: Sizes) -> dict[str, object]:  # noqa: C901, PLR0912 -- one line a kind
+def _attributes(module: nn.Module, sizes: Sizes) -> Mapping[str, object]:
     """The size attributes of a module with the tensors that it now has."""
-    found: dict[str, object] = {}
-    match module:
-        case _ConvNd():
-            groups = sizes.groups or module.groups
-            first, second = module.weight.shape[:2]
-            out, inner = (second * groups, first) if isinstance(module, _ConvTransposeNd) else (first, second * groups)
-            found = {"groups": groups, "in_channels": inner, "out_channels": out}
-        case nn.Linear():
-            found = {"out_features": module.weight.shape[0], "in_features": module.weight.shape[1]}
-        case nn.GroupNorm():
-            groups = sizes.groups or module.num_groups
-            found = {"num_groups": groups, "num_channels": sizes.channels or module.num_channels}
-        case nn.LayerNorm() | nn.RMSNorm():
-            found = {"normalized_shape": sizes.normalized or module.normalized_shape}
-        case nn.Unflatten():
-            found = {"unflattened_size": sizes.unflattened or module.unflattened_size}
-        case nn.PReLU():
-            found = {"num_parameters": module.weight.numel()}
-        case nn.Embedding() | nn.EmbeddingBag():
-            found = {"embedding_dim": module.weight.shape[1]}
-        case nn.RNNBase():
-            found = _recurrent(module)
-        case nn.RNNCellBase():
-            found = {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
-        case _NormBase():
-            found = {"num_features": sizes.channels or module.num_features}
-        case _:
-            pass
-    return found
-
-
-def _recurrent(module: nn.RNNBase) -> dict[str, object]:
-    inner, outer = module.get_parameter("weight_ih_l0"), module.get_parameter("weight_hh_l0")
-    projected = getattr(module, "proj_size", 0) > 0
-    hidden = module.get_parameter("weight_hr_l0").shape[1] if projected else outer.shape[1]
-    return {
-        "input_size": inner.shape[1],
-        "hidden_size": hidden,
-        "proj_size": outer.shape[1] if projected else 0,
-    }
+    operator = registry.of_module(module)
+    return {} if operator is None or operator.size_attributes is None else operator.size_attributes(module, sizes)

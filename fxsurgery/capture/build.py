@@ -9,14 +9,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from fxsurgery.capture.tracer import CONSTRUCTORS
 from fxsurgery.errors import CaptureError, TrainOnlyError
+from fxsurgery.ops import registry
 
 SPEAKING = {"self", "torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree", *dir(builtins)}
 """Names by which the code that torch.fx writes for a graph may call something of its own."""
-
-SIZED_APART = {torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn}
-"""Functions that take the sizes of their result one by one, or in a tuple."""
 
 
 def build(traced: nn.Module, graph: fx.Graph, own: set[str]) -> fx.GraphModule:
@@ -31,10 +28,16 @@ def build(traced: nn.Module, graph: fx.Graph, own: set[str]) -> fx.GraphModule:
     plain.output(plain.graph_copy(graph, {}))
     for node in plain.nodes:
         # Else the generated code asks torch.fx to patch a global "torch.arange" in every later tracing.
-        if node.target in CONSTRUCTORS:
+        operator = registry.of(node)
+        if operator is not None and operator.creates:
             node.meta.pop("is_wrapped", None)
         # A graph module is read back by tracing its code, and these take a traced size in a tuple alone.
-        if node.target in SIZED_APART and node.args and not isinstance(node.args[0], (tuple, list)):
+        if (
+            operator is not None
+            and operator.takes_sizes_apart
+            and node.args
+            and not isinstance(node.args[0], (tuple, list))
+        ):
             node.args = (tuple(node.args),)
     _drop_rank_checks(plain)
     inputs = [n for n in plain.nodes if n.op == "placeholder"]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
+from fxsurgery.argument_names import keyword, usage
 from fxsurgery.capture.config_inputs import BATCH, Drawing, Shape, drawn, timm_shape, transformers_inputs
 from fxsurgery.capture.layer_trace import Layer
 from fxsurgery.capture.meta_probe import Prober, Trial
@@ -40,7 +41,7 @@ def guess_inputs(model: nn.Module) -> Guess:
     for inputs, why in search.guesses():
         if search.runs(inputs, for_real=True):
             there = drawn(inputs).map(lambda x: x.to(search.prober.device))
-            return there, f"inputs of {_described(there)}: {why}; example_inputs= overrides"
+            return there, f"inputs of {_described(there)}: {why}; {keyword('example_inputs')} overrides"
     raise DataError(search.advice())
 
 
@@ -72,13 +73,14 @@ class _Search:
     def advice(self) -> str:
         """What was tried, and the line to write."""
         names = _required(self._model) or list(inspect.signature(self._model.forward).parameters)[:1]
-        line = ", ".join("torch.randn(2, 3, 224, 224)" for _ in names)
+        drawn = ", ".join("torch.randn(2, 3, 224, 224)" for _ in names)
+        line = f'fxsurgery.optimize(model, method="dnal", example_inputs=({drawn},))  # {", ".join(names)}'
         failed = [f"{shape}: {error}" for shape, error in list(self._failed.items())[:SHOWN]]
         tried = f"Tried {'; '.join(failed)}. " if failed else ""
         return (
             f"cannot tell from the model alone what its forward({', '.join(names)}) takes. {tried}Give "
-            "example_inputs=, two samples of each, batch first, of the shapes that the model takes; for images: "
-            f'fxsurgery.optimize(model, method="dnal", example_inputs=({line},))  # {", ".join(names)}'
+            f"{keyword('example_inputs')}, two samples of each, batch first, of the shapes that the model takes; for "
+            f"images: {usage(line, 'example_inputs')}"
         )
 
     def _try(self, inputs: Inputs, *, for_real: bool = False) -> Trial:

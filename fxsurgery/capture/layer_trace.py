@@ -5,11 +5,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
+
+from fxsurgery.ops import registry
+from fxsurgery.ops.contractions import LINEAR
+from fxsurgery.ops.facets import Argument
+from fxsurgery.ops.lookups import EMBEDDING, EMBEDDING_BAG
+from fxsurgery.ops.norms import BATCH_NORM, LAYER_NORM
+from fxsurgery.ops.operator import Operator
 
 
 @dataclass(frozen=True)
@@ -44,32 +49,22 @@ class _Call(NamedTuple):
     """What a function of PyTorch's is, and where its weight stands."""
 
     kind: str
-    position: int = 1
-    name: str = "weight"
+    weight: Argument
 
 
-_CALLS: Mapping[Callable[..., Any], _Call] = {
-    torch.conv1d: _Call("conv1d"),
-    torch.conv2d: _Call("conv2d"),
-    torch.conv3d: _Call("conv3d"),
-    F.conv1d: _Call("conv1d"),
-    F.conv2d: _Call("conv2d"),
-    F.conv3d: _Call("conv3d"),
-    torch.conv_transpose1d: _Call("transposed1d"),
-    torch.conv_transpose2d: _Call("transposed2d"),
-    torch.conv_transpose3d: _Call("transposed3d"),
-    F.conv_transpose1d: _Call("transposed1d"),
-    F.conv_transpose2d: _Call("transposed2d"),
-    F.conv_transpose3d: _Call("transposed3d"),
-    F.linear: _Call("linear"),
-    F.embedding: _Call("embedding"),
-    F.embedding_bag: _Call("embedding"),
-    F.layer_norm: _Call("layer norm", 2),
-    F.batch_norm: _Call("norm", 1, "running_mean"),
-    F.group_norm: _Call("norm", 2),
-    F.instance_norm: _Call("norm", 3),
-}
-_POOLS = (F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+def _call_of(operator: Operator | None) -> _Call | None:
+    """How the call of an operator is noted; `None` where it is no layer with a weight."""
+    if operator is None or operator.weight is None:
+        return None
+    weight = operator.weight.argument
+    if operator.is_convolution and operator.window is not None:
+        return _Call(f"{'transposed' if operator.window.transposed else 'conv'}{operator.rank}d", weight)
+    if operator is BATCH_NORM:  # it may have no weight, and has its statistics all the same
+        return _Call("norm", Argument(1, "running_mean"))
+    if operator.statistics is not None:
+        return _Call("layer norm" if operator is LAYER_NORM else "norm", weight)
+    names = {LINEAR: "linear", EMBEDDING: "embedding", EMBEDDING_BAG: "embedding"}
+    return _Call(names[operator], weight) if operator in names else None
 
 
 class Watch(TorchFunctionMode):
@@ -106,12 +101,14 @@ class Watch(TorchFunctionMode):
     ) -> Any:
         named = dict(kwargs or {})
         given = _argument(args, named, 0, "input")
-        layer = self._layer(_CALLS[func], given, args, named) if func in _CALLS else None
+        operator = registry.of_function(func)
+        call = _call_of(operator)
+        layer = None if call is None else self._layer(call, given, args, named)
         if layer is not None:
             self.layers.append(layer)
         result = func(*args, **named)
         if isinstance(given, Tensor) and isinstance(result, Tensor):
-            self._measure(func, layer, given, result)
+            self._measure(operator, layer, given, result)
         return result
 
     def _noting(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
@@ -128,7 +125,7 @@ class Watch(TorchFunctionMode):
         return note
 
     def _layer(self, call: _Call, given: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Layer | None:
-        weight = _argument(args, kwargs, call.position, call.name)
+        weight = call.weight.of_call(args, kwargs)
         if not isinstance(weight, Tensor) or not isinstance(given, Tensor):
             return None
         name, seen, shape = self._owners.get(id(weight), ""), tuple(given.shape), tuple(weight.shape)
@@ -141,12 +138,12 @@ class Watch(TorchFunctionMode):
         sizes = {"linear": shape[-1:], "embedding": shape[:1]}
         return Layer(call.kind, sizes.get(call.kind, shape), seen, name)
 
-    def _measure(self, func: object, layer: Layer | None, given: Tensor, result: Tensor) -> None:
+    def _measure(self, operator: Operator | None, layer: Layer | None, given: Tensor, result: Tensor) -> None:
         """Look at a map: the output of a convolution or a pooling, or what a layer norm finds channels-last."""
         before, after = tuple(given.shape[2:]), tuple(result.shape[2:])
         if layer is not None and layer.kind == "layer norm" and given.dim() == 4 and len(layer.size) == 1:
             before = after = tuple(given.shape[1:3])
-        elif func in _POOLS:
+        elif operator is not None and operator.is_pool and operator.window is not None and operator.window.kernel:
             after = after if max(after, default=1) > 1 else ()
         elif layer is None or not layer.kind.startswith("conv"):
             return

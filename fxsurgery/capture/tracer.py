@@ -20,26 +20,16 @@ from typing_extensions import override
 
 from fxsurgery.capture.attention import expanded, is_plain
 from fxsurgery.capture.in_thread import tracing_in_this_thread
-
-CONSTRUCTORS = (
-    torch.arange,
-    torch.as_tensor,
-    torch.empty,
-    torch.eye,
-    torch.full,
-    torch.linspace,
-    torch.normal,
-    torch.ones,
-    torch.rand,
-    torch.randint,
-    torch.randn,
-    torch.randperm,
-    torch.tensor,
-    torch.zeros,
-)
-"""Functions that make a tensor of a size; torch.fx cannot see a traced size in them unless they are wrapped."""
+from fxsurgery.ops import registry
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def constructors() -> tuple[Callable[..., object], ...]:
+    """The functions that make a tensor of a size; torch.fx cannot see a traced size in them unless they are wrapped."""
+    made = (spelling for o in registry.operators() if o.creates for spelling in registry.spellings(o))
+    functions: list[Callable[..., object]] = [s.key for s in made if s.form == "function"]
+    return tuple(f for f in functions if getattr(torch, f.__name__, None) is f)
 
 
 class UntraceableError(Exception):
@@ -56,7 +46,7 @@ class CaptureTracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, inputs: int, leaf_modules: tuple[type[nn.Module], ...]) -> None:
-        super().__init__(autowrap_functions=CONSTRUCTORS)
+        super().__init__(autowrap_functions=constructors())
         self._autowrap_search.append(torch)
         self._inputs = inputs
         self._leaf_modules = leaf_modules

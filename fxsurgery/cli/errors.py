@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,28 +10,11 @@ from typing import Any
 
 import typer
 
+from fxsurgery.argument_names import naming_by
+from fxsurgery.cli.flag_names import FlagNames
 from fxsurgery.errors import ConfigError, SurgeryError
 from fxsurgery.printable import printable
 from fxsurgery.training.device import leads
-
-_AS_FLAGS = (
-    (r"call fxsurgery\.optimize\(model, .*?val_data=\(images, labels\)\)", "pass --train-data DATA --val-data DATA"),
-    (r"load\(folder, original=your_model\)", "--original module:name"),
-    (r"\bresume=True", "--resume"),
-    (r"\bcheck=False", "--no-check"),
-    (r"\b(threads|rounds|seconds|seed)=(?=\d)", r"--\1 "),
-    (r"\btrained=False", "--not-trained"),
-    (r"\brun_dir=", "--run-dir"),
-    (r"\bspend=Spend\((\w+)=([^,)]+)\)", r"--spend \1=\2"),
-    (r"\bexecutor=[\"']([\w-]+)[\"']", r"--executor \1"),
-    (r"\bworkers=(\d+)", r"--workers \1"),
-    (r"\b(spend|executor|workers)=(?=\s)", r"--\1"),
-    (r"\bmethod=[\"'](\w+)[\"']", r"--method \1"),
-    (r"\bexample_inputs=\(.*", r"\g<0>. Here: --example-shape N,N,N, once for each input, or --example-inputs DATA"),
-    (r"\bexample_inputs=(?!\()", "--example-shape or --example-inputs"),
-    (r"\b(train|val|test)_data\b", r"--\1-data"),
-)
-"""What messages say for Python, and for the command line."""
 
 
 @contextlib.contextmanager
@@ -43,11 +25,11 @@ def ending(*, as_json: bool = False) -> Iterator[None]:
         as_json: keep standard output free for JSON: what the user's own code prints goes to standard error.
     """
     try:
-        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        output = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+        with naming_by(FlagNames()), output:
             yield
     except SurgeryError as error:
-        told = str(error) if isinstance(error, ConfigError) else in_flags(str(error))
-        say(f"error: {told}", "red", by_all=True)
+        say(f"error: {error}", "red", by_all=True)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from error
     except KeyboardInterrupt as error:
         say(f"stopped{''.join(error.args)}", "yellow")
@@ -83,14 +65,8 @@ def say(text: str, colour: str | None = None, *, by_all: bool = False) -> None:
 def give(value: object, *, as_json: bool) -> None:
     """What the command is for, on standard output."""
     if leads():
-        typer.echo(_json(value) if as_json else printable(in_flags(str(value)), "\n"))
-
-
-def in_flags(text: str) -> str:
-    """A message for Python, said for the command line."""
-    for python, flag in _AS_FLAGS:
-        text = re.sub(python, flag, text)
-    return text
+        with naming_by(FlagNames()):
+            typer.echo(_json(value) if as_json else printable(str(value), "\n"))
 
 
 def _json(value: object) -> str:

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 import typer
 
 from fxsurgery.batch_layout import statement_of
-from fxsurgery.cli.errors import ending, give, in_flags, say
+from fxsurgery.cli.errors import ending, give, say
 from fxsurgery.cli.options import AsJson, ExampleInputs, ExampleShape, Member, Model, ModelArgs, Original, Seed, Weights
 from fxsurgery.cli.sources import wanted
-from fxsurgery.deploy import OnnxModel, export_onnx
+from fxsurgery.deploy import OnnxModel, ToFloat16, export_onnx
 
 
 def export(  # noqa: PLR0913 -- what can be said, each by a flag
@@ -33,6 +33,9 @@ def export(  # noqa: PLR0913 -- what can be said, each by a flag
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Compare the file with PyTorch; a model that draws cannot be.")
     ] = True,
+    float16: Annotated[
+        bool, typer.Option("--float16", help="Convert weights and arithmetic to float16: half the bytes.")
+    ] = False,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -45,16 +48,18 @@ def export(  # noqa: PLR0913 -- what can be said, each by a flag
       fxsurgery export small small.onnx
       fxsurgery export runs/a small.onnx --opset 17
       fxsurgery export evolved second.onnx --member 2
+      fxsurgery export small half.onnx --float16
       fxsurgery export mypkg.nets:resnet original.onnx --example-shape 3,224,224
     """
     with ending(as_json=as_json):
         loaded = wanted(model, model_args, weights, example_shape, example_inputs, seed, original).load().member(member)
         inputs, notes = loaded.known_inputs()
         for note in notes:
-            say(f"note: {in_flags(note)}", "yellow")
+            say(f"note: {note}", "yellow")
         is_known = inputs.batch_dims is not None
         file = export_onnx(
             loaded.model, inputs.args, onnx, example_kwargs=inputs.kwargs, opset=opset, exporter=exporter, check=check,
+            transforms=(ToFloat16(),) if float16 else (),
             batch_dims=statement_of(inputs) if is_known else None,
             dynamic_batch=inputs.is_resizable or not is_known,
         )  # fmt: skip

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from fxsurgery.capture import capture
-from fxsurgery.cli.errors import ending, give, in_flags, say
+from fxsurgery.cli.errors import ending, give, say
 from fxsurgery.cli.options import (
     AsJson,
     ExampleInputs,
@@ -64,7 +64,7 @@ def captured(loaded: Loaded, leaf_modules: tuple[type[nn.Module], ...]) -> Progr
         return loaded.result.program
     inputs, notes = loaded.known_inputs()
     for note in notes:
-        say(f"note: {in_flags(note)}", "yellow")
+        say(f"note: {note}", "yellow")
     return capture(loaded.model, *inputs.args, leaf_modules=leaf_modules, example_kwargs=dict(inputs.kwargs))
 
 

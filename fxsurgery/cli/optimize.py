@@ -1,78 +1,45 @@
-"""`fxsurgery optimize`: its flags."""
+"""`fxsurgery optimize`: its flags, as the schema of a run declares them."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from fxsurgery.cli.errors import ending, give, in_flags, say
-from fxsurgery.cli.options import (
-    AsJson,
-    ExampleInputs,
-    ExampleShape,
-    LeafModules,
-    ModelArgs,
-    Original,
-    Weights,
-    key,
-    option,
-)
+from fxsurgery.argument_names import naming_by
+from fxsurgery.cli.errors import ending, give, say
+from fxsurgery.cli.flag_names import FlagNames
+from fxsurgery.cli.options import AsJson, option, parameters
 from fxsurgery.cli.run import Done, as_plain, dry, run
 from fxsurgery.cli.sources import model_arguments
-from fxsurgery.config import RunConfig, assignments, effective, read
-from fxsurgery.searchers.methods import METHODS
+from fxsurgery.config import RunConfig, assignments, effective, flag, origins_of, read
 
-DATA, GOAL, TRAINING, KEEPING = "Data", "What to make", "Training", "What to keep"
 _MODEL = "[cyan]module:factory[/cyan], [cyan]file.py:factory[/cyan] or a saved directory; or the config file says it."
 _CONFIG = "A .toml or .json file of all that flags can say; flags go before it."
 _DRY = "Show what can be reached, what would be done and for how long; train nothing."
 _PRINT = "Print the config that file and flags come to, with every setting, as JSON for --config; do nothing."
-_SET = "A setting of the method, e.g. learning_rate=0.01; --print-config shows them all."
-_BUDGET = "AMOUNT of params, macs or latency_ms; for dnal and prune half the MACs unless said."
-_SPEND = "AMOUNT of epochs or seconds that ectonas may spend: epochs=300, over all candidates."
 
 
-def optimize(  # noqa: PLR0913 -- what can be said, each by a flag
+def _with_keys(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with a flag for each key of the config file, in place of its `**asked`."""
+    signature = inspect.signature(command)
+    own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+    keys = [*own[:2], *parameters(), *own[2:]]
+    command.__signature__ = signature.replace(parameters=keys)  # type: ignore[attr-defined]  # where typer looks
+    return command
+
+
+@_with_keys
+def optimize(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help=_MODEL)] = None,
     *,
     config: Annotated[Path | None, option(None, "FILE", _CONFIG, "--config", "-c")] = None,
-    model_args: ModelArgs = None,
-    weights: Weights = None,
-    original: Original = None,
-    example_shape: ExampleShape = None,
-    example_inputs: ExampleInputs = None,
-    leaf_modules: LeafModules = None,
-    train_data: Annotated[str | None, key("train_data", DATA, "DATA")] = None,
-    val_data: Annotated[str | None, key("val_data", DATA, "DATA")] = None,
-    test_data: Annotated[str | None, key("test_data", DATA, "DATA")] = None,
-    batch_size: Annotated[int | None, key("batch_size", DATA, "N")] = None,
-    loss: Annotated[str | None, key("loss", DATA, "MODULE:NAME")] = None,
-    metric: Annotated[str | None, key("metric", DATA, "MODULE:NAME")] = None,
-    budget: Annotated[list[str] | None, option(GOAL, "NAME=AMOUNT", _BUDGET, "--budget", "-b")] = None,
-    spend: Annotated[list[str] | None, option(GOAL, "NAME=AMOUNT", _SPEND, "--spend")] = None,
-    target: Annotated[str | None, key("target", GOAL, "TARGET")] = None,
-    method: Annotated[str | None, key("method", GOAL, "|".join(METHODS), "--method", "-m")] = None,
-    settings: Annotated[list[str] | None, option(GOAL, "NAME=VALUE", _SET, "--set", "-s")] = None,
-    not_trained: Annotated[
-        bool, option(TRAINING, "", "The weights are not trained: train them first.", "--not-trained")
-    ] = False,
-    device: Annotated[str | None, key("device", TRAINING, "DEVICE")] = None,
-    seed: Annotated[int | None, key("seed", TRAINING, "N")] = None,
-    mixed_precision: Annotated[Literal["no", "bf16", "fp16"] | None, key("mixed_precision", TRAINING)] = None,
-    accumulate: Annotated[int | None, key("accumulate", TRAINING, "N")] = None,
-    executor: Annotated[Literal["in-process", "processes", "ray"] | None, key("executor", TRAINING)] = None,
-    workers: Annotated[int | None, key("workers", TRAINING, "N")] = None,
-    run_dir: Annotated[Path | None, key("run_dir", KEEPING, "DIR")] = None,
-    resume: Annotated[bool, key("resume", KEEPING, "", "--resume")] = False,
-    out: Annotated[Path | None, key("out", KEEPING, "DIR", "--out", "-o")] = None,
-    standalone: Annotated[Path | None, key("standalone", KEEPING, "DIR")] = None,
-    onnx: Annotated[Path | None, key("onnx", KEEPING, "FILE")] = None,
-    report: Annotated[Path | None, key("report", KEEPING, "FILE")] = None,
     dry_run: Annotated[bool, option(None, "", _DRY, "--dry-run", "-n")] = False,
     print_config: Annotated[bool, option(None, "", _PRINT, "--print-config")] = False,
     as_json: AsJson = False,
     quiet: Annotated[bool, option(None, "", "No progress, only the end.", "--quiet", "-q")] = False,
+    **asked: Any,  # noqa: ANN401 -- a flag for each key of the config file
 ) -> None:
     r"""Make a model smaller: search what can go within the budget, cut it, fine-tune.
 
@@ -105,33 +72,33 @@ def optimize(  # noqa: PLR0913 -- what can be said, each by a flag
     \[spend], \[settings] and \[model_args]. Flags go before it: --budget and --spend
     replace their tables, --set and --model-args change single entries.
     """
-    asked = dict(locals())
     with ending(as_json=as_json):
-        checked, of_method = read(config, _said(asked))
-        if print_config:
-            shown: object = effective(checked, of_method)
-        elif dry_run:
-            shown = dry(checked, of_method)
-        else:
-            shown = run(checked, of_method, verbose=not quiet)
+        flags = _said({"model": model, **asked})
+        checked, of_method = read(config, flags)
+        with naming_by(FlagNames(origins_of(config, flags))):
+            if print_config:
+                shown: object = effective(checked, of_method)
+            elif dry_run:
+                shown = dry(checked, of_method)
+            else:
+                shown = run(checked, of_method, verbose=not quiet)
     give(as_plain(shown) if as_json else shown, as_json=as_json or print_config)
     if isinstance(shown, Done) and shown.kept.failures:
         for failure in shown.kept.failures:
-            say(f"error: {in_flags(failure)}", "red", by_all=True)
+            say(f"error: {failure}", "red", by_all=True)
         raise typer.Exit(1)
 
 
 def _said(asked: Mapping[str, Any]) -> dict[str, Any]:
     """What the flags say, by the keys of the config."""
-    given = {name: value for name, value in asked.items() if name in RunConfig.model_fields}
-    said = {name: value for name, value in given.items() if value is not None and value is not False and value != []}
-    if asked["not_trained"]:
-        said["trained"] = False
+    said = {name: value for name, value in asked.items() if value is not None and value is not False and value != []}
+    switches = {name for name, value in said.items() if value is True and getattr(RunConfig, name) is True}
+    said |= dict.fromkeys(switches, False)  # the flag of what is on by default turns it off
     for name in ("budget", "spend"):
         if limits := said.get(name):
-            said[name] = assignments(limits, f"--{name}", raw=True)
+            said[name] = assignments(limits, flag(name), raw=True)
     if settings := said.get("settings"):
-        said["settings"] = assignments(settings, "--set")
+        said["settings"] = assignments(settings, flag("settings"))
     if arguments := said.get("model_args"):
         said["model_args"] = model_arguments(arguments)
     return said

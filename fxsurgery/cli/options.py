@@ -1,27 +1,78 @@
-"""Arguments and options that several commands share, and how options are made."""
+"""Arguments and options of the commands, as the schema of a run declares them."""
 
+import inspect
+import types
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
 import typer
 
-from fxsurgery.config import RunConfig
+from fxsurgery.config import RunConfig, flag, text_of
+from fxsurgery.option_types import hints_of
+from fxsurgery.request import Panel, arguments_of
 
-INPUTS = "Model and inputs"
+_DECLARED = arguments_of(RunConfig)
+_AS_THEY_ARE = (int, Path, str)
 
 
 def option(panel: str | None, metavar: str | None, text: str, *names: str) -> Any:  # noqa: ANN401 -- typer's
-    """An option in a panel of the help; a flag where there is nothing to say, `metavar=""`."""
+    """Return an option in a panel of the help; a flag if there is nothing to say, `metavar=""`."""
     return typer.Option(*names, metavar=metavar, help=text, rich_help_panel=panel)
 
 
-def key(name: str, panel: str, metavar: str | None = None, *names: str) -> Any:  # noqa: ANN401 -- typer's
-    """The option for a key of the config file, with the help that the file's schema has."""
-    field = RunConfig.model_fields[name]
-    text, default = field.description or "", field.get_default(call_default_factory=True)
-    first = text if "(" in text.split(" ", 1)[0] else f"{text[:1].upper()}{text[1:]}"
-    shown = f"; {default} unless said" if type(default) is int else ""
-    return option(panel, metavar, f"{first}{shown}.", *names)
+def key(name: str) -> Any:  # noqa: ANN401 -- typer's
+    """Return the option for a key of the config file, with the text and the default that are declared for it."""
+    declared, default = _DECLARED[name], getattr(RunConfig, name, None)
+    text = (declared.help or text_of(name)).replace("`", "").removesuffix(".")
+    text += f"; {default} by default" if type(default) is int else ""
+    metavar = "|".join(_choices(hints_of(RunConfig)[name])) or declared.metavar
+    return option(declared.panel, metavar, f"{text}.", *(declared.flags or (flag(name),)))
+
+
+def parameters() -> Iterator[inspect.Parameter]:
+    """Yield a parameter of a command for each key of the config file but the model, panel by panel."""
+    names = [name for name in _DECLARED if name != "model"]
+    for panel in get_args(Panel):
+        for name in (name for name in names if _DECLARED[name].panel == panel):
+            taken = _taken(hints_of(RunConfig)[name])
+            yield inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=False if taken is bool else None,
+                annotation=Annotated[taken, key(name)],
+            )
+
+
+def _taken(hint: Any) -> Any:  # noqa: ANN401 -- any annotation
+    """What the parser of the command line takes for an entry that is declared so."""
+    kinds = list(_kinds(hint))
+    if bool in kinds:
+        return bool
+    whole = next((kind for kind in _AS_THEY_ARE if kind in kinds), None)
+    return list[str] | None if whole is None else whole | None
+
+
+def _kinds(hint: Any) -> Iterator[Any]:  # noqa: ANN401 -- any annotation
+    """The plain types that an annotation admits; of a Literal those of its values."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind is Annotated:
+        yield from _kinds(inner[0])
+    elif kind in {Union, types.UnionType}:
+        for one in inner:
+            yield from _kinds(one)
+    elif kind is Literal:
+        yield from map(type, inner)
+    else:
+        yield kind or hint
+
+
+def _choices(hint: Any) -> tuple[str, ...]:  # noqa: ANN401 -- any annotation
+    """The texts that an annotation admits; empty if it is no choice of some."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind is Literal:
+        return inner
+    return next((found for one in inner if (found := _choices(one))), ()) if kind is not tuple else ()
 
 
 Model: TypeAlias = Annotated[
@@ -32,26 +83,20 @@ Model: TypeAlias = Annotated[
         "module as it is), or the directory of a saved result or of a run.",
     ),
 ]
-ModelArgs: TypeAlias = Annotated[
-    list[str] | None,
-    option(
-        INPUTS, "NAME=VALUE", """What the factory is called with; or all as JSON: '{"width": 32}'.""", "--model-args"
-    ),
-]
-Weights: TypeAlias = Annotated[Path | None, key("weights", INPUTS, "FILE")]
-ExampleShape: TypeAlias = Annotated[
-    list[str] | None,
-    option(
-        INPUTS, "N,N,N", "Shape of an input without its batch, e.g. 3,224,224; once for each input. Taken from the "
-        "data, or guessed, unless said.", "--example-shape",
-    ),
-]  # fmt: skip
-ExampleInputs: TypeAlias = Annotated[str | None, key("example_inputs", INPUTS, "DATA")]
-LeafModules: TypeAlias = Annotated[list[str] | None, key("leaf_modules", INPUTS, "MODULE:CLASS", "--leaf-module")]
-Original: TypeAlias = Annotated[str | None, key("original", INPUTS, "MODULE:NAME")]
+ModelArgs: TypeAlias = Annotated[list[str] | None, key("model_args")]
+Weights: TypeAlias = Annotated[Path | None, key("weights")]
+ExampleShape: TypeAlias = Annotated[list[str] | None, key("example_shape")]
+ExampleInputs: TypeAlias = Annotated[str | None, key("example_inputs")]
+LeafModules: TypeAlias = Annotated[list[str] | None, key("leaf_modules")]
+Original: TypeAlias = Annotated[str | None, key("original")]
 Member: TypeAlias = Annotated[
     int | None,
-    option(INPUTS, "N", "Of an evolved result: network N of its Pareto front in place of the winner.", "--member"),
+    option(
+        "Model and inputs",
+        "N",
+        "Of an evolved result: network N of its Pareto front in place of the winner.",
+        "--member",
+    ),
 ]
 Seed: TypeAlias = Annotated[
     int, typer.Option("--seed", metavar="N", min=0, max=2**63 - 1, help="Of everything random.")

@@ -1,7 +1,7 @@
 """What `fxsurgery optimize` does with a config: plan, or optimise and keep what came out."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from fxsurgery.cli.errors import resumable, say
 from fxsurgery.cli.export import line
 from fxsurgery.cli.sources import Wanted, module_class
 from fxsurgery.cli.validation import check_data, check_outputs, check_task
-from fxsurgery.config import RunConfig
+from fxsurgery.config import RunConfig, flag
 from fxsurgery.deploy import OnnxModel
 from fxsurgery.errors import SurgeryError
 from fxsurgery.plan import Plan
 from fxsurgery.printable import lines
+from fxsurgery.request import PlainArguments
 from fxsurgery.result import Result
 from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.training import from_first
@@ -68,7 +69,7 @@ def run(config: RunConfig, settings: Settings, *, verbose: bool) -> Done:
     model, arguments = _arguments(config, settings)
     _warn(config)
     with resumable(config.run_dir):
-        result = fxsurgery.optimize(model, **arguments, run_dir=config.run_dir, resume=config.resume, verbose=verbose)
+        result = fxsurgery.optimize(model, **arguments, verbose=verbose)
     return Done(result, from_first(lambda: _keep(config, result), config.device))
 
 
@@ -115,7 +116,7 @@ def _evolved(result: Result) -> dict[str, Any]:
 
 
 def _arguments(config: RunConfig, settings: Settings) -> tuple[Any, dict[str, Any]]:
-    """The model, and the other arguments of `fxsurgery.optimize` but those of the run directory."""
+    """The model, and the other arguments of `fxsurgery.optimize`: those that are plain as they are."""
     check_data(config)
     check_outputs(config)
     loaded = Wanted(
@@ -124,35 +125,22 @@ def _arguments(config: RunConfig, settings: Settings) -> tuple[Any, dict[str, An
     ).load()  # fmt: skip
     inputs = loaded.inputs
     data = {
-        name: data_of(text, f"--{name.replace('_', '-')}", config.seed)
+        name: data_of(text, flag(name), config.seed)
         for name in ("train_data", "val_data", "test_data")
         if (text := getattr(config, name)) is not None
     }
     check_task(config, data)
+    plain = {f.name: said for f in fields(PlainArguments) if (said := getattr(config, f.name)) != f.default}
+    called = {name: callable_of(text, flag(name)) for name in ("loss", "metric") if (text := getattr(config, name))}
     return loaded.model, {
+        **plain,
         **data,
-        "loss": config.loss and callable_of(config.loss, "--loss"),
-        "metric": config.metric and callable_of(config.metric, "--metric"),
-        "budget": config.to_budget(),
+        **called,
         "config": settings,
-        "trained": config.trained,
         "leaf_modules": tuple(map(module_class, config.leaf_modules)),
         "example_inputs": None if inputs is None else inputs.args,
         "example_kwargs": None if inputs is None else inputs.kwargs,
-        "batch_size": config.batch_size,
-        "seed": config.seed,
-        "device": config.device,
-        "target": config.target,
-        "mixed_precision": config.mixed_precision,
-        "accumulate": config.accumulate,
-        **_of_the_search(config),
     }
-
-
-def _of_the_search(config: RunConfig) -> dict[str, Any]:
-    """What not every method takes, where it is said."""
-    said = {"spend": config.to_spend(), "executor": config.executor, "workers": config.workers}
-    return {name: value for name, value in said.items() if value is not None}
 
 
 def _warn(config: RunConfig) -> None:

@@ -1,8 +1,8 @@
 """What a run is asked for in text: a TOML or JSON file, and flags that go before it."""
 
 from fxsurgery.config.parsers import shapes
-from fxsurgery.config.reading import assignments, effective, read
-from fxsurgery.config.run import RunConfig
-from fxsurgery.config.source_locations import flag
+from fxsurgery.config.reading import assignments, effective, origins_of, read
+from fxsurgery.config.run import RunConfig, flag, text_of
+from fxsurgery.config.source_locations import Origins
 
-__all__ = ["RunConfig", "assignments", "effective", "flag", "read", "shapes"]
+__all__ = ["Origins", "RunConfig", "assignments", "effective", "flag", "origins_of", "read", "shapes", "text_of"]

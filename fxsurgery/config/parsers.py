@@ -30,6 +30,17 @@ def amount(given: object) -> object:
     return int(number) if re.fullmatch(r"[-+]?[\d_]+", number) else float(number)
 
 
+def whole_amount(given: object) -> object:
+    """A limit of what there is nothing to take a share of: an absolute amount.
+
+    Raises:
+        ValueError: it is a text and no such number.
+    """
+    if isinstance(given, str) and given.strip().endswith("%"):
+        raise ValueError(f"it is an amount, never a share such as {given.strip()}; write 300 or 1.5k")
+    return amount(given)
+
+
 def shapes(given: object) -> object:
     """Shapes of inputs: `"3,224,224"` or `[3, 224, 224]` is one; a list of such is several.
 

@@ -4,22 +4,21 @@ The method's settings are its own frozen dataclass, which pydantic checks as it 
 function, `optimizer`, is written as a table: `optimizer = {name = "adamw", lr = 1e-3}`.
 """
 
-import difflib
-import inspect
 import json
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError, validate_call
 
-from fxsurgery.budget import Budget, Spend
-from fxsurgery.config.parsers import assigned, value
+from fxsurgery.config.mistakes import mistakes, unknown
+from fxsurgery.config.parsers import amount, assigned, value, whole_amount
 from fxsurgery.config.run import RunConfig
-from fxsurgery.config.source_locations import Origins, Place
+from fxsurgery.config.source_locations import Origins
 from fxsurgery.errors import ConfigError, SurgeryError, reason_of
+from fxsurgery.option_types import hints_of
 from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.methods import method_of
 from fxsurgery.training import OptimizerFactory, adamw, sgd
@@ -39,22 +38,31 @@ def read(path: Path | None, flags: Table) -> tuple[RunConfig, Settings]:
     Raises:
         ConfigError: the file cannot be read, a key is unknown, or a value is of the wrong kind.
     """
-    text = _text(path) if path else ""
-    origins = Origins(path, text, flags)
-    merged = dict(_table(path, text)) if path else {}
+    origins = origins_of(path, flags)
+    merged = dict(origins.table)
     for name, said in flags.items():
         deep = name in {"settings", "model_args"} and isinstance(merged.get(name), Mapping)
         merged[name] = _merged(merged[name], said) if deep else said
-    try:
-        config = RunConfig.model_validate(merged)
-    except ValidationError as error:
-        raise ConfigError(_told(error, origins, (), RunConfig.model_fields)) from error
+    config = _config(merged, origins)
     return config, _settings(config, origins)
+
+
+def origins_of(path: Path | None, flags: Table) -> Origins:
+    """Where each entry of a config is said.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    if path is None:
+        return Origins(flags=flags)
+    text = _text(path)
+    return Origins(path, text, flags, _table(path, text))
 
 
 def effective(config: RunConfig, settings: Settings) -> dict[str, Any]:
     """The config with every setting that it comes to, as plain JSON; as a file it gives the same run."""
-    plain = {name: value for name, value in config.model_dump(mode="json").items() if value not in (None, [], {})}
+    dumped = TypeAdapter(RunConfig).dump_python(config, mode="json", exclude_none=True)
+    plain = {name: value for name, value in dumped.items() if value not in ([], {})}
     made = {f.name: getattr(settings, f.name) for f in fields(settings)}
     said = {name: value for name, value in made.items() if value is not None and not callable(value)}
     return {**plain, "settings": {**said, **config.settings}}
@@ -115,6 +123,42 @@ def _table(path: Path, text: str) -> Table:
     return found
 
 
+def _config(table: Table, origins: Origins) -> RunConfig:
+    """The checked config of a table.
+
+    Raises:
+        ConfigError: it says every mistake.
+    """
+    plain, found = dict(table), list[str]()
+    for name, parse in (("budget", amount), ("spend", whole_amount)):
+        if isinstance(limits := plain.pop(name, None), Mapping):
+            parsed, wrong = _parsed(limits, parse)
+            found += [f"{origins.tell((name, key))}: {why}" for key, why in wrong.items()]
+            plain |= {name: parsed} if parsed else {}
+        elif limits is not None:
+            plain[name] = limits
+    try:
+        config: RunConfig = TypeAdapter(RunConfig).validate_python(plain)
+    except ValidationError as error:
+        raise ConfigError("; ".join([*found, *mistakes(error, origins, (), hints_of(RunConfig))])) from error
+    except SurgeryError as error:
+        raise ConfigError(f"{origins.tell(error.path)}: {error}") from error
+    if found:
+        raise ConfigError("; ".join(found))
+    return config
+
+
+def _parsed(limits: Table, parse: Callable[[object], object]) -> tuple[dict[str, object], dict[str, str]]:
+    """The limits as numbers, and why some are none."""
+    parsed, wrong = dict[str, object](), dict[str, str]()
+    for name, limit in limits.items():
+        try:
+            parsed[name] = parse(limit)
+        except ValueError as error:
+            wrong[name] = reason_of(error)
+    return parsed, wrong
+
+
 def _settings(config: RunConfig, origins: Origins) -> Settings:
     """The method's settings of the table."""
     method, default = method_of(config.method, None)
@@ -122,7 +166,7 @@ def _settings(config: RunConfig, origins: Origins) -> Settings:
     for name in config.settings:
         if name not in known:
             raise ConfigError(
-                f"{origins.tell(('settings', name))}: {_unknown(name, known, f'setting of {method.name}')}"
+                f"{origins.tell(('settings', name))}: {unknown(name, known, f'setting of {method.name}')}"
             )
     table = dict(config.settings)
     if "optimizer" in table:
@@ -130,9 +174,10 @@ def _settings(config: RunConfig, origins: Origins) -> Settings:
     try:
         made: Settings = TypeAdapter(type(default)).validate_python(table)
     except ValidationError as error:
-        raise ConfigError(_told(error, origins, ("settings",), known)) from error
+        declared = hints_of(type(default))
+        raise ConfigError("; ".join(mistakes(error, origins, ("settings",), declared))) from error
     except SurgeryError as error:
-        raise ConfigError(f"{origins.tell(('settings',))}: {error}") from error
+        raise ConfigError(f"{origins.tell(('settings', *error.path))}: {error}") from error
     return made
 
 
@@ -146,38 +191,5 @@ def _optimizer(table: object, origins: Origins) -> OptimizerFactory:
     try:
         return validate_call(make)(**{key: said for key, said in table.items() if key != "name"})
     except ValidationError as error:
-        raise ConfigError(_told(error, origins, place, inspect.signature(make).parameters)) from error
-
-
-def _told(error: ValidationError, origins: Origins, at: Place, known: Iterable[str]) -> str:
-    """Every mistake that pydantic found, each with its place."""
-    mistakes = (_mistake(found, origins, at, known) for found in error.errors(include_url=False, include_context=False))
-    return "; ".join(dict.fromkeys(mistakes))
-
-
-def _mistake(found: Any, origins: Origins, at: Place, known: Iterable[str]) -> str:  # noqa: ANN401 -- pydantic's
-    kind, is_key = found["type"], found["loc"][-1:] == ("[key]",)
-    place: Place = (*at, *(found["loc"][:-1] if is_key else found["loc"]))
-    if kind == "missing" and place == ("model",):
-        return "no model: name it as module:factory, or as a saved directory"
-    if is_key or kind in {"extra_forbidden", "unexpected_keyword_argument"}:
-        names, what = (_LIMITS.get(str(place[0]), ()), "limit") if is_key else (known, "key")
-        return f"{origins.tell(place)}: {_unknown(str(place[-1]), names, what)}"
-    said = found["msg"].removeprefix("Value error, ").replace("Input ", "it ")
-    shown = "" if kind in {"value_error", "missing", "missing_argument"} else f", and is {_short(found['input'])}"
-    return f"{origins.tell(place)}: {said}{shown}"
-
-
-_LIMITS = {"budget": [f.name for f in fields(Budget)], "spend": [f.name for f in fields(Spend)]}
-
-
-def _unknown(name: str, known: Iterable[str], what: str) -> str:
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
-    return f"{name!r} is no {what}; {hint}"
-
-
-def _short(given: object) -> str:
-    text = repr(given)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+        declared = get_type_hints(make, include_extras=True)
+        raise ConfigError("; ".join(mistakes(error, origins, place, declared))) from error

@@ -6,17 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from fxsurgery.config.run import flag
+
 Place: TypeAlias = tuple[str | int, ...]
 """Keys from the outermost table inwards."""
 
 _HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?$")
 _ENTRY = re.compile(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"))*)\s*=""")
-_FLAGS = {"model": "MODEL", "leaf_modules": "--leaf-module", "trained": "--not-trained", "settings": "--set"}
-
-
-def flag(name: str) -> str:
-    """The flag that stands for a key of the file."""
-    return _FLAGS.get(name, f"--{name.replace('_', '-')}")
 
 
 @dataclass(frozen=True)
@@ -27,6 +23,12 @@ class Origins:
     text: str = ""
     """Of the file."""
     flags: Mapping[str, Any] = field(default_factory=dict)
+    table: Mapping[str, Any] = field(default_factory=dict)
+    """What the file says."""
+
+    def in_file(self, name: str) -> bool:
+        """Whether the file says something that no flag replaces."""
+        return name in self.table and name not in self.flags
 
     def tell(self, place: Place) -> str:
         """Where an entry was said, and its name: `--set align`, or `run.toml, line 7: settings.align`."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import onnxruntime
 from typing_extensions import override
 
+from fxsurgery.argument_names import assigned
 from fxsurgery.deploy.measurement import MeasuredModel, Measurement, MeasurementBlock, ModelRuns
 from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.session import CPU
@@ -62,11 +62,11 @@ class Measure(Step):
             )
         for name, most in MOST.items():
             if (value := getattr(self, name)) > most:
-                raise DeviceError(f"{name}={value!r} is too large to measure; pass at most {most:,}")
+                raise DeviceError(f"{assigned(name, value)} is too large to measure; pass at most {most:,}")
         if self.threads > (cores := available_cores()):
             raise DeviceError(
-                f"threads={self.threads:,} is more than the {cores} processor core(s) available to this process; "
-                f"pass threads={cores} or fewer"
+                f"{assigned('threads', self.threads, ',')} is more than the {cores} processor core(s) available to "
+                f"this process; pass {assigned('threads', cores)} or fewer"
             )
 
     def take(self, models: Models, inputs: Inputs) -> Measurement:
@@ -78,6 +78,8 @@ class Measure(Step):
         """
         if not models:
             raise DeviceError("`models` holds no model to measure; pass at least one")
+        import onnxruntime  # noqa: PLC0415 -- slow to import
+
         files, blocks = interleaved(models, inputs, self)
         return Measurement(
             models=files,

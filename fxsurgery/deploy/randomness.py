@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fxsurgery.argument_names import assigned
 from fxsurgery.comparison import TOLERANCE, relative_error
 from fxsurgery.errors import ExportError
 from fxsurgery.seeding import reseed, seeded
@@ -35,7 +36,7 @@ def require_repeatable(run: Callable[[], list[Tensor]]) -> None:
             f"two runs of the model itself on the same inputs differ by {error:.1e}, relative to the largest value of "
             "an output, so no file can be compared with it: its forward draws random numbers, or changes its state. "
             "Make its eval mode deterministic (no dropout with training=True; the mean, not a sample), or export it "
-            "unchecked with check=False"
+            f"unchecked with {assigned('check', value=False)}"
         )
 
 

@@ -22,6 +22,7 @@ from typing import NoReturn
 
 import torch
 
+from fxsurgery.argument_names import assigned
 from fxsurgery.errors import DeviceError, reason_of
 from fxsurgery.execution.protocol import message_of
 from fxsurgery.execution.worker import Report, work_on
@@ -156,8 +157,8 @@ def _require_gradients() -> None:
         torch.zeros(1, requires_grad=True).sum().backward()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         raise DeviceError(
-            f"a fork of this process cannot train ({reason_of(error)}); take executor='ray' or 'in-process', or hide "
-            "the GPU from this process: CUDA_VISIBLE_DEVICES="
+            f"a fork of this process cannot train ({reason_of(error)}); take {assigned('executor', 'ray')} or "
+            "'in-process', or hide the GPU from this process: CUDA_VISIBLE_DEVICES="
         ) from error
 
 

@@ -5,13 +5,15 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, TypeAlias, get_args
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
+from fxsurgery.argument_names import assigned
 from fxsurgery.errors import DeviceError, SurgeryError
 from fxsurgery.execution.fork_pool import Forks
 from fxsurgery.execution.job import Job, JobResult
 from fxsurgery.execution.worker import Report, one_thread, work_on
 from fxsurgery.execution.worker_pool import Assignment, Scheduler, WorkerPool
+from fxsurgery.option_types import Range, check_fields
 from fxsurgery.runs.records import require_curve
 from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.runs.stage_store import StageStore
@@ -19,6 +21,8 @@ from fxsurgery.training import Hooks, StepInfo, Task, from_first, resolve
 from fxsurgery.training.device import processes
 
 Executor: TypeAlias = Literal["in-process", "processes", "ray"]
+Workers: TypeAlias = Annotated[int, Range(least=1, below=10**6)]
+"""How many networks train at once."""
 TIME_UP = "the time was up"
 
 OnEnd: TypeAlias = Callable[[int, JobResult], None]
@@ -37,7 +41,7 @@ class JobRunner:
     """
 
     executor: Executor = "in-process"
-    workers: int | None = None
+    workers: Workers | None = None
     """Processes, or tasks of Ray, at once; as many as there are cores to use, unless said."""
     device: str | None = None
     """Where to train: the GPU where there is one, unless said."""
@@ -49,10 +53,7 @@ class JobRunner:
     """The crew of Ray's workers: the data are sent to it once."""
 
     def __post_init__(self) -> None:
-        if self.executor not in get_args(Executor):
-            raise SurgeryError(f"executor={self.executor!r}: it must be one of {', '.join(get_args(Executor))}")
-        if self.workers is not None and self.workers < 1:
-            raise SurgeryError(f"workers={self.workers}: it must be at least 1")
+        check_fields(self, SurgeryError, name="")
 
     def __enter__(self) -> Self:
         self._entered.append(self)
@@ -130,20 +131,22 @@ class JobRunner:
             return
         if processes() > 1:
             raise DeviceError(
-                f"executor={self.executor!r} runs jobs in processes of its own, and this run is distributed already: "
-                "take executor='in-process', whose processes share every job"
+                f"{assigned('executor', self.executor)} runs jobs in processes of its own, and this run is distributed "
+                f"already: take {assigned('executor', 'in-process')}, whose processes share every job"
             )
         if self.executor == "processes":
             self._check_forks()
 
     def _check_forks(self) -> None:
         if not hasattr(os, "fork"):
-            raise DeviceError("executor='processes' forks, which this system cannot: take 'ray' or 'in-process'")
+            raise DeviceError(
+                f"{assigned('executor', 'processes')} forks, which this system cannot: take 'ray' or 'in-process'"
+            )
         device = resolve(self.device)
         if device.type != "cpu":
             raise DeviceError(
-                f"executor='processes' forks, and a fork cannot use {device}: take 'ray' or 'in-process', or "
-                "device='cpu'"
+                f"{assigned('executor', 'processes')} forks, and a fork cannot use {device}: take 'ray' or "
+                "'in-process', or device='cpu'"
             )
 
     def _forks(self, task: Task) -> tuple[WorkerPool, int]:

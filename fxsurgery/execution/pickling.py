@@ -20,6 +20,7 @@ from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from fxsurgery.argument_names import assigned
 from fxsurgery.errors import SurgeryError, reason_of
 from fxsurgery.training.randomness import own_workers
 
@@ -57,7 +58,8 @@ def packed(what: object, name: str) -> bytes:
         torch.save(what, buffer, pickle_module=SimpleNamespace(Pickler=_Pickler, __name__="parcels"))
     except (pickle.PicklingError, TypeError, AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
         raise SurgeryError(
-            f"{name} cannot be sent to Ray's workers: {reason_of(error)}; take executor='processes' or 'in-process'"
+            f"{name} cannot be sent to Ray's workers: {reason_of(error)}; take "
+            f"{assigned('executor', 'processes')} or 'in-process'"
         ) from error
     return buffer.getvalue()
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from fxsurgery.argument_names import assigned
 from fxsurgery.errors import DeviceError, WorkerError, reason_of
 from fxsurgery.execution.protocol import message_of
 from fxsurgery.execution.worker import Report, one_thread, work_on
@@ -27,7 +28,7 @@ try:
 
     from fxsurgery.execution.pickling import packed, unpacked
 except ImportError as _error:
-    raise DeviceError("executor='ray' needs Ray: pip install 'fxsurgery[ray]'") from _error
+    raise DeviceError(f"{assigned('executor', 'ray')} needs Ray: pip install 'fxsurgery[ray]'") from _error
 
 _DEATHS = (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError)
 
@@ -124,7 +125,7 @@ class Tasks:
         except RayError as error:
             raise WorkerError(
                 f"Ray could not run job {duty.job.name!r}: {reason_of(error)}; see the log of Ray, or take "
-                "executor='processes'"
+                f"{assigned('executor', 'processes')}"
             ) from error
         return duty.number, message
 

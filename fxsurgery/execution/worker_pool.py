@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from fxsurgery.argument_names import assigned
 from fxsurgery.errors import WorkerError
 from fxsurgery.execution.job import Job
 from fxsurgery.execution.protocol import report_of
@@ -96,5 +97,5 @@ class Scheduler:
         if self.lost[duty.number] >= ATTEMPTS:
             raise WorkerError(
                 f"job {duty.job.name!r}: its process died {ATTEMPTS} times, at last by {died.why}. Where it may be out "
-                "of memory, take fewer workers; executor='in-process' shows what it dies of"
+                f"of memory, take fewer workers; {assigned('executor', 'in-process')} shows what it dies of"
             )

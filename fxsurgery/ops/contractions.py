@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from fxsurgery.ops import macs
+from fxsurgery.ops import macs, module_sizes
 from fxsurgery.ops.facets import Argument, Infix, SizeArguments, SizeRule, Weight, Window
 from fxsurgery.ops.fast import calls, modules
 from fxsurgery.ops.operator import Kind, Operator
@@ -13,6 +13,7 @@ from fxsurgery.ops.rules.call import Rule
 LINEAR = Operator(
     name="linear",
     kind=Kind.CONTRACTION,
+    size_attributes=module_sizes.linear,
     modules=(nn.Linear,),
     weight=Weight(Argument(1, "weight"), outputs=0, inputs=1, bias=Argument(2, "bias")),
     rule=contraction.linear,
@@ -27,6 +28,7 @@ def _convolution(rank: int, module: type[nn.Module]) -> Operator:
     return Operator(
         name=f"conv{rank}d",
         kind=Kind.CONTRACTION,
+        size_attributes=module_sizes.convolution,
         modules=(module,),
         rank=rank,
         weight=Weight(Argument(1, "weight"), outputs=0, inputs=1, bias=Argument(2, "bias"), groups=groups),
@@ -47,6 +49,7 @@ def _transposed_convolution(rank: int, module: type[nn.Module]) -> Operator:
     return Operator(
         name=f"conv_transpose{rank}d",
         kind=Kind.CONTRACTION,
+        size_attributes=module_sizes.transposed_convolution,
         modules=(module,),
         rank=rank,
         weight=Weight(Argument(1, "weight"), outputs=1, inputs=0, bias=Argument(2, "bias"), groups=groups),

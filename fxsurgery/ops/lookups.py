@@ -3,6 +3,7 @@
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
+from fxsurgery.ops import module_sizes
 from fxsurgery.ops.facets import Argument, SizeArguments, SizeRule, Weight
 from fxsurgery.ops.operator import Kind, Operator
 from fxsurgery.ops.rules import lookup as rules
@@ -14,6 +15,7 @@ _TABLE = Weight(Argument(1, "weight"), outputs=1, inputs=None)
 EMBEDDING = Operator(
     name="embedding",
     kind=Kind.LOOKUP,
+    size_attributes=module_sizes.embedding,
     functions=(F.embedding,),
     modules=(nn.Embedding,),
     is_named=False,
@@ -24,6 +26,7 @@ EMBEDDING = Operator(
 EMBEDDING_BAG = Operator(
     name="embedding_bag",
     kind=Kind.LOOKUP,
+    size_attributes=module_sizes.embedding,
     functions=(F.embedding_bag,),
     modules=(nn.EmbeddingBag,),
     is_named=False,

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from fxsurgery.ops import module_sizes
 from fxsurgery.ops.facets import Argument, SizeArguments, SizeRule
-from fxsurgery.ops.fast import calls
+from fxsurgery.ops.fast import calls, modules
 from fxsurgery.ops.fast.plain import FastCall
 from fxsurgery.ops.operator import Kind, Operator
 from fxsurgery.ops.rules import movement as rules
@@ -93,11 +94,13 @@ FLATTEN = Operator(
     rearranges=True,
     regroups=True,
     fast_call=calls.reshaped(torch.flatten),
+    fast_module=modules.flattened,
 )
 
 UNFLATTEN = Operator(
     name="unflatten",
     kind=Kind.MOVEMENT,
+    size_attributes=module_sizes.unflatten,
     modules=(nn.Unflatten,),
     fast_call=calls.reshaped(Tensor.unflatten),
     sizes=SizeArguments(SizeRule.UNFLATTENED, (Argument(1, "dim"), Argument(2, "sizes", None, ("unflattened_size",)))),

@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from fxsurgery.ops import module_sizes
 from fxsurgery.ops.facets import Argument, SizeArguments, SizeRule, Weight
 from fxsurgery.ops.fast import calls, modules
 from fxsurgery.ops.operator import Kind, Operator
@@ -15,6 +16,7 @@ _SCALE = Weight(Argument(2, "weight"), outputs=0, inputs=None, bias=Argument(3, 
 BATCH_NORM = Operator(
     name="batch_norm",
     kind=Kind.NORM,
+    size_attributes=module_sizes.statistics,
     modules=(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, _BatchNorm),
     statistics="channel",
     aten=tuple(
@@ -29,6 +31,7 @@ BATCH_NORM = Operator(
 INSTANCE_NORM = Operator(
     name="instance_norm",
     kind=Kind.NORM,
+    size_attributes=module_sizes.statistics,
     modules=(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, _InstanceNorm),
     statistics="instance",
     follows_mode=True,
@@ -37,6 +40,7 @@ INSTANCE_NORM = Operator(
 GROUP_NORM = Operator(
     name="group_norm",
     kind=Kind.NORM,
+    size_attributes=module_sizes.group_norm,
     modules=(nn.GroupNorm,),
     statistics="group",
     aten=("native_group_norm",),
@@ -47,6 +51,7 @@ GROUP_NORM = Operator(
 LAYER_NORM = Operator(
     name="layer_norm",
     kind=Kind.NORM,
+    size_attributes=module_sizes.trailing_norm,
     modules=(nn.LayerNorm,),
     statistics="trailing",
     weight=_SCALE,
@@ -59,6 +64,7 @@ LAYER_NORM = Operator(
 RMS_NORM = Operator(
     name="rms_norm",
     kind=Kind.NORM,
+    size_attributes=module_sizes.trailing_norm,
     modules=(nn.RMSNorm,),
     statistics="trailing",
     weight=_SCALE,

@@ -14,6 +14,7 @@ from torch import nn
 from fxsurgery.ops.facets import Argument, Infix, Refused, Role, SizeArguments, Weight, Window
 from fxsurgery.ops.fast.plain import FastCall, FastModule
 from fxsurgery.ops.macs import Macs
+from fxsurgery.ops.module_sizes import SizeAttributes
 from fxsurgery.ops.rules.call import Rule
 
 Function = Callable[..., Any]
@@ -108,6 +109,8 @@ class Operator:
     role: Role | None = None
     """Of a function of single entries: facts about it are worked out by running it on numbers."""
     weight: Weight | None = None
+    size_attributes: SizeAttributes | None = None
+    """The attributes of its module that hold the sizes of its tensors, which follow when these are resized."""
     window: Window | None = None
     sizes: SizeArguments | None = None
     hides_sizes: bool = False

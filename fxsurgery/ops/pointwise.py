@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from fxsurgery.ops import module_sizes
 from fxsurgery.ops.facets import Argument, Role, Weight
 from fxsurgery.ops.fast import calls, modules
 from fxsurgery.ops.operator import Kind, Operator
@@ -102,6 +103,7 @@ INVERTED = Operator(name="bitwise_not", kind=Kind.POINTWISE, dunder="invert", pr
 PRELU = Operator(
     name="prelu",
     kind=Kind.POINTWISE,
+    size_attributes=module_sizes.prelu,
     modules=(nn.PReLU,),
     rule=prelu,
     weight=Weight(Argument(1, "weight"), outputs=0, inputs=None),

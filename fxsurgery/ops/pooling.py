@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
 from fxsurgery.ops.facets import Argument, Window
-from fxsurgery.ops.fast.modules import to_one_place
+from fxsurgery.ops.fast.modules import maximum, to_one_place
 from fxsurgery.ops.macs import product
 from fxsurgery.ops.operator import Function, Kind, Operator
 from fxsurgery.ops.rules.lookup import sampling
@@ -64,7 +64,7 @@ def _maximum(rank: int, module: type[nn.Module]) -> tuple[Operator, Operator]:
         returns_indices=Argument(6, "return_indices", False),  # noqa: FBT003
     )
     name = f"max_pool{rank}d"
-    return _pool(name, module, window), _with_indices(name, window)
+    return replace(_pool(name, module, window), fast_module=maximum(rank)), _with_indices(name, window)
 
 
 def _adaptive_average(rank: int, module: type[nn.Module]) -> Operator:

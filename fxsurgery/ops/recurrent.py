@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from fxsurgery.ops import module_sizes
 from fxsurgery.ops.macs import recurrent
 from fxsurgery.ops.operator import Kind, Operator
 
@@ -10,6 +11,7 @@ DECLARED = (
     Operator(
         name="lstm",
         kind=Kind.RECURRENT,
+        size_attributes=module_sizes.recurrent,
         modules=(nn.LSTM,),
         draws="regularizes",
         follows_mode=True,
@@ -26,20 +28,29 @@ DECLARED = (
         aten=("_cudnn_rnn", "miopen_rnn"),
         macs=recurrent(1, None),
     ),
-    Operator(name="gru", kind=Kind.RECURRENT, modules=(nn.GRU,), draws="regularizes", follows_mode=True),
+    Operator(
+        name="gru",
+        kind=Kind.RECURRENT,
+        size_attributes=module_sizes.recurrent,
+        modules=(nn.GRU,),
+        draws="regularizes",
+        follows_mode=True,
+    ),
     Operator(
         name="rnn",
         kind=Kind.RECURRENT,
+        size_attributes=module_sizes.recurrent,
         modules=(nn.RNN,),
         functions=(torch.rnn_tanh, torch.rnn_relu),
         draws="regularizes",
         follows_mode=True,
     ),
-    Operator(name="lstm_cell", kind=Kind.RECURRENT, modules=(nn.LSTMCell,)),
-    Operator(name="gru_cell", kind=Kind.RECURRENT, modules=(nn.GRUCell,)),
+    Operator(name="lstm_cell", kind=Kind.RECURRENT, size_attributes=module_sizes.cell, modules=(nn.LSTMCell,)),
+    Operator(name="gru_cell", kind=Kind.RECURRENT, size_attributes=module_sizes.cell, modules=(nn.GRUCell,)),
     Operator(
         name="rnn_cell",
         kind=Kind.RECURRENT,
+        size_attributes=module_sizes.cell,
         modules=(nn.RNNCell,),
         functions=(torch.rnn_tanh_cell, torch.rnn_relu_cell),
     ),

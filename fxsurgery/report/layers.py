@@ -8,14 +8,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from fxsurgery.analysis.structure import structure
+from fxsurgery.ops import registry
 from fxsurgery.program import Program
 from fxsurgery.report.formatting import TIMES
 
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-GIVE_DIM_1 = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Embedding, nn.EmbeddingBag)
-"""Layers whose channels run along dim 1 of their weight."""
 FEWEST_IN_A_GROUP, MOST_IN_A_GROUP = 3, 60
 """On average, and at the most."""
 DEEPEST_GROUP = 6
@@ -158,7 +157,7 @@ def _called(program: Program, node: fx.Node, macs: Mapping[str, float]) -> Size 
     params = list(module.parameters())
     if all(p.dim() < 2 for p in params):
         return None
-    given = 1 if isinstance(module, GIVE_DIM_1) else 0
+    given = 1 if _gives_dim_1(module) else 0
     held = structure(program).tensors.items()
     fixed = not any(given in dims for name, dims in held if name.startswith(f"{path}."))
     return Size(_kind(module), _channels(module), sum(p.numel() for p in params), macs.get(node.name, 0.0), fixed)
@@ -180,13 +179,19 @@ def _read(program: Program, node: fx.Node, macs: Mapping[str, float]) -> Size | 
 def _kind(module: nn.Module) -> str:
     """What it is, in short: `Conv2d 3x3 /2 depthwise`."""
     name = type(module).__name__
-    if not isinstance(module, CONVS):
+    if not isinstance(module, _ConvNd):
         return name
     parts = [name, TIMES.join(map(str, module.kernel_size))]
     parts += [f"/{max(module.stride)}"] if max(module.stride) > 1 else []
     if module.groups > 1:
         parts.append("depthwise" if module.groups == module.in_channels else "grouped")
     return " ".join(parts)
+
+
+def _gives_dim_1(module: nn.Module) -> bool:
+    """Whether the channels that a layer gives run along dim 1 of its weight."""
+    operator = registry.of_module(module)
+    return operator is not None and operator.weight is not None and operator.weight.outputs == 1
 
 
 def _channels(module: nn.Module) -> int:

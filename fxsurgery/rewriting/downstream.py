@@ -25,9 +25,9 @@ from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from fxsurgery.analysis.activations import read_values
+from fxsurgery.analysis.node_values import NodeValues, node_values
 from fxsurgery.analysis.pointwise import pointwise
 from fxsurgery.analysis.pooling import read_stencil
-from fxsurgery.analysis.shapes_run import ShapesRun, shapes_run
 from fxsurgery.analysis.spatial_maps import Layout, Take, Taker
 from fxsurgery.errors import first_line
 from fxsurgery.match import Match, Refusal
@@ -50,9 +50,9 @@ def can_follow(program: Program, node: fx.Node, change: Callable[[Tensor], Chang
 
     Found out on shapes alone, in a fraction of the time of a run, where the program runs on those.
     """
-    if (shapes := shapes_run(program)) is not None:
+    if (known := node_values(program)).meta_module is not None:
         with torch.no_grad():
-            walk = _Walk(program, change(shapes.values[node.name]), Take(), shapes)
+            walk = _Walk(program, change(known.by_name[node.name]), Take(), known)
         if isinstance(_walked(program, walk), Refusal):
             return False
         if not any(_is_unchecked(program, reached) for n in walk.state.values for reached in n.users):
@@ -86,9 +86,10 @@ def _walked(program: Program, walk: "_Walk") -> Match[Consequences]:
 class _Walk(fx.Interpreter):
     """Runs the program as it is, and beside it what the change reaches."""
 
-    def __init__(self, program: Program, change: Change, take: Take, shapes: ShapesRun | None = None) -> None:
-        super().__init__(program.graph_module if shapes is None else shapes.graph_module)
-        self.shapes = shapes
+    def __init__(self, program: Program, change: Change, take: Take, known: NodeValues | None = None) -> None:
+        bare = None if known is None else known.meta_module
+        super().__init__(program.graph_module if bare is None else bare)
+        self.known = known
         """Where only shapes are asked for: those before the change."""
         self.extra_traceback = False
         found = Consequences(is_exact=change.is_linear)
@@ -96,7 +97,7 @@ class _Walk(fx.Interpreter):
 
     @override
     def run_node(self, n: fx.Node) -> Any:
-        old, state = super().run_node(n) if self.shapes is None else self.shapes.values[n.name], self.state
+        old, state = super().run_node(n) if self.known is None else self.known.by_name[n.name], self.state
         if n.name == state.change.node.name:
             state.layouts[n] = Layout.of(state.change.own, len(old))
             _settle(state, n, old, state.change.value)
@@ -107,7 +108,7 @@ class _Walk(fx.Interpreter):
     def _run(self, node: fx.Node, call: Call, value: Callable[[fx.Node], Any]) -> Any:
         args, kwargs = call.on(value)
         try:
-            if self.shapes is not None and node.op == "call_function" and not self.state.is_moving(node):
+            if self.known is not None and node.op == "call_function" and not self.state.is_moving(node):
                 with torch.device("meta"):
                     return self.call_function(node.target, args, kwargs)
             if node.op == "call_module" and (module := self.state.found.modules.get(str(node.target))) is not None:

@@ -12,12 +12,13 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 
 from fxsurgery.analysis.pooling import LOCAL, read_pool
-from fxsurgery.analysis.refit import Sizes, refit
+from fxsurgery.analysis.refit import refit
 from fxsurgery.analysis.shared_modules import fixed, names_of
 from fxsurgery.analysis.spatial_maps import Layout
 from fxsurgery.lineage import Origin
 from fxsurgery.ops.contractions import LINEAR
 from fxsurgery.ops.facets import SizeRule
+from fxsurgery.ops.module_sizes import Sizes
 from fxsurgery.program import Program
 from fxsurgery.rewriting.changes import Call, Changed, ObstacleError
 from fxsurgery.rewriting.view_inference import regrouped

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fxsurgery.analysis.refit import Sizes, is_weight_normed, refit
+from fxsurgery.analysis.refit import is_weight_normed, refit
 from fxsurgery.analysis.structure import Counts, Structure, stays
 from fxsurgery.edit import Editor
 from fxsurgery.errors import StructureError
 from fxsurgery.lineage import Origin
 from fxsurgery.ops import registry
 from fxsurgery.ops.labels import Labels
+from fxsurgery.ops.module_sizes import Sizes
 from fxsurgery.ops.movement import UNFLATTEN
 from fxsurgery.ops.union_find import Ids
 from fxsurgery.rewriting.size_args import rewrite_arguments

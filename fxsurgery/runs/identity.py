@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxsurgery.program import Program
+from fxsurgery.tensor_state import digest as tensor_digest
 from fxsurgery.training.snapshot import tensors_of
 
 DEEPEST = 6
@@ -53,11 +54,11 @@ def likeness(program: Program) -> str:
             module = program.module(node)
             named = "" if type(module).__module__.startswith("torch.") else node.target
             digest.update(f"{first} {named} {module!r}".encode())
-            for tensor in tensors_of(module).values():
-                digest.update(_bytes(tensor))
+            for tensor in (*module.parameters(), *module.buffers()):
+                digest.update(tensor_digest(tensor).encode())
         elif node.op == "get_attr":
             held = program.attribute(str(node.target))
-            digest.update(_bytes(held) if isinstance(held, Tensor) else repr(held).encode())
+            digest.update((tensor_digest(held) if isinstance(held, Tensor) else repr(held)).encode())
         elif node.op != "placeholder":
             digest.update(str(getattr(node.target, "__qualname__", node.target)).encode())
     return digest.hexdigest()[:16]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fxsurgery.argument_names import assigned
 from fxsurgery.errors import RunError
 from fxsurgery.files import write_whole, writing
 from fxsurgery.strict_json import read_json
@@ -42,7 +43,9 @@ def begin(path: Path, asked: Mapping[str, Any], *, resume: bool) -> list[str]:
         write_whole(path / CONFIG, json.dumps(now, indent=2).encode())
         return []
     if not resume:
-        raise RunError(f"{path} holds a run already: pass resume=True to go on with it, or another directory")
+        raise RunError(
+            f"{path} holds a run already: pass {assigned('resume', value=True)} to go on with it, or another directory"
+        )
     if other:
         told = "; ".join(_difference(k, before.get(k), now.get(k)) for k in other)
         raise RunError(f"{path} holds a run that asked for something else: {told}. Begin in another directory")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxsurgery.argument_names import usage
 from fxsurgery.errors import RunError, SavingError
 from fxsurgery.files import write_whole
 from fxsurgery.inputs import BatchDims, Inputs
@@ -212,7 +213,7 @@ def _ask_for_original(saved: SavedGraph, original: nn.Module | None) -> None:
     if opaque and original is None:
         raise RunError(
             f"parts of your model were kept whole, and their code is not saved: {', '.join(opaque)}. Build the model "
-            "as you did for the search, and pass it: load(folder, original=your_model)"
+            f"as you did for the search, and pass it: {usage('load(folder, original=your_model)', 'original')}"
         )
 
 

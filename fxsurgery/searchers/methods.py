@@ -4,14 +4,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any, Literal, TypeAlias
 
 from fxsurgery.errors import SurgeryError
+from fxsurgery.option_text import Wording
 from fxsurgery.program import Program
 from fxsurgery.searchers import dnal, ectonas, prune
 from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.common.widths import Space
 from fxsurgery.searchers.session import Outcome, Stage
+
+MethodName: TypeAlias = Annotated[
+    Literal["dnal", "prune", "ectonas"], Wording(": no method is named {value}; there are: dnal, prune, ectonas")
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +64,6 @@ def method_of(
     Raises:
         SurgeryError: there is no such method or setting, or the settings are another's.
     """
-    if name is not None and name not in METHODS:
-        raise SurgeryError(f"no method is named {name!r}; there are: {', '.join(METHODS)}")
     if config is None:
         method = METHODS[name or "dnal"]
         return method, _made(method, named, beside)

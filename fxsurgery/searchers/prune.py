@@ -20,13 +20,15 @@ import torch
 from fxsurgery.analysis.cost import cost
 from fxsurgery.analysis.importance import bn_gamma, magnitude, over_their_mean, taylor
 from fxsurgery.analysis.structure import structure
+from fxsurgery.argument_names import assigned, named
 from fxsurgery.budget import Budget
 from fxsurgery.errors import BudgetError, StructureError, TrainingError
 from fxsurgery.option_types import Count, Range
 from fxsurgery.program import Program
 from fxsurgery.searchers.common.latency import LatencyLimit, hold
 from fxsurgery.searchers.common.settings import Narrowing
-from fxsurgery.searchers.common.widths import Scores, Space, alignment_note, evenly, project, pruned, space
+from fxsurgery.searchers.common.width_selection import evenly, project
+from fxsurgery.searchers.common.widths import Scores, Space, alignment_note, pruned, space
 from fxsurgery.searchers.session import Outcome, Session, Stage
 from fxsurgery.training import Hooks, Recipe, StepInfo, constant, sgd
 
@@ -71,7 +73,7 @@ def search(program: Program, budget: Budget | None, config: Prune, session: Sess
         TrainingError: the loss is not finite.
     """
     if budget is None:
-        raise BudgetError("method='prune' needs a budget, e.g. Budget(macs=0.5)")
+        raise BudgetError(f"{assigned('method', 'prune')} needs a budget, e.g. Budget(macs=0.5)")
     found = widths(program, config)
     found.check(budget, session.latency_limit)
     if not trained:
@@ -135,7 +137,7 @@ def needs_data(config: Prune) -> str | None:
         return None
     return (
         "Taylor importance is made of the gradients of your loss, and a model that learns from its own outputs has "
-        "none at first: give train_data and val_data, or take importance='magnitude'"
+        f"none at first: give {named('train_data')} and {named('val_data')}, or take importance='magnitude'"
     )
 
 

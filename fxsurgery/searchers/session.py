@@ -5,24 +5,21 @@ finished before a kill is recalled, one that was under way goes on from its last
 """
 
 import math
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from fxsurgery.argument_names import named
 from fxsurgery.budget import CostEstimate, Spend
-from fxsurgery.errors import SavingError, TrainingError
+from fxsurgery.errors import TrainingError
 from fxsurgery.execution import Job, JobResult, JobRunner
-from fxsurgery.files import writing
 from fxsurgery.program import Program
-from fxsurgery.runs.layout import BEST, RESULT, STAGES
 from fxsurgery.runs.records import require_curve
 from fxsurgery.runs.run_directory import RunDir
-from fxsurgery.saving import save_program
+from fxsurgery.searchers.common.best_model import keep_best
 from fxsurgery.searchers.common.cost_oracle import CostOracle
 from fxsurgery.searchers.common.latency import LatencyLimit, LatencyModel
 from fxsurgery.searchers.common.pareto import ParetoMember
@@ -192,12 +189,12 @@ class Session:
         if math.isnan(score.metric) and what in REFERENCES:
             if self.task.metric is None:
                 raise TrainingError(
-                    f"the loss is {score.loss} on val_data for the {what} model; look for NaN in its weights or in "
-                    "val_data"
+                    f"the loss is {score.loss} on {named('val_data')} for the {what} model; look for NaN in its "
+                    f"weights or in {named('val_data')}"
                 )
             raise TrainingError(
                 f"the validation {name} of the {what} model is not a number (NaN), so nothing can be compared with it: "
-                f"see what the metric gives on val_data (its loss there is {score.loss:.4g})"
+                f"see what the metric gives on {named('val_data')} (its loss there is {score.loss:.4g})"
             )
         if not math.isfinite(score.metric):
             self.notes.append(f"the validation {name} of {what} is not finite: {score.metric}")
@@ -267,7 +264,7 @@ class Session:
     def keep(self, program: Program) -> None:
         """Put a program into the run directory as the best so far."""
         if (path := self.trainer.run.path) is not None:
-            from_first(lambda: _kept(program, path / BEST))
+            from_first(lambda: keep_best(program, path))
 
     @property
     def best(self) -> tuple[Score, Program]:
@@ -292,37 +289,10 @@ class Session:
         if math.isnan(after.metric):
             raise TrainingError(
                 f"the validation {self.task.metric_name} is not a number (NaN) for any network; see what the metric "
-                "gives on val_data"
+                f"gives on {named('val_data')}"
             )
         if program is not self.offered[-1][1]:
             last = self.offered[-1][0].metric
             name = self.task.metric_name
             notes = (*notes, f"training on made validation {name} worse ({last:.4f}); kept what had {after.metric:.4f}")
         return Outcome(program, trained, before, pruned, after, notes, gates)
-
-
-def unwritable(program: Program, folder: Path) -> str | None:
-    """What to tell a user before a long run whose end cannot be written into `folder`; found out by writing it."""
-
-    def tried() -> str | None:
-        with writing(folder), tempfile.TemporaryDirectory(prefix=f".{BEST}.", dir=folder) as trial:
-            return _kept(program, Path(trial) / BEST)
-
-    return from_first(tried)
-
-
-def unwritten(error: SavingError) -> str:
-    """What to tell a user of a model that cannot be written."""
-    return (
-        f"the run directory gets no {BEST} and no {RESULT} folder, since the model cannot be written: {error}. "
-        f"Its weights are in {STAGES}: keep result.model yourself"
-    )
-
-
-def _kept(program: Program, folder: Path) -> str | None:
-    """Write a program, or tell why not: what was trained is worth more than its file."""
-    try:
-        save_program(program, folder)
-    except SavingError as error:
-        return unwritten(error)
-    return None

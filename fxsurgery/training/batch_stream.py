@@ -20,6 +20,7 @@ from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
 from torch.utils.data import DistributedSampler, Sampler
 from typing_extensions import override
 
+from fxsurgery.argument_names import named
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import tensors_in
 from fxsurgery.seeding import mix, reseed
@@ -34,7 +35,7 @@ from fxsurgery.training.randomness import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Portion:
     """What one process draws of a batch."""
 
@@ -138,8 +139,8 @@ class Stream:
             sums = [f"{tuple(x.shape)} {x.double().sum().item()}" for _, x in tensors_in(batch)]
             if any(other != sums for other in self._sharing.gathered(sums)):
                 raise DataError(
-                    "train_data gives each process another batch, where all must draw the same and take their rows; "
-                    "seed its generator alike in every process"
+                    f"{named('train_data')} gives each process another batch, where all must draw the same and take "
+                    "their rows; seed its generator alike in every process"
                 )
 
     def _own_rows(self, epoch: int) -> Iterator[Portion]:
@@ -153,8 +154,8 @@ class Stream:
 def _refuse_parted(loader: Loader) -> None:
     if isinstance(loader, DataLoaderShard | DataLoaderDispatcher) or isinstance(loader.sampler, DistributedSampler):
         raise DataError(
-            "train_data gives each process its own part already; give the plain DataLoader, neither prepared by "
-            "Accelerate nor with a DistributedSampler: each of its batches is shared by the processes"
+            f"{named('train_data')} gives each process its own part already; give the plain DataLoader, neither "
+            "prepared by Accelerate nor with a DistributedSampler: each of its batches is shared by the processes"
         )
 
 

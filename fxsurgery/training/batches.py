@@ -11,11 +11,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
 from typing_extensions import override
 
+from fxsurgery.argument_names import named
 from fxsurgery.errors import DataError, reason_of
 from fxsurgery.inputs import Inputs, tensors_in
 from fxsurgery.option_types import Count, checked
@@ -37,11 +38,20 @@ class Arrays(Dataset[Any]):
 
     @override
     def __getitem__(self, index: int) -> Any:
-        return pytree.tree_map(lambda t: t[index], self.tensors)
+        return _indexed(self.tensors, index)
 
     def __getitems__(self, indices: list[int]) -> Any:  # noqa: ANN401
         """The batch itself: nothing is left to collate."""
-        return self[torch.as_tensor(indices)]  # type: ignore[index]
+        return _indexed(self.tensors, torch.as_tensor(indices))
+
+
+def _indexed(value: Any, index: int | Tensor) -> Any:  # noqa: ANN401
+    """The rows of tensors in plain tuples and dicts."""
+    if isinstance(value, Tensor):
+        return value[index]
+    if isinstance(value, dict):
+        return {key: _indexed(part, index) for key, part in value.items()}
+    return tuple([_indexed(part, index) for part in value])
 
 
 class Batches(Sampler[list[int]]):
@@ -58,14 +68,33 @@ class Batches(Sampler[list[int]]):
 
     @override
     def __iter__(self) -> Iterator[list[int]]:
+        for indices in self.arrays():
+            yield indices.tolist()
+
+    def arrays(self) -> Iterator[NDArray[np.int64]]:
+        """The same as arrays of numpy, which tensors are indexed with sooner."""
         order = np.arange(self.samples)
         if self.seed is not None:
             order = np.random.default_rng(mix(self.seed, self.epoch)).permutation(self.samples)
         for start in range(0, self.samples, self.batch_size):
-            yield order[start : start + self.batch_size].tolist()
+            yield order[start : start + self.batch_size]
 
     def __len__(self) -> int:
         return math.ceil(self.samples / self.batch_size)
+
+
+class ArrayLoader(DataLoader[Any]):
+    """Reads batches of `Arrays` itself: the machinery of `DataLoader` takes as long as a small network's forward."""
+
+    def __init__(self, arrays: Arrays, order: Batches) -> None:
+        super().__init__(arrays, batch_sampler=order, collate_fn=_as_is)
+
+    @override
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        torch.empty((), dtype=torch.int64).random_()  # `DataLoader` draws the seed of its workers here
+        order = self.batch_sampler
+        for indices in order.arrays() if isinstance(order, Batches) else order:  # type: ignore[union-attr]
+            yield self.dataset.__getitems__(indices)  # type: ignore[attr-defined]
 
 
 @checked(DataError)
@@ -87,11 +116,11 @@ def loader_of(data: object, batch_size: Count, seed: int | None, name: str) -> L
         return DataLoader(data, batch_size=batch_size)
     if isinstance(data, tuple | list | Mapping):
         arrays = Arrays(_tensors(data, name))
-        return DataLoader(arrays, batch_sampler=_order(arrays, batch_size, seed, name), collate_fn=_as_is)
+        return ArrayLoader(arrays, _order(arrays, batch_size, seed, name))
     if isinstance(data, Dataset):
         return DataLoader(data, batch_sampler=_order(data, batch_size, seed, name), collate_fn=_Collate(name))
     raise DataError(
-        f"{name} must be a DataLoader, a Dataset, or a tuple of tensors (inputs, target) or a dict of them, "
+        f"{named(name)} must be a DataLoader, a Dataset, or a tuple of tensors (inputs, target) or a dict of them, "
         f"not {describe(data)}"
     )
 
@@ -102,9 +131,9 @@ _NUMBERS = "biufc"
 
 def _order(data: object, batch_size: int, seed: int | None, name: str) -> Batches:
     if not isinstance(data, Sized):
-        raise DataError(f"{name} is a Dataset without a length: give a DataLoader or an IterableDataset")
+        raise DataError(f"{named(name)} is a Dataset without a length: give a DataLoader or an IterableDataset")
     if not len(data):
-        raise DataError(f"{name} has no samples; give at least one")
+        raise DataError(f"{named(name)} has no samples; give at least one")
     return Batches(len(data), batch_size, seed)
 
 
@@ -132,22 +161,26 @@ def _as_is(batch: Any) -> Any:  # noqa: ANN401
 def _tensors(data: tuple[Any, ...] | list[Any] | Mapping[str, Any], name: str) -> Any:  # noqa: ANN401
     """The arrays as tensors, in plain tuples and dicts; inputs may be a dict within a tuple."""
     if len(data) < 2:
-        raise DataError(f"{name} must hold inputs and a target, (x, y); got {describe(data)}")
+        raise DataError(f"{named(name)} must hold inputs and a target, (x, y); got {describe(data)}")
     parts = data.values() if isinstance(data, Mapping) else data
     arrays = [x for part in parts for x in (part.values() if isinstance(part, Mapping) else [part])]
     if wrong := [x for x in arrays if not isinstance(x, Tensor | np.ndarray) or not x.ndim]:
         raise DataError(
-            f"{name} must hold tensors or arrays of samples, not {describe(wrong[0])}; "
+            f"{named(name)} must hold tensors or arrays of samples, not {describe(wrong[0])}; "
             "several inputs go as (a, b, y) or as a dict, a list of batches or samples in a DataLoader"
         )
     if any(isinstance(x, Tensor) and (x.is_nested or x.is_meta or x.layout is not torch.strided) for x in arrays):
         raise DataError(
-            f"{name} holds a sparse, nested or meta tensor, of which no batches can be drawn: give it dense"
+            f"{named(name)} holds a sparse, nested or meta tensor, of which no batches can be drawn: give it dense"
         )
     if odd := [x for x in arrays if isinstance(x, np.ndarray) and x.dtype.kind not in _NUMBERS]:
-        raise DataError(f"{name} must hold numbers, not an array of type {odd[0].dtype}; encode it as numbers first")
+        raise DataError(
+            f"{named(name)} must hold numbers, not an array of type {odd[0].dtype}; encode it as numbers first"
+        )
     if len({len(x) for x in arrays}) > 1:
-        raise DataError(f"{name} holds different numbers of samples: {describe(data)}; give as many targets as inputs")
+        raise DataError(
+            f"{named(name)} holds different numbers of samples: {describe(data)}; give as many targets as inputs"
+        )
     return _plain(data)
 
 
@@ -184,7 +217,7 @@ def count(loader: Loader, name: str) -> int:
     """
     length = len(loader) if has_length(loader) else sum(1 for _ in islice(loader, COUNTED_BATCHES))
     if not length:
-        raise DataError(f"{name} is empty: it gives no batch; give at least one, or set drop_last=False")
+        raise DataError(f"{named(name)} is empty: it gives no batch; give at least one, or set drop_last=False")
     return length
 
 
@@ -201,13 +234,14 @@ def ending(loader: Loader, most: int | None, name: str) -> Iterator[Any]:
     for number, batch in enumerate(loader):
         if number == limit:
             raise DataError(
-                f"{name} has no end after {limit:,} batches, and its length does not say when it ends; give a loader "
-                "with a length, or say how many batches to score: train_data=Task.of(train, val, val_batches=100)"
+                f"{named(name)} has no end after {limit:,} batches, and its length does not say when it "
+                "ends; give a loader with a length, or say how many batches to score: train_data=Task.of(train, val, "
+                "val_batches=100)"
             )
         yield batch
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Drawn:
     """A batch, and where in the data it stands."""
 
@@ -242,7 +276,7 @@ def epoch_of(loader: Loader, epoch: int, name: str, size_of: Callable[[Any], int
         before = max(size, 1)
         yield Drawn(epoch, batch, size)
     if not before:
-        raise DataError(f"{name} is empty: it gives no batch; give at least one, or set drop_last=False")
+        raise DataError(f"{named(name)} is empty: it gives no batch; give at least one, or set drop_last=False")
 
 
 def set_epoch(loader: Loader, epoch: int) -> None:
@@ -265,5 +299,5 @@ def describe(value: object) -> str:
 
 def describe_inputs(inputs: Inputs) -> str:
     """The same of what a model is called with."""
-    named = [f"{name}={describe(value)}" for name, value in inputs.kwargs.items()]
-    return f"({', '.join([*map(describe, inputs.args), *named])})"
+    by_name = [f"{name}={describe(value)}" for name, value in inputs.kwargs.items()]
+    return f"({', '.join([*map(describe, inputs.args), *by_name])})"

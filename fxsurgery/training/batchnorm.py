@@ -7,14 +7,14 @@ The running mean is the mean of the batches' means, the running variance that of
 from itertools import islice
 
 import torch
-from accelerate.utils import send_to_device
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fxsurgery.argument_names import named
 from fxsurgery.errors import DataError
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.batches import epoch_of
-from fxsurgery.training.device import Device
+from fxsurgery.training.device import Device, on_device
 from fxsurgery.training.finite import not_finite, wrong_values
 from fxsurgery.training.invocation import predict
 from fxsurgery.training.model_state import borrowed, require_changeable
@@ -55,14 +55,14 @@ def recalibrate(model: nn.Module, task: Task, *, batches: int = 100, seed: int =
             norm.train()
         try:
             for drawn in islice(epoch_of(source, 0, "train_data", task.samples), batches):
-                inputs, _ = task.take_apart(send_to_device(drawn.batch, there))
+                inputs, _ = task.take_apart(on_device(drawn.batch, there))
                 predict(model, inputs)
                 wrong = wrong or wrong_values((inputs.args, inputs.kwargs))
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
     if broken := [name for name in not_finite(model) if name.endswith(("running_mean", "running_var"))]:
-        blamed = f"since of train_data {wrong}; clean the data"
+        blamed = f"since of {named('train_data')} {wrong}; clean the data"
         why = blamed if wrong else "though the inputs are; check the weights, which overflow"
         raise DataError(f"the re-estimated statistics {', '.join(broken[:3])} are not finite, {why}")
     return len(norms)

@@ -25,8 +25,10 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
+from fxsurgery.argument_names import named
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs, tensors_in
+from fxsurgery.ops.operator import Kind
 from fxsurgery.program import Program
 from fxsurgery.seeding import mix
 from fxsurgery.surroundings import plain_surroundings
@@ -50,7 +52,6 @@ FLOOR = 1 / 20
 EPSILON = 1e-5
 """Added to every variance."""
 EASY_MACS = 5e7
-_SAME_SHAPE = ("view", "reshape", "to", "long", "int", "flatten", "squeeze", "unsqueeze", "contiguous", "clone")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +163,7 @@ def noise(program: Program, samples: int, seed: int) -> Inputs:
     if examples.batch and not examples.is_divisible:
         raise DataError(
             "inputs cannot be made of a model whose inputs hold offsets or lengths of the samples in another; "
-            "give train_data and val_data"
+            f"give {named('train_data')} and {named('val_data')}"
         )
     return examples.map_batched(drawn).clone()
 
@@ -179,7 +180,7 @@ def _rows(program: Program, node: fx.Node) -> Iterator[int]:
     for user in node.users:
         if user.op == "call_module" and isinstance(module := program.module(user), nn.Embedding):
             yield module.num_embeddings
-        elif user.op != "call_module" and str(getattr(user.target, "__name__", user.target)) in _SAME_SHAPE:
+        elif (operator := program.operator(user)) is not None and operator.kind is Kind.MOVEMENT:
             yield from _rows(program, user)
 
 

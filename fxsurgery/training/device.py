@@ -3,13 +3,14 @@
 import atexit
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, DistributedType, GradientState, PartialState
+from torch import Tensor
 
 from fxsurgery.errors import DeviceError, reason_of
 from fxsurgery.option_types import checked
@@ -47,6 +48,20 @@ def require_real(device: torch.device) -> None:
     """
     if device.type == "meta":
         raise DeviceError("device 'meta' holds no numbers and cannot train: use 'cpu' or 'cuda'")
+
+
+def on_device(batch: Any, device: torch.device) -> Any:  # noqa: ANN401
+    """A batch of any structure with all that can be moved, tensors above all, on `device`."""
+    if isinstance(batch, Tensor):
+        return batch if batch.device == device else batch.to(device)
+    if hasattr(batch, "to"):
+        return batch.to(device)
+    if isinstance(batch, tuple | list):
+        parts = [on_device(part, device) for part in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    if isinstance(batch, Mapping):
+        return type(batch)({key: on_device(part, device) for key, part in batch.items()})  # type: ignore[call-arg]
+    return batch
 
 
 def processes() -> int:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxsurgery.argument_names import named
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs, Place, tensors_in
 from fxsurgery.program import Program
@@ -72,7 +73,7 @@ def outputs_of(program: Program, *, classes: bool | None = None) -> tuple[Output
     except DataError as error:
         raise DataError(
             f"to learn from its own answers a model must take inputs with the batch in dim 0, and takes none: {error}. "
-            "Give train_data and val_data, with your loss"
+            f"Give {named('train_data')} and {named('val_data')}, with your loss"
         ) from error
     found = [
         (place, tensor)
@@ -82,11 +83,11 @@ def outputs_of(program: Program, *, classes: bool | None = None) -> tuple[Output
     if not found:
         raise DataError(
             "no output of the model is a floating-point tensor with the batch in dim 0, so there is nothing to "
-            "distill; give train_data and val_data, with your loss"
+            f"distill; give {named('train_data')} and {named('val_data')}, with your loss"
         )
-    named = [place for place, tensor in found if place and place[-1] in SCORES and tensor.dim() >= 2]
+    by_name = [place for place, tensor in found if place and place[-1] in SCORES and tensor.dim() >= 2]
     lone = len(found) == 1 and (found[0][1].dim() == 2 if classes is None else classes)
-    scores = None if classes is False else named[0] if named else found[0][0] if lone else None
+    scores = None if classes is False else by_name[0] if by_name else found[0][0] if lone else None
     return tuple(Output(place, _classes_dim(place, tensor) if place == scores else None) for place, tensor in found)
 
 
@@ -243,12 +244,13 @@ def _answered(
     """Inputs that have a batch dim, samples first, and the program's answers, by their number."""
     if not inputs.batch:
         raise DataError(
-            f"no tensor among the inputs has samples: {describe_inputs(inputs)}; give train_data and val_data"
+            f"no tensor among the inputs has samples: {describe_inputs(inputs)}; "
+            f"give {named('train_data')} and {named('val_data')}"
         )
     if not inputs.is_divisible:
         raise DataError(
-            f"offsets or lengths count out the rows of one of the inputs: {describe_inputs(inputs)}; give train_data "
-            "and val_data"
+            f"offsets or lengths count out the rows of one of the inputs: {describe_inputs(inputs)}; "
+            f"give {named('train_data')} and {named('val_data')}"
         )
     pairs = enumerate(zip(inputs.tensors, inputs.dims, strict=True))
     given = {str(i): x.detach().movedim(dim, 0) for i, (x, dim) in pairs if dim is not None}

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch import nn
 
+from fxsurgery.argument_names import named
 from fxsurgery.errors import DataError
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.batches import Loader, ending, has_length, set_epoch
-from fxsurgery.training.device import Device
+from fxsurgery.training.device import Device, on_device
 from fxsurgery.training.finite import wrong_values
 from fxsurgery.training.invocation import predict
 from fxsurgery.training.meter import Meter
@@ -86,11 +86,11 @@ def _score(model: nn.Module, task: Task, batches: Iterable[Any], device: torch.d
     meter = Meter(task, device)
     for number, batch in enumerate(batches):
         TURNS.give_way()
-        inputs, target = task.take_apart(send_to_device(batch, device))
+        inputs, target = task.take_apart(on_device(batch, device))
         output = predict(model, inputs)
         loss = meter.add(output, target, task.count(inputs, target, output))
         if not math.isfinite(loss) and (wrong := wrong_values(batch)):
-            raise DataError(f"{name}: the loss of batch {number} is {loss}, since {wrong}; clean the data")
+            raise DataError(f"{named(name)}: the loss of batch {number} is {loss}, since {wrong}; clean the data")
     if not meter.samples:
         raise DataError("`batches` to evaluate on is empty: it gives no batch; give at least one")
     figures = meter.figures()

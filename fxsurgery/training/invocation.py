@@ -3,10 +3,9 @@
 import inspect
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import reduce
 from operator import add
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -72,10 +71,14 @@ def predict(model: nn.Module, inputs: Inputs) -> Any:  # noqa: ANN401
         DeviceError: they need more memory than the device has.
     """
     given = addressed(model, inputs)
-    with _blaming(
-        f"the model cannot take inputs {describe_inputs(given)}{_hint(given)}", "give inputs that its forward takes"
-    ):
+    try:
         return model(*given.args, **given.kwargs)
+    except MISFITS as error:
+        _blame(
+            error,
+            f"the model cannot take inputs {describe_inputs(given)}{_hint(given)}",
+            "give inputs that its forward takes",
+        )
 
 
 class ByName(dict[str, Any]):
@@ -102,14 +105,17 @@ def loss_of(task: Task, output: Any, target: Any) -> Tensor:  # noqa: ANN401
     """
     loss = task.on("loss", _device_of(output))
     _refuse_broadcast(loss, "loss", output, target)
-    with _blaming(
-        f"the loss cannot take output {describe(output)} and target {describe(target)}",
-        "give targets or a loss= that fit",
-    ):
+    try:
         given: object = loss(_readable(output), target)
+    except MISFITS as error:
+        _blame(
+            error,
+            f"the loss cannot take output {describe(output)} and target {describe(target)}",
+            "give targets or a loss= that fit",
+        )
     terms = _terms(given)
     tensors = [term for term in terms.values() if isinstance(term, Tensor)]
-    if not tensors or any(isinstance(t, Tensor) and (t.numel() != 1 or t.is_complex()) for t in terms.values()):
+    if not tensors or any(t.numel() != 1 or t.is_complex() for t in tensors):
         raise TrainingError(
             "the loss must give a scalar tensor, the mean over the batch, or several in a dict or a tuple, which are "
             f"summed; it gave {describe(given)}"
@@ -117,17 +123,21 @@ def loss_of(task: Task, output: Any, target: Any) -> Tensor:  # noqa: ANN401
     if _counts_nothing(task, tensors[0], target):
         # PyTorch's mean of nothing is NaN; this has a gradient of zeros.
         return reduce(add, [x.flatten()[:0].sum() for _, x in tensors_in(output) if x.is_floating_point()])
-    total: Tensor = reduce(add, [x.reshape(()) if isinstance(x, Tensor) else x for x in terms.values()])  # type: ignore[assignment]
+    total: Tensor = reduce(add, [_scalar(x) for x in terms.values()])  # type: ignore[assignment]
     if len(terms) > 1 and total.requires_grad and not math.isfinite(total.item()):
         _blame_terms(terms)
     return total
+
+
+def _scalar(term: Tensor | float) -> Tensor | float:
+    return term.reshape(()) if isinstance(term, Tensor) and term.dim() else term
 
 
 def _counts_nothing(task: Task, loss: Tensor, target: object) -> bool:
     """Whether a loss is NaN because it leaves out every target."""
     if loss.is_meta or task.counting is None:
         return False
-    return bool(loss.isnan()) and task.counting.loss_weight(target) == 0
+    return math.isnan(loss.item()) and task.counting.loss_weight(target) == 0
 
 
 def _terms(loss: object) -> dict[str, Tensor | float]:
@@ -166,10 +176,12 @@ def figures_of(task: Task, output: Any, target: Any, loss: float) -> dict[str, f
         return {"loss": loss}
     metric = task.on("metric", _device_of(output))
     _refuse_broadcast(metric, task.metric_name, output, target)
-    with _blaming(_metric_misfit(task, output, target), "give another metric="):
+    try:
         if metric is accuracy and task.counting is not None:
             return _numbers(accuracy(_readable(output), target, task.counting.ignore_index), task.metric_name)
         return _numbers(metric(_readable(output), target), task.metric_name)
+    except MISFITS as error:
+        _blame(error, _metric_misfit(task, output, target), "give another metric=")
 
 
 def update(meter: Accumulating, task: Task, output: Any, target: Any) -> None:  # noqa: ANN401
@@ -179,8 +191,10 @@ def update(meter: Accumulating, task: Task, output: Any, target: Any) -> None:  
         DataError: it cannot take output and target.
         DeviceError: they need more memory than the device has.
     """
-    with _blaming(_metric_misfit(task, output, target), "give another metric="):
+    try:
         meter.update(_readable(output), target)
+    except MISFITS as error:
+        _blame(error, _metric_misfit(task, output, target), "give another metric=")
 
 
 def compute(meter: Accumulating, task: Task) -> dict[str, float]:
@@ -190,8 +204,10 @@ def compute(meter: Accumulating, task: Task) -> dict[str, float]:
         DataError: it fails, or does not give numbers.
         DeviceError: it needs more memory than the device has.
     """
-    with _blaming(f"compute() of {task.metric_name} fails, or gives no number", "give another metric="):
+    try:
         return _numbers(meter.compute(), task.metric_name)
+    except MISFITS as error:
+        _blame(error, f"compute() of {task.metric_name} fails, or gives no number", "give another metric=")
 
 
 def _metric_misfit(task: Task, output: object, target: object) -> str:
@@ -213,6 +229,8 @@ def _numbers(given: Any, name: str) -> dict[str, float]:  # noqa: ANN401
 
 
 def _device_of(output: object) -> torch.device:
+    if isinstance(output, Tensor):
+        return output.device
     return next((x.device for _, x in tensors_in(output)), torch.device("cpu"))
 
 
@@ -236,11 +254,8 @@ def _refuse_broadcast(function: object, what: str, output: object, target: objec
         )
 
 
-@contextmanager
-def _blaming(what: str, remedy: str) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
+def _blame(error: Exception, what: str, remedy: str) -> NoReturn:
+    """Raise an error of ours, whose message begins with `what`, for one that a call of the user's code raised."""
+    if isinstance(error, torch.OutOfMemoryError):
         raise DeviceError(f"out of memory, use a smaller batch_size: {what}") from error
-    except MISFITS as error:
-        raise DataError(f"{what}: {reason_of(error)}; {remedy}") from error
+    raise DataError(f"{what}: {reason_of(error)}; {remedy}") from error

@@ -123,7 +123,7 @@ def fit(  # noqa: PLR0913 -- each by name; what searchers add is grouped in `Hoo
         stepper = Stepper(
             model, task, recipe, stage, hooks or Hooks(), accelerator, recipe.optimizer_of(chosen), there, sharing
         )
-        with Stream(task.train_data, seed, there, sharing, task.samples) as stream:
+        with Stream(task.train_data, seed, there, sharing, task.counter(task.train_data)) as stream:
             return _Training(stepper, stream, progress, keeper, seed).run()
 
 
@@ -177,11 +177,13 @@ class _Training:
         return self.stepper.step(number, (self.stream.draw() for _ in range(self.stepper.batches)))
 
     def _report(self, info: StepInfo, *, record: bool, validate: bool) -> None:
-        looked = evaluate(self.stepper.model, self.stepper.task) if validate else None
-        self.score = looked or self.score
         self.pending.append(info.loss)
         for name, value in info.terms.items():
             self.terms[name] = self.terms.get(name, 0.0) + value
+        if not (record or validate or self.progress.is_due(info.step + 1, info.steps)):
+            return
+        looked = evaluate(self.stepper.model, self.stepper.task) if validate else None
+        self.score = looked or self.score
         standing = TrainingProgress(
             stage=info.stage,
             epoch=info.epoch,

@@ -67,8 +67,11 @@ class Batch:
             DataError: the module cannot take these inputs.
             DeviceError: out of memory.
         """
+        inputs = self.inputs.clone() if keep else self.inputs
+        if not self.accelerator.native_amp and self.sharing.world == 1:
+            return predict(model, inputs)
         with self.precision():
-            output = predict(model, self.inputs.clone() if keep else self.inputs)
+            output = predict(model, inputs)
         return convert_to_fp32(output) if self.accelerator.native_amp else output
 
     def loss(self, output: Any) -> Tensor:  # noqa: ANN401
@@ -94,8 +97,11 @@ class Batch:
             DeviceError: out of memory.
             TrainingError: the graph cannot be differentiated.
         """
+        batches, scaler = self.accelerator.gradient_accumulation_steps, self.accelerator.scaler
+        part = self.weighted(loss)
+        part = part if batches == 1 else part / batches  # as `Accelerator.backward`, which divides by 1 as well
         try:
-            self.accelerator.backward(self.weighted(loss))
+            (part if scaler is None else scaler.scale(part)).backward()
         except torch.OutOfMemoryError as error:
             raise DeviceError("out of memory in the backward pass, use a smaller batch_size") from error
         except (RuntimeError, NotImplementedError) as error:
@@ -160,9 +166,10 @@ def evaluated(objective: Objective, model: nn.Module, batch: Batch) -> dict[str,
     loss, terms = given
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise _misfit(batch, f"as loss a {type(loss).__name__} {tuple(getattr(loss, 'shape', ()))}")
+    scalar = loss.reshape(()) if loss.dim() else loss
     if loss.requires_grad:
-        batch.backward(loss.reshape(()))
-    found = {"": loss.detach().reshape(())}
+        batch.backward(scalar)
+    found = {"": scalar.detach()}
     for name, term in terms.items():
         if not isinstance(term, Tensor | int | float) or (isinstance(term, Tensor) and term.numel() != 1) or not name:
             raise _misfit(batch, f"as term {name!r} a {type(term).__name__} {tuple(getattr(term, 'shape', ()))}")

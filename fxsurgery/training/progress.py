@@ -14,6 +14,9 @@ from rich.text import Text
 from fxsurgery.printable import printable
 from fxsurgery.training.device import leads
 
+_SECONDS_OF_BAR = 0.1
+"""Between two updates of the live line, which is drawn as often."""
+
 
 @dataclass(frozen=True)
 class TrainingProgress:
@@ -66,7 +69,7 @@ class Progress:
         self._console = console or Console(stderr=True, highlight=False)
         self._shown = verbose and leads()
         self._interval = interval
-        self._last_line = float("-inf")
+        self._last_shown = float("-inf")
         self._bar: Bar | None = None
         self._metric_name = "metric"
         self._metric: float | None = None
@@ -90,7 +93,7 @@ class Progress:
     def stage(self, name: str, steps: int, metric_name: str = "metric") -> Iterator[None]:
         """While the block runs, a stage of so many steps reports its standings."""
         self._metric_name, self._metric = metric_name, None
-        self._last_line = time.monotonic()
+        self._last_shown = time.monotonic()
         if not (self._shown and self._console.is_terminal):
             yield
             return
@@ -102,16 +105,23 @@ class Progress:
             finally:
                 self._bar = None
 
+    def is_due(self, step: int, steps: int) -> bool:
+        """Whether `show` would show that step now: the last one, and others unless too soon after what was shown."""
+        if not self._shown:
+            return False
+        interval = self._interval if self._bar is None else _SECONDS_OF_BAR
+        return step == steps or time.monotonic() - self._last_shown >= interval
+
     def show(self, standing: TrainingProgress) -> None:
-        """Show a standing, unless that is too soon after the last."""
+        """Show a standing, unless that is too soon after the last. A metric that was measured is kept anyway."""
         if standing.metric is not None:
             self._metric = standing.metric
+        if not self.is_due(standing.step, standing.steps):
+            return
+        self._last_shown = time.monotonic()
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=standing.step, seen=self._seen(standing))
-            return
-        now, done = time.monotonic(), standing.step == standing.steps
-        if self._shown and (done or now - self._last_line >= self._interval):
-            self._last_line = now
+        else:
             self.note(
                 f"{standing.stage}: step {standing.step}/{standing.steps}, {self._seen(standing)}, "
                 f"{clock(standing.seconds)} gone, {clock(standing.seconds_left)} left"

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fxsurgery.argument_names import named
 from fxsurgery.errors import DeviceError, DivergedError, TrainingError, reason_of
 from fxsurgery.training.batch_stream import Portion
+from fxsurgery.training.device import on_device
 from fxsurgery.training.distributed import Sharing, rows_of
 from fxsurgery.training.finite import wrong_values
 from fxsurgery.training.objective import TASK, Batch, Objective, evaluated, task_objective
@@ -78,17 +79,18 @@ class Stepper:
     rates: list[float] = field(init=False)
     """The learning rate of each parameter group, before the schedule."""
     trained: list[nn.Parameter] = field(init=False)
+    batches: int = field(init=False)
+    """Batches of one step."""
+    _has_plain_zero_grad: bool = field(init=False)
+    """Whether the optimizer clears gradients as PyTorch's do; those of others may clear more."""
     _taken: list[Portion] = field(init=False, default_factory=list)
     """The batches of the last step, to blame."""
 
     def __post_init__(self) -> None:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-
-    @property
-    def batches(self) -> int:
-        """How many one step takes."""
-        return int(self.accelerator.gradient_accumulation_steps)
+        self.batches = int(self.accelerator.gradient_accumulation_steps)
+        self._has_plain_zero_grad = type(self.optimizer).zero_grad is Optimizer.zero_grad
 
     def step(self, number: int, portions: Iterable[Portion]) -> StepInfo:
         """Take one optimiser step on so many batches.
@@ -101,7 +103,7 @@ class Stepper:
         factor = self.recipe.schedule((number + 0.5) / self.recipe.steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        self.optimizer.zero_grad()
+        self._forget_gradients()
         terms, epoch = self._gradients(number, portions)
         total, rate = terms.pop(""), float(self.optimizer.param_groups[0]["lr"])
         info = StepInfo(self.stage, number, self.recipe.steps, epoch, terms.pop(TASK, total), rate, terms)
@@ -116,6 +118,13 @@ class Stepper:
         self.sharing.agree(self.model.buffers())
         return info
 
+    def _forget_gradients(self) -> None:
+        if self._has_plain_zero_grad:
+            for parameter in self.trained:
+                parameter.grad = None
+        else:
+            self.optimizer.zero_grad()
+
     def _blamed(self, info: StepInfo, total: float) -> str:
         """What to tell of a loss that is not finite."""
         parts = ", ".join(f"{name}={value:.4g}" for name, value in info.terms.items())
@@ -123,7 +132,7 @@ class Stepper:
         told = f"{told} ({parts})" if parts else told
         for portion in self._taken:
             if wrong := wrong_values(portion.batch):
-                where = f"of train_data, batch {portion.number} of epoch {portion.epoch}"
+                where = f"of {named('train_data')}, batch {portion.number} of epoch {portion.epoch}"
                 return f"{told}, since {where}, {wrong}; clean the data"
         return (
             f"{told}; lower the learning rate, set gradient_clip=1.0 (of settings or Recipe), "
@@ -144,6 +153,8 @@ class Stepper:
     def _means(self, figures: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
         """The means over the batches of a step, and over the processes, by name."""
         names = list(figures[0])
+        if len(figures) == len(names) == 1 and self.sharing.world == 1:
+            return {names[0]: float(figures[0][names[0]].item())}
         if other := next((found.keys() ^ set(names) for found in figures if found.keys() != set(names)), None):
             raise TrainingError(
                 f"stage {self.stage!r}: the objective gave the term {min(other)!r} for some batches of a step and not "
@@ -154,7 +165,7 @@ class Stepper:
 
     def _batch(self, number: int, portion: Portion) -> Batch:
         """The rows that this process takes of a batch, as the objective sees them."""
-        inputs, target = self.task.take_apart(send_to_device(portion.batch, self.device))
+        inputs, target = self.task.take_apart(on_device(portion.batch, self.device))
         if portion.whole:
             inputs, target = rows_of(inputs, target, portion.share)
         return Batch(

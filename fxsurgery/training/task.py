@@ -10,11 +10,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from fxsurgery.argument_names import named
 from fxsurgery.batch_layout import Statement, as_stated, by_target, is_ambiguous, sample_count
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs
 from fxsurgery.option_types import Count, Seed, check_fields, checked
-from fxsurgery.training.batches import Loader, describe, describe_inputs, epoch_of, loader_of
+from fxsurgery.training.batches import ArrayLoader, Loader, describe, describe_inputs, epoch_of, loader_of
+from fxsurgery.training.batches import samples as row_count
 from fxsurgery.training.classification import Counting, accuracy, counting_of, cross_entropy
 from fxsurgery.training.randomness import repeatable
 
@@ -198,6 +200,11 @@ class Task:
         """Number of samples in a batch; see `count`."""
         return self.count(*self.take_apart(batch))
 
+    def counter(self, loader: Loader) -> Callable[[Any], int]:
+        """`samples`, for the batches of `loader`; the rows, where tensors are taken apart by convention."""
+        by_rows = isinstance(loader, ArrayLoader) and self.split is by_convention and self.batch_dims is None
+        return row_count if by_rows else self.samples
+
     def count(self, inputs: Inputs, target: Any, output: Any = None) -> int:  # noqa: ANN401
         """Number of samples in a batch, by the inputs; by the target where only the model's output is as long."""
         if self.batch_dims is not None and inputs.batch is not None:
@@ -241,7 +248,9 @@ class Task:
                 if (found.batch or 0) >= n:
                     break
         if found is None:
-            raise DataError("train_data is empty: it gives no batch; give at least one, or set drop_last=False")
+            raise DataError(
+                f"{named('train_data')} is empty: it gives no batch; give at least one, or set drop_last=False"
+            )
         return found.resized(min(n, found.batch or 0))
 
     def _with_batch(self, batch: object) -> Inputs:

@@ -11,6 +11,7 @@ from fxsurgery.analysis.gating import gate_plan
 from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
 from fxsurgery.passes import PruneChannels
+from nonempty import nonempty
 from programs import program
 from zoo import ZOO
 
@@ -32,7 +33,7 @@ def test_params_are_all_parameters(name: str):
 @pytest.mark.parametrize("name", ZOO)
 def test_predicted_cost_is_the_cost_after_the_pass(name: str):
     start = program(name)
-    for move in PruneChannels.candidates(start):
+    for move in nonempty(PruneChannels.candidates(start)):
         after, predicted = cost(move(start).program), cost_after(start, move.keep(start))
         assert (after.params, after.macs) == (predicted.params, predicted.macs)
 
@@ -42,7 +43,7 @@ def test_expected_cost_at_hard_gates_is_the_cost(name: str):
     start = program(name)
     plan, terms = gate_plan(start), mac_terms(start)
     expected = terms.expected(plan)
-    for move in PruneChannels.candidates(start):
+    for move in nonempty(PruneChannels.candidates(start)):
         keep = move.keep(start)
         gates = torch.cat([torch.ones(1), torch.from_numpy(keep[plan.units]).float()])
         assert float(expected(gates)) == pytest.approx(terms.total(keep) / cost(start).macs, rel=1e-5)
@@ -77,5 +78,5 @@ class TokenMixer(nn.Module):
 
 def test_channels_that_pass_a_linear_layer_are_counted_in_its_work():
     start = capture(TokenMixer().eval(), torch.linspace(-1, 1, 384).reshape(2, 3, 8, 8))
-    for move in PruneChannels.candidates(start):
+    for move in nonempty(PruneChannels.candidates(start)):
         assert cost(move(start).program).macs == cost_after(start, move.keep(start)).macs

@@ -22,6 +22,7 @@ from fxsurgery.capture import capture
 from fxsurgery.passes import PruneChannels
 from fxsurgery.program import Program
 from fxsurgery.training import Recipe, Task, fit, sgd
+from nonempty import nonempty
 from programs import program
 from zoo import lively
 
@@ -81,7 +82,7 @@ def test_bn_gamma_is_the_mean_over_the_norms_that_lose_the_unit(name: str):
     gammas = {n: p.detach().abs() for n, p in start.graph_module.named_parameters() if n in norms}
     total, count = slowly(start, gammas), slowly(start, {n: torch.ones_like(g) for n, g in gammas.items()})
     found = bn_gamma(start)
-    for unit, many in count.items():
+    for unit, many in nonempty(count.items()):
         assert np.isnan(found[unit]) if not many else found[unit] == pytest.approx(total[unit] / many)
 
 
@@ -115,8 +116,8 @@ def squares(model: nn.Module, start: Program) -> float:
 def test_taylor_agrees_with_shrinking_a_unit_a_little(name: str):
     start = distinct(name).in_double()
     found = taylor(start, gradients(start))
-    for group in structure(start).groups:
-        for position, unit in enumerate(group.units.tolist()):
+    for group in nonempty(structure(start).groups):
+        for position, unit in nonempty(enumerate(group.units.tolist())):
             model, step = start.trainable_copy(), 1e-6
             before = squares(model, start)
             with torch.no_grad():

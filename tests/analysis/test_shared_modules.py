@@ -5,6 +5,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from fxsurgery.analysis.shared_modules import called_again, fixed, names_of, shared
 from fxsurgery.capture import capture
+from fxsurgery.match import Refusal
 from programs import program
 
 
@@ -23,13 +24,13 @@ class Net(nn.Module):
 def test_who_else_has_or_reads_a_tensor_is_told():
     start = capture(Net().eval(), torch.randn(2, 4))
     assert fixed(start, "own") is None
-    assert fixed(start, "tied") == "tied.weight is other.weight as well"
-    assert shared(start, "other") == "other.weight is tied.weight as well"
+    assert fixed(start, "tied") == Refusal("tied", "tied.weight is other.weight as well")
+    assert shared(start, "other") == Refusal("other", "other.weight is tied.weight as well")
     assert "computed from other tensors" in str(fixed(start, "normed"))
     assert "read by %read_weight" in str(fixed(start, "read"))
     assert names_of(start, start.graph_module.get_parameter("tied.weight")) == ["tied.weight", "other.weight"]
 
 
 def test_a_second_call_is_counted():
-    assert called_again(program("SharedConv"), "conv") == "conv is called 2 times"
+    assert called_again(program("SharedConv"), "conv") == Refusal("conv", "conv is called 2 times")
     assert called_again(program("SharedConv"), "stem") is None

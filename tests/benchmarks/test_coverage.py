@@ -20,6 +20,7 @@ from fxsurgery.analysis.structure import structure
 from fxsurgery.comparison import relative_error
 from fxsurgery.inputs import Inputs
 from fxsurgery.passes import PruneChannels
+from nonempty import nonempty
 
 ABOUT = Header(command="python -m benchmarks.coverage", date="2026-01-02", cpu="Some CPU", cores=2, torch="2.15.0")
 
@@ -48,7 +49,7 @@ def test_each_name_stands_once_in_its_list():
     for name in ("torchvision", "awkward"):
         names = [sample.name for sample in listed([name])]
         assert len(names) == len(set(names)) > 35
-        assert all(n.startswith(f"{name}/") for n in names)
+        assert all(n.startswith(f"{name}/") for n in nonempty(names))
 
 
 def test_only_picks_by_regular_expression():
@@ -57,7 +58,7 @@ def test_only_picks_by_regular_expression():
 
 def test_quantised_models_and_optical_flow_are_left_out():
     names = {sample.name for sample in listed(["torchvision"])}
-    assert not any("quantized" in n or "raft" in n for n in names)
+    assert not any("quantized" in n or "raft" in n for n in nonempty(names))
     assert {"torchvision/resnet50", "torchvision/fcn_resnet50", "torchvision/s3d"} <= names
 
 
@@ -65,7 +66,7 @@ def test_quantised_models_and_optical_flow_are_left_out():
 def test_awkward_nets_run_and_answer_to_their_input(sample):
     model, inputs = sample.example(0)
     again, _ = sample.example(0)
-    for a, b in zip(model.parameters(), again.parameters(), strict=True):
+    for a, b in nonempty(zip(model.parameters(), again.parameters(), strict=True)):
         assert torch.equal(a, b)
     with torch.no_grad():
         output = torch.utils._pytree.tree_leaves(model(*inputs.args, **inputs.kwargs))[0]
@@ -79,7 +80,7 @@ def test_lively_weights_are_neither_zero_nor_constant():
     nn.init.zeros_(net[2].weight)
     nn.init.ones_(net[3].weight)
     enliven(net, Inputs((torch.randn(1, 3, 6, 6),)), seed=0)
-    assert all(p.std() > 0.01 for p in net.parameters())
+    assert all(p.std() > 0.01 for p in nonempty(net.parameters()))
     assert net[3].weight.min() >= 0.5
 
 

@@ -22,6 +22,7 @@ from fxsurgery import BudgetError, capture
 from fxsurgery.analysis.cost import cost
 from fxsurgery.searchers.common import trials
 from fxsurgery.training import Recipe, constant, evaluate, fit, sgd
+from nonempty import nonempty
 
 TRIAL = Trial(data="fashion", net="small-ffnn", mode="greedy", seed=0, epochs=300, samples=60)
 ASKED = Nets(
@@ -203,8 +204,10 @@ class TestTrial:
         asked = [call["config"] for call in search.calls]
         assert [c.greediness for c in asked[:3]] == [1.0, 0.5, 0.0]
         assert [c.selection for c in asked] == ["fitness", "fitness", "fitness", "random"]
-        assert all(call["spend"].epochs == 300 and not call["trained"] and call["resume"] for call in search.calls)
-        assert all((c.learning_rate, c.momentum, c.weight_decay) == (0.1, 0.0, 0.0) for c in asked)
+        assert all(
+            call["spend"].epochs == 300 and not call["trained"] and call["resume"] for call in nonempty(search.calls)
+        )
+        assert all((c.learning_rate, c.momentum, c.weight_decay) == (0.1, 0.0, 0.0) for c in nonempty(asked))
 
     def test_what_was_run_is_not_run_again(self, few, search):
         assert TRIAL.figures() == TRIAL.figures()
@@ -309,7 +312,7 @@ class TestNets:
     def test_a_whole_part_runs_with_a_stand_in(self, few, search, capsys):
         asked = replace(ASKED, spend=15, samples=60, seeds=[0], batch_size=10)
         found = asked.run()
-        assert set(found) == {(net, mode) for net in asked.nets for mode in (*asked.modes, AS_LONG)}
+        assert set(found) == {(net, mode) for net in nonempty(asked.nets) for mode in (*asked.modes, AS_LONG)}
         assert {f["spent"] for f in of_mode(found, "baseline")} == {3}
         assert {f["spent"] for f in of_mode(found, AS_LONG)} == {32}
         assert "6 of 6 trials are to be run" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from benchmarks.runs import once
 from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
 from fxsurgery.passes import ALL, AddPool, FoldBn
+from nonempty import nonempty
 
 
 def test_every_pass_has_a_row_on_v8():
@@ -38,7 +39,8 @@ def test_the_control_keeps_the_units_that_count_most():
     group = structure(start).group("dense")
     assert group is not None
     assert len(group.units) == 32
-    assert set(gone) == set(model.head.weight.abs().sum(0).argsort()[:2].tolist())
+    assert len(gone) == 2
+    assert set(nonempty(gone)) == set(model.head.weight.abs().sum(0).argsort()[:2].tolist())
 
 
 def test_a_run_is_made_once(tmp_path, monkeypatch):

@@ -81,7 +81,8 @@ def test_the_model_itself_is_named_where_no_module_is(function, what):
 
 
 def test_the_remedy_named_works():
-    capture(nn.Sequential(Offender(branch)), torch.randn(2, 3), leaf_modules=(Offender,))
+    program = capture(nn.Sequential(Offender(branch)), torch.randn(2, 3), leaf_modules=(Offender,))
+    assert len(list(program.calls(Offender))) == 1
 
 
 def test_a_module_kept_in_a_list_is_named():

@@ -455,7 +455,9 @@ def test_a_buffer_in_a_branch_is_not_baked_in():
 
 
 def test_a_batch_of_one_is_doubled_for_train_mode():
-    capture(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), X[:1])
+    program = capture(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), X[:1])
+    assert program.examples.batch == 1
+    assert not program.notes
 
 
 def test_a_model_that_cannot_train_is_taken_with_a_note():

@@ -13,6 +13,7 @@ from torch import fx, nn
 from fxsurgery.capture import capture
 from fxsurgery.capture.in_thread import TrueInThisThread
 from fxsurgery.program import Program
+from nonempty import nonempty
 
 SECONDS = 120
 COUNT = 20
@@ -118,7 +119,7 @@ def in_threads(*work: Callable[[], Any]) -> list[Any]:
         thread.join(SECONDS)
     if errors:
         raise errors[0]
-    assert not any(thread.is_alive() for thread in threads)
+    assert not any(thread.is_alive() for thread in nonempty(threads))
     return found
 
 
@@ -159,7 +160,7 @@ def test_a_model_is_served_from_inside_of_a_capture() -> None:
 
     capture(built(Meeting), X)
     assert len(found) > 3
-    assert all(torch.allclose(output, wanted) for output in found)
+    assert all(torch.allclose(output, wanted) for output in nonempty(found))
 
 
 def test_several_threads_capture_at_once() -> None:
@@ -170,7 +171,7 @@ def test_several_threads_capture_at_once() -> None:
 
     names = [*FRONT_ENDS, *FRONT_ENDS]
     for name, programs in zip(names, in_threads(*((lambda name=name: work(name)) for name in names)), strict=True):
-        for program in programs:
+        for program in nonempty(programs):
             assert program.text() == wanted[name].text()
             assert torch.equal(program.run_examples()[0], wanted[name].run_examples()[0])
 

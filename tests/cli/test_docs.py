@@ -15,11 +15,11 @@ def test_the_config_file_of_the_page_is_understood(tmp_path: Path):
     text, evolving = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
     (tmp_path / "run.toml").write_text(text, encoding="utf-8")
     config, settings = read(tmp_path / "run.toml", {})
-    assert config.to_budget() == fxsurgery.Budget(macs=0.5, params=1_200_000)
+    assert config.budget == fxsurgery.Budget(macs=0.5, params=1_200_000)
     assert (settings.finetune_epochs, callable(settings.optimizer)) == (30, True)
     (tmp_path / "evolving.toml").write_text(f'model = "nets.py:Net"\n{evolving}', encoding="utf-8")
     config, settings = read(tmp_path / "evolving.toml", {})
-    assert config.to_spend() == fxsurgery.Spend(epochs=300, seconds=3600)
+    assert config.spend == fxsurgery.Spend(epochs=300, seconds=3600)
     assert isinstance(settings, METHODS["ectonas"].settings)
 
 

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import nn
 
 import fxsurgery
-from fxsurgery.cli.errors import in_flags
+from fxsurgery.argument_names import naming_by
+from fxsurgery.capture.input_inference import guess_inputs
+from fxsurgery.cli.flag_names import FlagNames
+from fxsurgery.errors import DataError
 
 TOLD = 2
 """What the command was told cannot be understood."""
@@ -38,12 +42,12 @@ FAILED = 1
         ("optimize sample_nets:Net --method dnall", TOLD, "--method: no method is named 'dnall'"),
         ("optimize sample_nets:Net --spend 300", TOLD, "--spend: '300' is not of the form name=value"),
         ("optimize sample_nets:Net --spend epoch=300", TOLD, "--spend epoch: 'epoch' is no limit; did you mean"),
-        ("optimize sample_nets:Net --workers 0", TOLD, "--workers: it should be greater than 0"),
+        ("optimize sample_nets:Net --workers 0", TOLD, "--workers: it must be at least 1 and less than"),
         ("optimize sample_nets:Net --example-shape 3,8,8 --spend epochs=3", FAILED, "--spend is for --method ectonas"),
         ("optimize sample_nets:Net --example-shape 3,8,8 --workers 3", FAILED, "--workers is for --method ectonas"),
         ("export sample_nets:Net a.onnx --member 1", TOLD, "--member: the model is no saved result"),
         ("bench none.onnx --member 1", TOLD, "--member is for a saved result, not for ONNX files"),
-        ("optimize sample_nets:Net --batch-size 0", TOLD, "--batch-size: it should be greater than 0"),
+        ("optimize sample_nets:Net --batch-size 0", TOLD, "--batch-size: it must be at least 1 and less than"),
         ("optimize sample_nets:Net --config none.toml", TOLD, "cannot read none.toml"),
         ("optimize sample_nets:Net --train-data sample_data:train", TOLD, "--train-data without --val-data"),
         ("optimize sample_nets:Net --val-data sample_data:val", TOLD, "--val-data without --train-data"),
@@ -187,8 +191,16 @@ def test_a_run_that_is_interrupted_goes_on_to_the_same_end(here: Path, seen: lis
 
 
 def test_a_line_of_python_stays_whole_and_the_flag_stands_beside_it():
-    line = "Write: fxsurgery.optimize(model, example_inputs=(torch.randn(2, 3), torch.randn(2, 7)))"
-    told = in_flags(line)
-    assert told.startswith(line)
-    assert "--example-shape N,N,N, once for each input" in told
-    assert in_flags("size guessed; example_inputs= overrides").endswith("--example-shape or --example-inputs overrides")
+    class Two(nn.Module):
+        def forward(self, x, y):
+            return x @ y
+
+    with naming_by(FlagNames()), pytest.raises(DataError) as told:
+        guess_inputs(Two())
+    line = 'fxsurgery.optimize(model, method="dnal", example_inputs=(torch.randn(2, 3, 224, 224), torch.randn(2, 3, '
+    assert line in str(told.value)
+    assert "Give --example-shape or --example-inputs, two samples of each" in str(told.value)
+    assert str(told.value).endswith("Here: --example-shape N,N,N, once for each input, or --example-inputs DATA")
+    with naming_by(FlagNames()):
+        _, how = guess_inputs(nn.Sequential(nn.Conv2d(3, 4, 3)))
+    assert how.endswith("--example-shape or --example-inputs overrides")

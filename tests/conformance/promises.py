@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,10 +44,11 @@ from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
 from fxsurgery.comparison import TOLERANCE
 from fxsurgery.errors import SpecError, StructureError, SurgeryError
-from fxsurgery.passes import ALL, parse, replay
+from fxsurgery.passes import ALL, PruneChannels, parse, replay
 from fxsurgery.program import Program
 from fxsurgery.proof import RUN_ERRORS
 from fxsurgery.surgery import Effect, PassResult, Rewrite, Trains
+from nonempty import nonempty, possibly_empty
 
 OURS = ("fxsurgery.nn.gates", "fxsurgery.nn.elastic")
 """Modules of the library that may stand in a graph while a search runs; a pass takes each out again."""
@@ -77,7 +79,7 @@ def check(program: Program, passes: Iterable[Rewrite | str]) -> Program:
     passes = [parse(p) if isinstance(p, str) else p for p in passes]
     with registered(*map(type, passes)):
         after = program
-        for move in passes:
+        for move in possibly_empty(passes):
             after = check_pass(after, move).program
         check_endures(program, after)
     return after
@@ -132,7 +134,9 @@ def changes_are_told_truly(trial: Trial) -> None:
 def doing_nothing_is_explained(trial: Trial) -> None:
     """A pass that changes nothing says why."""
     assert trial.result.changes or trial.result.refusals, "nothing changed, and no refusal says why"
-    assert all(r.node and r.reason for r in trial.result.refusals), "a refusal without a place or reason"
+    assert all(r.node and r.reason for r in possibly_empty(trial.result.refusals)), (
+        "a refusal without a place or reason"
+    )
 
 
 def spec_reads_back(trial: Trial) -> None:
@@ -153,7 +157,7 @@ def shapes_hold_at_other_batch_sizes(trial: Trial) -> None:
             raise AssertionError(f"at batch {samples} the result does not run: {error}") from error
         shapes, meant = ([(tuple(o.shape), o.dtype) for o in outputs] for outputs in (got, wanted))
         assert shapes == meant, f"at batch {samples} the outputs are {shapes}, not {meant}"
-        finite = all(g.isfinite().all() or not w.isfinite().all() for g, w in zip(got, wanted, strict=True))
+        finite = all(g.isfinite().all() or not w.isfinite().all() for g, w in nonempty(zip(got, wanted, strict=True)))
         assert finite, f"at batch {samples} the outputs are not finite"
 
 
@@ -176,11 +180,17 @@ def exact_is_exact_at_another_size(trial: Trial) -> None:
 
 
 def structure_is_analysed(trial: Trial) -> None:
-    """The analysis of what changes together runs on the result, and every candidate of its groups is legal to ask."""
+    """The analysis of what changes together runs on the result; a unit of each group can be asked for, one can go."""
     facts = structure(trial.after)
     names = [group.name for group in facts.groups]
     assert len(set(names)) == len(names), f"two channel groups of one name: {names}"
-    assert not facts.emptied(facts.mask(facts.groups[0].units[:0])) if facts.groups else True
+    for group in possibly_empty(facts.groups):
+        keep = facts.mask(group.units[:1])
+        assert np.flatnonzero(~keep).tolist() == [group.units[0]], f"the first unit of {group.name} cannot be named"
+        assert {*facts.emptied(keep)} <= {int(group.units[0])}, f"the first unit of {group.name} takes others with it"
+    for move in possibly_empty(itertools.islice(PruneChannels.candidates(trial.after, lambda _: 1), 1)):
+        result = move(trial.after)
+        assert result.changes or result.refusals, f"{move} did nothing to the result, and no refusal says why"
 
 
 def modules_are_plain(trial: Trial) -> None:
@@ -192,7 +202,7 @@ def modules_are_plain(trial: Trial) -> None:
         assert plain, f"{path} is a {home}.{type(module).__name__}"
         assert not module.training or next(module.children(), None), f"{path} is in train mode"
     known = {n.target for n in trial.start.nodes}
-    for node in trial.after.nodes:
+    for node in nonempty(trial.after.nodes):
         home = str(getattr(node.target, "__module__", ""))
         plain = node.op != "call_function" or node.target in known or not home.startswith("fxsurgery")
         assert plain, f"%{node} calls {home}.{node.target}"
@@ -203,7 +213,7 @@ def parameters_fit_the_program(trial: Trial) -> None:
     before, after = (dict(p.graph_module.named_parameters()) for p in (trial.start, trial.after))
     kinds = {(p.dtype, p.device) for p in before.values()}
     states = {p.requires_grad for p in before.values()}
-    for name, parameter in after.items():
+    for name, parameter in possibly_empty(after.items()):
         assert (parameter.dtype, parameter.device) in kinds, f"{name} is {parameter.dtype} on {parameter.device}"
         wanted = {before[name].requires_grad} if name in before else states
         assert parameter.requires_grad in wanted, f"{name} has requires_grad={parameter.requires_grad}"
@@ -214,10 +224,10 @@ def tensors_stand_alone(trial: Trial) -> None:
     """A tensor is one of the program before, or has memory of its own; what was one tensor stays one."""
     before, after = map(tensors, (trial.start, trial.after))
     owners = {tensor.untyped_storage().data_ptr(): (name, id(tensor)) for name, tensor in before.items()}
-    for name, tensor in after.items():
+    for name, tensor in possibly_empty(after.items()):
         owner = owners.setdefault(tensor.untyped_storage().data_ptr(), (name, id(tensor)))
         assert owner[1] == id(tensor) or not tensor.numel(), f"{name} is a view of {owner[0]}"
-    for name, tied in itertools.combinations([n for n in before if n in after], 2):
+    for name, tied in possibly_empty(itertools.combinations([n for n in before if n in after], 2)):
         if before[name] is before[tied]:
             assert after[name] is after[tied], f"{name} and {tied} were one tensor"
 
@@ -225,9 +235,9 @@ def tensors_stand_alone(trial: Trial) -> None:
 def origins_name_entries(trial: Trial) -> None:
     """Each origin names a parameter of before and entries that it has."""
     before, after = (dict(p.graph_module.named_parameters()) for p in (trial.start, trial.after))
-    for name, origin in trial.result.origins.items():
+    for name, origin in possibly_empty(trial.result.origins.items()):
         sizes = list(before[origin.name].shape)
-        for dim, index in origin.index.items():
+        for dim, index in possibly_empty(origin.index.items()):
             assert -1 <= int(index.min()) <= int(index.max()) < sizes[dim], f"{name}: entries beyond {origin.name}"
             sizes[dim] = len(index)
         assert list(after[name].shape) == sizes, f"{name} is {tuple(after[name].shape)}, its origin says {sizes}"
@@ -250,12 +260,12 @@ def every_parameter_trains(trial: Trial) -> None:
     with NoDeadUnits():
         before, after = trained(trial.start, 1e-2), trained(trial.after, 1e-2)
     faint = {name for name, size in before.largest().items() if size <= FAINT * before.scale}
-    for name, size in after.largest().items():
+    for name, size in possibly_empty(after.largest().items()):
         old = trial.result.origins[name].name if name in trial.result.origins else name
         excused = old in faint or (old not in before.gradients and bool(faint))
         assert size > 0 or excused, f"no gradient reaches {name}"
-    assert all(o.isfinite().all() for o in after.program.run_examples()), "trained, outputs are not finite"
-    for path, i, j in twins(after.program) - twins(before.program):
+    assert all(o.isfinite().all() for o in nonempty(after.program.run_examples())), "trained, outputs are not finite"
+    for path, i, j in possibly_empty(twins(after.program) - twins(before.program)):
         gradient = after.gradients.get(f"{path}.weight")
         # Weights may be equal still only because the steps were smaller than their rounding.
         trains = gradient is not None and gradient[i].max() > FAINT * after.scale

@@ -17,6 +17,7 @@ from conformance.graphs import Graph
 from conformance.promises import check_endures, check_pass
 from conformance.strategies import draw_move, draw_variant, graphs
 from fxsurgery.errors import SpecError, StructureError
+from nonempty import nonempty
 
 LENGTH = 3
 """Passes in a chain, at most."""
@@ -47,7 +48,7 @@ def run(graph: Graph, data: st.DataObject) -> int:
     torch.manual_seed(0)
     try:
         after = start = graph.program()
-        for _ in range(data.draw(st.integers(1, LENGTH))):
+        for _ in nonempty(range(data.draw(st.integers(1, LENGTH)))):
             if (move := draw_move(data, after)) is None:
                 break
             variant = draw_variant(data, move)

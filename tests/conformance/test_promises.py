@@ -3,24 +3,28 @@
 import itertools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
+from conformance import promises
 from conformance.graphs import Graph
-from conformance.promises import check, registered
+from conformance.promises import Trial, check, registered
 from conformance.smaller import smaller
 from conformance.steps import Act, Again, Chunk, Conv, Head, Join, Norm, Tied
+from fxsurgery.analysis.structure import ChannelGroup, Structure, structure
 from fxsurgery.edit import Editor
 from fxsurgery.errors import PassCrashedError, SpecError, SurgeryError
 from fxsurgery.lineage import Origin
-from fxsurgery.passes import ALL, parse
+from fxsurgery.passes import ALL, FoldBn, parse
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite, Trains
+from nonempty import nonempty
 
 PLAIN = Graph((3, 8, 8), (Conv(0, 4), Act(1), Conv(2, 4)), (Head((3,)),))
 
@@ -168,6 +172,27 @@ def test_a_broken_promise_is_caught_by_name(how: str):
         check(PLAIN.program(), [Faulty(how)])
 
 
+@pytest.mark.parametrize(
+    ("units", "caught"),
+    [
+        ({"conv0": [1, 2], "twin": [3]}, "two channel groups of one name"),
+        ({"conv0": [0]}, "the first unit of conv0 cannot be named"),
+    ],
+)
+def test_groups_that_are_none_are_caught(units: dict[str, list[int]], caught: str, monkeypatch: pytest.MonkeyPatch):
+    groups = tuple(ChannelGroup("conv0", (name,), np.array(ids)) for name, ids in units.items())
+    monkeypatch.setattr(promises, "structure", lambda program: replace(structure(program), groups=groups))
+    with pytest.raises(AssertionError, match=caught):
+        check(PLAIN.program(), ["prune-channels(drop=(('conv0', (3,)),))"])
+
+
+def test_a_unit_that_takes_others_with_it_is_caught(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Structure, "emptied", lambda *_: [1, 2])
+    trial = Trial(start := PLAIN.program(), FoldBn(), FoldBn()(start))
+    with pytest.raises(AssertionError, match="the first unit of conv0 takes others with it"):
+        promises.structure_is_analysed(trial)
+
+
 def test_weights_that_are_torn_apart_are_caught():
     @dataclass(frozen=True)
     class Tears(Rewrite):
@@ -265,7 +290,7 @@ def test_a_graph_builds_the_same_model_each_time_and_leaves_the_random_state_alo
     state = torch.get_rng_state()
     first, second = graph.module().state_dict(), graph.module().state_dict()
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert all(torch.equal(first[key], second[key]) for key in nonempty(first))
     program = graph.program()
     assert isinstance(program, Program)
     assert sum(n.target == "conv2" for n in program.nodes) == 2

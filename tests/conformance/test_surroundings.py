@@ -19,6 +19,7 @@ from fxsurgery import Budget, Program, Task, capture, optimize, passes
 from fxsurgery.capture import guess_inputs
 from fxsurgery.saving import load_program, save_program
 from fxsurgery.training import evaluate, recalibrate
+from nonempty import nonempty
 from zoo import ZOO, example
 
 pytestmark = pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled:UserWarning")
@@ -36,12 +37,12 @@ def require_same(found: Program, name: str) -> None:
     wanted = plain(name)
     assert found.text() == wanted.text()
     assert found.notes == wanted.notes
-    for got, want in zip(found.run_examples(), wanted.run_examples(), strict=True):
+    for got, want in nonempty(zip(found.run_examples(), wanted.run_examples(), strict=True)):
         assert torch.equal(got, want)
     ours, theirs = found.graph_module.state_dict(), wanted.graph_module.state_dict()
     assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert not any(t.is_inference() for t in (*ours.values(), *found.examples.tensors))
+    assert all(torch.equal(ours[key], theirs[key]) for key in nonempty(ours))
+    assert not any(t.is_inference() for t in nonempty((*ours.values(), *found.examples.tensors)))
 
 
 def capture_in(name: str, kind: str) -> None:

@@ -32,6 +32,7 @@ from deploy.samples import (
 )
 from fxsurgery.deploy import chain, export_onnx, exporters
 from fxsurgery.errors import ExportError
+from nonempty import nonempty
 from zoo import REAL
 
 IMAGES = (noise(2, 3, 8, 8),)
@@ -148,8 +149,8 @@ def test_the_model_and_the_random_state_are_left_alone(tmp_path, exporter, train
     weights, state = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
     export_onnx(model, IMAGES, tmp_path / "m.onnx", exporter=exporter)
     assert {name: m.training for name, m in model.named_modules()} == flags
-    assert all(torch.equal(model.state_dict()[k], v) for k, v in weights.items())
-    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in nonempty(weights.items()))
+    assert all(p.requires_grad and p.grad is None for p in nonempty(model.parameters()))
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -167,7 +168,7 @@ def test_two_inputs_and_a_tuple_of_outputs(tmp_path, exporter):
     model, inputs = seeded(TwoInputs), (noise(3, 4), noise(3, 6))
     found = export_onnx(model, inputs, tmp_path / "m.onnx", exporter=exporter)
     assert len(found.parity.errors) == 2
-    for got, wanted in zip(run(found.path, *inputs), model(*inputs), strict=True):
+    for got, wanted in nonempty(zip(run(found.path, *inputs), model(*inputs), strict=True)):
         torch.testing.assert_close(got, wanted)
 
 
@@ -194,8 +195,8 @@ def test_inputs_by_name_and_a_dict_of_outputs(tmp_path, exporter):
     assert found.parity.error < 1e-5
     assert found.parity.spread > 0.01
     file = onnx.load(found.path)
-    assert [i.name for i in file.graph.input] == list(found.inputs)
-    assert [o.name for o in file.graph.output] == list(found.outputs)
+    assert [i.name for i in file.graph.input] == nonempty(found.inputs)
+    assert [o.name for o in file.graph.output] == nonempty(found.outputs)
     assert {"embedding.weight", "head.weight"} <= {i.name for i in file.graph.initializer}
     asked = reading(5, seed=1)
     logits, _, mask = run(found.path, asked["input_ids"], asked["attention_mask"])

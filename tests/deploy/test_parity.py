@@ -12,6 +12,7 @@ from fxsurgery.deploy import check_parity, export_onnx
 from fxsurgery.deploy.random_inputs import seeded as other_inputs
 from fxsurgery.errors import ExportError
 from fxsurgery.inputs import Inputs
+from nonempty import nonempty
 
 IMAGES = (noise(2, 3, 8, 8),)
 
@@ -128,7 +129,9 @@ def test_a_zero_head_is_checked_on_a_lively_twin(tmp_path, exporter):
     assert found.parity.enlivened
     assert found.parity.error < 1e-4
     assert found.parity.spread > 0.01
-    assert not any(numpy_helper.to_array(i).any() for i in onnx.load(found.path).graph.initializer if "head" in i.name)
+    assert not any(
+        nonempty(numpy_helper.to_array(i).any() for i in onnx.load(found.path).graph.initializer if "head" in i.name)
+    )
 
 
 def test_a_zero_head_alone_proves_nothing(tmp_path):
@@ -163,7 +166,7 @@ def test_an_export_of_a_twin_that_is_wrong_is_caught(tmp_path):
 def test_a_model_that_ignores_its_input_is_refused(tmp_path):
     with pytest.raises(ExportError, match="hardly depend on its inputs"):
         exported(Constant(), (noise(2, 3),), tmp_path)
-    assert not any(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_integers_that_cannot_vary_are_named(tmp_path):
@@ -220,7 +223,7 @@ def test_other_inputs_keep_to_what_the_examples_hold():
     floats, integers, unbatched, scalar = other_inputs(Inputs(examples), 7, 0).tensors
     assert (floats.shape, integers.shape, unbatched.shape) == ((7, 3), (7, 2), (5, 2))
     assert floats.min() >= examples[0].min()
-    assert set(integers.flatten().tolist()) <= set(range(8))
+    assert set(nonempty(integers.flatten().tolist())) <= set(range(8))
     assert scalar == 2.0
     again, other = (other_inputs(Inputs(examples), 7, seed).tensors[0] for seed in (0, 1))
     assert torch.equal(again, floats)

@@ -1,5 +1,6 @@
 """The page of passes and its pictures: all there, and what `docs/draw_passes.py` gives."""
 
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from fxsurgery.passes import ALL
+from nonempty import nonempty
 
 DOCS = Path(__file__).parents[2] / "docs"
 NUMBER = re.compile(r"-?\d+\.\d+(e[-+]\d+)?")
@@ -58,8 +60,8 @@ def test_each_pass_has_a_section_a_picture_and_prose(name: str):
 
 
 def test_nothing_is_left_of_passes_that_are_gone():
-    assert {path.stem for path in (DOCS / "images").glob("*.svg")} == set(ALL)
-    assert set(re.findall(r"^## (.+)$", committed("passes_prose.md"), re.MULTILINE)) == set(ALL)
+    assert {path.stem for path in (DOCS / "images").glob("*.svg")} == set(nonempty(ALL))
+    assert set(re.findall(r"^## (.+)$", committed("passes_prose.md"), re.MULTILINE)) == set(nonempty(ALL))
 
 
 @pytest.mark.parametrize("name", sorted(ALL))
@@ -69,13 +71,10 @@ def test_each_picture_shows_a_change(name: str):
 
 
 def test_layers_of_a_picture_run_downwards_and_boxes_do_not_overlap(made):
-    for name, svg in made.items():
-        if not name.endswith(".svg"):
-            continue
-        for panel in ET.fromstring(svg).findall(f"{SVG}g"):
+    for name, svg in nonempty((name, text) for name, text in made.items() if name.endswith(".svg")):
+        for panel in nonempty(ET.fromstring(svg).findall(f"{SVG}g")):
             rects = [tuple(int(r.get(k)) for k in ("x", "y", "width", "height")) for r in panel.iter(f"{SVG}rect")]
-            for i, (x, y, width, height) in enumerate(rects):
-                for other_x, other_y, *_ in rects[i + 1 :]:
-                    beside = not x <= other_x < x + width
-                    below = not y <= other_y < y + height
-                    assert beside or below, f"{name}: boxes overlap"
+            for (x, y, width, height), (other_x, other_y, *_) in nonempty(itertools.combinations(rects, 2)):
+                beside = not x <= other_x < x + width
+                below = not y <= other_y < y + height
+                assert beside or below, f"{name}: boxes overlap"

@@ -22,6 +22,7 @@ from fxsurgery.errors import DeviceError, WorkerError
 from fxsurgery.execution import Job, JobRunner
 from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.training import Recipe, sgd
+from nonempty import nonempty
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="the jobs run in forks"),
@@ -131,7 +132,7 @@ def begun(what: str, folder: Path, **options) -> subprocess.Popen:
 def test_no_process_outlives_a_parent_that_is_killed(tmp_path: Path, what: str):
     with begun(what, tmp_path) as parent:
         until(lambda: len(left(tmp_path, "trained")) == 2 and len(left(tmp_path)) >= 4)
-        assert all(map(alive, left(tmp_path, "trained")))
+        assert all(map(alive, nonempty(left(tmp_path, "trained"))))
         parent.kill()
     until(lambda: not any(map(alive, left(tmp_path))))
 

@@ -107,7 +107,7 @@ EXCEPT = {
 
 
 LEFT_OUT = {"unsqueeze_", "squeeze_", F.upsample, F.upsample_nearest, F.upsample_bilinear}
-"""Methods that change the shape of their input, so that a run finds its later shape; functions that warn of their age."""
+"""Methods that change the shape of their input, so that a run finds its later shape; functions that warn of age."""
 
 
 def compared(operator: Operator) -> list[Spelling]:

@@ -10,6 +10,7 @@ from fxsurgery.errors import SpecError
 from fxsurgery.passes import AddConvCell, AddPool
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, PassResult
+from nonempty import nonempty
 from programs import program
 from zoo import lively
 
@@ -185,9 +186,9 @@ def test_a_cell_trains_behind_a_frozen_stem_and_is_frozen_in_a_frozen_model():
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
     model[0].requires_grad_(False)
     cell = AddConvCell("_1")(capture(model, torch.randn(4, 3, 8, 8))).program.graph_module
-    assert all(p.requires_grad for n, p in cell.named_parameters() if "cell" in n)
+    assert all(nonempty(p.requires_grad for n, p in cell.named_parameters() if "cell" in n))
     frozen = AddConvCell("_1")(capture(model.requires_grad_(False), torch.randn(4, 3, 8, 8))).program.graph_module
-    assert not any(p.requires_grad for p in frozen.parameters())
+    assert not any(p.requires_grad for p in nonempty(frozen.parameters()))
 
 
 def cells(count: int, size: int) -> nn.Module:
@@ -207,7 +208,7 @@ def test_candidates_name_every_cell_if_asked_to_and_the_map_may_come_down_to_one
     assert [m.after for m in found] == [f"_{4 * n - 1}" for n in (1, 2, 3)][: len(found)]
     assert len(found) == (2 if size == 6 else 3)
     assert len({m.after for m in AddConvCell.candidates(start, most=1)}) == 1
-    for move in found:
+    for move in nonempty(found):
         result = move(start)
         assert result.changes
         assert AddPool(move.after, "average", move.ceil)(start).changes

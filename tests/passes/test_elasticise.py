@@ -14,6 +14,7 @@ from fxsurgery.nn.elastic import ElasticSpace, KernelMatrices, Subnet, UnitMask,
 from fxsurgery.passes import Elasticise
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect
+from nonempty import nonempty
 from passes.supernets import IMAGE, OFA, distance, ofa, running
 from programs import program
 from zoo import lively
@@ -44,8 +45,8 @@ def test_a_supernet_has_the_choices_of_its_blocks():
 def test_weights_are_inherited_under_their_names():
     start = ofa()
     before, after = start.graph_module.state_dict(), Elasticise()(start).program.graph_module.state_dict()
-    assert all(after[name].data_ptr() == before[name].data_ptr() for name in before)
-    assert all("fxsurgery_" in name for name in after.keys() - before.keys())
+    assert all(after[name].data_ptr() == before[name].data_ptr() for name in nonempty(before))
+    assert all("fxsurgery_" in name for name in nonempty(after.keys() - before.keys()))
 
 
 def test_the_order_of_the_units_travels_with_the_weights():
@@ -119,7 +120,7 @@ def test_no_gradient_reaches_what_is_off():
     activate(model, elastic_space(supernet).smallest)
     model(IMAGE).square().sum().backward()
     grads = {name: p.grad for name, p in model.named_parameters()}
-    assert all(grads[n] is None for n in grads if n.startswith(("stage1.3.", "stage1.2.", "stage2.2.")))
+    assert all(nonempty(grads[n] is None for n in grads if n.startswith(("stage1.3.", "stage1.2.", "stage2.2."))))
     expanded = grads["stage1.1.expand.0.weight"].flatten(1).abs().sum(1)
     assert int((expanded > 0).sum()) == 8  # of 16
     outside = grads["stage1.1.depthwise.0.weight"].clone()
@@ -127,7 +128,7 @@ def test_no_gradient_reaches_what_is_off():
     assert not outside.any()
     matrices = [m for m in model.modules() if isinstance(m, KernelMatrices) and m.conv == "stage1.1.depthwise.0"]
     assert [tuple(p.shape) for p in matrices[0].parameters()] == [(25, 25), (9, 9)]
-    assert all(p.grad.any() for p in matrices[0].parameters())
+    assert all(p.grad.any() for p in nonempty(matrices[0].parameters()))
 
 
 CONVS = {
@@ -152,7 +153,7 @@ def test_a_smaller_kernel_is_the_centre_among_zeros(name: str):
     supernet = Elasticise()(start).program
     [(path, sizes)] = elastic_space(supernet).kernels
     assert sizes == tuple(range(3, max(conv.kernel_size) + 1, 2))
-    for size in sizes[:-1]:
+    for size in nonempty(sizes[:-1]):
         other = nn.Sequential(copy.deepcopy(conv))
         cut = tuple(slice((side - min(side, size)) // 2, (side + min(side, size)) // 2) for side in conv.kernel_size)
         with torch.no_grad():
@@ -222,7 +223,7 @@ def tied() -> nn.Module:
 def test_a_kernel_that_must_stay_is_refused_with_the_reason(model: nn.Module, reason: str):
     result = Elasticise(widths=())(capture(model.eval(), IMAGE))
     assert result.changes == 0
-    assert all(reason in refusal.reason for refusal in result.refusals)
+    assert all(reason in refusal.reason for refusal in nonempty(result.refusals))
     assert result.refusals
 
 
@@ -282,7 +283,7 @@ def test_configurations_are_drawn_uniformly_and_the_same_every_time():
     draws = [[space.sample(g) for _ in range(300)] for g in map(torch.Generator().manual_seed, (0, 0))]
     assert draws[0] == draws[1]
     for kind in ("widths", "depths", "kernels"):
-        for position, (_, options) in enumerate(getattr(space, kind)):
+        for position, (_, options) in nonempty(enumerate(getattr(space, kind))):
             counts = [sum(getattr(d, kind)[position][1] == o for d in draws[0]) for o in options]
             assert min(counts) > 0.7 * 300 / len(options)
 

@@ -15,6 +15,7 @@ from fxsurgery.nn.elastic import KernelMatrices, Subnet, activate, elastic_space
 from fxsurgery.passes import Elasticise, ExtractSubnet, FoldBn, InsertGates, PruneChannels, replay
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect
+from nonempty import nonempty
 from passes.supernets import IMAGE, distance, ofa, running
 from programs import program
 from zoo import ZOO, lively
@@ -66,7 +67,7 @@ def trained_in_samples(start: Program, count: int = 6) -> Program:
 
 def test_an_extracted_net_is_plain_and_equals_the_slice():
     start = supernet()
-    for subnet in some(start):
+    for subnet in nonempty(some(start)):
         result = ExtractSubnet.of(subnet)(start)
         assert is_plain(result.program.graph_module)
         assert result.effect is (Effect.EXACT if subnet == elastic_space(start).largest else Effect.LOSSY)
@@ -94,7 +95,9 @@ def test_the_largest_net_is_the_program_before():
     assert back.effect is Effect.EXACT
     assert distance(back.program, start) == 0.0
     state = back.program.graph_module.state_dict()
-    assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in start.graph_module.state_dict().items()}
+    assert {k: v.shape for k, v in nonempty(state.items())} == {
+        k: v.shape for k, v in start.graph_module.state_dict().items()
+    }
     assert [type(m) for m in back.program.graph_module.modules()][1:] == [
         type(m) for m in start.graph_module.modules()
     ][1:]
@@ -107,7 +110,7 @@ def test_it_still_equals_the_slice_after_the_supernet_has_trained():
         for _, matrices in start.calls(KernelMatrices)
         for p in matrices.parameters()
     )
-    for subnet in some(start):
+    for subnet in nonempty(some(start)):
         result, sliced = ExtractSubnet.of(subnet)(start), running(start, subnet)
         assert result.error < 1e-5
         got, wanted = (p.trainable_copy().train() for p in (result.program, sliced))
@@ -117,7 +120,7 @@ def test_it_still_equals_the_slice_after_the_supernet_has_trained():
 
 def test_the_same_steps_keep_net_and_slice_equal():
     start = supernet()
-    for subnet in some(start):
+    for subnet in nonempty(some(start)):
         result, sliced = ExtractSubnet.of(subnet)(start).program, running(start, subnet)
         after = steps(result)
         assert distance(after, steps(sliced)) < 1e-4
@@ -126,7 +129,7 @@ def test_the_same_steps_keep_net_and_slice_equal():
 
 def test_the_same_steps_keep_them_equal_after_the_supernet_has_trained_widths_and_depths():
     start = trained_in_samples(Elasticise(kernel=False)(ofa()).program)
-    for subnet in some(start):
+    for subnet in nonempty(some(start)):
         result, sliced = ExtractSubnet.of(subnet)(start).program, running(start, subnet)
         assert distance(steps(result), steps(sliced)) < 1e-4
 
@@ -135,7 +138,7 @@ def test_the_same_steps_keep_them_equal_after_the_supernet_has_trained_widths_an
 def test_zoo_nets_equal_their_slices_while_training(name: str):
     start = Elasticise(shallowest=0)(program(name)).program
     images = start.example_inputs[0]
-    for subnet in some(start, 2):
+    for subnet in nonempty(some(start, 2)):
         result, sliced = ExtractSubnet.of(subnet)(start), running(start, subnet)
         assert distance(result.program, sliced) < 1e-5
         states = []
@@ -190,13 +193,13 @@ def test_a_block_of_two_sums_leaves_as_one():
     space = elastic_space(start)
     assert space.depths == (("blocks.0.norm1", (1, 2, 3)),)
     assert [options for _, options in space.widths] == [(1, 2), (6, 9, 12)] * 3  # heads, hidden units
-    for subnet in some(start):
+    for subnet in nonempty(some(start)):
         result = ExtractSubnet.of(subnet)(start).program
         assert distance(result, running(start, subnet)) < 1e-5
         kept = dict(subnet.depths)["blocks.0.norm1"]
         assert sum(node.target is F.scaled_dot_product_attention for node in result.nodes) == kept
         assert {n.split(".")[1] for n in result.graph_module.state_dict() if n.startswith("blocks")} == {
-            str(i) for i in range(kept)
+            str(i) for i in nonempty(range(kept))
         }
 
 
@@ -223,7 +226,7 @@ class InPlace(nn.Module):
 def test_sums_in_place_are_skipped_as_well():
     start = Elasticise()(capture(lively(InPlace()).eval(), IMAGE)).program
     assert elastic_space(start).depths == (("blocks.0.0", (1, 2, 3)),)
-    for subnet in some(start):
+    for subnet in nonempty(some(start)):
         assert distance(ExtractSubnet.of(subnet)(start).program, running(start, subnet)) < 1e-5
 
 
@@ -231,7 +234,7 @@ def test_an_elastic_conv_that_is_called_on_what_it_gave_itself():
     stem, conv = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 5, padding=2)
     start = Elasticise()(capture(lively(nn.Sequential(stem, conv, conv, conv)).eval(), IMAGE)).program
     assert elastic_space(start).kernels == (("1", (3, 5)),)
-    for subnet in some(start, 0):
+    for subnet in nonempty(some(start, 0)):
         result = ExtractSubnet.of(subnet)(start).program
         assert is_plain(result.graph_module)
         assert distance(result, running(start, subnet)) < 1e-5
@@ -283,7 +286,7 @@ def test_what_overwrote_a_sum_leaves_the_shortcut_alone(way: str):
         assert distance(result, running(start, subnet)) < 1e-6
         model = result.trainable_copy().train()
         model(IMAGE).square().mean().backward()
-        assert all(p.grad is not None for p in model.parameters())
+        assert all(p.grad is not None for p in nonempty(model.parameters()))
 
 
 def test_a_conv_called_twice_takes_its_new_size_in_both():
@@ -315,7 +318,7 @@ def test_parameters_say_which_entries_of_the_supernet_they_are():
     start = supernet()
     result = ExtractSubnet.of(elastic_space(start).smallest)(start)
     before = dict(start.graph_module.named_parameters())
-    for name, parameter in result.program.graph_module.named_parameters():
+    for name, parameter in nonempty(result.program.graph_module.named_parameters()):
         wanted = before[name]
         if origin := result.origins.get(name):
             assert origin.name == name
@@ -337,7 +340,7 @@ def test_the_log_rebuilds_it():
 def test_a_supernet_whose_channels_were_pruned_still_has_its_slices():
     start = supernet()
     pruned = PruneChannels((("stage1.1.expand.0", (0, 3, 9)), ("stem.0", (1,))))(start).program
-    for subnet in some(pruned):
+    for subnet in nonempty(some(pruned)):
         result = ExtractSubnet.of(subnet)(pruned)
         assert result.error < 1e-5
         assert is_plain(result.program.graph_module)
@@ -376,7 +379,7 @@ def test_units_that_another_pass_has_tied_down_are_refused():
 
 def test_a_supernet_with_folded_norms_still_has_its_slices():
     start = FoldBn()(supernet()).program
-    for subnet in some(start):
+    for subnet in nonempty(some(start)):
         assert ExtractSubnet.of(subnet)(start).error < 1e-5
 
 
@@ -398,4 +401,4 @@ def test_the_supernet_is_left_alone():
     state = copy.deepcopy(start.graph_module.state_dict())
     ExtractSubnet.of(elastic_space(start).smallest)(start)
     assert is_whole(start.graph_module)
-    assert all(torch.equal(value, state[name]) for name, value in start.graph_module.state_dict().items())
+    assert all(torch.equal(value, state[name]) for name, value in nonempty(start.graph_module.state_dict().items()))

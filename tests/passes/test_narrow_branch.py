@@ -16,6 +16,7 @@ from fxsurgery.errors import SpecError
 from fxsurgery.passes import NarrowBranch, PruneChannels, parse, replay
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect
+from nonempty import nonempty
 from programs import program
 from zoo import lively
 
@@ -153,14 +154,14 @@ def test_narrowing_twice_is_narrowing_once():
     for lost in (APART, (3,)):  # channel 6 is the fourth that is left
         twice = NarrowBranch(((name, lost),))(twice).program
     assert pads(once) == pads(twice) == 1
-    assert [n.target for n in once.nodes] == [n.target for n in twice.nodes]
-    assert all(torch.equal(a, b) for a, b in zip(once.run_examples(), twice.run_examples(), strict=True))
+    assert [n.target for n in nonempty(once.nodes)] == [n.target for n in twice.nodes]
+    assert all(torch.equal(a, b) for a, b in nonempty(zip(once.run_examples(), twice.run_examples(), strict=True)))
 
 
 def test_neighbours_are_padded_and_the_next_analysis_sees_through_the_pad():
     start = program("Residual")
     padded = NarrowBranch((("bn2", (0, 7)),))(start).program
-    assert not any(n.target is operator.getitem for n in padded.nodes)
+    assert not any(n.target is operator.getitem for n in nonempty(padded.nodes))
     assert structure(padded).group("stem") is not None
     result = PruneChannels((("stem", (0, 1)),))(padded)
     assert result.error is not None
@@ -172,7 +173,7 @@ def test_behind_a_scatter_the_stream_keeps_its_width_and_the_rest_can_still_be_p
     assert structure(apart).group("stem") is None
     names = [g.name for g in structure(apart).groups]
     assert names == ["conv1", "conv3"]
-    for move in PruneChannels.candidates(apart):
+    for move in nonempty(PruneChannels.candidates(apart)):
         result = move(apart)
         assert result.error is not None
         assert result.error < 1e-5

@@ -9,10 +9,11 @@ from torch.nn import functional as F  # noqa: N812
 from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
 from fxsurgery.comparison import relative_error
-from fxsurgery.errors import DifferError, SpecError, StructureError, VerifyError
+from fxsurgery.errors import DifferError, SpecError, StructureError
 from fxsurgery.passes import PruneChannels
 from fxsurgery.program import Program
 from fxsurgery.proof import itself
+from nonempty import nonempty
 from programs import program, silenced
 from zoo import REAL, ZOO, lively
 
@@ -160,9 +161,7 @@ class Literal(nn.Module):
 
 def test_shape_constants_follow_the_survivors():
     start = capture(lively(Literal()).eval(), IMAGE)
-    moves = list(PruneChannels.candidates(start))
-    assert moves
-    for move in moves:
+    for move in nonempty(PruneChannels.candidates(start)):
         result = move(start)
         assert result.error is not None
         assert result.error < 1e-5
@@ -237,19 +236,26 @@ def batch_in_the_shape(y: Tensor, z: Tensor) -> Tensor:
     return (y.view(y.shape[0] * 4, -1, 8, 8) * 2).view(y.shape[0], -1, 8, 8) + z
 
 
-JOINS = [
-    maxout, by_the_others_width, zeros_like, created_zeros, resized_to, counted, by_keyword, narrowed_from_the_end,
-]  # fmt: skip
+FOLLOWED = [maxout, by_the_others_width, zeros_like, resized_to, narrowed_from_the_end]
+FROZEN = {created_zeros: "shape used as a number", counted: "shape used as a number", by_keyword: "view"}
 
 
-@pytest.mark.parametrize("run", JOINS, ids=lambda run: run.__name__)
-def test_every_spelling_of_a_size_is_followed_or_frozen(run):
+@pytest.mark.parametrize("run", FOLLOWED, ids=lambda run: run.__name__)
+def test_a_spelling_of_a_size_is_followed(run):
     start = capture(both(nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), run), IMAGE)
-    for move in PruneChannels.candidates(start):
+    for move in nonempty(PruneChannels.candidates(start)):
         result = move(start)
+        assert result.changes
         assert result.program(torch.cat([IMAGE, IMAGE, IMAGE])).shape == (6, 5, 8, 8)
-        if result.error is not None:
-            assert result.error < 1e-5
+        assert result.error is not None
+        assert result.error < 1e-5
+
+
+@pytest.mark.parametrize(("run", "op"), FROZEN.items(), ids=lambda value: getattr(value, "__name__", value))
+def test_a_spelling_of_a_size_that_is_not_followed_freezes_the_channels(run, op: str):
+    start = capture(both(nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), run), IMAGE)
+    assert op in {freeze.op for freeze in structure(start).freezes}
+    assert list(PruneChannels.candidates(start)) == []
 
 
 def test_sizes_of_the_image_do_not_freeze_its_channels():
@@ -257,14 +263,32 @@ def test_sizes_of_the_image_do_not_freeze_its_channels():
     assert [len(g.units) for g in structure(start).groups] == [8]
 
 
-def test_a_result_that_runs_at_one_batch_size_only_is_an_error():
+def test_a_shape_that_holds_the_batch_and_the_channels_follows_both():
     start = capture(both(nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), batch_in_the_shape), IMAGE)
-    for move in PruneChannels.candidates(start):
-        try:
-            result = move(start)
-        except VerifyError:
-            continue
-        assert result.program(torch.cat([IMAGE, IMAGE[:1]])).shape == (3, 5, 8, 8)
+    result = PruneChannels((("a", (0,)),))(start)
+    assert result.error is not None
+    assert result.error < 1e-5
+    assert result.program.graph_module.get_parameter("a.weight").shape == (4, 3, 1, 1)
+    assert result.program(torch.cat([IMAGE, IMAGE[:1]])).shape == (3, 5, 8, 8)
+
+
+class OneBatch(nn.Module):
+    """Takes fewer channels at the example batch size alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != 8 and len(x) != len(IMAGE):
+            raise ValueError("too few channels for this batch")
+        return x.relu()
+
+
+def test_a_result_that_runs_at_one_batch_size_only_is_refused():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), OneBatch(), nn.Conv2d(8, 4, 1))
+    start = capture(lively(model).eval(), IMAGE, leaf_modules=(OneBatch,))
+    [move] = PruneChannels.candidates(start)
+    result = move(start)
+    assert result.program is start
+    assert [r.node for r in result.refusals] == ["output"]
+    assert "would not run, or could not be verified: too few channels for this batch" in result.refusals[0].reason
 
 
 def test_tied_weights_stay_tied():
@@ -412,7 +436,7 @@ def test_candidates_take_as_many_as_they_are_told_to_and_leave_one():
     sizes = {g.name: len(g.units) for g in structure(start).groups}
     few, many = ([m.drop[0] for m in PruneChannels.candidates(start, step)] for step in (lambda _: 2, lambda n: n + 1))
     assert {name: len(positions) for name, positions in few} == dict.fromkeys(sizes, 2)
-    assert {name: len(positions) for name, positions in many} == {name: size - 1 for name, size in sizes.items()}
+    assert {name: len(positions) for name, positions in many} == {n: size - 1 for n, size in nonempty(sizes.items())}
 
 
 class Mixed(nn.Module):

@@ -15,6 +15,7 @@ from fxsurgery.report.lineage_chart import lineage
 from fxsurgery.report.scatter import scatter
 from fxsurgery.result import Result
 from fxsurgery.searchers.common.trials import SearchRecord, Status, Trial
+from nonempty import nonempty
 from report.pages import HOSTILE, Element, operated, program, read, result, rows
 
 
@@ -111,7 +112,7 @@ def test_a_layer_that_grew_shows_its_old_width_in_front():
     grown = result(original=operated(program()), program=program())
     wide = re.findall(r'<svg class="bar".*?</svg>', render(grown), re.DOTALL)
     told = [re.search(r": (\d+) channels before, (\d+) after", svg) for svg in wide]
-    for svg, sizes in zip(wide, told, strict=True):
+    for svg, sizes in nonempty(zip(wide, told, strict=True)):
         assert sizes is not None
         before, after = int(sizes[1]), int(sizes[2])
         if before and after:
@@ -153,8 +154,8 @@ def test_what_was_done_is_marked_where_it_was_done():
 def test_no_two_marks_are_in_each_others_way():
     found = lineage(line(*range(100, 140)), "accuracy")
     assert found is not None
-    for one in found.marks:
-        for other in found.marks:
+    for one in nonempty(found.marks):
+        for other in nonempty(found.marks):
             assert one is other or one.row != other.row or abs(one.at - other.at) >= 7
     assert found.rows == 1 + max(m.row for m in found.marks)
     assert found.marks[-1].flush
@@ -197,11 +198,11 @@ def test_every_trained_network_is_a_dot_and_the_front_is_joined():
     assert found.others.count("M") + found.members.count("M") == evolution().trained
     assert found.members.count("M") == len(made.pareto)
     corners = points(found.front)
-    assert [x for x, _ in corners] == sorted(x for x, _ in corners)
-    assert [y for _, y in corners] == sorted((y for _, y in corners), reverse=True)
+    assert [x for x, _ in nonempty(corners)] == sorted(x for x, _ in corners)
+    assert [y for _, y in nonempty(corners)] == sorted((y for _, y in corners), reverse=True)
     assert corners[-1][0] == 1000
     assert {n.name for n in found.named} == {"start", "winner"}
-    assert all(0 <= y <= 100 for _, y in points(found.others))
+    assert all(0 <= y <= 100 for _, y in nonempty(points(found.others)))
 
 
 @pytest.mark.parametrize(("axis", "title"), [("macs", "MACs"), ("params", "parameters")])
@@ -247,7 +248,7 @@ def test_the_front_is_told_as_a_table():
     told = rows(section(render(made), "front").all("table")[0])
     numbers = [re.match(r"\d+", name)[0] for name in told]  # type: ignore[index]
     assert numbers == [str(i) for i in range(len(made.pareto))]
-    for cells, member in zip(told.values(), made.pareto, strict=True):
+    for cells, member in nonempty(zip(told.values(), made.pareto, strict=True)):
         done = evolution().done(member.trial.number)
         assert cells == [f"{member.metric:.4f}", f"{member.cost.params:,}", f"{member.cost.macs:,}", done]
     winners = [name for name in told if name.endswith("winner")]
@@ -277,12 +278,12 @@ def test_each_generation_tells_what_each_operation_came_to():
     found = generations(evolution())
     assert [g.number for g in found] == [1, 2, 3, 4]
     assert sum(g.many for g in found) == len(evolution().trials) - 1
-    for generation in found:
+    for generation in nonempty(found):
         born = [c for c in evolution().trials if c.generation == generation.number]
-        assert sorted(t.operation for t in generation.tried) == sorted({c.operation for c in born})
-        for parent in {c.parent for c in born}:
+        assert sorted(t.operation for t in generation.tried) == sorted({c.operation for c in nonempty(born)})
+        for parent in nonempty({c.parent for c in born}):
             assert str(parent) in generation.parents
-        for tried in generation.tried:
+        for tried in nonempty(generation.tried):
             alike = [c for c in born if c.operation == tried.operation]
             assert tried.candidates == str(len(alike))
             assert int(tried.best) in {c.number for c in alike}
@@ -356,16 +357,18 @@ def test_nothing_of_the_users_is_markup():
     tree = read(render(replace(made, search=told, pareto=members, metric_name=HOSTILE)))
     assert not tree.all("script")
     assert not tree.all("img")
-    assert not any(name.startswith("on") for e in tree.walk() for name in e.attributes)
+    assert not any(nonempty(name.startswith("on") for e in tree.walk() for name in e.attributes))
     assert HOSTILE in tree.text
 
 
 def test_the_page_can_be_heard_and_is_the_same_each_time():
     page = render(evolved())
     tree = read(page)
-    assert all(svg.attributes.get("aria-label") and svg.attributes["role"] == "img" for svg in tree.all("svg"))
-    assert not any(svg.all("text") for svg in tree.all("svg"))
-    assert all(th.attributes.get("scope") in {"row", "col"} and th.text for th in tree.all("th"))
+    assert all(
+        svg.attributes.get("aria-label") and svg.attributes["role"] == "img" for svg in nonempty(tree.all("svg"))
+    )
+    assert not any(svg.all("text") for svg in nonempty(tree.all("svg")))
+    assert all(th.attributes.get("scope") in {"row", "col"} and th.text for th in nonempty(tree.all("th")))
     ids = [e.attributes["id"] for e in tree.walk() if "id" in e.attributes]
     assert len(ids) == len(set(ids))
     assert page == render(evolved())

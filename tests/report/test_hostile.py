@@ -22,6 +22,7 @@ from fxsurgery.result import Result
 from fxsurgery.searchers.session import Stage
 from fxsurgery.training import Progress
 from fxsurgery.training.progress import TrainingProgress
+from nonempty import nonempty
 from report.pages import latency, program, read, result
 
 MARKUP = "</title></style><script>alert(1)</script><img src=x onerror=alert(1)> ' \" onload=x {{ 7*7 }} &lt;b&gt;"
@@ -99,23 +100,24 @@ def test_nothing_breaks_out_of_the_page(make: Callable[[], Result], keys: bool):
     page = render(given, latency=poison(latency()), title=poison.text(), date=poison.text())
     plain = read(render(evolved(), latency=latency())), read(render(result(), latency=latency()))
     tree = read(page)
-    assert {e.tag for e in tree.walk()} <= {e.tag for one in plain for e in one.walk()}
+    assert {e.tag for e in nonempty(tree.walk())} <= {e.tag for one in plain for e in one.walk()}
     known = {name for one in plain for e in one.walk() for name in e.attributes}
-    assert {name for e in tree.walk() for name in e.attributes} <= known
+    assert set(nonempty(name for e in tree.walk() for name in e.attributes)) <= known
     assert not COMMANDS.search(page)
     assert "49" not in tree.all("title")[0].text
     assert "\\x1b[2J" in tree.all("title")[0].text
     assert all(
-        MARKUP.split("{{", maxsplit=1)[0].strip() in li.text for li in tree.all("ul", class_="notes")[0].all("li")
+        MARKUP.split("{{", maxsplit=1)[0].strip() in li.text
+        for li in nonempty(tree.all("ul", class_="notes")[0].all("li"))
     )
 
 
 def test_styles_and_drawings_hold_numbers_alone(make: Callable[[], Result]):
     tree = read(render(Poison(keys=False)(make()), latency=latency()))
-    for element in tree.walk():
-        for name in {"style", "d", "x", "y", "width", "height", "viewbox"} & element.attributes.keys():
-            assert re.fullmatch(r"[-\w .:;%+]*", element.attributes[name]), (name, element.attributes[name])
-        assert re.fullmatch(r"[\w -]*", element.attributes.get("class", ""))
+    told = {(name, text) for element in tree.walk() for name, text in element.attributes.items()}
+    for name, text in nonempty((n, t) for n, t in told if n in {"style", "d", "x", "y", "width", "height", "viewbox"}):
+        assert re.fullmatch(r"[-\w .:;%+]*", text), (name, text)
+    assert all(nonempty(re.fullmatch(r"[\w -]*", text) for name, text in told if name == "class"))
 
 
 def harmless(text: str) -> None:
@@ -132,7 +134,7 @@ def test_the_summary_commands_no_terminal(make: Callable[[], Result], keys: bool
     harmless(repr(given))
     notes = [line for line in shown.split("\n") if line.startswith("note: ")]
     assert len(notes) == len(given.notes)
-    assert all(RICH in note and r"\x1b]8;;file:///\x07" in note for note in notes)
+    assert all(RICH in note and r"\x1b]8;;file:///\x07" in note for note in nonempty(notes))
     assert [len(part.summary().split("\n")) for part in (given, make())] == [len(shown.split("\n"))] * 2
 
 

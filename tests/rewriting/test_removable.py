@@ -12,6 +12,7 @@ from fxsurgery.capture import capture
 from fxsurgery.passes import InsertGates, PruneChannels, Widen
 from fxsurgery.rewriting.removable import unremovable
 from fxsurgery.searchers.common.widths import pruned, space
+from nonempty import nonempty
 from programs import program
 from zoo import ZOO
 
@@ -115,7 +116,7 @@ def test_a_width_that_does_not_run_is_refused_by_the_pass_and_the_search():
     with pytest.raises(StructureError, match="the widths chosen cannot be cut: the smaller model would not run"):
         pruned(start, keep)
     assert [choice.group.name for choice in space(start, align=1, exact=False).choices] == ["0"]
-    assert {name for move in Widen.candidates(start) for name, _ in move.add} <= {"0"}
+    assert {name for move in Widen.candidates(start) for name, _ in move.add} == {"0"}
 
 
 def test_a_search_shrinks_what_it_can():
@@ -134,7 +135,7 @@ def test_a_search_shrinks_what_it_can():
 def test_what_inspect_offers_can_go(build: type[nn.Module], inputs: Tensor):
     found = fxsurgery.inspect(seeded(build), inputs)
     assert len(found.widths) == 2
-    for width in found.widths:
+    for width in nonempty(found.widths):
         for count in (1, width.units // 2):
             result = PruneChannels(((width.name, tuple(range(count))),))(found.program)
             assert result.error is not None
@@ -153,5 +154,5 @@ def test_channels_that_are_written_into_shrink_with_what_is_written():
 
 def test_no_gate_where_the_batch_lies_in_the_channels():
     start = capture(seeded(Start), STYLES)
-    for move in InsertGates.candidates(start):
+    for move in nonempty(InsertGates.candidates(start)):
         assert move(start).changes

@@ -8,6 +8,7 @@ import pytest
 
 from fxsurgery.errors import RunError
 from fxsurgery.runs.journal import Journal
+from nonempty import nonempty
 
 
 def test_what_was_appended_is_read_back_in_order(tmp_path: Path):
@@ -23,7 +24,7 @@ def test_half_a_line_at_the_end_is_cut_off_and_the_next_begins_anew(tmp_path: Pa
     path = tmp_path / "journal.jsonl"
     Journal(path).append({"n": 1})
     whole = path.read_bytes()
-    for length in range(1, len(whole)):
+    for length in nonempty(range(1, len(whole))):
         path.write_bytes(whole + whole[:length])
         journal = Journal(path)
         assert journal.records == [{"n": 1}]
@@ -51,7 +52,7 @@ def test_no_changed_bit_goes_unseen(tmp_path: Path):
         Journal(path).append(record)
     whole = path.read_bytes()
     refused = list[str]()
-    for at in range(8 * len(whole)):
+    for at in nonempty(range(8 * len(whole))):
         changed = bytearray(whole)
         changed[at // 8] ^= 1 << at % 8
         path.write_bytes(changed)
@@ -62,7 +63,7 @@ def test_no_changed_bit_goes_unseen(tmp_path: Path):
         else:
             assert found == wanted[:2]  # the last line break is gone, so its line says nothing
     assert len(refused) == 8 * (len(whole) - 1)
-    assert all("journal.jsonl is damaged in line" in why for why in refused)
+    assert all("journal.jsonl is damaged in line" in why for why in nonempty(refused))
 
 
 def test_a_journal_goes_on_without_its_damaged_line_and_what_is_below(tmp_path: Path):

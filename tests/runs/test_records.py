@@ -14,7 +14,9 @@ from fxsurgery.training.schema import is_score
 
 VALUE: dict[str, Any] = {"kind": "value", "name": "latency", "value": 1.5}
 STAGE: dict[str, Any] = {
-    "kind": "stage", "name": "weights", "records": [{"loss": float("nan"), "metric": None, "stage": "weights"}],
+    "kind": "stage", "name": "weights", "records": [
+        {"loss": float("nan"), "metric": None, "stage": "weights"}, {"loss": 0.5, "terms": {"penalty": 0.25}},
+    ],
     "failure": None, "stopped": False, "weights": "0" * 64,
 }  # fmt: skip
 FAILED = {**{k: v for k, v in STAGE.items() if k != "weights"}, "failure": "it diverged", "lost": 2}
@@ -29,7 +31,9 @@ def journal(path: Path, *records: dict) -> Journal:
 
 
 def test_what_runs_write_is_of_the_schema(tmp_path: Path):
-    require_known(journal(tmp_path, VALUE, STAGE, FAILED, END))
+    written = journal(tmp_path, VALUE, STAGE, FAILED, END)
+    require_known(written)
+    assert len(written.records) == 4
 
 
 @pytest.mark.parametrize(
@@ -44,6 +48,7 @@ def test_what_runs_write_is_of_the_schema(tmp_path: Path):
         ({**STAGE, "records": {"loss": 1}}, "'records' is not of its type"),
         ({**STAGE, "records": [[1]]}, "'records' is not of its type"),
         ({**STAGE, "records": [{"loss": [1.0]}]}, "'records' is not of its type"),
+        ({**STAGE, "records": [{"terms": {"penalty": [1.0]}}]}, "'records' is not of its type"),
         ({**STAGE, "stopped": 0}, "'stopped' is not of its type"),
         ({**STAGE, "failure": 1}, "'failure' is not of its type"),
         ({**STAGE, "weights": "../../etc"}, "'weights' is not of its type"),
@@ -73,8 +78,12 @@ def test_values_are_told_from_what_is_none():
 
 
 def test_a_curve_has_the_fields_of_a_training_and_no_other():
-    point = {f.name: 1.0 for f in fields(TrainingProgress)} | {"stage": "weights", "metric": None}
-    require_curve([point], "weights")
-    for other in ([{"loss": 1.0}], [{**point, "more": 1}], [{**point, "step": "1"}], [{**point, "stage": 1}], {}, None):
+    point = {f.name: 1.0 for f in fields(TrainingProgress) if f.name != "terms"} | {"stage": "weights", "metric": None}
+    named = {**point, "terms": {"penalty": 0.5, "task": float("nan")}}
+    require_curve([point, named], "weights")
+    wrong = [{**point, "terms": terms} for terms in ({"penalty": "0.5"}, {1: 0.5}, [0.5], None)]
+    fewer = {k: v for k, v in named.items() if k != "loss"}
+    wrong += [{"loss": 1.0}, fewer, {**point, "more": 1}, {**point, "step": "1"}, {**point, "stage": 1}]
+    for other in (*([point, given] for given in wrong), {}, None):
         with pytest.raises(RunError, match="training curve of stage 'weights' is none"):
             require_curve(other, "weights")

@@ -160,7 +160,7 @@ def test_another_function_or_other_constants_are_refused_unrun(change: dict[str,
     folder = changed(saved(calls_program(), tmp_path), lambda plain: kept_node(plain).update(change))
     with pytest.raises(SurgeryError):
         load_program(folder, original=Calls())
-    assert set(CALLS) <= {"here"}
+    assert not [call for call in CALLS if call != "here"]
 
 
 def test_a_function_kept_whole_elsewhere_is_refused(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_module_kept_whole_is_called_in_no_other_way(change: dict[str, Any], t
     CALLS.clear()
     with pytest.raises(SurgeryError):
         load_program(folder, original=Holds())
-    assert set(CALLS) <= {"asked"}
+    assert not [call for call in CALLS if call != "asked"]
 
 
 def test_another_name_of_a_module_kept_whole_is_the_same_module(tmp_path: Path) -> None:

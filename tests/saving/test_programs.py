@@ -20,6 +20,7 @@ from fxsurgery.errors import RunError, SavingError
 from fxsurgery.passes import Elasticise, InsertGates, PruneChannels
 from fxsurgery.program import Program
 from fxsurgery.saving import load_program, save_program
+from nonempty import nonempty
 from programs import program
 from zoo import ZOO
 
@@ -29,14 +30,14 @@ def same(left: Program, right: Program) -> None:
     assert left.text() == right.text()
     assert (left.log, left.notes, left.name) == (right.log, right.notes, right.name)
     ours, theirs = (dict(p.graph_module.named_parameters(remove_duplicate=False)) for p in (left, right))
-    assert list(left.graph_module.state_dict()) == list(right.graph_module.state_dict())
-    assert {n: p.requires_grad for n, p in ours.items()} == {n: p.requires_grad for n, p in theirs.items()}
-    for (name, tensor), (_, other) in zip(
-        left.graph_module.state_dict().items(), right.graph_module.state_dict().items(), strict=True
+    assert nonempty(left.graph_module.state_dict()) == list(right.graph_module.state_dict())
+    assert {n: p.requires_grad for n, p in nonempty(ours.items())} == {n: p.requires_grad for n, p in theirs.items()}
+    for (name, tensor), (_, other) in nonempty(
+        zip(left.graph_module.state_dict().items(), right.graph_module.state_dict().items(), strict=True)
     ):
         assert tensor.dtype == other.dtype, name
         assert torch.equal(tensor, other), name
-    for ours_out, theirs_out in zip(left.run_examples(), right.run_examples(), strict=True):
+    for ours_out, theirs_out in nonempty(zip(left.run_examples(), right.run_examples(), strict=True)):
         assert torch.equal(ours_out, theirs_out)
 
 
@@ -67,7 +68,7 @@ def test_what_comes_back_trains_and_saves_again(tmp_path: Path) -> None:
     loaded = again(program("Residual"), tmp_path)
     model = loaded.trainable_copy().train()
     model(*loaded.example_inputs).square().sum().backward()
-    assert all(p.grad is not None for p in model.parameters())
+    assert all(p.grad is not None for p in nonempty(model.parameters()))
     same(loaded, again(loaded, tmp_path))
 
 

@@ -22,6 +22,7 @@ from fxsurgery.program import Program
 from fxsurgery.saving.standalone import source, write_standalone
 from fxsurgery.saving.standalone.wrapping import wrapped
 from fxsurgery.saving.tensors import first_names, named_state, write_tensors
+from nonempty import nonempty
 from programs import program
 from zoo import ZOO
 
@@ -39,7 +40,7 @@ def run(given: Program, folder: Path) -> nn.Module:
     inputs = given.examples.clone()
     with torch.no_grad():
         output = model(*inputs.args, **inputs.kwargs)
-    for (_, ours), theirs in zip(tensors_in(output), given.run_examples(), strict=True):
+    for (_, ours), theirs in nonempty(zip(tensors_in(output), given.run_examples(), strict=True)):
         assert torch.equal(ours, theirs)
     return model
 
@@ -281,6 +282,7 @@ def test_models_of_torchvision_stand_alone(name: str, tmp_path: Path) -> None:
     size = 224 if name.startswith("vit") else 64
     given = capture(getattr(models, name)(weights=None, num_classes=10).eval(), torch.randn(2, 3, size, size))
     write_standalone(given, tmp_path / "alone")
+    assert {path.name for path in (tmp_path / "alone").iterdir()} >= {"model.py", "weights.safetensors"}
 
 
 @pytest.mark.slow
@@ -291,6 +293,7 @@ def test_models_of_transformers_stand_alone(name: str, tmp_path: Path) -> None:
     model, inputs = sample.example(0)
     given = capture(model, *inputs.args, example_kwargs=inputs.kwargs)
     write_standalone(given, tmp_path / "alone")
+    assert {path.name for path in (tmp_path / "alone").iterdir()} >= {"model.py", "weights.safetensors"}
 
 
 def test_layers_that_are_called_as_a_whole_stand_in_one_block_without_headings() -> None:

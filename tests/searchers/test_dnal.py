@@ -1,5 +1,7 @@
 """DNAL: the gates find the channels that matter, the budget is met, and the same seed ends the same."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,16 @@ from fxsurgery import Budget, Dnal, Task, capture
 from fxsurgery.analysis.cost import cost
 from fxsurgery.analysis.structure import structure
 from fxsurgery.errors import BudgetError
+from fxsurgery.nn.gates import GateVector
+from fxsurgery.passes import InsertGates
 from fxsurgery.program import Program
 from fxsurgery.searchers import dnal
 from fxsurgery.searchers.common.widths import space
 from fxsurgery.searchers.dnal import search
+from fxsurgery.searchers.dnal.gate_penalty import GatePenalty
 from fxsurgery.searchers.session import Session, Trainer
-from fxsurgery.training import Score, evaluate
+from fxsurgery.training import Hooks, Progress, Recipe, Score, evaluate, fit, sgd
+from nonempty import nonempty
 
 QUICK = Dnal(align=1, weights_epochs=0, architecture_epochs=1, finetune_epochs=1, fewest_steps=40, learning_rate=0.02)
 
@@ -53,7 +59,7 @@ def start(model: nn.Module | None = None) -> Program:
 def test_lands_at_or_below_the_budget_within_two_percent(budget: Budget):
     program = start()
     outcome = search(program, budget, QUICK, Session(task()), trained=True)
-    for name, limit in budget.limits(cost(program)):
+    for name, limit in nonempty(budget.limits(cost(program))):
         after, whole = getattr(cost(outcome.program), name), getattr(cost(program), name)
         assert after <= limit
         one_channel = whole / 16 * 2
@@ -115,7 +121,7 @@ def test_a_gate_that_fits_no_width_stays_open():
     found = space(program, align=8)
     outcome = search(program, Budget(macs=0.8), Dnal(**{**vars(QUICK), "align": 8}), Session(task()), trained=True)
     assert {c.group.name for c in found.choices} == {"a", "b"}
-    assert {m.out_channels for _, m in outcome.program.calls(nn.Conv2d)} <= {8, 12}
+    assert {m.out_channels for _, m in nonempty(outcome.program.calls(nn.Conv2d))} <= {8, 12}
 
 
 def test_same_seed_same_weights_other_seed_other_weights():
@@ -124,7 +130,7 @@ def test_same_seed_same_weights_other_seed_other_weights():
         search(program, Budget(macs=0.5), QUICK, Session(task(), Trainer(seed=seed)), trained=True).program.graph_module
         for seed in (0, 0)
     ]
-    assert all(torch.equal(a, b) for a, b in zip(ends[0].parameters(), ends[1].parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in nonempty(zip(ends[0].parameters(), ends[1].parameters(), strict=True)))
 
 
 def test_random_mode_ranks_without_gates():
@@ -147,6 +153,36 @@ def test_papers_lambda_closes_more_gates_the_larger_it_is():
         config = Dnal(**{**vars(QUICK), "penalty": penalty})
         kept.append(cost(search(start(), None, config, Session(task()), trained=True).program).macs)
     assert kept[1] < kept[0]
+
+
+def test_papers_loss_is_equation_4_and_its_task_part_is_reported():
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        program = capture(Net(4).double().eval(), data()[0][:2].double())
+    model = InsertGates()(program).program.trainable_copy()
+    [vector] = [m for m in model.modules() if isinstance(m, GateVector)]
+    vector.mode = "soft"
+    with torch.no_grad():
+        vector.sharpness.fill_(1.7)
+        vector.logits.copy_(torch.linspace(-1, 1, len(vector.logits)))
+    movable = (torch.arange(len(vector.logits)) % 3 > 0).double()
+    twin, (x, y) = copy.deepcopy(model).train(), data(32)
+    [own] = [m for m in twin.modules() if isinstance(m, GateVector)]
+    before = own.logits.detach().clone()
+    for _ in range(3):
+        loss = nn.functional.cross_entropy(twin(x.double()), y)
+        total = loss + 0.05 * sum(1 / (1 + torch.exp(-1.7 * s)) for s, m in zip(own.logits, movable, strict=True) if m)
+        [gradient] = torch.autograd.grad(total, [own.logits])
+        with torch.no_grad():
+            own.logits.sub_(0.1 * gradient)
+    one, progress = Task.of((x.double(), y), (x.double(), y), batch_size=32), Progress.quiet()
+    hooks = Hooks(objective=GatePenalty(vector, 0.05, movable))
+    recipe = Recipe(steps=3, optimizer=sgd(0.1, momentum=0.0), validations=0)
+    fit(model, one, recipe, parameters=[vector.logits], hooks=hooks, progress=progress, device="cpu")
+    assert (own.logits - before).abs().min() > 1e-4
+    torch.testing.assert_close(vector.logits, own.logits, rtol=1e-10, atol=1e-12)
+    assert progress.history[-1]["loss"] == pytest.approx(loss.item(), rel=1e-10)
+    assert progress.history[-1]["terms"] == {"penalty": pytest.approx((total - loss).item(), rel=1e-10)}
 
 
 def test_budget_and_lambda_exclude_each_other():

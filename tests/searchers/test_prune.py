@@ -20,6 +20,7 @@ from fxsurgery.searchers.common.latency import LatencyModel
 from fxsurgery.searchers.common.widths import space
 from fxsurgery.searchers.prune import IMPORTANCES, Prune, _require_finite, needs_data, search, stages, widths
 from fxsurgery.searchers.session import Outcome, Session, Stage, Trainer
+from nonempty import nonempty
 from programs import program
 from zoo import CLASSES, example
 
@@ -66,9 +67,9 @@ def state(of: Program) -> list[Tensor]:
 def test_never_exceeds_the_budget(importance: str, rounds: int, scope: str, align: int):
     start, budget = small(), Budget(macs=0.45, params=0.6)
     outcome, session = searched(start, quick(importance=importance, rounds=rounds, scope=scope, align=align), budget)
-    for _, offered in session.offered:
+    for _, offered in nonempty(session.offered):
         assert budget.holds(cost(offered), cost(start))
-        assert all(m.out_channels % align == 0 for _, m in offered.calls(nn.Conv2d))
+        assert all(m.out_channels % align == 0 for _, m in nonempty(offered.calls(nn.Conv2d)))
     assert outcome.program in [offered for _, offered in session.offered]
     assert replay(outcome.program.log, start).text() == outcome.program.text()
 
@@ -101,7 +102,7 @@ def test_the_same_seed_ends_the_same(importance: str):
     config = quick(importance=importance, rounds=2)
     first, second = (searched(small(), config, Budget(macs=0.5), seed=5)[0] for _ in range(2))
     assert first.program.log == second.program.log
-    assert all(torch.equal(a, b) for a, b in zip(state(first.program), state(second.program), strict=True))
+    assert all(torch.equal(a, b) for a, b in nonempty(zip(state(first.program), state(second.program), strict=True)))
 
 
 def test_random_differs_by_seed():
@@ -111,7 +112,7 @@ def test_random_differs_by_seed():
 
 def test_taylor_alone_needs_data():
     assert "train_data" in str(needs_data(Prune(importance="taylor")))
-    assert all(needs_data(Prune(importance=other)) is None for other in IMPORTANCES if other != "taylor")
+    assert all(nonempty(needs_data(Prune(importance=other)) is None for other in IMPORTANCES if other != "taylor"))
 
 
 @pytest.mark.parametrize("importance", ["magnitude", "bn-gamma"])
@@ -144,7 +145,7 @@ def test_looking_for_taylor_leaves_the_program_as_it_was():
     before = [tensor.clone() for tensor in state(start)]
     config = quick(importance="taylor", finetune_epochs=0)
     outcome, _ = searched(start, config, Budget(macs=0.5))
-    assert all(torch.equal(a, b) for a, b in zip(before, state(start), strict=True))
+    assert all(torch.equal(a, b) for a, b in nonempty(zip(before, state(start), strict=True)))
     assert not [name for name, _ in outcome.program.graph_module.named_buffers() if "fxsurgery" in name]
 
 
@@ -192,7 +193,7 @@ def test_latency_is_approached_as_measured(rounds: int):
     session = Session(task(start), Trainer(), LatencyModel(timer=Device(start), original=start, budget=budget))
     outcome = search(start, budget, quick(rounds=rounds), session, trained=True)
     found = [milliseconds(replay(outcome.program.log[:n], start)) for n in range(1, rounds + 1)]
-    for number, latency in enumerate(found, 1):
+    for number, latency in nonempty(enumerate(found, 1)):
         wanted = milliseconds(start) * 0.4 ** (number / rounds)
         assert 0.7 * wanted < latency <= wanted
 
@@ -301,7 +302,7 @@ def test_goes_all_the_way_on(name: str, importance: str):
     outcome, _ = searched(start, config, Budget(macs=0.4))
     assert cost(outcome.program).macs <= 0.4 * cost(start).macs
     before, after = start.run_examples(), outcome.program.run_examples()
-    assert [t.shape for t in before] == [t.shape for t in after]
+    assert [t.shape for t in nonempty(before)] == [t.shape for t in after]
     assert np.isfinite(outcome.after.metric)
 
 
@@ -333,7 +334,9 @@ def test_a_killed_run_goes_on_to_the_same_end(calls: int, tmp_path: Path, monkey
         run(killed_after(calls), tmp_path / "killed", resume=False)
     resumed = run(killed_after(10**6), tmp_path / "killed", resume=True)
     assert resumed.program.log == straight.program.log
-    assert all(torch.equal(a, b) for a, b in zip(state(resumed.program), state(straight.program), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in nonempty(zip(state(resumed.program), state(straight.program), strict=True))
+    )
 
 
 def test_importances_that_are_not_finite_are_refused():

@@ -9,6 +9,7 @@ from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs
 from fxsurgery.training import Recipe, Task, evaluate, fit, sgd
 from fxsurgery.training.distillation import commonest_answer, distilled_task, outputs_of
+from nonempty import nonempty
 from zoo import ZOO, example, lively
 
 DRAW = torch.Generator().manual_seed(3)
@@ -180,7 +181,7 @@ def test_the_original_stays_as_it_is():
     kept = images.clone()
     task = distilled_task(program, Inputs((images,)), Inputs((images[:3],)), batch_size=4)
     assert isinstance(task, Task)
-    assert all(torch.equal(v, before[k]) for k, v in program.graph_module.state_dict().items())
+    assert all(torch.equal(v, before[k]) for k, v in nonempty(program.graph_module.state_dict().items()))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(images, kept)
 

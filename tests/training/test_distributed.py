@@ -37,6 +37,7 @@ from fxsurgery.training import (
     sgd,
     steps_for,
 )
+from nonempty import nonempty
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -54,7 +55,8 @@ def launch(arguments, folder, timeout=240):
     ]  # fmt: skip
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_")},
-        "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "HF_HOME": str(folder),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1",
+        "HF_HOME": str(folder),
     }  # fmt: skip
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
     assert run.returncode == 0, run.stderr[-6000:]
@@ -378,10 +380,11 @@ def processes(tmp_path_factory):
 def test_two_processes_learn_what_one_learns(processes, scenario):
     torch.set_num_threads(1)
     one, (first, second) = scenario(), (found[scenario.__name__] for found in processes)
+    assert one.keys() == first.keys() == second.keys()
     assert first.get("told") == second.get("told") == one.get("told")
     assert first.get("score") == second.get("score") == pytest.approx(one.get("score"), abs=1e-5)
     assert first.get("losses") == second.get("losses") == pytest.approx(one.get("losses"), abs=1e-5)
-    for name, tensor in one.get("tensors", {}).items():
+    for name, tensor in nonempty(one["tensors"].items()) if "tensors" in one else ():
         assert torch.equal(first["tensors"][name], second["tensors"][name]), name
         torch.testing.assert_close(first["tensors"][name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: n + m)
 
@@ -389,17 +392,17 @@ def test_two_processes_learn_what_one_learns(processes, scenario):
 def test_in_bfloat16_they_learn_nearly_that(processes):
     one, (first, second) = bfloat16(), (found["bfloat16"] for found in processes)
     assert first["score"] == second["score"]
-    for name, tensor in one["tensors"].items():
+    for name, tensor in nonempty(one["tensors"].items()):
         assert torch.equal(first["tensors"][name], second["tensors"][name]), name
         torch.testing.assert_close(first["tensors"][name], tensor, rtol=0.05, atol=0.02)
 
 
 def test_cut_off_they_end_the_same_bit_for_bit(processes):
-    for found in processes:
+    for found in nonempty(processes):
         whole, again = found["cut_off"]["whole"], found["cut_off"]["again"]
         assert whole["told"] == again["told"]
         assert whole["losses"] == again["losses"]
-        assert all(torch.equal(tensor, again["tensors"][name]) for name, tensor in whole["tensors"].items())
+        assert all(torch.equal(tensor, again["tensors"][name]) for name, tensor in nonempty(whole["tensors"].items()))
     first, second = (Kept(found["cut_off"]["snapshot"]).last() for found in processes)
     assert first.keys() == second.keys()
     assert first["random"][0]["torch"].tolist() != first["random"][1]["torch"].tolist()
@@ -418,7 +421,7 @@ def test_one_process_goes_on_from_a_snapshot_of_two(processes):
 def test_each_process_drops_other_units(processes):
     first, second = (found["dropped"]["seen"] for found in processes)
     assert [len(x) for x in (*first, *second)] == [2] * 4
-    assert not any(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    assert not any(torch.equal(one, other) for one, other in nonempty(zip(first, second, strict=True)))
 
 
 def test_a_loss_that_is_not_finite_in_one_is_told_in_all(processes):
@@ -459,7 +462,7 @@ def test_a_whole_search_in_two_processes_finds_what_one_finds(tmp_path, capsys):
     assert first["shapes"] == one["shapes"]
     assert first["records"] == one["records"]
     assert first["gates"] == pytest.approx(one["gates"], abs=0.05)
-    for name, pair in one["metrics"].items():
+    for name, pair in nonempty(one["metrics"].items()):
         assert first["metrics"][name] == pytest.approx(pair, abs=0.05)
     shown = [line for line in run.stderr.splitlines() if line.startswith(("params:", "macs:", "fine-tuned:"))]
     assert shown == [
@@ -469,12 +472,12 @@ def test_a_whole_search_in_two_processes_finds_what_one_finds(tmp_path, capsys):
 
 
 def test_rows_that_belong_to_offsets_are_not_shared(processes):
-    for found in processes:
+    for found in nonempty(processes):
         assert "a batch cannot be shared by processes" in found["offsets"]["told"][0]
 
 
 def test_loaders_that_part_the_data_themselves_are_refused(processes):
-    for found in processes:
+    for found in nonempty(processes):
         told = found["loaders_that_part_the_data_themselves"]["told"]
         assert ["its own part already" in told[0], "its own part already" in told[1]] == [True, True]
         assert "gives each process another batch" in told[2]

@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 from fxsurgery import capture
 from fxsurgery.errors import SpecError, TrainingError
 from fxsurgery.training import FeatureDistillation, Hooks, Progress, Recipe, Task, feature_distillation, fit, sgd
+from nonempty import nonempty
 from zoo import lively
 
 X = torch.randn(32, 3, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -66,13 +67,15 @@ def test_it_is_the_loop_by_hand(weight, weights):
     history = learned(student, FeatureDistillation(teacher, {"_1": "_1"}, weight=weight))
     told = by_hand(twin, net(4, seed=1), weights)
     state = twin.state_dict()
-    for name, tensor in student.state_dict().items():
+    for name, tensor in nonempty(student.state_dict().items()):
         torch.testing.assert_close(tensor, state[name], rtol=1e-10, atol=1e-12)
     assert [r["loss"] for r in history] == pytest.approx([task for task, _ in told], rel=1e-10)
-    assert [r["terms"] for r in history] == [{"features": pytest.approx(features, rel=1e-10)} for _, features in told]
-    assert all(torch.equal(x, before[name]) for name, x in teacher.graph_module.state_dict().items())
+    assert [r["terms"] for r in history] == [
+        {"features": pytest.approx(features, rel=1e-10)} for _, features in nonempty(told)
+    ]
+    assert all(torch.equal(x, before[name]) for name, x in nonempty(teacher.graph_module.state_dict().items()))
     assert not any(module.training for module in teacher.graph_module.modules())
-    assert all(p.requires_grad and p.grad is None for p in teacher.graph_module.parameters())
+    assert all(p.requires_grad and p.grad is None for p in nonempty(teacher.graph_module.parameters()))
 
 
 def test_another_distance_adapts_other_sizes():
@@ -82,7 +85,7 @@ def test_another_distance_adapts_other_sizes():
     teacher, student, twin = program(8, seed=1), program(4).trainable_copy(), net(4)
     learned(student, FeatureDistillation(teacher, {"_1": "_1"}, distance=by_mean))
     by_hand(twin, net(8, seed=1), [1.0] * 4, by_mean)
-    for one, other in zip(student.parameters(), twin.parameters(), strict=True):
+    for one, other in nonempty(zip(student.parameters(), twin.parameters(), strict=True)):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
@@ -96,7 +99,7 @@ def test_several_pairs_weigh_alike():
     own = twin[1](twin[0](X))
     found = twin[4](F.relu(own).flatten(1))
     (F.cross_entropy(found, Y) + 1.5 * (F.mse_loss(own, wanted) + F.mse_loss(found, scores))).backward()
-    for p, q in zip(student.parameters(), twin.parameters(), strict=True):
+    for p, q in nonempty(zip(student.parameters(), twin.parameters(), strict=True)):
         torch.testing.assert_close(p, q - 0.1 * q.grad, rtol=1e-10, atol=1e-12)
 
 

@@ -30,6 +30,7 @@ from fxsurgery.errors import TrainingError
 from fxsurgery.lineage import Origin, compose
 from fxsurgery.passes import InsertGates, PruneChannels, Widen
 from fxsurgery.training import Recipe, Task, carry_state, fit, sgd
+from nonempty import nonempty
 from programs import silenced
 from zoo import lively
 
@@ -136,7 +137,7 @@ def test_without_the_past_the_next_steps_are_others(kind: str):
 def test_entries_follow_by_hand():
     _, before, model, small, after = pruned(KINDS["amsgrad"])
     old, new = dict(model.named_parameters()), dict(small.named_parameters())
-    for name, parameter in new.items():
+    for name, parameter in nonempty(new.items()):
         for key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
             assert torch.equal(after.state[parameter][key], survivors(name, before.state[old[name]][key]))
         assert after.state[parameter]["step"] == 3
@@ -147,7 +148,7 @@ def test_the_optimizer_before_is_left_alone():
     known = copy.deepcopy(before.state_dict()["state"])
     learn(small, after, 2)
     left = before.state_dict()["state"]
-    assert all(torch.equal(left[i][key], value) for i, state in known.items() for key, value in state.items())
+    assert all(nonempty(torch.equal(left[i][key], value) for i, state in known.items() for key, value in state.items()))
 
 
 def copied(make):
@@ -218,9 +219,9 @@ def test_parameters_of_inserted_modules_start_afresh_and_the_others_go_on():
     gated = result.program.trainable_copy()
     after = KINDS["adam"](gated.parameters())
     assert carry_state(before, model, after, gated, result.origins) == ("fxsurgery_gates.vector.logits",)
-    for name, parameter in model.named_parameters():
+    for name, parameter in nonempty(model.named_parameters()):
         kept = after.state[gated.get_parameter(name)]
-        assert all(torch.equal(kept[key], value) for key, value in before.state[parameter].items())
+        assert all(torch.equal(kept[key], value) for key, value in nonempty(before.state[parameter].items()))
     assert gated.get_parameter("fxsurgery_gates.vector.logits") not in after.state
 
 
@@ -233,7 +234,7 @@ def test_groups_and_their_order_are_those_of_the_new_optimizer():
     after = Adam(groups, 0.01)
     carry_state(before, model, after, small, result.origins)
     assert [(g["lr"], g["weight_decay"]) for g in after.param_groups] == [(0.5, 0), (0.01, 0.1)]
-    for name, parameter in small.named_parameters():
+    for name, parameter in nonempty(small.named_parameters()):
         if parameter.dim() == 1 or name == "b.weight":
             wanted = survivors(name, before.state[model.get_parameter(name)]["exp_avg"])
             assert torch.equal(after.state[parameter]["exp_avg"], wanted)
@@ -295,7 +296,7 @@ def test_what_is_carried_resumes_from_a_state_dict():
     again = KINDS["adam"](small.parameters())
     again.load_state_dict(saved)
     learn(small, again, 2)
-    assert all(torch.equal(p, wanted[n]) for n, p in small.named_parameters())
+    assert all(torch.equal(p, wanted[n]) for n, p in nonempty(small.named_parameters()))
 
 
 def test_state_of_a_restored_optimizer_is_carried():
@@ -308,7 +309,7 @@ def test_state_of_a_restored_optimizer_is_carried():
     carry_state(before, model, one, small, result.origins)
     carry_state(restored, model, other, small, result.origins)
     pairs = [(one.state[p], other.state[p]) for p in small.parameters()]
-    assert all(torch.equal(a[key], b[key]) for a, b in pairs for key in a)
+    assert all(nonempty(torch.equal(a[key], b[key]) for a, b in pairs for key in a))
 
 
 def test_momentum_follows_through_the_training_loop():
@@ -369,7 +370,7 @@ def test_what_a_later_pass_made_anew_does_not_get_an_older_past():
     for result in halves:
         object.__setattr__(result, "origins", {})
     origins = compose(program, halves)
-    assert all((index == -1).all() for index in origins["a.weight"].index.values())
+    assert all((index == -1).all() for index in nonempty(origins["a.weight"].index.values()))
     assert origins["head.weight"].index == {}
     old, new = program.trainable_copy(), halves[1].program.trainable_copy()
     before, after = KINDS["sgd"](old.parameters()), KINDS["sgd"](new.parameters())

@@ -17,7 +17,8 @@ from fxsurgery.errors import DeviceError
 from fxsurgery.nn.gates import GateVector
 from fxsurgery.passes import InsertGates
 from fxsurgery.searchers.dnal.budget_controller import Limit, Steering
-from fxsurgery.training import Hooks, Recipe, Task, adamw, evaluate, fit, sgd
+from fxsurgery.training import Hooks, Recipe, Task, adamw, evaluate, fit, sgd, task_objective
+from nonempty import nonempty
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -121,7 +122,7 @@ def test_gates_are_steered_to_the_budget_as_in_full_precision(precision):
     assert gates.isfinite().all()
     assert ((gates < 0.1) | (gates > 0.9)).float().mean() > 0.8
     assert trace[-1][1] == pytest.approx(steered("no", device)[1][-1][1], abs=0.1)
-    assert all(math.isfinite(x) for entry in trace for x in entry)
+    assert all(nonempty(math.isfinite(x) for entry in trace for x in entry))
 
 
 def test_float16_on_a_cpu_is_refused():
@@ -139,7 +140,7 @@ def test_float16_learns_on_a_gpu_and_hooks_see_no_gradient_that_is_not_finite():
     _, half = trained("fp16", "cuda", hooks=hooks, model=model)
     assert half.loss == pytest.approx(full.loss, abs=0.1)
     assert len(seen) > 20
-    assert all(finite for _, finite in seen)
+    assert all(finite for _, finite in nonempty(seen))
 
 
 def test_a_users_accelerator_says_the_precision_and_stays_as_it_was():
@@ -187,13 +188,30 @@ def test_steps_that_loss_scaling_skips_are_kept_from_hooks(scaling):
     report = fit(model, task(), recipe, hooks=hooks, device=scaling)
     steps = [step for step, _ in before]
     assert kinds == {(True, torch.float16), (False, torch.float32)}
-    assert all(finite for _, finite in before)
+    assert all(finite for _, finite in nonempty(before))
     assert after == list(range(40))
     assert 0 < steps[0] < len(steps) < 40
     assert [not torch.equal(*pair) for pair in pairwise(moved)] == [step in steps for step in range(40)]
     plain_model = dense()
     full = fit(plain_model, task(), Recipe(steps=len(steps), optimizer=sgd(0.1), gradient_clip=1.0), device="cpu")
     assert report.loss == pytest.approx(full.loss, abs=0.1)
+
+
+def test_gradients_of_several_losses_are_scaled_alike(scaling):
+    def apart(model, batch):
+        batch.backward(0.5 * batch.loss(batch.predict(model)))
+        return 0.5 * batch.loss(batch.predict(model)), {}
+
+    ends, recipe, fresh = [], Recipe(steps=12, optimizer=sgd(0.1)), scaling.scaler.state_dict()
+    for objective in (apart, task_objective):
+        scaling.scaler = torch.amp.GradScaler("cpu", init_scale=fresh["scale"] / 2**10, growth_interval=4)
+        model = dense()
+        fit(model, task(), recipe, hooks=Hooks(objective=objective), device=scaling)
+        ends.append((list(model.parameters()), scaling.scaler.get_scale()))
+    assert ends[0][1] == ends[1][1]
+    for one, other, before in zip(ends[0][0], ends[1][0], dense().parameters(), strict=True):
+        assert not torch.equal(other, before)
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_the_loss_scale_is_in_snapshots(scaling):
@@ -217,4 +235,4 @@ def test_the_loss_scale_is_in_snapshots(scaling):
         ends.append(([p.detach() for p in model.parameters()], scaling.scaler.state_dict()))
     assert kept.snapshot["scaler"]["scale"] < fresh["scale"]
     assert ends[0][1] == ends[1][1]
-    assert all(map(torch.equal, ends[0][0], ends[1][0]))
+    assert all(torch.equal(a, b) for a, b in zip(nonempty(ends[0][0]), ends[1][0], strict=True))

@@ -26,6 +26,7 @@ from fxsurgery.training import (
     sgd,
     task_objective,
 )
+from nonempty import nonempty
 from zoo import lively
 
 X = torch.randn(32, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -98,7 +99,7 @@ def test_the_gradient_is_the_sum_over_sub_networks_written_out_by_hand():
         for name, p in layer.named_parameters()
     }
     assert found.keys() == wanted.keys()
-    for name, gradient in wanted.items():
+    for name, gradient in nonempty(wanted.items()):
         torch.testing.assert_close(found[name], gradient, rtol=1e-12, atol=1e-14)
 
 
@@ -116,9 +117,29 @@ def test_widths_depths_and_kernels_add_up_as_separate_trainings_would():
         for name, p in alone.named_parameters():
             total[name] += 0.0 if p.grad is None else p.grad
     found = one_step(program.trainable_copy(), rule, task_of(IMAGES, batch_size=32))
-    for name, gradient in total.items():
+    for name, gradient in nonempty(total.items()):
         torch.testing.assert_close(found[name], gradient, rtol=1e-11, atol=1e-13, msg=lambda m, n=name: n + m)
     assert any(name.startswith("fxsurgery_elastic") and gradient.any() for name, gradient in total.items())
+
+
+def test_a_supernet_that_writes_into_its_inputs_gives_each_sub_network_the_same():
+    class Doubling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = lively(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double())
+
+        def forward(self, x):
+            return self.layers(x.mul_(2))
+
+    program, rule = Elasticise()(capture(Doubling().eval(), X[:2].clone())).program, SandwichObjective(seed=1)
+    twin, x = program.trainable_copy(), X.clone()
+    for subnet in rule.subnets(elastic_space(twin), 0).values():
+        activate(twin, subnet)
+        F.cross_entropy(twin(X.clone()), Y).backward()
+    found = one_step(program.trainable_copy(), rule, task_of(x, batch_size=32))
+    for name, p in twin.named_parameters():
+        torch.testing.assert_close(found[name], p.grad, rtol=1e-12, atol=1e-14)
+    assert torch.equal(x, X)
 
 
 def test_one_backward_pass_over_the_summed_losses_gives_the_same():
@@ -133,7 +154,7 @@ def test_one_backward_pass_over_the_summed_losses_gives_the_same():
         return sum(losses), {}
 
     found, wanted = (one_step(perceptron().trainable_copy(), which, task_of(X)) for which in (rule, at_once))
-    for name, gradient in wanted.items():
+    for name, gradient in nonempty(wanted.items()):
         assert gradient.any(), name
         torch.testing.assert_close(found[name], gradient, rtol=1e-12, atol=1e-14)
 
@@ -149,7 +170,7 @@ def learned(program, steps=6, keeper=None, objective=None, **options):
 
 def test_batches_that_share_a_step_learn_what_one_large_batch_does():
     whole, split = learned(perceptron(), batch_size=32)[0], learned(perceptron(), batch_size=8, accumulate=4)[0]
-    for one, other in zip(whole.parameters(), split.parameters(), strict=True):
+    for one, other in nonempty(zip(whole.parameters(), split.parameters(), strict=True)):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-13)
 
 
@@ -185,7 +206,7 @@ def test_a_training_that_goes_on_draws_what_it_would_have_drawn():
     assert ends[0][1] == ends[2][1]
     assert ends[1][1] == [entry for entry in ends[0][1] if entry[0] >= 3]
     assert len({tuple(w for s, w in ends[0][1] if s == step) for step in range(6)}) > 1
-    for models in zip(*(end[0][0].parameters() for end in ends), strict=True):
+    for models in nonempty(zip(*(end[0][0].parameters() for end in ends), strict=True)):
         assert torch.equal(models[0], models[1])
         assert torch.equal(models[0], models[2])
 
@@ -230,7 +251,7 @@ def test_sub_networks_learn_a_teachers_features():
         total = total + F.cross_entropy(output, Y) + 2 * F.mse_loss(output, teacher(X))
     total.backward()
     found = one_step(program.trainable_copy(), rule, task_of(X, batch_size=32))
-    for name, p in twin.named_parameters():
+    for name, p in nonempty(twin.named_parameters()):
         torch.testing.assert_close(found[name], p.grad, rtol=1e-12, atol=1e-14)
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 
 from fxsurgery.errors import TrainingError
 from fxsurgery.training import Hooks, Progress, Recipe, Task, adamw, cosine, fit, sgd
+from nonempty import nonempty
 
 STEPS = 8
 
@@ -159,7 +160,7 @@ def trained(make, optimizer, kept=None, cut=None, model=None, **options):
 
 def cut_off_everywhere(make, optimizer, at, **options):
     whole = trained(make, optimizer, **options)
-    for step in at:
+    for step in nonempty(at):
         kept = Kept()
         with pytest.raises(CutOffError):
             trained(make, optimizer, kept, cut=step, **options)
@@ -231,7 +232,7 @@ def test_keyboard_interrupt_gives_model_and_generator_back():
         fit(model.eval(), task, Recipe(steps=3, optimizer=sgd(0.1)), hooks=hooks, device="cpu")
     assert torch.equal(generator.get_state(), before)
     assert not any(module.training for module in model.modules())
-    assert all(p.grad is None for p in model.parameters())
+    assert all(p.grad is None for p in nonempty(model.parameters()))
     assert caught.value is not None
 
 
@@ -324,7 +325,7 @@ def test_tied_weights_stay_tied():
             fit(model, task, recipe, device="cpu", keeper=kept)
         assert model.get_parameter("one.weight") is model.get_parameter("other.weight")
         ends.append([p.detach().clone() for p in model.parameters()])
-    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
+    assert all(torch.equal(one, other) for one, other in nonempty(zip(*ends, strict=True)))
 
 
 @pytest.mark.parametrize(

@@ -9,28 +9,14 @@ from typing import Any
 from torch import fx
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
+from fxsurgery.ops import registry
+from fxsurgery.ops.facets import Infix
 from fxsurgery.saving.functions import name_of
 from fxsurgery.saving.standalone.literals import ATOM, POWER, UNARY, Code, Show, index, shown
 from fxsurgery.saving.standalone.literals import name as name_as_code
 
-BINARY: Mapping[str, tuple[str, int]] = {
-    "or_": ("|", 8), "xor": ("^", 9), "and_": ("&", 10), "lshift": ("<<", 11), "rshift": (">>", 11),
-    "add": ("+", 12), "sub": ("-", 12), "mul": ("*", 13), "truediv": ("/", 13), "floordiv": ("//", 13),
-    "mod": ("%", 13), "matmul": ("@", 13), "pow": ("**", POWER),
-    "eq": ("==", 7), "ne": ("!=", 7), "lt": ("<", 7), "le": ("<=", 7), "gt": (">", 7), "ge": (">=", 7),
-    "is_": ("is", 7), "is_not": ("is not", 7),
-}  # fmt: skip
-METHODS: Mapping[str, str] = {
-    **{name: name for name in ("add", "sub", "mul", "floordiv", "matmul", "pow", "eq", "ne", "lt", "le", "gt", "ge")},
-    "div": "truediv", "true_divide": "truediv", "multiply": "mul", "floor_divide": "floordiv",
-    "bitwise_and": "and_", "bitwise_or": "or_",
-}  # fmt: skip
-"""Tensor methods that are operators."""
-SIGNS = {"neg": "-", "invert": "~", "pos": "+"}
-IN_PLACE = {
-    "iadd": "add_", "isub": "sub_", "imul": "mul_", "itruediv": "div_", "ifloordiv": "floor_divide_", "ipow": "pow_",
-    "iand": "bitwise_and_", "ior": "bitwise_or_", "ixor": "bitwise_xor_",
-}  # fmt: skip
+_IDENTITY: Mapping[object, str] = {operator.is_: "is", operator.is_not: "is not"}
+_COMPARISON = 7
 
 
 def call(node: fx.Node, special: Show, *, tensors: bool) -> Code:
@@ -75,38 +61,59 @@ def _beyond_defaults(function: Any, node: fx.Node) -> dict[str, Any]:  # noqa: A
 
 def _method(node: fx.Node, special: Show) -> Code:
     name, args = str(node.target), node.args
-    if not node.kwargs and name in METHODS and len(args) == 2:
-        return _binary(METHODS[name], args, special)
-    if not node.kwargs and name == "neg" and len(args) == 1:
-        return Code(f"-{shown(args[0], special).within(UNARY)}", UNARY)
+    if (infix := _infix(node)) is not None:
+        return _binary(infix, args, special)
+    spelling = registry.spelling_of_method(name)
+    if (
+        spelling is not None
+        and spelling.operator.prefix
+        and not spelling.in_place
+        and len(args) == 1
+        and not node.kwargs
+    ):
+        return Code(f"{spelling.operator.prefix}{shown(args[0], special).within(UNARY)}", UNARY)
     receiver = shown(args[0], special).within(ATOM)
     return Code(f"{receiver}.{name_as_code(name)}({arguments(args[1:], node.kwargs, special)})")
 
 
 def _operator(name: str, node: fx.Node, special: Show, *, tensors: bool) -> Code:
-    args = node.args
+    args, spelling = node.args, registry.spelling_of(node)
     if name == "getitem":
         return Code(f"{shown(args[0], special).within(ATOM)}[{index(args[1], special)}]")
-    if name in BINARY:
-        return _binary(name, args, special)
-    if name in SIGNS:
-        return Code(f"{SIGNS[name]}{shown(args[0], special).within(UNARY)}", UNARY)
-    if name in IN_PLACE:
+    if (infix := _infix(node)) is not None:
+        return _binary(infix, args, special)
+    declared = None if spelling is None else spelling.operator
+    if declared is not None and declared.prefix:
+        return Code(f"{declared.prefix}{shown(args[0], special).within(UNARY)}", UNARY)
+    if declared is not None and declared.infix is not None:  # it overwrites
         if tensors:
-            return Code(f"{shown(args[0], special).within(ATOM)}.{IN_PLACE[name]}({shown(args[1], special).text})")
-        return _binary({"iand": "and_", "ior": "or_"}.get(name, name[1:]), args, special)
+            method = f"{declared.name}_"
+            return Code(f"{shown(args[0], special).within(ATOM)}.{method}({shown(args[1], special).text})")
+        return _binary(declared.infix, args, special)
     return Code(f"operator.{name}({arguments(args, node.kwargs, special)})")
 
 
-def _binary(name: str, args: tuple[Any, ...], special: Show) -> Code:
-    sign, precedence = BINARY[name]
+def _infix(node: fx.Node) -> Infix | None:
+    """The sign that stands between the two operands of a node; `None` where it is written otherwise."""
+    if node.target in _IDENTITY:
+        return Infix(_IDENTITY[node.target], _COMPARISON)
+    spelling = registry.spelling_of(node)
+    if spelling is None or spelling.in_place or spelling.reflected or node.kwargs or len(node.args) != 2:
+        return None
+    if node.op == "call_function" and not name_of(node.target).startswith("operator."):  # type: ignore[arg-type]
+        return None
+    return None if str(node.target).startswith("__") else spelling.operator.infix
+
+
+def _binary(infix: Infix, args: tuple[Any, ...], special: Show) -> Code:
+    sign, precedence = infix.sign, infix.precedence
     left, right = (shown(a, special) for a in args)
     if sign == "**":
         base, exponent = left.within(POWER + 1), right.within(UNARY)
         simple = all(_is_simple(c.text) for c in (left, right))
         return Code(f"{base}**{exponent}" if simple else f"{base} ** {exponent}", POWER)
     # Comparisons do not group; the others group to the left.
-    first = left.within(precedence + 1 if precedence == 7 else precedence)
+    first = left.within(precedence + 1 if precedence == _COMPARISON else precedence)
     return Code(f"{first} {sign} {right.within(precedence + 1)}", precedence)
 
 
@@ -117,9 +124,7 @@ def _is_simple(text: str) -> bool:
 
 def is_operator(node: fx.Node) -> bool:
     """Whether a node is written as an operator between its arguments."""
-    if node.op == "call_method":
-        return not node.kwargs and len(node.args) == 2 and str(node.target) in METHODS
-    return node.op == "call_function" and any(node.target is getattr(operator, name) for name in BINARY)
+    return node.op in {"call_function", "call_method"} and _infix(node) is not None
 
 
 def is_setitem(node: fx.Node) -> bool:

@@ -2,8 +2,8 @@
 
 from torch import fx
 
+from fxsurgery.ops import registry
 from fxsurgery.program import Program
-from fxsurgery.saving.standalone.calls import IN_PLACE
 
 
 def dead(program: Program) -> set[fx.Node]:
@@ -18,6 +18,6 @@ def dead(program: Program) -> set[fx.Node]:
 def _acts(node: fx.Node) -> bool:
     """Whether a node does more than give a value: it writes, checks, or draws random numbers."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "_")
-    drawn = any(word in name for word in ("rand", "drop", "bernoulli", "normal", "uniform", "multinomial"))
-    writes = name.endswith("_") or name == "setitem" or name in IN_PLACE or bool(node.kwargs.get("inplace"))
-    return drawn or writes or name.startswith("_") or "out" in node.kwargs
+    operator = registry.of(node)
+    drawn = operator is not None and operator.draws is not None
+    return drawn or registry.overwritten(node) is not None or name.startswith("_") or "out" in node.kwargs

@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import fx
 from torch.fx.graph import _PyTreeCodeGen
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
-from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 
+from fxsurgery.analysis.node_values import node_values
+from fxsurgery.ops import registry
+from fxsurgery.ops.operator import Kind
 from fxsurgery.program import Program
 from fxsurgery.saving.outputs import keys_of
 from fxsurgery.saving.standalone.calls import arguments, call, is_operator, is_setitem
@@ -25,12 +27,6 @@ from fxsurgery.saving.standalone.literals import Code, Show, index, shown
 from fxsurgery.saving.standalone.names import Names, fitting
 from fxsurgery.saving.standalone.signature import TAKEN, Argument, placeholders
 from fxsurgery.saving.standalone.tree import Tree
-from fxsurgery.saving.standalone.value_kinds import Kinds
-
-MIXING = (_ConvNd, nn.Linear, nn.Embedding, nn.RNNBase, nn.Bilinear)
-SHAPING = {"to", "float", "contiguous", "view", "reshape", "transpose", "permute", "flatten", "unsqueeze", "squeeze",
-           "expand", "clone", "type_as", "detach", "unflatten"}  # fmt: skip
-"""Methods that give the same thing in another form."""
 
 
 @dataclass
@@ -48,12 +44,12 @@ class Forward:
     """Writes the body of forward."""
 
     def __init__(self, program: Program, tree: Tree, chains: Mapping[str, Chain], given: list[Argument]) -> None:
-        self._program, self._tree, self._kinds = program, tree, Kinds(program)
+        self._program, self._tree, self._values = program, tree, node_values(program)
         self._places = placeholders(program, given)
         self._arguments = given
         self._skipped, self._heads = _in_chains(chains)
         self._dead = dead(program)
-        self._inline = inlined(program, self._kinds, self._skipped)
+        self._inline = inlined(program, self._values, self._skipped)
         self._unpacked = self._unpackings()
         self._aliases, self._section_now = self._shortened(), ""
         self.uses = set[str]()
@@ -90,7 +86,7 @@ class Forward:
         )
         value = output.args[0]
         value = value[0] if isinstance(value, (tuple, list)) and len(value) == 1 and simple else value
-        return simple and self._kinds.is_tensor(value)
+        return simple and self._values.is_tensor(value)
 
     def _statement(self, node: fx.Node, at: int, names: Names, section: str) -> Statement:
         if is_setitem(node):
@@ -109,14 +105,14 @@ class Forward:
     def _handing_on(self, node: fx.Node) -> list[fx.Node]:
         """The nodes whose name the result may take: what it is a later stage of."""
         source = self._heads[node][1] if node in self._heads else node
-        if not self._kinds.is_tensor(node) or not source.args:
+        if not self._values.is_tensor(node) or not source.args:
             return []
         first = source.args[0]
         if isinstance(first, fx.Node) and not is_operator(source):
             reads = self._reads(first) if first in self._inline else [first]
         else:
             reads = self._reads(node)
-        return [r for r in reads if self._kinds.is_tensor(r)]
+        return [r for r in reads if self._values.is_tensor(r)]
 
     def _indexed(self, node: fx.Node, names: Names) -> str:
         return f"{self._code(node.args[0], names).within(20)}[{index(node.args[1], self._special(names))}]"
@@ -141,7 +137,7 @@ class Forward:
         if node.op == "call_module":
             path, source = self._heads.get(node, (str(node.target), node))
             return Code(f"{self._access(path)}({arguments(source.args, source.kwargs, special)})")
-        found = call(node, special, tensors=bool(node.args) and self._kinds.is_tensor(node.args[0]))
+        found = call(node, special, tensors=bool(node.args) and self._values.is_tensor(node.args[0]))
         for word in ("operator.", "math.", "F."):
             if found.text.startswith(word) or f" {word}" in found.text or f"({word}" in found.text:
                 self.uses.add(word[:-1])
@@ -189,7 +185,7 @@ class Forward:
         """Nodes that give several things, all of which are taken out by position."""
         found = dict[fx.Node, list[fx.Node | None]]()
         for node in self._program.nodes:
-            length = self._kinds.length(node)
+            length = self._values.length(node)
             if node in self._inline or not length or length > 8 or node.op in {"placeholder", "get_attr", "output"}:
                 continue
             if any(node in parts for parts in found.values()):
@@ -224,13 +220,14 @@ class Forward:
         if node.op == "call_module":
             path = self._heads.get(node, (str(node.target), node))[0]
             words = [w for w in path.split(".") if not w.isdigit()]
-            mixes = isinstance(self._program.module(node), MIXING)
+            operator = self._program.operator(node)
+            mixes = operator is not None and operator.kind in {Kind.CONTRACTION, Kind.RECURRENT, Kind.LOOKUP}
             return ("=" if mixes else "") + fitting(words[-1] if words else "x")
         if node.target is F.scaled_dot_product_attention:
             return "=attention"
         if node.op == "call_function" and node.name.startswith("getitem") and isinstance(node.args[0], fx.Node):
             name = self._part_hint(node.args[0], node.args[1])
-        elif node.target in SHAPING and isinstance(node.args[0], fx.Node):
+        elif _gives_the_same(node) and isinstance(node.args[0], fx.Node):
             name = self._hint(node.args[0]).removeprefix("=") or node.name
         else:
             name = re.sub(r"_?\d+$", "", node.name)
@@ -295,3 +292,9 @@ def _in_chains(chains: Mapping[str, Chain]) -> tuple[set[fx.Node], dict[fx.Node,
         heads[chain.nodes[-1]] = (path, chain.nodes[0])
         skipped |= set(chain.nodes[:-1])
     return skipped, heads
+
+
+def _gives_the_same(node: fx.Node) -> bool:
+    """Whether a method gives the same thing in another form."""
+    operator = registry.of(node) if node.op == "call_method" else None
+    return operator is not None and operator.kind is Kind.MOVEMENT and not operator.picks

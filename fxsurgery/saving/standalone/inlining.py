@@ -2,46 +2,51 @@
 
 from torch import fx
 
+from fxsurgery.analysis.node_values import NodeValues
+from fxsurgery.ops import registry
 from fxsurgery.program import Program
 from fxsurgery.saving.standalone.calls import is_operator, is_setitem
-from fxsurgery.saving.standalone.value_kinds import Kinds
 
 LONGEST = 72
 """Columns that a statement may have before parts of it get a line of their own."""
 DEEPEST = 3
 """Steps in one statement."""
-_PURE_READS = {"size", "dim", "numel", "ndimension"}
 
 
-def inlined(program: Program, kinds: Kinds, skipped: set[fx.Node]) -> set[fx.Node]:
+def inlined(program: Program, values: NodeValues, skipped: set[fx.Node]) -> set[fx.Node]:
     """What stands where it is used; `skipped` are the nodes that a sequence of modules swallows."""
     found, depth = set[fx.Node](), dict[fx.Node, int]()
     for node in program.nodes:
         if node in skipped or node.op not in {"call_function", "call_method", "call_module"}:
             continue
-        if _is_number(node, kinds) or (_is_link(node, kinds, skipped) and _is_short(node, depth)):
+        if _is_number(node, values) or (_is_link(node, values, skipped) and _is_short(node, depth)):
             found.add(node)
     return found
 
 
-def _is_number(node: fx.Node, kinds: Kinds) -> bool:
+def _is_number(node: fx.Node, values: NodeValues) -> bool:
     """A size, or a number made of some, that is used once; or the shape that sizes are read of."""
-    if kinds.is_tensor(node) or is_setitem(node) or node.op == "call_module" or not node.users:
+    if values.is_tensor(node) or is_setitem(node) or node.op == "call_module" or not node.users:
         return False
-    if node.target is getattr or (node.target in _PURE_READS and (len(node.users) == 1 or len(node.args) == 1)):
+    if node.target is getattr or (_reads_sizes(node) and (len(node.users) == 1 or len(node.args) == 1)):
         return True
-    plain = kinds.length(node) is None and all(not kinds.is_tensor(a) for a in node.all_input_nodes)
+    plain = values.length(node) is None and all(not values.is_tensor(a) for a in node.all_input_nodes)
     return plain and len(node.users) == 1
 
 
-def _is_link(node: fx.Node, kinds: Kinds, skipped: set[fx.Node]) -> bool:
+def _reads_sizes(node: fx.Node) -> bool:
+    operator = registry.of(node) if node.op == "call_method" else None
+    return operator is not None and operator.extents is not None
+
+
+def _is_link(node: fx.Node, values: NodeValues, skipped: set[fx.Node]) -> bool:
     """Used once, by the next node, which does something to it first of all."""
     user = next(iter(node.users), None)
-    if user is None or len(node.users) > 1 or not kinds.is_tensor(node) or user in skipped:
+    if user is None or len(node.users) > 1 or not values.is_tensor(node) or user in skipped:
         return False
     if user.op == "output" or is_setitem(user) or not user.args or user.args[0] is not node:
         return False
-    return node.op != "call_module" and _is_next(node, user, kinds)
+    return node.op != "call_module" and _is_next(node, user, values)
 
 
 def _is_short(node: fx.Node, depth: dict[fx.Node, int]) -> bool:
@@ -56,9 +61,9 @@ def _is_short(node: fx.Node, depth: dict[fx.Node, int]) -> bool:
     return True
 
 
-def _is_next(node: fx.Node, user: fx.Node, kinds: Kinds) -> bool:
+def _is_next(node: fx.Node, user: fx.Node, values: NodeValues) -> bool:
     """Whether nothing but reading of sizes happens between the two."""
     between = node.next
-    while between is not user and (between.op == "get_attr" or _is_number(between, kinds)):
+    while between is not user and (between.op == "get_attr" or _is_number(between, values)):
         between = between.next
     return between is user

@@ -4,8 +4,8 @@ Counted metrics (parameters, MACs, peak activation memory) are facts of the prog
 the latency on a target, comes from the meter of that metric: once for each structure, with the bounds of its 95 %
 interval. What the meter read goes into the journal under the structure's hash, so a resumed run recalls it.
 
-A meter may be anything that gives plain numbers for a program: a timer that runs it, or a table of what its layers
-take (`fxsurgery.searchers.common.layer_table`).
+A meter may be anything that gives plain numbers for a program: a timer that runs it, or a table of what each of its
+layers takes.
 """
 
 import hashlib

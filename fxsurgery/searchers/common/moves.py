@@ -27,6 +27,7 @@ from fxsurgery.analysis.importance import norm_scales
 from fxsurgery.analysis.pooling import is_convolution
 from fxsurgery.analysis.structure import structure
 from fxsurgery.errors import PassCrashedError, SurgeryError
+from fxsurgery.kept_outputs import sample_outputs
 from fxsurgery.option_types import MOST_UNITS, Range, Share, check_fields
 from fxsurgery.passes import AddConvCell, Deepen, PruneChannels, RemoveLayer, SvdShrink, Widen
 from fxsurgery.program import Program
@@ -122,7 +123,7 @@ def _degenerate(parent: Program, child: Program) -> str | None:
     state = child.graph_module.state_dict(keep_vars=True)
     if not all(map(_is_finite, (t for t in state.values() if id(t) not in inherited))):
         return "a weight is not finite"
-    if not all(map(_is_finite, child.run_examples())):
+    if not all(map(_is_finite, sample_outputs(child))):
         return "an output is not finite"
     if not any(p.requires_grad for p in child.graph_module.parameters()):
         return "nothing is left to train"

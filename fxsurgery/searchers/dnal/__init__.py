@@ -18,6 +18,7 @@ import torch
 from fxsurgery.analysis.cost import TERMS, cost, cost_after
 from fxsurgery.analysis.gating import GatePlan, gate_plan
 from fxsurgery.analysis.structure import Mask, structure
+from fxsurgery.argument_names import assigned
 from fxsurgery.budget import Budget
 from fxsurgery.errors import BudgetError, StructureError
 from fxsurgery.nn.gates import GateVector
@@ -26,7 +27,8 @@ from fxsurgery.passes import InsertGates
 from fxsurgery.program import Program
 from fxsurgery.searchers.common.latency import LatencyLimit, hold
 from fxsurgery.searchers.common.settings import Epochs, Narrowing
-from fxsurgery.searchers.common.widths import Scores, Space, alignment_note, evenly, project, pruned, space
+from fxsurgery.searchers.common.width_selection import evenly, project
+from fxsurgery.searchers.common.widths import Scores, Space, alignment_note, pruned, space
 from fxsurgery.searchers.dnal.budget_controller import Limit, Steering
 from fxsurgery.searchers.dnal.gate_penalty import GatePenalty
 from fxsurgery.searchers.session import Outcome, Session, Stage
@@ -133,7 +135,9 @@ def _learn_gates(
     plan = gate_plan(found.program)
     gated = InsertGates()(found.program)
     if not gated.changes:
-        raise StructureError(f"no gates can be inserted: {gated.refusals[0].reason}. method='prune' needs none")
+        raise StructureError(
+            f"no gates can be inserted: {gated.refusals[0].reason}. {assigned('method', 'prune')} needs none"
+        )
     model = gated.program.trainable_copy()
     [vector] = [m for m in model.modules() if isinstance(m, GateVector)]
     vector.mode = "soft"

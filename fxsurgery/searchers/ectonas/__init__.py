@@ -24,6 +24,7 @@ from collections import Counter
 from dataclasses import replace
 
 from fxsurgery.analysis.cost import cost
+from fxsurgery.argument_names import named
 from fxsurgery.budget import Budget, Metric, Spend
 from fxsurgery.errors import BudgetError, TrainingError
 from fxsurgery.program import Program
@@ -36,11 +37,11 @@ from fxsurgery.searchers.ectonas.fitness import Fitness
 from fxsurgery.searchers.ectonas.latency_budget import verified_choice, verified_end
 from fxsurgery.searchers.ectonas.outcome import fine_tuned, member_of, out_of_reach, record_of, relate, told_of
 from fxsurgery.searchers.ectonas.population import Population
-from fxsurgery.searchers.ectonas.settings import Ectonas
+from fxsurgery.searchers.ectonas.settings import Ectonas, Evolving
 from fxsurgery.searchers.ectonas.training import SearchState
 from fxsurgery.searchers.session import Outcome, Session, Stage
 
-__all__ = ["DEFAULT_SPEND", "Ectonas", "foretold", "search", "stages"]
+__all__ = ["DEFAULT_SPEND", "Ectonas", "Evolving", "foretold", "search", "stages"]
 
 DEFAULT_SPEND = Spend(epochs=1000)
 """The paper's."""
@@ -65,7 +66,7 @@ def search(program: Program, budget: Budget | None, config: Ectonas, session: Se
     if math.isnan(chosen.figures.score):
         raise TrainingError(
             f"the validation {session.task.metric_name} is not a number (NaN) for any network; see what the metric "
-            "gives on val_data"
+            f"gives on {named('val_data')}"
         )
     if school.fitness.excess(chosen.figures):
         raise BudgetError(out_of_reach(evolving, chosen))

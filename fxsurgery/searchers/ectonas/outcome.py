@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from fxsurgery.argument_names import assigned
 from fxsurgery.searchers.common.pareto import ParetoMember
 from fxsurgery.searchers.common.trials import SearchRecord
 from fxsurgery.searchers.ectonas.evolution_loop import EvolutionLoop
@@ -60,7 +61,7 @@ def out_of_reach(evolving: EvolutionLoop, chosen: State) -> str:
         f"no network of {generations} keeps the budget; the nearest "
         f"that was trained has {figures.costs['params']:,} parameters and {figures.costs['macs']:,} MACs{latency}. "
         f"Spend more than {school.purse.epochs:.0f} epochs, let each move go further (channels, units, "
-        "change), or begin with what method='prune' gives"
+        f"change), or begin with what {assigned('method', 'prune')} gives"
     )
 
 

@@ -22,27 +22,11 @@ Many: TypeAlias = Annotated[int, Range(least=1, below=10**18, said=f"{_WHOLE} 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ectonas(Settings):
-    """How the search goes. The defaults are the paper's.
+class Evolving(Settings):
+    """The settings that an evolutionary search has beside those of every method. The defaults are the paper's."""
 
-    Raises:
-        SurgeryError: a setting has no meaning.
-    """
-
-    weights_epochs: Epochs = 10
-    """The warm-up of a network that is not trained yet."""
-    finetune_epochs: Epochs = 0
-    """Of the winner, after the search, at a rate that falls to 0; they are part of the spend."""
-    fewest_steps: Steps = 0
-    """No training is shorter, however little data there is."""
-    learning_rate: Rate = 0.1
-    """The same throughout, but for the fine-tune. Lower it for a trained model, whose score would fall at once."""
     finetune_learning_rate: OptionalRate = None
     """The fine-tune's at first; `learning_rate` unless said."""
-    momentum: Annotated[float, Range(least=0, below=1)] = 0.0
-    """Of SGD. Each match begins with a fresh optimizer."""
-    weight_decay: Annotated[float, Range(least=0)] = 0.0
-    """Of SGD."""
     greediness: Share = 1.0
     """Alpha: 1 ranks by the validation metric, 0 by the number of parameters, between is a balance of their changes."""
     selection: Selection = "fitness"
@@ -71,6 +55,28 @@ class Ectonas(Settings):
     """Nor are those that are larger than their parent by more than this share."""
     front: Metric = "params"
     """What the Pareto front sets the metric against."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ectonas(Evolving):
+    """How the search goes. The defaults are the paper's.
+
+    Raises:
+        SurgeryError: a setting has no meaning.
+    """
+
+    weights_epochs: Epochs = 10
+    """The warm-up of a network that is not trained yet."""
+    finetune_epochs: Epochs = 0
+    """Of the winner, after the search, at a rate that falls to 0; they are part of the spend."""
+    fewest_steps: Steps = 0
+    """No training is shorter, however little data there is."""
+    learning_rate: Rate = 0.1
+    """The same throughout, but for the fine-tune. Lower it for a trained model, whose score would fall at once."""
+    momentum: Annotated[float, Range(least=0, below=1)] = 0.0
+    """Of SGD. Each match begins with a fresh optimizer."""
+    weight_decay: Annotated[float, Range(least=0)] = 0.0
+    """Of SGD."""
 
     @override
     def __post_init__(self) -> None:

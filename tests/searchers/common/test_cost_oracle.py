@@ -17,6 +17,7 @@ from fxsurgery.errors import BudgetError, RunError
 from fxsurgery.program import Program
 from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.searchers.common.cost_oracle import CostOracle, structural_hash
+from nonempty import nonempty
 from programs import program
 from zoo import ZOO
 
@@ -48,7 +49,7 @@ def linear(inputs: int = 4, outputs: int = 3, *, seed: int = 0, length: int | No
 def test_what_is_counted_is_exact_and_the_sum_of_its_terms(name: str):
     start, oracle = program(name), CostOracle()
     whole = structure(start).mask(torch.zeros(0, dtype=torch.long).numpy())
-    for metric in COUNTERS:
+    for metric in nonempty(COUNTERS):
         found = oracle.cost(start, metric)
         assert found.low == found.value == found.high > 0
         assert metric not in TERMS or TERMS[metric](start).total(whole) == found.value
@@ -79,6 +80,33 @@ def test_structures_differ_where_a_cost_may():
 def test_what_has_no_meter_is_refused():
     with pytest.raises(BudgetError, match=r"latency_ms is measured and has no device.*target='local'"):
         CostOracle().cost(linear(), "latency_ms")
+
+
+@dataclass
+class LayerTable:
+    """Adds up what the layers take, each measured once, by its text."""
+
+    table: dict[str, float] = field(default_factory=dict)
+    readings: int = 1
+
+    def read(self, program: Program) -> Sequence[float]:
+        layers = [repr(layer) for _, layer in program.calls(nn.Module)]
+        for layer in layers:
+            self.table.setdefault(layer, 1.0 + len(self.table))
+        return [sum(self.table[layer] for layer in layers)]
+
+    def estimate(self, reading: Sequence[float]) -> CostEstimate:
+        return CostEstimate.exactly(*reading)
+
+
+def test_a_table_of_layers_is_a_meter_like_any_other():
+    meter = LayerTable()
+    oracle = CostOracle(meters={"latency_ms": meter})
+    deep = capture(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 2)).eval(), torch.ones(2, 4))
+    short = capture(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)).eval(), torch.ones(2, 4))
+    assert oracle.cost(deep, "latency_ms").value == 1 + 2 + 1 + 3
+    assert oracle.cost(short, "latency_ms").value == 1 + 3
+    assert len(meter.table) == 3
 
 
 def asked(folder: Path, meter: Meter, *programs: Program, resume: bool = True) -> list[CostEstimate]:

@@ -15,7 +15,8 @@ from fxsurgery.errors import BudgetError, ExportError
 from fxsurgery.program import Program
 from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.searchers.common.latency import ATTEMPTS, LatencyLimit, LatencyModel, hold
-from fxsurgery.searchers.common.widths import evenly, project, pruning, space
+from fxsurgery.searchers.common.width_selection import evenly, project
+from fxsurgery.searchers.common.widths import pruning, space
 from fxsurgery.searchers.dnal import search as dnal
 from fxsurgery.searchers.prune import search as prune
 from fxsurgery.searchers.session import Session, Trainer

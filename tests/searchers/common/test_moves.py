@@ -17,6 +17,7 @@ from fxsurgery.passes import AddConvCell, PruneChannels, RemoveLayer, SvdShrink,
 from fxsurgery.program import Program
 from fxsurgery.searchers.common.moves import OPERATIONS, Amounts, born, moves
 from fxsurgery.searchers.ectonas.start_nets import START_NETS
+from nonempty import nonempty
 from programs import program
 from zoo import lively
 
@@ -112,8 +113,8 @@ def check_runs(child: Program, start: Program) -> None:
     for samples in (2, 7):
         inputs = start.examples.resized(samples)
         got, wanted = child.outputs(inputs), start.outputs(inputs)
-        assert [o.shape for o in got] == [o.shape for o in wanted]
-        assert all(o.isfinite().all() for o in got)
+        assert [o.shape for o in nonempty(got)] == [o.shape for o in wanted]
+        assert all(o.isfinite().all() for o in nonempty(got))
 
 
 def check_trains(child: Program) -> None:
@@ -124,14 +125,14 @@ def check_trains(child: Program) -> None:
     torch.stack([o.square().mean() for o in (output if isinstance(output, tuple) else (output,))]).sum().backward()
     optimizer.step()
     parameters = dict(child.graph_module.named_parameters())
-    assert all(p.isfinite().all() for p in model.parameters())
+    assert all(p.isfinite().all() for p in nonempty(model.parameters()))
     assert any(not torch.equal(p, parameters[name]) for name, p in model.named_parameters())
 
 
 def walk(start: Program, count: int, seed: int) -> tuple[Program, Counter[str]]:
     """So many random moves in a row, each checked."""
     rng, current, told = random.Random(seed), start, Counter[str]()
-    for step in range(count):
+    for step in nonempty(range(count)):
         names = [name for name in OPERATIONS if name != "identity"]
         rng.shuffle(names)
         found = next(((n, m) for n in names if (m := moves(current, n, seed=step))), None)
@@ -141,7 +142,7 @@ def walk(start: Program, count: int, seed: int) -> tuple[Program, Counter[str]]:
         state, text = copy.deepcopy(current.graph_module.state_dict()), current.text()
         child = born(current, move)
         assert current.text() == text
-        assert all(torch.equal(t, state[name]) for name, t in current.graph_module.state_dict().items())
+        assert all(torch.equal(t, state[name]) for name, t in nonempty(current.graph_module.state_dict().items()))
         if isinstance(child, str):
             told[f"{operation}: {child}"] += 1
             continue
@@ -165,7 +166,8 @@ def test_moves_in_a_row_keep_a_network_that_runs_trains_and_replays(name: str):
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("name", STARTS)
 def test_thirty_moves_in_a_row_do_too(name: str, seed: int):
-    walk(STARTS[name](), 30, seed)
+    _, told = walk(STARTS[name](), 30, seed)
+    assert sum(told.values()) > 3
 
 
 def named(start: Program, operation: str, **amounts: float) -> list[str]:
@@ -174,7 +176,7 @@ def named(start: Program, operation: str, **amounts: float) -> list[str]:
 
 def after(start: Program, *operations: str, seed: int = 0) -> Program:
     """The program after the first move of each operation, one after the other."""
-    for operation in operations:
+    for operation in nonempty(operations):
         child = born(start, moves(start, operation, seed=seed)[0])
         assert isinstance(child, Program)
         start = child
@@ -287,7 +289,7 @@ def test_places_are_drawn_by_the_seed_alone():
     assert draws[0] == draws[1]
     assert len(set(map(str, draws))) > 1
     state = torch.get_rng_state()
-    for operation in OPERATIONS:
+    for operation in nonempty(OPERATIONS):
         assert moves(start, operation, seed=3) == moves(start, operation, seed=3)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -307,7 +309,7 @@ def test_a_child_shares_with_its_parent_all_that_it_did_not_change(operation: st
     before, now = dict(start.graph_module.named_parameters()), dict(child.graph_module.named_parameters())
     same = {n for n, p in now.items() if n in before and torch.equal(p, before[n])}
     assert same
-    assert {n for n in same if now[n].data_ptr() != before[n].data_ptr()} == set()
+    assert not [n for n in same if now[n].data_ptr() != before[n].data_ptr()]
     assert len(same) >= len(now) - 6
 
 
@@ -367,6 +369,5 @@ def test_zero_padded_channels_stand_in_the_way_of_moves_and_end_no_search():
             return self.head(torch.relu(self.b(x)).mean((2, 3)))
 
     start = capture(lively(Padded()).eval(), torch.randn(2, *SHAPE))
-    for operation in OPERATIONS:
-        for move in moves(start, operation):
-            born(start, move)
+    found = [born(start, move) for operation in OPERATIONS for move in moves(start, operation)]
+    assert all(isinstance(child, Program) for child in nonempty(found))

@@ -24,6 +24,7 @@ from fxsurgery.searchers.ectonas import population as populations
 from fxsurgery.searchers.ectonas.evolution_loop import EvolutionLoop
 from fxsurgery.searchers.ectonas.start_nets import start_net
 from fxsurgery.training import adamw
+from nonempty import nonempty
 
 BATCH, TRAIN = 16, 96
 EPOCH = TRAIN // BATCH
@@ -76,12 +77,11 @@ class Counted(JobRunner):
         return super().run(jobs, *args, **options)
 
 
-@pytest.mark.parametrize("epochs", [1, 1.2, 5, 13.7, 33])
-@pytest.mark.parametrize("finetune", [0, 2])
+@pytest.mark.parametrize(
+    ("epochs", "finetune"), [(e, f) for e in (1, 1.2, 5, 13.7, 33) for f in (0, 2) if e >= 1 + f]
+)  # less is not enough for the warm-up
 def test_never_overspends(epochs: float, finetune: float, monkeypatch: pytest.MonkeyPatch):
-    if epochs < 1 + finetune:
-        pytest.skip("not enough for the warm-up")
-    monkeypatch.setattr(fxsurgery.request, "JobRunner", Counted)
+    monkeypatch.setattr(fxsurgery.preparation, "JobRunner", Counted)
     Counted.steps = 0
     result = evolved(cnn(), replace(QUICK, finetune_epochs=finetune), epochs)
     told = result.search
@@ -98,10 +98,10 @@ def test_jobs_tell_how_long_they_take_beside_each_other(monkeypatch: pytest.Monk
             batches.append([(job.work, job.recipe.steps, cost(job.program).macs) for job in jobs])
             return super().run(jobs, *args, **options)
 
-    monkeypatch.setattr(fxsurgery.request, "JobRunner", Noting)
+    monkeypatch.setattr(fxsurgery.preparation, "JobRunner", Noting)
     evolved(cnn(), epochs=12)
     assert len(batches) == 2  # the warm-up, and a round
-    assert all(work == steps * macs > 0 for batch in batches for work, steps, macs in batch)
+    assert all(nonempty(work == steps * macs > 0 for batch in batches for work, steps, macs in batch))
     assert len({work for work, *_ in batches[1]}) > 2
 
 
@@ -120,7 +120,7 @@ def test_a_plan_tells_what_a_generation_takes(config: Ectonas, model):
     short = evolved(model(), config, price - 1, trained=True)
     assert f"the spend ended within the first generation, which takes about {price:.0f} epochs" in "".join(short.notes)
     long = evolved(model(), config, price + 1, trained=True)
-    assert not any("first generation" in note for note in long.notes)
+    assert not [note for note in long.notes if "first generation" in note]
     assert max(c.generation for c in long.search.trials) == 2
 
 
@@ -151,7 +151,7 @@ def test_the_result_is_a_plain_network_that_answers_alike_and_the_model_stays(mo
     model = cnn()
     before = copy.deepcopy(model.state_dict())
     result = evolved(model, test_data=images(32, 3))
-    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in nonempty(before.items()))
     x, y = images(48, 2)
     with torch.no_grad():
         right = (result.model(x).argmax(1) == y).double().mean()
@@ -159,7 +159,7 @@ def test_the_result_is_a_plain_network_that_answers_alike_and_the_model_stays(mo
     assert set(result.metrics) == {"val", "test"}
     again = replay(result.log, capture(cnn(), *result.example_inputs))
     assert {n: t.shape for n, t in again.graph_module.state_dict().items()} == {
-        n: t.shape for n, t in result.model.state_dict().items()
+        n: t.shape for n, t in nonempty(result.model.state_dict().items())
     }
 
 
@@ -205,18 +205,19 @@ def test_random_mode_never_asks_who_is_better(monkeypatch: pytest.MonkeyPatch):
 def test_lineage_is_whole():
     result = evolved(cnn(), epochs=60)
     told = result.search
-    assert [c.number for c in told.trials] == list(range(len(told.trials)))
+    assert [c.number for c in nonempty(told.trials)] == list(range(len(told.trials)))
     assert told.trials[0].operation == "start"
     fates = {c.number: c.status for c in told.trials}
-    for candidate in told.trials[1:]:
+    for candidate in nonempty(told.trials[1:]):
         parent = told.trials[candidate.parent]
         assert parent.generation == candidate.generation - 1
         assert fates[parent.number] in {"parent", "winner"}
         assert candidate.epochs >= parent.epochs
-        assert all(parent.epochs < epochs <= candidate.epochs + 1e-9 for epochs, _ in candidate.scores)
+        assert all(parent.epochs < epochs <= candidate.epochs + 1e-9 for epochs, _ in nonempty(candidate.scores))
     line = told.line(told.winner)
-    assert [c.move for c in line if c.move] == list(result.log)
-    assert [r["metric"] for r in result.history if r["metric"] is not None] == [m for c in line for _, m in c.scores]
+    assert [c.move for c in line if c.move] == nonempty(result.log)
+    metrics = nonempty(m for c in line for _, m in c.scores)
+    assert [r["metric"] for r in result.history if r["metric"] is not None] == metrics
     assert [c.status for c in told.trials].count("winner") == 1
 
 
@@ -227,7 +228,7 @@ def test_the_front_is_of_networks_that_answer_as_told():
     assert params == sorted(set(params))
     assert metrics == sorted(set(metrics))
     x, y = images(48, 2)
-    for member in result.pareto:
+    for member in nonempty(result.pareto):
         with torch.no_grad():
             assert float((member.model(x).argmax(1) == y).double().mean()) == pytest.approx(member.metric)
         assert member.trial.costs["params"] == member.cost.params
@@ -237,7 +238,7 @@ def test_the_front_can_be_against_latency():
     result = evolved(cnn(), replace(QUICK, front="latency_ms", operations=("identity", "remove-cell")), 12)
     times = [member.latency_ms for member in result.pareto]
     assert times == sorted(times)
-    assert all(time > 0 for time in times)
+    assert all(time > 0 for time in nonempty(times))
 
 
 def test_both_kinds_of_topology_cross():
@@ -285,7 +286,7 @@ def test_duplicates_are_not_trained_twice(monkeypatch: pytest.MonkeyPatch):
     told = evolved(cnn()).search
     copies = [c for c in told.trials if c.status == "duplicate"]
     assert told.duplicates == len(copies) > 0
-    for one in copies:
+    for one in nonempty(copies):
         first = told.trials[int(one.reason.removeprefix("duplicate of "))]
         assert (one.score, one.scores) == (None, ())
         assert (first.costs["params"], first.parent, first.move) == (one.costs["params"], one.parent, one.move)
@@ -294,10 +295,10 @@ def test_duplicates_are_not_trained_twice(monkeypatch: pytest.MonkeyPatch):
 def test_refused_moves_are_counted_with_reasons():
     told = evolved(cnn(), replace(QUICK, most_growth=0.01)).search
     assert told.rejected["add-dense: more than 1% more parameters than its parent"] > 0
-    assert all(c.costs["params"] <= 1.01 * told.trials[c.parent].costs["params"] for c in told.trials[1:])
+    assert all(c.costs["params"] <= 1.01 * told.trials[c.parent].costs["params"] for c in nonempty(told.trials[1:]))
     start = told.trials[0].costs["params"]
     capped = evolved(cnn(), replace(QUICK, most_params=start)).search
-    assert all(c.costs["params"] <= start for c in capped.trials)
+    assert all(c.costs["params"] <= start for c in nonempty(capped.trials))
     assert any(f"more than {start:,} parameters" in reason for reason in capped.rejected)
     large = evolved(cnn(), replace(QUICK, most_params=1, most_growth=0.1)).search
     assert start < max(c.costs["params"] for c in large.trials) <= 1.1 * start
@@ -320,11 +321,11 @@ def test_networks_that_diverge_are_out_and_counted(monkeypatch: pytest.MonkeyPat
             wild = [": add-units" in job.name for job in jobs]
             return [replace(e, failure="the loss is nan") if w else e for e, w in zip(ends, wild, strict=True)]
 
-    monkeypatch.setattr(fxsurgery.request, "JobRunner", Failing)
+    monkeypatch.setattr(fxsurgery.preparation, "JobRunner", Failing)
     told = evolved(cnn()).search
     gone = [c for c in told.trials if c.status == "failed" and c.reason.startswith("diverged: the loss is nan")]
     assert {c.operation for c in gone} == {"add-units"}
-    assert all(c.score is None for c in gone)
+    assert all(c.score is None for c in nonempty(gone))
     assert told.rejected["add-units: training diverged"] == len(gone) > 0
 
 
@@ -348,7 +349,7 @@ def test_children_share_tensors_with_their_parent():
     assert fresh["identity"] == 0
     whole = sum(t.nbytes for t in program.graph_module.state_dict().values())
     assert sum(fresh.values()) < 0.9 * len(children) * whole
-    assert set(fresh) == set(QUICK.operations)
+    assert set(fresh) == set(nonempty(QUICK.operations))
 
 
 def test_a_trained_start_is_not_warmed_up():
@@ -438,10 +439,10 @@ def test_fine_tuning_that_diverges_is_left_out(monkeypatch: pytest.MonkeyPatch):
             return [replace(e, failure="the loss is nan") for e in ends] if jobs[0].name == "fine-tune" else ends
 
     plain = evolved(cnn(), epochs=26)
-    monkeypatch.setattr(fxsurgery.request, "JobRunner", Failing)
+    monkeypatch.setattr(fxsurgery.preparation, "JobRunner", Failing)
     result = evolved(cnn(), replace(QUICK, finetune_epochs=4), 30)
     assert any("fine-tuning came to nothing, and is left out: the loss is nan" in note for note in result.notes)
-    assert all(torch.equal(tensor, weights(result)[name]) for name, tensor in weights(plain).items())
+    assert all(torch.equal(tensor, weights(result)[name]) for name, tensor in nonempty(weights(plain).items()))
 
 
 @pytest.mark.parametrize("accumulate", [1, 4, 64])
@@ -577,5 +578,5 @@ def test_the_front_can_be_against_peak_memory():
     assert bytes_ == [peak_activation_bytes(member.program) for member in result.pareto]
     assert bytes_ == sorted(set(bytes_))
     trained = [t for t in result.search.trials if t.status != "duplicate"]
-    assert all(t.cost("peak_activation_bytes") > 0 for t in trained)
+    assert all(t.cost("peak_activation_bytes") > 0 for t in nonempty(trained))
     assert len(trained) > 3

@@ -1,0 +1,93 @@
+"""What each node of a program gives on the example inputs: its shape, its dtype, whether it is a tensor at all.
+
+One run on meta tensors tells it, without the work. A program that needs numbers, or makes tensors on a device that it
+names, is run for real (`real_run`), and what its nodes give is kept as meta tensors.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from typing_extensions import override
+
+from fxsurgery.analysis.cached import fact
+from fxsurgery.analysis.real_run import real_run
+from fxsurgery.inputs import Inputs
+from fxsurgery.program import Program
+
+
+@dataclass(frozen=True, eq=False)
+class NodeValues:
+    """What the nodes of a program give."""
+
+    by_name: Mapping[str, Any]
+    """Meta tensors for tensors, in whatever structure the node gives; numbers as they are."""
+    meta_module: fx.GraphModule | None
+    """The graph on meta parameters; `None` where it does not run so."""
+
+    def is_tensor(self, node: object) -> bool:
+        """Return True if `node` is a node that gives a tensor."""
+        return isinstance(node, fx.Node) and isinstance(self.by_name.get(node.name), Tensor)
+
+    def length(self, node: fx.Node) -> int | None:
+        """Return how many things `node` gives; `None` where it gives no tuple or list."""
+        value = self.by_name.get(node.name)
+        return len(value) if isinstance(value, (tuple, list)) else None
+
+    def shape(self, node: fx.Node) -> tuple[int, ...] | None:
+        """Return the shape of what `node` gives; `None` where that is no tensor."""
+        value = self.by_name.get(node.name)
+        return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+@fact
+def node_values(program: Program) -> NodeValues:
+    """Return what each node of `program` gives on the example inputs."""
+    return run_on_meta(program, program.examples) or NodeValues(real_run(program).values, None)
+
+
+def run_on_meta(program: Program, inputs: Inputs) -> NodeValues | None:
+    """Return what each node gives on `inputs`, of a run without numbers; `None` if the program needs them."""
+    bare = _without_numbers(program)
+    run = _Run(bare)
+    try:
+        with torch.no_grad(), torch.device("meta"):
+            run.run(*inputs.map(lambda x: x.to("meta")).leaves, enable_io_processing=False)
+    except Exception:  # noqa: BLE001 -- the user's modules may raise whatever they like; a real run follows
+        return None
+    return NodeValues(run.seen, bare)
+
+
+def _without_numbers(program: Program) -> fx.GraphModule:
+    """The graph on meta parameters and buffers; tied ones stay so, and the program's own are not touched."""
+    bare, known = program.draft(), dict[int, Tensor]()
+    for module in bare.modules():
+        for kind in (module._parameters, module._buffers):  # noqa: SLF001
+            for name, tensor in list(kind.items()):
+                if tensor is not None:
+                    setattr(module, name, known.setdefault(id(tensor), _meta(tensor)))
+    return bare
+
+
+def _meta(tensor: Tensor) -> Tensor:
+    meta = tensor.detach().to("meta")
+    return nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
+
+
+class _Run(fx.Interpreter):
+    """Keeps what each node gives."""
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        super().__init__(graph_module)
+        self.extra_traceback = False
+        self.seen: dict[str, Any] = {}
+
+    @override
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.op == "call_method" and isinstance(result, Tensor) and result.device.type != "meta":
+            raise RuntimeError(f"%{n} is on {result.device}")
+        self.seen[n.name] = result
+        return result

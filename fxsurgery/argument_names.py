@@ -1,0 +1,100 @@
+"""How messages name the arguments of public functions: each front end in its own terms.
+
+A message names an argument by its path, `("spend", "epochs")`, and the front end at work writes it: `spend=` in Python,
+`--spend epochs` on the command line, `run.toml, line 4: spend.epochs` where a config file gave it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+
+class ArgumentNames:
+    """Python's terms; another front end overrides them."""
+
+    def named(self, *path: str | int) -> str:
+        """Return the argument as the subject of a sentence: `train_data`."""
+        return ".".join(map(str, path))
+
+    def keyword(self, *path: str | int) -> str:
+        """Return what to write a value behind: `run_dir=`."""
+        return f"{path[-1]}="
+
+    def assigned(self, name: str, value: object, form: str = "") -> str:
+        """Return the argument with a value: `resume=True`."""
+        return f"{name}={format(value, form) if form else repr(value)}"
+
+    def usage(self, line: str, *names: str, call: bool = False) -> str:
+        """Return how to give some arguments.
+
+        Args:
+            line: the line of Python.
+            names: of the arguments.
+            call: whether to say "call" before it.
+        """
+        del names
+        return f"call {line}" if call else line
+
+
+_PYTHON = ArgumentNames()
+_ACTIVE: ContextVar[ArgumentNames] = ContextVar("_ACTIVE", default=_PYTHON)
+
+
+@contextmanager
+def naming_by(names: ArgumentNames) -> Iterator[None]:
+    """Let messages that are composed in the block name arguments in these terms."""
+    token = _ACTIVE.set(names)
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)
+
+
+def named(*path: str | int) -> str:
+    """Return an argument as the subject of a sentence.
+
+    Example:
+        >>> named("train_data"), named("budget", "macs")
+        ('train_data', 'budget.macs')
+    """
+    return _ACTIVE.get().named(*path)
+
+
+def keyword(*path: str | int) -> str:
+    """Return what to write the value of an argument behind.
+
+    Example:
+        >>> keyword("run_dir"), keyword("settings", "align")
+        ('run_dir=', 'align=')
+    """
+    return _ACTIVE.get().keyword(*path)
+
+
+def assigned(name: str, value: object, form: str = "") -> str:
+    """Return an argument with a value.
+
+    Args:
+        name: of the argument.
+        value: its value.
+        form: the format of the value, such as `,`; as Python writes it by default.
+
+    Example:
+        >>> assigned("method", "prune"), assigned("resume", value=True)
+        ("method='prune'", 'resume=True')
+    """
+    return _ACTIVE.get().assigned(name, value, form)
+
+
+def usage(line: str, *names: str, call: bool = False) -> str:
+    """Return how to give some arguments: a line of Python, unless another front end is at work.
+
+    Args:
+        line: the line of Python.
+        names: of the arguments.
+        call: whether it is the whole remedy, "call fxsurgery.optimize(...)", and not the rest of a clause.
+
+    Example:
+        >>> usage("load(folder, original=your_model)", "original")
+        'load(folder, original=your_model)'
+    """
+    return _ACTIVE.get().usage(line, *names, call=call)

@@ -1,0 +1,96 @@
+"""What is wrong in a config, in the words that the declaration of each value has for it; each with its place."""
+
+import difflib
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import ValidationError
+
+from fxsurgery.config.source_locations import Origins, Place
+from fxsurgery.option_text import demand, shown
+from fxsurgery.option_types import hints_of
+from fxsurgery.type_check import BOUNDS
+
+_UNKNOWN = {"extra_forbidden", "unexpected_keyword_argument"}
+_MISSING = {"missing", "missing_argument", "missing_keyword_only_argument"}
+
+
+def mistakes(error: ValidationError, origins: Origins, at: Place, declared: Mapping[str, Any]) -> Iterator[str]:
+    """Every mistake that pydantic found, once for each place.
+
+    Args:
+        error: what pydantic raised.
+        origins: where each entry came from.
+        at: where what was validated stands.
+        declared: the annotation of each of its entries.
+    """
+    told = set[Place]()
+    for found in error.errors(include_url=False, include_context=False):
+        place, hint = _resolved(found["loc"], declared)
+        if place not in told:
+            told.add(place)
+            yield _mistake(found, origins, (*at, *place), hint, declared)
+
+
+def unknown(name: str, known: Iterable[str], what: str) -> str:
+    """Say that nothing has a name, and what has one that is like it."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
+    return f"{name!r} is no {what}; {hint}"
+
+
+def _mistake(found: Any, origins: Origins, place: Place, hint: Any, declared: Mapping[str, Any]) -> str:  # noqa: ANN401
+    kind = found["type"]
+    if kind in _MISSING and place == ("model",):
+        return "no model: name it as module:factory, or as a saved directory"
+    where = origins.tell(place)
+    if kind in _UNKNOWN:
+        inner = dataclass_of(hint)
+        known, what = ([f.name for f in fields(inner)], "limit") if inner is not None else (declared, "key")
+        return f"{where}: {unknown(str(place[-1]), known, what)}"
+    if kind in _MISSING:
+        return f"{where}: {found['msg']}"
+    if kind == "value_error":
+        return f"{where}: {found['msg'].removeprefix('Value error, ')}"
+    value, table = found["input"], dataclass_of(hint)
+    said = demand(hint, value, is_bound=kind in BOUNDS)
+    if table is not None:
+        said = f": it must be a table of {', '.join(f.name for f in fields(table))}"
+    repeated = isinstance(value, str) and shown(value) in said
+    return f"{where}{said}" if repeated else f"{where}{said}, and is {shown(value)}"
+
+
+def _resolved(loc: Place, declared: Mapping[str, Any]) -> tuple[Place, Any]:
+    """The place of an entry, and its annotation; pydantic adds which choice of a union it tried, which is left out.
+
+    Of a key that is unknown, the annotation is that of the table.
+    """
+    hint: Any = declared.get(str(loc[0])) if loc else None
+    for depth, part in enumerate(loc[1:], 1):
+        inner, entry = dataclass_of(hint), _entry_of(hint)
+        if inner is not None and part in hints_of(inner):
+            hint = hints_of(inner)[str(part)]
+        elif isinstance(part, int) and entry is not None:
+            hint = entry
+        else:
+            return (loc if inner is not None else loc[:depth]), hint
+    return loc, hint
+
+
+def dataclass_of(hint: Any) -> type[Any] | None:  # noqa: ANN401 -- any annotation
+    """The dataclass that an annotation admits; `None` if there is none."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind is Annotated:
+        return dataclass_of(inner[0])
+    if kind in {Union, types.UnionType}:
+        return next((found for one in inner if (found := dataclass_of(one)) is not None), None)
+    return hint if isinstance(hint, type) and is_dataclass(hint) else None
+
+
+def _entry_of(hint: Any) -> Any:  # noqa: ANN401 -- any annotation
+    """The annotation of the entries of a tuple of any length."""
+    bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return get_args(bare)[0] if get_origin(bare) is tuple else None

@@ -1,0 +1,171 @@
+"""How messages write values, and the annotations that values must fit."""
+
+import reprlib
+import types
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from typing_extensions import override
+
+WIDEST = 63
+"""Bits of an integer, its sign aside: what fits into a tensor, a seed or a file."""
+_LONGEST = 80
+"""Characters of a value that a message shows."""
+
+
+class Constraint(ABC):
+    """What must hold of a value beside its type, as metadata of `Annotated`; its text completes "it must be ..."."""
+
+    said: str = ""
+    """What follows the value in a message, in place of "it must be" and the text; `{value}` stands for the value."""
+
+    @override
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Wording(Constraint):
+    """Other words for a value that does not fit; no demand of its own."""
+
+    said: str
+
+    @override
+    def __str__(self) -> str:
+        return ""
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it, however large it is.
+
+    Example:
+        >>> shown("a"), shown([1, object()]), shown(10**5000)
+        ("'a'", '[1, <object>]', '<an integer of 16,610 bits>')
+    """
+    if isinstance(value, int) and value.bit_length() > 4 * WIDEST:  # Python refuses to print very long ones
+        return f"<an integer of {value.bit_length():,} bits>"
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        text = repr(value)
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+    if isinstance(value, tuple | list | set | dict):
+        return _Short().repr(value)
+    return f"<{type_name(value)}>"
+
+
+def type_name(value: object) -> str:
+    """Return the type of a value as a message names it: `int`, `torch.Tensor`."""
+    return _class_name(type(value))
+
+
+def written(hint: Any) -> str:  # noqa: ANN401 -- any annotation
+    """Return an annotation as source code writes it."""
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
+
+
+def demand(hint: Any, value: object, *, is_bound: bool) -> str:  # noqa: ANN401 -- any annotation
+    """Return what a message says of a value that does not fit an annotation: "it must be a whole number, at least 1".
+
+    Args:
+        hint: the annotation.
+        value: does not fit it.
+        is_bound: whether the value is of the right type, and breaks a constraint.
+
+    Example:
+        >>> demand(float | None, "a", is_bound=False)
+        ': it must be a finite number or None'
+    """
+    wanted = expected(hint)
+    if is_bound:
+        known = constraints(hint)
+        if said := next((one.said for one in known if one.said), ""):
+            return said.replace("{value}", shown(value))
+        wanted = " and ".join(map(str, known)) or wanted
+    wide = f" of at most {WIDEST} bits" if isinstance(value, int) and value.bit_length() > WIDEST else ""
+    return f": it must be {wanted}{wide}"
+
+
+def constraints(hint: Any) -> list[Constraint]:  # noqa: ANN401 -- any annotation
+    """Return the constraints of an annotation, or of the one choice of a union that has some."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind is Annotated:
+        return [one for one in inner[1:] if isinstance(one, Constraint)] or constraints(inner[0])
+    if kind in {Union, types.UnionType}:
+        return next((found for one in inner if (found := constraints(one))), [])
+    return []
+
+
+_WORDS: dict[Any, str] = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a str"}
+_KINDS: dict[Any, str] = {
+    Sequence: "a list or tuple", Collection: "a collection", Iterable: "an iterable", Mapping: "a dict",
+    Callable: "a function",
+}  # fmt: skip
+
+
+def expected(hint: Any) -> str:  # noqa: ANN401 -- any annotation
+    """Return what fits an annotation, in words.
+
+    Example:
+        >>> expected(Literal["a", "b"] | int | None)
+        'a, b, a whole number or None'
+    """
+    return _either(list(_choices(hint)))
+
+
+def _choices(hint: Any) -> Iterator[str]:  # noqa: ANN401 -- any annotation
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind in {Union, types.UnionType}:
+        yield from (text for one in inner if not (one is int and float in inner) for text in _choices(one))
+    elif kind is Literal:
+        yield from map(str, inner)
+    elif kind is Annotated and _bounds(hint):
+        yield _bounded(hint)
+    elif kind is Annotated:
+        yield from _choices(inner[0])
+    elif hint is None or hint is type(None):
+        yield "None"
+    elif kind is tuple:
+        yield f"a tuple, {written(hint)}"
+    else:
+        yield _expected_class(hint, kind, inner)
+
+
+def _bounds(hint: Any) -> str:  # noqa: ANN401 -- any annotation
+    """Of the constraints that stand next to a type, not within it."""
+    return " and ".join(text for one in get_args(hint)[1:] if isinstance(one, Constraint) and (text := str(one)))
+
+
+def _bounded(hint: Any) -> str:  # noqa: ANN401 -- any annotation
+    base, bounds = get_args(hint)[0], _bounds(hint)
+    optional = get_origin(base) in {Union, types.UnionType} and type(None) in get_args(base)
+    choices = [one for one in get_args(base) if one is not type(None)] if optional else [base]
+    plain, none = _either(list(map(expected, choices))), " or None" if optional else ""
+    return f"{plain}, {bounds}{none}" if choices == [int] else f"{bounds} ({plain}{none})"
+
+
+def _expected_class(hint: Any, kind: Any, inner: tuple[Any, ...]) -> str:  # noqa: ANN401 -- any annotation
+    if kind is type:
+        return f"a subclass of {_class_name(inner[0])}"
+    if kind in _KINDS:
+        return _KINDS[kind]
+    return _WORDS.get(hint) or f"a {_class_name(kind or hint)}"
+
+
+def _either(choices: list[str]) -> str:
+    unique = list(dict.fromkeys(choices))
+    return unique[0] if len(unique) == 1 else f"{', '.join(unique[:-1])} or {unique[-1]}"
+
+
+def _class_name(kind: Any) -> str:  # noqa: ANN401 -- a class, or what a class was made by
+    name: str = getattr(kind, "__name__", str(kind))
+    top = getattr(kind, "__module__", "").partition(".")[0]
+    return f"{'torch.nn.' if kind.__module__.startswith('torch.nn') else 'torch.'}{name}" if top == "torch" else name
+
+
+class _Short(reprlib.Repr):
+    """Containers, some levels deep, and what they hold."""
+
+    @override
+    def repr1(self, x: object, level: int) -> str:
+        return super().repr1(x, level) if isinstance(x, tuple | list | set | dict) and level > 0 else shown(x)

@@ -1,0 +1,79 @@
+"""What tells one run of `optimize` from another, by what the declaration of each argument says of it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from fxsurgery.budget import Budget, Spend
+from fxsurgery.program import Program
+from fxsurgery.request import OptimizeRequest, arguments_of
+from fxsurgery.runs.identity import fingerprint, told
+from fxsurgery.runs.layout import ENVIRONMENT
+from fxsurgery.searchers.common.settings import Settings
+from fxsurgery.training import Task, resolve
+from fxsurgery.training.device import processes
+
+KEYS = {"config": "settings"}
+"""Arguments whose key in the identity has another name."""
+
+
+def identity_of(
+    request: OptimizeRequest, resolved: Mapping[str, object], program: Program, task: Task | None
+) -> dict[str, Any]:
+    """Return what the result follows from as plain JSON, and the environment, which may only change rounding.
+
+    Args:
+        request: what was asked for.
+        resolved: what each argument that is recorded as resolved comes to, by name.
+        program: the captured model.
+        task: the data; `None` if there are none.
+    """
+    recorded = {name: argument.recorded for name, argument in arguments_of(OptimizeRequest).items()}
+    return {
+        **{KEYS.get(name, name): _plain(resolved[name]) for name, how in recorded.items() if how == "resolved"},
+        **{name: getattr(request, name) for name, how in recorded.items() if how == "as given"},
+        "data_free": task is None,
+        "task": {} if task is None else _told_task(task),
+        "model": type(request.model).__name__,
+        "fingerprint": fingerprint(program),
+        ENVIRONMENT: {
+            "fxsurgery": version("fxsurgery"),
+            "torch": str(torch.__version__),
+            "device": str(resolve(request.device)),
+            "processes": processes(),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Settings):
+        return {f.name: told(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Budget | Spend):
+        return {name: limit for name, limit in asdict(value).items() if limit is not None}
+    return value
+
+
+def _told_task(task: Task) -> dict[str, Any]:
+    return {
+        **{name: told(getattr(task, name)) for name in ("loss", "metric", "metric_name", "higher_is_better", "select")},
+        "split": told(task.split),
+        **{name: told(value) for name in ("batch_dims", "val_batches") if (value := getattr(task, name)) is not None},
+        "batches": _batches(task),
+        "tested": task.test_data is not None,
+    }
+
+
+def _batches(task: Task) -> list[int | None]:
+    return [None if isinstance(data, torch.utils.data.IterableDataset) else _length(data) for data in
+            (task.train_data, task.val_data)]  # fmt: skip
+
+
+def _length(data: Any) -> int | None:  # noqa: ANN401
+    try:
+        return len(data)
+    except TypeError:
+        return None
