@@ -16,7 +16,8 @@ from fxsurgery.budget import Cost
 from fxsurgery.capture import capture
 from fxsurgery.capture.attention import is_plain
 from fxsurgery.capture.tracer import COMPOSED
-from fxsurgery.deploy import LatencyReport, OnnxModel, compare_programs, export_onnx
+from fxsurgery.deploy import LatencyReport, OnnxModel, compare_programs
+from fxsurgery.deploy.kept_exports import EXPORTS
 from fxsurgery.errors import CaptureError, DeviceError, ExportError, RunError, SpecError, SurgeryError, reason_of
 from fxsurgery.inputs import Inputs
 from fxsurgery.option_types import FilePath, checked
@@ -77,7 +78,6 @@ class Result:
     """What a budget of `latency_ms` was held by, measured side by side on the target: `original_ms`, `ms`, `low_ms`
     and `high_ms` of the result (a 95 % interval), `limit_ms`, and the `batch` size that was measured: 1, unless the
     model takes another one only. Empty where the budget has no such limit."""
-    _files: dict[str, OnnxModel] = field(default_factory=dict, repr=False)
     _saved_costs: tuple[Cost | None, Cost | None] | None = field(default=None, repr=False)
     """Of a result that was loaded, what was saved of `costs`: `None` for what was not."""
 
@@ -149,7 +149,6 @@ class Result:
             history=(),
             latency={},
             search=self.search and self.search.ending_with(member.trial),
-            _files={},
             _saved_costs=self._saved_costs and (self._saved_costs[0], _cost_of(member)),
         )
 
@@ -248,8 +247,7 @@ class Result:
             ExportError: the export fails, or ONNX Runtime disagrees with PyTorch.
         """
         examples = self.program.examples
-        asked = {"batch_dims": statement_of(examples), "dynamic_batch": examples.is_resizable, **options}
-        return export_onnx(self.model, self.example_inputs, path, example_kwargs=self.example_kwargs, **asked)
+        return EXPORTS.export(self.program, Path(path), **{"dynamic_batch": examples.is_resizable, **options})
 
     @checked(DeviceError)
     @plain_surroundings()
