@@ -9,6 +9,7 @@ transforms, decompositions and solvers, sparse and quantized products, operation
 named in `Cost.unknown_macs`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def macs_of(op: OpOverload, args: Args, kwargs: dict[str, Any], result: object) 
     return macs_by_torch(op.overloadpacket, args, kwargs, result)
 
 
-def macs_by_torch(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> float | None:  # noqa: ANN401
+def macs_by_torch(op: Any, args: Sequence[Any], kwargs: dict[str, Any], result: object) -> float | None:  # noqa: ANN401
     """MACs by the formula that PyTorch has for `op`; `None` where it has none."""
     from torch.utils.flop_counter import flop_registry  # noqa: PLC0415 -- it imports triton
 
