@@ -25,6 +25,11 @@ MODELS = (
 OPTIONS = {name: {"init_weights": False, "aux_logits": False} for name in ("googlenet", "inception_v3")}
 """Without the heads of train mode alone, which capture refuses."""
 BATCH = 2
+COLUMNS = {
+    "model": "", "CPU seconds": ".2f", "forwards": ".1f", "memory": ".1f", "CPU seconds before": ".2f",
+    "memory before": ".1f", "times as fast": ".2f",
+}  # fmt: skip
+"""Headings of the table, and the format of their numbers."""
 
 
 class Measured(TypedDict):
@@ -40,37 +45,39 @@ class Measured(TypedDict):
 
 def main(models: Sequence[str], against: Path | None, repeats: int, size: int) -> None:
     """Measure each model, in turns with the other checkout; write the table."""
-    from benchmarks.tables import Cell, Table, write  # noqa: PLC0415 -- a child has no use for it
+    from benchmarks.tables import Table, write  # noqa: PLC0415 -- a child has no use for it
 
-    rows = list[dict[str, Cell]]()
+    rows = list[dict[str, str | float]]()
     for name in models:
         runs = [(_run(HERE, name, size), against and _run(against, name, size)) for _ in range(repeats)]
-        ours = [own for own, _ in runs]
-        row: dict[str, Cell] = {
-            "model": name,
-            "CPU seconds": _middle(ours, "seconds"),
-            "forwards": _middle(ours, "seconds") / _middle(ours, "forward"),
-            "memory": _middle(ours, "memory"),
-        }
-        if theirs := [other for _, other in runs if other]:
-            row["CPU seconds before"] = _middle(theirs, "seconds")
-            row["memory before"] = _middle(theirs, "memory")
-            row["times as fast"] = statistics.median(other["seconds"] / own["seconds"] for own, other in runs if other)
-        rows.append(row)
-        print(row, flush=True)
-    columns = {
-        "model": "", "CPU seconds": ".2f", "forwards": ".1f", "memory": ".1f", "CPU seconds before": ".2f",
-        "memory before": ".1f", "times as fast": ".2f",
-    }  # fmt: skip
-    columns = {column: spec for column, spec in columns.items() if any(column in row for row in rows)}
-    notes = (
-        f"Random weights, {BATCH} images of {size} x {size}, one thread, a process for each capture, the median of "
-        f"{repeats}. `forwards`: over a forward pass of the same images. `memory`: the largest growth of the process's "
-        "resident memory, in units of the model's parameters."
-    )
-    if ratios := [row["times as fast"] for row in rows if "times as fast" in row]:
-        notes += f" Times as fast as before, median over the models: {statistics.median(ratios):.2f}."  # type: ignore[type-var]
-    print(write(Table("Capture of torchvision's models", columns, rows, [0], notes), "capture-speed"))
+        rows.append(_row(name, runs))
+        print(rows[-1], flush=True)
+        columns = {column: spec for column, spec in COLUMNS.items() if any(column in row for row in rows)}
+        notes = (
+            f"Random weights, {BATCH} images of {size} x {size}, one thread, a process for each capture, the median of "
+            f"{repeats}. `forwards`: over a forward pass of the same images. `memory`: the largest growth of the "
+            "process's resident memory, in units of the model's parameters."
+        )
+        if ratios := [ratio for row in rows if isinstance(ratio := row.get("times as fast"), float)]:
+            notes += f" Times as fast as before, median over the models: {statistics.median(ratios):.2f}."
+        # After each model: what was measured stays if this one is stopped.
+        page = write(Table("Capture of torchvision's models", columns, rows, [0], notes), "capture-speed")
+    print(page)
+
+
+def _row(name: str, runs: Sequence[tuple[Measured, Measured | None]]) -> dict[str, str | float]:
+    ours = [own for own, _ in runs]
+    row: dict[str, str | float] = {
+        "model": name,
+        "CPU seconds": _middle(ours, "seconds"),
+        "forwards": _middle(ours, "seconds") / _middle(ours, "forward"),
+        "memory": _middle(ours, "memory"),
+    }
+    if theirs := [other for _, other in runs if other]:
+        row["CPU seconds before"] = _middle(theirs, "seconds")
+        row["memory before"] = _middle(theirs, "memory")
+        row["times as fast"] = statistics.median(other["seconds"] / own["seconds"] for own, other in runs if other)
+    return row
 
 
 def _run(checkout: Path, name: str, size: int) -> Measured:

@@ -28,10 +28,11 @@ if TYPE_CHECKING:
         VerifyError,
     )
     from fxsurgery.inspection import Inspection, inspect
+    from fxsurgery.loading import load
     from fxsurgery.optimize import optimize, plan
     from fxsurgery.plan import Plan
     from fxsurgery.program import Program
-    from fxsurgery.result import Result, load
+    from fxsurgery.result import Result
     from fxsurgery.searchers.dnal import Dnal
     from fxsurgery.searchers.ectonas import Ectonas
     from fxsurgery.searchers.prune import Prune
@@ -90,10 +91,11 @@ _HOMES = {
         "VerifyError",
     ),
     "inspection": ("Inspection", "inspect"),
+    "loading": ("load",),
     "optimize": ("optimize", "plan"),
     "plan": ("Plan",),
     "program": ("Program",),
-    "result": ("Result", "load"),
+    "result": ("Result",),
     "searchers.dnal": ("Dnal",),
     "searchers.ectonas": ("Ectonas",),
     "searchers.prune": ("Prune",),

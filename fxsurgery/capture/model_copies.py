@@ -153,7 +153,7 @@ def _state_of(model: nn.Module) -> list[object]:
     for module in model.modules():
         for name, value in vars(module).items():
             if name == "_buffers":
-                found += (name, *value, *map(id, value.values()))
+                found += (name, *((path, id(buffer)) for path, buffer in value.items()))
             elif name not in {"training", "_graph"}:
                 found += (name, _shown(value, DEEPEST))
     return found

@@ -79,6 +79,6 @@ def _is_plain(tensor: Tensor, memo: dict[Any, Any]) -> bool:
     return is_whole and _storage_key(tensor) not in memo.setdefault("torch", {})
 
 
-def _storage_key(tensor: Tensor) -> int:
+def _storage_key(tensor: Tensor) -> object:
     """What `copy.deepcopy` knows the memory of a tensor by."""
     return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 -- as in its `__deepcopy__`

@@ -17,6 +17,7 @@ from fxsurgery.capture.module_mode import IsLeaf, ModuleMode
 from fxsurgery.capture.trace import OffenceError
 from fxsurgery.inputs import Inputs
 from fxsurgery.ops import registry
+from fxsurgery.ops.operator import Operator
 
 
 class SteeringWatch:
@@ -82,13 +83,11 @@ class _Watch(ModuleMode):
     @override
     def meet_function(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         drawn = bool(self._drawn) and any(id(leaf) in self._drawn for leaf in pytree.tree_leaves((args, kwargs)))
-        operator = registry.of_function(func) or registry.of_method(name)
-        if drawn and operator is not None and operator.refused is not None:
+        if drawn and (operator := _operator(func, name)) is not None and operator.refused is not None:
             self.steered(f"{name} of a tensor that was drawn", running_line())
         before = reference_runs.torch_states()
         out = func(*args, **kwargs)
-        regularizes = operator is not None and operator.draws == "regularizes"
-        if drawn or (self._drew(before, args, kwargs) and not regularizes):
+        if drawn or (self._drew(before, args, kwargs) and not _regularizes(func, name)):
             written = args[:1] if name == "__setitem__" else ()
             self._note((out, written))
         return out
@@ -108,3 +107,13 @@ class _Watch(ModuleMode):
 def _is_generator(kind: type) -> bool:
     """Whether a type is that of PyTorch's generators. It is asked of each argument of each call, under a profiler."""
     return issubclass(kind, torch.Generator)
+
+
+def _operator(func: Any, name: str) -> Operator | None:
+    return registry.of_function(func) or registry.of_method(name)
+
+
+def _regularizes(func: Any, name: str) -> bool:
+    """Whether a function draws to regularize what it computes: what it gives is no draw."""
+    operator = _operator(func, name)
+    return operator is not None and operator.draws == "regularizes"
