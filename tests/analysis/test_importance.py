@@ -148,7 +148,7 @@ def test_taylor_ranks_units_as_zeroing_them_does():
         with torch.no_grad():
             less.get_submodule("2").weight[:, position] = 0.0
             changes.append(float(nn.functional.cross_entropy(less(x), y)))
-    assert spearmanr(importance[group.units], changes).statistic > 0.5
+    assert spearmanr(importance[group.units], changes).statistic > 0.8
 
 
 def test_an_entry_that_a_unit_has_twice_counts_once():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fxsurgery.deploy.chain import STEPS
+from nonempty import nonempty
 
 PAGE = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(python|text)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
@@ -16,7 +17,7 @@ BLOCKS = re.findall(r"^```(python|text)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTI
 def test_what_is_printed_is_what_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     space, printed, compared = dict[str, object](__name__="page"), "", 0
-    for number, (kind, text) in enumerate(BLOCKS):
+    for number, (kind, text) in nonempty(enumerate(BLOCKS)):
         if kind == "text":
             assert printed == text
             compared += 1

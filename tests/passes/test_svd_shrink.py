@@ -92,8 +92,9 @@ def test_published_formula_is_off_by_as_much_as_the_output_at_full_rank(seed: in
     a, b1, w2, b2 = arrays(model)
     u, s, vt = np.linalg.svd(a, full_matrices=False)
     published = np.maximum(OTHER.double().numpy() @ u * s + b1, 0) @ vt @ w2 + b2
-    assert 0.7 < error(torch.from_numpy(published), model(OTHER)) < 1.5
-    assert lost(SvdShrink("0", 16), capture(model, DATA)) < 0.72
+    off = error(torch.from_numpy(published), model(OTHER))
+    assert 0.75 < off < 1.5
+    assert lost(SvdShrink("0", 16), capture(model, DATA)) < min(0.7, 0.9 * off)
 
 
 def test_published_biases_are_wrong_at_full_rank_without_an_activation():
@@ -208,9 +209,9 @@ def test_refitting_helps_on_inputs_that_it_did_not_see(seed: int, units: int):
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 8, 20])
-def test_refitting_on_few_samples_does_little_harm(samples: int):
+def test_refitting_on_few_samples_changes_nothing(samples: int):
     start = capture(dense(nn.ReLU()), DATA[:samples])
-    assert lost(SvdShrink("0", 12, refit=True), start) < 1.15 * lost(SvdShrink("0", 12), start)
+    assert lost(SvdShrink("0", 12, refit=True), start) == pytest.approx(lost(SvdShrink("0", 12), start), rel=1e-5)
 
 
 # -- convolutions -----------------------------------------------------------------------------------------------

@@ -209,6 +209,8 @@ def test_the_minimum_empties_no_branch():
 def test_evenly_takes_each_group_in_the_order_of_scores():
     start = wide()
     found, given = space(start, align=4), scores(start)
+    for size, choice in enumerate(nonempty(found.choices)):
+        given[choice.group.units] *= 100.0**size  # as they stand, all of the first group would go first
     keep = project(found, evenly(found, given), Budget(macs=0.4))
     shares = list[float]()
     for choice in nonempty(found.choices):
