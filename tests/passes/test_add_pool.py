@@ -310,7 +310,7 @@ def test_values_that_are_no_map_are_refused_and_names_that_are_not_there_raise()
         AddPool("nothing")(start)
     with pytest.raises(SpecError, match="it must be 'average' or 'max'"):
         AddPool("features_2", "min")(start)  # type: ignore[arg-type]
-    with pytest.raises(SpecError, match="it must be one of structured"):
+    with pytest.raises(SpecError, match="it must be 'structured', 'random'"):
         AddPool("features_2", weights="median")(start)  # type: ignore[arg-type]
 
 
