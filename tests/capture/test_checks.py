@@ -36,7 +36,7 @@ class Scaled(torch.autograd.Function):
 class Net(nn.Module):
     """A convolution, a norm, dropout and a head, each of which a fault can be put into."""
 
-    def __init__(self, *, momentum=0.1, drops=True, scales=False, writes=False, counts=False):
+    def __init__(self, *, momentum=0.1, drops=True, scales=False, writes=False, counts=False, detaches=False):
         super().__init__()
         self.conv, self.norm, self.head = (
             nn.Conv2d(3, 4, 3, stride=4),
@@ -44,7 +44,7 @@ class Net(nn.Module):
             nn.Linear(4, 2),
         )
         self.register_buffer("seen", torch.zeros(1))
-        self.drops, self.scales, self.writes, self.counts = drops, scales, writes, counts
+        self.drops, self.scales, self.writes, self.counts, self.detaches = drops, scales, writes, counts, detaches
 
     def forward(self, x):
         if self.writes:
@@ -54,7 +54,8 @@ class Net(nn.Module):
         if self.counts:
             self.seen += 1
         x = functional.dropout(x, 0.5, self.training and self.drops)
-        return self.head(x.mean((2, 3)))
+        x = self.head(x.mean((2, 3)))
+        return x.detach().requires_grad_(self.training) if self.detaches else x
 
 
 class Same(nn.Module):
@@ -226,3 +227,8 @@ def test_runs_at_the_size_of_the_example_are_few():
     # The model and the graph, each once in eval mode and once forward in train mode.
     assert sizes.count(full) == 4
     assert sizes.count(small) >= 8
+
+
+def test_gradients_that_the_model_alone_lacks_are_found():
+    with pytest.raises(CaptureError, match="the gradient of inner"):
+        compared(Net(detaches=True, drops=False), Net(drops=False), compact=False)
