@@ -21,6 +21,7 @@ from fxsurgery.preparation import prepare
 from fxsurgery.request import Arguments, OptimizeRequest, PlainArguments, Recorded, Signature, arguments_of
 from fxsurgery.run_identity import KEYS
 from fxsurgery.searchers.methods import METHODS, MethodName
+from nonempty import nonempty
 
 ROOT = Path(__file__).parents[1]
 DECLARED = arguments_of(Arguments)
@@ -36,17 +37,17 @@ def test_every_argument_is_declared_with_its_text():
     texts = docs_of(Arguments)
     assert list(DECLARED) == NAMES
     assert [name for name in NAMES if len(texts.get(name, "")) < 10] == []
-    assert {argument.recorded for argument in DECLARED.values()} == set(get_args(Recorded))
+    assert {argument.recorded for argument in DECLARED.values()} == set(nonempty(get_args(Recorded)))
 
 
 @pytest.mark.parametrize("door", [fxsurgery.optimize, fxsurgery.plan], ids=lambda door: door.__name__)
 def test_the_signature_has_the_fields_types_defaults_and_texts(door):
     seen = dict(inspect.signature(door).parameters)
     assert seen.pop("settings").kind is inspect.Parameter.VAR_KEYWORD
-    assert sorted(seen) == sorted(NAMES)
+    assert sorted(seen) == sorted(nonempty(NAMES))
     assert next(iter(seen)) == "model"
     types = get_type_hints(Arguments)
-    for one in fields(Arguments):
+    for one in nonempty(fields(Arguments)):
         default = inspect.Parameter.empty if one.default is MISSING else one.default
         assert (seen[one.name].default, seen[one.name].annotation) == (default, types[one.name])
     told = one_line(door.__doc__)
@@ -56,7 +57,7 @@ def test_the_signature_has_the_fields_types_defaults_and_texts(door):
 
 def test_the_config_has_every_plain_argument_as_it_is_and_a_text_for_every_object_that_can_be_named():
     own = {f.name: f for f in fields(RunConfig)}
-    for one in fields(PlainArguments):
+    for one in nonempty(fields(PlainArguments)):
         assert own[one.name].default == one.default
         assert text_of(one.name) == summary(docs_of(Arguments)[one.name])
     unnamed = set(NAMES) - set(own)
@@ -66,7 +67,7 @@ def test_the_config_has_every_plain_argument_as_it_is_and_a_text_for_every_objec
 def test_the_flags_have_the_names_texts_and_defaults():
     declared = arguments_of(RunConfig)
     assert set(declared) == {f.name for f in fields(RunConfig)} <= set(OPTIONS)
-    for name in declared.keys() - {"model"}:
+    for name in nonempty(declared.keys() - {"model"}):
         option = OPTIONS[name]
         assert flag(name) in option.opts
         assert option.default in ({None, False} if declared[name].metavar == "" else {None})
@@ -93,14 +94,14 @@ def test_the_identity_of_a_run_has_what_the_declaration_says():
     resolved = {KEYS.get(name, name) for name, one in DECLARED.items() if one.recorded == "resolved"}
     beside = {"data_free", "task", "model", "fingerprint", "environment"}
     assert set(asked) == given | resolved | beside
-    assert {name: asked[name] for name in given} == {name: getattr(request, name) for name in given}
+    assert {name: asked[name] for name in nonempty(given)} == {name: getattr(request, name) for name in given}
     assert (asked["seed"], asked["batch_size"], asked["budget"]) == (7, 4, {"macs": 0.5})
     assert asked["settings"].keys() == {f.name for f in fields(Dnal)}
 
 
 def test_every_method_can_be_named():
     [name, _] = get_args(MethodName)
-    assert list(get_args(name)) == list(METHODS)
+    assert list(get_args(name)) == nonempty(METHODS)
 
 
 def test_the_signature_for_a_type_checker_has_every_argument_and_setting():

@@ -48,6 +48,8 @@ class CaptureRun:
         self._watch = SteeringWatch(lambda module, _: is_leaf(module, leaf_modules))
         outcome = self._outcome_of(inputs)
         compact = compact_variant(self._scratch, inputs)
+        if self.copies.lively_values and outcome is not None and not (compact and self._runs(compact.inputs)):
+            self._run_as_it_is(inputs)
         self._sizes = SizeVariants(self._scratch, inputs, outcome)
         self.inputs, self.notes = self._located(inputs, compact)
         """The inputs with the batch that the model's outputs tell, and what a user should know of that."""
@@ -82,10 +84,23 @@ class CaptureRun:
             raise error from reason
 
     def _outcome_of(self, inputs: Inputs) -> Outcome | None:
-        """What the model gives on its own numbers; `None` where those are not what the checks run with."""
-        forward = self._watch.forward if _is_positional(inputs) else reference_runs.forward
+        """What the model gives with lively values; `None` where it runs with its own numbers alone."""
         try:
-            outcome = reference_runs.run_eval(self.copies.take(self._model), inputs, forward=forward)
+            outcome = lively = self._first_run(inputs, lively=True)
+        except Exception:  # noqa: BLE001 -- whatever it raises with other numbers: its own ones decide
+            outcome, lively = self._run_as_it_is(inputs), None
+        if not outcome.tensors:
+            kinds = ", ".join(type(leaf).__name__ for leaf in outcome.outputs.values()) or "nothing"
+            raise CaptureError(f"the model's output is not a tensor: {kinds}; return tensors from `forward`")
+        return lively
+
+    def _first_run(self, inputs: Inputs, *, lively: bool) -> Outcome:
+        forward = self._watch.forward if _is_positional(inputs) else reference_runs.forward
+        return reference_runs.run_eval(self.copies.take(self._model, lively=lively), inputs, forward=forward)
+
+    def _run_as_it_is(self, inputs: Inputs) -> Outcome:
+        try:
+            return self._first_run(inputs, lively=False)
         except CaptureError:
             raise
         except Exception as error:
@@ -93,11 +108,14 @@ class CaptureRun:
                 f"the model does not take example inputs of shape {shapes(inputs)}: {typed_reason(error)}"
                 f"{left_outside()}; pass inputs that its forward takes"
             ) from error
-        leaves = list(outcome.outputs.values())
-        if not any(isinstance(leaf, Tensor) for leaf in leaves):
-            kinds = ", ".join(type(leaf).__name__ for leaf in leaves) or "nothing"
-            raise CaptureError(f"the model's output is not a tensor: {kinds}; return tensors from `forward`")
-        return None if self.copies.lively_values else outcome
+
+    def _runs(self, inputs: Inputs) -> bool:
+        """Whether the model takes `inputs` with its own numbers."""
+        try:
+            reference_runs.run_eval(self.copies.take(self._model), inputs)
+        except Exception:  # noqa: BLE001 -- a model refuses inputs in any way it likes
+            return False
+        return True
 
     def _located(self, inputs: Inputs, compact: Variant | None) -> tuple[Inputs, tuple[str, ...]]:
         names = inputs.names(self._model.forward)

@@ -65,10 +65,10 @@ def test_nothing_of_the_program_is_changed(name: str):
     copies, outputs = copy.deepcopy({k: v.detach() for k, v in before.items()}), program.run_examples()
     node_values(program)
     after = program.graph_module.state_dict(keep_vars=True)
-    assert list(after) == list(before)
+    assert list(after) == nonempty(before)
     assert all(after[key] is before[key] for key in nonempty(before))
     assert all(torch.equal(after[key], copies[key]) for key in nonempty(copies))
-    assert all(map(torch.equal, nonempty(program.run_examples()), outputs))
+    assert all(torch.equal(a, b) for a, b in zip(nonempty(program.run_examples()), outputs, strict=True))
 
 
 def test_tied_parameters_are_one_without_numbers_as_well():

@@ -211,3 +211,18 @@ def test_inputs_stay_as_they_are_where_small_ones_give_no_numbers():
             return x[..., 64:, 64:].mean((2, 3))
 
     assert compact_of(Empty(), images(80)) is None
+
+
+def test_runs_at_the_size_of_the_example_are_few():
+    class Noting(nn.Module):
+        def forward(self, x):
+            sizes.append(x.shape[-1])
+            return x * 2
+
+    sizes = list[int]()
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), Noting(), nn.AdaptiveAvgPool2d(1))
+    capture(model, *images(224).args, leaf_modules=(Noting,))
+    full, small = (len(range(0, side - 2, 4)) for side in (224, SMALL))
+    # The model and the graph, each once in eval mode and once forward in train mode.
+    assert sizes.count(full) == 4
+    assert sizes.count(small) >= 8

@@ -384,9 +384,11 @@ def test_two_processes_learn_what_one_learns(processes, scenario):
     assert first.get("told") == second.get("told") == one.get("told")
     assert first.get("score") == second.get("score") == pytest.approx(one.get("score"), abs=1e-5)
     assert first.get("losses") == second.get("losses") == pytest.approx(one.get("losses"), abs=1e-5)
-    for name, tensor in nonempty(one["tensors"].items()) if "tensors" in one else ():
-        assert torch.equal(first["tensors"][name], second["tensors"][name]), name
-        torch.testing.assert_close(first["tensors"][name], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: n + m)
+    if "tensors" in one:
+        for name, tensor in nonempty(one["tensors"].items()):
+            mine = first["tensors"][name]
+            assert torch.equal(mine, second["tensors"][name]), name
+            torch.testing.assert_close(mine, tensor, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: n + m)
 
 
 def test_in_bfloat16_they_learn_nearly_that(processes):

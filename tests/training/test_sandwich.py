@@ -137,7 +137,7 @@ def test_a_supernet_that_writes_into_its_inputs_gives_each_sub_network_the_same(
         activate(twin, subnet)
         F.cross_entropy(twin(X.clone()), Y).backward()
     found = one_step(program.trainable_copy(), rule, task_of(x, batch_size=32))
-    for name, p in twin.named_parameters():
+    for name, p in nonempty(twin.named_parameters()):
         torch.testing.assert_close(found[name], p.grad, rtol=1e-12, atol=1e-14)
     assert torch.equal(x, X)
 
