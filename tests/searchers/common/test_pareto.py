@@ -69,7 +69,7 @@ def test_it_is_sorted_by_cost_and_so_by_metric(pairs: list, higher: bool) -> Non
     assert metrics == sorted(set(metrics), reverse=not higher)
 
 
-@given(st.lists(st.tuples(METRICS, COSTS), max_size=12), st.booleans())
+@given(st.lists(st.tuples(METRICS, COSTS), min_size=1, max_size=12), st.booleans())
 def test_whether_one_was_taken_in_is_whether_it_was_there_right_after(pairs: list, higher: bool) -> None:
     _, taken = filled(pairs, "params", higher=higher)
     for i, was in nonempty(enumerate(taken)):

@@ -500,7 +500,7 @@ def test_without_data_it_agrees_with_the_original():
         ({"match_epochs": 0}, "match_epochs=0: it must be greater than 0"),
         ({"match_epochs": math.inf}, "match_epochs=inf: it must be"),
         ({"selection": "best"}, "selection='best': it must be fitness or random"),
-        ({"front": "size"}, "front='size': it must be params or macs or peak_activation_bytes or latency_ms"),
+        ({"front": "size"}, "front='size': it must be params, macs, peak_activation_bytes or latency_ms"),
         ({"operations": ("add-cell", "fly")}, "there is no 'fly'; there are: identity"),
         ({"greediness": "0.5"}, "greediness='0.5': it must be from 0 to 1"),
         ({"operations": "add-cell"}, "it must be several names"),
