@@ -96,9 +96,9 @@ def main() -> None:
     for name, (_, shape) in NETWORKS.items():
         x, y = torch.randn(SAMPLES, *shape), torch.randint(10, (SAMPLES,))
         for batch in (32, 128):
-            for optimizer in OPTIMIZERS:
+            for optimizer, make in OPTIMIZERS.items():
                 by_hand, fitted = measured(
-                    NETWORKS[name][0], Training(x, y, OPTIMIZERS[optimizer], options.steps, batch), options.rounds
+                    NETWORKS[name][0], Training(x, y, make, options.steps, batch), options.rounds
                 )
                 row = [name, batch, optimizer, f"{by_hand:.0f}", f"{fitted:.0f}", f"{fitted / by_hand:.2f}"]
                 print(f"| {' | '.join(map(str, row))} |", flush=True)

@@ -11,8 +11,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -72,6 +70,9 @@ class Outcome:
 
 def digits(seed: int = 0) -> tuple[Images, Images, Images]:
     """Training, validation and test images, (n, 1, 8, 8) in 0 to 1, with their classes."""
+    from sklearn.datasets import load_digits  # noqa: PLC0415 -- slow to import
+    from sklearn.model_selection import train_test_split  # noqa: PLC0415 -- slow to import
+
     images, labels = load_digits(return_X_y=True)
     x_rest, x_test, y_rest, y_test = train_test_split(images, labels, test_size=0.2, random_state=seed, stratify=labels)
     x_train, x_val, y_train, y_val = train_test_split(x_rest, y_rest, test_size=0.2, random_state=seed, stratify=y_rest)

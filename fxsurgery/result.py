@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from types import GenericAlias
 from typing import Any
 
 from torch import fx, nn
@@ -11,25 +10,18 @@ from typing_extensions import override
 
 from fxsurgery import report
 from fxsurgery.analysis.cost import cost
-from fxsurgery.batch_layout import statement_of
 from fxsurgery.budget import Cost
-from fxsurgery.capture import capture
-from fxsurgery.capture.attention import is_plain
-from fxsurgery.capture.tracer import COMPOSED
-from fxsurgery.deploy import LatencyReport, OnnxModel, compare_programs, export_onnx
-from fxsurgery.errors import CaptureError, DeviceError, ExportError, RunError, SpecError, SurgeryError, reason_of
-from fxsurgery.inputs import Inputs
+from fxsurgery.deploy import LatencyReport, OnnxModel, compare_programs
+from fxsurgery.deploy.kept_exports import EXPORTS
+from fxsurgery.errors import CaptureError, DeviceError, ExportError, RunError, SurgeryError
 from fxsurgery.option_types import FilePath, checked
 from fxsurgery.passes import replay
 from fxsurgery.program import Program
-from fxsurgery.runs.layout import CONFIG, RESULT
-from fxsurgery.saving import open_result, save_result, write_standalone
-from fxsurgery.saving.facts import require_types, schema_of
-from fxsurgery.saving.schema import SavedCost, SavedResult
-from fxsurgery.searchers.common.pareto import ParetoMember, member_from_plain, member_to_plain
-from fxsurgery.searchers.common.trials import SearchRecord, Trial, from_plain, to_plain
+from fxsurgery.recapture import captured_as, require_same
+from fxsurgery.saving import save_result, write_standalone
+from fxsurgery.searchers.common.pareto import ParetoMember, member_to_plain
+from fxsurgery.searchers.common.trials import SearchRecord, to_plain
 from fxsurgery.surroundings import plain_surroundings
-from fxsurgery.training import Score
 from fxsurgery.training.device import leads
 
 
@@ -77,7 +69,6 @@ class Result:
     """What a budget of `latency_ms` was held by, measured side by side on the target: `original_ms`, `ms`, `low_ms`
     and `high_ms` of the result (a 95 % interval), `limit_ms`, and the `batch` size that was measured: 1, unless the
     model takes another one only. Empty where the budget has no such limit."""
-    _files: dict[str, OnnxModel] = field(default_factory=dict, repr=False)
     _saved_costs: tuple[Cost | None, Cost | None] | None = field(default=None, repr=False)
     """Of a result that was loaded, what was saved of `costs`: `None` for what was not."""
 
@@ -149,7 +140,6 @@ class Result:
             history=(),
             latency={},
             search=self.search and self.search.ending_with(member.trial),
-            _files={},
             _saved_costs=self._saved_costs and (self._saved_costs[0], _cost_of(member)),
         )
 
@@ -166,18 +156,18 @@ class Result:
         """
         if not leads():
             return
-        apart = {*_PROGRAMS, *_EVOLVED, "latency"}
+        apart = {*PROGRAMS, *_EVOLVED, "latency"}
         facts = {name: getattr(self, name) for name in _known() if name not in apart}
         if self.latency:
             facts["latency"] = dict(self.latency)
         for name in ("metrics", "figures"):
             facts[name] = {what: (pair.before, pair.after) for what, pair in getattr(self, name).items()}
-        programs = {name: getattr(self, name) for name in _PROGRAMS}
+        programs = {name: getattr(self, name) for name in PROGRAMS}
         if self.search is not None:
             facts["search"] = to_plain(self.search)
         if self.pareto:
             facts["pareto"] = [member_to_plain(member) for member in self.pareto]
-            programs |= {_member(i): member.program for i, member in enumerate(self.pareto)}
+            programs |= {member_folder(i): member.program for i, member in enumerate(self.pareto)}
         original, program = self.cost
         save_result(Path(folder), programs, facts, {"original": original, "program": program})
 
@@ -213,10 +203,10 @@ class Result:
         examples = self.original.examples
         if tensor is not None:
             examples = examples.map(lambda x: x.to(tensor.device))
-        taken = _captured_as(self.original, original, examples)
-        _require_same(taken, self.original, "the model given is another architecture")
+        taken = captured_as(self.original, original, examples)
+        require_same(taken, self.original, "the model given is another architecture")
         again = replay(self.log, taken)
-        _require_same(again, self.program, "the surgery depends on the weights, and comes out otherwise on these")
+        require_same(again, self.program, "the surgery depends on the weights, and comes out otherwise on these")
         return again.graph_module
 
     @checked(RunError)
@@ -248,8 +238,7 @@ class Result:
             ExportError: the export fails, or ONNX Runtime disagrees with PyTorch.
         """
         examples = self.program.examples
-        asked = {"batch_dims": statement_of(examples), "dynamic_batch": examples.is_resizable, **options}
-        return export_onnx(self.model, self.example_inputs, path, example_kwargs=self.example_kwargs, **asked)
+        return EXPORTS.export(self.program, Path(path), **{"dynamic_batch": examples.is_resizable, **options})
 
     @checked(DeviceError)
     @plain_surroundings()
@@ -267,85 +256,14 @@ class Result:
         return compare_programs({"original": self.original, "result": self.program}, device, options)
 
 
-@checked(RunError)
-@plain_surroundings()
-def load(folder: FilePath, *, original: nn.Module | None = None) -> Result:
-    """What `Result.save` wrote, on the CPU. Nothing of the folder is run.
-
-    Args:
-        folder: the folder, or the directory of a run that has ended.
-        original: your model, where modules or functions of it were kept whole: these are taken from it, modules as
-            copies with the saved weights. It is captured anew on the saved example inputs, and what it does not call
-            in the same way is refused.
-
-    Raises:
-        RunError: there is no result, it is damaged or of a later version, or it wants `original`; it says what to do.
-        SavingError: it asks for what loading does not do.
-    """
-    folder = Path(folder)
-    if (folder / CONFIG).is_file() and (folder / RESULT).is_dir():
-        folder /= RESULT
-    opened = open_result(folder)
-    facts = opened.facts
-    require_types(folder, facts, _FACTS)
-    given = dict(facts)
-    try:
-        given["metrics"] = {split: BeforeAfter(*pair) for split, pair in facts["metrics"].items()}
-        given["figures"] = {name: BeforeAfter(*pair) for name, pair in facts.get("figures", {}).items()}
-        given["search"] = from_plain(facts["search"]) if "search" in facts else None
-        members = list(facts.get("pareto", ()))
-        programs = opened.programs((*_PROGRAMS, *map(_member, range(len(members)))), original)
-        given |= {name: programs[name] for name in _PROGRAMS}
-        given["pareto"] = tuple(member_from_plain(m, programs[_member(i)]) for i, m in enumerate(members))
-        return Result(**given, _saved_costs=_costs(folder, opened.saved, programs))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise RunError(f"{folder} is damaged: {reason_of(error)}; restore an intact copy, or save it again") from error
-
-
-def _costs(folder: Path, saved: SavedResult, programs: Mapping[str, Program]) -> tuple[Cost | None, Cost | None]:
-    """What the file says that original and result take.
-
-    Raises:
-        RunError: the parameters are others.
-    """
-    found = list[Cost | None]()
-    for name in ("original", "program"):
-        stated = None if saved.costs is None else saved.costs.get(name)
-        counted = sum(p.numel() for p in programs[name].graph_module.parameters())
-        if stated is not None and stated.params != counted:
-            numbers = f"{counted:,} parameters, and {stated.params:,} by its file"
-            raise RunError(f"{folder} is damaged: `{name}` has {numbers}; restore an intact copy, or save it again")
-        found.append(None if stated is None else _cost_of_saved(stated))
-    return found[0], found[1]
-
-
-def _cost_of_saved(saved: SavedCost) -> Cost:
-    return Cost(
-        params=saved.params,
-        macs=saved.macs,
-        uncounted=tuple(saved.uncounted),
-        unknown_macs=tuple(saved.unknown_macs),
-    )
-
-
 def _cost_of(member: ParetoMember) -> Cost:
     """What a member takes, as it was noted in the search."""
     return Cost(params=int(member.trial.costs["params"]), macs=int(member.trial.costs["macs"]))
 
 
-_PROGRAMS = ("program", "original")
-_TRIAL, _PAIRS = schema_of(Trial), dict[str, tuple[float, float]]
-_MEMBER = schema_of(ParetoMember, program=None, trial=_TRIAL, score=schema_of(Score))
-_FACTS = schema_of(
-    Result,
-    program=None,
-    original=None,
-    metrics=_PAIRS,
-    figures=_PAIRS,
-    search=schema_of(SearchRecord, trials=GenericAlias(list, (_TRIAL,))),
-    pareto=GenericAlias(list, (_MEMBER,)),
-)
-"""What `result.json` says beside the programs."""
+PROGRAMS = ("program", "original")
+"""Fields of a result that hold programs."""
+_EVOLVED = ("search", "pareto")
 
 
 def _known() -> list[str]:
@@ -353,60 +271,6 @@ def _known() -> list[str]:
     return [f.name for f in fields(Result) if not f.name.startswith("_")]
 
 
-_EVOLVED = ("search", "pareto")
-
-
-def _member(number: int) -> str:
-    """The folder of a program of the front."""
+def member_folder(number: int) -> str:
+    """Return the folder of a program of the front, within that of the result."""
     return f"pareto/{number}"
-
-
-def _captured_as(wanted: Program, model: nn.Module, examples: Inputs) -> Program:
-    """Capture `model` with those of its modules kept whole that are in `wanted`.
-
-    A module that cannot be looked into is kept whole without being asked for, and others of its type are not.
-
-    Raises:
-        CaptureError: it cannot be captured.
-    """
-    found = None
-    problem = CaptureError(
-        "the model cannot be captured as the one that was saved; pass the model that was optimized as original="
-    )
-    for leaf_modules in ((), _kept_whole(wanted)):
-        try:
-            found = capture(
-                model, *examples.args, leaf_modules=leaf_modules, example_kwargs=dict(examples.kwargs),
-                batch_dims=statement_of(examples),
-            )  # fmt: skip
-        except CaptureError as error:
-            problem = error
-        if found is not None and found.text() == wanted.text():
-            break
-    if found is None:
-        raise problem
-    return found
-
-
-def _kept_whole(program: Program) -> tuple[type[nn.Module], ...]:
-    """The types of module that the capture did not look into, beside torch's own layers."""
-    kinds = dict[type[nn.Module], None]()
-    for _, module in program.calls(nn.Module):
-        torchs = type(module).__module__.startswith("torch.")
-        if (
-            not torchs
-            or isinstance(module, COMPOSED)
-            or (isinstance(module, nn.MultiheadAttention) and is_plain(module))
-        ):
-            kinds[type(module)] = None
-    return tuple(kinds)
-
-
-def _require_same(found: Program, wanted: Program, what: str) -> None:
-    shapes = [{n: tuple(t.shape) for n, t in p.graph_module.state_dict().items()} for p in (found, wanted)]
-    for name in {**shapes[1], **shapes[0]}:
-        here, there = (f"{s[name]}" if name in s else "missing" for s in shapes)
-        if here != there:
-            raise SpecError(
-                f"{what}: `{name}` is {here} here and {there} in the result; apply it to the model of the result"
-            )

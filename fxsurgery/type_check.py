@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import is_dataclass
 from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
-from pydantic import BeforeValidator, ConfigDict, InstanceOf, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from fxsurgery.option_text import WIDEST
 
@@ -63,7 +63,9 @@ def _declared_class(hint: Any, kind: Any) -> Any:  # noqa: ANN401 -- any annotat
         return Annotated[hint, _NARROW]
     if kind in {Collection, Iterable}:
         return Annotated[hint, BeforeValidator(_no_text)]
-    return Annotated[hint, InstanceOf()] if kind is None and is_dataclass(hint) else hint  # type: ignore[type-arg]
+    if kind is None and is_dataclass(hint):
+        return Annotated[Any, BeforeValidator(functools.partial(_instance, hint))]
+    return hint
 
 
 def _is_structural(hint: Any) -> bool:  # noqa: ANN401 -- any annotation
@@ -76,6 +78,12 @@ def _narrow(value: object) -> object:
         raise ValueError("it is not a number of Python's")  # noqa: TRY004 -- what pydantic takes as a wrong value
     if isinstance(value, int) and value.bit_length() > WIDEST:
         raise ValueError(f"it has more than {WIDEST} bits")
+    return value
+
+
+def _instance(kind: Any, value: object) -> object:  # noqa: ANN401 -- a dataclass
+    if not isinstance(value, kind):
+        raise ValueError(f"it is no {kind.__name__}")  # noqa: TRY004 -- what pydantic takes as a wrong value
     return value
 
 

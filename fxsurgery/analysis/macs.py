@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.utils.flop_counter import flop_registry
 
 from fxsurgery.ops import registry
 from fxsurgery.ops.macs import Args
@@ -29,7 +28,14 @@ def macs_of(op: OpOverload, args: Args, kwargs: dict[str, Any], result: object) 
         return None
     if declared is not None and declared.macs is not None:
         return declared.macs(args, first)
-    registered = flop_registry.get(op.overloadpacket)
+    return macs_by_torch(op.overloadpacket, args, kwargs, result)
+
+
+def macs_by_torch(op: Any, args: Args, kwargs: dict[str, Any], result: object) -> float | None:  # noqa: ANN401
+    """MACs by the formula that PyTorch has for `op`; `None` where it has none."""
+    from torch.utils.flop_counter import flop_registry  # noqa: PLC0415 -- it imports triton
+
+    registered = flop_registry.get(op)
     return None if registered is None else float(registered(*args, **kwargs, out_val=result)) / 2
 
 

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
-from typing_extensions import override
 
 from fxsurgery.analysis.cached import fact
 from fxsurgery.analysis.node_values import run_on_meta
@@ -38,8 +37,10 @@ def peak_activation_bytes(program: Program) -> int:
     """
     examples = program.examples
     inputs = examples.resized(1) if examples.is_resizable else examples
-    held = _on_meta(program, inputs) or _for_real(program, inputs)
-    return _peak(program.nodes, held)
+    run = run_on_meta(program, inputs)
+    if run is not None and run.meta_module is not None:
+        return _peak(program.nodes, _held(run.meta_module, run.by_name))
+    return _peak(program.nodes, _held(program.graph_module, _real_values(program, inputs)))
 
 
 Held = Mapping[str, Mapping[int, int]]
@@ -66,53 +67,30 @@ def _peak(nodes: tuple[fx.Node, ...], held: Held) -> int:
     return peak
 
 
-def _on_meta(program: Program, inputs: Inputs) -> Held | None:
-    """What is held in a run without numbers; `None` if the program needs them."""
-    if (found := run_on_meta(program, inputs)) is None or found.meta_module is None:
-        return None
-    weights = _weights(found.meta_module)
-    return {node.name: _held(node, found.by_name[node.name], weights) for node in program.nodes}
+def _held(module: fx.GraphModule, values: Mapping[str, Any]) -> Held:
+    """The storages of what each node gives, but those of the weights of `module`."""
+    weights = {key for tensor in (*module.parameters(), *module.buffers()) for key in _storage(tensor)}
+    found = dict[str, dict[int, int]]()
+    for name, value in values.items():
+        found[name] = {}
+        for leaf in pytree.tree_leaves(value):
+            if isinstance(leaf, Tensor):
+                found[name] |= {key: size for key, size in _storage(leaf).items() if key not in weights}
+    return found
 
 
-def _for_real(program: Program, inputs: Inputs) -> Held:
-    run = _Run(program.graph_module)
+def _real_values(program: Program, inputs: Inputs) -> Mapping[str, Any]:
+    """What each node gives in a run with numbers; all of it is kept, so that no storage stands for two."""
+    run = fx.Interpreter(program.graph_module, garbage_collect_values=False)
     device = next((x.device for x in inputs.tensors), torch.device("cpu"))
     with _disable_current_modes(), torch.no_grad(), device:
         run.run(*inputs.clone().leaves, enable_io_processing=False)
-    return run.held
-
-
-class _Run(fx.Interpreter):
-    """Notes the storages of what each node gives, and keeps them all, so that no address is used twice."""
-
-    def __init__(self, graph_module: fx.GraphModule) -> None:
-        super().__init__(graph_module, garbage_collect_values=False)
-        self.extra_traceback = False
-        self.held: dict[str, dict[int, int]] = {}
-        self._weights = _weights(graph_module)
-
-    @override
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        self.held[n.name] = _held(n, result, self._weights)
-        return result
-
-
-def _weights(graph_module: fx.GraphModule) -> set[int]:
-    """The storages of parameters and buffers."""
-    return {key for tensor in (*graph_module.parameters(), *graph_module.buffers()) for key in _storage(tensor)}
-
-
-def _held(node: fx.Node, value: object, weights: set[int]) -> dict[int, int]:
-    """The storages of what a node gives, weights left out."""
-    leaves = pytree.tree_leaves(value) if node.op != "output" else ()
-    found = {key: size for leaf in leaves if isinstance(leaf, Tensor) for key, size in _storage(leaf).items()}
-    return {key: size for key, size in found.items() if key not in weights}
+    return {node.name: value for node, value in run.env.items()}
 
 
 def _storage(tensor: Tensor) -> dict[int, int]:
-    """The storage of a tensor with its bytes; of a sparse one, which has none, its values."""
+    """The storage of a tensor with its bytes; a sparse tensor, which has none, counts as if it were dense."""
     if tensor.layout != torch.strided:
-        return {id(tensor): tensor.values().nbytes}
+        return {id(tensor): tensor.numel() * tensor.element_size()}
     storage = tensor.untyped_storage()
     return {storage._cdata: storage.nbytes()}  # noqa: SLF001 -- the identity of a storage; meta ones have no address

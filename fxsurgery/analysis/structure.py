@@ -167,8 +167,8 @@ def _analysed(program: Program, attention: Attention) -> Structure:
         freezes=tuple(state.freezes),
         unknown={op: tuple(dict.fromkeys(nodes)) for op, nodes in state.unknown.items()},
         group_width=dict(state.group_width),
-        uncounted=tuple(walk.uncounted),
-        unknown_macs={op: tuple(nodes) for op, nodes in walk.unknown_macs.items()},
+        uncounted=tuple(walk.calls.uncounted),
+        unknown_macs={op: tuple(nodes) for op, nodes in walk.calls.unknown_macs.items()},
         numbers=walk.numbers.by_name(),
         size=state.atoms.count,
     )

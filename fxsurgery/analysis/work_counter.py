@@ -8,10 +8,9 @@ from torch._ops import HigherOrderOperator
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 from typing_extensions import override
 
-from fxsurgery.analysis.macs import has_unknown_macs, macs_of
+from fxsurgery.analysis.macs import has_unknown_macs, macs_by_torch, macs_of
 from fxsurgery.ops.rules.call import base_name
 
 OUTSIDE = frozenset("numpy __array__ __dlpack__ data_ptr".split())
@@ -91,8 +90,7 @@ class _Outside(TorchFunctionMode):
 def _macs(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> float | None:  # noqa: ANN401
     if not isinstance(func, HigherOrderOperator):
         return macs_of(func, args, kwargs, result)
-    registered = flop_registry.get(func)
-    return None if registered is None else float(registered(*args, **kwargs, out_val=result)) / 2
+    return macs_by_torch(func, args, kwargs, result)
 
 
 def _is_unknown(func: Any, result: object) -> bool:  # noqa: ANN401

@@ -11,84 +11,169 @@ The last catches a backward of the user's own, a region without gradients, a det
 """
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from fxsurgery.capture import reference_runs
+from fxsurgery.capture import input_variants, reference_runs
+from fxsurgery.capture.differences import GradientComparison, difference, scales
+from fxsurgery.capture.model_copies import ModelCopies
+from fxsurgery.capture.reference_runs import Outcome, Step, run_forward, run_train
 from fxsurgery.capture.size_guards import REMEDY
+from fxsurgery.capture.steering import SteeringWatch
 from fxsurgery.capture.tracer import reads_training
 from fxsurgery.errors import CaptureError, typed_reason
 from fxsurgery.inputs import Inputs
 
-Run = Callable[[nn.Module, Inputs], reference_runs.Outcome]
+Run = Callable[[nn.Module, Inputs], Outcome]
 
 IRREPRODUCIBLE = 1000.0
 """A model that differs from itself by this many tolerances cannot be checked."""
+
+
+class UntellingError(Exception):
+    """A smaller size of the inputs does not show what that of the example would."""
 
 
 @dataclass(frozen=True)
 class Comparison:
     """A private copy of the user's model beside the graph traced from it; neither is changed."""
 
+    copies: ModelCopies
     model: nn.Module
     graph_module: fx.GraphModule
     entered: tuple[str, ...]
     """Paths of the modules that tracing went into."""
+    watch: SteeringWatch | None = None
+    """Watches a training step of the model, and then may refuse it."""
+    keeps_state: bool = True
+    """Whether a run may change what a later one of the same copy sees; else one call shows as much as two."""
 
-    def check(self, inputs: Inputs) -> tuple[str, ...]:
+    def check(self, inputs: Inputs, compact: Inputs | None = None) -> tuple[str, ...]:
         """Run every check; what could not be compared is said.
+
+        Args:
+            inputs: the example inputs.
+            compact: the same of a smaller size, for a graph that has no size written in. What passes there passes; what
+                does not, or shows less there, is decided by the example inputs.
 
         Raises:
             CaptureError: the graph is not the model; the message says in which mode and where.
         """
-        noisy, other = reference_runs.noisy(inputs), reference_runs.doubled(inputs)
-        self._check_eval(reference_runs.run_twice, (noisy, inputs), "the graph does not compute what the model does")
-        others = () if self._refuses(other) else (other,)
-        self._check_eval(
-            reference_runs.run_eval, others, "a shape of the example inputs got baked in: at another batch size"
-        )
+        if compact is not None:
+            with suppress(CaptureError, UntellingError):
+                notes = self._check(compact, is_compact=True)
+                self._check_train_forward(inputs)
+                return notes
+        return self._check(inputs)
+
+    def _check(self, inputs: Inputs, *, is_compact: bool = False) -> tuple[str, ...]:
+        other = input_variants.doubled(inputs)
+        trouble, is_held = self._eval_trouble(reference_runs.run_eval, other, may_refuse=True)
+        has_noisy_values = trouble == "" and inputs.is_divisible
+        if self.keeps_state or not has_noisy_values:
+            self._check_values(inputs)
+        if trouble:
+            self._refuse_eval("a shape of the example inputs got baked in: at another batch size", trouble)
         # BatchNorm wants more than one value a channel, and a batch of one has none but its own statistics.
-        return self._check_train((*others, inputs) if inputs.batch == 1 else (inputs,))
+        others = (other,) if is_held else ()
+        return self._check_train((*others, inputs) if inputs.batch == 1 else (inputs,), is_compact=is_compact)
 
-    def _refuses(self, inputs: Inputs) -> bool:
-        """Whether the graph says of inputs that it does not hold for their sizes."""
-        try:
-            reference_runs.run_eval(reference_runs.lively_copy(self.graph_module, self._lively), inputs)
-        except AssertionError as error:
-            return str(error).endswith(REMEDY)
-        except Exception:  # noqa: BLE001 -- compared with what the model does
-            return False
-        return False
-
-    def _check_eval(self, run: Run, choices: tuple[Inputs, ...], meaning: str) -> None:
-        for inputs in choices:
-            wanted = self._run(run, inputs)
-            if isinstance(wanted, reference_runs.Outcome):
-                if trouble := self._trouble(run, inputs, wanted):
-                    raise CaptureError(
-                        f"{meaning}, in eval mode, {trouble}. Does forward ask for the type of its input, draw random "
-                        "numbers of a fixed size, or keep a value from call to call? Rewrite that, or keep the module "
-                        "whole with leaf_modules=(ThatModule,)."
-                    )
+    def _check_values(self, inputs: Inputs) -> None:
+        """Compare on other values, or where the model does not take those on the inputs themselves."""
+        run = reference_runs.run_twice if self.keeps_state else reference_runs.run_eval
+        for choice in (input_variants.noisy(inputs), inputs):
+            trouble, _ = self._eval_trouble(run, choice)
+            if trouble:
+                self._refuse_eval("the graph does not compute what the model does", trouble)
+            if trouble is not None:
                 return
 
-    def _check_train(self, choices: tuple[Inputs, ...]) -> tuple[str, ...]:
+    def _eval_trouble(self, run: Run, inputs: Inputs, *, may_refuse: bool = False) -> tuple[str | None, bool]:
+        """What differs on `inputs`, in words, and whether the graph takes them.
+
+        Nothing differs where the words are empty; they are `None` where there is nothing to compare: the model does not
+        take the inputs, or the graph says that it does not hold for their sizes, if `may_refuse` is set.
+        """
+        wanted = self._of(self.model, run, inputs)
+        if not isinstance(wanted, Outcome):
+            return None, True
+        got = self._of(self.graph_module, run, inputs)
+        if may_refuse and isinstance(got, AssertionError) and str(got).endswith(REMEDY):
+            return None, False
+        return self._trouble(run, inputs, got, wanted), True
+
+    def _refuse_eval(self, meaning: str, trouble: str) -> None:
+        raise CaptureError(
+            f"{meaning}, in eval mode, {trouble}. Does forward ask for the type of its input, draw random numbers of a "
+            "fixed size, or keep a value from call to call? Rewrite that, or keep the module whole with "
+            "leaf_modules=(ThatModule,)."
+        )
+
+    def _check_train(self, choices: tuple[Inputs, ...], *, is_compact: bool) -> tuple[str, ...]:
         reason = ""
-        for run in (reference_runs.run_train, partial(reference_runs.run_train, of_inputs=False)):
+        watched = reference_runs.forward if self.watch is None else self.watch.forward
+        for step in (Step(forward=watched), Step(of_inputs=False, forward=watched)):
             for inputs in choices:
-                wanted = self._run(run, inputs)
-                if isinstance(wanted, reference_runs.Outcome):
-                    trouble = self._trouble(run, inputs, wanted)
-                    is_rounding = trouble.startswith("the gradient") and self._agrees_in_double(run, inputs)
-                    self._refuse_train("" if is_rounding else trouble)
+                wanted = self._of(self.model, partial(run_train, step=step), inputs)
+                if isinstance(wanted, Outcome):
+                    self._refuse_steering()
+                    if is_compact and not is_telling(wanted):
+                        raise UntellingError
+                    self._refuse_train(
+                        self._trouble_in_training(replace(step, forward=reference_runs.forward), inputs, wanted)
+                    )
                     return ()
                 reason = reason or f"{shapes(inputs)} ({typed_reason(wanted, short=True)})"
+        if is_compact:
+            raise UntellingError
+        self._watch_forward((*choices, input_variants.doubled(choices[-1])))
         what = "the model does not run forward and backward in it on inputs of shape"
         return (f"train mode was not compared: {what} {reason}",)
+
+    def _check_train_forward(self, inputs: Inputs) -> None:
+        """Compare in train mode without a backward pass, on one sample of the example inputs where that does.
+
+        Code that tells traced values from numbers may do something else at that size in train mode alone.
+        """
+        for choice in (inputs.rows(0, 1), inputs) if inputs.is_divisible else (inputs,):
+            wanted = self._of(self.model, run_forward, choice)
+            if isinstance(wanted, Outcome):
+                got = self._of(self.graph_module, run_forward, choice)
+                self._refuse_train(self._trouble(run_forward, choice, got, wanted))
+                return
+        raise UntellingError
+
+    def _refuse_steering(self) -> None:
+        if self.watch is not None:
+            self.watch.refuse(self.model)
+
+    def _watch_forward(self, choices: tuple[Inputs, ...]) -> None:
+        """Watch the model in train mode where it cannot go backward, on the first of `choices` that it takes."""
+        if self.watch is None:
+            return
+        for inputs in choices:
+            if isinstance(
+                self._of(self.model, partial(run_forward, forward=self.watch.forward, gradients=True), inputs), Outcome
+            ):
+                break
+        self._refuse_steering()
+
+    def _trouble_in_training(self, step: Step, inputs: Inputs, wanted: Outcome) -> str:
+        """What differs in a training step, in words. The graph's gradients are compared one by one as they come."""
+        compare = GradientComparison(wanted)
+        got = self._of(self.graph_module, partial(run_train, step=replace(step, meet=compare)), inputs)
+        trouble = self._trouble(partial(run_train, step=step), inputs, got, wanted, compare.excesses)
+        if not trouble.startswith("the gradient"):
+            return trouble
+        # The largest gradient is the scale of all.
+        sizes = scales(wanted)
+        judged = {max(sizes, key=sizes.__getitem__), *(name for name, excess in compare.excesses.items() if excess > 1)}
+        return "" if self._agrees_in_double(replace(step, only=judged), inputs) else trouble
 
     def _refuse_train(self, trouble: str) -> None:
         if trouble.startswith(("output", "only")):
@@ -100,28 +185,29 @@ class Comparison:
                 "keep its module whole with leaf_modules=(ThatModule,)."
             )
 
-    @cached_property
-    def _lively(self) -> dict[str, Tensor]:
-        return reference_runs.lively(self.model)
-
-    def _run(self, run: Run, inputs: Inputs) -> reference_runs.Outcome | Exception:
-        """What the model does; the exception where it refuses, as it may in any way it likes."""
+    def _of(self, model: nn.Module, run: Run, inputs: Inputs) -> Outcome | Exception:
+        """What a copy does; the exception where it refuses, as it may in any way it likes."""
         try:
-            return run(reference_runs.lively_copy(self.model, self._lively), inputs)
+            return run(self.copies.take(model, lively=True), inputs)
         except Exception as error:  # noqa: BLE001 -- handed on as a value
             return error
 
-    def _trouble(self, run: Run, inputs: Inputs, wanted: reference_runs.Outcome) -> str:
-        """What differs, in words; empty where nothing does."""
-        try:
-            got = run(reference_runs.lively_copy(self.graph_module, self._lively), inputs)
-        except Exception as error:  # noqa: BLE001 - whatever the user's operations raise is the finding
-            return f"only the graph fails: {typed_reason(error)}"
-        excess, where = reference_runs.difference(got, wanted)
+    def _trouble(
+        self,
+        run: Run,
+        inputs: Inputs,
+        got: Outcome | Exception,
+        wanted: Outcome,
+        gradients: Mapping[str, float] | None = None,
+    ) -> str:
+        """What differs, in words; empty where nothing does. `gradients` are differences that are known already."""
+        if isinstance(got, Exception):
+            return f"only the graph fails: {typed_reason(got)}"
+        excess, where = difference(got, wanted, gradients)
         if excess <= 1:
             return ""
-        again = self._run(run, inputs)
-        noise = reference_runs.difference(again, wanted)[0] if isinstance(again, reference_runs.Outcome) else torch.inf
+        again = self._of(self.model, run, inputs)
+        noise = difference(again, wanted).excess if isinstance(again, Outcome) else torch.inf
         if noise > IRREPRODUCIBLE:
             raise CaptureError(
                 f"the model cannot be checked: {where} changes from run to run under one seed; remove what draws "
@@ -129,19 +215,19 @@ class Comparison:
             )
         return "" if excess <= 10 * noise else f"{where} differs (by {excess:.1e} times the tolerance)"
 
-    def _agrees_in_double(self, run: Run, inputs: Inputs) -> bool:
+    def _agrees_in_double(self, step: Step, inputs: Inputs) -> bool:
         """Whether float64, where rounding is small and a mistake is not, shows no difference.
 
         A gradient that cancels out, as that of a bias before a norm, is nothing but the rounding of others.
         """
         wide = inputs.map(lambda x: x.double() if x.is_floating_point() else x)
-        try:
-            got, wanted = (
-                run(reference_runs.lively_copy(m, self._lively).double(), wide) for m in (self.graph_module, self.model)
-            )
-        except Exception:  # noqa: BLE001 -- a model that does not run in float64 gives no second opinion
-            return False
-        return reference_runs.difference(got, wanted)[0] <= 1
+        got, wanted = (
+            self._of(model, lambda twin, given: run_train(twin.double(), given, step), wide)
+            for model in (self.graph_module, self.model)
+        )
+        if not (isinstance(got, Outcome) and isinstance(wanted, Outcome)):
+            return False  # a model that does not run in float64 gives no second opinion
+        return difference(got, wanted).excess <= 1
 
     def _train_hint(self) -> str:
         modules = [(path, self.model.get_submodule(path)) for path in dict.fromkeys(self.entered)]
@@ -158,6 +244,16 @@ class Comparison:
             f"Tracing recorded eval mode: {'; '.join(readers)}. Put what differs between the modes into a "
             "module without children, or keep the module whole with leaf_modules=(ThatModule,)."
         )
+
+
+def is_telling(outcome: Outcome) -> bool:
+    """Whether everything that was reached has a gradient: numbers that are finite, and not all zero."""
+    found = scales(outcome).values()
+    return (
+        outcome.is_finite
+        and all(scale > 0 for scale in found)
+        and all(bool(g.isfinite().all()) for g in outcome.gradients.values() if g is not None)
+    )
 
 
 def shapes(inputs: Inputs) -> str:

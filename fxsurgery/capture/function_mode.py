@@ -7,14 +7,11 @@ a graph cannot hold (a value read out of a tensor, an `autograd.Function`, a reg
 is an `OffenceError` that names the module it happened in, which can then be kept whole.
 """
 
-import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
@@ -25,23 +22,23 @@ from fxsurgery.capture.diagnostics import running_line
 from fxsurgery.capture.draws import OUT_OF_WHOLE, REMEDY, has_numbers, python_draws, steers
 from fxsurgery.capture.functions import Function, stand_ins
 from fxsurgery.capture.interception import listening
-from fxsurgery.capture.outputs import CONSTANTS, plain_structure, unknown_types
+from fxsurgery.capture.module_mode import IsLeaf, ModuleMode
+from fxsurgery.capture.outputs import plain_structure, unknown_types
+from fxsurgery.capture.size_tape import SizeTape
 from fxsurgery.capture.trace import REWRITE, OffenceError, Recording
-from fxsurgery.capture.traced_sizes import SizeTape, is_traced, plain
-from fxsurgery.capture.unsupported_ops import UNREGISTERED, goes_over, sized_by_values, unrepeatable
+from fxsurgery.capture.traced_sizes import plain
+from fxsurgery.capture.unsupported_ops import goes_over, sized_by_values, unrepeatable
+from fxsurgery.capture.value_table import ValueTable, state_of
 from fxsurgery.inputs import Inputs
 
 SIZES = {name: name for name in ("size", "stride", "numel", "nelement")} | {"shape": "size", "__len__": "size"}
 """Functions and attributes that give sizes of a tensor, and the method that a graph reads them by."""
 
-PARTED = {"split": "split_size", "unsafe_split": "split_size", "chunk": "chunks", "unsafe_chunk": "chunks"}
-"""Functions that give as many tensors as a size says, which Python takes apart, and what they go by; so is unbind."""
-
 
 def record(
     model: nn.Module,
     inputs: Inputs,
-    is_leaf: Callable[[nn.Module, str], bool],
+    is_leaf: IsLeaf,
     whole: Iterable[Function] = (),
     *,
     trace_sizes: bool = True,
@@ -61,7 +58,7 @@ def record(
     recorder = _Recorder(model, is_leaf, trace_sizes=trace_sizes)
     inputs = inputs.clone()
     for position, leaf in enumerate(inputs.leaves):
-        recorder.bind(leaf, recorder.graph.placeholder(f"input_{position}"))
+        recorder.values.bind(leaf, recorder.graph.placeholder(f"input_{position}"))
     met = [place for function in whole for place in stand_ins(function, recorder.call_function)]
     try:
         with (
@@ -73,11 +70,11 @@ def record(
         recorder.refuse_caught()
         recorder.refuse_assigned()
         leaves, spec = pytree.tree_flatten(plain_structure(returned, recorder.offence))
-        recorder.graph.output([recorder.argument(leaf) for leaf in leaves])
+        recorder.graph.output([recorder.values.node_for(leaf) for leaf in leaves])
     finally:
         recorder.close()
     entered = tuple(dict.fromkeys(recorder.entered))
-    return Recording(recorder.graph, spec, recorder.constants, entered, _notes(model, recorder, returned))
+    return Recording(recorder.graph, spec, recorder.values.constants, entered, _notes(model, recorder, returned))
 
 
 def _notes(model: nn.Module, recorder: "_Recorder", returned: Any) -> tuple[str, ...]:
@@ -92,31 +89,20 @@ def _notes(model: nn.Module, recorder: "_Recorder", returned: Any) -> tuple[str,
     return tuple(notes)
 
 
-class _Recorder(TorchFunctionMode):
+class _Recorder(ModuleMode):
     """Writes down one run."""
 
-    def __init__(self, model: nn.Module, is_leaf: Callable[[nn.Module, str], bool], *, trace_sizes: bool) -> None:
-        super().__init__()
+    def __init__(self, model: nn.Module, is_leaf: IsLeaf, *, trace_sizes: bool) -> None:
+        super().__init__(model, is_leaf)
         self.graph = fx.Graph()
         self._tape = SizeTape(self.graph, self._made) if trace_sizes else None
-        self.constants: dict[str, Tensor] = {}
+        self.values = ValueTable(self.graph, model, self._made, lambda: self._inside[-1], self._tape)
         self.entered: list[str] = [""]
-        self.quiet = 0
         self.sized = list[str]()
         """Lines of the model's own forward where a size depends on the values of the inputs."""
-        self._model, self._is_leaf = model, is_leaf
-        self._inside, self._gradients = [""], torch.is_grad_enabled()
-        self._paths: dict[nn.Module, str] = {}
-        for path, module in model.named_modules():
-            self._paths.setdefault(module, path)
-        self._named: dict[int, str] = {}
-        for name, tensor in _state(model):
-            self._named.setdefault(id(tensor), name)
-        self._nodes: dict[int, fx.Node] = {}
-        self._makers: dict[int, str] = {}
+        self._gradients = torch.is_grad_enabled()
         self._whole_ones = set[str]()
         self._drew, self._drawn = False, list[OffenceError]()
-        self._alive: list[object] = []
 
     def close(self) -> None:
         """End the recording: what it gave out and the user's code kept is plain from now on."""
@@ -149,25 +135,20 @@ class _Recorder(TorchFunctionMode):
 
     def refuse_assigned(self) -> None:
         """Refuse a run that put another tensor in the place of a buffer or parameter."""
-        for name, tensor in _state(self._model):
+        for name, tensor in state_of(self._model):
             path, _, own = name.rpartition(".")
             in_whole = any(f"{path}.".startswith(f"{whole}.") for whole in self._whole_ones)
-            if id(tensor) not in self._named and not in_whole:
+            if not self.values.is_named(tensor) and not in_whole:
                 what = f"forward assigns the buffer `{own}`, and a graph would not"
                 raise OffenceError(path, what, f"Update it in place (self.{own}.copy_(...))")
 
     @override
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        del types
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", str(func))
-        if self.quiet or name in {"_set_grad_enabled", "set_grad_enabled"}:
+    def meet_function(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if name in {"_set_grad_enabled", "set_grad_enabled"}:
             return func(*args, **kwargs)
         if reason := unrepeatable(func, name, args):
             raise self.offence(*reason)
-        before = None if name in {"__get__", "__set__"} else (self.argument(args), self.argument(kwargs))
+        before = None if name in {"__get__", "__set__"} else (self.values.node_for(args), self.values.node_for(kwargs))
         sized = self._is_sized(name, args, kwargs, before)
         given, args, kwargs = (args, kwargs), plain(args), plain(kwargs)
         self.quiet += 1
@@ -186,23 +167,10 @@ class _Recorder(TorchFunctionMode):
         node.meta["sized"] |= sized
         if name == "__setitem__":
             return out
-        if name in PARTED or name == "unbind":
-            self._pin_count(name, *given)
+        if self._tape is not None:
+            self._tape.pin_count(name, *given, self.values.node_for)
         in_place = kwargs.get("inplace") or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
         return self._bound(out, node, () if in_place else (args, kwargs))
-
-    def _pin_count(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Guard the number of parts that a tensor is taken apart into."""
-        places = ["input", "dim"] if name == "unbind" else ["input", PARTED[name], "dim"]
-        said = {"dim": 0, **dict(zip(places, args, strict=False)), **kwargs}
-        by: Any = said.get(PARTED.get(name, ""), said.get("split_size_or_sections"))
-        tensor: Any = said.get("input", said.get("tensor"))
-        if self._tape is None or isinstance(by, (list, tuple)) or not tensor.size(said["dim"]):
-            return
-        count: Any = self._tape.read("size", self.argument(tensor), said["dim"], value=int(tensor.shape[said["dim"]]))
-        if "chunk" in name:
-            by = -(-count // by)
-        self._tape.pin(count if by is None else -(-count // by))
 
     def _spelled(self, func: Any, name: str, given: tuple[Any, Any]) -> fx.Node:
         spelling = spelled(func, name)
@@ -229,7 +197,7 @@ class _Recorder(TorchFunctionMode):
         if isinstance(out, Tensor) and name != "grad":
             if name == "data":
                 raise self.offence("Tensor.data is read, which takes it out of the graph of gradients")
-            read = self.graph.create_node("call_function", getattr, (self.argument(tensor), name))
+            read = self.graph.create_node("call_function", getattr, (self.values.node_for(tensor), name))
             return self._bound(out, self._made(read), tensor)
         return self._sizes(name, tensor, (), out)
 
@@ -238,7 +206,7 @@ class _Recorder(TorchFunctionMode):
         method = SIZES.get(name)
         if self._tape is None or method is None:
             return out
-        node = self.argument(tensor)
+        node = self.values.node_for(tensor)
         if isinstance(out, tuple):
             return type(out)([self._tape.read(method, node, d, value=size) for d, size in enumerate(out)])
         if name == "__len__":
@@ -260,23 +228,19 @@ class _Recorder(TorchFunctionMode):
         if any(isinstance(x, Tensor) and x.requires_grad for x in pytree.tree_leaves(given)):
             raise self.offence("gradients are turned off or on, by torch.no_grad or by an autograd.Function")
 
-    def call(self, run: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Meet a module call: record it whole if it is a leaf, what it does otherwise."""
-        path = self._paths.get(module)
-        if self.quiet or path is None or module is self._model:
-            return run(*args, **kwargs)
-        self._inside.append(path)
-        try:
-            if self._is_leaf(module, path):
-                return self._whole(run, path, args, kwargs)
-            if isinstance(module, nn.MultiheadAttention) and _is_batched(args, kwargs):
-                return expanded(module)(*args, **kwargs)
-            self.entered.append(path)
-            out = run(*args, **kwargs)
-            self._remember(out, path)
-            return out
-        finally:
-            self._inside.pop()
+    @override
+    def meet_module(
+        self, run: Callable[..., Any], module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Record the call whole if the module is a leaf, what it does otherwise."""
+        if self._is_leaf(module, path):
+            return self._whole(run, path, args, kwargs)
+        if isinstance(module, nn.MultiheadAttention) and _is_batched(args, kwargs):
+            return expanded(module)(*args, **kwargs)
+        self.entered.append(path)
+        out = run(*args, **kwargs)
+        self.values.remember(out, path)
+        return out
 
     def call_function(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Meet a function that is kept whole."""
@@ -291,13 +255,6 @@ class _Recorder(TorchFunctionMode):
 
         return self._run_whole(function, args, kwargs, node)
 
-    def _remember(self, out: Any, path: str) -> None:
-        """What no recorded call made: only its module, kept whole, could give it to a graph."""
-        for leaf in pytree.tree_leaves(out):
-            if not isinstance(leaf, CONSTANTS) and id(leaf) not in self._nodes and id(leaf) not in self._named:
-                self._makers.setdefault(id(leaf), path)
-                self._alive.append(leaf)
-
     def _whole(self, run: Callable[..., Any], path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._whole_ones.add(path)
         self._check_surroundings(list(self._model.get_submodule(path).parameters()))
@@ -310,7 +267,7 @@ class _Recorder(TorchFunctionMode):
         kwargs: dict[str, Any],
         node: Callable[[Any, Any], fx.Node],
     ) -> Any:
-        before = self.argument(args), self.argument(kwargs)
+        before = self.values.node_for(args), self.values.node_for(kwargs)
         self._check_surroundings((args, kwargs))
         args, kwargs = plain(args), plain(kwargs)
         self.quiet += 1
@@ -324,65 +281,6 @@ class _Recorder(TorchFunctionMode):
             raise self.offence(steers(OUT_OF_WHOLE), REMEDY)
         return self._bound(out, self._made(node(*before)), (args, kwargs))
 
-    def argument(self, value: Any) -> Any:
-        """`value` with nodes for what the graph made."""
-        if is_traced(value) or isinstance(value, np.generic):
-            return self._number(value)
-        if id(value) in self._nodes:
-            return self._nodes[id(value)]
-        if isinstance(value, Tensor):
-            return self._named_tensor(value)
-        if isinstance(value, (list, tuple, dict, slice)) or type(value) in pytree.SUPPORTED_NODES:
-            return self._nested(value)
-        if isinstance(value, CONSTANTS):
-            return value
-        if hasattr(value, "__index__") and not isinstance(value, nn.Module):
-            return int(value)
-        what = f"a {type(value).__name__} is handed to a torch function or a module that is kept whole"
-        raise OffenceError(self._makers.get(id(value), self._inside[-1]), what)
-
-    def _number(self, value: Any) -> Any:
-        if isinstance(value, np.generic):
-            return value.item()  # the code of a graph cannot name NumPy's types
-        return plain(value) if self._tape is None else self._tape.operand(value)
-
-    def _nested(self, value: Any) -> Any:
-        if isinstance(value, slice):
-            return slice(*(self.argument(v) for v in (value.start, value.stop, value.step)))
-        if isinstance(value, (list, tuple)):
-            parts = [self.argument(v) for v in value]
-            container = tuple if isinstance(value, torch.Size) else type(value)
-            return container(*parts) if hasattr(value, "_fields") else container(parts)
-        if type(value) is dict:
-            return {k: self.argument(v) for k, v in value.items()}
-        leaves, spec = pytree.tree_flatten(value)
-        if len(leaves) == 1 and leaves[0] is value:
-            return {k: self.argument(v) for k, v in value.items()}
-        return pytree.tree_unflatten([self.argument(leaf) for leaf in leaves], spec)
-
-    def _named_tensor(self, tensor: Tensor) -> fx.Node:
-        name = self._named.get(id(tensor))
-        if name is None:
-            if isinstance(tensor, nn.Parameter):
-                raise self.offence(*UNREGISTERED)
-            if tensor.requires_grad:
-                what = (
-                    "a tensor with gradients is made by no call that can be recorded (torch.func, a tensor subclass?)"
-                )
-                raise OffenceError(self._makers.get(id(tensor), self._inside[-1]), what)
-            name = f"_constant_{len(self.constants)}"
-            self.constants[name] = tensor
-        # At the top: a constant that is written to in place must be read once.
-        self._alive.append(tensor)
-        with self.graph.inserting_after(self._last_input()):
-            node: fx.Node = self.graph.create_node("get_attr", name)
-        self._nodes[id(tensor)] = node
-        return node
-
-    def _last_input(self) -> fx.Node:
-        inputs: list[fx.Node] = [n for n in self.graph.nodes if n.op == "placeholder"]
-        return inputs[-1]
-
     def _bound(self, out: Any, node: fx.Node, given: Any) -> Any:
         """`out`, bound to `node`, and told apart from what was given: in eval mode, dropout gives back its input."""
         known = {id(leaf) for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor)}
@@ -390,32 +288,8 @@ class _Recorder(TorchFunctionMode):
             self.quiet += 1
             out = pytree.tree_map_only(Tensor, lambda x: x.view_as(x) if id(x) in known else x, out)
             self.quiet -= 1
-        self.bind(out, node)
+        self.values.bind(out, node)
         return out
-
-    def bind(self, value: Any, node: fx.Node) -> None:
-        """Let `value`, and what is in it, be what `node` gives."""
-        if isinstance(value, CONSTANTS):
-            return
-        self._nodes[id(value)] = node
-        self._alive.append(value)
-        if isinstance(value, Tensor):
-            return
-        read: Any = operator.getitem
-        if isinstance(value, Mapping):
-            parts = dict(value)
-        elif isinstance(value, (list, tuple)):
-            parts = dict(enumerate(value))
-        else:
-            read, parts = getattr, getattr(value, "__dict__", {})
-        for key, part in parts.items():
-            if not isinstance(part, CONSTANTS):
-                self.bind(part, self._made(self.graph.call_function(read, (node, key))))
-
-
-def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
 
 
 def _is_batched(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -1,6 +1,5 @@
 """Front end 1, as a whole: trace in both modes, let what differs follow the mode, and build the graph module."""
 
-import copy
 from contextlib import suppress
 
 from torch import fx, nn
@@ -9,6 +8,7 @@ from torch.utils import _pytree as pytree
 from fxsurgery.capture.alignment import Alignment
 from fxsurgery.capture.build import build, check_unassigned, left_over
 from fxsurgery.capture.diagnostics import untraceable
+from fxsurgery.capture.model_copies import ModelCopies
 from fxsurgery.capture.norms import lift, make_plain
 from fxsurgery.capture.trace import OffenceError, Recording
 from fxsurgery.capture.trace_frontend import Recorded
@@ -17,11 +17,16 @@ from fxsurgery.errors import CaptureError
 
 
 def traced(
-    model: nn.Module, inputs: int, leaf_modules: tuple[type[nn.Module], ...], trained: fx.Graph | None
+    copies: ModelCopies,
+    model: nn.Module,
+    inputs: int,
+    leaf_modules: tuple[type[nn.Module], ...],
+    trained: fx.Graph | None,
 ) -> Recorded:
     """Trace a copy of `model` in eval mode, on so many positional inputs.
 
     Args:
+        copies: gives the copy.
         model: stays as it is.
         inputs: how many.
         leaf_modules: types that are kept whole.
@@ -31,7 +36,7 @@ def traced(
         CaptureError: it cannot be traced, or loses something; the message names the line.
     """
     # train() first: a model may keep values worked out from its parameters until it is trained again.
-    private = copy.deepcopy(model).train().eval()
+    private = copies.take(model).train().eval()
     tracer = CaptureTracer(inputs, leaf_modules)
     try:
         graph = tracer.trace(private)
@@ -53,9 +58,11 @@ def traced(
     return Recorded(graph_module, tuple(tracer.entered), left_over(graph_module, model, used_by(trained)))
 
 
-def traced_in_training(model: nn.Module, inputs: int, leaf_modules: tuple[type[nn.Module], ...]) -> fx.Graph | None:
+def traced_in_training(
+    copies: ModelCopies, model: nn.Module, inputs: int, leaf_modules: tuple[type[nn.Module], ...]
+) -> fx.Graph | None:
     """The graph of train mode; `None` where it cannot be traced."""
-    private = copy.deepcopy(model).train()
+    private = copies.take(model).train()
     try:
         graph = CaptureTracer(inputs, leaf_modules).trace(private)
     except Exception:  # noqa: BLE001 - whatever the user's forward raises

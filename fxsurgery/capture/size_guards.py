@@ -14,18 +14,17 @@ Fixed and tied dims are checked before anything is computed: one error names the
 """
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
-from typing_extensions import override
 
-from fxsurgery.capture import reference_runs
+from fxsurgery.capture.size_tape import ASSERT
+from fxsurgery.capture.size_trials import Trial
 from fxsurgery.capture.size_variants import Dim, Variant
-from fxsurgery.capture.traced_sizes import ASSERT
 from fxsurgery.inputs import Inputs
 
 REMEDY = "pad or crop the inputs, or capture the model at the size that you need"
@@ -51,47 +50,26 @@ class Settled:
     """Whether the graph computes what the model does on the example inputs; else nothing was settled."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Trial:
-    """One run of the graph with its guards switched off."""
-
-    dims: tuple[Dim, ...]
-    """The dims of the inputs that differ from the example's; none where only the batch does."""
-    sizes: dict[str, Any]
-    """The numbers that were computed, by node."""
-    broken: tuple[str, ...]
-    """Guards that do not hold, by node."""
-    agrees: bool
-    """Whether it gave what the model gives."""
-    is_refused: bool = False
-    """Whether the model refuses these inputs."""
-
-
 def settle_sizes(
-    model: nn.Module,
     graph_module: fx.GraphModule,
-    example: Variant,
-    variants: tuple[Variant, ...],
-    refused: tuple[Variant, ...] = (),
+    names: list[str],
+    trials: Sequence[Trial],
+    probes: Sequence[Trial] = (),
     *,
     is_traced: bool = True,
 ) -> Settled:
     """Make a graph right, or refuse, at every size that its model takes.
 
     Args:
-        model: what it was captured from; stays as it is.
         graph_module: changed in place.
-        example: the example inputs.
-        variants: inputs of other sizes, which the model takes.
-        refused: inputs of other sizes, which the model refuses; none where it takes some along the same dims.
+        names: what the user calls each leaf of the inputs, as `leaf_names` gives them.
+        trials: runs on the example inputs, then on inputs of other sizes, which the model takes.
+        probes: runs on inputs of other sizes, which the model refuses; none where it takes some along the same dims.
         is_traced: whether the graph tells what forward does with sizes; else it may hold for the example's alone.
     """
-    scratch = reference_runs.Scratch(graph_module, reference_runs.lively(model))
-    found = [_tried(scratch.copy(), variant) for variant in (example, *variants)]
-    probes = [trial for variant in refused if (trial := _probed(scratch.copy(), variant)) is not None]
-    names = _leaf_names(model, example.inputs)
-    settled = _Settlement(graph_module.graph, names, example.inputs, [*found, *probes])
-    if not found[0].agrees:
+    example, *others = trials
+    settled = _Settlement(graph_module.graph, names, example.variant.inputs, [*trials, *probes])
+    if not example.agrees:
         settled.drop_guards()
         graph_module.recompile()
         return Settled(is_right=False)
@@ -101,59 +79,12 @@ def settle_sizes(
     settled.drop_harmless()
     notes = tuple(settled.fix("" if is_traced else "its sizes cannot be followed through forward"))
     branches = {node.name for node in settled.guards("branch")}
-    missed = [v for v, trial in zip(variants, found[1:], strict=True) if branches & set(trial.broken) and v.dims]
+    missed = [trial.variant for trial in others if branches & set(trial.broken) and trial.dims]
     notes = (*notes, *settled.word_branches())
     settled.clean()
     graph_module.graph.lint()
     graph_module.recompile()
     return Settled(notes, tuple(missed))
-
-
-def _tried(graph_module: nn.Module, variant: Variant) -> _Trial:
-    run = _Run(graph_module.train().eval())
-    outcome = run.outcome(variant.inputs)
-    agrees = outcome is not None and reference_runs.difference(outcome, variant.outcome)[0] <= 1
-    return _Trial(variant.dims, run.sizes, tuple(run.broken), agrees)
-
-
-def _probed(graph_module: nn.Module, variant: Variant) -> _Trial | None:
-    """A run on inputs that the model refuses; `None` where the operations of the graph refuse them as well."""
-    run = _Run(graph_module.train().eval())
-    if run.outcome(variant.inputs) is None:
-        return None
-    return _Trial(variant.dims, run.sizes, tuple(run.broken), agrees=False, is_refused=True)
-
-
-class _Run(fx.Interpreter):
-    """Runs a graph to its end, whether or not its guards hold."""
-
-    def __init__(self, graph_module: nn.Module) -> None:
-        super().__init__(graph_module)
-        self.extra_traceback = False
-        self.sizes: dict[str, Any] = {}
-        self.broken: list[str] = []
-
-    def outcome(self, inputs: Inputs) -> reference_runs.Outcome | None:
-        """Run the graph; `None` where it does not get to its end."""
-        reference_runs.seed_all()
-        try:
-            with torch.no_grad():
-                output = self.run(*inputs.clone().leaves, enable_io_processing=False)
-            return reference_runs.Outcome(reference_runs.named_leaves(self.graph.process_outputs(output)))
-        except Exception:  # noqa: BLE001 -- whatever the operations raise at another size is the finding
-            return None
-
-    @override
-    def run_node(self, n: fx.Node) -> Any:
-        if n.meta.get("guard"):
-            condition, expected = self.fetch_args_kwargs_from_env(n)[0]
-            if bool(condition) != expected:
-                self.broken.append(n.name)
-            return None
-        value = super().run_node(n)
-        if n.meta.get("size"):
-            self.sizes[n.name] = value
-        return value
 
 
 @dataclass
@@ -162,7 +93,7 @@ class _Settlement:
     names: list[str]
     """What the user calls each leaf of the inputs."""
     inputs: Inputs
-    trials: list[_Trial]
+    trials: list[Trial]
     """The example's first."""
     fixed: dict[Dim, str] = field(default_factory=dict)
     """The dims of the inputs that may have one size alone, and why."""
@@ -195,7 +126,7 @@ class _Settlement:
         """Tie dims for which the graph is right where all of them change, and wrong where one does."""
         exact = {node.name for node in self.guards("exact")}
 
-        def is_wrong(trial: _Trial) -> bool:
+        def is_wrong(trial: Trial) -> bool:
             return bool(exact & set(trial.broken)) or (not trial.agrees and not trial.broken)
 
         joint = {t.dims: not is_wrong(t) for t in self.trials if len(t.dims) > 1 and t.agrees}
@@ -266,7 +197,7 @@ class _Settlement:
         for (leaf, dim), why in self.fixed.items():
             yield self._check(leaf, dim, why)
 
-    def _fix(self, broken: list[_Trial], why: str) -> None:
+    def _fix(self, broken: list[Trial], why: str) -> None:
         for trial in sorted(broken, key=lambda t: len(t.dims)):
             if not set(trial.dims) & self.fixed.keys():
                 self.fixed |= dict.fromkeys(trial.dims, why)
@@ -354,8 +285,8 @@ def _at(node: fx.Node) -> str:
     return f" ({file}: {source})" if source else f" ({file})" if file else ""
 
 
-def _leaf_names(model: nn.Module, inputs: Inputs) -> list[str]:
-    """What the user calls each leaf: `x`, `batch['mask']`."""
+def leaf_names(model: nn.Module, inputs: Inputs) -> list[str]:
+    """What the user calls each leaf of the inputs: `x`, `batch['mask']`."""
     top = inputs.names(model.forward)
     names = list[str]()
     for name, value in zip(top, (*inputs.args, *inputs.kwargs.values()), strict=True):

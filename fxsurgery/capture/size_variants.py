@@ -8,12 +8,13 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self, TypeAlias
+from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxsurgery.capture import reference_runs
+from fxsurgery.capture.model_copies import Scratch
 from fxsurgery.inputs import Inputs
 
 Dim: TypeAlias = tuple[int, int]
@@ -34,37 +35,38 @@ class Variant:
     """The dims that were changed; none where it is the batch."""
     outcome: reference_runs.Outcome
 
-    @classmethod
-    def of(cls, model: reference_runs.Scratch, inputs: Inputs, dims: tuple[Dim, ...] = ()) -> Self:
-        """Run `model` on `inputs`, whatever it may raise."""
-        return cls(inputs, dims, reference_runs.run_eval(model.copy(), inputs))
-
 
 class SizeVariants:
-    """The variants of the example inputs that a model takes in eval mode, found when they are asked for."""
+    """The variants of the example inputs that a model takes in eval mode, found when they are asked for.
 
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        self._model, self._inputs = reference_runs.Scratch(model, reference_runs.lively(model)), inputs
+    Args:
+        scratch: copies of the model, with lively values.
+        inputs: the example inputs.
+        outcome: what such a copy gives for them; it is run where that is not known.
+    """
+
+    def __init__(self, scratch: Scratch, inputs: Inputs, outcome: reference_runs.Outcome | None = None) -> None:
+        self._scratch, self._inputs, self._outcome = scratch, inputs, outcome
         self._refused = list[Variant]()
 
     @cached_property
     def example(self) -> Variant:
         """The example inputs themselves."""
-        return Variant.of(self._model, self._inputs)
+        return self._run(self._inputs) if self._outcome is None else Variant(self._inputs, (), self._outcome)
 
     @cached_property
     def few(self) -> tuple[Variant, ...]:
         """Each extent a little and a good deal larger, or smaller where the model takes no larger one."""
-        groups = _groups(self._inputs).items()
-        return self._taken((dims, choice(size)) for size, dims in groups for choice in (_near, _far))
+        groups = groups_of(self._inputs).items()
+        return self._taken((dims, choice(size)) for size, dims in groups for choice in (near, _far))
 
     @cached_property
     def all(self) -> tuple[Variant, ...]:
         """Also extents of 1, one dim at a time, and other batch sizes."""
-        groups = _groups(self._inputs)
+        groups = groups_of(self._inputs)
         ones = [(dims, [1]) for size, dims in groups.items() if size > 1]
         singles = [
-            ((dim,), [*_near(size), *_far(size)]) for size, dims in groups.items() if len(dims) > 1 for dim in dims
+            ((dim,), [*near(size), *_far(size)]) for size, dims in groups.items() if len(dims) > 1 for dim in dims
         ]
         return (*self.few, *self._taken(ones), *self._taken(singles), *self._batches())
 
@@ -76,7 +78,7 @@ class SizeVariants:
 
     def _taken(self, changes: Iterable[tuple[tuple[Dim, ...], list[int]]]) -> tuple[Variant, ...]:
         """One variant for each of `changes`, dims and the sizes to try, where the model takes one."""
-        tried = (self._first(dims, [_resized(self._inputs, dims, n) for n in sizes]) for dims, sizes in changes)
+        tried = (self._first(dims, [resized(self._inputs, dims, n) for n in sizes]) for dims, sizes in changes)
         return tuple(variant for variant in itertools.islice(tried, MOST_CHANGES) if variant is not None)
 
     def _batches(self) -> tuple[Variant, ...]:
@@ -85,16 +87,19 @@ class SizeVariants:
         tried = (self._first((), [self._inputs.resized(size)]) for size in sorted(sizes))
         return tuple(variant for variant in tried if variant is not None)
 
+    def _run(self, inputs: Inputs, dims: tuple[Dim, ...] = ()) -> Variant:
+        return Variant(inputs, dims, reference_runs.run_eval(self._scratch.copy(), inputs))
+
     def _first(self, dims: tuple[Dim, ...], choices: list[Inputs]) -> Variant | None:
         for changed in choices:
             try:
-                return Variant.of(self._model, changed, dims)
+                return self._run(changed, dims)
             except Exception:  # noqa: BLE001 -- a model refuses a size in any way it likes
                 self._refused.append(Variant(changed, dims, reference_runs.Outcome({})))
         return None
 
 
-def _groups(inputs: Inputs) -> dict[int, tuple[Dim, ...]]:
+def groups_of(inputs: Inputs) -> dict[int, tuple[Dim, ...]]:
     """The dims of the inputs by their size, without those of the batch."""
     found = dict[int, tuple[Dim, ...]]()
     for position, leaf in enumerate(inputs.leaves):
@@ -105,7 +110,8 @@ def _groups(inputs: Inputs) -> dict[int, tuple[Dim, ...]]:
     return {size: dims for size, dims in found.items() if size > 0}
 
 
-def _near(size: int) -> list[int]:
+def near(size: int) -> list[int]:
+    """The sizes next to `size`."""
     return [n for n in (size + 1, size - 1) if n > 0]
 
 
@@ -116,7 +122,7 @@ def _far(size: int) -> list[int]:
     return [n for n in dict.fromkeys(sizes) if n > 0 and n not in {size - 1, size, size + 1}]
 
 
-def _resized(inputs: Inputs, dims: tuple[Dim, ...], size: int) -> Inputs:
+def resized(inputs: Inputs, dims: tuple[Dim, ...], size: int) -> Inputs:
     """The inputs with `size` entries along each of `dims`: the first ones, repeated where there are too few."""
     order = iter([position for position, leaf in enumerate(inputs.leaves) if isinstance(leaf, Tensor)])
 

@@ -1,13 +1,11 @@
-"""Runs a model in both modes to find random numbers that control its Python code, which symbolic tracing misses."""
+"""Watches runs of a model for random numbers that control its Python code, which symbolic tracing misses."""
 
-import copy
+import functools
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
@@ -15,124 +13,107 @@ from fxsurgery.capture import reference_runs
 from fxsurgery.capture.diagnostics import offended, running_line
 from fxsurgery.capture.draws import OUT_OF_WHOLE, REMEDY, has_numbers, python_draws, steers
 from fxsurgery.capture.interception import meeting_modules
+from fxsurgery.capture.module_mode import IsLeaf, ModuleMode
 from fxsurgery.capture.trace import OffenceError
 from fxsurgery.inputs import Inputs
 from fxsurgery.ops import registry
+from fxsurgery.ops.operator import Operator
 
 
-def refuse_steering(model: nn.Module, inputs: Inputs, is_leaf: Callable[[nn.Module, str], bool]) -> None:
-    """Refuse a model whose Python code depends on random numbers in either mode, outside modules that are kept whole.
+class SteeringWatch:
+    """Notes whether random numbers controlled Python code, outside modules that are kept whole, in any of its runs."""
 
-    Args:
-        model: stays as it is.
-        inputs: what it runs on. A run that fails on them in train mode is tried on twice the batch.
-        is_leaf: whether a module, at its path, is kept whole.
+    def __init__(self, is_leaf: IsLeaf) -> None:
+        self._is_leaf = is_leaf
+        self._offence: OffenceError | None = None
 
-    Raises:
-        CaptureError: it names the module and the line.
-    """
-    for training, given in ((False, inputs), (True, inputs), (True, reference_runs.doubled(inputs))):
-        private = copy.deepcopy(model).train().train(training)
-        watch = _Watch(private, is_leaf)
-        reference_runs.seed_all()
+    def forward(self, model: nn.Module, inputs: Inputs) -> object:
+        """Call `model` on `inputs`, as they are, and watch what it does; to be handed to `reference_runs`."""
+        mode = _Watch(model, self._is_leaf)
         try:
-            watch.run(given)
-        except OffenceError as error:
-            raise offended(error, model) from error
-        except Exception:  # noqa: BLE001 -- whatever the user's forward raises: the checks look into that
-            continue
+            with meeting_modules(mode.call), python_draws(model, mode.steered), mode:
+                return model(*inputs.args, **inputs.kwargs)
         finally:
-            del private
-        if training:
-            return
+            self._offence = self._offence or mode.offence
 
-
-class _Watch(TorchFunctionMode):
-    """One run, in which the tensors that random numbers had a part in are known."""
-
-    def __init__(self, model: nn.Module, is_leaf: Callable[[nn.Module, str], bool]) -> None:
-        super().__init__()
-        self._model, self._is_leaf = model, is_leaf
-        self._paths: dict[nn.Module, str] = {}
-        for path, module in model.named_modules():
-            self._paths.setdefault(module, path)
-        self._inside, self._quiet, self._hidden = [""], 0, False
-        self._drawn = dict[int, Tensor]()
-        self._met: OffenceError | None = None
-
-    def run(self, inputs: Inputs) -> None:
-        """Run the model.
+    def refuse(self, model: nn.Module) -> None:
+        """Refuse `model` where a run of it was controlled by random numbers.
 
         Raises:
-            OffenceError: random numbers control its Python code.
+            CaptureError: it names the module and the line.
         """
-        own = inputs.clone()
-        gradients = torch.set_grad_enabled(self._model.training)
-        drawing = python_draws(self._model, self._steered)
-        with suppress(OffenceError), gradients, meeting_modules(self._call), drawing, self:
-            self._model(*own.args, **own.kwargs)
-        if self._met is not None:
-            raise self._met
+        if self._offence is not None:
+            raise offended(self._offence, model) from self._offence
 
-    def _steered(self, source: str, line: str) -> None:
+
+class _Watch(ModuleMode):
+    """One run, in which the tensors that random numbers had a part in are known."""
+
+    def __init__(self, model: nn.Module, is_leaf: IsLeaf) -> None:
+        super().__init__(model, is_leaf)
+        self.offence: OffenceError | None = None
+        """The first that was met."""
+        self._hidden = False
+        self._drawn = dict[int, Tensor]()
+
+    def steered(self, source: str, line: str) -> None:
+        """Note that Python got a random number."""
         self._hidden = True
-        if self._quiet:
-            return
-        error = OffenceError(self._inside[-1], steers(source), REMEDY, line)
-        # The user's code may catch it.
-        self._met = self._met or error
-        raise error
+        if not self.quiet and self.offence is None:
+            self.offence = OffenceError(self._inside[-1], steers(source), REMEDY, line)
 
-    def _call(self, run: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401 -- any module
-        path = self._paths.get(module)
-        if path is None or self._quiet or not path:
-            return run(*args, **kwargs)
-        self._inside.append(path)
-        try:
-            return self._whole(run, args, kwargs) if self._is_leaf(module, path) else run(*args, **kwargs)
-        finally:
-            self._inside.pop()
+    @override
+    def meet_module(
+        self, run: Callable[..., Any], module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        return self._whole(run, args, kwargs) if self._is_leaf(module, path) else run(*args, **kwargs)
 
-    def _whole(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    def _whole(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call what is kept whole. It may draw, but not give Python what comes of that."""
-        self._quiet, self._hidden, before = self._quiet + 1, False, reference_runs.torch_states()
+        self._hidden, before = False, reference_runs.torch_states()
+        self.quiet += 1
         try:
             out = run(*args, **kwargs)
         finally:
-            self._quiet -= 1
+            self.quiet -= 1
         if has_numbers(out) and (self._hidden or reference_runs.torch_states() != before):
-            self._steered(OUT_OF_WHOLE, running_line())
+            self.steered(OUT_OF_WHOLE, running_line())
         return out
 
     @override
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        del types
-        kwargs = kwargs or {}
-        if self._quiet:
-            return func(*args, **kwargs)
-        name = getattr(func, "__name__", str(func))
-        given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        drawn = any(id(tensor) in self._drawn for tensor in given)
-        operator = registry.of_function(func) or registry.of_method(name)
-        if drawn and operator is not None and operator.refused is not None:
-            self._steered(f"{name} of a tensor that was drawn", running_line())
+    def meet_function(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        drawn = bool(self._drawn) and any(id(leaf) in self._drawn for leaf in pytree.tree_leaves((args, kwargs)))
+        if drawn and (operator := _operator(func, name)) is not None and operator.refused is not None:
+            self.steered(f"{name} of a tensor that was drawn", running_line())
         before = reference_runs.torch_states()
         out = func(*args, **kwargs)
-        if drawn or (
-            self._drew(before, args, kwargs) and not (operator is not None and operator.draws == "regularizes")
-        ):
+        if drawn or (self._drew(before, args, kwargs) and not _regularizes(func, name)):
             written = args[:1] if name == "__setitem__" else ()
             self._note((out, written))
         return out
 
     def _drew(self, before: tuple[bytes, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether a call drew random numbers: from a global generator, or from one that it was given."""
-        given = any(isinstance(value, torch.Generator) for value in (*args, *kwargs.values()))
+        given = any(map(_is_generator, map(type, (*args, *kwargs.values()))))
         return given or reference_runs.torch_states() != before
 
     def _note(self, values: object) -> None:
         for leaf in pytree.tree_leaves(values):
             if isinstance(leaf, Tensor):
                 self._drawn[id(leaf)] = leaf
+
+
+@functools.cache
+def _is_generator(kind: type) -> bool:
+    """Whether a type is that of PyTorch's generators. It is asked of each argument of each call, under a profiler."""
+    return issubclass(kind, torch.Generator)
+
+
+def _operator(func: Any, name: str) -> Operator | None:
+    return registry.of_function(func) or registry.of_method(name)
+
+
+def _regularizes(func: Any, name: str) -> bool:
+    """Whether a function draws to regularize what it computes: what it gives is no draw."""
+    operator = _operator(func, name)
+    return operator is not None and operator.draws == "regularizes"

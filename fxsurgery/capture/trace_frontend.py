@@ -1,6 +1,5 @@
 """Front end 2, as a whole: record, align, keep whole what offends, and build the graph module."""
 
-import copy
 import keyword
 import operator
 from dataclasses import dataclass, field
@@ -16,9 +15,10 @@ from fxsurgery.capture.build import build, input_names, left_over
 from fxsurgery.capture.diagnostics import offended, untraceable, user_line
 from fxsurgery.capture.function_mode import record
 from fxsurgery.capture.functions import Function, innermost, name_of
+from fxsurgery.capture.input_variants import redrawn
+from fxsurgery.capture.model_copies import ModelCopies
 from fxsurgery.capture.norms import lift, make_plain
 from fxsurgery.capture.outputs import CONSTANTS
-from fxsurgery.capture.reference_runs import redrawn
 from fxsurgery.capture.trace import OffenceError, Recording
 from fxsurgery.capture.tracer import is_leaf
 from fxsurgery.errors import CaptureError
@@ -41,6 +41,7 @@ class Recorded:
 class _Search:
     """The modules and functions that turned out to have to stay whole, with the reason."""
 
+    copies: ModelCopies
     model: nn.Module
     leaf_modules: tuple[type[nn.Module], ...]
     trace_sizes: bool
@@ -81,6 +82,7 @@ class _Search:
 
 
 def recorded(
+    copies: ModelCopies,
     model: nn.Module,
     inputs: Inputs,
     leaf_modules: tuple[type[nn.Module], ...],
@@ -88,10 +90,11 @@ def recorded(
     *,
     trace_sizes: bool = True,
 ) -> Recorded:
-    """Record `model`, a private copy that is used up.
+    """Record a copy of `model`.
 
     Args:
-        model: the copy.
+        copies: gives the copy.
+        model: stays as it is.
         inputs: what it runs on.
         leaf_modules: types that are kept whole.
         reached: modules and parameters that are known to be used in train mode.
@@ -101,7 +104,7 @@ def recorded(
     Raises:
         CaptureError: something in the model's own forward cannot be held by a graph; it says what and where.
     """
-    search = _Search(model, leaf_modules, trace_sizes)
+    search = _Search(copies, copies.take(model), leaf_modules, trace_sizes)
     own = set(model.state_dict())
     for _ in range(ATTEMPTS):
         try:
@@ -156,7 +159,7 @@ def _first(search: _Search, inputs: Inputs) -> tuple[Recording, int | None]:
 
 def _record(search: _Search, inputs: Inputs, *, training: bool = False) -> Recording:
     # On a copy: what a forward keeps for the next one must not be there yet.
-    model = copy.deepcopy(search.model).train().train(training)
+    model = search.copies.take(search.model).train().train(training)
     try:
         return record(model, inputs, search.is_leaf, search.functions, trace_sizes=search.trace_sizes)
     except OffenceError:

@@ -1,20 +1,14 @@
 """Numbers that remember how forward computed them from the sizes of tensors.
 
 While a model is recorded, `x.shape` gives `TracedInt`s: what Python computes from them becomes nodes of the
-graph, so `x.view(n, h * w)` holds for every `h` and `w`. Where Python needs the plain value, the graph gets a
-*guard*, a condition under which the recording holds:
-
-    if n % 4: ...          a branch guard: n % 4 != 0 has the truth value that it had;
-    for t in range(n): ... an exact guard: n == 5;
-    tables[f"{n}"]         a text guard: n == 5, which counts only where another text is seen to matter.
-
-A guard is a call of `torch._assert(condition, expected)` with `meta["guard"]`; `size_guards` settles it.
+graph, so `x.view(n, h * w)` holds for every `h` and `w`. What they are written down on, and what happens where
+Python needs the plain value, is `fxsurgery.capture.size_tape`.
 """
 
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, Self, TypeAlias, TypeGuard
+from typing import Any, Protocol, Self, TypeGuard
 
 import numpy as np
 import torch
@@ -22,85 +16,33 @@ from torch import fx
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
-Made: TypeAlias = Callable[[fx.Node], fx.Node]
-"""Called with each new node."""
-ASSERT = torch._assert  # noqa: SLF001 -- the one check that fx, export and generated code know
 
+class Tape(Protocol):
+    """What traced numbers are written down on."""
 
-class SizeTape:
-    """Writes down what is computed from sizes, and what is decided by them.
-
-    Once closed it writes nothing more: numbers that outlive their recording, in a cache of the user's, are plain.
-    """
-
-    def __init__(self, graph: fx.Graph, made: Made) -> None:
-        self._graph, self._made = graph, made
-        self._pinned, self._shown = set[fx.Node](), set[fx.Node]()
-        self.is_open = True
-
-    def close(self) -> None:
-        """End the recording."""
-        self.is_open = False
-
-    def read(self, method: str, tensor: fx.Node, *args: int, value: int) -> "TracedInt":
-        """Record that `tensor.method(*args)` gave `value`."""
-        node = self._made(self._graph.call_method(method, (tensor, *args)))
-        node.meta["size"] = True
-        return TracedInt(value, node, self)
+    is_open: bool
 
     def compute(self, function: Callable[..., Any], *operands: Any) -> Any:
-        """Return `function(*operands)`, traced; plain where it is no int or float."""
-        value = function(*map(plain, operands))
-        if not self.is_open:
-            return value
-        if not isinstance(value, (int, float)):
-            for operand in filter(is_traced, operands):
-                self.pin(operand)
-            return value
-        node = self._made(self._graph.call_function(function, tuple(map(self.operand, operands))))
-        node.meta["size"] = True
-        return (TracedInt if isinstance(value, int) else TracedFloat)(_simple(value), node, self)
+        """Return `function(*operands)`, traced."""
 
     def decide(self, function: Callable[..., Any], *operands: Any) -> bool:
         """Return the truth value of a comparison, which becomes a branch guard."""
-        value = bool(function(*map(plain, operands)))
-        if self.is_open:
-            self._guard("branch", function, *operands, expected=value)
-        return value
 
-    def pin(self, number: "_Traced") -> Any:
+    def pin(self, number: "Traced") -> Any:
         """Return the plain value of `number`, which becomes an exact guard."""
-        if self.is_open and number.node_of not in self._pinned:
-            self._pinned.add(number.node_of)
-            self._guard("exact", operator.eq, number, number.value_of, expected=True)
-        return number.value_of
 
-    def show(self, number: "_Traced") -> Any:
-        """Return the plain value of `number`, to be written into a text; that becomes a text guard."""
-        if self.is_open and number.node_of not in self._pinned | self._shown:
-            self._shown.add(number.node_of)
-            self._guard("text", operator.eq, number, number.value_of, expected=True)
-        return number.value_of
-
-    def operand(self, value: Any) -> Any:
-        """Return the node of a number of this recording, and the plain value of any other."""
-        return value.node_of if is_traced(value) and value.tape is self else _simple(plain(value))
-
-    def _guard(self, kind: str, function: Callable[..., Any], *operands: Any, expected: bool) -> None:
-        condition = self._made(self._graph.call_function(function, tuple(map(self.operand, operands))))
-        condition.meta["size"] = True
-        check = self._made(self._graph.call_function(ASSERT, (condition, expected)))
-        check.meta["guard"] = kind
+    def show(self, number: "Traced") -> Any:
+        """Return the plain value of `number`, to be written into a text."""
 
 
-def _simple(value: Any) -> Any:
+def simple(value: Any) -> Any:
     """A number of a plain type, where its type is derived from that: NumPy's floats, members of an IntEnum."""
     if isinstance(value, float):
         return float(value)
     return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def is_traced(value: object) -> "TypeGuard[_Traced]":
+def is_traced(value: object) -> "TypeGuard[Traced]":
     """Whether `value` is a traced number."""
     return type(value) is TracedInt or type(value) is TracedFloat
 
@@ -124,15 +66,15 @@ def _plain_leaf(leaf: Any) -> Any:
     return plain(leaf) if is_traced(leaf) or type(leaf) is slice else leaf
 
 
-class _Traced:
+class Traced:
     """What traced ints and floats share; they behave as the plain numbers of their type do."""
 
     value_of: Any
     node_of: fx.Node
-    tape: SizeTape
+    tape: Tape
     plain_type: type
 
-    def __init__(self, value: Any, node: fx.Node, tape: SizeTape) -> None:
+    def __init__(self, value: Any, node: fx.Node, tape: Tape) -> None:
         self.value_of, self.node_of, self.tape = value, node, tape
 
     @property  # type: ignore[misc]
@@ -190,7 +132,7 @@ class _Traced:
         return other // self, other % self
 
 
-class TracedInt(_Traced, torch.SymInt):  # type: ignore[override]  # `node` is read only
+class TracedInt(Traced, torch.SymInt):  # type: ignore[override]  # `node` is read only
     """An int read from a shape or computed from one; a `torch.SymInt`, so that every torch function takes it."""
 
     plain_type = int
@@ -217,7 +159,7 @@ class TracedInt(_Traced, torch.SymInt):  # type: ignore[override]  # `node` is r
         return True
 
 
-class TracedFloat(_Traced, torch.SymFloat):  # type: ignore[override]  # `node` is read only
+class TracedFloat(Traced, torch.SymFloat):  # type: ignore[override]  # `node` is read only
     """A float computed from sizes: `h / 16`, `n ** 0.5`."""
 
     plain_type = float
@@ -239,7 +181,7 @@ class TracedFloat(_Traced, torch.SymFloat):  # type: ignore[override]  # `node` 
 class _Guarded:
     """The value of a traced number as torch's C++ code reads it; each read is an exact guard."""
 
-    def __init__(self, number: _Traced) -> None:
+    def __init__(self, number: Traced) -> None:
         self._number = number
 
     def guard_int(self, file: str, line: int) -> int:
@@ -266,13 +208,13 @@ class _Guarded:
         return False
 
 
-def _tape_of(number: _Traced, other: Any) -> SizeTape:
+def _tape_of(number: Traced, other: Any) -> Tape:
     """The recording that still goes on, of those that two operands come from."""
     return other.tape if is_traced(other) and not number.tape.is_open else number.tape
 
 
 def _binary(function: Callable[..., Any], *, reflected: bool = False) -> Callable[[Any, Any], Any]:
-    def method(self: _Traced, other: Any) -> Any:
+    def method(self: Traced, other: Any) -> Any:
         if not isinstance(other, (int, float)):
             return NotImplemented
         return _tape_of(self, other).compute(function, *((other, self) if reflected else (self, other)))
@@ -281,14 +223,14 @@ def _binary(function: Callable[..., Any], *, reflected: bool = False) -> Callabl
 
 
 def _unary(function: Callable[..., Any]) -> Callable[[Any], Any]:
-    def method(self: _Traced) -> Any:
+    def method(self: Traced) -> Any:
         return self.tape.compute(function, self)
 
     return method
 
 
 def _comparison(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
-    def method(self: _Traced, other: Any) -> Any:
+    def method(self: Traced, other: Any) -> Any:
         if not isinstance(other, (int, float)):
             return NotImplemented
         return _tape_of(self, other).decide(function, self, other)
@@ -300,12 +242,12 @@ def _install() -> None:
     """Give the classes the methods of numbers, each of which records what it computes."""
     for name in "add sub mul truediv floordiv mod pow and or xor lshift rshift".split():
         function = getattr(operator, f"__{name}__")
-        setattr(_Traced, f"__{name}__", _binary(function))
-        setattr(_Traced, f"__r{name}__", _binary(function, reflected=True))
+        setattr(Traced, f"__{name}__", _binary(function))
+        setattr(Traced, f"__r{name}__", _binary(function, reflected=True))
     for name in "neg pos abs invert".split():
-        setattr(_Traced, f"__{name}__", _unary(getattr(operator, f"__{name}__")))
+        setattr(Traced, f"__{name}__", _unary(getattr(operator, f"__{name}__")))
     for name in "eq ne lt le gt ge".split():
-        setattr(_Traced, f"__{name}__", _comparison(getattr(operator, name)))
+        setattr(Traced, f"__{name}__", _comparison(getattr(operator, name)))
     for rounding in (math.floor, math.ceil, math.trunc):
         setattr(TracedFloat, f"__{rounding.__name__}__", _unary(rounding))
         setattr(TracedInt, f"__{rounding.__name__}__", lambda self: self)

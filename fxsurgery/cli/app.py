@@ -1,16 +1,26 @@
-"""The commands, in the order in which one comes to need them."""
+"""The commands, in the order in which one comes to need them.
 
+A command is the function of its name in the module of its name, which is imported when the command is called: listing
+the commands must not wait for PyTorch.
+"""
+
+from importlib import import_module
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+from typing_extensions import override
 
-from fxsurgery.cli.bench import bench
-from fxsurgery.cli.demo import demo
-from fxsurgery.cli.export import export
-from fxsurgery.cli.inspect import inspect
-from fxsurgery.cli.optimize import optimize
-from fxsurgery.cli.report import report
+SUMMARIES = {
+    "demo": "Train a small network on digits, halve its MACs, fine-tune, export to ONNX and measure both.",
+    "inspect": "Say what of a model can shrink, and what holds the rest. Nothing is trained.",
+    "optimize": "Make a model smaller: search what can go within the budget, cut it, fine-tune.",
+    "report": "Write a page about a result: before and after, widths layer by layer, training curves.",
+    "bench": "Measure the latency of one sample, models side by side, through ONNX Runtime.",
+    "export": "Export a result, or any model, to ONNX, and check the file against PyTorch.",
+}
+"""The first paragraph of what each command tells of itself."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -52,5 +62,23 @@ def main(
     del version
 
 
-for command in (demo, inspect, optimize, report, bench, export):
-    app.command()(command)
+class LazyCommand(TyperCommand):
+    """A command that is listed by its summary, and imported when it is called."""
+
+    def loaded(self) -> Any:  # noqa: ANN401 -- typer does not export the class of its commands
+        """Import the command."""
+        alone = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+        alone.command()(getattr(import_module(f"fxsurgery.cli.{self.name}"), str(self.name)))
+        return typer.main.get_command(alone)
+
+    @override
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        return self.loaded().make_context(*args, **options)
+
+
+def _listed() -> None:
+    """Stands for each command in the list of them."""
+
+
+for name, summary in SUMMARIES.items():
+    app.command(name, cls=LazyCommand, help=summary)(_listed)

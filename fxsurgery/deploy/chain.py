@@ -107,10 +107,7 @@ class Chain:
                 still there.
         """
         path = Path(path)
-        if not path.parent.is_dir():
-            raise ExportError(f"cannot write {path}: there is no directory {path.parent}; create it first")
-        if path.is_dir():
-            raise ExportError(f"cannot write {path}: it is a directory; name a file in it")
+        require_place(path)
         inputs = frozen_inputs(example_inputs, example_kwargs)
         if not inputs.tensors:
             raise ExportError(
@@ -180,6 +177,18 @@ class Chain:
     @property
     def _file_steps(self) -> tuple[FileStep, ...]:
         return tuple(step for step in self.steps if isinstance(step, FileStep))
+
+
+def require_place(path: Path) -> None:
+    """Refuse a path where no file can go.
+
+    Raises:
+        ExportError: its directory is not there, or it is one itself.
+    """
+    if not path.parent.is_dir():
+        raise ExportError(f"cannot write {path}: there is no directory {path.parent}; create it first")
+    if path.is_dir():
+        raise ExportError(f"cannot write {path}: it is a directory; name a file in it")
 
 
 @checked(SpecError)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-import onnx
 import torch
 from torch import nn
 
@@ -80,6 +79,8 @@ def write(name: str, model: nn.Module, path: Path, request: Request) -> int:
     writer = WRITERS.get(name)
     if writer is None:
         raise ExportError(f"no exporter is named {name!r}; there are: {', '.join(WRITERS)}; choose one")
+    import onnx  # noqa: PLC0415 -- slow to import
+
     try:
         with _quiet(), torch.no_grad():
             writer(Flat(model, request.inputs), path, request)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import onnxruntime
 from typing_extensions import override
 
 from fxsurgery.argument_names import assigned
@@ -79,6 +78,8 @@ class Measure(Step):
         """
         if not models:
             raise DeviceError("`models` holds no model to measure; pass at least one")
+        import onnxruntime  # noqa: PLC0415 -- slow to import
+
         files, blocks = interleaved(models, inputs, self)
         return Measurement(
             models=files,

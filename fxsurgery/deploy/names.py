@@ -3,13 +3,15 @@
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnx
 from torch import nn
 
 from fxsurgery.errors import ExportError
 from fxsurgery.inputs import Inputs, Place, tensors_in
+
+if TYPE_CHECKING:
+    import onnx
 
 
 def input_names(model: nn.Module | None, examples: Inputs) -> list[str]:
@@ -68,7 +70,7 @@ def _joined(place: Place) -> str:
     return re.sub(r"\W", "_", "_".join(map(str, place)))
 
 
-def rename(file: onnx.ModelProto, names: Mapping[str, str]) -> None:
+def rename(file: "onnx.ModelProto", names: Mapping[str, str]) -> None:
     """Give values of a file other names, in place. An inner value that has such a name already gets another."""
     graphs = [*_graphs(file.graph)]
     taken = {name for graph in graphs for name in _values(graph)} | set(names.values())
@@ -88,7 +90,7 @@ def rename(file: onnx.ModelProto, names: Mapping[str, str]) -> None:
             node.output[:] = [changed.get(name, name) for name in node.output]
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def _graphs(graph: "onnx.GraphProto") -> "Iterator[onnx.GraphProto]":
     """The graph, and those within its branches and loops."""
     yield graph
     for attribute in (a for node in graph.node for a in node.attribute):
@@ -97,7 +99,7 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from _graphs(inner)
 
 
-def _values(graph: onnx.GraphProto) -> Iterator[str]:
+def _values(graph: "onnx.GraphProto") -> Iterator[str]:
     yield from (value.name for value in (*graph.input, *graph.initializer))
     for node in graph.node:
         yield from node.output

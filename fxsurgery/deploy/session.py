@@ -2,19 +2,21 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnxruntime
 import torch
 from torch import Tensor
 
 from fxsurgery.errors import DeviceError, ExportError, reason_of
 from fxsurgery.surroundings import without_warnings
 
+if TYPE_CHECKING:
+    import onnxruntime
+
 CPU = "CPUExecutionProvider"
 
 
-def open_session(path: Path, threads: int = 1, provider: str = CPU) -> onnxruntime.InferenceSession:
+def open_session(path: Path, threads: int = 1, provider: str = CPU) -> "onnxruntime.InferenceSession":
     """A session whose threads rest between runs, so that sessions in turn do not disturb each other.
 
     Raises:
@@ -23,6 +25,8 @@ def open_session(path: Path, threads: int = 1, provider: str = CPU) -> onnxrunti
     """
     if not path.is_file():
         raise ExportError(f"there is no file {path}; name one that was exported")
+    import onnxruntime  # noqa: PLC0415 -- slow to import
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -42,7 +46,7 @@ def open_session(path: Path, threads: int = 1, provider: str = CPU) -> onnxrunti
     return session
 
 
-def feed_of(session: onnxruntime.InferenceSession, inputs: Mapping[str, Tensor]) -> Mapping[str, Any]:
+def feed_of(session: "onnxruntime.InferenceSession", inputs: Mapping[str, Tensor]) -> Mapping[str, Any]:
     """What a session is run on: arrays by name, from named tensors; by position where the file has other names.
 
     An exporter may drop what the model does not use.
@@ -65,7 +69,7 @@ def feed_of(session: onnxruntime.InferenceSession, inputs: Mapping[str, Tensor])
         ) from error
 
 
-def run_session(session: onnxruntime.InferenceSession, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+def run_session(session: "onnxruntime.InferenceSession", inputs: Mapping[str, Tensor]) -> list[Tensor]:
     """Run a session on named tensors.
 
     Raises:

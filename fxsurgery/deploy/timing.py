@@ -7,14 +7,13 @@ takes any batch size and is measured on one sample; of a program that takes its 
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fxsurgery.batch_layout import statement_of
-from fxsurgery.deploy.export import export_onnx
 from fxsurgery.deploy.export_step import Exporter
+from fxsurgery.deploy.kept_exports import EXPORTS
 from fxsurgery.deploy.latency import LatencyReport
 from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.randomness import repeat_gap
@@ -61,8 +60,6 @@ class Timer:
     seed: int = 0
     quick: Pace = QUICK
     thorough: Pace = THOROUGH
-    _known: dict[tuple[Exporter, bool], tuple[OnnxModel, bytes]] = field(default_factory=dict)
-    """The original's files, by exporter and by whether their batch is free."""
 
     @cached_property
     def original_latency(self) -> tuple[float, int]:
@@ -95,14 +92,7 @@ class Timer:
 
             def write(name: str, program: Program, exporter: Exporter, dynamic: bool) -> OnnxModel:  # noqa: FBT001
                 path = Path(folder) / f"{name}.onnx"
-                known = self._known.get((exporter, dynamic)) if program is self.original else None
-                if known is not None:
-                    path.write_bytes(known[1])
-                    return replace(known[0], path=path)
-                made = _written(program, path, exporter, dynamic_batch=dynamic, check=False)
-                if program is self.original:
-                    self._known[exporter, dynamic] = made, path.read_bytes()
-                return made
+                return EXPORTS.export(program, path, exporter=exporter, dynamic_batch=dynamic, check=False)
 
             options = {"rounds": pace.rounds, "seconds": pace.seconds, "seed": self.seed}
             return _first_that_runs(programs, pace.exporters, write, self.target, options)
@@ -128,7 +118,8 @@ def compare_programs(programs: Mapping[str, Program], device: str, options: Mapp
 
         def write(name: str, program: Program, exporter: Exporter, dynamic: bool) -> OnnxModel:  # noqa: FBT001
             path = Path(folder) / f"{name}.onnx"
-            return _written(program, path, exporter, dynamic_batch=dynamic, check=not _draws(program))
+            checked = not _draws(program)
+            return EXPORTS.export(program, path, exporter=exporter, dynamic_batch=dynamic, check=checked)
 
         return _first_that_runs(programs, THOROUGH.exporters, write, target, options)
 
@@ -158,19 +149,6 @@ def _first_that_runs(
                 if dynamic or not is_resizable:
                     reasons.append(str(error))
     raise ExportError(" | ".join(dict.fromkeys(reasons))) from last
-
-
-def _written(program: Program, path: Path, exporter: Exporter, *, dynamic_batch: bool, check: bool) -> OnnxModel:
-    return export_onnx(
-        program.graph_module,
-        program.example_inputs,
-        path,
-        example_kwargs=program.example_kwargs,
-        batch_dims=statement_of(program.examples),
-        exporter=exporter,
-        dynamic_batch=dynamic_batch,
-        check=check,
-    )
 
 
 def _draws(program: Program) -> bool:

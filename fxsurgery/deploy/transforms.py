@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import onnx
 import torch
 from typing_extensions import override
 
@@ -32,7 +31,8 @@ class ToFloat16(Transform):
 
     @override
     def rewrite(self, path: Path) -> None:
-        from onnxruntime.transformers.onnx_model import OnnxModel  # noqa: PLC0415 -- only where it is asked for
+        import onnx  # noqa: PLC0415 -- slow to import
+        from onnxruntime.transformers.onnx_model import OnnxModel  # noqa: PLC0415 -- slow to import
 
         try:
             with without_warnings():

@@ -5,7 +5,6 @@ import torch
 from fxsurgery.ops.facets import Infix
 from fxsurgery.ops.fast import calls
 from fxsurgery.ops.operator import Kind, Operator
-from fxsurgery.ops.rules.pointwise import pointwise
 
 ATEN = torch.ops.aten
 
@@ -13,13 +12,8 @@ SUM, PRODUCT, POWER, COMPARISON = 12, 13, 18, 7
 """Precedences of Python's operators."""
 
 
-_UNTAGGED = frozenset("copy where masked_fill".split())
-"""Names of ATen operations that do not carry the pointwise tag in every supported torch."""
-
-
 def _arithmetic(name: str, *aliases: str) -> Operator:
-    rule = pointwise if name in _UNTAGGED else None
-    return Operator(name=name, kind=Kind.ARITHMETIC, aliases=aliases, rule=rule)
+    return Operator(name=name, kind=Kind.ARITHMETIC, aliases=aliases)
 
 
 def _compared(name: str, sign: str, *aliases: str) -> Operator:
@@ -45,6 +39,7 @@ SUB = Operator(
     dunder="sub",
     keeps_dtype=True,
     reflected=(torch.rsub,),
+    aten=("rsub",),
     cancels=True,
     fast_call=calls.joined(ATEN.sub.Tensor),
     infix=Infix("-", SUM),

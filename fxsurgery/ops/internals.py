@@ -6,7 +6,6 @@ from fxsurgery.ops.operator import Kind, Operator
 from fxsurgery.ops.rules.call import Rule
 from fxsurgery.ops.rules.lookup import transform
 from fxsurgery.ops.rules.movement import same
-from fxsurgery.ops.rules.pointwise import pointwise
 
 
 def _run(
@@ -40,7 +39,7 @@ CONTRACTIONS = (
 COPIES = _run(
     "copies", Kind.MOVEMENT, "alias lift_fresh_copy view_of _reshape_alias_copy _neg_view", same, computes=False
 )
-PRELU = _run("prelu_kernel", Kind.POINTWISE, "_prelu_kernel", pointwise)
+PRELU = _run("prelu_kernel", Kind.POINTWISE, "_prelu_kernel")
 
 WITHOUT_RULE = (
     _run("moved", Kind.MOVEMENT,
@@ -54,7 +53,9 @@ WITHOUT_RULE = (
          "segment_reduce _aminmax _logcumsumexp native_norm linalg__powsum renorm embedding_renorm _unique _unique2 "
          "unique_dim unique_dim_consecutive _is_all_true _is_any_true _sparse_sum _sparse_softmax "
          "_sparse_log_softmax _masked_softmax hash_tensor nonzero_static"),
-    _run("entrywise", Kind.ARITHMETIC,
+    _run(
+        "fused",
+        Kind.FUSED,
          "linalg_cross _thnn_fused_gru_cell _thnn_fused_lstm_cell "
          "binary_cross_entropy mse_loss nll_loss_forward nll_loss2d_forward huber_loss smooth_l1_loss "
          "soft_margin_loss multi_margin_loss multilabel_margin_loss_forward _ctc_loss log_sigmoid_forward "

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from fxsurgery.ops import module_sizes
 from fxsurgery.ops.facets import Argument, SizeArguments, SizeRule
-from fxsurgery.ops.fast import calls
+from fxsurgery.ops.fast import calls, modules
 from fxsurgery.ops.fast.plain import FastCall
 from fxsurgery.ops.operator import Kind, Operator
 from fxsurgery.ops.rules import movement as rules
@@ -94,6 +94,7 @@ FLATTEN = Operator(
     rearranges=True,
     regroups=True,
     fast_call=calls.reshaped(torch.flatten),
+    fast_module=modules.flattened,
 )
 
 UNFLATTEN = Operator(

@@ -50,6 +50,8 @@ class Kind(StrEnum):
     """Fourier transforms, decompositions, solvers."""
     QUERY = "query"
     """Sizes and types of a tensor, as Python values."""
+    FUSED = "fused"
+    """Several steps that PyTorch runs as one, of which nothing is known."""
     HOST = "host"
     """Hands values of a tensor to Python, or acts on its state: no graph can hold it."""
 
@@ -89,7 +91,7 @@ class Operator:
     """Further ATen operations that compute it, which the dispatcher sees; of other libraries as `library::name`."""
 
     rule: Rule | None = None
-    """How labels pass through its ATen operations; without one, as through pointwise ones if they are tagged so."""
+    """How labels pass through its ATen operations; of what works entry by entry, this follows from its kind."""
     macs: Macs | None = None
     fast_module: FastModule | None = None
     """The ATen operation of a module, where it is plain to see."""
@@ -146,10 +148,15 @@ class Operator:
     """Of what no graph can hold."""
 
     @property
+    def is_entrywise(self) -> bool:
+        """Whether entries meet one by one: of one tensor, or of several under broadcasting."""
+        return self.kind in {Kind.POINTWISE, Kind.ARITHMETIC}
+
+    @property
     def keeps_channels(self) -> bool:
         """Whether the channels of its result are those of its first input, at the same dim."""
-        is_entrywise = self.kind is Kind.POINTWISE or self.role is not None
-        return is_entrywise or self.kind is Kind.POOLING or self.statistics is not None
+        alone = self.kind is Kind.POINTWISE or self.role is not None
+        return alone or self.kind is Kind.POOLING or self.statistics is not None
 
     @property
     def multiplies(self) -> bool:

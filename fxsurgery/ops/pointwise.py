@@ -8,7 +8,6 @@ from fxsurgery.ops.facets import Argument, Role, Weight
 from fxsurgery.ops.fast import calls, modules
 from fxsurgery.ops.operator import Kind, Operator
 from fxsurgery.ops.rules.parametric import prelu
-from fxsurgery.ops.rules.pointwise import pointwise
 
 ATEN = torch.ops.aten
 
@@ -16,9 +15,6 @@ _KEEPS_DTYPE = frozenset(
     "relu relu6 hardtanh hardswish hardsigmoid silu gelu sigmoid tanh leaky_relu elu mish softplus exp sqrt rsqrt "
     "square clamp clamp_min clamp_max reciprocal erf sin cos log".split()
 )
-_UNTAGGED = frozenset("hardswish hardsigmoid mish softplus".split())
-"""Functions whose ATen operations do not carry the pointwise tag in every supported torch."""
-
 _FAST = {
     "relu6": ATEN.hardtanh.default,
     **{
@@ -37,7 +33,6 @@ def _function(name: str, role: Role | None, *aliases: str, module: type[nn.Modul
         aliases=aliases,
         modules=() if module is None else (module,),
         keeps_dtype=name in _KEEPS_DTYPE,
-        rule=pointwise if name in _UNTAGGED else None,
         fast_module=None if (op := _FAST.get(name)) is None or module is None else modules.applied(op),
         fast_call=None if op is None else calls.applied(op),
     )

@@ -1,13 +1,16 @@
 """Pooling over windows, and values at other positions: interpolation and sampling of grids."""
 
+from dataclasses import replace
+from itertools import chain
+
+import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
 from fxsurgery.ops.facets import Argument, Window
-from fxsurgery.ops.fast.modules import to_one_place
-from fxsurgery.ops.fast.plain import FastModule
+from fxsurgery.ops.fast.modules import maximum, to_one_place
 from fxsurgery.ops.macs import product
-from fxsurgery.ops.operator import Kind, Operator
+from fxsurgery.ops.operator import Function, Kind, Operator
 from fxsurgery.ops.rules.lookup import sampling
 from fxsurgery.ops.rules.reduction import windowed
 
@@ -15,21 +18,23 @@ _KERNEL, _STRIDE, _PADDING = Argument(1, "kernel_size"), Argument(2, "stride"), 
 _OUTPUT = Argument(1, "output_size")
 
 
-def _pool(
-    name: str, module: type[nn.Module], window: Window, *aten: str, fast_module: FastModule | None = None
-) -> Operator:
-    """A pool, under its name and, where it has any, with indices."""
-    indexed = f"{name}_with_indices"
+def _pool(name: str, module: type[nn.Module], window: Window) -> Operator:
     return Operator(
-        name=name,
+        name=name, kind=Kind.POOLING, modules=(module,), rank=window.rank, window=window, rule=windowed(window.rank)
+    )
+
+
+def _with_indices(name: str, window: Window, *others: Function) -> Operator:
+    """A maximum that always gives the places of what it takes, too."""
+    return Operator(
+        name=f"{name}_with_indices",
         kind=Kind.POOLING,
-        aliases=(indexed,) if hasattr(F, indexed) else (),
-        modules=(module,),
+        functions=others,
+        # Of an adaptive one, the operation behind it has the shorter name.
+        aten=(name,) if window.is_adaptive else (),
         rank=window.rank,
-        window=window,
-        aten=aten,
+        window=replace(window, returns_indices=Argument(-1, "return_indices", True)),  # noqa: FBT003
         rule=windowed(window.rank),
-        fast_module=fast_module,
     )
 
 
@@ -47,7 +52,7 @@ def _average(rank: int, module: type[nn.Module]) -> Operator:
     return _pool(f"avg_pool{rank}d", module, window)
 
 
-def _maximum(rank: int, module: type[nn.Module]) -> Operator:
+def _maximum(rank: int, module: type[nn.Module]) -> tuple[Operator, Operator]:
     window = Window(
         rank,
         "maximum",
@@ -58,19 +63,26 @@ def _maximum(rank: int, module: type[nn.Module]) -> Operator:
         ceil_mode=Argument(5, "ceil_mode", False),  # noqa: FBT003
         returns_indices=Argument(6, "return_indices", False),  # noqa: FBT003
     )
-    return _pool(f"max_pool{rank}d", module, window)
+    name = f"max_pool{rank}d"
+    return replace(_pool(name, module, window), fast_module=maximum(rank)), _with_indices(name, window)
 
 
 def _adaptive_average(rank: int, module: type[nn.Module]) -> Operator:
-    name = f"adaptive_avg_pool{rank}d"
-    window = Window(rank, "average", output_size=_OUTPUT)
-    return _pool(name, module, window, f"_{name}", fast_module=to_one_place(rank))
+    pool = _pool(f"adaptive_avg_pool{rank}d", module, Window(rank, "average", output_size=_OUTPUT))
+    return replace(pool, aten=(f"_{pool.name}",), fast_module=to_one_place(rank))
 
 
-def _adaptive_maximum(rank: int, module: type[nn.Module]) -> Operator:
-    indices = Argument(2, "return_indices", False)  # noqa: FBT003
-    window = Window(rank, "maximum", output_size=_OUTPUT, returns_indices=indices)
-    return _pool(f"adaptive_max_pool{rank}d", module, window)
+def _adaptive_maximum(rank: int, module: type[nn.Module]) -> tuple[Operator, Operator]:
+    name = f"adaptive_max_pool{rank}d"
+    window = Window(
+        rank,
+        "maximum",
+        output_size=_OUTPUT,
+        returns_indices=Argument(2, "return_indices", False),  # noqa: FBT003
+    )
+    pool = replace(_pool(name, module, window), is_named=False, functions=(getattr(F, name),))
+    bare = torch.adaptive_max_pool1d if rank == 1 else getattr(torch._C._nn, name)  # noqa: SLF001
+    return pool, _with_indices(name, window, bare)
 
 
 def _power(rank: int, module: type[nn.Module]) -> Operator:
@@ -89,8 +101,22 @@ def _fractional(rank: int, module: type[nn.Module]) -> Operator:
     return Operator(
         name=name,
         kind=Kind.POOLING,
-        aliases=(f"{name}_with_indices",),
+        functions=(getattr(F, name),),
+        is_named=False,
         modules=(module,),
+        rank=rank,
+        draws="regularizes",
+    )
+
+
+def _fractional_with_indices(rank: int) -> Operator:
+    name = f"fractional_max_pool{rank}d"
+    bare = getattr(torch._C._nn, name)  # noqa: SLF001 -- it goes by the shorter name there
+    return Operator(
+        name=f"{name}_with_indices",
+        kind=Kind.POOLING,
+        functions=(bare,),
+        aten=(name,),
         rank=rank,
         draws="regularizes",
     )
@@ -107,15 +133,17 @@ def _upsampling(name: str, rank: int) -> Operator:
 
 _RANKS = (1, 2, 3)
 AVERAGE = tuple(map(_average, _RANKS, (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)))
-MAXIMUM = tuple(map(_maximum, _RANKS, (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)))
+_MAXIMA = tuple(map(_maximum, _RANKS, (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)))
+MAXIMUM = tuple(pool for pool, _ in _MAXIMA)
 
 DECLARED = (
     *AVERAGE,
-    *MAXIMUM,
+    *chain(*_MAXIMA),
     *map(_adaptive_average, _RANKS, (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)),
-    *map(_adaptive_maximum, _RANKS, (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)),
+    *chain(*map(_adaptive_maximum, _RANKS, (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d))),
     *map(_power, _RANKS, (nn.LPPool1d, nn.LPPool2d, nn.LPPool3d)),
     *map(_fractional, (2, 3), (nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)),
+    *map(_fractional_with_indices, (2, 3)),
     *map(_unpooling, _RANKS, (nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d)),
     Operator(
         name="interpolate",

@@ -9,11 +9,14 @@ from fxsurgery.ops.rules.call import Rule
 from fxsurgery.ops.rules.movement import creation, draw, same
 
 
-def _dropout(name: str, *modules: type[nn.Module], keeps_zero: bool = True, aten: str = "") -> Operator:
+def _dropout(
+    name: str, *modules: type[nn.Module], rank: int | None = None, keeps_zero: bool = True, aten: str = ""
+) -> Operator:
     return Operator(
         name=name,
         kind=Kind.RANDOM,
         modules=modules,
+        rank=rank,
         role="identity",
         follows_mode=True,
         draws="regularizes",
@@ -40,9 +43,9 @@ def _drawn(name: str, rule: Rule | None = None, *, creates: bool = False, apart:
 
 DROPOUTS = (
     _dropout("dropout", nn.Dropout, aten="native_dropout"),
-    _dropout("dropout1d", nn.Dropout1d),
-    _dropout("dropout2d", nn.Dropout2d),
-    _dropout("dropout3d", nn.Dropout3d),
+    _dropout("dropout1d", nn.Dropout1d, rank=1),
+    _dropout("dropout2d", nn.Dropout2d, rank=2),
+    _dropout("dropout3d", nn.Dropout3d, rank=3),
     _dropout("feature_dropout"),
     _dropout("alpha_dropout", nn.AlphaDropout, keeps_zero=False),
     _dropout("feature_alpha_dropout", nn.FeatureAlphaDropout, keeps_zero=False),

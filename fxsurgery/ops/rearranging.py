@@ -104,6 +104,7 @@ REARRANGING = (
         keeps_zero=True,
         rearranges=True,
         rule=rules.channel_shuffle,
+        fast_call=calls.channel_shuffle,
     ),
     Operator(
         name="windows",

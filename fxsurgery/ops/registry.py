@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from fxsurgery.errors import OperatorError
 from fxsurgery.ops.catalog import OPERATORS
 from fxsurgery.ops.facets import Argument
-from fxsurgery.ops.operator import Form, Kind, Operator, Spelling
+from fxsurgery.ops.operator import Form, Function, Kind, Operator, Spelling
 from fxsurgery.ops.rules.call import Rule, base_name
 from fxsurgery.ops.rules.pointwise import pointwise
 from fxsurgery.ops.spelling import spellings_of
@@ -83,9 +83,9 @@ class Registry:
         """Return the operator of an ATen operation, and how labels pass through it."""
         if (found := self._overloads.get(op)) is None:
             declared = _operator(self._known["aten"].get(base_name(op)))
-            tagged = pointwise if torch.Tag.pointwise in op.tags else None
-            rule = declared.rule if declared is not None and declared.rule is not None else tagged
-            found = self._overloads[op] = (declared, rule)
+            entrywise = torch.Tag.pointwise in op.tags if declared is None else declared.is_entrywise
+            rule = declared.rule if declared is not None else None
+            found = self._overloads[op] = (declared, pointwise if rule is None and entrywise else rule)
         return found
 
     def spellings(self, operator: Operator) -> tuple[Spelling, ...]:
@@ -161,6 +161,12 @@ def named(name: str) -> Operator:
 def spellings(operator: Operator) -> tuple[Spelling, ...]:
     """Return every spelling of an operator."""
     return _DECLARED.spellings(operator)
+
+
+def function_of(operator: Operator) -> Function | None:
+    """Return a function that computes `operator` and overwrites nothing; `None` where it is no function."""
+    plain = (s.key for s in spellings(operator) if s.form == "function" and not s.in_place and not s.reflected)
+    return next(plain, None)
 
 
 def of_module(module: nn.Module) -> Operator | None:
@@ -264,6 +270,7 @@ __all__ = [
     "argument",
     "declare",
     "declared",
+    "function_of",
     "named",
     "of",
     "of_aten",

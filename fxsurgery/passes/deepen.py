@@ -12,7 +12,7 @@ sqrt(n / (n - 1)). The usual pair (mean 0, variance 1, weight 1, bias 0) is the 
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -32,6 +32,7 @@ from fxsurgery.analysis.structure import structure
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.match import Match, Refusal
+from fxsurgery.ops import registry
 from fxsurgery.ops.arithmetic import ADD, DIV, MUL, SUB
 from fxsurgery.ops.layers import CONVOLUTION
 from fxsurgery.program import Program
@@ -141,8 +142,8 @@ def _site(program: Program, node: fx.Node) -> Match[_Site]:
         return Refusal(node.name, "it is no activation: no function of single entries without parameters")
     if not node.users:
         return Refusal(node.name, "nothing reads it")
-    if node.op == "call_method" and not hasattr(torch, str(node.target)):
-        return Refusal(node.name, f"there is no function torch.{node.target} to call again")
+    if node.op == "call_method" and _function(program, node) is None:
+        return Refusal(node.name, f"no function does what the method {node.target} does, to be called again")
     layer, norm = _producer(program, node)
     is_last = _is_last(program, node, layer, shape)
     if is_last is None:
@@ -243,7 +244,14 @@ def _insert(edit: Editor, site: _Site, added: list[nn.Module]) -> None:
     if node.op == "call_module":
         again = copy.deepcopy(edit.program.module(node))
         last = edit.insert_call(edit.new_path(f"{site.path}_deeper_act"), again, (last,), before=before)
-    else:
-        function = getattr(torch, node.target) if isinstance(node.target, str) else node.target
+    elif (function := _function(edit.program, node)) is not None:
         last = edit.insert_function(function, (last, *node.args[1:]), before=before, **node.kwargs)
     edit.replace_uses(node, last, readers)
+
+
+def _function(program: Program, node: fx.Node) -> Callable[..., object] | None:
+    """The function that a node calls, or that does what the method does which it calls; `None` without one."""
+    operator = program.operator(node)
+    if not isinstance(node.target, str):
+        return node.target
+    return None if operator is None else registry.function_of(operator)

@@ -4,10 +4,9 @@ import platform
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fxsurgery.deploy import LatencyReport
 from fxsurgery.errors import RunError
@@ -23,6 +22,9 @@ from fxsurgery.report.lineage_chart import lineage
 from fxsurgery.report.report_input import ReportInput
 from fxsurgery.report.scatter import scatter
 from fxsurgery.report.verdict import rows, sentence, tiles, title_of
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 OPEN_LAYERS = 60
 """Up to so many layers, all parts of the model are shown unfolded."""
@@ -87,7 +89,9 @@ def write(
     return path
 
 
-def _environment() -> Environment:
+def _environment() -> "Environment":
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 -- slow to import
+
     made = Environment(
         loader=PackageLoader("fxsurgery.report"),
         autoescape=True,

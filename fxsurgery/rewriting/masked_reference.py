@@ -102,7 +102,11 @@ class _Silenced(fx.Interpreter):
 
     def _each(self, node: fx.Node, value: Any, change: Callable[[Tensor, dict[int, Ids]], Tensor]) -> Any:
         """`change` every tensor of a value along its labelled dims that lose something."""
-        known, leaves = self._facts.values[node.name], pytree.tree_leaves(value)
+        known = self._facts.values[node.name]
+        if isinstance(value, Tensor) and isinstance(known, Labels):
+            losing = self._losing(value, known, change)
+            return change(value, losing) if losing else value
+        leaves = pytree.tree_leaves(value)
         labels = pytree.tree_leaves(known, is_leaf=_is_labels)
         if len(labels) != len(leaves):
             return value

@@ -24,7 +24,8 @@ from fxsurgery.argument_names import named
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import tensors_in
 from fxsurgery.seeding import mix, reseed
-from fxsurgery.training.batches import Arrays, Batches, Loader, epoch_of, set_epoch
+from fxsurgery.training.array_loader import Arrays, Batches
+from fxsurgery.training.batches import Loader, epoch_of, set_epoch
 from fxsurgery.training.distributed import Share, Sharing
 from fxsurgery.training.randomness import (
     generators_kept,

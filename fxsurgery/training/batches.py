@@ -3,7 +3,6 @@
 The order of a shuffled epoch is a function of the seed and the epoch alone.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from itertools import islice
@@ -11,90 +10,18 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
-from typing_extensions import override
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from fxsurgery.argument_names import named
 from fxsurgery.errors import DataError, reason_of
-from fxsurgery.inputs import Inputs, tensors_in
+from fxsurgery.inputs import Inputs
 from fxsurgery.option_types import Count, checked
-from fxsurgery.seeding import mix
+from fxsurgery.training.array_loader import ArrayLoader, Arrays, Batches, samples
 
 Loader: TypeAlias = DataLoader[Any]
 COUNTED_BATCHES = 1000
 """How far a loader without a length is read to learn how long it is, and where validation refuses to go on."""
-
-
-class Arrays(Dataset[Any]):
-    """Tensors of equal length, in tuples and dicts, read a whole batch at a time."""
-
-    def __init__(self, tensors: Any) -> None:  # noqa: ANN401
-        self.tensors = tensors
-
-    def __len__(self) -> int:
-        return samples(self.tensors)
-
-    @override
-    def __getitem__(self, index: int) -> Any:
-        return _indexed(self.tensors, index)
-
-    def __getitems__(self, indices: list[int]) -> Any:  # noqa: ANN401
-        """The batch itself: nothing is left to collate."""
-        return _indexed(self.tensors, torch.as_tensor(indices))
-
-
-def _indexed(value: Any, index: int | Tensor) -> Any:  # noqa: ANN401
-    """The rows of tensors in plain tuples and dicts."""
-    if isinstance(value, Tensor):
-        return value[index]
-    if isinstance(value, dict):
-        return {key: _indexed(part, index) for key, part in value.items()}
-    return tuple([_indexed(part, index) for part in value])
-
-
-class Batches(Sampler[list[int]]):
-    """The indices of each batch; `set_epoch` says which order a shuffled one takes."""
-
-    drop_last = False
-
-    def __init__(self, samples: int, batch_size: int, seed: int | None) -> None:
-        self.samples, self.batch_size, self.seed, self.epoch = samples, batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Take the order of that epoch from now on."""
-        self.epoch = epoch
-
-    @override
-    def __iter__(self) -> Iterator[list[int]]:
-        for indices in self.arrays():
-            yield indices.tolist()
-
-    def arrays(self) -> Iterator[NDArray[np.int64]]:
-        """The same as arrays of numpy, which tensors are indexed with sooner."""
-        order = np.arange(self.samples)
-        if self.seed is not None:
-            order = np.random.default_rng(mix(self.seed, self.epoch)).permutation(self.samples)
-        for start in range(0, self.samples, self.batch_size):
-            yield order[start : start + self.batch_size]
-
-    def __len__(self) -> int:
-        return math.ceil(self.samples / self.batch_size)
-
-
-class ArrayLoader(DataLoader[Any]):
-    """Reads batches of `Arrays` itself: the machinery of `DataLoader` takes as long as a small network's forward."""
-
-    def __init__(self, arrays: Arrays, order: Batches) -> None:
-        super().__init__(arrays, batch_sampler=order, collate_fn=_as_is)
-
-    @override
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        torch.empty((), dtype=torch.int64).random_()  # `DataLoader` draws the seed of its workers here
-        order = self.batch_sampler
-        for indices in order.arrays() if isinstance(order, Batches) else order:  # type: ignore[union-attr]
-            yield self.dataset.__getitems__(indices)  # type: ignore[attr-defined]
 
 
 @checked(DataError)
@@ -152,10 +79,6 @@ class _Collate:
                 f"{self.name}: its samples cannot be made into a batch, as from {shown}: {reason_of(error)}; give a "
                 "DataLoader with a collate_fn"
             ) from error
-
-
-def _as_is(batch: Any) -> Any:  # noqa: ANN401
-    return batch
 
 
 def _tensors(data: tuple[Any, ...] | list[Any] | Mapping[str, Any], name: str) -> Any:  # noqa: ANN401
@@ -248,11 +171,6 @@ class Drawn:
     epoch: int
     batch: Any
     samples: int
-
-
-def samples(batch: object) -> int:
-    """How many samples a batch has: the length of its first tensor. `Task.samples` knows inputs from target."""
-    return next((len(x) for _, x in tensors_in(batch) if x.dim()), 1)
 
 
 def epoch_of(loader: Loader, epoch: int, name: str, size_of: Callable[[Any], int] = samples) -> Iterator[Drawn]:

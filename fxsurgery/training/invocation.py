@@ -13,9 +13,10 @@ from torch.nn import functional
 
 from fxsurgery.errors import DataError, DeviceError, DivergedError, TrainingError, reason_of
 from fxsurgery.inputs import Inputs, tensors_in
+from fxsurgery.training.accumulating import Accumulating
 from fxsurgery.training.batches import describe, describe_inputs
 from fxsurgery.training.classification import accuracy
-from fxsurgery.training.task import Accumulating, Task
+from fxsurgery.training.task import Task
 
 MISFITS = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError)
 ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)

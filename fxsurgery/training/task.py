@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import nn
@@ -15,22 +15,12 @@ from fxsurgery.batch_layout import Statement, as_stated, by_target, is_ambiguous
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs
 from fxsurgery.option_types import Count, Seed, check_fields, checked
-from fxsurgery.training.batches import ArrayLoader, Loader, describe, describe_inputs, epoch_of, loader_of
-from fxsurgery.training.batches import samples as row_count
+from fxsurgery.training.accumulating import Accumulating
+from fxsurgery.training.array_loader import ArrayLoader
+from fxsurgery.training.array_loader import samples as row_count
+from fxsurgery.training.batches import Loader, describe, describe_inputs, epoch_of, loader_of
 from fxsurgery.training.classification import Counting, accuracy, counting_of, cross_entropy
 from fxsurgery.training.randomness import repeatable
-
-
-@runtime_checkable
-class Accumulating(Protocol):
-    """A metric that is no mean over batches: F1, average precision, perplexity; any metric of torchmetrics."""
-
-    def update(self, output: Any, target: Any, /) -> object:  # noqa: ANN401
-        """Take a batch into account."""
-
-    def compute(self) -> Any:  # noqa: ANN401
-        """What all batches together come to: a number, or several by name."""
-
 
 Loss: TypeAlias = Callable[[Any, Any], Any]
 """`loss(output, target)`: a scalar tensor, or several in a dict or a tuple, which are summed."""

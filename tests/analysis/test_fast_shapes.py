@@ -145,12 +145,26 @@ LAYERS = {
     "dropped channels": nn.Dropout2d,
     "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 6, 3)),
     "leaky": lambda: nn.LeakyReLU(0.2, inplace=True),
+    "max pool": lambda: nn.MaxPool2d(2),
+    "max pool with all sizes": lambda: nn.MaxPool2d((3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2)),
+    "max pool with a part of a window": lambda: nn.MaxPool2d(2, ceil_mode=True),
+    "average pool": lambda: nn.AvgPool2d(3, stride=2),
+    "flattened from behind": lambda: nn.Flatten(-2),
 }
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers(name: str, monkeypatch: pytest.MonkeyPatch):
     model, x = pooled(LAYERS[name]()), torch.randn(2, 3, 9, 9)
+    model(x)
+    assert_same_facts(capture(lively(model).eval(), x), monkeypatch)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_max_pools_of_other_dims(rank: int, monkeypatch: pytest.MonkeyPatch):
+    conv, pool = (nn.Conv1d, nn.MaxPool1d) if rank == 1 else (nn.Conv3d, nn.MaxPool3d)
+    model = nn.Sequential(conv(3, 8, 3), pool(2, padding=1), nn.Flatten(), nn.LazyLinear(2))
+    x = torch.randn(2, 3, *[9] * rank)
     model(x)
     assert_same_facts(capture(lively(model).eval(), x), monkeypatch)
 

@@ -4,6 +4,7 @@ import inspect
 import re
 import shlex
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,13 @@ from rich.text import Text
 from typer.testing import CliRunner
 
 from fxsurgery.cli import app
+from fxsurgery.cli.app import SUMMARIES
 from fxsurgery.config import RunConfig
 from fxsurgery.config.run import flag
 from fxsurgery.request import arguments_of
 from nonempty import nonempty
 
-COMMANDS = {command.callback.__name__: command.callback for command in app.registered_commands}
+COMMANDS = {name: getattr(import_module(f"fxsurgery.cli.{name}"), name) for name in SUMMARIES}
 TEXTS = {"": app.registered_callback.callback, **COMMANDS}
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 
@@ -51,6 +53,12 @@ def every_example() -> Iterator[tuple[str, ...]]:
 
 def test_there_are_the_commands_in_the_order_of_their_use():
     assert list(COMMANDS) == ["demo", "inspect", "optimize", "report", "bench", "export"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_of_each_what_its_own_help_begins_with(name: str):
+    first = inspect.getdoc(COMMANDS[name]).split("\n\n")[0]
+    assert SUMMARIES[name] == " ".join(first.split())
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -88,7 +96,7 @@ def test_help_is_shown_whole_and_no_line_of_it_breaks(name: str, columns: int, m
 
 def test_every_key_of_the_config_has_its_flag():
     group = typer.main.get_command(app)
-    options = {text for param in group.commands["optimize"].params for text in param.opts}
+    options = {text for param in group.commands["optimize"].loaded().params for text in param.opts}
     assert {flag(name) for name in arguments_of(RunConfig)} - {"MODEL"} <= options
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from deploy.samples import noise, seeded
 from fxsurgery import capture
-from fxsurgery.deploy import Measure, Measurement, Timer, compare_programs, resolve_target, timing
+from fxsurgery.deploy import Measure, Measurement, Timer, compare_programs, kept_exports, resolve_target, timing
 from fxsurgery.deploy.measurement import MeasuredModel, MeasurementBlock, ModelRuns
 from fxsurgery.errors import DeviceError, ExportError
 from fxsurgery.program import Program
@@ -115,14 +115,15 @@ def small(program: Program) -> Program:
     return space(program, align=8).smallest_program()
 
 
-def test_the_original_is_measured_once_and_exported_once_by_each_exporter(monkeypatch: pytest.MonkeyPatch):
-    exported, real = list[str](), timing.export_onnx
+def test_the_original_is_measured_once_and_each_program_exported_once_by_each_exporter(monkeypatch: pytest.MonkeyPatch):
+    exported, real = list[str](), kept_exports.export_onnx
 
     def export(model, inputs, path, **options):
         exported.append(f"{path.stem} {options['exporter']}")
         return real(model, inputs, path, **options)
 
-    monkeypatch.setattr(timing, "export_onnx", export)
+    monkeypatch.setattr(kept_exports, "export_onnx", export)
+    monkeypatch.setattr(timing, "EXPORTS", kept_exports.KeptExports())
     target, start = Target(), taken(Net)
     timer = Timer(target, start, seed=3)
     assert timer.original_latency == timer.original_latency
@@ -138,7 +139,7 @@ def test_the_original_is_measured_once_and_exported_once_by_each_exporter(monkey
         {"original": "dynamo", "candidate": "dynamo"},
     ]
     assert exported == [
-        "original dynamo", "original legacy", "candidate legacy", "candidate legacy", "candidate dynamo",
+        "original dynamo", "original legacy", "candidate legacy", "candidate dynamo",
     ]  # fmt: skip
     assert {batch for _, batch, _ in target.asked} == {1}
     assert all(step.seed == 3 for *_, step in nonempty(target.asked))
@@ -199,8 +200,24 @@ def test_a_comparison_of_what_draws_or_has_one_batch_size(kind, monkeypatch: pyt
     assert report.batch == (4 if kind is FourOnly else 1)
 
 
+def test_programs_that_are_compared_again_are_not_exported_again(monkeypatch: pytest.MonkeyPatch):
+    exported, real = list[str](), kept_exports.export_onnx
+
+    def export(model, inputs, path, **options):
+        exported.append(path.stem)
+        return real(model, inputs, path, **options)
+
+    monkeypatch.setattr(kept_exports, "export_onnx", export)
+    monkeypatch.setattr(timing, "EXPORTS", kept_exports.KeptExports())
+    start = taken(Net)
+    for _ in range(2):
+        report = compare_programs({"original": start, "small": small(start)}, "local", {"rounds": 3, "seconds": 1.0})
+    assert exported == ["original", "small"]
+    assert report["small"].runs >= 3
+
+
 def test_options_are_refused_before_anything_is_exported(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(timing, "export_onnx", lambda *_, **__: pytest.fail("exported"))
+    monkeypatch.setattr(kept_exports, "export_onnx", lambda *_, **__: pytest.fail("exported"))
     for options in ({"threads": 10**6}, {"rounds": 10**12}, {"foo": 3}):
         with pytest.raises(DeviceError, match=f"{next(iter(options))}="):
             compare_programs({"a": taken(Net)}, "local", options)

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from fxsurgery.errors import DataError
 from fxsurgery.training import Task, steps_for
-from fxsurgery.training.batches import samples, set_epoch
+from fxsurgery.training.array_loader import samples
+from fxsurgery.training.batches import set_epoch
 from fxsurgery.training.task import accuracy, cross_entropy
 
 

@@ -2,8 +2,6 @@
 
 from typing import Any, Protocol
 
-import onnxruntime
-
 from fxsurgery.deploy.interleave import Measure, Models
 from fxsurgery.deploy.latency import LatencyReport, report_of
 from fxsurgery.deploy.measurement import Measurement
@@ -51,6 +49,8 @@ def resolve_target(spec: str) -> Target:
     if spec in {"local", "cpu"}:
         return Local()
     if spec == "cuda":
+        import onnxruntime  # noqa: PLC0415 -- slow to import
+
         if CUDA not in (found := onnxruntime.get_available_providers()):
             raise DeviceError(f"'cuda' needs ONNX Runtime's {CUDA}; this installation has {', '.join(found)}")
         return Local("cuda", CUDA)

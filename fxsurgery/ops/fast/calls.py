@@ -148,6 +148,11 @@ def contiguous(x: Tensor, **rest: Any) -> Plain | None:  # noqa: ANN401
     return None if rest else Plain(ATEN.clone.default, (x,), x.contiguous())
 
 
+def channel_shuffle(x: Tensor, groups: int) -> Plain:
+    """Channels dealt out in groups, which PyTorch runs as several steps where it is called by its other name."""
+    return Plain(ATEN.channel_shuffle.default, (x, groups), x.new_empty(x.shape))
+
+
 def applied(op: Any) -> FastCall:  # noqa: ANN401 -- an ATen operation
     """A function of single entries that keeps their type."""
 

@@ -69,6 +69,32 @@ def to_one_place(rank: int) -> FastModule:
     return work_out
 
 
+def maximum(rank: int) -> FastModule | None:
+    """Max pooling over a batch; the one in one dim goes through that in two, and is run."""
+    op = {2: ATEN.max_pool2d_with_indices.default, 3: ATEN.max_pool3d_with_indices.default}.get(rank)
+
+    def work_out(module: Any, x: Tensor, meta: Meta) -> Plain | None:  # noqa: ANN401
+        del meta
+        if module.return_indices or module.ceil_mode or x.dim() != rank + 2:
+            return None
+        sizes = (module.kernel_size, module.stride, module.padding, module.dilation)
+        kernel, stride, padding, dilation = (list(n) if isinstance(n, tuple) else [n] * rank for n in sizes)
+        space = [
+            (size + 2 * pad - spread * (wide - 1) - 1) // step + 1
+            for size, pad, spread, wide, step in zip(x.shape[2:], padding, dilation, kernel, stride, strict=True)
+        ]
+        return Plain(op, (x, kernel, stride, padding, dilation), x.new_empty((*x.shape[:2], *space)))
+
+    return None if op is None else work_out
+
+
+def flattened(module: Any, x: Tensor, meta: Meta) -> Plain:  # noqa: ANN401
+    """Dims joined to one."""
+    del meta
+    result = x.flatten(module.start_dim, module.end_dim)
+    return Plain(ATEN.view.default, (x, list(result.shape)), result)
+
+
 def applied(op: Any) -> FastModule:  # noqa: ANN401 -- an ATen operation
     """A function of single entries."""
 

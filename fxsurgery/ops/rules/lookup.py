@@ -76,6 +76,8 @@ def gathering(state: Provenance, call: Call) -> Sequence[Labels]:
     for other in call.tensors()[1:]:
         state.freeze_all(other)
         _freeze_along(state, source, [d for d, size in enumerate(other.shape) if size > 1])
+    if len(call.shape) < ndim:  # one entry of the dim is picked, and the dim goes
+        return [Labels(tuple(r.shape), [p.squeeze(dim) for p in source.planes]) for r in call.results]
     kept = [p for p in source.planes if all(call.shape[d] == source.shape[d] for d in varying(p))]
     for plane in source.planes:
         if not any(plane is k for k in kept):

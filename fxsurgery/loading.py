@@ -1,0 +1,96 @@
+"""Reads what `Result.save` wrote."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import GenericAlias
+
+from torch import nn
+
+from fxsurgery.budget import Cost
+from fxsurgery.errors import RunError, reason_of
+from fxsurgery.option_types import FilePath, checked
+from fxsurgery.program import Program
+from fxsurgery.result import PROGRAMS, BeforeAfter, Result, member_folder
+from fxsurgery.runs.layout import CONFIG, RESULT
+from fxsurgery.saving import open_result
+from fxsurgery.saving.facts import require_types, schema_of
+from fxsurgery.saving.schema import SavedCost, SavedResult
+from fxsurgery.searchers.common.pareto import ParetoMember, member_from_plain
+from fxsurgery.searchers.common.trials import SearchRecord, Trial, from_plain
+from fxsurgery.surroundings import plain_surroundings
+from fxsurgery.training import Score
+
+
+@checked(RunError)
+@plain_surroundings()
+def load(folder: FilePath, *, original: nn.Module | None = None) -> Result:
+    """What `Result.save` wrote, on the CPU. Nothing of the folder is run.
+
+    Args:
+        folder: the folder, or the directory of a run that has ended.
+        original: your model, where modules or functions of it were kept whole: these are taken from it, modules as
+            copies with the saved weights. It is captured anew on the saved example inputs, and what it does not call
+            in the same way is refused.
+
+    Raises:
+        RunError: there is no result, it is damaged or of a later version, or it wants `original`; it says what to do.
+        SavingError: it asks for what loading does not do.
+    """
+    folder = Path(folder)
+    if (folder / CONFIG).is_file() and (folder / RESULT).is_dir():
+        folder /= RESULT
+    opened = open_result(folder)
+    facts = opened.facts
+    require_types(folder, facts, _FACTS)
+    given = dict(facts)
+    try:
+        given["metrics"] = {split: BeforeAfter(*pair) for split, pair in facts["metrics"].items()}
+        given["figures"] = {name: BeforeAfter(*pair) for name, pair in facts.get("figures", {}).items()}
+        given["search"] = from_plain(facts["search"]) if "search" in facts else None
+        members = list(facts.get("pareto", ()))
+        programs = opened.programs((*PROGRAMS, *map(member_folder, range(len(members)))), original)
+        given |= {name: programs[name] for name in PROGRAMS}
+        given["pareto"] = tuple(member_from_plain(m, programs[member_folder(i)]) for i, m in enumerate(members))
+        return Result(**given, _saved_costs=_costs(folder, opened.saved, programs))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise RunError(f"{folder} is damaged: {reason_of(error)}; restore an intact copy, or save it again") from error
+
+
+def _costs(folder: Path, saved: SavedResult, programs: Mapping[str, Program]) -> tuple[Cost | None, Cost | None]:
+    """What the file says that original and result take.
+
+    Raises:
+        RunError: the parameters are others.
+    """
+    found = list[Cost | None]()
+    for name in ("original", "program"):
+        stated = None if saved.costs is None else saved.costs.get(name)
+        counted = sum(p.numel() for p in programs[name].graph_module.parameters())
+        if stated is not None and stated.params != counted:
+            numbers = f"{counted:,} parameters, and {stated.params:,} by its file"
+            raise RunError(f"{folder} is damaged: `{name}` has {numbers}; restore an intact copy, or save it again")
+        found.append(None if stated is None else _cost_of_saved(stated))
+    return found[0], found[1]
+
+
+def _cost_of_saved(saved: SavedCost) -> Cost:
+    return Cost(
+        params=saved.params,
+        macs=saved.macs,
+        uncounted=tuple(saved.uncounted),
+        unknown_macs=tuple(saved.unknown_macs),
+    )
+
+
+_TRIAL, _PAIRS = schema_of(Trial), dict[str, tuple[float, float]]
+_MEMBER = schema_of(ParetoMember, program=None, trial=_TRIAL, score=schema_of(Score))
+_FACTS = schema_of(
+    Result,
+    program=None,
+    original=None,
+    metrics=_PAIRS,
+    figures=_PAIRS,
+    search=schema_of(SearchRecord, trials=GenericAlias(list, (_TRIAL,))),
+    pareto=GenericAlias(list, (_MEMBER,)),
+)
+"""What `result.json` says beside the programs."""

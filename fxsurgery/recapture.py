@@ -1,0 +1,67 @@
+"""Captures the user's model again, as the one that a result was made of."""
+
+from torch import nn
+
+from fxsurgery.batch_layout import statement_of
+from fxsurgery.capture import capture
+from fxsurgery.capture.attention import is_plain
+from fxsurgery.capture.tracer import COMPOSED
+from fxsurgery.errors import CaptureError, SpecError
+from fxsurgery.inputs import Inputs
+from fxsurgery.program import Program
+
+
+def captured_as(wanted: Program, model: nn.Module, examples: Inputs) -> Program:
+    """Capture `model` with those of its modules kept whole that are in `wanted`.
+
+    A module that cannot be looked into is kept whole without being asked for, and others of its type are not.
+
+    Raises:
+        CaptureError: it cannot be captured.
+    """
+    found = None
+    problem = CaptureError(
+        "the model cannot be captured as the one that was saved; pass the model that was optimized as original="
+    )
+    for leaf_modules in ((), _kept_whole(wanted)):
+        try:
+            found = capture(
+                model, *examples.args, leaf_modules=leaf_modules, example_kwargs=dict(examples.kwargs),
+                batch_dims=statement_of(examples),
+            )  # fmt: skip
+        except CaptureError as error:
+            problem = error
+        if found is not None and found.text() == wanted.text():
+            break
+    if found is None:
+        raise problem
+    return found
+
+
+def _kept_whole(program: Program) -> tuple[type[nn.Module], ...]:
+    """The types of module that the capture did not look into, beside torch's own layers."""
+    kinds = dict[type[nn.Module], None]()
+    for _, module in program.calls(nn.Module):
+        torchs = type(module).__module__.startswith("torch.")
+        if (
+            not torchs
+            or isinstance(module, COMPOSED)
+            or (isinstance(module, nn.MultiheadAttention) and is_plain(module))
+        ):
+            kinds[type(module)] = None
+    return tuple(kinds)
+
+
+def require_same(found: Program, wanted: Program, what: str) -> None:
+    """Refuse a program whose tensors have other names or shapes than those of the one wanted.
+
+    Raises:
+        SpecError: it names the first tensor that differs; `what` says what this means.
+    """
+    shapes = [{n: tuple(t.shape) for n, t in p.graph_module.state_dict().items()} for p in (found, wanted)]
+    for name in {**shapes[1], **shapes[0]}:
+        here, there = (f"{s[name]}" if name in s else "missing" for s in shapes)
+        if here != there:
+            raise SpecError(
+                f"{what}: `{name}` is {here} here and {there} in the result; apply it to the model of the result"
+            )
