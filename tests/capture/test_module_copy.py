@@ -7,6 +7,7 @@ import torch
 from torch import fx, nn
 
 from fxsurgery.capture.module_copy import copied
+from nonempty import nonempty
 
 
 class Shared(nn.Module):
@@ -72,7 +73,7 @@ def test_modules_of_torch_are_copied_as_ever(model):
     assert type(twin) is type(wanted)
     assert vars(twin).keys() == vars(wanted).keys()
     assert twin.state_dict().keys() == model.state_dict().keys()
-    for name, value in twin.state_dict().items():
+    for name, value in nonempty(twin.state_dict().items()):
         assert torch.equal(value, model.state_dict()[name])
         assert value.data_ptr() != model.state_dict()[name].data_ptr()
 
