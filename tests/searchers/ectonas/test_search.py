@@ -213,7 +213,8 @@ def test_lineage_is_whole():
         assert parent.generation == candidate.generation - 1
         assert fates[parent.number] in {"parent", "winner"}
         assert candidate.epochs >= parent.epochs
-        assert all(parent.epochs < epochs <= candidate.epochs + 1e-9 for epochs, _ in nonempty(candidate.scores))
+    ages = [(told.trials[c.parent].epochs, epochs, c.epochs) for c in told.trials[1:] for epochs, _ in c.scores]
+    assert all(parent < epochs <= own + 1e-9 for parent, epochs, own in nonempty(ages))
     line = told.line(told.winner)
     assert [c.move for c in line if c.move] == nonempty(result.log)
     metrics = nonempty(m for c in line for _, m in c.scores)
