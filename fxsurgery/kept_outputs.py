@@ -41,6 +41,7 @@ class _Record:
 
     runs: dict[int | None, tuple[_State, tuple[Tensor, ...]]] = field(default_factory=dict)
     is_apart: bool | None = None
+    is_asked: bool = False
 
 
 _RECORDS = WeakKeyDictionary[Program, _Record]()
@@ -101,6 +102,13 @@ def forget_outputs(program: Program) -> bool:
 def is_apart(program: Program) -> bool | None:
     """Return whether the outputs for each sample are its own, whatever others are there; `None` if not known yet."""
     return _record(program).is_apart
+
+
+def is_first_question(program: Program) -> bool:
+    """Return whether nobody has asked before, by this function, whether a program's outputs are apart."""
+    record = _record(program)
+    was_asked, record.is_asked = record.is_asked, True
+    return not was_asked
 
 
 def note_apart(program: Program, *, value: bool | None) -> None:

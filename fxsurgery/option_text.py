@@ -108,7 +108,7 @@ def expected(hint: Any) -> str:  # noqa: ANN401 -- any annotation
 
     Example:
         >>> expected(Literal["a", "b"] | int | None)
-        'a, b, a whole number or None'
+        "'a', 'b', a whole number or None"
     """
     return _either(list(_choices(hint)))
 
@@ -118,7 +118,7 @@ def _choices(hint: Any) -> Iterator[str]:  # noqa: ANN401 -- any annotation
     if kind in {Union, types.UnionType}:
         yield from (text for one in inner if not (one is int and float in inner) for text in _choices(one))
     elif kind is Literal:
-        yield from map(str, inner)
+        yield from map(repr, inner)
     elif kind is Annotated and _bounds(hint):
         yield _bounded(hint)
     elif kind is Annotated:

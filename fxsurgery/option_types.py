@@ -151,15 +151,13 @@ def check_fields(
 def check_options(owner: Any) -> None:  # noqa: ANN401 -- any pass
     """Refuse an option of a pass whose value is of another type, or out of the bounds, that it is declared with.
 
-    Which of several texts an option takes is left to the pass.
-
     Raises:
         SpecError: it names the option, what was given, and what is wanted.
     """
     hints = hints_of(type(owner))
     for option in fields(owner):
         value, hint = getattr(owner, option.name), hints[option.name]
-        wrong = faults(value, hint) - ({"literal_error"} if isinstance(value, str) else set())
+        wrong = faults(value, hint)
         if wrong - BOUNDS:
             bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
             raise SpecError(

@@ -22,6 +22,7 @@ from fxsurgery.kept_outputs import (
     device_of,
     forget_outputs,
     is_apart,
+    is_first_question,
     kept_outputs,
     note_apart,
     runs_seeded,
@@ -144,7 +145,7 @@ class _Claim:
             return False
         try:
             got = seeded_outputs(self.result, self.examples.resized(samples))
-            expected = self._picked(got, samples)
+            expected = self._picked(got, samples, self._wanted_outputs())
             if is_apart(self.start) is None and not self._is_apart(expected, samples):
                 return False
         except (NotRunningError, *RUN_ERRORS):
@@ -152,20 +153,26 @@ class _Claim:
         return _are_equal(got, expected)
 
     def _is_apart(self, expected: Sequence[Tensor], samples: int) -> bool:
-        """Whether the reference gives for samples what it gives for them among the examples, `expected`."""
-        found = _are_equal(self._wanted_outputs(samples), expected)
-        if isinstance(self.reference, Itself) and self.reference.program is self.start:
-            note_apart(self.start, value=found)
+        """Whether the program before, or the reference, gives for samples what it gives for them among the examples.
+
+        That of the program is found out when it is the reference, and when it is asked for a second time.
+        """
+        is_own = isinstance(self.reference, Itself) and self.reference.program is self.start
+        if not is_own and is_first_question(self.start):
+            return _are_equal(self._wanted_outputs(samples), expected)
+        few = seeded_outputs(self.start, self.examples.resized(samples))
+        found = _are_equal(few, self._picked(few, samples, kept_outputs(self.start)))
+        note_apart(self.start, value=found)
         return found
 
-    def _picked(self, like: Sequence[Tensor], samples: int) -> list[Tensor]:
-        """What the reference gives for samples among the examples, in the shapes of the outputs `like` for them alone.
+    def _picked(self, like: Sequence[Tensor], samples: int, among: Sequence[Tensor]) -> list[Tensor]:
+        """The outputs for samples out of those on the examples, `among`, shaped as the outputs `like` for them alone.
 
         Raises:
             ValueError, RuntimeError: an output has no dim, or several, that grow with the number of samples.
         """
         rows, found = self.examples.resized_rows(samples), list[Tensor]()
-        for few, all_ in zip(like, self._wanted_outputs(), strict=True):
+        for few, all_ in zip(like, among, strict=True):
             (dim,) = (d for d, (m, n) in enumerate(zip(few.shape, all_.shape, strict=True)) if m != n)
             by_sample = all_.reshape(*all_.shape[:dim], self.examples.batch or 1, -1, *all_.shape[dim + 1 :])
             found.append(by_sample.index_select(dim, rows.to(all_.device)).flatten(dim, dim + 1))

@@ -11,7 +11,8 @@ from raised import PARTS, Site, Source
 
 VERBS = (
     "add", "apply", "ask", "begin", "build", "call", "capture", "check", "choose", "clean", "close", "compute",
-    "continue", "copy", "correct", "create", "delete", "draw", "drop", "encode", "export", "fix", "free", "give",
+    "continue", "copy", "correct", "create", "declare", "delete", "draw", "drop", "encode", "export", "fix", "free",
+    "give",
     "hide",
     "import", "install", "keep", "leave", "limit", "load", "look", "lower", "make", "merge", "move", "name", "omit",
     "open", "pass", "pip install", "put", "quote", "raise", "rebuild", "remove", "rename", "repair", "replace",

@@ -14,8 +14,8 @@ Optional = Annotated[int, Range(least=1, below=5)] | None
 @pytest.mark.parametrize(
     ("hint", "words"),
     [
-        (Literal["a", "b"], "a or b"), (Literal["a", "b"] | None, "a, b or None"),
-        (Annotated[Literal["a", "b"] | None, Argument()], "a, b or None"), (int | float, "a finite number"),
+        (Literal["a", "b"], "'a' or 'b'"), (Literal["a", "b"] | None, "'a', 'b' or None"),
+        (Annotated[Literal["a", "b"] | None, Argument()], "'a', 'b' or None"), (int | float, "a finite number"),
         (Optional, "a whole number, at least 1 and less than 5 or None"),
         (Annotated[Optional, Argument()], "a whole number, at least 1 and less than 5 or None"),
         (Annotated[float | None, Range(above=0)], "greater than 0 (a finite number or None)"),

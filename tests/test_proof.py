@@ -80,6 +80,12 @@ def test_a_masked_reference_is_run_on_the_examples_alone(runs: Runs, monkeypatch
     start = made()
     narrow = PRUNE(start).program
     assert ran == [2, 1]
+    assert is_apart(start) is None
+    ran.clear()
+    PRUNE(start)
+    assert is_apart(start) is True
+    PRUNE(start)
+    assert ran == [2, 2]
     ran.clear()
     runs.clear()
     PruneChannels((("hidden", (0,)),))(narrow)

@@ -26,7 +26,7 @@ from nonempty import nonempty
 ROOT = Path(__file__).parents[1]
 DECLARED = arguments_of(Arguments)
 NAMES = [f.name for f in fields(Arguments)]
-OPTIONS = {p.name: p for p in typer.main.get_command(app).commands["optimize"].params}
+OPTIONS = {p.name: p for p in typer.main.get_command(app).commands["optimize"].loaded().params}
 
 
 def net() -> nn.Module:

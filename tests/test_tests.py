@@ -10,7 +10,8 @@ from vacuous import findings
 
 MAY_BE_EMPTY = {
     "analysis/test_fast_shapes.py", "conformance/promises.py", "conformance/test_other_sizes.py",
-    "raised.py", "searchers/ectonas/test_brackets.py", "test_pass_contract.py", "test_tests.py",
+    "raised.py", "searchers/common/test_pareto.py",
+    "searchers/ectonas/test_brackets.py", "test_pass_contract.py", "test_tests.py",
     "training/test_meter.py",
 }  # fmt: skip
 """Files that hold one rule to many samples, of which some have nothing that it is about."""

@@ -9,6 +9,7 @@ transforms, decompositions and solvers, sparse and quantized products, operation
 named in `Cost.unknown_macs`.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -43,6 +44,12 @@ def has_unknown_macs(op: OpOverload) -> bool:
     """Whether `op`, which has no MACs that could be counted, may have some all the same."""
     if (declared := registry.of_aten(op)) is not None:
         return declared.multiplies and declared.macs is None
+    return _may_multiply(op)
+
+
+@functools.cache
+def _may_multiply(op: OpOverload) -> bool:
+    """Whether an operation that is not declared may have MACs: neither a view nor a copy, nor entry by entry."""
     if op.is_view:
         return False
     name = base_name(op)

@@ -26,7 +26,7 @@ class Registry:
         self._by_name: dict[str, Operator] = {}
         self._known: dict[Form, dict[Any, Spelling]] = {form: {} for form in get_args(Form)}
         self._types: dict[type, Spelling | None] = {}
-        self._overloads: dict[OpOverload, tuple[Operator | None, Rule | None]] = {}
+        self._overloads: dict[int, tuple[Operator | None, Rule | None, OpOverload]] = {}
         for operator in operators:
             self._add(operator)
 
@@ -79,13 +79,14 @@ class Registry:
             self._types[kind] = next((known[base] for base in kind.__mro__ if base in known), None)
         return self._types[kind]
 
-    def aten(self, op: OpOverload) -> tuple[Operator | None, Rule | None]:
-        """Return the operator of an ATen operation, and how labels pass through it."""
-        if (found := self._overloads.get(op)) is None:
+    def aten(self, op: OpOverload) -> tuple[Operator | None, Rule | None, OpOverload]:
+        """Return the operator of an ATen operation, how labels pass through it, and the operation."""
+        # Hashing an overload runs Python code, and every operation of an analysis is looked up several times.
+        if (found := self._overloads.get(id(op))) is None:
             declared = _operator(self._known["aten"].get(base_name(op)))
             entrywise = torch.Tag.pointwise in op.tags if declared is None else declared.is_entrywise
             rule = declared.rule if declared is not None else None
-            found = self._overloads[op] = (declared, pointwise if rule is None and entrywise else rule)
+            found = self._overloads[id(op)] = (declared, pointwise if rule is None and entrywise else rule, op)
         return found
 
     def spellings(self, operator: Operator) -> tuple[Spelling, ...]:

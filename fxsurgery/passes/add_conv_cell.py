@@ -126,8 +126,6 @@ class AddConvCell(Rewrite):
         return values > 1 and without_statistics(program) is None and can_follow(program, node, change)
 
     def _node(self, program: Program) -> fx.Node:
-        if self.kind not in {"average", "max", "none"}:
-            raise SpecError(f"kind={self.kind!r}: it must be 'average', 'max' or 'none'")
         if self.kind == "none" and self.ceil:
             raise SpecError("ceil is an option of the pool, and kind='none' has none; leave it out, or choose a pool")
         if self.channels is not None and self.channels < 1:

@@ -105,8 +105,6 @@ class Deepen(Rewrite):
     def _node(self, program: Program) -> fx.Node:
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise SpecError(f"kernel={self.kernel!r}: it must be odd; an even kernel has no centre tap")
-        if self.norm not in {"auto", "batch", "none"}:
-            raise SpecError(f"norm={self.norm!r}: it must be 'auto', 'batch' or 'none'")
         known = (n.name for n in program.nodes if isinstance(_site(program, n), _Site))
         return node_named(program, self.after, lambda: known, "nodes that a layer can follow")
 

@@ -20,7 +20,6 @@ from typing_extensions import override
 
 from fxsurgery.analysis.gating import GATES, gate_plan, gates_like
 from fxsurgery.edit import Editor
-from fxsurgery.errors import SpecError
 from fxsurgery.nn.gates import GateVector
 from fxsurgery.program import Program
 from fxsurgery.rewriting.branches import independent_gates, insert_independent
@@ -51,8 +50,6 @@ class InsertGates(Rewrite):
     @override
     def rewrite(self, edit: Editor) -> Effect:
         program = edit.program
-        if self.residual not in {"tied", "independent"}:
-            raise SpecError(f"residual={self.residual!r}: it must be 'tied' or 'independent'")
         if any(True for _ in program.calls(GateVector)):
             edit.refuse(f"{GATES}.vector", "the program has gates already")
             return Effect.EXACT

@@ -99,8 +99,6 @@ class LowRank(Rewrite):
                 f"low-rank takes exactly one of rank, energy and params, not {sorted(given) or 'none'}; give one, "
                 "such as energy=0.9"
             )
-        if self.scheme not in {"auto", *SCHEMES}:
-            raise SpecError(f"scheme={self.scheme!r}: it must be 'auto', {', '.join(map(repr, SCHEMES))}")
         if self.energy is not None and not 0 < self.energy <= 1:
             raise SpecError(f"energy={self.energy!r} is a share: above 0, at most 1; pass one such as 0.9")
         if self.params is not None and not 0 < self.params < 1:

@@ -86,9 +86,7 @@ class PruneChannels(Rewrite):
         Raises:
             SpecError: an option has no meaning.
         """
-        if self.attention not in {"heads", "head_dim"}:
-            raise SpecError(f"attention={self.attention!r}: it must be 'heads' or 'head_dim'")
-        if self.leaves not in {"nothing", "constant"} or (self.leaves, self.attention) == ("constant", "head_dim"):
+        if (self.leaves, self.attention) == ("constant", "head_dim"):
             raise SpecError(f"leaves={self.leaves!r}: it must be 'nothing', or, with attention='heads', 'constant'")
         return structure(program) if self.attention == "heads" else head_dim_structure(program)
 

@@ -98,10 +98,6 @@ class SplitEdge(Rewrite):
         return self._deepen(edit, target) if self.mode == "deepen" else self._widen(edit, target)
 
     def _check(self) -> None:
-        known = {"mode": ("deepen", "widen"), "zero": ("keep", "fresh"), "activation": ("before", "after")}
-        for option, values in known.items():
-            if getattr(self, option) not in values:
-                raise SpecError(f"{option}={getattr(self, option)!r}: it must be {values[0]!r} or {values[1]!r}")
         if self.mode == "widen" and self.source is None:
             raise SpecError("split-edge with mode='widen' goes from a node to a node: pass source=")
         if self.mode == "deepen" and (self.source, self.channels, self.size) != (None, None, None):

@@ -81,8 +81,6 @@ class SvdShrink(Rewrite):
 
     @override
     def rewrite(self, edit: Editor) -> Effect:
-        if self.signs not in {"data", "as is"}:
-            raise SpecError(f"signs={self.signs!r}: it must be 'data' or 'as is'")
         node = calls_to(edit.program, self.layer)[0]
         pair = find_pair(edit.program, self.layer)
         if isinstance(pair, Refusal):

@@ -10,6 +10,7 @@ from torch.nn import functional
 from fxsurgery.capture import capture
 from fxsurgery.capture.model_copies import ModelCopies, Scratch, same_bits
 from fxsurgery.errors import CaptureError
+from nonempty import nonempty
 
 X = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
 
@@ -82,10 +83,10 @@ def test_a_copy_takes_no_memory_for_parameters_and_shares_none_with_the_user():
     twin = copies.take(private)
     pairs = list(zip(twin.parameters(), private.parameters(), model.parameters(), strict=True))
     assert len(pairs) == 4
-    for own, of_private, users in pairs:
+    for own, of_private, users in nonempty(pairs):
         assert own is not of_private
         assert own.data_ptr() == of_private.data_ptr() != users.data_ptr()
-    assert all(a.data_ptr() != b.data_ptr() for a, b in zip(twin.buffers(), private.buffers(), strict=True))
+    assert all(a.data_ptr() != b.data_ptr() for a, b in nonempty(zip(twin.buffers(), private.buffers(), strict=True)))
 
 
 def test_what_a_run_does_to_a_parameter_object_stays_with_its_copy():
@@ -195,9 +196,11 @@ def test_the_program_has_the_users_numbers_and_the_user_keeps_them(write):
         program = capture(model, X, leaf_modules=(Writing,))
     except CaptureError:
         program = None  # what a run leaves behind may show in the second call
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in nonempty(model.state_dict().items()))
     if program is not None:
-        assert all(torch.equal(value, before[name]) for name, value in program.graph_module.state_dict().items())
+        assert all(
+            torch.equal(value, before[name]) for name, value in nonempty(program.graph_module.state_dict().items())
+        )
 
 
 @pytest.mark.parametrize(

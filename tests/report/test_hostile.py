@@ -29,7 +29,7 @@ MARKUP = "</title></style><script>alert(1)</script><img src=x onerror=alert(1)> 
 CONTROL = "\x1b]8;;file:///\x07\x1b[2J\r\x9b31m\u202e\u2066\u2028\x00"
 RICH = "[red]rich[/red][link=https://example.invalid]:skull:"
 HOSTILE = f"{MARKUP}{CONTROL}{RICH}"
-CHOSEN = {"axis"}
+CHOSEN = {"axis", "costs"}
 """Fields that hold one of a few names, and no free text."""
 COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from fxsurgery import tensor_state
 from fxsurgery.capture import capture
+from fxsurgery.passes import FoldBn
 from fxsurgery.runs.identity import fingerprint, likeness, told
 from fxsurgery.training import adamw, sgd
 
@@ -133,3 +135,29 @@ def test_weights_functions_and_wiring_do():
     assert len(set(found)) == len(found)
     doubled = capture(dense(), x).in_double()
     assert likeness(doubled) != found[0]
+
+
+def test_a_child_is_told_by_the_digests_of_its_parent_and_of_what_is_new(monkeypatch: pytest.MonkeyPatch):
+    layers = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3)
+    start = capture(nn.Sequential(*layers).eval(), torch.randn(2, 3, 12, 12))
+    child = FoldBn()(start).program
+    hashed, plain = list[int](), tensor_state._bytes
+    monkeypatch.setattr(tensor_state, "_checksum", lambda _: 0)
+    monkeypatch.setattr(tensor_state, "_bytes", lambda tensor: hashed.append(tensor.numel()) or plain(tensor))
+    first = likeness(start)
+    assert len(hashed) == len([*start.graph_module.parameters(), *start.graph_module.buffers()])
+    hashed.clear()
+    assert likeness(child) != first
+    assert sorted(hashed) == [6, 6 * 3 * 9]
+    hashed.clear()
+    assert likeness(start) == first
+    assert not hashed
+
+
+def test_a_weight_that_a_fused_optimizer_changed_is_told_apart():
+    start = capture(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.randn(2, 3))
+    first = likeness(start)
+    optimizer = torch.optim.AdamW(start.graph_module.parameters(), fused=True)
+    start.graph_module(*start.example_inputs).sum().backward()
+    optimizer.step()
+    assert likeness(start) != first

@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from fxsurgery.training import Progress
@@ -44,3 +45,24 @@ def test_on_a_terminal_there_is_a_live_line():
     run(Progress(console=Console(file=out, width=120, force_terminal=True)))
     assert "10/10" in out.getvalue()
     assert "accuracy 0.75" in out.getvalue()
+
+
+def test_a_live_line_is_drawn_no_more_often_than_one_can_see(monkeypatch: pytest.MonkeyPatch):
+    progress = Progress(console=Console(file=io.StringIO(), width=120, force_terminal=True))
+    seconds = iter(range(100))
+    monkeypatch.setattr("fxsurgery.training.progress.time.monotonic", lambda: 0.04 * next(seconds))
+    due = list[int]()
+    with progress.stage("weights", 10):
+        for step in range(1, 11):
+            if progress.is_due(step, 10):
+                due.append(step)
+                progress.show(standing(step))
+    assert due
+    assert due[-1] == 10
+    assert len(due) < 6
+
+
+def test_nothing_is_due_where_nothing_is_shown():
+    progress = Progress.quiet()
+    with progress.stage("weights", 10):
+        assert not any(progress.is_due(step, 10) for step in range(1, 11))

@@ -19,6 +19,7 @@ from fxsurgery.searchers.common.moves import OPERATIONS, Amounts, born, moves
 from fxsurgery.searchers.ectonas.start_nets import START_NETS
 from nonempty import nonempty
 from programs import program
+from runs_counted import Runs
 from zoo import lively
 
 SHAPE = (1, 9, 9)
@@ -371,3 +372,11 @@ def test_zero_padded_channels_stand_in_the_way_of_moves_and_end_no_search():
     start = capture(lively(Padded()).eval(), torch.randn(2, *SHAPE))
     found = [born(start, move) for operation in OPERATIONS for move in moves(start, operation)]
     assert all(isinstance(child, Program) for child in nonempty(found))
+
+
+def test_a_child_runs_in_its_proof_alone(runs: Runs):
+    start = captured(mlp, drawn(2, 5))
+    runs.clear()
+    child = born(start, nonempty(moves(start, "add-units"))[0])
+    assert isinstance(child, Program)
+    assert runs.samples(child) == [start.examples.batch, 1]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from devices import Device
-from fxsurgery import Budget, Result, request
+from fxsurgery import Budget, Result, preparation
 from fxsurgery.errors import BudgetError
 from fxsurgery.program import Program
 from searchers.ectonas.test_search import QUICK, cnn, evolved
@@ -21,7 +21,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, device: type[Device], finetune_epochs
         made.append(device(original, **options))
         return made[-1]
 
-    monkeypatch.setattr(request, "Timer", timer)
+    monkeypatch.setattr(preparation, "Timer", timer)
     config = replace(QUICK, operations=("identity", "remove-units", "remove-channels"), change=0.3, greediness=0.9)
     config = replace(config, finetune_epochs=finetune_epochs)
     result: Result = evolved(cnn(), config, 40, budget=Budget(latency_ms=SHARE))
