@@ -10,7 +10,7 @@ from vacuous import findings
 
 MAY_BE_EMPTY = {
     "analysis/test_fast_shapes.py", "conformance/promises.py", "conformance/test_other_sizes.py",
-    "raised.py", "searchers/common/test_pareto.py",
+    "raised.py",
     "searchers/ectonas/test_brackets.py", "test_pass_contract.py", "test_tests.py",
     "training/test_meter.py",
 }  # fmt: skip

@@ -14,7 +14,7 @@ from fxsurgery.capture import capture
 from fxsurgery.searchers.common.pareto import Front, ParetoMember
 from fxsurgery.searchers.common.trials import Trial
 from fxsurgery.training import Score
-from nonempty import possibly_empty
+from nonempty import nonempty
 
 AXES: tuple[Metric, ...] = ("params", "macs", "peak_activation_bytes", "latency_ms")
 
@@ -72,7 +72,7 @@ def test_it_is_sorted_by_cost_and_so_by_metric(pairs: list, higher: bool) -> Non
 @given(st.lists(st.tuples(METRICS, COSTS), min_size=1, max_size=12), st.booleans())
 def test_whether_one_was_taken_in_is_whether_it_was_there_right_after(pairs: list, higher: bool) -> None:
     _, taken = filled(pairs, "params", higher=higher)
-    for i, was in possibly_empty(enumerate(taken)):
+    for i, was in nonempty(enumerate(taken)):
         assert was == (i in brute(pairs[: i + 1], higher=higher))
 
 
