@@ -139,11 +139,7 @@ def _entering_l1(program: Program, node: fx.Node) -> Tensor:
         operator = program.operator(node)
         if operator is None or (place := operator.weight) is None:
             raise StructureError(
-<<<<<<< HEAD
                 f"%{node} mixes channels with a weight that is not declared; give its operator a `weight`"
-=======
-                f"%{node} mixes channels with a weight that no declaration names; give its operator a weight (fxsurgery.ops)"
->>>>>>> ops
             )
         weight = _value(program, node, module, place.argument)
         if place.inputs == 0:
