@@ -59,7 +59,9 @@ def by_hand(student, teacher, weights, loss=F.mse_loss):
 
 
 @pytest.mark.parametrize(
-    ("weight", "weights"), [(0.7, [0.7] * 4), (lambda over: 1 - over, [0.875, 0.625, 0.375, 0.125])], ids=str
+    ("weight", "weights"),
+    [(0.7, [0.7] * 4), (lambda over: 1 - over, [0.875, 0.625, 0.375, 0.125])],
+    ids=["constant", "falling"],
 )
 def test_it_is_the_loop_by_hand(weight, weights):
     teacher, student, twin = program(4, seed=1), program(4).trainable_copy(), net(4)
