@@ -19,8 +19,9 @@ from fxsurgery.runs.records import is_text
 from fxsurgery.searchers.common.best_model import unwritable, unwritten
 from fxsurgery.searchers.common.widths import Space
 from fxsurgery.searchers.session import Outcome, Session, Stage, Trainer
+from fxsurgery.searchers.training_mode import plain_mode, with_fastest_mode
 from fxsurgery.surroundings import plain_surroundings
-from fxsurgery.training import Score, Task
+from fxsurgery.training import Progress, Score, Task
 from fxsurgery.training.batches import count
 
 
@@ -126,35 +127,45 @@ def _announce(ready: PreparedRun, found: Space | None) -> None:
 
 
 def _session(ready: PreparedRun) -> tuple[Session, tuple[str, ...]]:
-    """What the search works with; and notes on the data where they had to be made."""
+    """What the search works with; and notes on data that had to be made, and on a training mode that was measured."""
+    trainer, task, notes, clip = _trainer(ready), ready.task, list[str](), None
+    if task is None:
+        task, note = made_task(ready, trainer)
+        clip = gradient_clip(ready)
+        notes.append(note)
+    trainer, chosen = _in_fastest_mode(trainer, ready, task)
+    session = Session(task, trainer, ready.latency, clip, spend=ready.request.spend, workshop=ready.workshop)
+    return session, (*notes, *chosen)
+
+
+def _trainer(ready: PreparedRun) -> Trainer:
+    """Trains as asked for, plainly where that is still to be measured."""
     request = ready.request
-    trainer = Trainer(
-        request.seed, ready.progress, request.device, request.mixed_precision, request.accumulate, ready.run
-    )
-    if ready.task is not None:
-        return Session(ready.task, trainer, ready.latency, spend=request.spend, workshop=ready.workshop), ()
-    task, note = made_task(ready, trainer)
-    clip = gradient_clip(ready)
-    return Session(task, trainer, ready.latency, clip, spend=request.spend, workshop=ready.workshop), (note,)
+    mode = plain_mode(request.memory_format, request.mixed_precision)
+    return Trainer(request.seed, ready.progress, request.device, mode, request.accumulate, ready.run)
+
+
+def _in_fastest_mode(trainer: Trainer, ready: PreparedRun, task: Task) -> tuple[Trainer, tuple[str, ...]]:
+    asked = (ready.request.memory_format, ready.request.mixed_precision)
+    return with_fastest_mode(trainer, ready.program, task, ready.settings, asked)
 
 
 def _foreseen(ready: PreparedRun) -> tuple[tuple[Stage, ...], float, tuple[str, ...]]:
     """What will be trained, the seconds that it will take, and what else is known before."""
     request, made = ready.request, tuple[Stage, ...]()
-    trainer = Trainer(
-        request.seed, device=request.device, mixed_precision=request.mixed_precision, accumulate=request.accumulate
-    )
     if ready.task is not None:
         counted = timed = ready.task
     else:
         counted, timed, making = foreseen_task(ready)
         made = (making,)
+    trainer, chosen = _in_fastest_mode(replace(_trainer(ready), progress=Progress.quiet()), ready, timed)
     session = Session(counted, trainer, ready.latency, spend=request.spend)
     found = ready.method.stages(ready.settings, session, trained=request.trained)
     stages = (*made, *found)
     looks = counted.val_batches or count(counted.val_data, "val_data")
     seconds = estimate(trainer, timed, ready.program, stages, looks=looks)
-    return stages, seconds, ready.method.foretold(ready.program, ready.settings, session, trained=request.trained)
+    foretold = ready.method.foretold(ready.program, ready.settings, session, trained=request.trained)
+    return stages, seconds, (*chosen, *foretold)
 
 
 def _result(ready: PreparedRun, session: Session, outcome: Outcome, notes: tuple[str, ...]) -> Result:

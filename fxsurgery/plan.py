@@ -144,10 +144,7 @@ def estimate(trainer: Trainer, task: Task, program: Program, stages: Sequence[St
 
 
 def _steps(trainer: Trainer, task: Task, model: nn.Module, steps: int) -> None:
-    recipe = Recipe(
-        steps=steps, optimizer=sgd(0.0), validations=0, mixed_precision=trainer.mixed_precision,
-        accumulate=trainer.accumulate,
-    )  # fmt: skip
+    recipe = trainer.own(Recipe(steps=steps, optimizer=sgd(0.0), validations=0))
     fit(model, task, recipe, seed=trainer.seed, device=trainer.device)
 
 

@@ -25,7 +25,8 @@ from fxsurgery.searchers.dnal import Dnal
 from fxsurgery.searchers.ectonas import Evolving
 from fxsurgery.searchers.methods import MethodName
 from fxsurgery.searchers.prune import Prune
-from fxsurgery.training import Accumulate, MixedPrecision
+from fxsurgery.training import Accumulate, MemoryFormat, MixedPrecision
+from fxsurgery.training.probe import Auto
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -85,8 +86,15 @@ class PlainArguments:
     """Where to train: `cpu` or `cuda`; the GPU if there is one, by default."""
     seed: Annotated[Seed, Argument("as given", "Training", "N")] = 0
     """Seed of everything random: the same seed gives the same result on the same machine."""
-    mixed_precision: Annotated[MixedPrecision | None, Argument("as given", "Training")] = None
-    """Number format of the training; that of `accelerate launch` by default."""
+    mixed_precision: Annotated[MixedPrecision | Auto | None, Argument("as given", "Training")] = None
+    """Number format of the training; that of `accelerate launch` by default.
+
+    `auto` is `bf16` where some steps on copies of the model are clearly faster so, at the same losses."""
+    memory_format: Annotated[MemoryFormat | Auto | None, Argument("as given", "Training")] = None
+    """How the weights of 2-D and 3-D convolutions lie in memory while they train; as they are by default.
+
+    `auto` is `channels_last` where some steps on copies of the model are clearly faster so, at the same losses. The
+    choice is noted, and kept in the run directory."""
     accumulate: Annotated[Accumulate, Argument("as given", "Training", "N")] = 1
     """Batches per optimizer step, whose gradients are added up."""
     executor: Annotated[Executor, Argument("not", "Training")] = "in-process"

@@ -6,7 +6,7 @@ end     the result: a note, and the checksums of its files
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeAlias
 
 from fxsurgery.errors import RunError
@@ -31,6 +31,17 @@ def is_amount(value: object) -> bool:
 def are_amounts(count: int) -> _Field:
     """The check that a value is a list of `count` amounts."""
     return lambda value: isinstance(value, list) and len(value) == count and all(map(is_amount, value))
+
+
+def is_choice_of(options: Collection[tuple[str | None, str | None]]) -> _Field:
+    """The check that a value is one of these memory and number formats with the reason."""
+    return lambda value: (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(map(_is_text_or_none, value))
+        and (value[0], value[1]) in options
+        and is_text(value[2])
+    )
 
 
 def _is_text_or_none(value: object) -> bool:

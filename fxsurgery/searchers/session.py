@@ -27,7 +27,6 @@ from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.common.trials import SearchRecord
 from fxsurgery.training import (
     Hooks,
-    MixedPrecision,
     Progress,
     Recipe,
     Score,
@@ -39,6 +38,7 @@ from fxsurgery.training import (
     steps_for,
 )
 from fxsurgery.training.batches import Loader
+from fxsurgery.training.probe import PLAIN, TrainingMode
 from fxsurgery.training.rank_zero import from_first
 from fxsurgery.training.schema import is_score
 from fxsurgery.training.snapshot import Checkpointer
@@ -55,14 +55,14 @@ class Trainer:
     progress: Progress = field(default_factory=Progress.quiet)
     device: str | None = None
     """Where to train: the GPU where there is one, unless said."""
-    mixed_precision: MixedPrecision | None = None
+    mode: TrainingMode = PLAIN
     accumulate: int = 1
     """Batches per optimiser step."""
     run: RunDir = field(default_factory=RunDir)
 
     def own(self, recipe: Recipe) -> Recipe:
         """The recipe as this run follows it."""
-        return replace(recipe, mixed_precision=self.mixed_precision, accumulate=self.accumulate)
+        return replace(self.mode.of(recipe), accumulate=self.accumulate)
 
     def fit(
         self,

@@ -18,18 +18,18 @@ from accelerate import Accelerator
 from torch import nn
 
 from fxsurgery.errors import DivergedError, TrainingError
-from fxsurgery.seeding import flushed_denormals, mix, reseed, seeded
+from fxsurgery.seeding import mix, reseed
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.batch_stream import Stream
-from fxsurgery.training.device import Device, accelerated
+from fxsurgery.training.device import Device
 from fxsurgery.training.distributed import Sharing
 from fxsurgery.training.evaluate import Score, evaluate
 from fxsurgery.training.finite import not_finite
-from fxsurgery.training.model_state import borrowed, training_only
 from fxsurgery.training.progress import Progress, TrainingProgress
 from fxsurgery.training.randomness import random_states, set_random_states
 from fxsurgery.training.recipe import Recipe
 from fxsurgery.training.schema import require_snapshot
+from fxsurgery.training.set_up import own_seed, set_up
 from fxsurgery.training.snapshot import (
     FORMAT,
     Checkpointer,
@@ -110,26 +110,16 @@ def fit(  # noqa: PLR0913 -- each by name; what searchers add is grouped in `Hoo
     if recipe.steps < 1:
         return FitReport(stage, 0, 0, 0, math.nan, None, 0.0)
     with (
-        accelerated(device, recipe.mixed_precision, recipe.accumulate) as (accelerator, there),
-        seeded(_own_seed(seed, accelerator.process_index), there),
-        flushed_denormals(),
-        borrowed(model, there),
-        training_only(model, parameters) as chosen,
+        set_up(model, recipe, seed, parameters, device) as (accelerator, there, chosen),
         progress.stage(stage, recipe.steps, task.metric_name),
     ):
         sharing = Sharing(accelerator.process_index, accelerator.num_processes)
         sharing.agree(chain(model.parameters(), model.buffers()))
-        model.train()
         stepper = Stepper(
             model, task, recipe, stage, hooks or Hooks(), accelerator, recipe.optimizer_of(chosen), there, sharing
         )
         with Stream(task.train_data, seed, there, sharing, task.counter(task.train_data)) as stream:
             return _Training(stepper, stream, progress, keeper, seed).run()
-
-
-def _own_seed(seed: int, rank: int) -> int:
-    """Of what layers draw: processes must not drop the same units."""
-    return mix(seed, 2**32 + rank) if rank else seed
 
 
 @dataclass
@@ -289,7 +279,7 @@ class _Training:
             with restoring("version of Python, numpy or torch"):
                 set_random_states(last["random"][sharing.rank], stepper.device)
         else:
-            reseed(mix(_own_seed(self.seed, sharing.rank), self.step), stepper.device)
+            reseed(mix(own_seed(self.seed, sharing.rank), self.step), stepper.device)
 
 
 def _points(steps: int, many: int) -> set[int]:

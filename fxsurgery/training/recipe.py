@@ -20,6 +20,8 @@ OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
 Schedule: TypeAlias = Callable[[float], float]
 """Factor of the learning rate when that share of the training, 0 to 1, is over."""
 MixedPrecision: TypeAlias = Literal["no", "bf16", "fp16"]
+MemoryFormat: TypeAlias = Literal["contiguous", "channels_last"]
+"""How the weights of 2-D and 3-D convolutions lie in memory, which the maps between them follow."""
 Accumulate: TypeAlias = Annotated[int, Range(least=1, below=2**31, said=": a step takes at least 1 batch")]
 """Batches of one optimizer step."""
 MIN_STEPS, MAX_STEPS = 200, 20_000
@@ -107,6 +109,9 @@ class Recipe:
     """Batches that one optimiser step takes: their mean loss is what one batch so many times as large would have."""
     mixed_precision: MixedPrecision | None = None
     """`None` is what `accelerate launch` says, else none."""
+    memory_format: MemoryFormat | None = None
+    """Of the weights of convolutions while they train; `None` leaves them as they are. The result is equal up to
+    rounding, and up to which entries of a map a dropout between convolutions draws."""
     validations: int | tuple[int, ...] | None = None
     """How often to look at the validation data, evenly, at the end too; or after which steps, counted from 1; `None` is
     once an epoch, 5 at most."""
