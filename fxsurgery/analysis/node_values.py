@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from fxsurgery.analysis.cached import fact
@@ -89,5 +90,6 @@ class _Run(fx.Interpreter):
         result = super().run_node(n)
         if n.op == "call_method" and isinstance(result, Tensor) and result.device.type != "meta":
             raise RuntimeError(f"%{n} is on {result.device}")
-        self.seen[n.name] = result
+        # An operation that works in place may give it another shape later.
+        self.seen[n.name] = pytree.tree_map_only(Tensor, Tensor.detach, result)
         return result

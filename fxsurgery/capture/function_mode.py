@@ -24,15 +24,12 @@ from fxsurgery.capture.functions import Function, stand_ins
 from fxsurgery.capture.interception import listening
 from fxsurgery.capture.module_mode import IsLeaf, ModuleMode
 from fxsurgery.capture.outputs import plain_structure, unknown_types
-from fxsurgery.capture.size_tape import SizeTape
+from fxsurgery.capture.size_tape import SizeTape, size_method
 from fxsurgery.capture.trace import REWRITE, OffenceError, Recording
 from fxsurgery.capture.traced_sizes import plain
 from fxsurgery.capture.unsupported_ops import goes_over, sized_by_values, unrepeatable
 from fxsurgery.capture.value_table import ValueTable, state_of
 from fxsurgery.inputs import Inputs
-
-SIZES = {name: name for name in ("size", "stride", "numel", "nelement")} | {"shape": "size", "__len__": "size"}
-"""Functions and attributes that give sizes of a tensor, and the method that a graph reads them by."""
 
 
 def record(
@@ -158,7 +155,7 @@ class _Recorder(ModuleMode):
             self.quiet -= 1
         if before is None:
             return self._attribute(func, args[0], out)
-        if name in SIZES and isinstance(args[0], Tensor):
+        if size_method(name) is not None and isinstance(args[0], Tensor):
             return self._sizes(name, args[0], (*args[1:], *kwargs.values()), out)
         if name != "__setitem__" and not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(out)):
             return out
@@ -203,7 +200,7 @@ class _Recorder(ModuleMode):
 
     def _sizes(self, name: str, tensor: Tensor, dim: tuple[int, ...], out: Any) -> Any:
         """The sizes that were read of `tensor`, traced; `len()` gives Python a plain number."""
-        method = SIZES.get(name)
+        method = size_method(name)
         if self._tape is None or method is None:
             return out
         node = self.values.node_for(tensor)

@@ -18,15 +18,26 @@ import torch
 from torch import fx
 
 from fxsurgery.capture.traced_sizes import Traced, TracedFloat, TracedInt, is_traced, plain, simple
+from fxsurgery.ops import registry
+from fxsurgery.ops.facets import Argument
+from fxsurgery.ops.movement import UNBIND
+from fxsurgery.ops.queries import STRIDE
 
 Made: TypeAlias = Callable[[fx.Node], fx.Node]
 """Called with each new node."""
 ASSERT = torch._assert  # noqa: SLF001 -- the one check that fx, export and generated code know
 
-PARTED = {
-    "split": "split_size", "unsafe_split": "split_size", "chunk": "chunks", "unsafe_chunk": "chunks", "unbind": "",
-}  # fmt: skip
-"""Functions that give as many tensors as a size says, which Python takes apart, and the argument they go by."""
+
+_READ_BY = {"sizes": "size", "first": "size", "count": "numel"}
+"""The method by which a graph reads sizes of a tensor."""
+
+
+def size_method(name: str) -> str | None:
+    """Return the method that reads what a function or attribute of a tensor gives; `None` where that is no size."""
+    operator = registry.of_method(name) or registry.of_attribute(name)
+    if operator is STRIDE:
+        return "stride"
+    return None if operator is None else _READ_BY.get(operator.extents or "")
 
 
 class SizeTape:
@@ -81,16 +92,16 @@ class SizeTape:
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], node_for: Callable[[Any], Any]
     ) -> None:
         """Guard the number of parts that the function `name` took a tensor apart into, if it is one that does so."""
-        if name not in PARTED:
+        operator = registry.of_method(name)
+        if operator is None or (operator.parts is None and operator is not UNBIND):
             return
-        places = ["input", "dim"] if name == "unbind" else ["input", PARTED[name], "dim"]
-        said = {"dim": 0, **dict(zip(places, args, strict=False)), **kwargs}
-        by: Any = said.get(PARTED[name], said.get("split_size_or_sections"))
-        tensor: Any = said.get("input", said.get("tensor"))
-        if isinstance(by, (list, tuple)) or not tensor.size(said["dim"]):
+        by: Any = None if operator.parts is None else operator.parts.of_call(args, kwargs)
+        dim: int = Argument(1 if operator.parts is None else 2, "dim", 0).of_call(args, kwargs)
+        tensor: Any = Argument(0, "input", None, ("tensor",)).of_call(args, kwargs)
+        if isinstance(by, (list, tuple)) or not tensor.size(dim):
             return
-        count: Any = self.read("size", node_for(tensor), said["dim"], value=int(tensor.shape[said["dim"]]))
-        if "chunk" in name:
+        count: Any = self.read("size", node_for(tensor), dim, value=int(tensor.shape[dim]))
+        if operator.parts is not None and operator.parts.name == "chunks":
             by = -(-count // by)
         self.pin(count if by is None else -(-count // by))
 

@@ -161,6 +161,8 @@ GETITEM = Operator(
     picks=True,
 )
 
+UNBIND = moved("unbind", rule=rules.move, fast_call=calls.unbind, facts="rearranges picks")
+
 PARTS = (
     _parted("split", _PIECE, _PIECE, rules.move),
     _parted("unsafe_split", _PIECE, _PIECE, rules.move),
@@ -169,7 +171,7 @@ PARTS = (
     _parted("unsafe_chunk", _COUNT, _COUNT, rules.move),
     _parted("tensor_split", _SECTIONS, None),
     moved("unsafe_split_with_sizes", rule=rules.move, facts="rearranges picks"),
-    moved("unbind", rule=rules.move, fast_call=calls.unbind, facts="rearranges picks"),
+    UNBIND,
     moved("hsplit", facts="rearranges picks"),
     moved("vsplit", facts="rearranges picks"),
     moved("dsplit", facts="rearranges picks"),

@@ -8,8 +8,11 @@ from fxsurgery.ops.operator import Kind, Operator
 
 SIZE = Operator(name="size", kind=Kind.QUERY, attributes=("shape",), extents="sizes")
 
+STRIDE = Operator(name="stride", kind=Kind.QUERY)
+
 DECLARED = (
     SIZE,
+    STRIDE,
     Operator(name="numel", kind=Kind.QUERY, aliases=("nelement",), extents="count"),
     Operator(name="len", kind=Kind.QUERY, functions=(builtins.len,), methods=("__len__",), extents="first"),
     Operator(name="dim", kind=Kind.QUERY, aliases=("ndimension",), attributes=("ndim",), extents="rank"),
@@ -19,6 +22,6 @@ DECLARED = (
     Operator(name="layout", kind=Kind.QUERY, attributes=("layout",), is_named=False),
     *(
         Operator(name=name, kind=Kind.QUERY)
-        for name in "stride storage_offset element_size is_floating_point is_complex is_contiguous get_device".split()
+        for name in "storage_offset element_size is_floating_point is_complex is_contiguous get_device".split()
     ),
 )

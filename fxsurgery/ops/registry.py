@@ -190,6 +190,11 @@ def of_method(name: str) -> Operator | None:
     return _operator(_DECLARED.spelling("method", name))
 
 
+def of_attribute(name: str) -> Operator | None:
+    """Return the operator that reading a tensor's attribute computes."""
+    return _operator(_DECLARED.spelling("attribute", name))
+
+
 def of_aten(op: OpOverload) -> Operator | None:
     """Return the operator that an ATen operation, or one of another library, computes."""
     return _DECLARED.aten(op)[0]
@@ -275,6 +280,7 @@ __all__ = [
     "named",
     "of",
     "of_aten",
+    "of_attribute",
     "of_function",
     "of_method",
     "of_module",

@@ -106,8 +106,8 @@ EXCEPT = {
 """Operators that this network cannot hold, by the reason."""
 
 
-LEFT_OUT = {"unsqueeze_", "squeeze_", F.upsample, F.upsample_nearest, F.upsample_bilinear}
-"""Methods that change the shape of their input, so that a run finds its later shape; functions that warn of age."""
+LEFT_OUT = {F.upsample, F.upsample_nearest, F.upsample_bilinear}
+"""Functions that warn of their age."""
 
 
 def compared(operator: Operator) -> list[Spelling]:
