@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from fxsurgery.argument_names import assigned, keyword
 from fxsurgery.errors import DataError, TrainingError
 from fxsurgery.training.recipe import MemoryFormat
 
@@ -46,8 +47,8 @@ def laid_out(model: nn.Module, memory_format: MemoryFormat | None) -> Iterator[N
     except DataError as error:
         if held and _NO_VIEW in str(error):
             raise TrainingError(
-                f"the model cannot train with memory_format={memory_format!r}: its forward calls `view` on a map that "
-                "lies otherwise; call `reshape` or `flatten` there, or leave memory_format out"
+                f"the model cannot train with {assigned('memory_format', memory_format)}: its forward calls `view` on "
+                f"a map that lies otherwise; call `reshape` or `flatten` there, or leave {keyword('memory_format')} out"
             ) from error
         raise
     finally:

@@ -37,6 +37,7 @@ from fxsurgery.training import (
     sgd,
     steps_for,
 )
+from fxsurgery.training.probe import Probe, TrainingMode
 from nonempty import nonempty
 
 ROOT = Path(__file__).parents[2]
@@ -215,6 +216,30 @@ def bfloat16():
     return trained(net(norm=True), task_of(images()), mixed_precision="bf16", optimizer=sgd(0.02))
 
 
+def channels_last():
+    return trained(net(norm=True), task_of(images()), memory_format="channels_last")
+
+
+def measured():
+    """A training mode that the first process measures, as if channels_last took no time, and all of them take."""
+    calls, real = [], Probe.measure
+
+    def measure(self, candidates):
+        found = real(self, candidates)
+        calls.append({str(mode): one.failure for mode, one in found.items()})
+        found[TrainingMode("channels_last", "no")].seconds = [1e-9]
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Probe, "measure", measure)
+        result = optimize(
+            net(norm=True), train_data=images(), val_data=images(), budget=Budget(macs=0.8), batch_size=7,
+            config=Dnal(align=2, architecture_epochs=1, finetune_epochs=1, fewest_steps=4, most_steps=4), device="cpu",
+            verbose=False, memory_format="auto", mixed_precision="auto",
+        )  # fmt: skip
+    return {"calls": calls, "notes": list(result.notes), "tensors": dict(result.program.graph_module.named_buffers())}
+
+
 def sparse_gradients():
     words = torch.randint(9, (26, 4), generator=torch.Generator().manual_seed(0))
     with torch.random.fork_rng():
@@ -275,7 +300,7 @@ EXACT = [
     rows_that_do_not_divide, batch_norms, lone_rows, processes_without_a_row, users_loader, users_loader_with_workers,
     data_set, ignored_targets, ignored_targets_with_class_weights, time_first, accumulating, unused_parameters,
     a_penalty, a_penalty_where_whole_batches_do_not_count, sub_networks, features_of_a_teacher,
-    gradients_that_hooks_edit, sparse_gradients, recalibrated, how_many_steps,
+    gradients_that_hooks_edit, sparse_gradients, recalibrated, how_many_steps, channels_last,
 ]  # fmt: skip
 
 
@@ -365,7 +390,7 @@ def offsets():
     return {"told": [str(caught.value)]}
 
 
-APART = [offsets, cut_off, dropped, not_finite_in_one, loaders_that_part_the_data_themselves, bfloat16]
+APART = [offsets, cut_off, dropped, not_finite_in_one, loaders_that_part_the_data_themselves, bfloat16, measured]
 
 
 @pytest.fixture(scope="module")
@@ -397,6 +422,17 @@ def test_in_bfloat16_they_learn_nearly_that(processes):
     for name, tensor in nonempty(one["tensors"].items()):
         assert torch.equal(first["tensors"][name], second["tensors"][name]), name
         torch.testing.assert_close(first["tensors"][name], tensor, rtol=0.05, atol=0.02)
+
+
+def test_the_first_measures_what_is_fast_and_all_train_so(processes):
+    first, second = (found["measured"] for found in processes)
+    assert first["calls"] == [{"plain": "", "bf16": "", "channels_last": "", "channels_last, bf16": ""}]
+    assert second["calls"] == []
+    assert first["notes"] == second["notes"]
+    [note] = [note for note in first["notes"] if note.startswith("training mode")]
+    assert "channels_last, which takes 0.00" in note
+    for name, tensor in nonempty(first["tensors"].items()):
+        assert torch.equal(tensor, second["tensors"][name]), name
 
 
 def test_cut_off_they_end_the_same_bit_for_bit(processes):

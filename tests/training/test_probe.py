@@ -61,7 +61,7 @@ def test_the_losses_of_the_modes_are_comparable():
     assert half == pytest.approx(plain, rel=2e-2)
     assert half != plain
     assert len(set(plain)) == len(plain) == 3, "the weights do not train"
-    assert not any(found[mode].failure for mode in found)
+    assert [found[mode].failure for mode in (PLAIN, LAST, HALF)] == ["", "", ""]
 
 
 def test_several_batches_a_step_are_measured_so():
@@ -76,7 +76,7 @@ def test_model_and_random_states_are_left_alone():
     assert torch.equal(torch.get_rng_state(), states)
     assert all(torch.equal(value, before[name]) for name, value in nonempty(model.state_dict().items()))
     assert not model.training
-    assert all(p.grad is None and p.is_contiguous() for p in model.parameters())
+    assert all(p.grad is None and p.is_contiguous() for p in nonempty(model.parameters()))
 
 
 def test_a_mode_in_which_the_model_cannot_train_is_left_out():

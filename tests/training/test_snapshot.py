@@ -187,7 +187,11 @@ def test_with_workers_it_ends_the_same(loader):
     cut_off_everywhere(WORKERS[loader], OPTIMIZERS["sgd"], (3, 6))
 
 
-@pytest.mark.parametrize("options", [{"accumulate": 3}, {"mixed_precision": "bf16"}, {"gradient_clip": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"accumulate": 3}, {"mixed_precision": "bf16"}, {"memory_format": "channels_last"}, {"gradient_clip": 0.1}],
+    ids=str,
+)
 def test_whatever_the_recipe_it_ends_the_same(options):
     cut_off_everywhere(LOADERS["shuffle"], OPTIMIZERS["sgd"], (2, 5), **options)
 
