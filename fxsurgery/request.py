@@ -94,8 +94,8 @@ class PlainArguments:
     memory_format: Annotated[MemoryFormat | Auto | None, Argument("as given", "Training")] = None
     """How the weights of 2-D and 3-D convolutions lie in memory while they train; as they are by default.
 
-    `auto` is `channels_last` where that is as much faster and the losses differ by 0.1 % at most. With both `auto`, all four
-    combinations are measured. The choice is noted, and kept in the run directory."""
+    `auto` is `channels_last` where that is as much faster and the losses differ by 0.1 % at most. With both
+    `auto`, all four combinations are measured. The choice is noted, and kept in the run directory."""
     accumulate: Annotated[Accumulate, Argument("as given", "Training", "N")] = 1
     """Batches per optimizer step, whose gradients are added up."""
     executor: Annotated[Executor, Argument("not", "Training")] = "in-process"
