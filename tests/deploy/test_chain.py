@@ -42,7 +42,7 @@ def test_the_text_of_a_chain_reads_back(text: str):
         ("export;measure;check", "out of order"),
         ("", "not of the form"),
         ("export;fold", "no step is named 'fold'; there are: check, export, measure, to-float16"),
-        ("export(exporter='onnx')", "exporter='onnx': it must be auto, dynamo or legacy"),
+        ("export(exporter='onnx')", "exporter='onnx': it must be 'auto', 'dynamo' or 'legacy'"),
         ("export(opset=0)", "opset=0"),
         ("export;check(rtol=-1)", "rtol=-1"),
         ("export;check(0.1)", "options in 'check.0.1.' are given by name"),

@@ -307,7 +307,7 @@ def test_a_directory_without_permission_is_refused(tmp_path, monkeypatch):
 
 
 def test_unusable_requests_are_refused(tmp_path):
-    with pytest.raises(ExportError, match="exporter='onnx': it must be auto, dynamo or legacy"):
+    with pytest.raises(ExportError, match="exporter='onnx': it must be 'auto', 'dynamo' or 'legacy'"):
         export_onnx(residual(), IMAGES, tmp_path / "m.onnx", exporter="onnx")
     with pytest.raises(ExportError, match="at least one example input"):
         export_onnx(residual(), (), tmp_path / "m.onnx")

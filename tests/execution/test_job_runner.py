@@ -251,7 +251,7 @@ def test_no_jobs_are_no_work():
 
 
 def test_what_has_no_meaning_is_refused(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(SurgeryError, match="executor='threads': it must be one of in-process, processes, ray"):
+    with pytest.raises(SurgeryError, match="executor='threads': it must be 'in-process', 'processes' or 'ray'"):
         JobRunner("threads")
     with pytest.raises(SurgeryError, match="workers=0: it must be at least 1"):
         JobRunner(workers=0)
