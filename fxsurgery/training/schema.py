@@ -34,7 +34,7 @@ def is_score(value: object) -> bool:
 
 
 def is_curve(value: object) -> bool:
-    """Whether it is a list of the fields of `Standing`, as `Progress.history` keeps them."""
+    """Whether it is a list of the fields of `TrainingProgress`, as `Progress.history` keeps them."""
     return isinstance(value, list | tuple) and all(isinstance(point, dict) and _is_point(point) for point in value)
 
 

@@ -32,7 +32,7 @@ PATIENCE = 60
 """Seconds after which what should have happened has not."""
 
 
-TESTS = Path(__file__).parents[2]
+TESTS = Path(__file__).parents[1]
 AROUND = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
 
 
@@ -151,7 +151,7 @@ def test_an_interrupt_ends_every_process_and_is_an_interrupt(tmp_path: Path):
 STREAMS = """
 import atexit
 from execution.jobs import jobs, task
-from fxsurgery.execution import Job, Workshop
+from fxsurgery.execution import Job, JobRunner
 from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.training import Recipe, sgd
 from torch.nn.functional import cross_entropy
@@ -162,7 +162,7 @@ def loss(output, target):
 
 atexit.register(print, "at the end")
 print("not yet written")
-Workshop("processes", workers=2, device="cpu").run(jobs(2, steps=1), task(loss=loss), RunDir())
+JobRunner("processes", workers=2, device="cpu").run(jobs(2, steps=1), task(loss=loss), RunDir())
 """
 
 

@@ -287,7 +287,7 @@ def test_images_are_data_as_well():
 
 @pytest.mark.slow
 def test_a_distributed_run_shares_its_jobs_in_process(tmp_path: Path):
-    tests = Path(__file__).parents[2]
+    tests = Path(__file__).parents[1]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -109,13 +109,13 @@ def test_a_ray_that_runs_already_is_used_and_left_running(workshop):
 ALONE = """
 import os, signal, warnings
 import ray
-from fxsurgery.execution import Workshop
+from fxsurgery.execution import JobRunner
 from fxsurgery.runs.run_directory import RunDir
 from execution.jobs import jobs, task
 
 warnings.simplefilter("error")
 given = task(loss=lambda o, t: o.square().mean())
-[end] = Workshop("ray", workers=2, device="cpu").run(jobs(1, steps=1), given, RunDir())
+[end] = JobRunner("ray", workers=2, device="cpu").run(jobs(1, steps=1), given, RunDir())
 assert end.failure is None
 assert not ray.is_initialized()
 assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -137,7 +137,7 @@ def marked(mark: str) -> list[str]:
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are looked up in /proc")
 def test_a_ray_of_our_own_is_quiet_and_leaves_nothing_behind(tmp_path: Path):
-    tests = Path(__file__).parents[2]
+    tests = Path(__file__).parents[1]
     around = {**os.environ, "PYTHONPATH": f"{tests}{os.pathsep}{tests.parent}", "MARK": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=False, env=around)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
