@@ -58,7 +58,10 @@ _KINDS = (
         "Use torch functions",
     ),
 )
-_OURS = tuple(str(Path(p).parent) for p in (torch.__file__, __file__))
+_PACKAGE = Path(__file__).parents[1]
+_OURS = (str(Path(torch.__file__).parent), str(_PACKAGE))
+_OF_MODELS = str(_PACKAGE / "nn")
+"""Modules of ours that are part of a model: what they do is the model's doing."""
 _WITH_TORCH = ("numpy", "sympy", "mpmath", "networkx")
 """What torch itself runs on."""
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
@@ -134,7 +137,8 @@ def _type_name(model: nn.Module, path: str) -> str:
 def is_users(file: str) -> bool:
     """Whether a file is none of Python's, torch's or ours."""
     in_library = in_standard_library(file) or any(f"/site-packages/{name}/" in file for name in _WITH_TORCH)
-    return not in_library and not any(file.startswith(f"{ours}/") for ours in _OURS)
+    is_ours = any(file.startswith(f"{ours}/") for ours in _OURS) and not file.startswith(f"{_OF_MODELS}/")
+    return not in_library and not is_ours
 
 
 @functools.cache

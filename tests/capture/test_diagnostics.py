@@ -9,7 +9,10 @@ from torch import nn
 
 from capture.parity import taken
 from fxsurgery.capture import capture
+from fxsurgery.capture.diagnostics import is_users
 from fxsurgery.errors import CaptureError
+from fxsurgery.nn import gates
+from fxsurgery.ops import registry
 
 
 def branch(x):
@@ -125,3 +128,10 @@ def test_what_only_symbolic_tracing_cannot_do_is_recorded():
 
     (note,) = taken(Offender(odd), torch.randn(2, 3)).notes
     assert note.startswith("`x` must have size 3 along dim 1")
+
+
+def test_code_of_ours_is_no_users_but_that_of_our_modules():
+    assert not is_users(registry.__file__)
+    assert not is_users(torch.nn.functional.__file__)
+    assert is_users(gates.__file__)
+    assert is_users(__file__)
