@@ -17,7 +17,7 @@ _CLOSED = ConfigDict(extra="forbid")
 
 
 Metric: TypeAlias = Literal["params", "macs", "peak_activation_bytes", "latency_ms"]
-"""What a cost is told in; MACs, activations and latency are for one sample."""
+"""The metrics of a cost; MACs, activations and latency are per sample."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,6 +49,6 @@ def _magnitude(part: Tensor) -> float:
 
 
 def _in_parts(tensor: Tensor) -> Iterator[Tensor]:
-    """The entries in float64, so many at a time that the working memory stays small however large the tensor is."""
+    """Yield the entries in float64, in parts of bounded size, so that working memory stays small."""
     for part in torch.split(tensor.detach().flatten(), _PART) if tensor.numel() else ():
         yield part.double()

@@ -2,7 +2,7 @@
 
 They belong to the program object, so copies, pickles and `replace` begin without any, and go with it. They hold as long
 as nothing that they depend on changed: the graph's code, the modules, every tensor (by its checksum, see
-`fxsurgery.tensor_state`), the example inputs, and what PyTorch is told of precision and determinism. The rest of the
+`fxsurgery.tensor_state`), the example inputs, and the precision and determinism settings of PyTorch. The rest of the
 surroundings is always plain (`fxsurgery.surroundings`).
 """
 

@@ -75,7 +75,7 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return labels
 
     def current(self, tensor: Tensor) -> Labels:
-        """Return what is known of a tensor by now, in the form that rules take."""
+        """Return the current labels of a tensor, in the form that rules take."""
         labels = self.labels(tensor)
         self.state.refresh(labels)
         return Labels(labels.shape, list(labels.planes), labels.version)
@@ -113,7 +113,7 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return [Labels(tuple(r.shape)) for r in call.results]
 
     def _keep_constants(self, call: Call, results: Sequence[Labels]) -> Sequence[Labels]:
-        """Freeze what a norm or grouped conv is told the size of where no rewrite reaches that number."""
+        """Freeze the dims whose size a norm or grouped conv takes as a number that no rewrite reaches."""
         if not self.hidden:
             return results
         sizes = None if (declared := registry.of_aten(call.op)) is None else declared.sizes

@@ -44,7 +44,7 @@ def peak_activation_bytes(program: Program) -> int:
 
 
 Held = Mapping[str, Mapping[int, int]]
-"""By node: the storages of what it gives, with their bytes."""
+"""By node: the storages of its value, each with its size in bytes."""
 
 
 def _peak(nodes: tuple[fx.Node, ...], held: Held) -> int:

@@ -160,7 +160,7 @@ def feature_maps(program: Program) -> dict[str, tuple[int, ...]]:
 
 
 def _may_permute(operator: Operator) -> bool:
-    """Whether what it gives may be no map although it has the shape of one that it reads."""
+    """Return True if its result may not be a feature map even where it has the shape of its input map."""
     is_product = operator.kind is Kind.CONTRACTION and operator.window is None and operator is not LINEAR
     return operator.regroups or is_product
 

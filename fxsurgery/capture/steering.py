@@ -114,6 +114,6 @@ def _operator(func: Any, name: str) -> Operator | None:
 
 
 def _regularizes(func: Any, name: str) -> bool:
-    """Whether a function draws to regularize what it computes: what it gives is no draw."""
+    """Return True if a function uses random numbers only to regularize its result, which is then not a draw itself."""
     operator = _operator(func, name)
     return operator is not None and operator.draws == "regularizes"

@@ -28,7 +28,7 @@ from fxsurgery.tensor_state import digest
 MOST_BYTES = 512 * 2**20
 """Of all files that are kept, in memory; those used least recently go first."""
 _INNER = {*vars(nn.Module()), "_graph", "_code", "_tracer_cls", "_tracer_extras", "meta"}
-"""Attributes that every module has, and those that a graph module has for its graph, which is told as text."""
+"""Attributes of every module, and those of a graph module for its graph, whose code is compared instead."""
 
 
 @dataclass(eq=False)

@@ -33,7 +33,6 @@ DECLARED = (
         macs=macs.whole_attention,
         draws="regularizes",
         hides_sizes=True,
-        follows_mode=True,
     ),
     Operator(
         name="transformer",
@@ -47,6 +46,5 @@ DECLARED = (
         macs=macs.transformer_layer,
         draws="regularizes",
         hides_sizes=True,
-        follows_mode=True,
     ),
 )

@@ -25,7 +25,6 @@ BATCH_NORM = Operator(
     ),
     rule=parametric.channel_norm,
     fast_module=modules.batch_norm,
-    follows_mode=True,
     weight=Weight(Argument(3, "weight"), outputs=0, inputs=None, bias=Argument(4, "bias")),
 )
 INSTANCE_NORM = Operator(
@@ -34,7 +33,6 @@ INSTANCE_NORM = Operator(
     size_attributes=module_sizes.statistics,
     modules=(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, _InstanceNorm),
     statistics="instance",
-    follows_mode=True,
     weight=Weight(Argument(3, "weight"), outputs=0, inputs=None, bias=Argument(4, "bias")),
 )
 GROUP_NORM = Operator(

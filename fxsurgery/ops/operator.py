@@ -114,11 +114,9 @@ class Operator:
     window: Window | None = None
     sizes: SizeArguments | None = None
     hides_sizes: bool = False
-    """Whether it is told sizes in a way that nothing rewrites."""
+    """Whether its arguments hold sizes in a form that no rewrite reaches."""
     statistics: Literal["channel", "group", "trailing", "instance"] | None = None
     """Of a norm: over what its statistics run. Channel: over all but the channels."""
-    follows_mode: bool = False
-    """Whether it computes something else in train mode than in eval mode."""
     draws: Literal["regularizes", "samples"] | None = None
     """Random numbers: to regularize what it computes, or as its result."""
     cancels: bool = False
@@ -177,11 +175,6 @@ class Operator:
     def is_mixing_layer(self) -> bool:
         """Whether it mixes channels with a weight, as a layer does: linear, or a convolution."""
         return self.kind is Kind.CONTRACTION and self.weight is not None and bool(self.modules)
-
-    @property
-    def is_convolution_forward(self) -> bool:
-        """Whether it is a convolution, not transposed."""
-        return self.is_convolution and self.window is not None and not self.window.transposed
 
     def is_exactly(self, module: nn.Module) -> bool:
         """Whether the type of `module` is one of its own, and no subclass."""

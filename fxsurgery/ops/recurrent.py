@@ -14,7 +14,6 @@ DECLARED = (
         size_attributes=module_sizes.recurrent,
         modules=(nn.LSTM,),
         draws="regularizes",
-        follows_mode=True,
     ),
     Operator(
         name="mkldnn_rnn_layer",
@@ -34,7 +33,6 @@ DECLARED = (
         size_attributes=module_sizes.recurrent,
         modules=(nn.GRU,),
         draws="regularizes",
-        follows_mode=True,
     ),
     Operator(
         name="rnn",
@@ -43,7 +41,6 @@ DECLARED = (
         modules=(nn.RNN,),
         functions=(torch.rnn_tanh, torch.rnn_relu),
         draws="regularizes",
-        follows_mode=True,
     ),
     Operator(name="lstm_cell", kind=Kind.RECURRENT, size_attributes=module_sizes.cell, modules=(nn.LSTMCell,)),
     Operator(name="gru_cell", kind=Kind.RECURRENT, size_attributes=module_sizes.cell, modules=(nn.GRUCell,)),

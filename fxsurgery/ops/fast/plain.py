@@ -1,4 +1,4 @@
-"""One ATen operation on meta tensors, and what it gives."""
+"""One ATen operation on meta tensors, and its result."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """One ATen operation on meta tensors, and what it gives."""
+    """One ATen operation on meta tensors, and its result."""
 
     op: Any
     args: tuple[Any, ...]

@@ -26,7 +26,7 @@ class Evolving(Settings):
     """The settings that an evolutionary search has beside those of every method. The defaults are the paper's."""
 
     finetune_learning_rate: OptionalRate = None
-    """The fine-tune's at first; `learning_rate` unless said."""
+    """Initial learning rate of the fine-tuning; `learning_rate` by default."""
     greediness: Share = 1.0
     """Alpha: 1 ranks by the validation metric, 0 by the number of parameters, between is a balance of their changes."""
     selection: Selection = "fitness"
