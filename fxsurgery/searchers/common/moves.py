@@ -28,6 +28,7 @@ from fxsurgery.analysis.pooling import is_convolution
 from fxsurgery.analysis.structure import structure
 from fxsurgery.errors import PassCrashedError, SurgeryError
 from fxsurgery.kept_outputs import sample_outputs
+from fxsurgery.match import Match, Refusal
 from fxsurgery.option_types import MOST_UNITS, Range, Share, check_fields
 from fxsurgery.passes import AddConvCell, Deepen, PruneChannels, RemoveLayer, SvdShrink, Widen
 from fxsurgery.program import Program
@@ -100,8 +101,8 @@ def moves(program: Program, operation: str, amounts: Amounts | None = None, seed
     return [move for place, move in found if place in places]
 
 
-def born(program: Program, move: Pass) -> Program | str:
-    """What a move makes of a program; or why that is no candidate, in words that are few enough to be counted.
+def apply_move(program: Program, move: Pass) -> Match[Program]:
+    """Apply a move; a refusal says why its result is no candidate, in few enough wordings to be counted.
 
     Raises:
         PassCrashedError: a bug of the pass.
@@ -111,22 +112,23 @@ def born(program: Program, move: Pass) -> Program | str:
     except PassCrashedError:
         raise
     except SurgeryError as error:
-        return _countable(str(error).replace(str(move), "the pass"))
+        return Refusal(str(move), _countable(str(error).replace(str(move), "the pass")))
     if not result.changes:
-        return _countable(result.refusals[0].reason) if result.refusals else "nothing would change"
+        first = next(iter(result.refusals), Refusal(str(move), "nothing would change"))
+        return Refusal(first.node, _countable(first.reason))
     return _degenerate(program, result.program) or result.program
 
 
-def _degenerate(parent: Program, child: Program) -> str | None:
+def _degenerate(parent: Program, child: Program) -> Refusal | None:
     """Why a network is no candidate; `None` if it is one."""
     inherited = {id(t) for t in parent.graph_module.state_dict(keep_vars=True).values()}
     state = child.graph_module.state_dict(keep_vars=True)
     if not all(map(_is_finite, (t for t in state.values() if id(t) not in inherited))):
-        return "a weight is not finite"
+        return Refusal("output", "a weight is not finite")
     if not all(map(_is_finite, sample_outputs(child))):
-        return "an output is not finite"
+        return Refusal("output", "an output is not finite")
     if not any(p.requires_grad for p in child.graph_module.parameters()):
-        return "nothing is left to train"
+        return Refusal("output", "nothing is left to train")
     return None
 
 

@@ -7,12 +7,13 @@ from typing import Any
 
 from fxsurgery.budget import CostEstimate, Metric
 from fxsurgery.errors import PassCrashedError
+from fxsurgery.match import Match, Refusal
 from fxsurgery.passes import parse
 from fxsurgery.program import Program
 from fxsurgery.runs.identity import likeness
 from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.searchers.common.cost_oracle import CostOracle
-from fxsurgery.searchers.common.moves import Amounts, born, moves
+from fxsurgery.searchers.common.moves import Amounts, apply_move, moves
 from fxsurgery.searchers.common.trial_journal import Generation, recall_generation
 from fxsurgery.searchers.common.trials import IDENTITY, START, Status, Trial
 from fxsurgery.searchers.ectonas.fitness import Figures
@@ -128,7 +129,7 @@ class Population:
         for parent, operation in ((p, o) for p in parents for o in self.operations):
             assert parent.program is not None  # whoever is a parent has its weights
             for move, made in self._made(parent.program, operation, generation, crashes):
-                refused = made if isinstance(made, str) else self._too_large(made, parent)
+                refused = made if isinstance(made, Refusal) else self._too_large(made, parent)
                 if refused is not None:
                     rejected[f"{operation}: {refused}"] += 1
                     continue
@@ -151,7 +152,7 @@ class Population:
 
     def _made(
         self, program: Program, operation: str, generation: int, crashes: list[str]
-    ) -> Iterator[tuple[str, Program | str]]:
+    ) -> Iterator[tuple[str, Match[Program]]]:
         """What each move of one operation makes of a program, or why it makes nothing."""
         if operation == IDENTITY:
             yield "", program
@@ -163,20 +164,20 @@ class Population:
             return
         for move in found:
             try:
-                made = born(program, move)
+                made = apply_move(program, move)
             except PassCrashedError as error:
                 made = _crashed(error, crashes)
             yield str(move), made
 
-    def _too_large(self, program: Program, parent: Individual) -> str | None:
+    def _too_large(self, program: Program, parent: Individual) -> Refusal | None:
         """Why a network is beyond the caps."""
         start, before = self.everyone[0].costs["params"].value, parent.costs["params"].value
         params = self.costs.cost(program, "params").value
         most = self.most_params if start <= self.most_params else (1 + self.most_growth) * start
         if params > most:
-            return f"more than {most:,.0f} parameters"
+            return Refusal("output", f"more than {most:,.0f} parameters")
         if params > (1 + self.most_growth) * before:
-            return f"more than {self.most_growth:.0%} more parameters than its parent"
+            return Refusal("output", f"more than {self.most_growth:.0%} more parameters than its parent")
         return None
 
     def _counted(self, program: Program) -> dict[Metric, float]:
@@ -204,7 +205,7 @@ def _rebuilt(trial: Trial, parent: Individual | None) -> Program:
     return parse(trial.move)(parent.program).program if trial.move else parent.program
 
 
-def _crashed(error: PassCrashedError, crashes: list[str]) -> str:
+def _crashed(error: PassCrashedError, crashes: list[str]) -> Refusal:
     """Why a move came to nothing: a search of hours shall not end by a bug at one place, nor pass over it."""
     crashes.append(str(error))
-    return "the pass crashed, which is a bug of fxsurgery"
+    return Refusal("output", "the pass crashed, which is a bug of fxsurgery")

@@ -13,9 +13,10 @@ from torch.nn import functional as F  # noqa: N812
 
 from fxsurgery.capture import capture
 from fxsurgery.errors import SurgeryError
+from fxsurgery.match import Refusal
 from fxsurgery.passes import AddConvCell, PruneChannels, RemoveLayer, SvdShrink, Widen, parse, replay
 from fxsurgery.program import Program
-from fxsurgery.searchers.common.moves import OPERATIONS, Amounts, born, moves
+from fxsurgery.searchers.common.moves import OPERATIONS, Amounts, apply_move, moves
 from fxsurgery.searchers.ectonas.start_nets import START_NETS
 from nonempty import nonempty
 from programs import program
@@ -141,10 +142,10 @@ def walk(start: Program, count: int, seed: int) -> tuple[Program, Counter[str]]:
             break
         operation, move = found[0], rng.choice(found[1])
         state, text = copy.deepcopy(current.graph_module.state_dict()), current.text()
-        child = born(current, move)
+        child = apply_move(current, move)
         assert current.text() == text
         assert all(torch.equal(t, state[name]) for name, t in nonempty(current.graph_module.state_dict().items()))
-        if isinstance(child, str):
+        if isinstance(child, Refusal):
             told[f"{operation}: {child}"] += 1
             continue
         told[operation] += 1
@@ -178,7 +179,7 @@ def named(start: Program, operation: str, **amounts: float) -> list[str]:
 def after(start: Program, *operations: str, seed: int = 0) -> Program:
     """The program after the first move of each operation, one after the other."""
     for operation in nonempty(operations):
-        child = born(start, moves(start, operation, seed=seed)[0])
+        child = apply_move(start, moves(start, operation, seed=seed)[0])
         assert isinstance(child, Program)
         start = child
     return start
@@ -305,7 +306,7 @@ def test_moves_are_in_the_order_of_their_places():
 @pytest.mark.parametrize("operation", [name for name in OPERATIONS if name != "identity"])
 def test_a_child_shares_with_its_parent_all_that_it_did_not_change(operation: str):
     start = captured(lambda: START_NETS["medium-cnn"](SHAPE), drawn(6, *SHAPE))
-    child = born(start, moves(start, operation)[0])
+    child = apply_move(start, moves(start, operation)[0])
     assert isinstance(child, Program)
     before, now = dict(start.graph_module.named_parameters()), dict(child.graph_module.named_parameters())
     same = {n for n, p in now.items() if n in before and torch.equal(p, before[n])}
@@ -329,14 +330,14 @@ def test_amounts_without_a_meaning_are_refused(wrong: dict[str, float]):
 def test_refusals_and_degenerates_are_told_in_words_that_can_be_counted():
     start = STARTS["small-cnn"]()
     told = Counter(
-        born(start, move)
+        refused.reason
         for move in (
             *(AddConvCell(f"cell{n}_relu", 5, "average") for n in (1, 3)),
             *(RemoveLayer(name) for name in ("output", "cell1_pool", "cell2_norm")),
             *(PruneChannels(((f"cell{n}.conv", tuple(range(3 * n))),)) for n in (1, 2, 3)),
             *(SvdShrink(name, 0) for name in ("dense1",)),
         )
-        if isinstance(born(start, move), str)
+        if isinstance(refused := apply_move(start, move), Refusal)
     )
     assert told == {
         "the program gives out what it computes": 1,
@@ -353,7 +354,8 @@ def test_what_is_not_finite_is_no_candidate(place: str):
         model.get_parameter(place).view(-1)[0] = torch.nan
     start = replace(STARTS["small-cnn"](), graph_module=model.eval())
     for operation in ("add-units", "remove-cell", "remove-channels", "add-cell"):
-        told = {child for move in moves(start, operation) if isinstance(child := born(start, move), str)}
+        refused = [child for move in moves(start, operation) if isinstance(child := apply_move(start, move), Refusal)]
+        told = {refusal.reason for refusal in refused}
         assert told <= {"an output is not finite", "a weight is not finite"}
         assert told or operation == "remove-cell"
 
@@ -370,13 +372,13 @@ def test_zero_padded_channels_stand_in_the_way_of_moves_and_end_no_search():
             return self.head(torch.relu(self.b(x)).mean((2, 3)))
 
     start = capture(lively(Padded()).eval(), torch.randn(2, *SHAPE))
-    found = [born(start, move) for operation in OPERATIONS for move in moves(start, operation)]
+    found = [apply_move(start, move) for operation in OPERATIONS for move in moves(start, operation)]
     assert all(isinstance(child, Program) for child in nonempty(found))
 
 
 def test_a_child_runs_in_its_proof_alone(runs: Runs):
     start = captured(mlp, drawn(2, 5))
     runs.clear()
-    child = born(start, nonempty(moves(start, "add-units"))[0])
+    child = apply_move(start, nonempty(moves(start, "add-units"))[0])
     assert isinstance(child, Program)
     assert runs.samples(child) == [start.examples.batch, 1]
