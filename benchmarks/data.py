@@ -43,7 +43,7 @@ def fashion_mnist(
 ) -> Splits:
     """The first `train` training images, the `validation` that follow them, and the first `test` test images.
 
-    All are normalised by the mean and the deviation of the pixels in the train split. The files lie in
+    All are normalized by the mean and the deviation of the pixels in the train split. The files lie in
     `root`, else in `$FXSURGERY_FASHION_MNIST`, else where the Debian package puts them.
 
     Raises:
@@ -56,8 +56,8 @@ def fashion_mnist(
     mean, deviation = pixels.mean(), pixels.std()
 
     def split(images: np.ndarray, labels: np.ndarray) -> Split:
-        normalised = ((images / 255.0 - mean) / deviation).astype(np.float32)
-        return Split(torch.from_numpy(normalised)[:, None], torch.from_numpy(labels.astype(np.int64)))
+        normalized = ((images / 255.0 - mean) / deviation).astype(np.float32)
+        return Split(torch.from_numpy(normalized)[:, None], torch.from_numpy(labels.astype(np.int64)))
 
     return Splits(
         train=split(images[:train], labels[:train]),

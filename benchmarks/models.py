@@ -32,9 +32,9 @@ class Preset:
     width: float = 1.0
 
     def model(self, seed: int) -> nn.Module:
-        """A freshly initialised network; the global random state is left as it was."""
+        """A freshly initialized network; the global random state is left as it was."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # noqa: TID251 -- nn.Module initialisers draw from the global generator only
+            torch.manual_seed(seed)  # noqa: TID251 -- nn.Module initializers draw from the global generator only
             return self.factory(self.width)
 
     def macs(self) -> int:
@@ -81,7 +81,7 @@ def resnet20(widths: tuple[int, int, int] = (8, 16, 32), in_channels: int = 1, c
             layers.append(BasicBlock(channels, width, stride=2 if stage and not block else 1))
             channels = width
     net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(last, classes))
-    return _he_initialised(net)
+    return _he_initialized(net)
 
 
 def vgg16(width: float = 1 / 8, in_channels: int = 1, classes: int = 10) -> nn.Module:
@@ -98,7 +98,7 @@ def vgg16(width: float = 1 / 8, in_channels: int = 1, classes: int = 10) -> nn.M
             channels = out
         layers.append(nn.MaxPool2d(2, ceil_mode=True))
     hidden = [nn.Linear(channels, channels), nn.BatchNorm1d(channels), nn.ReLU()]
-    return _he_initialised(nn.Sequential(*layers, nn.Flatten(), *hidden, nn.Linear(channels, classes)))
+    return _he_initialized(nn.Sequential(*layers, nn.Flatten(), *hidden, nn.Linear(channels, classes)))
 
 
 def macs(model: nn.Module, *inputs: Tensor) -> int:
@@ -131,7 +131,7 @@ def _scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
 
-def _he_initialised(net: nn.Module) -> nn.Module:
+def _he_initialized(net: nn.Module) -> nn.Module:
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

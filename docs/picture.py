@@ -1,7 +1,7 @@
 """A graph before and after a pass, side by side, as SVG.
 
 Nodes stand in layers, each below all that it reads; a line that skips layers takes a place in each of them, so that
-lines go around boxes. Within a layer, places follow the mean place of what is read and what reads (the barycentre
+lines go around boxes. Within a layer, places follow the mean place of what is read and what reads (the barycenter
 method of Sugiyama, Tagawa and Toda 1981). Only whole numbers are written: the same graph gives the same file.
 """  # noqa: INP001 -- a folder of pages, with what makes them
 
@@ -57,7 +57,7 @@ class _Place:
 
 
 def picture(before: Iterable[Box], after: Iterable[Box], title: str) -> str:
-    """Two graphs beside each other under their headings, with what the colours mean."""
+    """Two graphs beside each other under their headings, with what the colors mean."""
     panels = [_panel(list(before)), _panel(list(after))]
     widths = [max(width, 220) for _, width, _ in panels]
     height = max(height for _, _, height in panels)
@@ -163,7 +163,7 @@ def _mean(values: list[float]) -> float | None:
 
 
 def _spread(layers: list[list[_Place]]) -> None:
-    """Draw each place towards the mean of its neighbours, none nearer than `GAP` to the next."""
+    """Draw each place towards the mean of its neighbors, none nearer than `GAP` to the next."""
     for row in layers:
         _keep_apart(row, [0.0] * len(row))
     for sweep in range(SWEEPS):

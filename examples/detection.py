@@ -1,6 +1,6 @@
 """Make an object detector smaller: where are discs and squares, in noisy pictures that this script draws?
 
-The detector has no anchors: each cell of a grid says which class has its centre there, and how far the box reaches.
+The detector has no anchors: each cell of a grid says which class has its center there, and how far the box reaches.
 
 python examples/detection.py
 """
@@ -51,9 +51,9 @@ class Detector(nn.Module):
         """(batch, 1, SIZE, SIZE) -> class logits (batch, CLASSES, cells, cells), boxes (batch, 4, cells, cells)."""
         x = self.body(self.stem(x))
         reach = self.to_box(x).clamp(-4, 4).exp() * STRIDE
-        centre = STRIDE * (torch.arange(SIZE // STRIDE, device=x.device) + 0.5)
+        center = STRIDE * (torch.arange(SIZE // STRIDE, device=x.device) + 0.5)
         left, top, right, bottom = reach.unbind(1)
-        columns, rows = centre[None, None, :], centre[None, :, None]
+        columns, rows = center[None, None, :], center[None, :, None]
         return {
             "class": self.to_class(x),
             "box": torch.stack([columns - left, rows - top, columns + right, rows + bottom], 1),

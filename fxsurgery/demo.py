@@ -60,7 +60,7 @@ class DigitsNet(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class DemoResult:
     """What the demo came to."""
 
     result: Result
@@ -83,7 +83,7 @@ def digits(seed: int = 0) -> tuple[Images, Images, Images]:
     return train, val, test
 
 
-def run(folder: Path | None = None, *, seed: int = 0, macs: float = 0.5, console: Console | None = None) -> Outcome:
+def run(folder: Path | None = None, *, seed: int = 0, macs: float = 0.5, console: Console | None = None) -> DemoResult:
     """Run the demo and print its table.
 
     Args:
@@ -115,7 +115,7 @@ def run(folder: Path | None = None, *, seed: int = 0, macs: float = 0.5, console
         }
         latency = result.benchmark()
     (console or Console()).print(table(result, files, latency))
-    return Outcome(result, files, latency)
+    return DemoResult(result, files, latency)
 
 
 def table(result: Result, files: dict[str, OnnxModel], latency: LatencyReport) -> Table:

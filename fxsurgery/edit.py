@@ -156,7 +156,7 @@ class Editor:
             number += 1
         return stem if number == 1 else f"{stem}_{number}"
 
-    def carry(self, name: str, origin: Origin) -> None:
+    def record_origin(self, name: str, origin: Origin) -> None:
         """Say that parameter `name` of the result is made of entries of one of the program."""
         self.origins[name] = origin
 

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from fxsurgery.errors import reason_of
 
-Place: TypeAlias = tuple[str | int, ...]
+InputPath: TypeAlias = tuple[str | int, ...]
 """Where something is in a structure: keys, fields and indices, outermost first."""
 BatchDims: TypeAlias = tuple[int | None, ...]
 """For each tensor among the inputs, in order, the dim that is the batch; `None` where it has none."""
@@ -219,7 +219,7 @@ def _are_offsets(x: Tensor, lengths: set[int]) -> bool:
     return is_rising_from_zero(x) and any(int(x[-1]) <= n for n in lengths)
 
 
-def tensors_in(value: object, at: Place = ()) -> Iterator[tuple[Place, Tensor]]:
+def tensors_in(value: object, at: InputPath = ()) -> Iterator[tuple[InputPath, Tensor]]:
     """The tensors of any structure, such as a model's output or a batch, in order, and where they are.
 
     Dicts, tuples, lists, dataclasses, and all that PyTorch's pytree knows. For inputs: the order of `Inputs.tensors`.

@@ -9,13 +9,13 @@ from torch import Tensor, fx, nn
 from typing_extensions import override
 
 from fxsurgery.analysis.cost import cost, unknown_macs_notes
-from fxsurgery.analysis.propagation import KEPT_WHOLE, Walk
+from fxsurgery.analysis.propagation import KEPT_WHOLE, Propagation
 from fxsurgery.analysis.structure import Structure, structure
 from fxsurgery.batch_layout import Statement
 from fxsurgery.budget import Cost
 from fxsurgery.capture import capture
 from fxsurgery.errors import CaptureError, DataError
-from fxsurgery.ops.union_find import Ids, TracedAtoms
+from fxsurgery.ops.union_find import Ids, TracedUnionFind
 from fxsurgery.option_types import checked
 from fxsurgery.printable import lines
 from fxsurgery.program import Program
@@ -176,9 +176,9 @@ class _Reasons:
     """Why layers keep their widths: a second analysis, which remembers what froze what."""
 
     def __init__(self, program: Program) -> None:
-        self._program, self._atoms = program, TracedAtoms()
+        self._program, self._atoms = program, TracedUnionFind()
         self._nodes = {n.name: n for n in program.nodes}
-        self._walk = Walk(program, self._atoms)
+        self._walk = Propagation(program, self._atoms)
         self._walk.walk()
 
     def of(self, name: str) -> str:

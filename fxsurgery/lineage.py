@@ -21,7 +21,7 @@ class Origin:
     are what they were."""
 
 
-class Step(Protocol):
+class LineageStep(Protocol):
     """What a pass gave: a `PassResult`."""
 
     @property
@@ -33,7 +33,7 @@ class Step(Protocol):
         """Of parameters of `program`, in terms of the program before."""
 
 
-def compose(start: Program, steps: Iterable[Step]) -> dict[str, Origin]:
+def compose(start: Program, steps: Iterable[LineageStep]) -> dict[str, Origin]:
     """The origins of what several passes, one after the other, made of `start`.
 
     A parameter that one of them made anew under a name that `start` has gets an index of -1 throughout.

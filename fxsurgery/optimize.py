@@ -18,7 +18,7 @@ from fxsurgery.runs.layout import REPORT
 from fxsurgery.runs.records import is_text
 from fxsurgery.searchers.common.best_model import unwritable, unwritten
 from fxsurgery.searchers.common.widths import Space
-from fxsurgery.searchers.session import Outcome, Session, Stage, Trainer
+from fxsurgery.searchers.session import SearchOutcome, Session, Stage, Trainer
 from fxsurgery.searchers.training_mode import plain_mode, with_fastest_mode
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training import Progress, Score, Task
@@ -97,7 +97,7 @@ def plan(request: OptimizeRequest) -> Plan:
     found = space_of(ready)
     told = list(reach(ready, found, measured=True))
     check(ready, found)
-    stages, seconds, foretold = _foreseen(ready)
+    stages, seconds, plan_notes = _foreseen(ready)
     if ready.request.spend is not None and ready.request.spend.seconds is not None:
         seconds = (
             ready.request.spend.seconds
@@ -109,7 +109,13 @@ def plan(request: OptimizeRequest) -> Plan:
         tuple(r for r in told if isinstance(r, CostRange)),
         stages,
         seconds,
-        (*foretold, *ready.notes, *ready.program.notes, *_left_alone(ready), *(r for r in told if isinstance(r, str))),
+        (
+            *plan_notes,
+            *ready.notes,
+            *ready.program.notes,
+            *_left_alone(ready),
+            *(r for r in told if isinstance(r, str)),
+        ),
     )
 
 
@@ -162,13 +168,13 @@ def _foreseen(ready: PreparedRun) -> tuple[tuple[Stage, ...], float, tuple[str, 
     session = Session(counted, trainer, ready.latency, spend=request.spend)
     found = ready.method.stages(ready.settings, session, trained=request.trained)
     stages = (*made, *found)
-    looks = counted.val_batches or count(counted.val_data, "val_data")
-    seconds = estimate(trainer, timed, ready.program, stages, looks=looks)
-    foretold = ready.method.foretold(ready.program, ready.settings, session, trained=request.trained)
-    return stages, seconds, (*chosen, *foretold)
+    val_batches = counted.val_batches or count(counted.val_data, "val_data")
+    seconds = estimate(trainer, timed, ready.program, stages, val_batches=val_batches)
+    plan_notes = ready.method.plan_notes(ready.program, ready.settings, session, trained=request.trained)
+    return stages, seconds, (*chosen, *plan_notes)
 
 
-def _result(ready: PreparedRun, session: Session, outcome: Outcome, notes: tuple[str, ...]) -> Result:
+def _result(ready: PreparedRun, session: Session, outcome: SearchOutcome, notes: tuple[str, ...]) -> Result:
     task = session.task
     metrics = {"val": BeforeAfter(outcome.before.metric, outcome.after.metric)}
     if outcome.pruned is not None:
@@ -214,7 +220,7 @@ def _counted(task: Task, score: Score) -> str:
     return task.select or next(iter(score.figures), "")
 
 
-def _require_fast(ready: PreparedRun, outcome: Outcome) -> None:
+def _require_fast(ready: PreparedRun, outcome: SearchOutcome) -> None:
     """Whatever the method: what was not verified to hold the budget of latency is not returned.
 
     Raises:
@@ -227,7 +233,7 @@ def _require_fast(ready: PreparedRun, outcome: Outcome) -> None:
         raise BudgetError(ready.latency.missed(outcome.latency or ready.latency.verify(outcome.program)))
 
 
-def _latency(ready: PreparedRun, outcome: Outcome) -> dict[str, float]:
+def _latency(ready: PreparedRun, outcome: SearchOutcome) -> dict[str, float]:
     """What a budget of latency was held by."""
     if ready.latency is None or outcome.latency is None or ready.latency.limit_ms is None:
         return {}

@@ -89,7 +89,7 @@ OptionalFilePath: TypeAlias = FilePath | None
 Count: TypeAlias = Annotated[int, Range(least=1, below=2**31)]
 """How many of something."""
 Seed: TypeAlias = Annotated[int, Range(least=0, below=2**63)]
-Share: TypeAlias = Annotated[float, Range(least=0, most=1)]
+Fraction: TypeAlias = Annotated[float, Range(least=0, most=1)]
 """A part of a whole."""
 
 

@@ -16,7 +16,7 @@ from fxsurgery.errors import DeviceError, ExportError
 from fxsurgery.preparation import PreparedRun
 from fxsurgery.printable import lines, printable
 from fxsurgery.program import Program
-from fxsurgery.searchers.common.latency import LatencyModel
+from fxsurgery.searchers.common.latency_model import LatencyModel
 from fxsurgery.searchers.common.widths import Space
 from fxsurgery.searchers.session import Stage, Trainer
 from fxsurgery.seeding import seeded
@@ -119,7 +119,7 @@ def check(ready: PreparedRun, found: Space | None) -> None:
         found.check(ready.budget, None if ready.latency is None else ready.latency.limit)
 
 
-def estimate(trainer: Trainer, task: Task, program: Program, stages: Sequence[Stage], *, looks: int) -> float:
+def estimate(trainer: Trainer, task: Task, program: Program, stages: Sequence[Stage], *, val_batches: int) -> float:
     """Seconds that the stages will take, by taking a few steps on a copy of the program.
 
     Args:
@@ -127,7 +127,7 @@ def estimate(trainer: Trainer, task: Task, program: Program, stages: Sequence[St
         task: batches like those that it trains on.
         program: the model.
         stages: what is trained.
-        looks: batches that are scored in one look at the validation data.
+        val_batches: batches that one validation pass scores.
     """
     model = program.trainable_copy()
     if not any(p.requires_grad for p in model.parameters()):
@@ -138,8 +138,8 @@ def estimate(trainer: Trainer, task: Task, program: Program, stages: Sequence[St
     with seeded(trainer.seed, torch.device("cpu")):
         first = next(iter(task.val_data))
     one: Loader = DataLoader([first], batch_size=None)  # type: ignore[arg-type]
-    look_s = looks * _timed(lambda: evaluate(model, task, one, device=trainer.device))
-    many = sum(min(5, max(1, s.steps // 100)) if s.looks is None else s.looks for s in stages) + 3
+    look_s = val_batches * _timed(lambda: evaluate(model, task, one, device=trainer.device))
+    many = sum(min(5, max(1, s.steps // 100)) if s.validations is None else s.validations for s in stages) + 3
     return step_s * sum(stage.steps for stage in stages) + look_s * many
 
 

@@ -18,7 +18,7 @@ from fxsurgery.program import Program
 from fxsurgery.request import OptimizeRequest
 from fxsurgery.run_identity import identity_of
 from fxsurgery.runs.run_directory import RunDir
-from fxsurgery.searchers.common.latency import LatencyModel
+from fxsurgery.searchers.common.latency_model import LatencyModel
 from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.ectonas import DEFAULT_SPEND
 from fxsurgery.searchers.methods import METHODS, Method, method_of

@@ -22,7 +22,7 @@ from fxsurgery.option_text import shown
 from fxsurgery.option_types import Count, OptionalFilePath, Seed, check_fields, hints_of
 from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.dnal import Dnal
-from fxsurgery.searchers.ectonas import Evolving
+from fxsurgery.searchers.ectonas import EvolutionSettings
 from fxsurgery.searchers.methods import MethodName
 from fxsurgery.searchers.prune import Prune
 from fxsurgery.training import Accumulate, MemoryFormat, MixedPrecision
@@ -171,7 +171,7 @@ class OptimizeRequest(Arguments):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Signature(Dnal, Prune, Evolving, Arguments):
+class Signature(Dnal, Prune, EvolutionSettings, Arguments):
     """What a type checker sees of `optimize`: each argument, and each setting of every method by name.
 
     The default of a setting is that of the method in use; where methods differ, a type checker shows that of `dnal`.

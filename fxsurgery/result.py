@@ -40,7 +40,7 @@ class BeforeAfter:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """The end of an optimisation. Everything here is plain data or plain modules."""
+    """The end of an optimization. Everything here is plain data or plain modules."""
 
     program: Program
     """The program that was found: its graph, example inputs and log."""

@@ -10,7 +10,7 @@ import torch
 from fxsurgery.budget import Budget, Spend
 from fxsurgery.program import Program
 from fxsurgery.request import OptimizeRequest, arguments_of
-from fxsurgery.runs.identity import fingerprint, told
+from fxsurgery.runs.identity import fingerprint, to_plain
 from fxsurgery.runs.layout import ENVIRONMENT
 from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.training import Task, resolve
@@ -51,7 +51,7 @@ def identity_of(
 
 def _plain(value: object) -> object:
     if isinstance(value, Settings):
-        return {f.name: told(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Budget | Spend):
         return {name: limit for name, limit in asdict(value).items() if limit is not None}
     return value
@@ -59,9 +59,16 @@ def _plain(value: object) -> object:
 
 def _told_task(task: Task) -> dict[str, Any]:
     return {
-        **{name: told(getattr(task, name)) for name in ("loss", "metric", "metric_name", "higher_is_better", "select")},
-        "split": told(task.split),
-        **{name: told(value) for name in ("batch_dims", "val_batches") if (value := getattr(task, name)) is not None},
+        **{
+            name: to_plain(getattr(task, name))
+            for name in ("loss", "metric", "metric_name", "higher_is_better", "select")
+        },
+        "split": to_plain(task.split),
+        **{
+            name: to_plain(value)
+            for name in ("batch_dims", "val_batches")
+            if (value := getattr(task, name)) is not None
+        },
         "batches": _batches(task),
         "tested": task.test_data is not None,
     }

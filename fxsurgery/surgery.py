@@ -52,7 +52,7 @@ class PassResult:
     error: float | None = None
     """Largest relative difference from what was promised; `None` where only shapes were promised."""
     origins: Mapping[str, Origin] = field(default_factory=dict)
-    """By parameter, for those that are made of entries of one before; `training.carry_state` takes them."""
+    """Parameters made of entries of an earlier one, by name, as `training.transfer_optimizer_state` takes them."""
 
 
 class Pass(ABC):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fxsurgery.analysis.cost import cost
 from fxsurgery.budget import CostEstimate
 from fxsurgery.program import Program
-from fxsurgery.searchers.common.latency import LatencyLimit, Measure
+from fxsurgery.searchers.common.latency_model import LatencyLimit, Measure
 
 
 def milliseconds(program: Program) -> float:

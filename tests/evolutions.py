@@ -27,7 +27,7 @@ OPERATIONS = {
     "add-channels": Widen,
     "remove-units": SvdShrink,
     "remove-dense": RemoveLayer,
-    "factorise": LowRank,
+    "factorize": LowRank,
 }
 EPOCHS = 5.0
 PER_GENERATION = 8

@@ -19,7 +19,7 @@ from fxsurgery.comparison import relative_error
 from fxsurgery.errors import BudgetError, CaptureError, DataError, DeviceError, StructureError, TrainingError
 from fxsurgery.passes import replay
 from fxsurgery.searchers import dnal, session
-from fxsurgery.searchers.common import latency
+from fxsurgery.searchers.common import latency_model
 from fxsurgery.training import Amount, Recipe, Task
 from fxsurgery.training.task import accuracy
 from nonempty import nonempty
@@ -212,8 +212,8 @@ def test_a_budget_in_milliseconds_is_met_as_measured(monkeypatch: pytest.MonkeyP
 def test_an_unverified_latency_is_not_returned(monkeypatch: pytest.MonkeyPatch):
     """Whatever a method says, the front door lets nothing through that it did not verify."""
     monkeypatch.setattr(preparation, "Timer", lambda _, original, *__: Device(original, bias=1.5))
-    monkeypatch.setattr(latency, "hold", lambda model, cut, finish: finish(cut(model.limit), 1) and None)
-    monkeypatch.setattr(dnal, "hold", latency.hold)
+    monkeypatch.setattr(latency_model, "hold", lambda model, cut, finish: finish(cut(model.limit), 1) and None)
+    monkeypatch.setattr(dnal, "hold", latency_model.hold)
     with pytest.raises(BudgetError, match=r"a latency of .* ms \(original: .* ms\) is not held"):
         quick(net(), budget=Budget(latency_ms=0.5))
 

@@ -206,8 +206,8 @@ def test_a_share_given_as_a_float_of_numpy_is_a_share():
         "deepen(after='body_2',kernel=1000000000001)",
         "low-rank(layer='body.0',rank=1000000000000)",
         "prune-channels(drop=(('body.0',(1000000000000,)),))",
-        "elasticise(align=1000000000000)",
-        "elasticise(shallowest=1000000000000)",
+        "elasticize(align=1000000000000)",
+        "elasticize(shallowest=1000000000000)",
         "add-pool(after='body_2',seed=-1)",
     ],
 )

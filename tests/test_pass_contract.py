@@ -19,7 +19,7 @@ from nonempty import nonempty, possibly_empty
 from programs import program
 from zoo import BATCH_NORMS, ZOO, example
 
-AFTER = {"remove-gates": "insert-gates", "extract-subnet": "elasticise"}
+AFTER = {"remove-gates": "insert-gates", "extract-subnet": "elasticize"}
 """Passes that undo what another has done, and that other: they are tried on its results."""
 
 
@@ -142,7 +142,7 @@ def test_every_pass_has_a_candidate_somewhere():
 
 def test_passes_that_can_be_exact_are_so_somewhere():
     assert {type(case.values[1]).name for case in EXACT} == {
-        "add-conv-cell", "deepen", "elasticise", "extract-subnet", "fold-bn", "insert-gates", "remove-gates",
+        "add-conv-cell", "deepen", "elasticize", "extract-subnet", "fold-bn", "insert-gates", "remove-gates",
         "remove-layer", "remove-pool", "split-edge", "widen",
     }  # fmt: skip
 

@@ -13,7 +13,7 @@ from fxsurgery.edit import Editor
 from fxsurgery.errors import PassCrashedError, SpecError, VerifyError
 from fxsurgery.passes import (
     Deepen,
-    Elasticise,
+    Elasticize,
     FoldBn,
     InsertGates,
     LowRank,
@@ -95,7 +95,7 @@ def test_a_chain_is_exact_when_its_passes_are():
         (LowRank("head", rank=2.5), r"low-rank: rank=2.5 is not of type int \| None"),
         (Deepen("relu", kernel=2.5), "deepen: kernel=2.5 is not of type int"),
         (Deepen("relu", kernel="3"), "deepen: kernel='3' is not of type int"),
-        (Elasticise(widths=0.5), "is not of type"),
+        (Elasticize(widths=0.5), "is not of type"),
     ],
 )
 def test_options_of_another_type_are_named_before_anything_runs(move: Rewrite, message: str):

@@ -23,7 +23,7 @@ Draw = Callable[[Tensor, float, float], None]
 
 
 def lively(model: nn.Module, seed: int = 0, images: Tensor | None = None) -> nn.Module:
-    """Randomise, in place, what initialisation leaves trivial, so that a wrong rewrite shows in the outputs.
+    """Randomize, in place, what initialization leaves trivial, so that a wrong rewrite shows in the outputs.
 
     Norms get random statistics and affine parameters of both signs, layers a random bias, linear layers and
     all-zero ones a random weight, PReLUs random slopes. Everything else keeps its values. A deep model wants
@@ -365,11 +365,11 @@ REAL: dict[str, Callable[[], nn.Module]] = {
 def example(name: str, batch: int = 2, seed: int = 0) -> Tensor:
     """Random images for a model of `ZOO` or `REAL`: (batch, 3, size, size), for Conv1dNet (batch, 3, 12).
 
-    Each is noise on a colour of its own, so that the images still differ after pooling.
+    Each is noise on a color of its own, so that the images still differ after pooling.
     """
     shape = (3, REAL_SIZES[name], REAL_SIZES[name]) if name in REAL_SIZES else IMAGE_SHAPE
     if name == "Conv1dNet":
         shape = IMAGE_SHAPE[:2]
     generator = torch.Generator().manual_seed(seed)
-    colour = torch.randn(batch, 3, *(1 for _ in shape[1:]), generator=generator)
-    return colour + torch.randn(batch, *shape, generator=generator)
+    color = torch.randn(batch, 3, *(1 for _ in shape[1:]), generator=generator)
+    return color + torch.randn(batch, *shape, generator=generator)

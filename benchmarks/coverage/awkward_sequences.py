@@ -73,7 +73,7 @@ class Rotary(GroupedQueries):
 
 
 class NormedQueries(GroupedQueries):
-    """Queries and keys normalised within each head."""
+    """Queries and keys normalized within each head."""
 
     def __init__(self) -> None:
         super().__init__()

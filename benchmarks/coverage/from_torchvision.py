@@ -1,6 +1,6 @@
-"""torchvision: every builder of `list_models()` but the quantised ones and RAFT.
+"""torchvision: every builder of `list_models()` but the quantized ones and RAFT.
 
-Quantised models have no parameters to remove, and RAFT's inputs are pairs of frames for a recurrent update that the
+Quantized models have no parameters to remove, and RAFT's inputs are pairs of frames for a recurrent update that the
 library itself does not export. Images are 224x224 (Inception 299, segmentation 128, detection two of 160x192, video 8
 frames of 112x112), so that the whole list is affordable; auxiliary heads, which eval mode does not use, are left out.
 """

@@ -21,7 +21,7 @@ LEAST_VARIANCE = 1e-6
 
 @torch.no_grad()
 def enliven(model: nn.Module, inputs: Inputs, seed: int) -> nn.Module:
-    """Draw `model`'s weights anew, in place, where its initialisation left them trivial; return it in eval mode."""
+    """Draw `model`'s weights anew, in place, where its initialization left them trivial; return it in eval mode."""
     generator = torch.Generator().manual_seed(seed + 1)
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point():

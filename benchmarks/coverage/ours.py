@@ -1,6 +1,6 @@
 """fxsurgery on one model: capture, analysis, a random removal over all channel groups, and its proof.
 
-A model passes when it was captured, lost parameters, equals the silenced model (normalised over the survivors
+A model passes when it was captured, lost parameters, equals the silenced model (normalized over the survivors
 where a norm ran over what went) to 1e-5 relative in float32, takes a training step, and a second round of
 surgery holds the same. A difference above 1e-5 is looked at again in float64: rounding shrinks with the
 precision, a mistake does not.

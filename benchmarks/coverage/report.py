@@ -30,7 +30,7 @@ TIMES = {
 }  # fmt: skip
 NOTES = """\
 Captured: there is a graph of the model. Pruned and right: parameters went, and the outputs equal those of the model
-with the removed entries silenced. Ours: within 1e-5 relative, normalised over the survivors where a norm runs over what
+with the removed entries silenced. Ours: within 1e-5 relative, normalized over the survivors where a norm runs over what
 went, and a training step and a second round hold too. A rival's: within 1e-4, where it can be told. Not comparable:
 pruned and runs, but a norm runs over what went, or the tool does not say what it removed. Ours and Torch-Pruning remove
 at random; torch-kirigami follows its quick start, by magnitude to a parameter budget. Torch-Pruning's prune stage

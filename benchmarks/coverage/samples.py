@@ -39,7 +39,7 @@ class Sample:
     def example(self, seed: int) -> tuple[nn.Module, Inputs]:
         """A lively model in eval mode and its inputs, the same for the same seed; the global state stays."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # noqa: TID251 -- nn.Module initialisers draw from the global generator only
+            torch.manual_seed(seed)  # noqa: TID251 -- nn.Module initializers draw from the global generator only
             model, inputs = self.build()
         return enliven(model, inputs, seed), inputs
 

@@ -120,7 +120,7 @@ def measured(net: str, places: int) -> Figures:
 
 
 def program_of(net: str) -> Program:
-    """A start net for 28x28 images, R20w8, or torchvision's ResNet-18, freshly initialised."""
+    """A start net for 28x28 images, R20w8, or torchvision's ResNet-18, freshly initialized."""
     if net in PRESETS:
         return capture(PRESETS[net].model(0).eval(), torch.zeros(2, 1, 28, 28))
     if net == OTHERS[1]:
@@ -134,7 +134,7 @@ def _resnet18() -> nn.Module:
     from torchvision.models import resnet18  # noqa: PLC0415 -- an extra, which no other part needs
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # noqa: TID251 -- nn.Module initialisers draw from the global generator only
+        torch.manual_seed(0)  # noqa: TID251 -- nn.Module initializers draw from the global generator only
         return resnet18()
 
 

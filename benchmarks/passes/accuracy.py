@@ -24,7 +24,7 @@ FINETUNE = Training(epochs=1, learning_rate=0.01)
 TRIED = 3
 """Moves of each pass, spread evenly over its candidates."""
 BEFORE = {
-    "extract-subnet": "elasticise",
+    "extract-subnet": "elasticize",
     "narrow-branch": "split-edge",
     "remove-gates": "insert-gates",
     "svd-shrink": "fold-bn",

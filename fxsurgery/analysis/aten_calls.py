@@ -16,8 +16,8 @@ from fxsurgery.analysis.macs import has_unknown_macs, macs_of
 from fxsurgery.ops import registry
 from fxsurgery.ops.facets import SizeRule
 from fxsurgery.ops.labels import Labels
-from fxsurgery.ops.propagation_state import Provenance, Work
-from fxsurgery.ops.rules.call import Call, base_name
+from fxsurgery.ops.propagation_state import PropagationState, Work
+from fxsurgery.ops.rules.call import AtenCall, base_name
 
 ATEN = torch.ops.aten
 
@@ -32,7 +32,7 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         batch: samples in what runs.
     """
 
-    def __init__(self, state: Provenance, fixed: set[int], moving: set[str], batch: int) -> None:
+    def __init__(self, state: PropagationState, fixed: set[int], moving: set[str], batch: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.state = state
         self.uncounted: dict[str, None] = {}
@@ -87,7 +87,7 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         if base_name(op) == "as_strided" and _is_reshape(args[0], results[0]):
             op, args = ATEN.view.default, (args[0], list(results[0].shape))
-        call = Call(op, self._given(args), {k: self._given(v) for k, v in kwargs.items()}, results)
+        call = AtenCall(op, self._given(args), {k: self._given(v) for k, v in kwargs.items()}, results)
         self.state.op, self.state.work_dims = call.name, ()
         for tensor, labels in zip(results, self._outcome(call), strict=True):
             self.remember(tensor, labels)
@@ -101,18 +101,18 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return type(value)(map(self._given, value))
         return value
 
-    def _outcome(self, call: Call) -> Sequence[Labels]:
+    def _outcome(self, call: AtenCall) -> Sequence[Labels]:
         rule = registry.rule_of(call.op)
         if rule is not None and not self._hides_a_shape(call):
             return self._keep_constants(call, rule(self.state, call))
-        labelled = [t for t in call.tensors() if t.planes]
-        if labelled and rule is None:
+        labeled = [t for t in call.tensors() if t.planes]
+        if labeled and rule is None:
             self.state.unknown.setdefault(call.name, []).append(self.state.node)
-        for labels in labelled:
+        for labels in labeled:
             self.state.freeze_all(labels)
         return [Labels(tuple(r.shape)) for r in call.results]
 
-    def _keep_constants(self, call: Call, results: Sequence[Labels]) -> Sequence[Labels]:
+    def _keep_constants(self, call: AtenCall, results: Sequence[Labels]) -> Sequence[Labels]:
         """Freeze the dims whose size a norm or grouped conv takes as a number that no rewrite reaches."""
         if not self.hidden:
             return results
@@ -125,14 +125,14 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.state.freeze_all(labels)
         return results
 
-    def _hides_a_shape(self, call: Call) -> bool:
-        """Whether labelled data is reshaped by numbers that stand where no rewrite reaches them."""
+    def _hides_a_shape(self, call: AtenCall) -> bool:
+        """Whether labeled data is reshaped by numbers that stand where no rewrite reaches them."""
         if not self.hidden:
             return False
         declared = registry.of_aten(call.op)
         return declared is not None and declared.states_sizes and any(t.planes for t in call.tensors())
 
-    def _count(self, call: Call, args: Sequence[Any], kwargs: dict[str, Any], result: object) -> None:
+    def _count(self, call: AtenCall, args: Sequence[Any], kwargs: dict[str, Any], result: object) -> None:
         macs, is_fixed = macs_of(call.op, args, kwargs, result), self._note_fixed(args, call.results)
         if macs is not None:
             # What depends on no input is done once for the whole batch.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
-from fxsurgery.analysis.cached import fact
+from fxsurgery.analysis.cached import cached
 from fxsurgery.analysis.node_values import node_values
 from fxsurgery.analysis.pointwise import pointwise
 from fxsurgery.ops import registry
@@ -37,7 +37,7 @@ class IdentityBlock:
     """What the branch reads from outside: x, and whatever else it needs (masks, sizes, shared norms)."""
 
 
-@fact
+@cached
 def identity_blocks(program: Program) -> tuple[IdentityBlock, ...]:
     """Every residual sum with an identity shortcut, in execution order. Blocks may hold others."""
     found = dict[fx.Node, IdentityBlock]()

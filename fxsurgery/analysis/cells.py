@@ -18,8 +18,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from fxsurgery.analysis.blocks import shape_of
 from fxsurgery.analysis.pointwise import calls_of, pointwise
-from fxsurgery.analysis.pooling import Pool, read_pool, read_stencil
-from fxsurgery.analysis.spatial_maps import Axis, Map, nearest
+from fxsurgery.analysis.pool_windows import Pool, read_pool, read_stencil
+from fxsurgery.analysis.spatial_maps import Map, SpatialAxis, nearest
 from fxsurgery.ops.movement import FLATTEN
 from fxsurgery.ops.pointwise import PRELU
 from fxsurgery.ops.reductions import MEAN
@@ -143,7 +143,7 @@ def map_past(program: Program, cell: Cell, before: tuple[int, ...], after: tuple
     channel = 0 if isinstance(cell.layer, _ConvNd) else len(before) - 2
     matrix, _ = affine(program, cell)
     factors = list[Tensor | None]([None] * (len(before) - 1))
-    axes = list[tuple[Axis, Axis] | None]([(Axis(), Axis())] * (len(before) - 1))
+    axes = list[tuple[SpatialAxis, SpatialAxis] | None]([(SpatialAxis(), SpatialAxis())] * (len(before) - 1))
     axes[channel] = None
     if before[channel + 1] != after[channel + 1]:
         factors[channel] = matrix.T

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fxsurgery.analysis.cached import fact
+from fxsurgery.analysis.cached import cached
 from fxsurgery.analysis.gating import GatePlan
 from fxsurgery.analysis.peak_memory import peak_activation_bytes
 from fxsurgery.analysis.structure import Mask, structure
@@ -72,14 +72,14 @@ class ExpectedCost:
             setattr(self, name, value.to(device))
 
 
-@fact
+@cached
 def mac_terms(program: Program) -> CostTerms:
     """MACs of one sample, by operation."""
     facts = structure(program)
     return CostTerms(tuple(w.macs for w in facts.work), tuple(w.dims for w in facts.work))
 
 
-@fact
+@cached
 def param_terms(program: Program) -> CostTerms:
     """Parameters, by tensor; buffers are not counted."""
     facts = structure(program)
@@ -87,7 +87,7 @@ def param_terms(program: Program) -> CostTerms:
     return CostTerms(tuple(a for a, _ in entries), tuple(d for _, d in entries))
 
 
-@fact
+@cached
 def cost(program: Program) -> Cost:
     """Parameters and MACs of `program`; one sample of its example inputs."""
     facts = structure(program)

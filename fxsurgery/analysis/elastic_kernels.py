@@ -1,7 +1,7 @@
-"""Which convolutions can take the centre of their kernel.
+"""Which convolutions can take the center of their kernel.
 
 Those with odd sides, some of them larger than 3. The padding shrinks with the kernel, so there has to be enough:
-then a smaller one computes what the whole would with zeros around its centre.
+then a smaller one computes what the whole would with zeros around its center.
 """
 
 from collections.abc import Sequence
@@ -57,9 +57,9 @@ def _fixed(conv: _ConvNd, nodes: Sequence[fx.Node], users: dict[int, int]) -> Re
     if is_parametrized(conv):
         return Refusal(nodes[0].name, "its weight is computed from other tensors")
     if type(conv) not in ELASTIC_CONVS:
-        return Refusal(nodes[0].name, f"a {type(conv).__name__} is not known to take the centre of its kernel")
+        return Refusal(nodes[0].name, f"a {type(conv).__name__} is not known to take the center of its kernel")
     if any(side > 3 and side % 2 == 0 for side in conv.kernel_size):
-        return Refusal(nodes[0].name, f"a kernel of {'x'.join(map(str, conv.kernel_size))} has no centre")
+        return Refusal(nodes[0].name, f"a kernel of {'x'.join(map(str, conv.kernel_size))} has no center")
     if users.get(id(conv.weight), 0) != 1:
         return Refusal(nodes[0].name, "its weight is shared with another layer")
     if any(len(n.args) != 1 or n.kwargs for n in nodes):

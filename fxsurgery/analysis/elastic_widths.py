@@ -16,12 +16,12 @@ from torch.utils import _pytree as pytree
 
 from fxsurgery.analysis.activations import read_values
 from fxsurgery.analysis.blocks import sum_operands
-from fxsurgery.analysis.cached import fact
+from fxsurgery.analysis.cached import cached
 from fxsurgery.analysis.gating import gate_plan
 from fxsurgery.analysis.structure import ChannelGroup, Structure, structure
 from fxsurgery.errors import StructureError
 from fxsurgery.ops import registry
-from fxsurgery.ops.facets import Argument
+from fxsurgery.ops.facets import OperandArgument
 from fxsurgery.ops.labels import Labels
 from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
@@ -71,7 +71,7 @@ def elastic_groups(program: Program) -> tuple[ChannelGroup, ...]:
     return tuple(g for g in facts.groups if set(g.units.tolist()) <= gated and facts.removable(g))
 
 
-@fact
+@cached
 def residual_streams(program: Program) -> frozenset[int]:
     """The units that some sum of two computed tensors has."""
     facts, found = structure(program), set[int]()
@@ -117,7 +117,7 @@ def _widths(facts: Structure, group: ChannelGroup) -> Iterator[Ids]:
         yield from (vector for vector in vectors if np.isin(group.units, vector).any())
 
 
-@fact
+@cached
 def consumed_l1(program: Program) -> Scores:
     """For each unit, the L1 norm of all weights that its consumers have for it; 0 for what none weighs."""
     total = np.zeros(structure(program).size)
@@ -150,7 +150,7 @@ def _entering_l1(program: Program, node: fx.Node) -> Tensor:
         )
 
 
-def _value(program: Program, node: fx.Node, module: nn.Module | None, weight: Argument) -> Tensor:
+def _value(program: Program, node: fx.Node, module: nn.Module | None, weight: OperandArgument) -> Tensor:
     if module is not None:
         return module.weight  # type: ignore[return-value]
     name = str(weight.of_node(node))

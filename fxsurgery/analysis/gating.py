@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from fxsurgery.analysis.cached import fact
+from fxsurgery.analysis.cached import cached
 from fxsurgery.analysis.structure import structure
 from fxsurgery.nn.gates import GateVector
 from fxsurgery.ops.labels import Labels
@@ -42,7 +42,7 @@ class GatePlan:
         return torch.from_numpy(np.where(found, position + 1, 0))
 
 
-@fact
+@cached
 def gate_plan(program: Program) -> GatePlan:
     """Where gates stand in `program`, and for which units."""
     facts = structure(program)

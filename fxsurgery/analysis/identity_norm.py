@@ -3,7 +3,7 @@
     running_mean = m, running_var = v n / (n - 1), weight = sqrt(running_var + eps), bias = running_mean
 
 with m and v over the n values of a channel. In eval mode it is the identity whatever m and v are. In train mode it
-normalises with the statistics of the batch, so m and v have to be those that values have there: the default pair,
+normalizes with the statistics of the batch, so m and v have to be those that values have there: the default pair,
 0 and 1, passes in eval mode and breaks at the first training step. The unbiased variance is what PyTorch keeps as
 its running one, so training steps do not move it; a batch as measured comes out times sqrt(n / (n - 1)).
 """
@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxsurgery.analysis.activations import read_values
-from fxsurgery.analysis.cached import fact
+from fxsurgery.analysis.cached import cached
 from fxsurgery.errors import first_line
 from fxsurgery.match import Refusal
 from fxsurgery.ops.layers import BATCH_NORM
 from fxsurgery.program import Program
 
 
-@fact
+@cached
 def without_statistics(program: Program) -> Refusal | None:
     """Why nothing can be measured in train mode; `None` if it can: norms in it want several values a channel."""
     try:
@@ -34,7 +34,7 @@ def undoing(values: Tensor, like: _BatchNorm | None = None) -> _BatchNorm | None
     """The batch norm for `values`, (batch, channels, ...), measured in train mode; on their device, of their dtype.
 
     Args:
-        values: what it will normalise, on data.
+        values: what it will normalize, on data.
         like: a norm whose `eps` and `momentum` it takes.
 
     Returns:

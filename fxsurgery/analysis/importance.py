@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from fxsurgery.analysis.cached import fact
+from fxsurgery.analysis.cached import cached
 from fxsurgery.analysis.elastic_widths import Scores, consumed_l1
 from fxsurgery.analysis.structure import ChannelGroup, Mask, structure
 from fxsurgery.ops.union_find import Ids
@@ -83,7 +83,7 @@ def unit_sums(program: Program, amounts: Mapping[str, Tensor]) -> Scores:
 def over_their_mean(scores: Scores, groups: Iterable[ChannelGroup]) -> Scores:
     """The scores, each group's divided by their mean over the group, so that those of different groups compare.
 
-    Without this the cut goes by the size of the layers' sums, which says more of their fan and their initialisation
+    Without this the cut goes by the size of the layers' sums, which says more of their fan and their initialization
     than of what they do: whole layers are cut to the least, others not at all.
     """
     scaled = scores.copy()
@@ -93,7 +93,7 @@ def over_their_mean(scores: Scores, groups: Iterable[ChannelGroup]) -> Scores:
     return scaled
 
 
-@fact
+@cached
 def norm_scales(program: Program) -> Scores:
     """For each unit, the smallest |gamma| of the batch norms over it; infinite where none is."""
     facts = structure(program)

@@ -17,7 +17,7 @@ from fxsurgery.analysis.shared_modules import called_again
 from fxsurgery.analysis.svd import calls_to, obstacle, wide
 from fxsurgery.match import Match, Refusal
 from fxsurgery.ops import registry
-from fxsurgery.ops.facets import Argument
+from fxsurgery.ops.facets import OperandArgument
 from fxsurgery.ops.layers import CONVOLUTIONS, MIXING
 from fxsurgery.ops.movement import FLATTEN
 from fxsurgery.program import Program
@@ -126,7 +126,10 @@ def _is_flatten(program: Program, node: fx.Node) -> bool:
     if program.operator(node) is not FLATTEN:
         return False
     module = program.module(node) if node.op == "call_module" else None
-    start, end = (registry.argument(node, module, a) for a in (Argument(1, "start_dim", 0), Argument(2, "end_dim", -1)))
+    start, end = (
+        registry.argument(node, module, a)
+        for a in (OperandArgument(1, "start_dim", 0), OperandArgument(2, "end_dim", -1))
+    )
     return bool((start, end) == (1, -1))
 
 

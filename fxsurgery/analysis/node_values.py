@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
-from fxsurgery.analysis.cached import fact
+from fxsurgery.analysis.cached import cached
 from fxsurgery.analysis.real_run import real_run
 from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
@@ -43,7 +43,7 @@ class NodeValues:
         return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
-@fact
+@cached
 def node_values(program: Program) -> NodeValues:
     """Return what each node of `program` gives on the example inputs."""
     return run_on_meta(program, program.examples) or NodeValues(real_run(program).values, None)

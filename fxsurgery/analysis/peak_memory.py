@@ -19,13 +19,13 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
-from fxsurgery.analysis.cached import fact
+from fxsurgery.analysis.cached import cached
 from fxsurgery.analysis.node_values import run_on_meta
 from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
 
 
-@fact
+@cached
 def peak_activation_bytes(program: Program) -> int:
     """Return the largest number of bytes that activations take at once.
 

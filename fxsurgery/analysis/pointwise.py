@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from fxsurgery.analysis.cached import fact
+from fxsurgery.analysis.cached import cached
 from fxsurgery.program import Program
 
 _FAR = torch.logspace(1, 6, 41)
@@ -37,7 +37,7 @@ def pointwise(program: Program, node: fx.Node) -> Pointwise | None:
     return _all_pointwise(program).get(node.name)
 
 
-@fact
+@cached
 def calls_of(program: Program) -> Counter[str]:
     """How many nodes call each module, by path."""
     return Counter(str(n.target) for n in program.nodes if n.op == "call_module")
@@ -49,7 +49,7 @@ def only_reader(node: fx.Node) -> fx.Node | None:
     return readers[0] if len(readers) == 1 == len(node.users) else None
 
 
-@fact
+@cached
 def _all_pointwise(program: Program) -> dict[str, Pointwise]:
     found = dict[str, Pointwise]()
     for node in program.nodes:

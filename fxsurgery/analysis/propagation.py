@@ -20,12 +20,12 @@ from fxsurgery.analysis.fast_shapes import computes_no_tensor, plain_function, p
 from fxsurgery.analysis.real_run import is_kept_whole, on_meta, real_run
 from fxsurgery.analysis.refit import is_resizable
 from fxsurgery.analysis.shapes import hides_its_shape, is_sized, target_name
-from fxsurgery.analysis.size_expressions import Numbers, computed_slices
+from fxsurgery.analysis.size_expressions import SizeExpressions, computed_slices
 from fxsurgery.ops.fast.plain import Plain
 from fxsurgery.ops.labels import Labels, along, varying
-from fxsurgery.ops.propagation_state import Attention, Provenance, Work
+from fxsurgery.ops.propagation_state import Attention, PropagationState, Work
 from fxsurgery.ops.rules.recurrent import end_shapes, recurrent
-from fxsurgery.ops.union_find import Atoms, Ids
+from fxsurgery.ops.union_find import Ids, UnionFind
 from fxsurgery.program import Program
 
 KEPT_WHOLE = "kept whole"
@@ -37,18 +37,18 @@ NO_META = (NotImplementedError, RuntimeError)
 """What an operation raises that cannot run on meta tensors."""
 
 
-class Walk(fx.Interpreter):
+class Propagation(fx.Interpreter):
     """One run of a program on meta tensors."""
 
-    def __init__(self, program: Program, atoms: Atoms | None = None, attention: Attention = "heads") -> None:
+    def __init__(self, program: Program, atoms: UnionFind | None = None, attention: Attention = "heads") -> None:
         super().__init__(program.graph_module, garbage_collect_values=False)
         named = [*program.graph_module.named_parameters(), *program.graph_module.named_buffers()]
         self._metas = {id(t): on_meta(t) for _, t in named}
         self._modules, self._called = dict[str, nn.Module](), _called(program.graph_module)
-        self.state = Provenance(atoms or Atoms(), attention)
+        self.state = PropagationState(atoms or UnionFind(), attention)
         self.values: dict[str, Any] = {}
         self.dims: dict[str, dict[int, Ids]] = {}
-        self.numbers = Numbers()
+        self.numbers = SizeExpressions()
         self.masks = set[str]()
         self._program = program
         self._batch = program.examples.batch or 1
@@ -155,7 +155,7 @@ class Walk(fx.Interpreter):
         units = recurrent(self.state, module, source, lambda name: self.calls.labels(getattr(module, name)), steps)
         ends = tuple(given.new_empty(shape) for shape in end_shapes(module, tuple(given.shape)))
         for tensor, ids in zip(ends, units, strict=False):
-            self.calls.remember(tensor, self.state.labelled(tensor.shape, {tensor.dim() - 1: ids}))
+            self.calls.remember(tensor, self.state.labeled(tensor.shape, {tensor.dim() - 1: ids}))
         for start in tensors_of([*args[1:], *kwargs.values()]):
             self.state.freeze_all(self.calls.labels(start))
             for ids in units[1:]:
@@ -215,12 +215,12 @@ class Walk(fx.Interpreter):
     def _follow_inputs(self, numbers: Sequence[fx.Node]) -> bool:
         """Whether numbers come from a dim without labels, whose size is the inputs' to say."""
         sources = self.numbers.of(numbers)
-        labelled = all(
+        labeled = all(
             any(dim in varying(plane) for plane in self.calls.labels(self.env[tensor]).planes)
             for tensor, dims in sources
             for dim in dims
         )
-        return not sources or not labelled
+        return not sources or not labeled
 
     def _label_tensors(self, named: Sequence[tuple[str, Tensor]]) -> None:
         """Fresh atoms for each dim of each parameter and buffer; none inside what cannot be resized."""

@@ -9,14 +9,14 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 from typing_extensions import override
 
-from fxsurgery.analysis.cached import fact
+from fxsurgery.analysis.cached import cached
 from fxsurgery.analysis.refit import is_resizable
 from fxsurgery.analysis.shapes import target_name
 from fxsurgery.analysis.work_counter import WorkCounter
 from fxsurgery.program import Program
 
 
-@fact
+@cached
 def real_run(program: Program) -> "RealRun":
     """Run the program on its example inputs, whatever modes are on."""
     device = next((x.device for x in program.examples.tensors), torch.device("cpu"))

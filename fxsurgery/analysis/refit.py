@@ -51,7 +51,7 @@ def is_computed(module: nn.Module) -> bool:
 
 
 def is_weight_normed(module: nn.Module) -> bool:
-    """Whether `weight`, and nothing else, is parametrised, by weight norm over all dims but the first."""
+    """Whether `weight`, and nothing else, is parametrized, by weight norm over all dims but the first."""
     if not is_parametrized(module) or not _is_mixing_layer(module):
         return False
     found = getattr(module, "parametrizations")  # noqa: B009 -- not declared on nn.Module

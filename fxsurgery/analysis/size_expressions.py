@@ -1,4 +1,4 @@
-"""Numbers that the graph computes from shapes, and which dims of which tensors they came from.
+"""SizeExpressions that the graph computes from shapes, and which dims of which tensors they came from.
 
 A number that says a size (`x.view(n, c // 2, ...)`) is rewritten with the size. One that is used in any
 other way (`x / c ** 0.5`) must stay what it is, so the dims that it came from freeze.
@@ -11,14 +11,14 @@ from typing import Any
 from torch import Tensor, fx
 
 from fxsurgery.ops import registry
-from fxsurgery.ops.facets import Argument, SizeRule
+from fxsurgery.ops.facets import OperandArgument, SizeRule
 from fxsurgery.ops.movement import GETITEM
 
 Source = tuple[fx.Node, tuple[int, ...]]
 """A tensor, and those of its dims that a number came from."""
 
 
-class Numbers:
+class SizeExpressions:
     """What one walk has seen of numbers so far."""
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ def _chosen(node: fx.Node) -> object:
     spelling = registry.spelling_of(node)
     if spelling is None or spelling.operator.extents != "sizes" or spelling.form == "attribute":
         return None
-    return Argument(1, "dim").of_node(node)
+    return OperandArgument(1, "dim").of_node(node)
 
 
 def _picked(dims: tuple[int, ...], index: object) -> tuple[int, ...]:

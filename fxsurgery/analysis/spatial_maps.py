@@ -33,21 +33,21 @@ or the greatest."""
 
 
 @dataclass(frozen=True)
-class Axis:
+class SpatialAxis:
     """Where the positions of a map lie along one dim: at `start + step * i` on a map that others are measured on."""
 
     start: float = 0.0
     step: float = 1.0
 
-    def through(self, kernel: int, stride: int, padding: float, dilation: int) -> "Axis":
-        """Where the centres of windows lie."""
-        return Axis(self.start + self.step * ((kernel - 1) * dilation / 2 - padding), self.step * stride)
+    def through(self, kernel: int, stride: int, padding: float, dilation: int) -> "SpatialAxis":
+        """Where the centers of windows lie."""
+        return SpatialAxis(self.start + self.step * ((kernel - 1) * dilation / 2 - padding), self.step * stride)
 
-    def stretched(self, size: int, new: int) -> "Axis":
+    def stretched(self, size: int, new: int) -> "SpatialAxis":
         """Where `new` positions lie that cover `size` ones evenly, as after an adaptive pool or an upsampling."""
-        return Axis(self.start + self.step * (size / new - 1) / 2, self.step * size / new)
+        return SpatialAxis(self.start + self.step * (size / new - 1) / 2, self.step * size / new)
 
-    def centres(self, size: int) -> Tensor:
+    def centers(self, size: int) -> Tensor:
         """The place of each position, (size,)."""
         return self.start + self.step * torch.arange(size, dtype=torch.float64)
 
@@ -60,7 +60,7 @@ class Map:
     new: tuple[int, ...]
     factors: tuple[Tensor | None, ...]
     """For each dim, how weights of the old entries make those of the new ones: (new, old)."""
-    axes: tuple[tuple[Axis, Axis] | None, ...]
+    axes: tuple[tuple[SpatialAxis, SpatialAxis] | None, ...]
     """For each dim, where old and new positions lie; `None` for channels."""
 
 
@@ -145,13 +145,13 @@ def _running(entries: Tensor, shape: Sequence[int]) -> set[int]:
     return found
 
 
-def nearest(old: Axis, new: Axis, old_size: int, new_size: int) -> Tensor:
+def nearest(old: SpatialAxis, new: SpatialAxis, old_size: int, new_size: int) -> Tensor:
     """Which new positions stand for which old ones, by place: (new, old), each column sums to 1.
 
     Between two that are equally near, the first. An old position that no new one is nearest to, where they get more,
     gives its weight to the one nearest to it.
     """
-    places, others = old.centres(old_size), new.centres(new_size)
+    places, others = old.centers(old_size), new.centers(new_size)
     apart = (others[:, None] - places[None]).abs().mul(2**20).round()
     to_new = nn.functional.one_hot(apart.argmin(0), new_size).T.double()
     if new_size <= old_size:

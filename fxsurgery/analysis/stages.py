@@ -20,7 +20,7 @@ LONGEST_ROUND = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Stage:
+class ResolutionStage:
     """Blocks of which the first ones may be kept, each of one or more residual sums."""
 
     name: str
@@ -28,9 +28,9 @@ class Stage:
     blocks: tuple[tuple[IdentityBlock, ...], ...]
 
 
-def stages(program: Program, shallowest: int = 1) -> tuple[Stage, ...]:
+def stages(program: Program, shallowest: int = 1) -> tuple[ResolutionStage, ...]:
     """The stages of more than `shallowest` blocks, in execution order."""
-    found = list[Stage]()
+    found = list[ResolutionStage]()
     for chain in _chains(program):
         kinds, start = [_kind(program, block) for block in chain], 0
         while start < len(chain):
@@ -38,7 +38,7 @@ def stages(program: Program, shallowest: int = 1) -> tuple[Stage, ...]:
             if times > shallowest:
                 own = chain[start : start + width * times]
                 rounds = [tuple(own[n : n + width]) for n in range(0, len(own), width)]
-                found.append(Stage(_first_layer(program, own[0]), tuple(rounds)))
+                found.append(ResolutionStage(_first_layer(program, own[0]), tuple(rounds)))
             start += width * times
     return tuple(found)
 

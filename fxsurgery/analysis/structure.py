@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from fxsurgery.analysis.cached import fact
-from fxsurgery.analysis.propagation import Walk
+from fxsurgery.analysis.cached import cached
+from fxsurgery.analysis.propagation import Propagation
 from fxsurgery.errors import SpecError
 from fxsurgery.ops.labels import Labels, is_frozen, varying
-from fxsurgery.ops.propagation_state import Attention, Contraction, Freeze, Provenance, Work
+from fxsurgery.ops.propagation_state import Attention, Contraction, Freeze, PropagationState, Work
 from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
 
@@ -93,7 +93,7 @@ class Structure:
         return sorted({int(vectors[i].max()) for i in np.flatnonzero(~left)})
 
     def vectors(self) -> Iterator[Ids]:
-        """Every labelled dim: of parameters and buffers, and of what flows between nodes."""
+        """Every labeled dim: of parameters and buffers, and of what flows between nodes."""
         for dims in self.tensors.values():
             yield from dims.values()
         for value in self.values.values():
@@ -136,20 +136,20 @@ class Structure:
         )
 
 
-@fact
+@cached
 def structure(program: Program) -> Structure:
     """What changes together in `program`, where attention loses whole heads."""
-    return _analysed(program, "heads")
+    return _analyzed(program, "heads")
 
 
-@fact
+@cached
 def head_dim_structure(program: Program) -> Structure:
     """The same where attention loses channels, the same of every head."""
-    return _analysed(program, "head_dim")
+    return _analyzed(program, "head_dim")
 
 
-def _analysed(program: Program, attention: Attention) -> Structure:
-    walk = Walk(program, attention=attention)
+def _analyzed(program: Program, attention: Attention) -> Structure:
+    walk = Propagation(program, attention=attention)
     walk.walk()
     state, find = walk.state, walk.state.atoms.find
     tensors = {name: _rooted_dims(state, ids) for name, ids in walk.dims.items()}
@@ -174,12 +174,12 @@ def _analysed(program: Program, attention: Attention) -> Structure:
     )
 
 
-def _rooted_dims(state: Provenance, dims: Mapping[int, Ids]) -> dict[int, Ids]:
+def _rooted_dims(state: PropagationState, dims: Mapping[int, Ids]) -> dict[int, Ids]:
     rooted = {dim: state.atoms.find(ids) for dim, ids in dims.items()}
     return {dim: ids for dim, ids in rooted.items() if not is_frozen(ids)}
 
 
-def _rooted(state: Provenance, value: Any) -> Any:  # noqa: ANN401
+def _rooted(state: PropagationState, value: Any) -> Any:  # noqa: ANN401
     def root(labels: Labels) -> Labels:
         state.refresh(labels)
         return Labels(labels.shape, [state.atoms.find(plane) for plane in labels.planes])
@@ -191,13 +191,13 @@ def _rooted(state: Provenance, value: Any) -> Any:  # noqa: ANN401
     return pytree.tree_map_only(Labels, root, value, is_leaf=lambda v: isinstance(v, Labels))
 
 
-def _members(state: Provenance, noted: list[Ids]) -> frozenset[int]:
+def _members(state: PropagationState, noted: list[Ids]) -> frozenset[int]:
     if not noted:
         return frozenset()
     return frozenset(np.unique(state.atoms.find(np.concatenate(noted))).tolist()) - {0}
 
 
-def _groups(walk: Walk, tensors: Mapping[str, Mapping[int, Ids]], program: Program) -> Iterator[ChannelGroup]:
+def _groups(walk: Propagation, tensors: Mapping[str, Mapping[int, Ids]], program: Program) -> Iterator[ChannelGroup]:
     """Units by the set of nodes that produce them, in the order in which these run.
 
     What no node produces, as the channels of a learned query, goes by the parameter that holds it.

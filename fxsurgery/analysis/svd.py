@@ -94,9 +94,9 @@ def obstacle(program: Program, path: str) -> Refusal | None:
 
 
 def principal(h: Tensor, matrix: Tensor, rank: int) -> Tensor:
-    """(n, rank): where h (rows, n), centred, varies most; where it tells nothing, where `matrix` reaches."""
-    centred = h - h.mean(0)
-    seen, reach = centred.T @ centred, matrix @ matrix.T
+    """(n, rank): where h (rows, n), centered, varies most; where it tells nothing, where `matrix` reaches."""
+    centered = h - h.mean(0)
+    seen, reach = centered.T @ centered, matrix @ matrix.T
     weight = 1e-9 * float(seen.trace() / reach.trace()) or 1.0
     vectors: Tensor = torch.linalg.eigh(seen + weight * reach).eigenvectors
     return vectors.flip(1)[:, :rank]

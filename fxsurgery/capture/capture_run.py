@@ -14,7 +14,7 @@ from fxsurgery.capture.compact_inputs import beside, compact_variant, with_batch
 from fxsurgery.capture.fx_frontend import traced, traced_in_training, used_by
 from fxsurgery.capture.model_copies import ModelCopies, Scratch
 from fxsurgery.capture.preconditions import is_exported, uncopiable
-from fxsurgery.capture.reference_runs import Outcome
+from fxsurgery.capture.reference_runs import ReferenceOutcome
 from fxsurgery.capture.size_guards import Settled, leaf_names, settle_sizes
 from fxsurgery.capture.size_trials import SizeTrials
 from fxsurgery.capture.size_variants import SizeVariants, Variant
@@ -83,7 +83,7 @@ class CaptureRun:
                 raise reason from error
             raise error from reason
 
-    def _outcome_of(self, inputs: Inputs) -> Outcome | None:
+    def _outcome_of(self, inputs: Inputs) -> ReferenceOutcome | None:
         """What the model gives with lively values; `None` where it runs with its own numbers alone."""
         try:
             outcome = lively = self._first_run(inputs, lively=True)
@@ -94,11 +94,11 @@ class CaptureRun:
             raise CaptureError(f"the model's output is not a tensor: {kinds}; return tensors from `forward`")
         return lively
 
-    def _first_run(self, inputs: Inputs, *, lively: bool) -> Outcome:
+    def _first_run(self, inputs: Inputs, *, lively: bool) -> ReferenceOutcome:
         forward = self._watch.forward if _is_positional(inputs) else reference_runs.forward
         return reference_runs.run_eval(self.copies.take(self._model, lively=lively), inputs, forward=forward)
 
-    def _run_as_it_is(self, inputs: Inputs) -> Outcome:
+    def _run_as_it_is(self, inputs: Inputs) -> ReferenceOutcome:
         try:
             return self._first_run(inputs, lively=False)
         except CaptureError:

@@ -25,14 +25,14 @@ from torch import fx, nn
 from fxsurgery.capture import input_variants, reference_runs
 from fxsurgery.capture.differences import GradientComparison, difference, scales
 from fxsurgery.capture.model_copies import ModelCopies
-from fxsurgery.capture.reference_runs import Outcome, Step, run_forward, run_train
+from fxsurgery.capture.reference_runs import ReferenceOutcome, TrainStep, run_forward, run_train
 from fxsurgery.capture.size_guards import REMEDY
 from fxsurgery.capture.steering import SteeringWatch
 from fxsurgery.capture.tracer import reads_training
 from fxsurgery.errors import CaptureError, typed_reason
 from fxsurgery.inputs import Inputs
 
-Run = Callable[[nn.Module, Inputs], Outcome]
+Run = Callable[[nn.Module, Inputs], ReferenceOutcome]
 
 IRREPRODUCIBLE = 1000.0
 """A model that differs from itself by this many tolerances cannot be checked."""
@@ -103,7 +103,7 @@ class Comparison:
         take the inputs, or the graph says that it does not hold for their sizes, if `may_refuse` is set.
         """
         wanted = self._of(self.model, run, inputs)
-        if not isinstance(wanted, Outcome):
+        if not isinstance(wanted, ReferenceOutcome):
             return None, True
         got = self._of(self.graph_module, run, inputs)
         if may_refuse and isinstance(got, AssertionError) and str(got).endswith(REMEDY):
@@ -120,10 +120,10 @@ class Comparison:
     def _check_train(self, choices: tuple[Inputs, ...], *, is_compact: bool) -> tuple[str, ...]:
         reason = ""
         watched = reference_runs.forward if self.watch is None else self.watch.forward
-        for step in (Step(forward=watched), Step(of_inputs=False, forward=watched)):
+        for step in (TrainStep(forward=watched), TrainStep(of_inputs=False, forward=watched)):
             for inputs in choices:
                 wanted = self._of(self.model, partial(run_train, step=step), inputs)
-                if isinstance(wanted, Outcome):
+                if isinstance(wanted, ReferenceOutcome):
                     self._refuse_steering()
                     if is_compact and not is_telling(wanted):
                         raise UntellingError
@@ -145,7 +145,7 @@ class Comparison:
         """
         for choice in (inputs.rows(0, 1), inputs) if inputs.is_divisible else (inputs,):
             wanted = self._of(self.model, run_forward, choice)
-            if isinstance(wanted, Outcome):
+            if isinstance(wanted, ReferenceOutcome):
                 got = self._of(self.graph_module, run_forward, choice)
                 self._refuse_train(self._trouble(run_forward, choice, got, wanted))
                 return
@@ -161,12 +161,13 @@ class Comparison:
             return
         for inputs in choices:
             if isinstance(
-                self._of(self.model, partial(run_forward, forward=self.watch.forward, gradients=True), inputs), Outcome
+                self._of(self.model, partial(run_forward, forward=self.watch.forward, gradients=True), inputs),
+                ReferenceOutcome,
             ):
                 break
         self._refuse_steering()
 
-    def _trouble_in_training(self, step: Step, inputs: Inputs, wanted: Outcome) -> str:
+    def _trouble_in_training(self, step: TrainStep, inputs: Inputs, wanted: ReferenceOutcome) -> str:
         """What differs in a training step, in words. The graph's gradients are compared one by one as they come."""
         compare = GradientComparison(wanted)
         got = self._of(self.graph_module, partial(run_train, step=replace(step, meet=compare)), inputs)
@@ -189,7 +190,7 @@ class Comparison:
                 "keep its module whole with leaf_modules=(ThatModule,)."
             )
 
-    def _of(self, model: nn.Module, run: Run, inputs: Inputs) -> Outcome | Exception:
+    def _of(self, model: nn.Module, run: Run, inputs: Inputs) -> ReferenceOutcome | Exception:
         """What a copy does; the exception where it refuses, as it may in any way it likes."""
         try:
             return run(self.copies.take(model, lively=True), inputs)
@@ -200,8 +201,8 @@ class Comparison:
         self,
         run: Run,
         inputs: Inputs,
-        got: Outcome | Exception,
-        wanted: Outcome,
+        got: ReferenceOutcome | Exception,
+        wanted: ReferenceOutcome,
         gradients: Mapping[str, float] | None = None,
     ) -> str:
         """What differs, in words; empty where nothing does. `gradients` are differences that are known already."""
@@ -211,7 +212,7 @@ class Comparison:
         if excess <= 1:
             return ""
         again = self._of(self.model, run, inputs)
-        noise = difference(again, wanted).excess if isinstance(again, Outcome) else torch.inf
+        noise = difference(again, wanted).excess if isinstance(again, ReferenceOutcome) else torch.inf
         if noise > IRREPRODUCIBLE:
             raise CaptureError(
                 f"the model cannot be checked: {where} changes from run to run under one seed; remove what draws "
@@ -219,7 +220,7 @@ class Comparison:
             )
         return "" if excess <= 10 * noise else f"{where} differs (by {excess:.1e} times the tolerance)"
 
-    def _agrees_in_double(self, step: Step, inputs: Inputs) -> bool:
+    def _agrees_in_double(self, step: TrainStep, inputs: Inputs) -> bool:
         """Whether float64, where rounding is small and a mistake is not, shows no difference.
 
         A gradient that cancels out, as that of a bias before a norm, is nothing but the rounding of others.
@@ -229,7 +230,7 @@ class Comparison:
             self._of(model, lambda twin, given: run_train(twin.double(), given, step), wide)
             for model in (self.graph_module, self.model)
         )
-        if not (isinstance(got, Outcome) and isinstance(wanted, Outcome)):
+        if not (isinstance(got, ReferenceOutcome) and isinstance(wanted, ReferenceOutcome)):
             return False  # a model that does not run in float64 gives no second opinion
         return difference(got, wanted).excess <= 1
 
@@ -250,7 +251,7 @@ class Comparison:
         )
 
 
-def is_telling(outcome: Outcome) -> bool:
+def is_telling(outcome: ReferenceOutcome) -> bool:
     """Whether everything that was reached has a gradient: numbers that are finite, and not all zero."""
     found = scales(outcome).values()
     return (

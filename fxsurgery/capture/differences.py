@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fxsurgery.capture.reference_runs import Outcome
+from fxsurgery.capture.reference_runs import ReferenceOutcome
 from fxsurgery.comparison import absolute_error, magnitude
 
 TOLERANCE = {
@@ -38,7 +38,9 @@ class Difference(NamedTuple):
     where: str
 
 
-def difference(got: Outcome, wanted: Outcome, gradients: Mapping[str, float] | None = None) -> Difference:
+def difference(
+    got: ReferenceOutcome, wanted: ReferenceOutcome, gradients: Mapping[str, float] | None = None
+) -> Difference:
     """The largest difference between the outputs, and where those agree, the gradients and the buffers.
 
     Gradients and buffers are compared by the names they have in both: an alias is one tensor of two names. `gradients`
@@ -63,7 +65,7 @@ def difference(got: Outcome, wanted: Outcome, gradients: Mapping[str, float] | N
 class GradientComparison:
     """Compares gradients with those of another run as they come; to be handed to `run_train`."""
 
-    def __init__(self, wanted: Outcome) -> None:
+    def __init__(self, wanted: ReferenceOutcome) -> None:
         self._wanted = wanted.gradients
         self._floor = FLOOR * max(scales(wanted).values(), default=0.0)
         self.excesses = dict[str, float]()
@@ -75,7 +77,7 @@ class GradientComparison:
             self.excesses[name] = _excess(gradient, self._wanted[name], self._floor)
 
 
-def scales(outcome: Outcome) -> Mapping[str, float]:
+def scales(outcome: ReferenceOutcome) -> Mapping[str, float]:
     """The largest absolute value of each gradient."""
     return {name: _magnitude(g) for name, g in outcome.gradients.items() if g is not None}
 

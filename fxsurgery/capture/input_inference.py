@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from fxsurgery.argument_names import keyword, usage
 from fxsurgery.capture.config_inputs import BATCH, Drawing, Shape, drawn, timm_shape, transformers_inputs
-from fxsurgery.capture.layer_trace import Layer
-from fxsurgery.capture.meta_probe import Prober, Trial
+from fxsurgery.capture.layer_trace import LayerRecord
+from fxsurgery.capture.meta_probe import Prober, ProbeRun
 from fxsurgery.capture.preconditions import require_takeable
 from fxsurgery.capture.sizes import CLIPS, CODES, LENGTHS, STEPS, VOLUMES, Make, best_side, fitting
 from fxsurgery.errors import DataError
@@ -83,13 +83,13 @@ class _Search:
             f"images: {usage(line, 'example_inputs')}"
         )
 
-    def _try(self, inputs: Inputs, *, for_real: bool = False) -> Trial:
+    def _try(self, inputs: Inputs, *, for_real: bool = False) -> ProbeRun:
         trial = self.prober.wet(inputs) if for_real else self.prober.run(inputs)
         if trial.error is not None:
             self._failed[_described(inputs)] = trial.error
         return trial
 
-    def _first_layer(self) -> Layer | None:
+    def _first_layer(self) -> LayerRecord | None:
         """The first layer with weights that the forward reaches, whatever comes before it."""
         shapes = ((3, 64, 64), (1, 64, 64), (16, 8), (8,), (3, 8, 64, 64), (64, 64))
         # Some check the size before anything else.
@@ -100,7 +100,7 @@ class _Search:
                 return layers[0]
         return None
 
-    def _from_timm(self, layer: Layer | None) -> Iterator[Guess]:
+    def _from_timm(self, layer: LayerRecord | None) -> Iterator[Guess]:
         """The size in timm's configuration, with the channels of the first convolution."""
         if shape := timm_shape(self._model):
             if layer is not None and layer.kind == "conv2d" and layer.seen[1:2] == (3,) and len(shape) == 3:
@@ -108,8 +108,8 @@ class _Search:
             if self.runs(inputs := self._floats(shape)):
                 yield inputs, "the input size in the model's timm configuration"
 
-    def _by_kind(self, layer: Layer) -> Iterator[Guess]:
-        kinds: dict[str, Callable[[Layer], Iterator[Guess]]] = {
+    def _by_kind(self, layer: LayerRecord) -> Iterator[Guess]:
+        kinds: dict[str, Callable[[LayerRecord], Iterator[Guess]]] = {
             "conv1d": self._signals, "conv2d": self._images, "conv3d": self._volumes, "linear": self._features,
             "layer norm": self._features, "recurrent": self._sequences, "attention": self._sequences,
             "embedding": self._tokens, "norm": self._normed, "transposed1d": self._codes, "transposed2d": self._codes,
@@ -117,28 +117,28 @@ class _Search:
         }  # fmt: skip
         yield from kinds[layer.kind](layer)
 
-    def _images(self, layer: Layer) -> Iterator[Guess]:
+    def _images(self, layer: LayerRecord) -> Iterator[Guess]:
         for make, order in self._layouts(layer, 2):
             if found := best_side(make, layer, self._try):
                 yield make((found.size, found.size)), f"{_channels(layer)}{order}, size {found.why}"
                 return
 
-    def _codes(self, layer: Layer) -> Iterator[Guess]:
+    def _codes(self, layer: LayerRecord) -> Iterator[Guess]:
         """A transposed convolution in front of everything: a generator or decoder, which makes maps of small ones."""
         for side in CODES:
             if self.runs(inputs := self._floats((layer.size[0], *(side,) * int(layer.kind[-2])))):
                 yield inputs, f"{_channels(layer)}, size guessed: the first that runs"
                 return
 
-    def _volumes(self, layer: Layer) -> Iterator[Guess]:
+    def _volumes(self, layer: LayerRecord) -> Iterator[Guess]:
         sizes = (*CLIPS, *VOLUMES) if layer.size[0] == 3 else (*VOLUMES, *CLIPS)
         yield from self._first(layer, 3, sizes)
 
-    def _signals(self, layer: Layer) -> Iterator[Guess]:
+    def _signals(self, layer: LayerRecord) -> Iterator[Guess]:
         # As long as there are channels, and nobody could tell the one from the other.
         yield from self._first(layer, 1, tuple((n,) for n in LENGTHS if n != layer.size[0]))
 
-    def _first(self, layer: Layer, dims: int, sizes: tuple[Shape, ...]) -> Iterator[Guess]:
+    def _first(self, layer: LayerRecord, dims: int, sizes: tuple[Shape, ...]) -> Iterator[Guess]:
         """The first of the sizes that the model takes; else one that its linear layer asks for."""
         for make, order in self._layouts(layer, dims):
             solved = ((n,) * dims for n in fitting(make, layer, self._try))
@@ -147,7 +147,7 @@ class _Search:
                     yield make(size), f"{_channels(layer)}{order}, size guessed: the first that runs"
                     return
 
-    def _features(self, layer: Layer) -> Iterator[Guess]:
+    def _features(self, layer: LayerRecord) -> Iterator[Guess]:
         maps = ((n, n) for n in (8, 14, 16, 32))
         for before in ((), *((n,) for n in STEPS), *maps):
             if self.runs(inputs := self._floats((*before, *layer.size))):
@@ -155,7 +155,7 @@ class _Search:
                 yield inputs, f"{_counted(layer.size[-1], 'feature')} from {layer}{guessed}"
                 return
 
-    def _sequences(self, layer: Layer) -> Iterator[Guess]:
+    def _sequences(self, layer: LayerRecord) -> Iterator[Guess]:
         for steps in STEPS:
             inputs = self._floats((steps, *layer.size))
             trial = self._try(inputs)
@@ -168,13 +168,13 @@ class _Search:
             yield inputs, f"{_counted(layer.size[0], 'feature')} from {layer}{order}, length guessed"
             return
 
-    def _tokens(self, layer: Layer) -> Iterator[Guess]:
+    def _tokens(self, layer: LayerRecord) -> Iterator[Guess]:
         """All that run without numbers: whether an id has its row only a run with numbers tells."""
         for shape in (*((n,) for n in STEPS), ()):
             if self.runs(inputs := self._ids(shape, layer.size[0])):
                 yield inputs, f"ids below {layer.size[0]} from {layer}, length guessed"
 
-    def _normed(self, layer: Layer) -> Iterator[Guess]:
+    def _normed(self, layer: LayerRecord) -> Iterator[Guess]:
         """A batch norm in front of everything: of features, images, signals or volumes."""
         if self.runs(inputs := self._floats(layer.size[:1])):
             yield inputs, f"{_counted(layer.size[0], 'feature')} from {layer}"
@@ -182,7 +182,7 @@ class _Search:
         for kind in (self._images, self._signals, self._volumes):
             yield from kind(layer)
 
-    def _layouts(self, layer: Layer, dims: int) -> Iterator[tuple[Make, str]]:
+    def _layouts(self, layer: LayerRecord, dims: int) -> Iterator[tuple[Make, str]]:
         """Channels before space, then after it, then none where the model adds the one that it works on."""
         channels = layer.size[0]
         yield lambda size: self._floats((channels, *size[:dims])), ""
@@ -214,7 +214,7 @@ def _kind(tensor: Tensor) -> str:
     return "" if tensor.is_floating_point() else f" {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _channels(layer: Layer) -> str:
+def _channels(layer: LayerRecord) -> str:
     return f"{_counted(layer.size[0], 'channel')} from {layer}"
 
 

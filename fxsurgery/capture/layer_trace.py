@@ -11,14 +11,14 @@ from typing_extensions import override
 
 from fxsurgery.ops import registry
 from fxsurgery.ops.contractions import LINEAR
-from fxsurgery.ops.facets import Argument
+from fxsurgery.ops.facets import OperandArgument
 from fxsurgery.ops.lookups import EMBEDDING, EMBEDDING_BAG
 from fxsurgery.ops.norms import BATCH_NORM, LAYER_NORM
 from fxsurgery.ops.operator import Operator
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerRecord:
     """A call of a layer with weights."""
 
     kind: str
@@ -49,7 +49,7 @@ class _Call(NamedTuple):
     """What a function of PyTorch's is, and where its weight stands."""
 
     kind: str
-    weight: Argument
+    weight: OperandArgument
 
 
 def _call_of(operator: Operator | None) -> _Call | None:
@@ -60,7 +60,7 @@ def _call_of(operator: Operator | None) -> _Call | None:
     if operator.is_convolution and operator.window is not None:
         return _Call(f"{'transposed' if operator.window.transposed else 'conv'}{operator.rank}d", weight)
     if operator is BATCH_NORM:  # it may have no weight, and has its statistics all the same
-        return _Call("norm", Argument(1, "running_mean"))
+        return _Call("norm", OperandArgument(1, "running_mean"))
     if operator.statistics is not None:
         return _Call("layer norm" if operator is LAYER_NORM else "norm", weight)
     names = {LINEAR: "linear", EMBEDDING: "embedding", EMBEDDING_BAG: "embedding"}
@@ -72,7 +72,7 @@ class Watch(TorchFunctionMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.layers = list[Layer]()
+        self.layers = list[LayerRecord]()
         """In the order of the calls; the last is where an error came up, if one did."""
         self.smallest_map: int | None = None
         """Least height, width or length of a feature map before global pooling."""
@@ -117,14 +117,14 @@ class Watch(TorchFunctionMode):
             seen = () if given is None else tuple(given.shape)
             if isinstance(module, nn.RNNBase):
                 kind, size, first = "recurrent", module.input_size, module.batch_first
-                self.layers.append(Layer(kind, (size,), seen, name, batch_first=first))
+                self.layers.append(LayerRecord(kind, (size,), seen, name, batch_first=first))
             if isinstance(module, nn.MultiheadAttention):
                 kind, size, first = "attention", module.embed_dim, module.batch_first
-                self.layers.append(Layer(kind, (size,), seen, name, batch_first=first))
+                self.layers.append(LayerRecord(kind, (size,), seen, name, batch_first=first))
 
         return note
 
-    def _layer(self, call: _Call, given: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Layer | None:
+    def _layer(self, call: _Call, given: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> LayerRecord | None:
         weight = call.weight.of_call(args, kwargs)
         if not isinstance(weight, Tensor) or not isinstance(given, Tensor):
             return None
@@ -132,13 +132,13 @@ class Watch(TorchFunctionMode):
         if call.kind.startswith("conv"):
             groups, stride = _argument(args, kwargs, 6, "groups") or 1, _argument(args, kwargs, 3, "stride") or 1
             stride = max(stride) if isinstance(stride, tuple | list) else stride
-            return Layer(call.kind, (shape[1] * int(groups),), seen, name, int(stride))
+            return LayerRecord(call.kind, (shape[1] * int(groups),), seen, name, int(stride))
         if call.kind.startswith("transposed"):
-            return Layer(call.kind, shape[:1], seen, name)
+            return LayerRecord(call.kind, shape[:1], seen, name)
         sizes = {"linear": shape[-1:], "embedding": shape[:1]}
-        return Layer(call.kind, sizes.get(call.kind, shape), seen, name)
+        return LayerRecord(call.kind, sizes.get(call.kind, shape), seen, name)
 
-    def _measure(self, operator: Operator | None, layer: Layer | None, given: Tensor, result: Tensor) -> None:
+    def _measure(self, operator: Operator | None, layer: LayerRecord | None, given: Tensor, result: Tensor) -> None:
         """Look at a map: the output of a convolution or a pooling, or what a layer norm finds channels-last."""
         before, after = tuple(given.shape[2:]), tuple(result.shape[2:])
         if layer is not None and layer.kind == "layer norm" and given.dim() == 4 and len(layer.size) == 1:

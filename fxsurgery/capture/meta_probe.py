@@ -1,4 +1,4 @@
-"""Trial runs of a model without numbers.
+"""ProbeRun runs of a model without numbers.
 
 A run is on a twin of the model whose tensors are all on PyTorch's meta device: shapes are worked out, nothing is
 computed, and the model stays as it is. A model that needs numbers on its way is run with them.
@@ -13,7 +13,7 @@ from torch import nn
 
 from fxsurgery.capture import reference_runs
 from fxsurgery.capture.config_inputs import drawn
-from fxsurgery.capture.layer_trace import Layer, Watch
+from fxsurgery.capture.layer_trace import LayerRecord, Watch
 from fxsurgery.errors import CaptureError, reason_of, typed_reason
 from fxsurgery.inputs import Inputs
 from fxsurgery.surroundings import without_warnings
@@ -29,11 +29,11 @@ MOST_NUMBERS = 2**25
 
 
 @dataclass(frozen=True)
-class Trial:
+class ProbeRun:
     """How a run went."""
 
     error: str | None
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerRecord, ...]
     """Those that were called, in order; the last one is where an error came up, if one did."""
     smallest_map: int | None = None
     """Least height, width or length of a feature map before global pooling."""
@@ -56,19 +56,19 @@ class Prober:
         self._twin = _copied(model, weightless=True)
         self._whole: nn.Module | None = None
 
-    def dry(self, inputs: Inputs) -> Trial:
+    def dry(self, inputs: Inputs) -> ProbeRun:
         """A run of shapes alone."""
         return _tried(self._twin, inputs.map(lambda x: x.to("meta")))
 
-    def wet(self, inputs: Inputs) -> Trial:
+    def wet(self, inputs: Inputs) -> ProbeRun:
         """A run with numbers, on the model's device."""
         if sum(x.numel() for x in inputs.tensors) > MOST_NUMBERS:
-            return Trial("too large to try with numbers", ())
+            return ProbeRun("too large to try with numbers", ())
         if self._whole is None:
             self._whole = _copied(self._model, weightless=False)
         return _tried(self._whole, drawn(inputs).map(lambda x: x.to(self.device)))
 
-    def run(self, inputs: Inputs) -> Trial:
+    def run(self, inputs: Inputs) -> ProbeRun:
         """A run of shapes, or with numbers where shapes alone do not do."""
         trial = self.dry(inputs)
         return self.wet(inputs) if "meta" in (trial.error or "") else trial
@@ -91,7 +91,7 @@ def _copied(model: nn.Module, *, weightless: bool) -> nn.Module:
         ) from error
 
 
-def _tried(model: nn.Module, inputs: Inputs) -> Trial:
+def _tried(model: nn.Module, inputs: Inputs) -> ProbeRun:
     watch, failure = Watch(model), None
     with reference_runs.contained(), torch.no_grad(), without_warnings(), watch.listening():
         try:
@@ -101,4 +101,4 @@ def _tried(model: nn.Module, inputs: Inputs) -> Trial:
     lone = next((layer for layer in watch.layers if layer.unbatched), None)
     if failure is None and lone is not None:
         failure = f"{lone} took {lone.seen} as a single sample"
-    return Trial(failure, tuple(watch.layers), watch.smallest_map)
+    return ProbeRun(failure, tuple(watch.layers), watch.smallest_map)

@@ -25,7 +25,7 @@ Meet: TypeAlias = Callable[[str, Tensor | None], None]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ReferenceOutcome:
     """What one run showed, by name: outputs, then gradients and buffers where it ran in train mode."""
 
     outputs: dict[str, object]
@@ -77,22 +77,22 @@ def forward(model: nn.Module, inputs: Inputs) -> object:
     return model(*inputs.args, **inputs.kwargs)
 
 
-def run_eval(model: nn.Module, inputs: Inputs, *, forward: Forward = forward) -> Outcome:
+def run_eval(model: nn.Module, inputs: Inputs, *, forward: Forward = forward) -> ReferenceOutcome:
     """The outputs in eval mode. `model` is used up: hand in a copy. `forward` calls it."""
     model.train().eval()
     seed_all()
     with torch.no_grad():
-        return Outcome(_kept(named_leaves(forward(model, inputs.clone()))))
+        return ReferenceOutcome(_kept(named_leaves(forward(model, inputs.clone()))))
 
 
-def run_twice(model: nn.Module, inputs: Inputs) -> Outcome:
+def run_twice(model: nn.Module, inputs: Inputs) -> ReferenceOutcome:
     """The outputs of two calls in eval mode, one after the other. `model` is used up: hand in a copy."""
     first, second = run_eval(model, inputs).outputs, run_eval(model, inputs).outputs
-    return Outcome(first | {f"{name} of a second call": value for name, value in second.items()})
+    return ReferenceOutcome(first | {f"{name} of a second call": value for name, value in second.items()})
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainStep:
     """One training step: which gradients it takes, and how the model is called."""
 
     of_inputs: bool = True
@@ -104,7 +104,7 @@ class Step:
     """Called with the name and the value of each gradient as soon as there is one, which is then let go."""
 
 
-def run_train(model: nn.Module, inputs: Inputs, step: Step = Step()) -> Outcome:
+def run_train(model: nn.Module, inputs: Inputs, step: TrainStep = TrainStep()) -> ReferenceOutcome:
     """Outputs, gradients and buffers of one training step. `model` is used up: hand in a copy."""
     model.train()
     seed_all()
@@ -116,10 +116,12 @@ def run_train(model: nn.Module, inputs: Inputs, step: Step = Step()) -> Outcome:
     sources = {name: x for name, x in sources.items() if step.only is None or name in step.only}
     buffers = _buffers(model)
     gradients = _gradients(list(outputs.values()), sources, step.meet)
-    return Outcome(_kept(outputs), gradients, buffers)
+    return ReferenceOutcome(_kept(outputs), gradients, buffers)
 
 
-def run_forward(model: nn.Module, inputs: Inputs, *, forward: Forward = forward, gradients: bool = False) -> Outcome:
+def run_forward(
+    model: nn.Module, inputs: Inputs, *, forward: Forward = forward, gradients: bool = False
+) -> ReferenceOutcome:
     """The outputs in train mode, and the buffers after it. `model` is used up: hand in a copy.
 
     Args:
@@ -132,7 +134,7 @@ def run_forward(model: nn.Module, inputs: Inputs, *, forward: Forward = forward,
     seed_all()
     with torch.set_grad_enabled(gradients):
         outputs = named_leaves(forward(model, inputs.clone()))
-    return Outcome(_kept(outputs), buffers=_buffers(model))
+    return ReferenceOutcome(_kept(outputs), buffers=_buffers(model))
 
 
 def _buffers(model: nn.Module) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from fxsurgery.capture.size_tape import ASSERT
-from fxsurgery.capture.size_trials import Trial
+from fxsurgery.capture.size_trials import SizeTrial
 from fxsurgery.capture.size_variants import Dim, Variant
 from fxsurgery.inputs import Inputs
 
@@ -53,8 +53,8 @@ class Settled:
 def settle_sizes(
     graph_module: fx.GraphModule,
     names: list[str],
-    trials: Sequence[Trial],
-    probes: Sequence[Trial] = (),
+    trials: Sequence[SizeTrial],
+    probes: Sequence[SizeTrial] = (),
     *,
     is_traced: bool = True,
 ) -> Settled:
@@ -93,7 +93,7 @@ class _Settlement:
     names: list[str]
     """What the user calls each leaf of the inputs."""
     inputs: Inputs
-    trials: list[Trial]
+    trials: list[SizeTrial]
     """The example's first."""
     fixed: dict[Dim, str] = field(default_factory=dict)
     """The dims of the inputs that may have one size alone, and why."""
@@ -126,7 +126,7 @@ class _Settlement:
         """Tie dims for which the graph is right where all of them change, and wrong where one does."""
         exact = {node.name for node in self.guards("exact")}
 
-        def is_wrong(trial: Trial) -> bool:
+        def is_wrong(trial: SizeTrial) -> bool:
             return bool(exact & set(trial.broken)) or (not trial.agrees and not trial.broken)
 
         joint = {t.dims: not is_wrong(t) for t in self.trials if len(t.dims) > 1 and t.agrees}
@@ -197,7 +197,7 @@ class _Settlement:
         for (leaf, dim), why in self.fixed.items():
             yield self._check(leaf, dim, why)
 
-    def _fix(self, broken: list[Trial], why: str) -> None:
+    def _fix(self, broken: list[SizeTrial], why: str) -> None:
         for trial in sorted(broken, key=lambda t: len(t.dims)):
             if not set(trial.dims) & self.fixed.keys():
                 self.fixed |= dict.fromkeys(trial.dims, why)

@@ -19,7 +19,7 @@ from torch import fx
 
 from fxsurgery.capture.traced_sizes import Traced, TracedFloat, TracedInt, is_traced, plain, simple
 from fxsurgery.ops import registry
-from fxsurgery.ops.facets import Argument
+from fxsurgery.ops.facets import OperandArgument
 from fxsurgery.ops.movement import UNBIND
 from fxsurgery.ops.queries import STRIDE
 
@@ -96,8 +96,8 @@ class SizeTape:
         if operator is None or (operator.parts is None and operator is not UNBIND):
             return
         by: Any = None if operator.parts is None else operator.parts.of_call(args, kwargs)
-        dim: int = Argument(1 if operator.parts is None else 2, "dim", 0).of_call(args, kwargs)
-        tensor: Any = Argument(0, "input", None, ("tensor",)).of_call(args, kwargs)
+        dim: int = OperandArgument(1 if operator.parts is None else 2, "dim", 0).of_call(args, kwargs)
+        tensor: Any = OperandArgument(0, "input", None, ("tensor",)).of_call(args, kwargs)
         if isinstance(by, (list, tuple)) or not tensor.size(dim):
             return
         count: Any = self.read("size", node_for(tensor), dim, value=int(tensor.shape[dim]))

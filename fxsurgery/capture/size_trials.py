@@ -15,7 +15,7 @@ from fxsurgery.inputs import Inputs
 
 
 @dataclass(frozen=True, eq=False)
-class Trial:
+class SizeTrial:
     """One run of the graph with its guards switched off."""
 
     variant: Variant
@@ -47,19 +47,19 @@ class SizeTrials:
         self.scratch = Scratch(copies, graph_module)
         """Copies of it, with lively values."""
 
-    def run(self, variant: Variant) -> Trial:
+    def run(self, variant: Variant) -> SizeTrial:
         """A run on inputs that the model takes."""
         run = _Run(self.scratch.copy().train().eval())
         outcome = run.outcome(variant.inputs)
         agrees = outcome is not None and difference(outcome, variant.outcome).excess <= 1
-        return Trial(variant, run.sizes, tuple(run.broken), agrees)
+        return SizeTrial(variant, run.sizes, tuple(run.broken), agrees)
 
-    def probe(self, variant: Variant) -> Trial | None:
+    def probe(self, variant: Variant) -> SizeTrial | None:
         """A run on inputs that the model refuses; `None` where the operations of the graph refuse them as well."""
         run = _Run(self.scratch.copy().train().eval())
         if run.outcome(variant.inputs) is None:
             return None
-        return Trial(variant, run.sizes, tuple(run.broken), agrees=False, is_refused=True)
+        return SizeTrial(variant, run.sizes, tuple(run.broken), agrees=False, is_refused=True)
 
 
 class _Run(fx.Interpreter):
@@ -71,13 +71,13 @@ class _Run(fx.Interpreter):
         self.sizes: dict[str, Any] = {}
         self.broken: list[str] = []
 
-    def outcome(self, inputs: Inputs) -> reference_runs.Outcome | None:
+    def outcome(self, inputs: Inputs) -> reference_runs.ReferenceOutcome | None:
         """Run the graph; `None` where it does not get to its end."""
         reference_runs.seed_all()
         try:
             with torch.no_grad():
                 output = self.run(*inputs.clone().leaves, enable_io_processing=False)
-            return reference_runs.Outcome(reference_runs.named_leaves(self.graph.process_outputs(output)))
+            return reference_runs.ReferenceOutcome(reference_runs.named_leaves(self.graph.process_outputs(output)))
         except Exception:  # noqa: BLE001 -- whatever the operations raise at another size is the finding
             return None
 

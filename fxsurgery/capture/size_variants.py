@@ -33,7 +33,7 @@ class Variant:
     inputs: Inputs
     dims: tuple[Dim, ...]
     """The dims that were changed; none where it is the batch."""
-    outcome: reference_runs.Outcome
+    outcome: reference_runs.ReferenceOutcome
 
 
 class SizeVariants:
@@ -45,7 +45,9 @@ class SizeVariants:
         outcome: what such a copy gives for them; it is run where that is not known.
     """
 
-    def __init__(self, scratch: Scratch, inputs: Inputs, outcome: reference_runs.Outcome | None = None) -> None:
+    def __init__(
+        self, scratch: Scratch, inputs: Inputs, outcome: reference_runs.ReferenceOutcome | None = None
+    ) -> None:
         self._scratch, self._inputs, self._outcome = scratch, inputs, outcome
         self._refused = list[Variant]()
 
@@ -95,7 +97,7 @@ class SizeVariants:
             try:
                 return self._run(changed, dims)
             except Exception:  # noqa: BLE001 -- a model refuses a size in any way it likes
-                self._refused.append(Variant(changed, dims, reference_runs.Outcome({})))
+                self._refused.append(Variant(changed, dims, reference_runs.ReferenceOutcome({})))
         return None
 
 

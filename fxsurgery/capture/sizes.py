@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from fxsurgery.capture.config_inputs import Shape
-from fxsurgery.capture.layer_trace import Layer
-from fxsurgery.capture.meta_probe import Trial
+from fxsurgery.capture.layer_trace import LayerRecord
+from fxsurgery.capture.meta_probe import ProbeRun
 from fxsurgery.inputs import Inputs
 
 IMAGES = (224, 32, 64, 96, 128, 160, 192, 256, 299, 227, 48, 112, 240, 288, 384, 448, 512, 28, 16, 8)
@@ -27,7 +27,7 @@ MAP = 7
 USUAL, ROOMY = 224, (6, 14)
 """The commonest size, and how wide its smallest map may be."""
 SMALLEST = 32
-"""Of images with colours, unless the model takes smaller ones alone."""
+"""Of images with colors, unless the model takes smaller ones alone."""
 LARGEST = 1024
 NEAR = 0.2
 """As near to `MAP` as 8 is, in octaves: no other size is tried then."""
@@ -35,7 +35,7 @@ ENOUGH = 6
 
 Make: TypeAlias = Callable[[Shape], Inputs]
 """From a size to inputs."""
-Try: TypeAlias = Callable[[Inputs], Trial]
+Try: TypeAlias = Callable[[Inputs], ProbeRun]
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Side:
     why: str
 
 
-def best_side(make: Make, layer: Layer, attempt: Try) -> Side | None:
+def best_side(make: Make, layer: LayerRecord, attempt: Try) -> Side | None:
     """The side of the images that the model is made for; `None` where it takes none."""
-    grey = layer.size[0] == 1
-    sides = GREY if grey else IMAGES
-    found = _maps(make, tuple(n for n in sides if grey or n >= SMALLEST), attempt) or _maps(make, sides[-3:], attempt)
+    gray = layer.size[0] == 1
+    sides = GREY if gray else IMAGES
+    found = _maps(make, tuple(n for n in sides if gray or n >= SMALLEST), attempt) or _maps(make, sides[-3:], attempt)
     if not found:
         found = _maps(make, tuple(fitting(make, layer, attempt)), attempt, many=1)
         return next((Side(n, "worked out from its linear layer or stride") for n in found), None)
@@ -82,7 +82,7 @@ def _octaves(size: int, smallest: int) -> float:
     return 0.0 if size == USUAL and low <= smallest <= high else abs(math.log2(smallest / MAP))
 
 
-def fitting(make: Make, layer: Layer, attempt: Try) -> Iterator[int]:
+def fitting(make: Make, layer: LayerRecord, attempt: Try) -> Iterator[int]:
     """Sizes that send into the first linear layer that fails as much as it takes; else multiples of a large stride."""
 
     def overflows(size: int, *, strictly: bool) -> bool:

@@ -48,18 +48,18 @@ def resumable(run_dir: Path | None) -> Iterator[None]:
         raise KeyboardInterrupt(on) from error
 
 
-def say(text: str, colour: str | None = None, *, by_all: bool = False) -> None:
-    """A line on standard error; its first word in colour on a terminal.
+def say(text: str, color: str | None = None, *, by_all: bool = False) -> None:
+    """A line on standard error; its first word in color on a terminal.
 
     Args:
         text: the line.
-        colour: of its first word.
+        color: of its first word.
         by_all: whether each process of a distributed run says it, not the first alone.
     """
     if not (by_all or leads()):
         return
     first, space, rest = printable(text, "\n").partition(" ")
-    typer.echo(f"{typer.style(first, fg=colour, bold=True) if colour else first}{space}{rest}", err=True)
+    typer.echo(f"{typer.style(first, fg=color, bold=True) if color else first}{space}{rest}", err=True)
 
 
 def give(value: object, *, as_json: bool) -> None:

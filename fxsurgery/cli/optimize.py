@@ -11,7 +11,7 @@ from fxsurgery.argument_names import naming_by
 from fxsurgery.cli.errors import ending, give, say
 from fxsurgery.cli.flag_names import FlagNames
 from fxsurgery.cli.options import AsJson, option, parameters
-from fxsurgery.cli.run import Done, as_plain, dry, run
+from fxsurgery.cli.running import Done, as_plain, dry, run
 from fxsurgery.cli.sources import model_arguments
 from fxsurgery.config import RunConfig, assignments, effective, flag, origins_of, read
 

@@ -2,7 +2,7 @@
 
 from fxsurgery.config.parsers import shapes
 from fxsurgery.config.reading import assignments, effective, origins_of, read
-from fxsurgery.config.run import RunConfig, flag, text_of
+from fxsurgery.config.run_config import RunConfig, flag, text_of
 from fxsurgery.config.source_locations import Origins
 
 __all__ = ["Origins", "RunConfig", "assignments", "effective", "flag", "origins_of", "read", "shapes", "text_of"]

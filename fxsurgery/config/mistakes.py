@@ -8,7 +8,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
-from fxsurgery.config.source_locations import Origins, Place
+from fxsurgery.config.source_locations import KeyPath, Origins
 from fxsurgery.option_text import demand, shown
 from fxsurgery.option_types import hints_of
 from fxsurgery.type_check import BOUNDS
@@ -17,7 +17,7 @@ _UNKNOWN = {"extra_forbidden", "unexpected_keyword_argument"}
 _MISSING = {"missing", "missing_argument", "missing_keyword_only_argument"}
 
 
-def mistakes(error: ValidationError, origins: Origins, at: Place, declared: Mapping[str, Any]) -> Iterator[str]:
+def mistakes(error: ValidationError, origins: Origins, at: KeyPath, declared: Mapping[str, Any]) -> Iterator[str]:
     """Every mistake that pydantic found, once for each place.
 
     Args:
@@ -26,7 +26,7 @@ def mistakes(error: ValidationError, origins: Origins, at: Place, declared: Mapp
         at: where what was validated stands.
         declared: the annotation of each of its entries.
     """
-    told = set[Place]()
+    told = set[KeyPath]()
     for found in error.errors(include_url=False, include_context=False):
         place, hint = _resolved(found["loc"], declared)
         if place not in told:
@@ -42,7 +42,7 @@ def unknown(name: str, known: Iterable[str], what: str) -> str:
     return f"{name!r} is no {what}; {hint}"
 
 
-def _mistake(found: Any, origins: Origins, place: Place, hint: Any, declared: Mapping[str, Any]) -> str:  # noqa: ANN401
+def _mistake(found: Any, origins: Origins, place: KeyPath, hint: Any, declared: Mapping[str, Any]) -> str:  # noqa: ANN401
     kind = found["type"]
     if kind in _MISSING and place == ("model",):
         return "no model: name it as module:factory, or as a saved directory"
@@ -63,7 +63,7 @@ def _mistake(found: Any, origins: Origins, place: Place, hint: Any, declared: Ma
     return f"{where}{said}" if repeated else f"{where}{said}, and is {shown(value)}"
 
 
-def _resolved(loc: Place, declared: Mapping[str, Any]) -> tuple[Place, Any]:
+def _resolved(loc: KeyPath, declared: Mapping[str, Any]) -> tuple[KeyPath, Any]:
     """The place of an entry, and its annotation; pydantic adds which choice of a union it tried, which is left out.
 
     Of a key that is unknown, the annotation is that of the table.

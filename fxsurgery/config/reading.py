@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError, validate_call
 
 from fxsurgery.config.mistakes import mistakes, unknown
 from fxsurgery.config.parsers import amount, assigned, value, whole_amount
-from fxsurgery.config.run import RunConfig
+from fxsurgery.config.run_config import RunConfig
 from fxsurgery.config.source_locations import Origins
 from fxsurgery.errors import ConfigError, SurgeryError, reason_of
 from fxsurgery.option_types import hints_of

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from fxsurgery.config.run import flag
+from fxsurgery.config.run_config import flag
 
-Place: TypeAlias = tuple[str | int, ...]
+KeyPath: TypeAlias = tuple[str | int, ...]
 """Keys from the outermost table inwards."""
 
 _HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?$")
@@ -30,7 +30,7 @@ class Origins:
         """Whether the file says something that no flag replaces."""
         return name in self.table and name not in self.flags
 
-    def tell(self, place: Place) -> str:
+    def tell(self, place: KeyPath) -> str:
         """Where an entry was said, and its name: `--set align`, or `run.toml, line 7: settings.align`."""
         if not place:
             return str(self.path or "the flags")
@@ -43,7 +43,7 @@ class Origins:
         return f"{self.path}{f', line {line}' if line else ''}: {'.'.join([name, *inner])}"
 
 
-def line_of(text: str, place: Place, *, json: bool = False) -> int | None:
+def line_of(text: str, place: KeyPath, *, json: bool = False) -> int | None:
     """The line, from 1, that says what is at `place`; that of what it lies in, where it has none of its own."""
     keys = [part for part in place if isinstance(part, str)]
     return _json_line(text, keys) if json else _toml_line(text, keys)

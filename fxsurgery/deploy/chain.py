@@ -20,15 +20,15 @@ from torch import nn
 from typing_extensions import override
 
 from fxsurgery.batch_layout import Statement
+from fxsurgery.deploy.determinism import CPU
 from fxsurgery.deploy.export_step import Export
 from fxsurgery.deploy.interleave import Measure
-from fxsurgery.deploy.latency import LatencyReport, report_of
+from fxsurgery.deploy.latency_report import LatencyReport, report_of
 from fxsurgery.deploy.measurement import Measurement
+from fxsurgery.deploy.model_source import Source, frozen_inputs
 from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.parity import Check
-from fxsurgery.deploy.randomness import CPU
-from fxsurgery.deploy.source import Source, frozen_inputs
-from fxsurgery.deploy.steps import Artifact, FileStep, Step
+from fxsurgery.deploy.steps import Artifact, DeployStep, FileStep
 from fxsurgery.deploy.transforms import ToFloat16
 from fxsurgery.errors import ExportError, SpecError, reason_of
 from fxsurgery.files import require_plain
@@ -37,7 +37,7 @@ from fxsurgery.seeding import seeded
 from fxsurgery.specs import parse_spec
 from fxsurgery.surroundings import plain_surroundings
 
-STEPS: Mapping[str, type[Step]] = {step.name: step for step in (Export, ToFloat16, Check, Measure)}
+STEPS: Mapping[str, type[DeployStep]] = {step.name: step for step in (Export, ToFloat16, Check, Measure)}
 """Every step by name. This table is the registry: a step is listed here or it does not exist."""
 
 
@@ -63,7 +63,7 @@ class Chain:
         SpecError: the steps are in another order.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[DeployStep, ...]
 
     def __post_init__(self) -> None:
         first, *rest = self.steps or (None,)

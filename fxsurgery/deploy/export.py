@@ -7,11 +7,11 @@ from torch import nn
 
 from fxsurgery.batch_layout import Statement
 from fxsurgery.deploy.chain import Chain
+from fxsurgery.deploy.determinism import CPU
 from fxsurgery.deploy.export_step import Export, Exporter, Opset
 from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.parity import Check
-from fxsurgery.deploy.randomness import CPU
-from fxsurgery.deploy.steps import Step, Transform
+from fxsurgery.deploy.steps import DeployStep, Transform
 from fxsurgery.errors import ExportError
 from fxsurgery.option_types import FilePath, checked
 from fxsurgery.seeding import seeded as seeded_states
@@ -62,6 +62,6 @@ def export_onnx(  # noqa: PLR0913 -- what a user may want to say, each by name
         ExportError: no exporter can do it, the file disagrees with the model, or it cannot be written. What was
             at `path` before is still there.
     """
-    steps: list[Step] = [Export(exporter, opset, dynamic_batch), *transforms]
+    steps: list[DeployStep] = [Export(exporter, opset, dynamic_batch), *transforms]
     chain = Chain((*steps, *((Check(),) if check else ())))
     return chain.run(model, example_inputs, path, example_kwargs=example_kwargs, batch_dims=batch_dims).file

@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 from typing_extensions import override
 
 from fxsurgery.deploy.exporters import OLDEST_DYNAMO_OPSET, Request, write
+from fxsurgery.deploy.model_source import Source
 from fxsurgery.deploy.random_inputs import seeded
-from fxsurgery.deploy.source import Source
 from fxsurgery.deploy.steps import Artifact, FileStep
 from fxsurgery.errors import ExportError
 from fxsurgery.option_types import Range

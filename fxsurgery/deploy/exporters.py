@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from fxsurgery.deploy.flat_module import Flat
-from fxsurgery.deploy.names import rename
+from fxsurgery.deploy.model_source import outputs_of
 from fxsurgery.deploy.random_inputs import seeded
-from fxsurgery.deploy.source import outputs_of
+from fxsurgery.deploy.tensor_names import rename
 from fxsurgery.errors import ExportError
 from fxsurgery.inputs import Inputs
 from fxsurgery.surroundings import without_warnings

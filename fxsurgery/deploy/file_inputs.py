@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fxsurgery.deploy.session import open_session
+from fxsurgery.deploy.ort_session import open_session
 from fxsurgery.errors import ExportError
 from fxsurgery.inputs import Inputs
 

@@ -18,8 +18,8 @@ from typing_extensions import override
 from fxsurgery.argument_names import assigned
 from fxsurgery.deploy.measurement import MeasuredModel, Measurement, MeasurementBlock, ModelRuns
 from fxsurgery.deploy.onnx_model import OnnxModel
-from fxsurgery.deploy.session import CPU
-from fxsurgery.deploy.steps import Step
+from fxsurgery.deploy.ort_session import CPU
+from fxsurgery.deploy.steps import DeployStep
 from fxsurgery.deploy.stopwatch import Stopwatch, processor
 from fxsurgery.errors import DeviceError
 from fxsurgery.inputs import Inputs
@@ -36,7 +36,7 @@ Models = Mapping[str, Path | OnnxModel]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure(Step):
+class Measure(DeployStep):
     """The last step of a chain: measure the file, for so long and so thoroughly.
 
     Raises:

@@ -22,7 +22,7 @@ from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.errors import ExportError, RunError
 from fxsurgery.files import write_whole
 from fxsurgery.program import Program
-from fxsurgery.runs.identity import told
+from fxsurgery.runs.identity import to_plain
 from fxsurgery.tensor_state import digest
 
 MOST_BYTES = 512 * 2**20
@@ -110,9 +110,14 @@ def _parts(program: Program) -> Iterator[Any]:
         yield [name, f"{type(module).__module__}.{type(module).__qualname__}", held]
     for node in program.nodes:
         if node.op == "call_function":
-            yield told(node.target)
-    yield [told(program.example_inputs), told(dict(program.example_kwargs)), program.batch_dims, program.samples]
+            yield to_plain(node.target)
+    yield [
+        to_plain(program.example_inputs),
+        to_plain(dict(program.example_kwargs)),
+        program.batch_dims,
+        program.samples,
+    ]
 
 
 def _told(value: object) -> Any:  # noqa: ANN401
-    return digest(value) if isinstance(value, Tensor) else told(value)
+    return digest(value) if isinstance(value, Tensor) else to_plain(value)

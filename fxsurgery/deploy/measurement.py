@@ -2,7 +2,7 @@
 
 Nothing here refers to a session, a tensor or a file of this machine, so a measurement is JSON and back by
 `dataclasses.asdict` and `pydantic.TypeAdapter(Measurement)`. All statistics are worked out from it
-(`fxsurgery.deploy.latency.report_of`), wherever it was measured.
+(`fxsurgery.deploy.latency_report.report_of`), wherever it was measured.
 """
 
 from dataclasses import dataclass

@@ -18,7 +18,7 @@ class Parity:
     left out). An error well below this is a faithful export; above it, it could be anything."""
     batch_sizes: tuple[int, ...]
     enlivened: bool = False
-    """Whether a twin was checked too, whose all-zero weights were randomised: the model's own outputs, or parts of
+    """Whether a twin was checked too, whose all-zero weights were randomized: the model's own outputs, or parts of
     it, did not depend on the input, and would have agreed with anything."""
     constant_outputs: tuple[int, ...] = ()
     """Outputs that vary with no input, the twin's neither: only their values are checked."""

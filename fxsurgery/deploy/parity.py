@@ -3,7 +3,7 @@
     error = max |onnx - torch| / max |torch|    for each output
 
 Agreement means something only where the output varies with the input by more than the error that passes. A
-zero-initialised head agrees with anything, and a zero-initialised residual branch hides all that is in it: such a
+zero-initialized head agrees with anything, and a zero-initialized residual branch hides all that is in it: such a
 model is checked as it is, and again as a twin whose all-zero weights are random, exported the same way.
 """
 
@@ -20,11 +20,11 @@ from typing_extensions import override
 
 from fxsurgery.batch_layout import Statement
 from fxsurgery.comparison import TOLERANCE
+from fxsurgery.deploy.determinism import CPU, output_gap, require_repeatable
+from fxsurgery.deploy.model_source import Source
 from fxsurgery.deploy.onnx_model import Parity
+from fxsurgery.deploy.ort_session import open_session, run_session
 from fxsurgery.deploy.random_inputs import is_stuck, seeded
-from fxsurgery.deploy.randomness import CPU, output_gap, require_repeatable
-from fxsurgery.deploy.session import open_session, run_session
-from fxsurgery.deploy.source import Source
 from fxsurgery.deploy.steps import Artifact, FileStep
 from fxsurgery.errors import ExportError
 from fxsurgery.option_types import Range
@@ -97,7 +97,7 @@ def check_parity(  # noqa: PLR0913 -- each by name but what is compared
         dynamic_batch: whether the file takes another batch size than the examples'.
         rtol: the largest relative error that passes. By default 1e-4 for float32: sums in another order differ by
             1e-5 at most in deep models, while a wrong operator or weight differs by far more than 1e-4.
-        reexport: how to export a twin with the all-zero weights randomised. Without it, a model whose outputs
+        reexport: how to export a twin with the all-zero weights randomized. Without it, a model whose outputs
             do not depend on its inputs is refused.
 
     Raises:

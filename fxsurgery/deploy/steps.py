@@ -11,8 +11,8 @@ from typing import ClassVar, Self
 
 from typing_extensions import override
 
+from fxsurgery.deploy.model_source import Source
 from fxsurgery.deploy.onnx_model import Parity
-from fxsurgery.deploy.source import Source
 from fxsurgery.errors import ExportError
 from fxsurgery.option_types import check_fields
 
@@ -49,7 +49,7 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class Step(ABC):
+class DeployStep(ABC):
     """One step of a deploy chain."""
 
     name: ClassVar[str]
@@ -64,7 +64,7 @@ class Step(ABC):
         return f"{self.name}({told})" if told else self.name
 
 
-class FileStep(Step):
+class FileStep(DeployStep):
     """A step that writes the file or says something of it."""
 
     @abstractmethod

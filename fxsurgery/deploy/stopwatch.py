@@ -5,9 +5,9 @@ import platform
 import time
 from pathlib import Path
 
-from fxsurgery.deploy.names import input_names
 from fxsurgery.deploy.onnx_model import OnnxModel
-from fxsurgery.deploy.session import feed_of, open_session
+from fxsurgery.deploy.ort_session import feed_of, open_session
+from fxsurgery.deploy.tensor_names import input_names
 from fxsurgery.errors import ExportError, reason_of
 from fxsurgery.inputs import Inputs
 

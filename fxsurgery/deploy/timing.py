@@ -12,12 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fxsurgery.deploy.determinism import repeat_gap
 from fxsurgery.deploy.export_step import Exporter
 from fxsurgery.deploy.kept_exports import EXPORTS
-from fxsurgery.deploy.latency import LatencyReport
+from fxsurgery.deploy.latency_report import LatencyReport
+from fxsurgery.deploy.model_source import frozen_copy, frozen_inputs, outputs_of
 from fxsurgery.deploy.onnx_model import OnnxModel
-from fxsurgery.deploy.randomness import repeat_gap
-from fxsurgery.deploy.source import frozen_copy, frozen_inputs, outputs_of
 from fxsurgery.deploy.targets import Target, compare_on, resolve_target
 from fxsurgery.errors import ExportError
 from fxsurgery.program import Program

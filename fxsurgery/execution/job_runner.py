@@ -17,7 +17,7 @@ from fxsurgery.option_types import Range, check_fields
 from fxsurgery.runs.records import require_curve
 from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.runs.stage_store import StageStore
-from fxsurgery.training import Hooks, StepInfo, Task, from_first, resolve
+from fxsurgery.training import Hooks, StepInfo, Task, from_rank_zero, resolve
 from fxsurgery.training.device import processes
 
 Executor: TypeAlias = Literal["in-process", "processes", "ray"]
@@ -168,7 +168,7 @@ class JobRunner:
 
     def _do_here(self, duties: list[Assignment], task: Task, batch: "_Batch", deadline: float | None) -> list[int]:
         def look(_: StepInfo | None = None) -> None:
-            if deadline is not None and from_first(lambda: time.monotonic() >= deadline):
+            if deadline is not None and from_rank_zero(lambda: time.monotonic() >= deadline):
                 raise _TimeUpError
 
         hooks = None if deadline is None else Hooks(before_step=look)

@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from fxsurgery.argument_names import assigned
 from fxsurgery.errors import SurgeryError, reason_of
-from fxsurgery.training.randomness import own_workers
+from fxsurgery.training.random_state import own_workers
 
 _MADE_ANEW = {"_graph", "_code", "_lineno_map", "_prologue_start", "_tracer_cls", "_tracer_extras", "meta", "shape_env"}
 """What a graph module holds for its compiler and its maker."""

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
 from fxsurgery.ops import macs
-from fxsurgery.ops.facets import Argument, SizeArguments, SizeRule
+from fxsurgery.ops.facets import OperandArgument, SizeArguments, SizeRule
 from fxsurgery.ops.fast.calls import attention
 from fxsurgery.ops.operator import Kind, Operator
 
@@ -22,7 +22,7 @@ DECLARED = (
         macs=macs.attention,
         fast_call=attention,
         draws="regularizes",
-        sizes=SizeArguments(SizeRule.SCALE, (Argument(6, "scale"),), computed=False),
+        sizes=SizeArguments(SizeRule.SCALE, (OperandArgument(6, "scale"),), computed=False),
     ),
     Operator(
         name="multi_head_attention",

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from fxsurgery.ops import macs, module_sizes
-from fxsurgery.ops.facets import Argument, Infix, SizeArguments, SizeRule, Weight, Window
+from fxsurgery.ops.facets import Infix, OperandArgument, SizeArguments, SizeRule, Weight, Window
 from fxsurgery.ops.fast import calls, modules
 from fxsurgery.ops.operator import Kind, Operator
 from fxsurgery.ops.rules import contraction, parametric
@@ -15,7 +15,7 @@ LINEAR = Operator(
     kind=Kind.CONTRACTION,
     size_attributes=module_sizes.linear,
     modules=(nn.Linear,),
-    weight=Weight(Argument(1, "weight"), outputs=0, inputs=1, bias=Argument(2, "bias")),
+    weight=Weight(OperandArgument(1, "weight"), outputs=0, inputs=1, bias=OperandArgument(2, "bias")),
     rule=contraction.linear,
     macs=macs.linear,
     fast_module=modules.linear,
@@ -24,20 +24,22 @@ LINEAR = Operator(
 
 
 def _convolution(rank: int, module: type[nn.Module]) -> Operator:
-    groups = Argument(6, "groups", 1)
+    groups = OperandArgument(6, "groups", 1)
     return Operator(
         name=f"conv{rank}d",
         kind=Kind.CONTRACTION,
         size_attributes=module_sizes.convolution,
         modules=(module,),
         rank=rank,
-        weight=Weight(Argument(1, "weight"), outputs=0, inputs=1, bias=Argument(2, "bias"), groups=groups),
+        weight=Weight(
+            OperandArgument(1, "weight"), outputs=0, inputs=1, bias=OperandArgument(2, "bias"), groups=groups
+        ),
         window=Window(
             rank,
             "weighted sum",
-            stride=Argument(3, "stride", 1),
-            padding=Argument(4, "padding", 0),
-            dilation=Argument(5, "dilation", 1),
+            stride=OperandArgument(3, "stride", 1),
+            padding=OperandArgument(4, "padding", 0),
+            dilation=OperandArgument(5, "dilation", 1),
         ),
         sizes=SizeArguments(SizeRule.GROUPS, (groups,)),
         fast_module=modules.convolution,
@@ -45,20 +47,22 @@ def _convolution(rank: int, module: type[nn.Module]) -> Operator:
 
 
 def _transposed_convolution(rank: int, module: type[nn.Module]) -> Operator:
-    groups = Argument(6, "groups", 1)
+    groups = OperandArgument(6, "groups", 1)
     return Operator(
         name=f"conv_transpose{rank}d",
         kind=Kind.CONTRACTION,
         size_attributes=module_sizes.transposed_convolution,
         modules=(module,),
         rank=rank,
-        weight=Weight(Argument(1, "weight"), outputs=1, inputs=0, bias=Argument(2, "bias"), groups=groups),
+        weight=Weight(
+            OperandArgument(1, "weight"), outputs=1, inputs=0, bias=OperandArgument(2, "bias"), groups=groups
+        ),
         window=Window(
             rank,
             "weighted sum",
-            stride=Argument(3, "stride", 1),
-            padding=Argument(4, "padding", 0),
-            dilation=Argument(7, "dilation", 1),
+            stride=OperandArgument(3, "stride", 1),
+            padding=OperandArgument(4, "padding", 0),
+            dilation=OperandArgument(7, "dilation", 1),
             transposed=True,
         ),
         sizes=SizeArguments(SizeRule.GROUPS, (groups,)),
@@ -69,7 +73,7 @@ CONVOLUTION = Operator(
     name="convolution",
     kind=Kind.CONTRACTION,
     aten=("_convolution", "convolution_overrideable"),
-    sizes=SizeArguments(SizeRule.GROUPS, (Argument(8, "groups", 1),)),
+    sizes=SizeArguments(SizeRule.GROUPS, (OperandArgument(8, "groups", 1),)),
     rule=parametric.convolution,
     macs=macs.convolution,
 )
@@ -90,21 +94,21 @@ MATMUL = Operator(
     kind=Kind.CONTRACTION,
     dunder="matmul",
     functions=(torch.linalg.matmul,),
-    weight=Weight(Argument(1, "other"), outputs=1, inputs=0),
+    weight=Weight(OperandArgument(1, "other"), outputs=1, inputs=0),
     macs=macs.product(),
     infix=Infix("@", 13),
 )
 MM = Operator(
     name="mm",
     kind=Kind.CONTRACTION,
-    weight=Weight(Argument(1, "mat2"), outputs=1, inputs=0),
+    weight=Weight(OperandArgument(1, "mat2"), outputs=1, inputs=0),
     rule=contraction.product,
     macs=macs.product(),
 )
 ADDMM = Operator(
     name="addmm",
     kind=Kind.CONTRACTION,
-    weight=Weight(Argument(2, "mat2"), outputs=1, inputs=0),
+    weight=Weight(OperandArgument(2, "mat2"), outputs=1, inputs=0),
     rule=contraction.product,
     macs=macs.product(1),
 )

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 
 @dataclass(frozen=True, slots=True)
-class Argument:
+class OperandArgument:
     """An argument of a call: by position or by name; a module has it as the attribute of the first name."""
 
     position: int
@@ -52,14 +52,14 @@ Role = Literal["activation", "step", "identity"]
 class Weight:
     """A tensor that weighs what an operator sums over."""
 
-    argument: Argument
+    argument: OperandArgument
     """Where a function call has it; a module keeps it as `weight`."""
     outputs: int | None
     """Its dim with one entry for each output channel."""
     inputs: int | None
     """Its dim with one entry for each input channel, of its group if there are groups."""
-    bias: Argument | None = None
-    groups: Argument | None = None
+    bias: OperandArgument | None = None
+    groups: OperandArgument | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +69,16 @@ class Window:
     rank: int
     """Spatial dims: 1, 2 or 3."""
     reduces: Literal["weighted sum", "average", "maximum", "power"]
-    kernel: Argument | None = None
+    kernel: OperandArgument | None = None
     """The window's size; `None` where the weight's shape has it, or the output's size chooses it."""
-    stride: Argument | None = None
-    padding: Argument | None = None
-    dilation: Argument | None = None
-    ceil_mode: Argument | None = None
-    counts_padding: Argument | None = None
-    divisor: Argument | None = None
-    returns_indices: Argument | None = None
-    output_size: Argument | None = None
+    stride: OperandArgument | None = None
+    padding: OperandArgument | None = None
+    dilation: OperandArgument | None = None
+    ceil_mode: OperandArgument | None = None
+    counts_padding: OperandArgument | None = None
+    divisor: OperandArgument | None = None
+    returns_indices: OperandArgument | None = None
+    output_size: OperandArgument | None = None
     """Of an adaptive pool, whose windows follow from it."""
     transposed: bool = False
 
@@ -120,7 +120,7 @@ class SizeArguments:
     """The arguments of an operator that hold sizes, and how they follow its tensors."""
 
     rule: SizeRule
-    arguments: tuple[Argument, ...]
+    arguments: tuple[OperandArgument, ...]
     computed: bool = True
     """Whether numbers that the graph computes are rewritten there as well as constants."""
     needs_constants: bool = False

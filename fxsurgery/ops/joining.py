@@ -4,7 +4,7 @@ from functools import partial
 
 from torch import nn
 
-from fxsurgery.ops.facets import Argument, SizeArguments, SizeRule
+from fxsurgery.ops.facets import OperandArgument, SizeArguments, SizeRule
 from fxsurgery.ops.operator import Kind, Operator
 from fxsurgery.ops.rules import joining as rules
 from fxsurgery.ops.rules.reduction import windowed
@@ -33,7 +33,7 @@ PAD = Operator(
         nn.CircularPad2d,
         nn.CircularPad3d,
     ),
-    sizes=SizeArguments(SizeRule.PADDING, (Argument(1, "pad", None, ("padding",)),), needs_constants=True),
+    sizes=SizeArguments(SizeRule.PADDING, (OperandArgument(1, "pad", None, ("padding",)),), needs_constants=True),
     rule=rules.padding,
     states_sizes=True,
 )

@@ -4,12 +4,12 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
 from fxsurgery.ops import module_sizes
-from fxsurgery.ops.facets import Argument, SizeArguments, SizeRule, Weight
+from fxsurgery.ops.facets import OperandArgument, SizeArguments, SizeRule, Weight
 from fxsurgery.ops.operator import Kind, Operator
 from fxsurgery.ops.rules import lookup as rules
 from fxsurgery.ops.rules.call import Rule
 
-_TABLE = Weight(Argument(1, "weight"), outputs=1, inputs=None)
+_TABLE = Weight(OperandArgument(1, "weight"), outputs=1, inputs=None)
 
 # Under these names `torch` has functions that take the table first.
 EMBEDDING = Operator(
@@ -56,7 +56,7 @@ DECLARED = (
         kind=Kind.LOOKUP,
         dunder="setitem",
         writes=True,
-        sizes=SizeArguments(SizeRule.INDEX, (Argument(1, "index"),), computed=False),
+        sizes=SizeArguments(SizeRule.INDEX, (OperandArgument(1, "index"),), computed=False),
     ),
     _looked_up("index_select", rules.index_select),
     *(

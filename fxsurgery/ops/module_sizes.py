@@ -16,7 +16,7 @@ class Sizes:
     normalized: tuple[int, ...] | None = None
     unflattened: tuple[int, ...] | None = None
     rows: Tensor | None = None
-    """Which rows of a weight-normalised weight are left."""
+    """Which rows of a weight-normalized weight are left."""
 
     def __bool__(self) -> bool:
         return any(size is not None for size in (self.groups, self.channels, self.normalized, self.unflattened))

@@ -4,15 +4,15 @@ import torch
 from torch import Tensor, nn
 
 from fxsurgery.ops import module_sizes
-from fxsurgery.ops.facets import Argument, SizeArguments, SizeRule
+from fxsurgery.ops.facets import OperandArgument, SizeArguments, SizeRule
 from fxsurgery.ops.fast import calls, modules
 from fxsurgery.ops.fast.plain import FastCall
 from fxsurgery.ops.operator import Kind, Operator
 from fxsurgery.ops.rules import movement as rules
 from fxsurgery.ops.rules.call import Rule
 
-_SHAPE = SizeArguments(SizeRule.SHAPE, (Argument(1, "size", None, ("shape",)),))
-_DIM = Argument(2, "dim", 0)
+_SHAPE = SizeArguments(SizeRule.SHAPE, (OperandArgument(1, "size", None, ("shape",)),))
+_DIM = OperandArgument(2, "dim", 0)
 
 
 _WITHOUT_WORK = (rules.move, rules.same, rules.viewing)
@@ -67,7 +67,7 @@ def _reshaped(name: str, rule: Rule | None = None, aten: str = "", fast_call: Fa
     )
 
 
-def _parted(name: str, sizes: Argument, parts: Argument | None, rule: Rule | None = None) -> Operator:
+def _parted(name: str, sizes: OperandArgument, parts: OperandArgument | None, rule: Rule | None = None) -> Operator:
     return Operator(
         name=name,
         kind=Kind.MOVEMENT,
@@ -82,9 +82,9 @@ def _parted(name: str, sizes: Argument, parts: Argument | None, rule: Rule | Non
     )
 
 
-_PIECE = Argument(1, "split_size", None, ("split_size_or_sections",))
-_COUNT = Argument(1, "chunks")
-_SECTIONS = Argument(1, "indices_or_sections", None, ("sections", "indices"))
+_PIECE = OperandArgument(1, "split_size", None, ("split_size_or_sections",))
+_COUNT = OperandArgument(1, "chunks")
+_SECTIONS = OperandArgument(1, "indices_or_sections", None, ("sections", "indices"))
 
 FLATTEN = Operator(
     name="flatten",
@@ -103,7 +103,9 @@ UNFLATTEN = Operator(
     size_attributes=module_sizes.unflatten,
     modules=(nn.Unflatten,),
     fast_call=calls.reshaped(Tensor.unflatten),
-    sizes=SizeArguments(SizeRule.UNFLATTENED, (Argument(1, "dim"), Argument(2, "sizes", None, ("unflattened_size",)))),
+    sizes=SizeArguments(
+        SizeRule.UNFLATTENED, (OperandArgument(1, "dim"), OperandArgument(2, "sizes", None, ("unflattened_size",)))
+    ),
     keeps_zero=True,
     rearranges=True,
     regroups=True,
@@ -155,7 +157,7 @@ GETITEM = Operator(
     name="getitem",
     kind=Kind.MOVEMENT,
     dunder="getitem",
-    sizes=SizeArguments(SizeRule.INDEX, (Argument(1, "index"),)),
+    sizes=SizeArguments(SizeRule.INDEX, (OperandArgument(1, "index"),)),
     keeps_zero=True,
     rearranges=True,
     picks=True,
@@ -178,7 +180,9 @@ PARTS = (
     Operator(
         name="narrow",
         kind=Kind.MOVEMENT,
-        sizes=SizeArguments(SizeRule.RANGE, (Argument(1, "dim"), Argument(2, "start"), Argument(3, "length"))),
+        sizes=SizeArguments(
+            SizeRule.RANGE, (OperandArgument(1, "dim"), OperandArgument(2, "start"), OperandArgument(3, "length"))
+        ),
         keeps_zero=True,
         rearranges=True,
         picks=True,
@@ -186,7 +190,7 @@ PARTS = (
     Operator(
         name="select",
         kind=Kind.MOVEMENT,
-        sizes=SizeArguments(SizeRule.ENTRY, (Argument(1, "dim"), Argument(2, "index"))),
+        sizes=SizeArguments(SizeRule.ENTRY, (OperandArgument(1, "dim"), OperandArgument(2, "index"))),
         keeps_zero=True,
         rearranges=True,
         picks=True,

@@ -5,13 +5,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fxsurgery.ops import module_sizes
-from fxsurgery.ops.facets import Argument, SizeArguments, SizeRule, Weight
+from fxsurgery.ops.facets import OperandArgument, SizeArguments, SizeRule, Weight
 from fxsurgery.ops.fast import calls, modules
 from fxsurgery.ops.operator import Kind, Operator
 from fxsurgery.ops.rules import parametric
 
-_TRAILING = SizeArguments(SizeRule.NORMALIZED, (Argument(1, "normalized_shape"),))
-_SCALE = Weight(Argument(2, "weight"), outputs=0, inputs=None, bias=Argument(3, "bias"))
+_TRAILING = SizeArguments(SizeRule.NORMALIZED, (OperandArgument(1, "normalized_shape"),))
+_SCALE = Weight(OperandArgument(2, "weight"), outputs=0, inputs=None, bias=OperandArgument(3, "bias"))
 
 BATCH_NORM = Operator(
     name="batch_norm",
@@ -25,7 +25,7 @@ BATCH_NORM = Operator(
     ),
     rule=parametric.channel_norm,
     fast_module=modules.batch_norm,
-    weight=Weight(Argument(3, "weight"), outputs=0, inputs=None, bias=Argument(4, "bias")),
+    weight=Weight(OperandArgument(3, "weight"), outputs=0, inputs=None, bias=OperandArgument(4, "bias")),
 )
 INSTANCE_NORM = Operator(
     name="instance_norm",
@@ -33,7 +33,7 @@ INSTANCE_NORM = Operator(
     size_attributes=module_sizes.statistics,
     modules=(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, _InstanceNorm),
     statistics="instance",
-    weight=Weight(Argument(3, "weight"), outputs=0, inputs=None, bias=Argument(4, "bias")),
+    weight=Weight(OperandArgument(3, "weight"), outputs=0, inputs=None, bias=OperandArgument(4, "bias")),
 )
 GROUP_NORM = Operator(
     name="group_norm",
@@ -44,7 +44,7 @@ GROUP_NORM = Operator(
     aten=("native_group_norm",),
     rule=parametric.group_norm,
     weight=_SCALE,
-    sizes=SizeArguments(SizeRule.GROUPS, (Argument(1, "num_groups"),)),
+    sizes=SizeArguments(SizeRule.GROUPS, (OperandArgument(1, "num_groups"),)),
 )
 LAYER_NORM = Operator(
     name="layer_norm",

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from fxsurgery.ops.facets import Argument, Infix, Refused, Role, SizeArguments, Weight, Window
+from fxsurgery.ops.facets import Infix, OperandArgument, Refused, Role, SizeArguments, Weight, Window
 from fxsurgery.ops.fast.plain import FastCall, FastModule
 from fxsurgery.ops.macs import Macs
 from fxsurgery.ops.module_sizes import SizeAttributes
@@ -127,7 +127,7 @@ class Operator:
     """Whether it makes a tensor out of numbers alone, such as the sizes of what it makes."""
     extents: Literal["sizes", "count", "first", "rank"] | None = None
     """Which sizes of its input it gives: all or one by number, their product, that of dim 0, or how many there are."""
-    parts: Argument | None = None
+    parts: OperandArgument | None = None
     """Its result is several tensors, as many as this says; `unbind` gives one an entry."""
     picks: bool = False
     """Whether its result may leave entries of its input out."""

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from fxsurgery.ops import module_sizes
-from fxsurgery.ops.facets import Argument, Role, Weight
+from fxsurgery.ops.facets import OperandArgument, Role, Weight
 from fxsurgery.ops.fast import calls, modules
 from fxsurgery.ops.operator import Kind, Operator
 from fxsurgery.ops.rules.parametric import prelu
@@ -106,7 +106,7 @@ PRELU = Operator(
     size_attributes=module_sizes.prelu,
     modules=(nn.PReLU,),
     rule=prelu,
-    weight=Weight(Argument(1, "weight"), outputs=0, inputs=None),
+    weight=Weight(OperandArgument(1, "weight"), outputs=0, inputs=None),
 )
 """One slope for all channels, or one for each."""
 

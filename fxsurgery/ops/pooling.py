@@ -7,15 +7,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
-from fxsurgery.ops.facets import Argument, Window
+from fxsurgery.ops.facets import OperandArgument, Window
 from fxsurgery.ops.fast.modules import maximum, to_one_place
 from fxsurgery.ops.macs import product
 from fxsurgery.ops.operator import Function, Kind, Operator
 from fxsurgery.ops.rules.lookup import sampling
 from fxsurgery.ops.rules.reduction import windowed
 
-_KERNEL, _STRIDE, _PADDING = Argument(1, "kernel_size"), Argument(2, "stride"), Argument(3, "padding", 0)
-_OUTPUT = Argument(1, "output_size")
+_KERNEL, _STRIDE, _PADDING = (
+    OperandArgument(1, "kernel_size"),
+    OperandArgument(2, "stride"),
+    OperandArgument(3, "padding", 0),
+)
+_OUTPUT = OperandArgument(1, "output_size")
 
 
 def _pool(name: str, module: type[nn.Module], window: Window) -> Operator:
@@ -33,7 +37,7 @@ def _with_indices(name: str, window: Window, *others: Function) -> Operator:
         # Of an adaptive one, the operation behind it has the shorter name.
         aten=(name,) if window.is_adaptive else (),
         rank=window.rank,
-        window=replace(window, returns_indices=Argument(-1, "return_indices", True)),  # noqa: FBT003
+        window=replace(window, returns_indices=OperandArgument(-1, "return_indices", True)),  # noqa: FBT003
         rule=windowed(window.rank),
     )
 
@@ -45,9 +49,9 @@ def _average(rank: int, module: type[nn.Module]) -> Operator:
         kernel=_KERNEL,
         stride=_STRIDE,
         padding=_PADDING,
-        ceil_mode=Argument(4, "ceil_mode", False),  # noqa: FBT003 -- the default
-        counts_padding=Argument(5, "count_include_pad", True),  # noqa: FBT003
-        divisor=Argument(6, "divisor_override"),
+        ceil_mode=OperandArgument(4, "ceil_mode", False),  # noqa: FBT003 -- the default
+        counts_padding=OperandArgument(5, "count_include_pad", True),  # noqa: FBT003
+        divisor=OperandArgument(6, "divisor_override"),
     )
     return _pool(f"avg_pool{rank}d", module, window)
 
@@ -59,9 +63,9 @@ def _maximum(rank: int, module: type[nn.Module]) -> tuple[Operator, Operator]:
         kernel=_KERNEL,
         stride=_STRIDE,
         padding=_PADDING,
-        dilation=Argument(4, "dilation", 1),
-        ceil_mode=Argument(5, "ceil_mode", False),  # noqa: FBT003
-        returns_indices=Argument(6, "return_indices", False),  # noqa: FBT003
+        dilation=OperandArgument(4, "dilation", 1),
+        ceil_mode=OperandArgument(5, "ceil_mode", False),  # noqa: FBT003
+        returns_indices=OperandArgument(6, "return_indices", False),  # noqa: FBT003
     )
     name = f"max_pool{rank}d"
     return replace(_pool(name, module, window), fast_module=maximum(rank)), _with_indices(name, window)
@@ -78,7 +82,7 @@ def _adaptive_maximum(rank: int, module: type[nn.Module]) -> tuple[Operator, Ope
         rank,
         "maximum",
         output_size=_OUTPUT,
-        returns_indices=Argument(2, "return_indices", False),  # noqa: FBT003
+        returns_indices=OperandArgument(2, "return_indices", False),  # noqa: FBT003
     )
     pool = replace(_pool(name, module, window), is_named=False, functions=(getattr(F, name),))
     bare = torch.adaptive_max_pool1d if rank == 1 else getattr(torch._C._nn, name)  # noqa: SLF001
@@ -89,9 +93,9 @@ def _power(rank: int, module: type[nn.Module]) -> Operator:
     window = Window(
         rank,
         "power",
-        kernel=Argument(2, "kernel_size"),
-        stride=Argument(3, "stride"),
-        ceil_mode=Argument(4, "ceil_mode", False),  # noqa: FBT003
+        kernel=OperandArgument(2, "kernel_size"),
+        stride=OperandArgument(3, "stride"),
+        ceil_mode=OperandArgument(4, "ceil_mode", False),  # noqa: FBT003
     )
     return Operator(name=f"lp_pool{rank}d", kind=Kind.POOLING, modules=(module,), rank=rank, window=window)
 

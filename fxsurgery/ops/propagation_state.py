@@ -1,4 +1,4 @@
-"""The state of one analysis: the atoms, what each tensor is labelled with, and what was noticed on the way.
+"""The state of one analysis: the atoms, what each tensor is labeled with, and what was noticed on the way.
 
 The rules (`fxsurgery.ops.rules`) talk to it and to nothing else.
 """
@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from fxsurgery.ops.labels import Labels, along, first_along, is_frozen, is_vector, varying
-from fxsurgery.ops.union_find import FROZEN, Atoms, Ids
+from fxsurgery.ops.union_find import FROZEN, Ids, UnionFind
 
 Attention = Literal["heads", "head_dim"]
 """What attention can lose: whole heads, or the same channels of every head."""
@@ -27,7 +27,7 @@ class Freeze:
 
 @dataclass(frozen=True, slots=True)
 class Contraction:
-    """`node` sums over the labelled dim `dim` of its first input, weighted: a channel-mixing consumer."""
+    """`node` sums over the labeled dim `dim` of its first input, weighted: a channel-mixing consumer."""
 
     node: str
     dim: int
@@ -45,10 +45,10 @@ class Work:
 
 
 @dataclass
-class Provenance:
+class PropagationState:
     """Mutable while the analysis runs; `Structure` is what is kept of it."""
 
-    atoms: Atoms = field(default_factory=Atoms)
+    atoms: UnionFind = field(default_factory=UnionFind)
     attention: Attention = "heads"
     """What batched products keep apart where labels run over heads and the channels of each."""
     node: str = ""
@@ -168,8 +168,8 @@ class Provenance:
             self.freeze(plane)
         return self.atoms.find(along_it[0].ravel())
 
-    def labelled(self, shape: Iterable[int], vectors: Mapping[int, Ids]) -> Labels:
-        """A tensor of `shape` labelled along each dim of `vectors`."""
+    def labeled(self, shape: Iterable[int], vectors: Mapping[int, Ids]) -> Labels:
+        """A tensor of `shape` labeled along each dim of `vectors`."""
         labels = Labels(tuple(shape))
         for dim, ids in vectors.items():
             if len(ids) == 1:

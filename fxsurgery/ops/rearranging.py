@@ -3,7 +3,7 @@
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
-from fxsurgery.ops.facets import Argument, Refused, SizeArguments, SizeRule
+from fxsurgery.ops.facets import OperandArgument, Refused, SizeArguments, SizeRule
 from fxsurgery.ops.fast import calls
 from fxsurgery.ops.fast.plain import FastCall
 from fxsurgery.ops.movement import moved
@@ -56,7 +56,9 @@ REARRANGING = (
     Operator(
         name="roll",
         kind=Kind.MOVEMENT,
-        sizes=SizeArguments(SizeRule.SHIFTS, (Argument(1, "shifts"), Argument(2, "dims")), computed=False),
+        sizes=SizeArguments(
+            SizeRule.SHIFTS, (OperandArgument(1, "shifts"), OperandArgument(2, "dims")), computed=False
+        ),
         keeps_zero=True,
         rearranges=True,
         rule=rules.rotation,

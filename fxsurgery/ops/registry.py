@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 
 from fxsurgery.errors import OperatorError
 from fxsurgery.ops.catalog import OPERATORS
-from fxsurgery.ops.facets import Argument
+from fxsurgery.ops.facets import OperandArgument
 from fxsurgery.ops.operator import Form, Function, Kind, Operator, Spelling
 from fxsurgery.ops.rules.call import Rule, base_name
 from fxsurgery.ops.rules.pointwise import pointwise
@@ -253,7 +253,7 @@ def _is_marked(node: fx.Node) -> bool:
     return (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
 
 
-def argument(node: fx.Node, module: nn.Module | None, asked: Argument | None) -> Any:  # noqa: ANN401
+def argument(node: fx.Node, module: nn.Module | None, asked: OperandArgument | None) -> Any:  # noqa: ANN401
     """Return an argument of what `node` calls: a module's attribute, or what a call was given.
 
     Args:

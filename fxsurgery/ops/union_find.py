@@ -16,7 +16,7 @@ _SMALL = 4096
 """Entries up to which arrays are compared by their bytes."""
 
 
-class Atoms:
+class UnionFind:
     """The atoms of one program, and which of them are one."""
 
     def __init__(self) -> None:
@@ -80,15 +80,15 @@ def _same(left: Ids, right: Ids) -> bool:
     return bool((left == right).all())
 
 
-class TracedAtoms(Atoms):
-    """Atoms that remember what froze each class: slower, for a report.
+class TracedUnionFind(UnionFind):
+    """UnionFind that remember what froze each class: slower, for a report.
 
     Classes are kept a second time without the frozen one, so that what froze one can be asked of its members.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._apart = Atoms()
+        self._apart = UnionFind()
         self._causes: dict[int, int] = {}
         self._events = 0
 

@@ -7,7 +7,7 @@ from fxsurgery.option_types import checked
 from fxsurgery.passes.add_conv_cell import AddConvCell
 from fxsurgery.passes.add_pool import AddPool
 from fxsurgery.passes.deepen import Deepen
-from fxsurgery.passes.elasticise import Elasticise
+from fxsurgery.passes.elasticize import Elasticize
 from fxsurgery.passes.extract_subnet import ExtractSubnet
 from fxsurgery.passes.fold_bn import FoldBn
 from fxsurgery.passes.insert_gates import InsertGates
@@ -28,7 +28,7 @@ PASSES: tuple[type[Rewrite], ...] = (
     AddConvCell,
     AddPool,
     Deepen,
-    Elasticise,
+    Elasticize,
     ExtractSubnet,
     FoldBn,
     InsertGates,
@@ -74,7 +74,7 @@ __all__ = [
     "AddConvCell",
     "AddPool",
     "Deepen",
-    "Elasticise",
+    "Elasticize",
     "ExtractSubnet",
     "FoldBn",
     "InsertGates",

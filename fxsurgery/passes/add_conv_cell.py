@@ -3,7 +3,7 @@
     x  ->  relu(norm(pool(conv(x))))
 
 Each part starts as near to the identity as it can be. The convolution (padding 1, no bias: the norm has one) passes
-channel j on by its centre tap. The norm undoes the statistics of what it normalises, measured on the example inputs in
+channel j on by its center tap. The norm undoes the statistics of what it normalizes, measured on the example inputs in
 train mode (`analysis.undoing`). ReLU is the identity on maps that are never negative. The pool halves the map, and
 dense layers behind it sum their weights over each window, as `add-pool` does (`analysis.positions`). With a pool the
 effect is lossy; with `kind="none"`, after a node whose values are never negative, and with the channels it had, it is
@@ -31,7 +31,7 @@ from fxsurgery.analysis.activations import read_values
 from fxsurgery.analysis.identity_norm import undoing, without_statistics
 from fxsurgery.analysis.naming import node_named, stem_of
 from fxsurgery.analysis.nonnegativity import is_non_negative
-from fxsurgery.analysis.pooling import (
+from fxsurgery.analysis.pool_windows import (
     block_ends,
     feature_maps,
     halved,
@@ -39,7 +39,7 @@ from fxsurgery.analysis.pooling import (
     spread,
     too_small,
 )  # fmt: skip
-from fxsurgery.analysis.spatial_maps import Axis, Map
+from fxsurgery.analysis.spatial_maps import Map, SpatialAxis
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.match import Match, Refusal
@@ -151,7 +151,7 @@ class AddConvCell(Rewrite):
     def _map(self, value: Tensor, result: Tensor) -> Map:
         old, new = tuple(value.shape[1:]), tuple(result.shape[1:])
         if self.kind == "none":
-            axes = ((Axis(), Axis()),) * (value.dim() - 2)
+            axes = ((SpatialAxis(), SpatialAxis()),) * (value.dim() - 2)
             own = Map(old, new, (None,) * len(old), (None, *axes))
         else:
             own = halved(value.shape, result.shape)
@@ -186,6 +186,6 @@ def _taps(conv: _ConvNd, seed: int) -> Tensor:
     weight *= (2 / weight[0].numel()) ** 0.5
     kept = min(conv.weight.shape[:2])
     weight[:kept] = 0.0
-    centre = weight.flatten(2)[:, :, 3 ** len(conv.kernel_size) // 2]
-    centre[range(kept), range(kept)] = 1.0
+    center = weight.flatten(2)[:, :, 3 ** len(conv.kernel_size) // 2]
+    center[range(kept), range(kept)] = 1.0
     return weight

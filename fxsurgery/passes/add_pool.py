@@ -26,7 +26,7 @@ from typing_extensions import override
 
 from fxsurgery.analysis.activations import read_values
 from fxsurgery.analysis.naming import node_named
-from fxsurgery.analysis.pooling import block_ends, feature_maps, halved, readable, spread, too_small
+from fxsurgery.analysis.pool_windows import block_ends, feature_maps, halved, readable, spread, too_small
 from fxsurgery.analysis.spatial_maps import Choice, Take
 from fxsurgery.edit import Editor
 from fxsurgery.match import Match, Refusal

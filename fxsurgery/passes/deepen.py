@@ -2,7 +2,7 @@
 
     f(x)  ->  f(norm(I f(x)))
 
-I is the identity: the unit matrix, or a convolution that passes each channel on by its centre tap. f is applied
+I is the identity: the unit matrix, or a convolution that passes each channel on by its center tap. f is applied
 once more, so the outputs stay the same if and only if f is idempotent, f(f(x)) = f(x), as ReLU is ("piecewise
 linear", as the paper has it, is not enough: LeakyReLU is no such f); for any other f the result is lossy.
 
@@ -104,7 +104,7 @@ class Deepen(Rewrite):
 
     def _node(self, program: Program) -> fx.Node:
         if self.kernel < 1 or self.kernel % 2 == 0:
-            raise SpecError(f"kernel={self.kernel!r}: it must be odd; an even kernel has no centre tap")
+            raise SpecError(f"kernel={self.kernel!r}: it must be odd; an even kernel has no center tap")
         known = (n.name for n in program.nodes if isinstance(_site(program, n), _Site))
         return node_named(program, self.after, lambda: known, "nodes that a layer can follow")
 

@@ -31,7 +31,7 @@ from fxsurgery.nn.elastic import (
     Subnet,
     UnitMask,
     activate,
-    centre,
+    center,
     elastic_space,
     is_whole,
 )
@@ -74,7 +74,7 @@ class ExtractSubnet(Rewrite):
     def rewrite(self, edit: Editor) -> Effect:
         program, space = edit.program, elastic_space(edit.program)
         if space.size == 1:
-            edit.refuse("output", "the program is no supernet: elasticise makes one of it")
+            edit.refuse("output", "the program is no supernet: elasticize makes one of it")
             return Effect.EXACT
         if not is_whole(program.graph_module):
             edit.refuse("output", "the supernet does not run at its largest: activate(model, Subnet()) first")
@@ -165,14 +165,14 @@ def _settle_kernels(edit: Editor, sliced: Program, gone: set[fx.Node]) -> None:
 
 
 def _plain(edit: Editor, path: str, conv: ElasticConv, sliced: Program) -> _ConvNd:
-    """The conv at `path`; what an optimizer knows of a smaller kernel is what it knows of the centre."""
+    """The conv at `path`; what an optimizer knows of a smaller kernel is what it knows of the center."""
     matrices = next(m for _, m in sliced.calls(KernelMatrices) if m.conv == path)
     if matrices.size != matrices.sizes[0]:
         name = f"{path}.weight"
         index = dict(edit.origins[name].index) if name in edit.origins else {}
-        for dim, cut in enumerate(centre(matrices.sizes[0], matrices.size), start=2):
+        for dim, cut in enumerate(center(matrices.sizes[0], matrices.size), start=2):
             index[dim] = torch.arange(cut.start, cut.stop)
-        edit.carry(name, Origin(name, index))
+        edit.record_origin(name, Origin(name, index))
     with torch.no_grad():
         return conv.plain(matrices())
 

@@ -1,4 +1,4 @@
-"""Factorise a linear or convolutional layer into two plain ones, r channels between them.
+"""Factorize a linear or convolutional layer into two plain ones, r channels between them.
 
 The weight W (o, c, *k) is read as a matrix, truncated where the Frobenius norm loses least, and split evenly:
 
@@ -89,7 +89,7 @@ class LowRank(Rewrite):
             edit.replace_uses(call, edit.insert_call(paths[1], second, (inner,), before=call))
             edit.erase(call)
         if second.bias is not None:
-            edit.carry(f"{paths[1]}.bias", Origin(f"{self.layer}.bias"))
+            edit.record_origin(f"{paths[1]}.bias", Origin(f"{self.layer}.bias"))
         return Effect.EXACT if matrix.svd.is_within(rank, rounding(matrix.layer.weight)) else Effect.LOSSY
 
     def _check(self) -> None:

@@ -25,8 +25,8 @@ from typing_extensions import override
 
 from fxsurgery.analysis.activations import read_values
 from fxsurgery.analysis.blocks import cancels, writes_into
-from fxsurgery.analysis.pooling import LOCAL, Pool, feature_maps, read_pool
-from fxsurgery.analysis.spatial_maps import Axis, Map
+from fxsurgery.analysis.pool_windows import LOCAL, Pool, feature_maps, read_pool
+from fxsurgery.analysis.spatial_maps import Map, SpatialAxis
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.match import Match, Refusal
@@ -101,7 +101,7 @@ def _followed(program: Program, node: fx.Node, pool: Pool) -> Match[Consequences
         return Refusal(str(node), f"a reader writes into it, and would write into %{source}, which others read")
     shares = [pool.shares(d, size, after[2 + d]) for d, size in enumerate(before[2:])]
     axes = [
-        (Axis().through(pool.kernel[d], pool.stride[d], pool.padding[d], pool.dilation[d]), Axis())
+        (SpatialAxis().through(pool.kernel[d], pool.stride[d], pool.padding[d], pool.dilation[d]), SpatialAxis())
         for d in range(len(pool.kernel))
     ]
     own = Map(after[1:], before[1:], (None, *(s.T for s in shares)), (None, *axes))

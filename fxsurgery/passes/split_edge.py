@@ -16,7 +16,7 @@ in deepen the BN of each appended op, exact since the activation stands before t
 v >= 0: said by the effect); in widen one that stands after the last sum, in place of that op's own, so the **whole
 output of the edge, skip included**, starts at 0. No two zeros are in series, so the norm trains at the first step
 and all before it at the second: a zero in front of a ReLU would never train, since relu'(0) = 0.
-`zero="fresh"` is the paper's plain initialisation.
+`zero="fresh"` is the paper's plain initialization.
 
 The modules of one split lie under one path P: `P.0`, `P.1` ... (deepen); `P.into.0` ..., `P.out.0` ..., `P.norm`
 (widen). v_k is what the first op under `P.out` reads.
@@ -39,7 +39,7 @@ from fxsurgery.analysis.blocks import dims_of, sum_operands, writes_into
 from fxsurgery.analysis.naming import node_named
 from fxsurgery.analysis.nonnegativity import is_non_negative
 from fxsurgery.analysis.pointwise import only_reader, pointwise
-from fxsurgery.analysis.pooling import feature_maps
+from fxsurgery.analysis.pool_windows import feature_maps
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.match import Refusal

@@ -10,7 +10,7 @@ Conditions. f = identity, A of rank r: EXACT. Else LOSSY, and two things are lef
   alone. `signs="data"` negates one vector at a time, as long as the error of y on the example inputs falls; then c is
   what keeps the mean of y there, c = E[f(h)] - E[f(h V)] V^T, which is the formula's where f = identity and A' holds
   all of A. `signs="as is"` takes what the decomposition gives, and c from the formula, which ignores f.
-* *Which directions matter.* `whiten` asks the data: V are the principal directions of h, centred, so that x A is best
+* *Which directions matter.* `whiten` asks the data: V are the principal directions of h, centered, so that x A is best
   kept in the mean over the inputs and not over all x alike.
 
 `refit` goes on to fit W2' = T W2 and c by ridge regression of f(h) on f(h V), toward T = V^T; two-fold cross-validation
@@ -153,8 +153,10 @@ def _put(edit: Editor, pair: LayerPair, shrunk: _Shrunk) -> None:
     weight = weight.reshape(len(weight), -1, *second.weight.shape[2:]).to(second.weight)
     edit.replace_module(pair.path, _with_bias(refit(second, {"weight": weight}), shrunk.added))
     for name in tensors:
-        edit.carry(f"{pair.node.target}.{name}", Origin(f"{pair.node.target}.{name}", _new(0, len(shrunk.back))))
-    edit.carry(f"{pair.path}.weight", Origin(f"{pair.path}.weight", _new(1, weight.shape[1])))
+        edit.record_origin(
+            f"{pair.node.target}.{name}", Origin(f"{pair.node.target}.{name}", _new(0, len(shrunk.back)))
+        )
+    edit.record_origin(f"{pair.path}.weight", Origin(f"{pair.path}.weight", _new(1, weight.shape[1])))
 
 
 def _new(dim: int, size: int) -> dict[int, Tensor]:

@@ -1,4 +1,4 @@
-"""What an optimisation came to, as one HTML page that stands alone."""
+"""What an optimization came to, as one HTML page that stands alone."""
 
 from fxsurgery.report.page import render, write
 from fxsurgery.report.report_input import ReportInput

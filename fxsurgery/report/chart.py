@@ -16,7 +16,7 @@ LOG_FROM = 30.0
 
 @dataclass(frozen=True)
 class Tick:
-    """A labelled line across, or down."""
+    """A labeled line across, or down."""
 
     at: float
     """Per cent from the top; of a line down, from the left."""

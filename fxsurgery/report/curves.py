@@ -13,7 +13,7 @@ LEAST_SHARE = 0.12
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageCurve:
     """One training: its records, and the part of the chart's width that is its own."""
 
     name: str
@@ -24,7 +24,7 @@ class Stage:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps."""
+        """Optimizer steps."""
         return _steps(self.records)
 
     def points(self, key: str) -> list[tuple[float, float]]:
@@ -51,20 +51,20 @@ class Curve:
     """The chart in words."""
 
 
-def stages(history: Sequence[Mapping[str, Any]]) -> tuple[Stage, ...]:
+def stages(history: Sequence[Mapping[str, Any]]) -> tuple[StageCurve, ...]:
     """The stages of a history, in order; one that starts over is another."""
     runs = [run for run in _runs(history) if _steps(run) > 0]
     shares = [_steps(run) for run in runs]
     least = min(LEAST_SHARE, 0.5 / max(len(runs), 1)) * sum(shares)
     widths = [max(share, least) for share in shares]
-    total, left, found = sum(widths), 0.0, list[Stage]()
+    total, left, found = sum(widths), 0.0, list[StageCurve]()
     for run, width in zip(runs, widths, strict=True):
-        found.append(Stage(str(run[0].get("stage", "training")), tuple(run), left / total, width / total))
+        found.append(StageCurve(str(run[0].get("stage", "training")), tuple(run), left / total, width / total))
         left += width
     return tuple(found)
 
 
-def curves(found: Sequence[Stage], metric_name: str, original: float | None) -> tuple[Curve, ...]:
+def curves(found: Sequence[StageCurve], metric_name: str, original: float | None) -> tuple[Curve, ...]:
     """The charts that there is anything to draw for.
 
     Args:
@@ -81,7 +81,7 @@ def curves(found: Sequence[Stage], metric_name: str, original: float | None) -> 
 
 
 def _curve(
-    title: str, found: Sequence[Stage], key: str, *, reference: float | None = None, **scaling: bool
+    title: str, found: Sequence[StageCurve], key: str, *, reference: float | None = None, **scaling: bool
 ) -> Curve | None:
     points = [stage.points(key) for stage in found]
     values = [value for run in points for _, value in run]
@@ -103,7 +103,7 @@ def _curve(
     )
 
 
-def _words(stage: Stage, run: list[tuple[float, float]]) -> str:
+def _words(stage: StageCurve, run: list[tuple[float, float]]) -> str:
     first, last = run[0][1], run[-1][1]
     return f"{stage.name}, {count(stage.steps)} steps: from {first:.4g} to {last:.4g}"
 

@@ -26,7 +26,7 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class Generation:
+class GenerationRow:
     """One of them."""
 
     number: int
@@ -36,7 +36,7 @@ class Generation:
     tried: tuple[Tried, ...]
 
 
-def generations(record: SearchRecord) -> tuple[Generation, ...]:
+def generations(record: SearchRecord) -> tuple[GenerationRow, ...]:
     """All but that of the start."""
     later = sorted((c for c in record.trials if c.generation), key=lambda c: c.generation)
     return tuple(_generation(number, list(born), record) for number, born in groupby(later, lambda c: c.generation))
@@ -60,12 +60,12 @@ def mishaps(record: SearchRecord) -> tuple[str, ...]:
     return tuple(parts)
 
 
-def _generation(number: int, born: Sequence[Trial], record: SearchRecord) -> Generation:
+def _generation(number: int, born: Sequence[Trial], record: SearchRecord) -> GenerationRow:
     parents = sorted({c.parent for c in born if c.parent is not None})
     names = [f"{parent} ({record.trials[parent].operation})" for parent in parents]
     kinds = dict.fromkeys(c.operation for c in born)
     tried = tuple(_tried(kind, [c for c in born if c.operation == kind], record) for kind in kinds)
-    return Generation(number, f"parent{'s' if len(names) > 1 else ''} {enumerated(names)}", len(born), tried)
+    return GenerationRow(number, f"parent{'s' if len(names) > 1 else ''} {enumerated(names)}", len(born), tried)
 
 
 def _tried(operation: str, born: Sequence[Trial], record: SearchRecord) -> Tried:

@@ -15,9 +15,9 @@ from fxsurgery.option_types import checked
 from fxsurgery.printable import printable
 from fxsurgery.report import formatting
 from fxsurgery.report.curves import curves, stages
-from fxsurgery.report.gates import histogram
+from fxsurgery.report.gate_chart import histogram
 from fxsurgery.report.generations import generations, mishaps, refusals
-from fxsurgery.report.layers import grouped, layers
+from fxsurgery.report.layer_table import grouped, layers
 from fxsurgery.report.lineage_chart import lineage
 from fxsurgery.report.report_input import ReportInput
 from fxsurgery.report.scatter import scatter

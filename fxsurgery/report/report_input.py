@@ -22,7 +22,7 @@ class Pair(Protocol):
 
 
 class ReportInput(Protocol):
-    """An optimisation that has ended; `fxsurgery.Result` is one."""
+    """An optimization that has ended; `fxsurgery.Result` is one."""
 
     @property
     def original(self) -> Program:

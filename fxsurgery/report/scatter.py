@@ -38,7 +38,7 @@ class Named:
 
 
 @dataclass(frozen=True)
-class Place:
+class FrontPoint:
     """One network of the front, in words."""
 
     number: int
@@ -69,7 +69,7 @@ class Scatter:
     named: tuple[Named, ...]
     ticks: tuple[Tick, ...]
     across: tuple[Tick, ...]
-    places: tuple[Place, ...]
+    places: tuple[FrontPoint, ...]
     summary: str
 
 
@@ -131,9 +131,9 @@ def _named(
         yield Named(name, name, path, round(100 - left if flush else left, 2), round(top, 2), flush, below)
 
 
-def _place(number: int, member: ParetoMember, record: SearchRecord) -> Place:
+def _place(number: int, member: ParetoMember, record: SearchRecord) -> FrontPoint:
     trial = member.trial
-    return Place(
+    return FrontPoint(
         number=number,
         chosen=record.is_winner(trial),
         metric=figure(member.metric),

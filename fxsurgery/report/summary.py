@@ -1,4 +1,4 @@
-"""What an optimisation came to, in a few lines of text."""
+"""What an optimization came to, in a few lines of text."""
 
 import math
 

@@ -6,7 +6,7 @@ A channel of an operand is *private* when nothing but the sum would see it go. T
 that, each operand is *untied*: read through a dense layer, in a copy of the program that never runs. Units of an
 operand are then no longer one with the stream's; those that its own layer alone consumes are private.
 
-A scatter is a zero pad where the survivors are neighbours; the next analysis sees through it. Otherwise it is a
+A scatter is a zero pad where the survivors are neighbors; the next analysis sees through it. Otherwise it is a
 pad by one zero channel, from which every missing channel is picked. A branch that has one already is narrowed
 in front of it: where gates stand, and which positions are meant, is the width that the branch has by now.
 """
@@ -23,7 +23,7 @@ from torch.fx.node import Argument
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
 from fxsurgery.analysis.blocks import dims_of, sum_operands
-from fxsurgery.analysis.cached import fact
+from fxsurgery.analysis.cached import cached
 from fxsurgery.analysis.gating import GATES, GatePlan, float_tensor, gate_plan
 from fxsurgery.analysis.structure import Structure, structure
 from fxsurgery.edit import Editor
@@ -119,7 +119,7 @@ class IndependentGates:
             start += len(rank)
 
 
-@fact
+@cached
 def independent_gates(program: Program) -> IndependentGates:
     """Where gates stand in `program` when those of a residual stream are one set a branch."""
     tied, own = gate_plan(program), branches(program)
@@ -137,7 +137,7 @@ def insert_independent(edit: Editor, plan: IndependentGates, gates: GateVector) 
         edit.rewire(at.reader, at.source, gated)
 
 
-@fact
+@cached
 def branches(program: Program) -> Branches:
     """The branches of `program`'s residual sums."""
     like = float_tensor(program)
@@ -193,11 +193,11 @@ def scatter(edit: Editor, operand: Operand, kept: Sequence[int]) -> None:
     now = {old: new for new, old in enumerate(kept)}
     places = [None if place is None else now.get(place) for place in operand.places]
     low = next(i for i, place in enumerate(places) if place is not None)
-    neighbours = places[low : low + len(kept)] == list(range(len(kept)))
+    neighbors = places[low : low + len(kept)] == list(range(len(kept)))
     inner = [0, 0] * (len(dims_of(edit.program, operand.source)) - 1 - operand.dim)
-    amounts = [low, len(places) - low - len(kept)] if neighbours else [0, 1]
+    amounts = [low, len(places) - low - len(kept)] if neighbors else [0, 1]
     wide = edit.insert_function(F.pad, (operand.source, [*inner, *amounts]), before=operand.sum)
-    if not neighbours:
+    if not neighbors:
         picked = [len(kept) if place is None else place for place in places]
         index: Argument = (*[slice(None)] * operand.dim, picked)
         wide = edit.insert_function(operator.getitem, (wide, index), before=operand.sum)

@@ -38,7 +38,7 @@ class Consequences:
         for node, key, value in self.arguments:
             edit.set_argument(node, key, value)
         for name, origin in self.origins.items():
-            edit.carry(name, origin)
+            edit.record_origin(name, origin)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class ObstacleError(Exception):
 
 
 @dataclass(frozen=True)
-class Call:
+class CallChange:
     """The arguments of a node, with nodes for values."""
 
     args: tuple[Any, ...]
@@ -108,7 +108,7 @@ class Changed:
 class Run(Protocol):
     """Runs a node with the value of each node among its arguments."""
 
-    def __call__(self, node: fx.Node, call: Call, value: Callable[[fx.Node], Any]) -> Any:
+    def __call__(self, node: fx.Node, call: CallChange, value: Callable[[fx.Node], Any]) -> Any:
         """What the node gives."""
 
 

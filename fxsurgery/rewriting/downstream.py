@@ -27,14 +27,14 @@ from typing_extensions import override
 from fxsurgery.analysis.activations import read_values
 from fxsurgery.analysis.node_values import NodeValues, node_values
 from fxsurgery.analysis.pointwise import pointwise
-from fxsurgery.analysis.pooling import read_stencil
+from fxsurgery.analysis.pool_windows import read_stencil
 from fxsurgery.analysis.spatial_maps import Layout, Take, Taker
 from fxsurgery.errors import first_line
 from fxsurgery.match import Match, Refusal
 from fxsurgery.ops.movement import GETITEM
 from fxsurgery.ops.operator import Kind
 from fxsurgery.program import Program
-from fxsurgery.rewriting.changes import Call, Change, Changed, Consequences, ObstacleError, holds_tensors
+from fxsurgery.rewriting.changes import CallChange, Change, Changed, Consequences, ObstacleError, holds_tensors
 from fxsurgery.rewriting.fitting import fitted, is_dense, refit_dense
 from fxsurgery.rewriting.layout_flow import arising, moved
 from fxsurgery.seeding import seeded
@@ -105,7 +105,7 @@ class _Walk(fx.Interpreter):
             _pass_on(state, n, old)
         return old
 
-    def _run(self, node: fx.Node, call: Call, value: Callable[[fx.Node], Any]) -> Any:
+    def _run(self, node: fx.Node, call: CallChange, value: Callable[[fx.Node], Any]) -> Any:
         args, kwargs = call.on(value)
         try:
             if self.known is not None and node.op == "call_function" and not self.state.is_moving(node):

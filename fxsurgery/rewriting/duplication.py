@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from fxsurgery.analysis.cached import fact
+from fxsurgery.analysis.cached import cached
 from fxsurgery.analysis.refit import is_computed, is_weight_normed
 from fxsurgery.analysis.structure import Counts, Structure, structure
 from fxsurgery.edit import Editor
@@ -53,7 +53,7 @@ class Growth:
         return None
 
 
-@fact
+@cached
 def growth(program: Program) -> Growth:
     """Which units of `program` can be copied."""
     facts = structure(program)

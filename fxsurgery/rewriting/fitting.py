@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 
-from fxsurgery.analysis.pooling import LOCAL, read_pool
+from fxsurgery.analysis.pool_windows import LOCAL, read_pool
 from fxsurgery.analysis.refit import refit
 from fxsurgery.analysis.shared_modules import fixed, names_of
 from fxsurgery.analysis.spatial_maps import Layout
@@ -20,7 +20,7 @@ from fxsurgery.ops.contractions import LINEAR
 from fxsurgery.ops.facets import SizeRule
 from fxsurgery.ops.module_sizes import Sizes
 from fxsurgery.program import Program
-from fxsurgery.rewriting.changes import Call, Changed, ObstacleError
+from fxsurgery.rewriting.changes import CallChange, Changed, ObstacleError
 from fxsurgery.rewriting.view_inference import regrouped
 
 
@@ -74,9 +74,9 @@ def _own(state: Changed, node: fx.Node) -> nn.Module:
     return module
 
 
-def fitted(state: Changed, node: fx.Node, old: Any) -> Call:
+def fitted(state: Changed, node: fx.Node, old: Any) -> CallChange:
     """The node's arguments, or those that it needs now, which are noted. So is the module that it needs."""
-    call = Call(node.args, dict(node.kwargs))
+    call = CallChange(node.args, dict(node.kwargs))
     if node.op == "call_module":
         _fit_module(state, node, old)
     elif _is_view(state.program, node) and isinstance(old, Tensor):
@@ -84,7 +84,7 @@ def fitted(state: Changed, node: fx.Node, old: Any) -> Call:
     elif _is_whole_pool(state, node, old) and len(node.args) > 1:
         kernel = list(state.values[node.all_input_nodes[0]].shape[2:])
         state.found.arguments.append((node, 1, kernel))
-        return Call((node.args[0], kernel, *node.args[2:]), call.kwargs)
+        return CallChange((node.args[0], kernel, *node.args[2:]), call.kwargs)
     return call
 
 
@@ -98,7 +98,7 @@ def _is_view(program: Program, node: fx.Node) -> bool:
     )
 
 
-def _fitted_view(state: Changed, node: fx.Node, old: Tensor) -> Call:
+def _fitted_view(state: Changed, node: fx.Node, old: Tensor) -> CallChange:
     """A view whose constant sizes are those of the new map."""
     source = node.args[0]
     wanted = None
@@ -120,7 +120,7 @@ def _fitted_view(state: Changed, node: fx.Node, old: Tensor) -> Call:
         state.found.arguments.append((node, 1, new))
     elif new != list(sizes):
         state.found.arguments += [(node, n, size) for n, size in enumerate(new, 1) if size != sizes[n - 1]]
-    return Call((source, new) if listed else (source, *new), dict(node.kwargs))
+    return CallChange((source, new) if listed else (source, *new), dict(node.kwargs))
 
 
 def _fit_module(state: Changed, node: fx.Node, old: Any) -> None:

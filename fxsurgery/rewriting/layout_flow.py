@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxsurgery.analysis.pooling import read_stencil
+from fxsurgery.analysis.pool_windows import read_stencil
 from fxsurgery.analysis.spatial_maps import Layout, Map, nearest
 from fxsurgery.ops.joining import PAD
 from fxsurgery.ops.operator import Kind, Operator
-from fxsurgery.rewriting.changes import Call, Changed, holds_tensors
+from fxsurgery.rewriting.changes import CallChange, Changed, holds_tensors
 
 
-def moved(state: Changed, node: fx.Node, call: Call) -> Layout | None:
+def moved(state: Changed, node: fx.Node, call: CallChange) -> Layout | None:
     """The layout of what only moves entries: the numbers of the entries are moved in the same way."""
     operands = [i for i in node.all_input_nodes if holds_tensors(state.env[i])]
     maps, old, new = tuple[Map, ...](), dict[fx.Node, Any](), dict[fx.Node, Any]()
@@ -30,7 +30,7 @@ def moved(state: Changed, node: fx.Node, call: Call) -> Layout | None:
         maps += layout.maps
     if not operands:
         return None
-    first = state.run(node, Call(node.args, node.kwargs), lambda n: old[n] if n in old else state.env[n])
+    first = state.run(node, CallChange(node.args, node.kwargs), lambda n: old[n] if n in old else state.env[n])
     return Layout(maps, first, state.run(node, call, lambda n: new[n] if n in new else state.now(n)))
 
 

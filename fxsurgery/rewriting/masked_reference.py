@@ -101,7 +101,7 @@ class _Silenced(fx.Interpreter):
         return self.call_function(node.target, args, {})
 
     def _each(self, node: fx.Node, value: Any, change: Callable[[Tensor, dict[int, Ids]], Tensor]) -> Any:
-        """`change` every tensor of a value along its labelled dims that lose something."""
+        """`change` every tensor of a value along its labeled dims that lose something."""
         known = self._facts.values[node.name]
         if isinstance(value, Tensor) and isinstance(known, Labels):
             losing = self._losing(value, known, change)

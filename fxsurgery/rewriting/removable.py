@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from fxsurgery.analysis.cached import fact
+from fxsurgery.analysis.cached import cached
 from fxsurgery.analysis.structure import ChannelGroup, structure
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SurgeryError, first_line
@@ -19,7 +19,7 @@ from fxsurgery.proof import RUN_ERRORS
 from fxsurgery.rewriting.resize import resize
 
 
-@fact
+@cached
 def unremovable(program: Program) -> Mapping[str, str]:
     """The channel groups that nothing can be removed from, by name, and what the smaller program fails with."""
     groups = [group for group in structure(program).groups if len(group.units) > 1]

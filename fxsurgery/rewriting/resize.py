@@ -2,7 +2,7 @@
 
 `keep` says how many there are of each unit afterwards, and the new size of a dim is the sum over its ids.
 Parameters and buffers are indexed, modules are refitted, and a node's size arguments are rewritten where they
-name a labelled dim (`arguments`); the batch and every other number stay as they are. The copies of a unit that
+name a labeled dim (`arguments`); the batch and every other number stay as they are. The copies of a unit that
 stands at several entries in a row follow as a whole: `a1 a2` becomes `a1 a2 a1 a2`, as the channels of a head
 or the places of a flattened map do.
 """
@@ -81,7 +81,7 @@ def _slice_tensors(edit: Editor, facts: Structure, keep: Counts, shares: Shares)
             is_parameter = isinstance(old, nn.Parameter)
             by_id[id(old)] = nn.Parameter(tensor, old.requires_grad) if is_parameter else tensor
             if is_parameter:
-                edit.carry(name, Origin(name, found))
+                edit.record_origin(name, Origin(name, found))
     return {name: by_id[id(t)] for name, t in everywhere if id(t) in by_id}
 
 

@@ -15,10 +15,10 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from fxsurgery.analysis.activations import read_values
-from fxsurgery.analysis.cached import fact
+from fxsurgery.analysis.cached import cached
 from fxsurgery.analysis.refit import refit
 from fxsurgery.analysis.shared_modules import fixed
-from fxsurgery.analysis.spatial_maps import Axis, Map
+from fxsurgery.analysis.spatial_maps import Map, SpatialAxis
 from fxsurgery.edit import Editor
 from fxsurgery.lineage import Origin
 from fxsurgery.match import Refusal
@@ -27,7 +27,7 @@ from fxsurgery.rewriting.changes import Change
 from fxsurgery.rewriting.downstream import can_follow, follow
 
 
-@fact
+@cached
 def singles(program: Program) -> Mapping[str, fx.Node]:
     """The nodes of the layers that give one channel, by the layer's path."""
     return {
@@ -65,7 +65,7 @@ def copy(edit: Editor, path: str, more: int, generator: torch.Generator) -> Refu
     tensors = {name: p.detach()[rows.to(p.device)] for name, p in layer.named_parameters()}
     edit.replace_module(path, refit(layer, tensors))
     for name in tensors:
-        edit.carry(f"{path}.{name}", Origin(f"{path}.{name}", {0: rows}))
+        edit.record_origin(f"{path}.{name}", Origin(f"{path}.{name}", {0: rows}))
     return None
 
 
@@ -74,6 +74,6 @@ def _change(program: Program, node: fx.Node, value: Tensor, shares: Tensor) -> C
     channel = rank - 1 if isinstance(layer, nn.Linear) else rank - layer.get_parameter("weight").dim() + 1
     copies = value.repeat([len(shares) if dim == channel else 1 for dim in range(rank)])
     factors = tuple(shares[:, None] if dim == channel else None for dim in range(1, rank))
-    axes = tuple(None if dim == channel else (Axis(), Axis()) for dim in range(1, rank))
+    axes = tuple(None if dim == channel else (SpatialAxis(), SpatialAxis()) for dim in range(1, rank))
     own = Map(tuple(value.shape[1:]), tuple(copies.shape[1:]), factors, axes)
     return Change(node, copies, own, are_copies=True)

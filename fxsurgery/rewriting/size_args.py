@@ -16,7 +16,7 @@ from torch import fx
 from fxsurgery.analysis.shapes import is_rewritten, sizes_of
 from fxsurgery.analysis.structure import Counts, Structure
 from fxsurgery.edit import Editor
-from fxsurgery.ops.facets import Argument, SizeRule
+from fxsurgery.ops.facets import OperandArgument, SizeRule
 from fxsurgery.ops.labels import Labels
 from fxsurgery.rewriting.surviving_sizes import After
 
@@ -44,7 +44,7 @@ class _Site:
     edit: Editor
     after: After
     node: fx.Node
-    declared: Sequence[Argument]
+    declared: Sequence[OperandArgument]
     """Those that hold sizes, as `SizeRule` lists them."""
     entering: Labels
     leaving: Any
@@ -130,7 +130,7 @@ def _whole_shape(site: _Site, shape: fx.Node) -> None:
 
 
 def _pieces(site: _Site) -> None:
-    """`chunk` and `split` of a labelled dim: into the surviving part of each piece."""
+    """`chunk` and `split` of a labeled dim: into the surviving part of each piece."""
     dim = site.argument(1) % len(site.entering.shape)
     if site.shrinks(site.entering, dim):
         sizes = [site.size(piece, dim) for piece in site.leaving]

@@ -1,7 +1,7 @@
 """What tells two runs apart: hashes of models, and settings as plain JSON, the same in another process.
 
-A function is told by its name, by what it holds, and by its code, unless torch or this library has it: their versions
-are told elsewhere. An object is told by its class and its public attributes.
+A function is identified by its name, the values that it holds, and its code, unless torch or this library defines it:
+their versions are recorded elsewhere. An object is identified by its class and its public attributes.
 """
 
 import functools
@@ -23,7 +23,7 @@ from fxsurgery.training.snapshot import tensors_of
 DEEPEST = 6
 """How far into what objects hold is looked."""
 LONGEST = 100
-"""A list or dict of more is told by its hash."""
+"""A list or dict of more is represented by its hash."""
 _VERSIONED = {"torch", "fxsurgery", "builtins", "operator", "math"}
 
 
@@ -38,10 +38,10 @@ def fingerprint(program: Program) -> str:
     return digest.hexdigest()[:16]
 
 
-def likeness(program: Program) -> str:
+def structural_hash(program: Program) -> str:
     """A hash of what a program computes: the same for two that differ in the names of nodes and modules alone.
 
-    Modules that are not torch's are told apart by name, too: what they hold beside tensors is not looked into.
+    Modules that are not torch's are distinguished by name, too: what they hold beside tensors is not looked into.
     """
     digest = hashlib.sha256()
     numbers = {node: number for number, node in enumerate(program.nodes)}
@@ -64,16 +64,16 @@ def likeness(program: Program) -> str:
     return digest.hexdigest()[:16]
 
 
-def told(value: object) -> Any:  # noqa: ANN401
-    """A setting as plain JSON: equal for settings that do the same, and different for others, as far as can be told.
+def to_plain(value: object) -> Any:  # noqa: ANN401
+    """Return a setting as plain JSON, equal for settings that have the same effect and different otherwise.
 
     Args:
         value: a number, a text, a function, an object, or several of them in a tuple, a list or a dict.
     """
-    return _told(value, ())
+    return _to_plain(value, ())
 
 
-def _told(value: object, around: tuple[int, ...]) -> Any:  # noqa: ANN401
+def _to_plain(value: object, around: tuple[int, ...]) -> Any:  # noqa: ANN401
     """`value`, which is held by the objects of these ids."""
     inside = (*around, id(value))
     if value is None or isinstance(value, bool | int | str):
@@ -81,13 +81,13 @@ def _told(value: object, around: tuple[int, ...]) -> Any:  # noqa: ANN401
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, tuple | list):
-        return _shortened([_told(v, inside) for v in value])
+        return _shortened([_to_plain(v, inside) for v in value])
     if isinstance(value, Mapping):
-        return _shortened({str(k): _told(v, inside) for k, v in value.items()})
+        return _shortened({str(k): _to_plain(v, inside) for k, v in value.items()})
     if isinstance(value, Tensor | np.ndarray):
         return hashlib.sha256(_bytes(torch.as_tensor(value))).hexdigest()
     held = [] if id(value) in around or len(around) > DEEPEST else list(_held(value))
-    return [_name(value), *(_told(v, inside) for v in held)] if held else _name(value)
+    return [_name(value), *(_to_plain(v, inside) for v in held)] if held else _name(value)
 
 
 def _shortened(items: Any) -> Any:  # noqa: ANN401 -- a list or a dict

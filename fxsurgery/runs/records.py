@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from fxsurgery.errors import RunError
 from fxsurgery.runs.journal import Journal, Record
-from fxsurgery.training.schema import are_terms, is_curve, is_number
+from fxsurgery.training.snapshot_schema import are_terms, is_curve, is_number
 
 _Field: TypeAlias = Callable[[Any], bool]
 

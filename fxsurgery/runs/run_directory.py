@@ -35,7 +35,7 @@ from fxsurgery.runs.lock import Lock
 from fxsurgery.runs.records import require_known
 from fxsurgery.runs.result_files import changed, checksums, clear_away
 from fxsurgery.runs.stage_store import StageStore, read_state, write_state
-from fxsurgery.training.rank_zero import from_first
+from fxsurgery.training.rank_zero import from_rank_zero
 from fxsurgery.training.snapshot import Checkpointer, put_back, tensors_of
 
 T = TypeVar("T")
@@ -87,7 +87,7 @@ class RunDir:
             return notes, journal
 
         try:
-            notes, journal = from_first(opened)
+            notes, journal = from_rank_zero(opened)
         except BaseException:
             for lock in locks:
                 lock.release()
@@ -123,7 +123,7 @@ class RunDir:
             found: T = record["value"]
             return found
 
-        return from_first(recalled)
+        return from_rank_zero(recalled)
 
     def stage(self, name: str, model: nn.Module, work: Callable[[Checkpointer | None], list[Any]]) -> list[Any]:
         """Let `work` train `model` in place; where that was done before, give `model` the weights of then.
@@ -154,7 +154,7 @@ class RunDir:
         Raises:
             RunError: the journal says that something else was done here.
         """
-        recalled = from_first(lambda: self._recalled_of(names))
+        recalled = from_rank_zero(lambda: self._recalled_of(names))
         return [self._place(name, recalled.get(name)) for name in names]
 
     def _place(self, name: str, record: Record | None) -> StageStore:
@@ -164,7 +164,7 @@ class RunDir:
         stem = self.path / STAGES / f"{self._number:03}-{re.sub('[^a-z0-9]+', '-', name.lower())}"
         place = StageStore(name, self._note, stem, Snapshots, record)
         if record is not None:
-            from_first(place.clean)
+            from_rank_zero(place.clean)
         return place
 
     def _recalled_of(self, names: Sequence[str]) -> dict[str, Record]:
@@ -207,7 +207,7 @@ class RunDir:
             self._note({"kind": "end", "name": RESULT, "note": note, "files": checksums(path, (RESULT, REPORT))})
             return note
 
-        return from_first(end)
+        return from_rank_zero(end)
 
     def _next(self, kind: str, name: str) -> Record | None:
         """The next record to go through again; `None` where the run was not here yet."""
@@ -239,18 +239,18 @@ class Snapshots:
 
     def last(self) -> Mapping[str, Any] | None:
         """The snapshot to go on from."""
-        found: Mapping[str, Any] | None = from_first(self._read)
+        found: Mapping[str, Any] | None = from_rank_zero(self._read)
         return found
 
     def wants(self, step: int, steps: int) -> bool:
         """Whether the last one is long enough ago. The end is kept anyway."""
         if step >= steps:
             return False
-        return from_first(lambda: time.monotonic() - self._last >= SNAPSHOT_SECONDS)
+        return from_rank_zero(lambda: time.monotonic() - self._last >= SNAPSHOT_SECONDS)
 
     def keep(self, snapshot: Mapping[str, Any]) -> None:
         """Put a snapshot in the place of the last."""
-        from_first(lambda: write_state(self.path, snapshot))
+        from_rank_zero(lambda: write_state(self.path, snapshot))
         self._last = time.monotonic()
 
     def _read(self) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from fxsurgery.files import write_whole, writing
 from fxsurgery.runs.bounded_reading import read_whole
 from fxsurgery.runs.journal import Record
 from fxsurgery.training.encoding import checksum, decode, encode
-from fxsurgery.training.rank_zero import from_first
+from fxsurgery.training.rank_zero import from_rank_zero
 from fxsurgery.training.snapshot import Checkpointer
 
 MOST_BYTES = 2**38
@@ -65,7 +65,7 @@ class StageStore:
         if self.stem is None:
             self.record, self._held = record, tensors
         else:
-            self.record = from_first(lambda: self._keep(record, tensors))
+            self.record = from_rank_zero(lambda: self._keep(record, tensors))
 
     def weights(self) -> Mapping[str, Tensor]:
         """Every parameter and buffer that the stage ended with, by name, on the CPU.
@@ -85,7 +85,7 @@ class StageStore:
                 )
             return self._held
         path = self.stem.with_suffix(".weights")
-        return from_first(lambda: self._read(path))
+        return from_rank_zero(lambda: self._read(path))
 
     def forget(self) -> None:
         """Give up the weights, for good. What the stage came to is recalled without them.
@@ -96,7 +96,7 @@ class StageStore:
         self._held = None
         if self.stem is not None:
             path = self.stem.with_suffix(".weights")
-            from_first(lambda: _remove(path))
+            from_rank_zero(lambda: _remove(path))
 
     def clean(self) -> None:
         """Remove the last snapshot, and what a process that was killed was about to put in its place."""

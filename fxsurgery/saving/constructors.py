@@ -53,7 +53,7 @@ class Described:
     name: str
     """The class within `torch.nn`."""
     arguments: Mapping[str, Any]
-    norms: tuple["Parametrised", ...] = ()
+    norms: tuple["Parametrized", ...] = ()
 
     @property
     def kind(self) -> type[nn.Module]:
@@ -81,7 +81,7 @@ class Described:
 
 
 @dataclass(frozen=True)
-class Parametrised:
+class Parametrized:
     """A tensor of a module that is computed from others: `torch.nn.utils.parametrizations`."""
 
     function: str
@@ -90,13 +90,13 @@ class Parametrised:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def apply(self, module: nn.Module) -> None:
-        """Parametrise `module`."""
+        """Parametrize `module`."""
         known: dict[str, Any] = {
             "weight_norm": parametrizations.weight_norm,
             "spectral_norm": parametrizations.spectral_norm,
         }
         if self.function not in known:
-            raise SavingError(f"no parametrisation is called {self.function!r}; load it with the version that saved it")
+            raise SavingError(f"no parametrization is called {self.function!r}; load it with the version that saved it")
         if self.tensor not in module._parameters or not self.options.keys() <= _OPTIONS:  # noqa: SLF001
             raise SavingError(
                 f"no {self.function} of {self.tensor!r} has {', '.join(self.options)}; load it with the version that "
@@ -167,17 +167,17 @@ def _beyond_defaults(kind: type[nn.Module], arguments: Mapping[str, Any]) -> dic
     return {n: v for n, v in arguments.items() if not (type(v) is type(defaults[n]) and v == defaults[n])}
 
 
-def _norms(module: nn.Module) -> Iterable[Parametrised]:
+def _norms(module: nn.Module) -> Iterable[Parametrized]:
     for tensor, steps in module.parametrizations.items():  # type: ignore[operator, union-attr]
         step: Any = steps[0] if len(steps) == 1 else None
         match type(step).__name__:
             case "_WeightNorm":
-                yield Parametrised("weight_norm", tensor, {"dim": None if step.dim == -1 else step.dim})
+                yield Parametrized("weight_norm", tensor, {"dim": None if step.dim == -1 else step.dim})
             case "_SpectralNorm":
                 options = {name: getattr(step, name) for name in ("n_power_iterations", "eps", "dim")}
-                yield Parametrised("spectral_norm", tensor, options)
+                yield Parametrized("spectral_norm", tensor, options)
             case _:
-                raise SavingError(f"its {tensor} is parametrised by {', '.join(type(s).__name__ for s in steps)}")
+                raise SavingError(f"its {tensor} is parametrized by {', '.join(type(s).__name__ for s in steps)}")
 
 
 def _difference(built: nn.Module, module: nn.Module) -> str:

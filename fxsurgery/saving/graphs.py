@@ -9,8 +9,8 @@ from torch.utils import _pytree as pytree
 
 from fxsurgery.errors import RunError, SavingError, reason_of
 from fxsurgery.inputs import Inputs
-from fxsurgery.saving.functions import check_call, check_method, name_of, named
-from fxsurgery.saving.outputs import read_structure, structure_of
+from fxsurgery.saving.function_refs import check_call, check_method, name_of, named
+from fxsurgery.saving.output_structure import read_structure, structure_of
 from fxsurgery.saving.schema import NodeEntry, OpaqueTarget, SavedGraph, identifier, module_path
 from fxsurgery.saving.values import decoded, encoded
 from fxsurgery.saving.witness import Witness, is_kept

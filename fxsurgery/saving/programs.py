@@ -18,8 +18,8 @@ from fxsurgery.inputs import BatchDims, Inputs
 from fxsurgery.program import Program
 from fxsurgery.saving.folders import damage, new_folder
 from fxsurgery.saving.graphs import graph_as_json, graph_from_json
-from fxsurgery.saving.modules import build, is_taken, is_tree, specs, submodule
-from fxsurgery.saving.outputs import read_structure
+from fxsurgery.saving.module_refs import build, is_taken, is_tree, specs, submodule
+from fxsurgery.saving.output_structure import read_structure
 from fxsurgery.saving.schema import (
     FORMAT,
     OpaqueTarget,

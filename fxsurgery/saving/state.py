@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxsurgery.errors import RunError
-from fxsurgery.saving.modules import is_taken, submodule
+from fxsurgery.saving.module_refs import is_taken, submodule
 from fxsurgery.saving.schema import StateEntry
 from fxsurgery.saving.tensors import named_state
 

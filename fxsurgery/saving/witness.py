@@ -18,8 +18,8 @@ from fxsurgery.capture.tracer import COMPOSED
 from fxsurgery.errors import RunError, SavingError, SurgeryError
 from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
-from fxsurgery.saving.functions import Function, name_of, reads_beyond
-from fxsurgery.saving.modules import submodule
+from fxsurgery.saving.function_refs import Function, name_of, reads_beyond
+from fxsurgery.saving.module_refs import submodule
 from fxsurgery.saving.values import encoded
 
 

@@ -12,7 +12,7 @@ from fxsurgery.program import Program
 from fxsurgery.searchers import dnal, ectonas, prune
 from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.common.widths import Space
-from fxsurgery.searchers.session import Outcome, Stage
+from fxsurgery.searchers.session import SearchOutcome, Stage
 
 MethodName: TypeAlias = Annotated[
     Literal["dnal", "prune", "ectonas"], Wording(": no method is named {value}; there are: dnal, prune, ectonas")
@@ -25,7 +25,7 @@ class Method:
 
     name: str
     settings: type[Settings]
-    search: Callable[..., Outcome]
+    search: Callable[..., SearchOutcome]
     """`search(program, budget, settings, session, trained=...)`."""
     stages: Callable[..., list[Stage]]
     """`stages(settings, session, trained=...)`: what the search will train."""
@@ -33,8 +33,8 @@ class Method:
     """The widths that it chooses among; `None` where it grows as well, and nothing is the least."""
     needs_data: Callable[[Any], str | None] = lambda _: None
     """Why these settings cannot do without the user's data; `None` where they can."""
-    foretold: Callable[..., tuple[str, ...]] = lambda *_, **__: ()
-    """`foretold(program, settings, session, trained=...)`: what a plan tells beside the stages."""
+    plan_notes: Callable[..., tuple[str, ...]] = lambda *_, **__: ()
+    """`plan_notes(program, settings, session, trained=...)`: what a plan tells beside the stages."""
     evolves: bool = False
     """Whether it trains many networks, as long as it may spend."""
 
@@ -45,7 +45,7 @@ METHODS = {
     "dnal": Method("dnal", dnal.Dnal, dnal.search, dnal.stages, dnal.widths),
     "prune": Method("prune", prune.Prune, prune.search, prune.stages, prune.widths, prune.needs_data),
     "ectonas": Method(
-        "ectonas", ectonas.Ectonas, ectonas.search, ectonas.stages, foretold=ectonas.foretold, evolves=True
+        "ectonas", ectonas.Ectonas, ectonas.search, ectonas.stages, plan_notes=ectonas.plan_notes, evolves=True
     ),
 }
 

@@ -6,7 +6,7 @@ choice on validation data. The importances are those of `fxsurgery.analysis.impo
 
 In one shot, or in n rounds: with c the cost of the network and b what it may cost, round k cuts to c (b / c)^(k / n),
 so that each takes the same share of what is left. Between the rounds the network is trained; then its structure is
-analysed and its channels are ranked anew.
+analyzed and its channels are ranked anew.
 """
 
 import math
@@ -25,11 +25,11 @@ from fxsurgery.budget import Budget
 from fxsurgery.errors import BudgetError, StructureError, TrainingError
 from fxsurgery.option_types import Count, Range
 from fxsurgery.program import Program
-from fxsurgery.searchers.common.latency import LatencyLimit, hold
+from fxsurgery.searchers.common.latency_model import LatencyLimit, hold
 from fxsurgery.searchers.common.settings import Narrowing
-from fxsurgery.searchers.common.width_selection import evenly, project
+from fxsurgery.searchers.common.width_selection import evenly, select_widths
 from fxsurgery.searchers.common.widths import Scores, Space, alignment_note, pruned, space
-from fxsurgery.searchers.session import Outcome, Session, Stage
+from fxsurgery.searchers.session import SearchOutcome, Session, Stage
 from fxsurgery.training import Hooks, Recipe, StepInfo, constant, sgd
 
 Importance: TypeAlias = Literal["magnitude", "bn-gamma", "taylor", "random"]
@@ -64,7 +64,7 @@ class Prune(Narrowing):
     """Of Taylor: over how many steps of the training data its gradients are taken."""
 
 
-def search(program: Program, budget: Budget | None, config: Prune, session: Session, *, trained: bool) -> Outcome:
+def search(program: Program, budget: Budget | None, config: Prune, session: Session, *, trained: bool) -> SearchOutcome:
     """Prune `program`, which is left as it is.
 
     Raises:
@@ -209,7 +209,7 @@ def _cut(program: Program, goal: _Goal, config: Prune, scores: Scores) -> Progra
         scores = evenly(found, scores)
     elif config.normalize:
         scores = over_their_mean(scores, [c.group for c in found.choices])
-    return pruned(program, project(found, scores, goal.budget, goal.latency))
+    return pruned(program, select_widths(found, scores, goal.budget, goal.latency))
 
 
 def _within(program: Program, goal: _Goal) -> bool:

@@ -21,7 +21,7 @@ from fxsurgery.runs.records import require_curve
 from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.searchers.common.best_model import keep_best
 from fxsurgery.searchers.common.cost_oracle import CostOracle
-from fxsurgery.searchers.common.latency import LatencyLimit, LatencyModel
+from fxsurgery.searchers.common.latency_model import LatencyLimit, LatencyModel
 from fxsurgery.searchers.common.pareto import ParetoMember
 from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.common.trials import SearchRecord
@@ -39,9 +39,9 @@ from fxsurgery.training import (
 )
 from fxsurgery.training.batches import Loader
 from fxsurgery.training.probe import PLAIN, TrainingMode
-from fxsurgery.training.rank_zero import from_first
-from fxsurgery.training.schema import is_score
+from fxsurgery.training.rank_zero import from_rank_zero
 from fxsurgery.training.snapshot import Checkpointer
+from fxsurgery.training.snapshot_schema import is_score
 
 REFERENCES = ("original", "trained")
 """What the scores that all others are compared with are called."""
@@ -57,7 +57,7 @@ class Trainer:
     """Where to train: the GPU where there is one, unless said."""
     mode: TrainingMode = PLAIN
     accumulate: int = 1
-    """Batches per optimiser step."""
+    """Batches per optimizer step."""
     run: RunDir = field(default_factory=RunDir)
 
     def own(self, recipe: Recipe) -> Recipe:
@@ -98,13 +98,13 @@ class Stage:
 
     name: str
     steps: int
-    """Optimiser steps."""
-    looks: int | None = None
-    """How often the validation data are looked at; unless said, as the training loop does."""
+    """Optimizer steps."""
+    validations: int | None = None
+    """Number of validation passes; `None` follows the training loop's default."""
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class SearchOutcome:
     """What a search found."""
 
     program: Program
@@ -153,7 +153,7 @@ class Session:
 
     @cached_property
     def epoch(self) -> float:
-        """Optimiser steps that go once through the training data; below 1 where a step takes more batches than that."""
+        """Optimizer steps that go once through the training data; below 1 where a step takes more batches than that."""
         return steps_for(self.task, 1, min_steps=1, max_steps=None) / self.trainer.accumulate
 
     @property
@@ -172,7 +172,7 @@ class Session:
         return self.workshop.lost
 
     def steps(self, settings: Settings, epochs: float) -> int:
-        """Optimiser steps of so many epochs."""
+        """Optimizer steps of so many epochs."""
         bounds = {"min_steps": settings.fewest_steps, "max_steps": settings.most_steps}
         return steps_for(self.task, epochs, accumulate=self.trainer.accumulate, **bounds)
 
@@ -264,7 +264,7 @@ class Session:
     def keep(self, program: Program) -> None:
         """Put a program into the run directory as the best so far."""
         if (path := self.trainer.run.path) is not None:
-            from_first(lambda: keep_best(program, path))
+            from_rank_zero(lambda: keep_best(program, path))
 
     @property
     def best(self) -> tuple[Score, Program]:
@@ -283,7 +283,7 @@ class Session:
         pruned: Score | None,
         notes: tuple[str, ...],
         gates: tuple[float, ...] = (),
-    ) -> Outcome:
+    ) -> SearchOutcome:
         """The search's end: of what was offered, the best on validation data."""
         after, program = self.best
         if math.isnan(after.metric):
@@ -295,4 +295,4 @@ class Session:
             last = self.offered[-1][0].metric
             name = self.task.metric_name
             notes = (*notes, f"training on made validation {name} worse ({last:.4f}); kept what had {after.metric:.4f}")
-        return Outcome(program, trained, before, pruned, after, notes, gates)
+        return SearchOutcome(program, trained, before, pruned, after, notes, gates)

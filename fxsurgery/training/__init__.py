@@ -8,9 +8,9 @@ from fxsurgery.training.evaluate import Score, evaluate
 from fxsurgery.training.feature_distillation import FeatureDistillation
 from fxsurgery.training.loop import FitReport, fit
 from fxsurgery.training.objective import Batch, Objective, Terms, task_objective
-from fxsurgery.training.optimizer_transfer import carry_state
+from fxsurgery.training.optimizer_transfer import transfer_optimizer_state
 from fxsurgery.training.progress import Progress
-from fxsurgery.training.rank_zero import from_first
+from fxsurgery.training.rank_zero import from_rank_zero
 from fxsurgery.training.recipe import (
     MAX_STEPS,
     MIN_STEPS,
@@ -56,13 +56,12 @@ __all__ = [
     "Task",
     "Terms",
     "adamw",
-    "carry_state",
     "constant",
     "cosine",
     "distilled_task",
     "evaluate",
     "fit",
-    "from_first",
+    "from_rank_zero",
     "recalibrate",
     "resolve",
     "sgd",
@@ -70,4 +69,5 @@ __all__ = [
     "steps_for",
     "synthetic_inputs",
     "task_objective",
+    "transfer_optimizer_state",
 ]

@@ -26,8 +26,8 @@ from fxsurgery.inputs import tensors_in
 from fxsurgery.seeding import mix, reseed
 from fxsurgery.training.array_loader import Arrays, Batches
 from fxsurgery.training.batches import Loader, epoch_of, set_epoch
-from fxsurgery.training.distributed import Share, Sharing
-from fxsurgery.training.randomness import (
+from fxsurgery.training.distributed import BatchSharding, Shard
+from fxsurgery.training.random_state import (
     generators_kept,
     own_workers,
     random_states,
@@ -44,7 +44,7 @@ class Portion:
     batch: Any
     samples: int
     """Of the whole batch."""
-    share: Share
+    share: Shard
     whole: bool
     """Whether `batch` is the whole one, of which the rows are still to be taken."""
     number: int = 0
@@ -59,7 +59,7 @@ class Stream:
     """
 
     def __init__(
-        self, loader: Loader, seed: int, device: torch.device, sharing: Sharing, size_of: Callable[[Any], int]
+        self, loader: Loader, seed: int, device: torch.device, sharing: BatchSharding, size_of: Callable[[Any], int]
     ) -> None:
         self.epoch, self.drawn, self.samples = -1, 0, 0
         self._seed, self._device, self._sharing, self._size_of = seed, device, sharing, size_of
@@ -163,7 +163,7 @@ def _refuse_parted(loader: Loader) -> None:
 class _Rows(Sampler[list[int]]):
     """A process's indices of each batch. `sizes` gets the number of samples of each whole one."""
 
-    def __init__(self, whole: Batches, sharing: Sharing, sizes: deque[int]) -> None:
+    def __init__(self, whole: Batches, sharing: BatchSharding, sizes: deque[int]) -> None:
         self.whole, self.sharing, self.sizes = whole, sharing, sizes
 
     def set_epoch(self, epoch: int) -> None:

@@ -18,7 +18,7 @@ from fxsurgery.training.device import Device, on_device
 from fxsurgery.training.finite import not_finite, wrong_values
 from fxsurgery.training.invocation import predict
 from fxsurgery.training.model_state import borrowed, require_changeable
-from fxsurgery.training.randomness import repeatable
+from fxsurgery.training.random_state import repeatable
 from fxsurgery.training.task import Task
 
 

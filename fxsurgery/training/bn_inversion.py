@@ -5,7 +5,7 @@ ones and v the mean of s^2 over its channels, the gap is
 
     mean over channels of ((mu - m)^2 + (sigma - s)^2) / (s^2 + v / 20)
 
-and the mean of that over the norms is minimised over the inputs themselves, by Adam, a batch at a time (Yin et al.
+and the mean of that over the norms is minimized over the inputs themselves, by Adam, a batch at a time (Yin et al.
 2020, DeepInversion, Eq. 4; the division, by which every layer weighs alike, is ours). Two priors can be added:
 the entropy of the mean prediction, which spreads a batch over the classes, and smoothness.
 
@@ -62,14 +62,14 @@ class Amount:
     validation: int = 128
     """Held out: made like the others, of other noise."""
     steps: int = 60
-    """Optimiser steps a batch."""
+    """Optimizer steps a batch."""
     batch_size: int = 128
     """Samples that are matched together."""
     learning_rate: float = 0.3
     spread: float = 0.0
     """Weight of the entropy of the mean prediction; of class scores alone."""
     smoothness: float = 0.0
-    """Weight of the mean squared difference of neighbouring pixels."""
+    """Weight of the mean squared difference of neighboring pixels."""
 
     @classmethod
     def affordable(cls, macs: float) -> Self:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fxsurgery.argument_names import named
 from fxsurgery.errors import DataError
-from fxsurgery.inputs import Inputs, Place, tensors_in
+from fxsurgery.inputs import InputPath, Inputs, tensors_in
 from fxsurgery.program import Program
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.batches import describe_inputs, loader_of
@@ -39,7 +39,7 @@ _LEAST = 1e-8
 class Output:
     """One floating tensor of a model's output whose dim 0 is the batch."""
 
-    place: Place
+    place: InputPath
     classes: int | None = None
     """The dim that the classes are in; `None` where it holds other values."""
     probabilities: bool = False
@@ -91,13 +91,13 @@ def outputs_of(program: Program, *, classes: bool | None = None) -> tuple[Output
     return tuple(Output(place, _classes_dim(place, tensor) if place == scores else None) for place, tensor in found)
 
 
-def _floating(program: Program, inputs: Inputs) -> dict[Place, Tensor]:
+def _floating(program: Program, inputs: Inputs) -> dict[InputPath, Tensor]:
     own = inputs.clone()
     with torch.no_grad():
         return {p: t for p, t in tensors_in(predict(program.graph_module, own)) if t.is_floating_point()}
 
 
-def _classes_dim(place: Place, tensor: Tensor) -> int | None:
+def _classes_dim(place: InputPath, tensor: Tensor) -> int | None:
     dim = 2 if tensor.dim() == 3 and place and place[-1] == "logits" else 1
     return dim if tensor.dim() > dim and tensor.shape[dim] > 1 else None
 

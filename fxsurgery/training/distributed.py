@@ -31,7 +31,7 @@ T = TypeVar("T", bound=Tensor)
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """The part of a batch that a process takes."""
 
     start: int
@@ -46,20 +46,20 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Sharing:
+class BatchSharding:
     """This process among all that train together."""
 
     rank: int = 0
     world: int = 1
 
-    def share(self, samples: int) -> Share:
+    def share(self, samples: int) -> Shard:
         """Rows in turn, the first processes taking one more where they do not divide: 7 = 4 + 3."""
         each, more = divmod(samples, self.world)
         start = self.rank * each + min(self.rank, more)
         stop = start + each + (self.rank < more)
-        return Share(start, stop, (stop - start) / max(samples, 1)) if stop > start else Share(0, 1, 0.0)
+        return Shard(start, stop, (stop - start) / max(samples, 1)) if stop > start else Shard(0, 1, 0.0)
 
-    def part(self, share: Share, counted: float | None, device: torch.device) -> float:
+    def part(self, share: Shard, counted: float | None, device: torch.device) -> float:
         """What the mean loss over the rows of a process weighs in that of the batch.
 
         Args:
@@ -73,7 +73,7 @@ class Sharing:
         whole = float(self.total(torch.tensor(mine, dtype=torch.float64, device=device)))
         return mine / whole if whole else 0.0
 
-    def norms(self, share: Share) -> AbstractContextManager[object]:
+    def norms(self, share: Shard) -> AbstractContextManager[object]:
         """Batch norms take the moments of all processes' rows within the block."""
         return nullcontext() if self.world == 1 else _WholeBatchNorms(counts=share.weight > 0)
 
@@ -140,7 +140,7 @@ def _apart(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
 
-def rows_of(inputs: Inputs, target: Any, share: Share) -> tuple[Inputs, Any]:  # noqa: ANN401
+def rows_of(inputs: Inputs, target: Any, share: Shard) -> tuple[Inputs, Any]:  # noqa: ANN401
     """The rows of inputs and target that a process takes; what is not as long as the batch stays whole.
 
     Raises:

@@ -17,7 +17,7 @@ from fxsurgery.training.finite import wrong_values
 from fxsurgery.training.invocation import predict
 from fxsurgery.training.meter import Meter
 from fxsurgery.training.model_state import borrowed
-from fxsurgery.training.randomness import repeatable
+from fxsurgery.training.random_state import repeatable
 from fxsurgery.training.task import Task
 from fxsurgery.turns import TURNS
 

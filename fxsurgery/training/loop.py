@@ -22,13 +22,12 @@ from fxsurgery.seeding import mix, reseed
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.batch_stream import Stream
 from fxsurgery.training.device import Device
-from fxsurgery.training.distributed import Sharing
+from fxsurgery.training.distributed import BatchSharding
 from fxsurgery.training.evaluate import Score, evaluate
 from fxsurgery.training.finite import not_finite
 from fxsurgery.training.progress import Progress, TrainingProgress
-from fxsurgery.training.randomness import random_states, set_random_states
+from fxsurgery.training.random_state import random_states, set_random_states
 from fxsurgery.training.recipe import Recipe
-from fxsurgery.training.schema import require_snapshot
 from fxsurgery.training.set_up import own_seed, set_up
 from fxsurgery.training.snapshot import (
     FORMAT,
@@ -41,6 +40,7 @@ from fxsurgery.training.snapshot import (
     restoring,
     tensors_of,
 )
+from fxsurgery.training.snapshot_schema import require_snapshot
 from fxsurgery.training.step import Hooks, StepInfo, Stepper
 from fxsurgery.training.task import Task
 from fxsurgery.turns import TURNS
@@ -104,7 +104,7 @@ def fit(  # noqa: PLR0913 -- each by name; what searchers add is grouped in `Hoo
         DeviceError: the device is not there, is out of memory, or cannot do the precision asked for.
         DivergedError: the loss or a weight is not finite.
         TrainingError: the loss is not a scalar, or does not depend on what trains; the snapshot is of another
-            training, or the optimiser or the hooks hold what no snapshot can.
+            training, or the optimizer or the hooks hold what no snapshot can.
     """
     progress = progress or Progress.quiet()
     if recipe.steps < 1:
@@ -113,7 +113,7 @@ def fit(  # noqa: PLR0913 -- each by name; what searchers add is grouped in `Hoo
         set_up(model, recipe, seed, parameters, device) as (accelerator, there, chosen),
         progress.stage(stage, recipe.steps, task.metric_name),
     ):
-        sharing = Sharing(accelerator.process_index, accelerator.num_processes)
+        sharing = BatchSharding(accelerator.process_index, accelerator.num_processes)
         sharing.agree(chain(model.parameters(), model.buffers()))
         stepper = Stepper(
             model, task, recipe, stage, hooks or Hooks(), accelerator, recipe.optimizer_of(chosen), there, sharing

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fxsurgery.errors import DeviceError, TrainingError
 from fxsurgery.inputs import Inputs
-from fxsurgery.training.distributed import Share, Sharing
+from fxsurgery.training.distributed import BatchSharding, Shard
 from fxsurgery.training.invocation import loss_of, predict
 from fxsurgery.training.task import Task
 
@@ -52,8 +52,8 @@ class Batch:
     task: Task
     device: torch.device
     accelerator: Accelerator
-    sharing: Sharing
-    share: Share
+    sharing: BatchSharding
+    share: Shard
     """The part of the whole batch that these rows are."""
 
     def predict(self, model: nn.Module, *, keep: bool = True) -> Any:  # noqa: ANN401

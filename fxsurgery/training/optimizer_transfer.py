@@ -28,7 +28,7 @@ _NEEDS_STATE = ("momentum", "amsgrad", "centered")
 """Options under which an optimizer of PyTorch keeps more of each parameter."""
 
 
-def carry_state(
+def transfer_optimizer_state(
     before: Optimizer, model_before: nn.Module, after: Optimizer, model_after: nn.Module, origins: Mapping[str, Origin]
 ) -> tuple[str, ...]:
     """Give `after` what `before` knows of each parameter that surgery kept, resized or copied.

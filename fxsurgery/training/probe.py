@@ -21,7 +21,7 @@ from typing_extensions import override
 from fxsurgery.errors import SurgeryError
 from fxsurgery.training.batch_stream import Portion
 from fxsurgery.training.device import Device
-from fxsurgery.training.distributed import Share, Sharing
+from fxsurgery.training.distributed import BatchSharding, Shard
 from fxsurgery.training.memory_format import conv_weights
 from fxsurgery.training.objective import Batch, Terms
 from fxsurgery.training.recipe import MemoryFormat, MixedPrecision, Recipe, constant
@@ -37,7 +37,7 @@ Clock: TypeAlias = Callable[[], float]
 TURNS_EACH, STEPS = 4, 3
 """Turns of each mode, and optimizer steps in a turn."""
 FAST_ENOUGH = 0.9
-"""Share of the plain mode's time that a faster one may take at most."""
+"""Fraction of the plain mode's time that a faster one may take at most."""
 TOLERANCE, HALF_TOLERANCE = 1e-3, 2e-2
 """How far a loss may be from the plain one, of the largest of these: in the same precision, and in a lower one."""
 
@@ -128,8 +128,8 @@ class Probe:
         with set_up(model, recipe, self.seed, None, self.device) as (accelerator, there, chosen):
             _switch_dropout_off(model)
             optimizer, hooks = recipe.optimizer_of(chosen), Hooks(objective=_on_copies)
-            stepper = Stepper(model, self.task, recipe, "probe", hooks, accelerator, optimizer, there, Sharing())
-            portion = Portion(0, batch, 0, Share(0, 0, 1.0), whole=False)
+            stepper = Stepper(model, self.task, recipe, "probe", hooks, accelerator, optimizer, there, BatchSharding())
+            portion = Portion(0, batch, 0, Shard(0, 0, 1.0), whole=False)
             for number in range(STEPS):
                 TURNS.give_way()
                 began = self.clock()

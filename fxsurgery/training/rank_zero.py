@@ -11,7 +11,7 @@ from fxsurgery.training.device import Device, join, processes, resolve
 T = TypeVar("T")
 
 
-def from_first(make: Callable[[], T], device: Device = None) -> T:
+def from_rank_zero(make: Callable[[], T], device: Device = None) -> T:
     """What `make` gives in the first process, in every process; an error of ours is raised in all of them.
 
     Every process must come here alike. What is made is sent as Python objects, within the run's own processes.

@@ -1,4 +1,4 @@
-"""How to train: for how many steps, with which optimiser, at which learning rate when."""
+"""How to train: for how many steps, with which optimizer, at which learning rate when."""
 
 import inspect
 import math
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from fxsurgery.errors import TrainingError, reason_of
 from fxsurgery.option_types import Range, check_fields, checked
 from fxsurgery.training.batches import count
-from fxsurgery.training.randomness import repeatable
+from fxsurgery.training.random_state import repeatable
 from fxsurgery.training.task import Task
 
 OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -97,16 +97,16 @@ class Recipe:
     """How to train."""
 
     steps: Annotated[int, Range(below=2**63)]
-    """Optimiser steps in all; `steps_for` turns epochs into them."""
+    """Optimizer steps in all; `steps_for` turns epochs into them."""
     optimizer: OptimizerFactory
-    """From the parameters that train to their optimiser: `sgd(0.1)`, or a class such as `torch.optim.Adam`."""
+    """From the parameters that train to their optimizer: `sgd(0.1)`, or a class such as `torch.optim.Adam`."""
     schedule: Schedule = field(default_factory=constant)
     gradient_clip: Annotated[float | None, Range(above=0, said=": nothing would be learned; None is no clipping")] = (
         None
     )
     """Largest norm of all gradients together."""
     accumulate: Accumulate = 1
-    """Batches that one optimiser step takes: their mean loss is what one batch so many times as large would have."""
+    """Batches that one optimizer step takes: their mean loss is what one batch so many times as large would have."""
     mixed_precision: MixedPrecision | None = None
     """`None` is what `accelerate launch` says, else none."""
     memory_format: MemoryFormat | None = None
@@ -120,7 +120,7 @@ class Recipe:
         check_fields(self, TrainingError)
 
     def optimizer_of(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
-        """The optimiser of these parameters.
+        """The optimizer of these parameters.
 
         Raises:
             TrainingError: `optimizer` makes none, or one whose steps take a closure.

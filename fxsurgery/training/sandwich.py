@@ -22,7 +22,7 @@ from fxsurgery.training.objective import Batch, Objective, Terms, task_objective
 
 @dataclass(frozen=True, kw_only=True)
 class SandwichObjective:
-    """An objective for a supernet, a trainable copy of a program that `elasticise` made.
+    """An objective for a supernet, a trainable copy of a program that `elasticize` made.
 
     The model runs at its largest again after each batch, so that validation scores the whole.
 
@@ -59,7 +59,7 @@ class SandwichObjective:
         """
         space = elastic_space(model)
         if space.size == 1:
-            raise SpecError(f"the {type(model).__name__} is no supernet; train one that Elasticise() made")
+            raise SpecError(f"the {type(model).__name__} is no supernet; train one that Elasticize() made")
         losses = dict[str, Tensor]()
         try:
             for name, subnet in self.subnets(space, batch.step).items():

@@ -112,12 +112,12 @@ def check_same(snapshot: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
 
 
 def restore_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Give an optimiser the state that its `state_dict` gave, in the number formats of then.
+    """Give an optimizer the state that its `state_dict` gave, in the number formats of then.
 
     Raises:
-        TrainingError: it is of another optimiser.
+        TrainingError: it is of another optimizer.
     """
-    with restoring("optimiser"):
+    with restoring("optimizer"):
         optimizer.load_state_dict(dict(state))
         saved = state["state"]
         for number, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):

@@ -1,4 +1,4 @@
-"""One optimiser step: forward, backward, hooks, update."""
+"""One optimizer step: forward, backward, hooks, update."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ from fxsurgery.argument_names import named
 from fxsurgery.errors import DeviceError, DivergedError, TrainingError, reason_of
 from fxsurgery.training.batch_stream import Portion
 from fxsurgery.training.device import on_device
-from fxsurgery.training.distributed import Sharing, rows_of
+from fxsurgery.training.distributed import BatchSharding, rows_of
 from fxsurgery.training.finite import wrong_values
 from fxsurgery.training.objective import TASK, Batch, Objective, evaluated, task_objective
 from fxsurgery.training.recipe import Recipe
@@ -49,10 +49,10 @@ class Hooks:
     objective: Objective = task_objective
     """How a batch becomes a loss; the task's loss on the model's output by default."""
     before_step: Callable[[StepInfo], None] | None = None
-    """Runs after backward (and unscaling), before clipping and the optimiser's step; it may edit `.grad`.
+    """Runs after backward (and unscaling), before clipping and the optimizer's step; it may edit `.grad`.
     Not for a step that fp16's loss scaling skips because a gradient is not finite."""
     after_step: Callable[[StepInfo], None] | None = None
-    """Runs after the optimiser's step."""
+    """Runs after the optimizer's step."""
     state: Callable[[], Mapping[str, Any]] | None = None
     """What the hooks and the objective remember from step to step, as plain data, for snapshots."""
     restore: Callable[[Mapping[str, Any]], None] | None = None
@@ -75,7 +75,7 @@ class Stepper:
     accelerator: Accelerator
     optimizer: Optimizer
     device: torch.device
-    sharing: Sharing
+    sharing: BatchSharding
     rates: list[float] = field(init=False)
     """The learning rate of each parameter group, before the schedule."""
     trained: list[nn.Parameter] = field(init=False)
@@ -93,7 +93,7 @@ class Stepper:
         self._has_plain_zero_grad = type(self.optimizer).zero_grad is Optimizer.zero_grad
 
     def step(self, number: int, portions: Iterable[Portion]) -> StepInfo:
-        """Take one optimiser step on so many batches.
+        """Take one optimizer step on so many batches.
 
         Raises:
             DataError: one does not fit the model or the loss.

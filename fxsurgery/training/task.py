@@ -20,7 +20,7 @@ from fxsurgery.training.array_loader import ArrayLoader
 from fxsurgery.training.array_loader import samples as row_count
 from fxsurgery.training.batches import Loader, describe, describe_inputs, epoch_of, loader_of
 from fxsurgery.training.classification import Counting, accuracy, counting_of, cross_entropy
-from fxsurgery.training.randomness import repeatable
+from fxsurgery.training.random_state import repeatable
 
 Loss: TypeAlias = Callable[[Any, Any], Any]
 """`loss(output, target)`: a scalar tensor, or several in a dict or a tuple, which are summed."""

@@ -282,7 +282,7 @@ class ChannelMoves(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """ECA: a convolution over the channels; neighbours change with each removal."""
+    """ECA: a convolution over the channels; neighbors change with each removal."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -313,7 +313,7 @@ class SelectiveKernel(nn.Module):
 
 
 class StandardizedConv(nn.Module):
-    """Weights standardised by a batch norm over them, as normaliser-free nets do; functional groups and norms."""
+    """Weights standardized by a batch norm over them, as normalizer-free nets do; functional groups and norms."""
 
     def __init__(self) -> None:
         super().__init__()

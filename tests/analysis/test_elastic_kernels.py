@@ -1,4 +1,4 @@
-"""Kernel sizes; the reasons for which a kernel stays are those of `passes/test_elasticise.py`."""
+"""Kernel sizes; the reasons for which a kernel stays are those of `passes/test_elasticize.py`."""
 
 import torch
 from torch import nn

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from fxsurgery.analysis.pooling import block_ends, feature_maps, read_pool, spread
-from fxsurgery.analysis.spatial_maps import Axis, aggregate, chosen, nearest
+from fxsurgery.analysis.pool_windows import block_ends, feature_maps, read_pool, spread
+from fxsurgery.analysis.spatial_maps import SpatialAxis, aggregate, chosen, nearest
 from fxsurgery.capture import capture
 from fxsurgery.rewriting.view_inference import regrouped
 from nonempty import nonempty
@@ -53,7 +53,7 @@ def test_a_function_is_read_as_the_module_is():
 @pytest.mark.parametrize("ceil", [False, True])
 def test_under_a_pool_of_two_the_nearest_positions_are_the_windows_and_the_rest_goes_to_the_last(size: int, ceil: bool):
     count = -(-size // 2) if ceil else size // 2
-    found = nearest(Axis(), Axis().through(2, 2, 0, 1), size, count)
+    found = nearest(SpatialAxis(), SpatialAxis().through(2, 2, 0, 1), size, count)
     assert found.argmax(0).tolist() == [min(i // 2, count - 1) for i in range(size)]
     assert found.shape == (count, size)
     assert all(entry in {0.0, 1.0} for entry in nonempty(found.flatten().tolist()))
@@ -61,16 +61,16 @@ def test_under_a_pool_of_two_the_nearest_positions_are_the_windows_and_the_rest_
 
 @pytest.mark.parametrize(("old", "new"), list(itertools.product(range(1, 9), range(1, 9))))
 def test_every_position_gives_its_weight_once(old: int, new: int):
-    for axis in (Axis(0.5, 2.0), Axis(-1.0, 0.7)):
-        assert torch.allclose(nearest(Axis(), axis, old, new).sum(0), torch.ones(old, dtype=torch.float64))
+    for axis in (SpatialAxis(0.5, 2.0), SpatialAxis(-1.0, 0.7)):
+        assert torch.allclose(nearest(SpatialAxis(), axis, old, new).sum(0), torch.ones(old, dtype=torch.float64))
 
 
-def test_centres_go_through_windows_and_stretching():
-    assert Axis().through(3, 1, 1, 1) == Axis()
-    assert Axis().through(3, 2, 0, 2) == Axis(2.0, 2.0)
-    assert Axis(0.5, 2.0).through(2, 2, 0, 1) == Axis(1.5, 4.0)
-    assert Axis().stretched(8, 4) == Axis().through(2, 2, 0, 1)
-    assert Axis().stretched(4, 8).centres(4).tolist() == [-0.25, 0.25, 0.75, 1.25]
+def test_centers_go_through_windows_and_stretching():
+    assert SpatialAxis().through(3, 1, 1, 1) == SpatialAxis()
+    assert SpatialAxis().through(3, 2, 0, 2) == SpatialAxis(2.0, 2.0)
+    assert SpatialAxis(0.5, 2.0).through(2, 2, 0, 1) == SpatialAxis(1.5, 4.0)
+    assert SpatialAxis().stretched(8, 4) == SpatialAxis().through(2, 2, 0, 1)
+    assert SpatialAxis().stretched(4, 8).centers(4).tolist() == [-0.25, 0.25, 0.75, 1.25]
 
 
 def test_aggregation_is_the_sum_over_all_dims():

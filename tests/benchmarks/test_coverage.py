@@ -56,7 +56,7 @@ def test_only_picks_by_regular_expression():
     assert [s.name for s in listed(["awkward"], "/(UNet|GRU)$")] == ["awkward/UNet", "awkward/GRU"]
 
 
-def test_quantised_models_and_optical_flow_are_left_out():
+def test_quantized_models_and_optical_flow_are_left_out():
     names = {sample.name for sample in listed(["torchvision"])}
     assert not any("quantized" in n or "raft" in n for n in nonempty(names))
     assert {"torchvision/resnet50", "torchvision/fcn_resnet50", "torchvision/s3d"} <= names

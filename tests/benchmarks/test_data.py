@@ -31,7 +31,7 @@ def test_validation_follows_train_and_shares_no_image_with_it(folder):
     assert splits.test.labels.tolist() == [0, 1]
 
 
-def test_all_splits_are_normalised_by_the_train_split(folder):
+def test_all_splits_are_normalized_by_the_train_split(folder):
     splits = fashion_mnist(folder, train=5, validation=3, test=2)
     assert splits.train.images.mean().item() == pytest.approx(0, abs=1e-6)
     assert splits.train.images.std(correction=0).item() == pytest.approx(1)

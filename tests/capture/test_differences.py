@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fxsurgery.capture.differences import FLOOR, TOLERANCE, GradientComparison, difference
-from fxsurgery.capture.reference_runs import Outcome, Step, run_train
+from fxsurgery.capture.reference_runs import ReferenceOutcome, TrainStep, run_train
 from fxsurgery.inputs import Inputs
 from nonempty import nonempty
 
@@ -16,7 +16,7 @@ def values(dtype, count=200_000):
 
 
 def excess(got, wanted):
-    return difference(Outcome({"output[0]": got}), Outcome({"output[0]": wanted})).excess
+    return difference(ReferenceOutcome({"output[0]": got}), ReferenceOutcome({"output[0]": wanted})).excess
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -54,7 +54,7 @@ def test_integers_must_be_equal():
 
 
 def test_a_small_gradient_is_compared_on_the_scale_of_the_largest():
-    wanted = Outcome({}, {"large": torch.ones(3), "small": torch.full((3,), FLOOR / 10)})
+    wanted = ReferenceOutcome({}, {"large": torch.ones(3), "small": torch.full((3,), FLOOR / 10)})
     compare = GradientComparison(wanted)
     compare("small", torch.full((3,), FLOOR / 10 * (1 + 1e-6)))
     compare("large", torch.ones(3) * (1 + 1e-3))
@@ -63,7 +63,7 @@ def test_a_small_gradient_is_compared_on_the_scale_of_the_largest():
 
 
 def test_a_gradient_that_one_of_them_lacks_is_found():
-    compare = GradientComparison(Outcome({}, {"a": torch.zeros(3), "b": None}))
+    compare = GradientComparison(ReferenceOutcome({}, {"a": torch.zeros(3), "b": None}))
     compare("a", None)
     compare("b", torch.zeros(3))
     assert compare.excesses == {"a": torch.inf, "b": torch.inf}
@@ -82,7 +82,7 @@ def test_gradients_that_come_one_by_one_are_those_that_come_together():
 
     model, inputs, met = Net(), Inputs((torch.randn(2, 3),)), {}
     wanted = run_train(model, inputs).gradients
-    assert run_train(model, inputs, Step(meet=met.__setitem__)).gradients == {}
+    assert run_train(model, inputs, TrainStep(meet=met.__setitem__)).gradients == {}
     assert met.keys() == wanted.keys()
     assert {"input 0", "first.weight", "tied.weight", "rows.weight", "unused.bias"} <= met.keys()
     torch.testing.assert_close(met, wanted, rtol=0, atol=0)

@@ -442,7 +442,7 @@ def test_a_number_that_grows_from_call_to_call_is_refused(around):
 
 
 def test_a_buffer_in_a_branch_is_not_baked_in():
-    class Initialised(nn.Module):
+    class Initialized(nn.Module):
         def __init__(self):
             super().__init__()
             self.register_buffer("ready", torch.tensor(1))
@@ -450,8 +450,8 @@ def test_a_buffer_in_a_branch_is_not_baked_in():
         def forward(self, x):
             return x if self.ready else x * 0
 
-    refused(Initialised(), match="Python branch")
-    kept(Around(Initialised()), reason="Python branch", kind=Initialised)
+    refused(Initialized(), match="Python branch")
+    kept(Around(Initialized()), reason="Python branch", kind=Initialized)
 
 
 def test_a_batch_of_one_is_doubled_for_train_mode():

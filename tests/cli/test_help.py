@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from fxsurgery.cli import app
 from fxsurgery.cli.app import SUMMARIES
 from fxsurgery.config import RunConfig
-from fxsurgery.config.run import flag
+from fxsurgery.config.run_config import flag
 from fxsurgery.request import arguments_of
 from nonempty import nonempty
 

@@ -45,10 +45,10 @@ class Graph(Literal):
         return model.to(getattr(torch, self.dtype))
 
     def example(self, batch: int = 4, seed: int = 0) -> Tensor:
-        """Random images: (batch, channels, *spatial), each noise on a colour of its own."""
+        """Random images: (batch, channels, *spatial), each noise on a color of its own."""
         generator = torch.Generator().manual_seed(seed)
-        colour = torch.randn(batch, self.image[0], *(1 for _ in self.image[1:]), generator=generator)
-        return colour + torch.randn(batch, *self.image, generator=generator)
+        color = torch.randn(batch, self.image[0], *(1 for _ in self.image[1:]), generator=generator)
+        return color + torch.randn(batch, *self.image, generator=generator)
 
     def program(self) -> Program:
         """The captured model."""

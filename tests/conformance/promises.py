@@ -179,7 +179,7 @@ def exact_is_exact_at_another_size(trial: Trial) -> None:
         _equal(trial, pair, "at another size")
 
 
-def structure_is_analysed(trial: Trial) -> None:
+def structure_is_analyzed(trial: Trial) -> None:
     """The analysis of what changes together runs on the result; a unit of each group can be asked for, one can go."""
     facts = structure(trial.after)
     names = [group.name for group in facts.groups]
@@ -294,7 +294,7 @@ PROMISES: tuple[Callable[[Trial], None], ...] = (
     shapes_hold_at_other_batch_sizes,
     exact_is_exact,
     exact_is_exact_at_another_size,
-    structure_is_analysed,
+    structure_is_analyzed,
     modules_are_plain,
     parameters_fit_the_program,
     tensors_stand_alone,

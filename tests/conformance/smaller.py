@@ -25,7 +25,7 @@ def breaks(graph: Graph, passes: list[str], message: str = "") -> bool:
 
 def smaller(graph: Graph, fails: Callable[[Graph], bool]) -> Graph:
     """A graph on which it still fails, and none a little smaller does: by steps, heads and options."""
-    while (found := next((g for g in _neighbours(graph) if _builds(g) and fails(g)), None)) is not None:
+    while (found := next((g for g in _neighbors(graph) if _builds(g) and fails(g)), None)) is not None:
         graph = found
     return graph
 
@@ -38,7 +38,7 @@ def _builds(graph: Graph) -> bool:
     return True
 
 
-def _neighbours(graph: Graph) -> Iterator[Graph]:
+def _neighbors(graph: Graph) -> Iterator[Graph]:
     yield from (_without(graph, number) for number in reversed(range(len(graph.steps))))
     if len(graph.heads) > 1:
         yield from (replace(graph, heads=(head,)) for head in graph.heads)

@@ -214,7 +214,7 @@ def _numel(shape: Shape) -> int:
     return total
 
 
-OPENS = {"insert-gates": "remove-gates", "elasticise": "extract-subnet"}
+OPENS = {"insert-gates": "remove-gates", "elasticize": "extract-subnet"}
 """Passes that make room for another, which finds nothing to do elsewhere."""
 
 

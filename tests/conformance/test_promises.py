@@ -100,7 +100,7 @@ def computes_in_another_type(site: Site) -> Effect:
 
 
 def tells_a_false_origin(site: Site) -> Effect:
-    site.edit.carry("conv0.weight", Origin("conv0.weight", {0: torch.arange(3)}))
+    site.edit.record_origin("conv0.weight", Origin("conv0.weight", {0: torch.arange(3)}))
     return site.put(_filled(site.new, 0.1))
 
 
@@ -190,7 +190,7 @@ def test_a_unit_that_takes_others_with_it_is_caught(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Structure, "emptied", lambda *_: [1, 2])
     trial = Trial(start := PLAIN.program(), FoldBn(), FoldBn()(start))
     with pytest.raises(AssertionError, match="the first unit of conv0 takes others with it"):
-        promises.structure_is_analysed(trial)
+        promises.structure_is_analyzed(trial)
 
 
 def test_weights_that_are_torn_apart_are_caught():

@@ -11,7 +11,7 @@ from torch import nn
 
 from deploy.samples import Residual, noise, residual, seeded
 from fxsurgery.deploy import Chain, Check, Export, Measure, Measurement, ToFloat16, export_onnx, exporters, parse
-from fxsurgery.deploy.latency import report_of
+from fxsurgery.deploy.latency_report import report_of
 from fxsurgery.errors import ExportError, SpecError
 
 IMAGES = (noise(2, 3, 8, 8),)

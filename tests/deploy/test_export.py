@@ -76,13 +76,13 @@ def test_who_holds_the_file_before_keeps_it_whole(tmp_path):
 
 
 @pytest.mark.parametrize("opset", [13, 17])
-def test_an_old_opset_is_honoured_by_the_older_exporter(tmp_path, opset):
+def test_an_old_opset_is_honored_by_the_older_exporter(tmp_path, opset):
     found = export_onnx(residual(), IMAGES, tmp_path / "m.onnx", opset=opset)
     assert (found.opset, found.exporter) == (opset, "legacy")
     assert next(o.version for o in onnx.load(found.path).opset_import if not o.domain) == opset
 
 
-def test_a_new_opset_is_honoured_by_the_current_exporter(tmp_path):
+def test_a_new_opset_is_honored_by_the_current_exporter(tmp_path):
     found = export_onnx(residual(), IMAGES, tmp_path / "m.onnx", opset=19)
     assert (found.opset, found.exporter) == (19, "dynamo")
 

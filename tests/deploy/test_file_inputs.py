@@ -9,7 +9,7 @@ from torch import nn
 from deploy.samples import TimeFirst, seeded
 from fxsurgery.deploy import export_onnx
 from fxsurgery.deploy.file_inputs import declared_inputs
-from fxsurgery.deploy.session import open_session, run_session
+from fxsurgery.deploy.ort_session import open_session, run_session
 from fxsurgery.errors import ExportError
 
 

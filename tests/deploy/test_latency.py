@@ -10,7 +10,7 @@ import pytest
 
 from deploy.samples import FixedBatch, IgnoresFirst, Reader, Residual, TimeFirst, noise, reading, residual, seeded
 from fxsurgery.deploy import compare_latency, export_onnx, interleave, resolve_target
-from fxsurgery.deploy.latency import measure_latency, ratio_of
+from fxsurgery.deploy.latency_report import measure_latency, ratio_of
 from fxsurgery.deploy.targets import compare_on
 from fxsurgery.errors import DeviceError, ExportError
 from fxsurgery.inputs import Inputs

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from deploy.samples import Residual, noise, seeded
 from fxsurgery.deploy import check_parity, export_onnx
-from fxsurgery.deploy.randomness import RUNS, require_repeatable
+from fxsurgery.deploy.determinism import RUNS, require_repeatable
 from fxsurgery.errors import ExportError
 
 X = (noise(4, 12),)

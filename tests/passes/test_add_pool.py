@@ -84,7 +84,7 @@ def test_a_size_that_is_written_out_is_rewritten():
     assert "view(%relu_pool, -1, 64)" in result.program.text()
 
 
-def test_a_map_of_one_colour_keeps_its_outputs_at_any_size():
+def test_a_map_of_one_color_keeps_its_outputs_at_any_size():
     """Weights of positions that no window sees are not dropped, so what is constant over space counts as before."""
     for size, ceil in [(8, False), (7, False), (7, True)]:
         model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * size * size, 5))
@@ -95,7 +95,7 @@ def test_a_map_of_one_colour_keeps_its_outputs_at_any_size():
 
 
 def test_through_a_strided_convolution_places_decide():
-    """Centres at 0, 2, 4, ... without the pool and 0.5, 4.5 with it: the nearest, and between two the first."""
+    """Centers at 0, 2, 4, ... without the pool and 0.5, 4.5 with it: the nearest, and between two the first."""
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.Flatten(),
         nn.Linear(4 * 4 * 4, 5),
@@ -107,7 +107,7 @@ def test_through_a_strided_convolution_places_decide():
 
 
 def test_through_a_valid_convolution_the_window_moves_with_the_border():
-    """A 3-tap convolution without padding moves old centres to 1, 2, ..., 8 and new ones to 2.5, 4.5, 6.5."""
+    """A 3-tap convolution without padding moves old centers to 1, 2, ..., 8 and new ones to 2.5, 4.5, 6.5."""
     model = nn.Sequential(nn.Conv1d(3, 4, 1), nn.ReLU(), nn.Conv1d(4, 2, 3), nn.Flatten(), nn.Linear(2 * 8, 5))
     result = AddPool("_1")(captured(model, 2, 3, 10)).program
     weight = model[4].weight.detach().reshape(5, 2, 8)

@@ -12,7 +12,7 @@ from fxsurgery.capture import capture
 from fxsurgery.comparison import relative_error
 from fxsurgery.errors import SpecError
 from fxsurgery.nn.elastic import KernelMatrices, Subnet, activate, elastic_space, is_whole
-from fxsurgery.passes import Elasticise, ExtractSubnet, FoldBn, InsertGates, PruneChannels, replay
+from fxsurgery.passes import Elasticize, ExtractSubnet, FoldBn, InsertGates, PruneChannels, replay
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect
 from nonempty import nonempty
@@ -22,7 +22,7 @@ from zoo import ZOO, lively
 
 
 def supernet() -> Program:
-    return Elasticise(widths=(0.25, 0.5, 1.0))(ofa()).program
+    return Elasticize(widths=(0.25, 0.5, 1.0))(ofa()).program
 
 
 def some(start: Program, count: int = 4) -> list[Subnet]:
@@ -91,7 +91,7 @@ def test_the_smallest_net_has_the_sizes_that_it_says():
 
 def test_the_largest_net_is_the_program_before():
     start = ofa()
-    back = ExtractSubnet()(Elasticise()(start).program)
+    back = ExtractSubnet()(Elasticize()(start).program)
     assert back.effect is Effect.EXACT
     assert distance(back.program, start) == 0.0
     state = back.program.graph_module.state_dict()
@@ -128,7 +128,7 @@ def test_the_same_steps_keep_net_and_slice_equal():
 
 
 def test_the_same_steps_keep_them_equal_after_the_supernet_has_trained_widths_and_depths():
-    start = trained_in_samples(Elasticise(kernel=False)(ofa()).program)
+    start = trained_in_samples(Elasticize(kernel=False)(ofa()).program)
     for subnet in nonempty(some(start)):
         result, sliced = ExtractSubnet.of(subnet)(start).program, running(start, subnet)
         assert distance(steps(result), steps(sliced)) < 1e-4
@@ -136,7 +136,7 @@ def test_the_same_steps_keep_them_equal_after_the_supernet_has_trained_widths_an
 
 @pytest.mark.parametrize("name", ZOO)
 def test_zoo_nets_equal_their_slices_while_training(name: str):
-    start = Elasticise(shallowest=0)(program(name)).program
+    start = Elasticize(shallowest=0)(program(name)).program
     images = start.example_inputs[0]
     for subnet in nonempty(some(start, 2)):
         result, sliced = ExtractSubnet.of(subnet)(start), running(start, subnet)
@@ -189,7 +189,7 @@ class Transformer(nn.Module):
 
 def test_a_block_of_two_sums_leaves_as_one():
     words = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0))
-    start = Elasticise()(capture(lively(Transformer()).eval(), words)).program
+    start = Elasticize()(capture(lively(Transformer()).eval(), words)).program
     space = elastic_space(start)
     assert space.depths == (("blocks.0.norm1", (1, 2, 3)),)
     assert [options for _, options in space.widths] == [(1, 2), (6, 9, 12)] * 3  # heads, hidden units
@@ -224,7 +224,7 @@ class InPlace(nn.Module):
 
 
 def test_sums_in_place_are_skipped_as_well():
-    start = Elasticise()(capture(lively(InPlace()).eval(), IMAGE)).program
+    start = Elasticize()(capture(lively(InPlace()).eval(), IMAGE)).program
     assert elastic_space(start).depths == (("blocks.0.0", (1, 2, 3)),)
     for subnet in nonempty(some(start)):
         assert distance(ExtractSubnet.of(subnet)(start).program, running(start, subnet)) < 1e-5
@@ -232,7 +232,7 @@ def test_sums_in_place_are_skipped_as_well():
 
 def test_an_elastic_conv_that_is_called_on_what_it_gave_itself():
     stem, conv = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 5, padding=2)
-    start = Elasticise()(capture(lively(nn.Sequential(stem, conv, conv, conv)).eval(), IMAGE)).program
+    start = Elasticize()(capture(lively(nn.Sequential(stem, conv, conv, conv)).eval(), IMAGE)).program
     assert elastic_space(start).kernels == (("1", (3, 5)),)
     for subnet in nonempty(some(start, 0)):
         result = ExtractSubnet.of(subnet)(start).program
@@ -253,7 +253,7 @@ class IntoBranch(nn.Module):
 
 def test_sums_written_into_the_branch_are_skipped_as_well():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), IntoBranch(), IntoBranch(), IntoBranch())
-    start = Elasticise((1.0,))(capture(lively(model).eval(), IMAGE)).program
+    start = Elasticize((1.0,))(capture(lively(model).eval(), IMAGE)).program
     for depth in (1, 2):
         subnet = Subnet(depths=(("1.conv", depth),))
         assert distance(ExtractSubnet.of(subnet)(start).program, running(start, subnet)) < 1e-6
@@ -278,7 +278,7 @@ def test_what_overwrote_a_sum_leaves_the_shortcut_alone(way: str):
     """The way back of an activation needs the output that it gave."""
     blocks = [Overwriting(way) for _ in range(3)]
     model = lively(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), *blocks)).eval()
-    start = Elasticise((1.0,))(capture(model, IMAGE)).program
+    start = Elasticize((1.0,))(capture(model, IMAGE)).program
     for depth in (1, 2):
         subnet = Subnet(depths=(("2.conv", depth),))
         result = ExtractSubnet.of(subnet)(start).program
@@ -298,7 +298,7 @@ def test_a_conv_called_twice_takes_its_new_size_in_both():
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(F.relu(self.conv(x)))
 
-    start = Elasticise()(capture(Twice().eval(), IMAGE)).program
+    start = Elasticize()(capture(Twice().eval(), IMAGE)).program
     subnet = Subnet(kernels=(("conv", 3),))
     result = ExtractSubnet.of(subnet)(start)
     assert result.program.graph_module.conv.weight.shape == (3, 3, 3, 3)
@@ -330,7 +330,7 @@ def test_parameters_say_which_entries_of_the_supernet_they_are():
 
 def test_the_log_rebuilds_it():
     start = ofa()
-    there = Elasticise()(start).program
+    there = Elasticize()(start).program
     result = ExtractSubnet.of(some(there)[1])(there).program
     again = replay(result.log, start)
     assert again.text() == result.text()

@@ -74,7 +74,7 @@ def test_a_weight_that_is_computed_is_left_alone(normed: Callable[[nn.Module], n
     assert refusal.reason == "the weight of 0 is computed from other tensors"
 
 
-class Penalised(nn.Module):
+class Penalized(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
@@ -84,7 +84,7 @@ class Penalised(nn.Module):
 
 
 def test_a_weight_that_is_read_elsewhere_is_left_alone():
-    [refusal] = FoldBn()(capture(lively(Penalised()).eval(), IMAGE)).refusals
+    [refusal] = FoldBn()(capture(lively(Penalized()).eval(), IMAGE)).refusals
     assert refusal.reason == "the tensors of conv are read by %conv_weight as well"
 
 

@@ -21,7 +21,7 @@ from programs import program
 from zoo import lively
 
 APART = (0, 3, 4)
-"""Channels whose survivors are no neighbours."""
+"""Channels whose survivors are no neighbors."""
 
 
 class Block(nn.Module):
@@ -158,7 +158,7 @@ def test_narrowing_twice_is_narrowing_once():
     assert all(torch.equal(a, b) for a, b in nonempty(zip(once.run_examples(), twice.run_examples(), strict=True)))
 
 
-def test_neighbours_are_padded_and_the_next_analysis_sees_through_the_pad():
+def test_neighbors_are_padded_and_the_next_analysis_sees_through_the_pad():
     start = program("Residual")
     padded = NarrowBranch((("bn2", (0, 7)),))(start).program
     assert not any(n.target is operator.getitem for n in nonempty(padded.nodes))

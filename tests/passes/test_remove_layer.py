@@ -21,7 +21,7 @@ GENERATOR = torch.Generator().manual_seed(0)
 VECTORS = torch.randn(5, 6, generator=GENERATOR)
 IMAGES = torch.randn(4, 3, 6, 6, generator=GENERATOR)
 CONSTANT = torch.randn(4, 3, 1, 1, generator=GENERATOR).expand(4, 3, 6, 6).contiguous()
-"""Images of one colour each."""
+"""Images of one color each."""
 
 
 def captured(*layers: nn.Module, inputs: Tensor = VECTORS) -> Program:
@@ -202,7 +202,7 @@ def test_cell_of_the_same_shape_is_stepped_over():
     ],
 )
 def test_affine_map_of_a_cell_goes_into_its_readers(cell: tuple[nn.Module, ...], reader: tuple[nn.Module, ...]):
-    """On images of one colour a cell without activation is `A x + a`: the outputs stay."""
+    """On images of one color a cell without activation is `A x + a`: the outputs stay."""
     start = captured(*cell, *reader, inputs=CONSTANT)
     result = RemoveLayer("_0")(start)
     got, wanted = result.program(CONSTANT), start(CONSTANT)

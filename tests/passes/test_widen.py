@@ -136,7 +136,7 @@ def test_a_weight_that_both_makes_and_weighs_a_unit_is_left_alone_with_a_reason(
     assert "count every copy" in result.refusals[0].reason
 
 
-class Normalised(nn.Module):
+class Normalized(nn.Module):
     """A softmax over channels, and a sum over them, beside a plain way on."""
 
     def __init__(self) -> None:
@@ -149,7 +149,7 @@ class Normalised(nn.Module):
 
 @pytest.mark.parametrize("group", ["a", "b"])
 def test_a_softmax_or_a_sum_over_units_is_refused(group: str):
-    result = Widen(((group, 4),))(captured(Normalised(), torch.randn(2, 5)))
+    result = Widen(((group, 4),))(captured(Normalized(), torch.randn(2, 5)))
     assert not result.changes
     assert "every copy of" in result.refusals[0].reason
 

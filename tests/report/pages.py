@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fxsurgery.capture import capture
 from fxsurgery.deploy import LatencyReport
-from fxsurgery.deploy.latency import Latency
+from fxsurgery.deploy.latency_report import Latency
 from fxsurgery.passes import LowRank, PruneChannels, RemoveLayer
 from fxsurgery.program import Program
 from fxsurgery.result import BeforeAfter, Result

@@ -15,8 +15,8 @@ from fxsurgery.report import formatting, render
 from fxsurgery.report.chart import Axis, axis, line
 from fxsurgery.report.curves import curves, stages
 from fxsurgery.report.formatting import DASH, MINUS, PER_CENT, TIMES
-from fxsurgery.report.gates import histogram
-from fxsurgery.report.layers import grouped, layers
+from fxsurgery.report.gate_chart import histogram
+from fxsurgery.report.layer_table import grouped, layers
 from nonempty import nonempty
 from report.pages import history, operated, program, result
 

@@ -15,7 +15,7 @@ from torch import nn
 from fxsurgery import tensor_state
 from fxsurgery.capture import capture
 from fxsurgery.passes import FoldBn
-from fxsurgery.runs.identity import fingerprint, likeness, told
+from fxsurgery.runs.identity import fingerprint, structural_hash, to_plain
 from fxsurgery.training import adamw, sgd
 
 
@@ -59,20 +59,20 @@ DIFFERENT = {
     "an attribute": (lambda: Weighted(1.0), lambda: Weighted(2.0)),
     "a method's object": (lambda: Weighted(1.0).named, lambda: Weighted(2.0).named),
     "a long list": (lambda: Weighted(1, [*range(500)]), lambda: Weighted(1, [*range(499), 1])),
-    "an optimiser's rate": (lambda: sgd(0.1), lambda: sgd(0.2)),
+    "an optimizer's rate": (lambda: sgd(0.1), lambda: sgd(0.2)),
     "betas": (lambda: adamw(0.1), lambda: adamw(0.1, betas=(0.8, 0.9))),
     "an array": (lambda: np.arange(3), lambda: np.arange(3.0)),
-    "an optimiser": (lambda: torch.optim.Adam, lambda: torch.optim.SGD),
+    "an optimizer": (lambda: torch.optim.Adam, lambda: torch.optim.SGD),
 }
 
 
 @pytest.mark.parametrize("what", DIFFERENT)
 def test_settings_that_do_something_else_are_told_apart_and_equal_ones_are_not(what: str):
     ours, theirs = DIFFERENT[what]
-    assert json.dumps(told(ours())) == json.dumps(told(ours()))
-    assert told(ours()) != told(theirs())
-    assert len(json.dumps(told(ours()))) < 2000
-    assert "0x" not in json.dumps(told(ours()))
+    assert json.dumps(to_plain(ours())) == json.dumps(to_plain(ours()))
+    assert to_plain(ours()) != to_plain(theirs())
+    assert len(json.dumps(to_plain(ours()))) < 2000
+    assert "0x" not in json.dumps(to_plain(ours()))
 
 
 def test_the_same_is_told_in_every_process(tmp_path: Path):
@@ -81,9 +81,9 @@ def test_the_same_is_told_in_every_process(tmp_path: Path):
         textwrap.dedent("""
         import json
         from torch import nn
-        from fxsurgery.runs.identity import told
+        from fxsurgery.runs.identity import to_plain
         loss = lambda o, t: o if t in {"many", "names", "in", "a", "set"} else nn.functional.mse_loss(o, t)
-        print(json.dumps([told(loss), told(nn.HuberLoss(delta=0.3))]))
+        print(json.dumps([to_plain(loss), to_plain(nn.HuberLoss(delta=0.3))]))
     """)
     )
     said = {
@@ -110,7 +110,7 @@ def dense(names: tuple[str, str] = ("a", "b"), seed: int = 0, activation: type[n
 def test_names_alone_make_no_difference_to_what_a_program_computes():
     x = torch.randn(3, 6)
     one, renamed = (capture(dense(names), x) for names in (("a", "b"), ("first", "second")))
-    assert likeness(one) == likeness(renamed)
+    assert structural_hash(one) == structural_hash(renamed)
     assert fingerprint(one) != fingerprint(renamed)
 
 
@@ -131,10 +131,12 @@ def test_weights_functions_and_wiring_do():
     x = torch.randn(3, 6)
     dense_ones = [dense(), dense(seed=1), dense(activation=nn.Tanh)]
     wired = [Wired(twice=False), Wired(twice=True), Wired(twice=False, swapped=True)]
-    found = [likeness(capture(m, x)) for m in dense_ones] + [likeness(capture(m, x[:, :4])) for m in wired]
+    found = [structural_hash(capture(m, x)) for m in dense_ones] + [
+        structural_hash(capture(m, x[:, :4])) for m in wired
+    ]
     assert len(set(found)) == len(found)
     doubled = capture(dense(), x).in_double()
-    assert likeness(doubled) != found[0]
+    assert structural_hash(doubled) != found[0]
 
 
 def test_a_child_is_told_by_the_digests_of_its_parent_and_of_what_is_new(monkeypatch: pytest.MonkeyPatch):
@@ -144,20 +146,20 @@ def test_a_child_is_told_by_the_digests_of_its_parent_and_of_what_is_new(monkeyp
     hashed, plain = list[int](), tensor_state._bytes
     monkeypatch.setattr(tensor_state, "_checksum", lambda _: 0)
     monkeypatch.setattr(tensor_state, "_bytes", lambda tensor: hashed.append(tensor.numel()) or plain(tensor))
-    first = likeness(start)
+    first = structural_hash(start)
     assert len(hashed) == len([*start.graph_module.parameters(), *start.graph_module.buffers()])
     hashed.clear()
-    assert likeness(child) != first
+    assert structural_hash(child) != first
     assert sorted(hashed) == [6, 6 * 3 * 9]
     hashed.clear()
-    assert likeness(start) == first
+    assert structural_hash(start) == first
     assert not hashed
 
 
 def test_a_weight_that_a_fused_optimizer_changed_is_told_apart():
     start = capture(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.randn(2, 3))
-    first = likeness(start)
+    first = structural_hash(start)
     optimizer = torch.optim.AdamW(start.graph_module.parameters(), fused=True)
     start.graph_module(*start.example_inputs).sum().backward()
     optimizer.step()
-    assert likeness(start) != first
+    assert structural_hash(start) != first

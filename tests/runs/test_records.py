@@ -10,7 +10,7 @@ from fxsurgery.errors import RunError
 from fxsurgery.runs.journal import Journal
 from fxsurgery.runs.records import is_amount, is_text, require_curve, require_known
 from fxsurgery.training.progress import TrainingProgress
-from fxsurgery.training.schema import is_score
+from fxsurgery.training.snapshot_schema import is_score
 
 VALUE: dict[str, Any] = {"kind": "value", "name": "latency", "value": 1.5}
 STAGE: dict[str, Any] = {

@@ -22,7 +22,7 @@ from fxsurgery.program import Program
 from fxsurgery.result import Result
 from fxsurgery.saving import load_program, save_program
 from fxsurgery.saving.standalone import source
-from fxsurgery.saving.standalone.calls import call
+from fxsurgery.saving.standalone.call_code import call
 from fxsurgery.saving.standalone.literals import Code
 from fxsurgery.saving.stochastic_depth import StochasticDepth
 from programs import program

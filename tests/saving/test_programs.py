@@ -17,7 +17,7 @@ from fxsurgery import files
 from fxsurgery.analysis.structure import structure
 from fxsurgery.capture import capture
 from fxsurgery.errors import RunError, SavingError
-from fxsurgery.passes import Elasticise, InsertGates, PruneChannels
+from fxsurgery.passes import Elasticize, InsertGates, PruneChannels
 from fxsurgery.program import Program
 from fxsurgery.saving import load_program, save_program
 from nonempty import nonempty
@@ -73,7 +73,7 @@ def test_what_comes_back_trains_and_saves_again(tmp_path: Path) -> None:
 
 
 def test_gates_and_switches_of_a_search_come_back(tmp_path: Path) -> None:
-    for made in (InsertGates()(program("Residual")).program, Elasticise()(program("Residual")).program):
+    for made in (InsertGates()(program("Residual")).program, Elasticize()(program("Residual")).program):
         same(made, again(made, tmp_path))
 
 
@@ -110,7 +110,7 @@ def test_tied_frozen_and_unsaved_tensors_keep_what_they_are(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("norm", [weight_norm, spectral_norm])
-def test_parametrised_layers_come_back(norm: object, tmp_path: Path) -> None:
+def test_parametrized_layers_come_back(norm: object, tmp_path: Path) -> None:
     model = nn.Sequential(norm(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
     same(given := capture(model, torch.randn(2, 3, 6, 6)), loaded := again(given, tmp_path))
     assert any("parametrizations.weight" in name for name in loaded.graph_module.state_dict())

@@ -87,7 +87,7 @@ def test_the_proof_runs_in_a_process_without_fxsurgery(tmp_path: Path) -> None:
 
 def test_wrong_code_is_never_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = source(program("Plain")).replace("return self.head(", "return 2 * self.head(")
-    monkeypatch.setattr("fxsurgery.saving.standalone.source", lambda _: wrong)
+    monkeypatch.setattr("fxsurgery.saving.standalone.model_code", lambda _: wrong)
     with pytest.raises(SavingError, match="output 0 differs"):
         write_standalone(program("Plain"), tmp_path / "alone")
     assert not list(tmp_path.iterdir())

@@ -16,10 +16,10 @@ from fxsurgery.errors import BudgetError, StructureError, SurgeryError, Training
 from fxsurgery.passes import replay
 from fxsurgery.program import Program
 from fxsurgery.runs.run_directory import RunDir
-from fxsurgery.searchers.common.latency import LatencyModel
+from fxsurgery.searchers.common.latency_model import LatencyModel
 from fxsurgery.searchers.common.widths import space
 from fxsurgery.searchers.prune import IMPORTANCES, Prune, _require_finite, needs_data, search, stages, widths
-from fxsurgery.searchers.session import Outcome, Session, Stage, Trainer
+from fxsurgery.searchers.session import SearchOutcome, Session, Stage, Trainer
 from nonempty import nonempty
 from programs import program
 from zoo import CLASSES, example
@@ -51,7 +51,7 @@ def small() -> Program:
     return capture(model.eval(), example("Plain"))
 
 
-def searched(start: Program, config: Prune, budget: Budget, seed: int = 0) -> tuple[Outcome, Session]:
+def searched(start: Program, config: Prune, budget: Budget, seed: int = 0) -> tuple[SearchOutcome, Session]:
     session = Session(task(start), Trainer(seed))
     return search(start, budget, config, session, trained=True), session
 
@@ -325,7 +325,7 @@ def test_a_killed_run_goes_on_to_the_same_end(calls: int, tmp_path: Path, monkey
     monkeypatch.setattr("fxsurgery.runs.run_directory.SNAPSHOT_SECONDS", 0.0)
     config, budget = quick(importance="taylor", rounds=2, taylor_batches=4), Budget(macs=0.5)
 
-    def run(what: Task, path: Path, *, resume: bool) -> Outcome:
+    def run(what: Task, path: Path, *, resume: bool) -> SearchOutcome:
         with_run = Trainer(run=RunDir.open(path, {}, resume=resume))
         return search(small(), budget, config, Session(what, with_run), trained=True)
 

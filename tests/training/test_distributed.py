@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from fxsurgery import Budget, capture, optimize
 from fxsurgery.errors import DataError, TrainingError
-from fxsurgery.passes import Elasticise
+from fxsurgery.passes import Elasticize
 from fxsurgery.searchers.dnal import Dnal
 from fxsurgery.training import (
     FeatureDistillation,
@@ -192,7 +192,7 @@ def a_penalty_where_whole_batches_do_not_count():
 
 
 def sub_networks():
-    program = Elasticise()(capture(net(norm=True).eval(), images()[0][:2])).program
+    program = Elasticize()(capture(net(norm=True).eval(), images()[0][:2])).program
     hooks = Hooks(objective=SandwichObjective(draws=2, seed=3))
     return trained(program.trainable_copy(), task_of(images()), hooks=hooks, accumulate=2)
 

@@ -8,7 +8,7 @@ import torch
 
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs
-from fxsurgery.training.distributed import Share, Sharing, rows_of
+from fxsurgery.training.distributed import BatchSharding, Shard, rows_of
 
 
 @pytest.mark.parametrize(
@@ -21,8 +21,8 @@ from fxsurgery.training.distributed import Share, Sharing, rows_of
     ],
 )
 def test_every_row_is_taken_once_and_the_weights_add_up(samples, world, shares):
-    found = [Sharing(rank, world).share(samples) for rank in range(world)]
-    assert found == [Share(*share) for share in shares]
+    found = [BatchSharding(rank, world).share(samples) for rank in range(world)]
+    assert found == [Shard(*share) for share in shares]
     assert sum(share.weight for share in found) == pytest.approx(1)
 
 
@@ -31,7 +31,7 @@ def test_rows_are_taken_wherever_the_batch_is():
     x, mask = torch.arange(6).reshape(3, 2), torch.ones(2, 2)
     inputs = Inputs((x, mask), {"scale": 2.0, "deep": [x + 1]})
     target = {"boxes": [{"a": 1}, {"a": 2}, {"a": 3}], "pair": Pair(x[:, 0], np.arange(3)), "names": ("u", "v", "w")}
-    mine, wanted = rows_of(inputs, target, Share(1, 3, 2 / 3))
+    mine, wanted = rows_of(inputs, target, Shard(1, 3, 2 / 3))
     assert torch.equal(mine.args[0], x[1:])
     assert mine.args[1] is mask
     assert mine.kwargs["scale"] == 2.0
@@ -44,7 +44,7 @@ def test_rows_are_taken_wherever_the_batch_is():
 
 def test_rows_are_taken_along_the_batch_dim():
     steps, lengths = torch.arange(24).reshape(4, 3, 2), torch.tensor([4, 2, 4])
-    mine, wanted = rows_of(Inputs((steps, lengths), batch_dims=(1, 0)), torch.arange(3), Share(1, 3, 2 / 3))
+    mine, wanted = rows_of(Inputs((steps, lengths), batch_dims=(1, 0)), torch.arange(3), Shard(1, 3, 2 / 3))
     assert torch.equal(mine.args[0], steps[:, 1:])
     assert mine.args[1].tolist() == [2, 4]
     assert wanted.tolist() == [1, 2]
@@ -71,10 +71,10 @@ def test_rows_are_taken_along_the_batch_dim():
 )
 def test_samples_without_rows_of_their_own_are_not_shared(inputs, target, message):
     with pytest.raises(DataError, match=message):
-        rows_of(inputs, target, Share(0, 2, 2 / 3))
+        rows_of(inputs, target, Shard(0, 2, 2 / 3))
 
 
 def test_a_tuple_of_batched_tensors_is_no_list_of_samples():
     x = torch.arange(4).reshape(2, 2)
-    _, wanted = rows_of(Inputs((x,)), (x, x), Share(0, 1, 0.5))
+    _, wanted = rows_of(Inputs((x,)), (x, x), Shard(0, 1, 0.5))
     assert [len(part) for part in wanted] == [1, 1]

@@ -29,7 +29,7 @@ from fxsurgery.capture import capture
 from fxsurgery.errors import TrainingError
 from fxsurgery.lineage import Origin, compose
 from fxsurgery.passes import InsertGates, PruneChannels, Widen
-from fxsurgery.training import Recipe, Task, carry_state, fit, sgd
+from fxsurgery.training import Recipe, Task, fit, sgd, transfer_optimizer_state
 from nonempty import nonempty
 from programs import silenced
 from zoo import lively
@@ -105,7 +105,7 @@ def pruned(make, *, carried: bool = True):
     small = result.program.trainable_copy()
     after = make(small.parameters())
     if carried:
-        assert carry_state(before, model, after, small, result.origins) == ()
+        assert transfer_optimizer_state(before, model, after, small, result.origins) == ()
     return program, before, model, small, after
 
 
@@ -159,7 +159,7 @@ def copied(make):
     before.step()
     rows, columns = torch.tensor([2, 0, -1, 1, 0]), torch.tensor([0, -1, 1, 2, 3])
     origins = {"weight": Origin("weight", {0: rows, 1: columns}), "bias": Origin("bias", {0: rows})}
-    assert carry_state(before, old, after, new, origins) == ()
+    assert transfer_optimizer_state(before, old, after, new, origins) == ()
     return before, old, after, new
 
 
@@ -188,7 +188,7 @@ def test_copies_made_by_widen_take_the_past_of_their_unit():
     result = Widen((("a", 3),), seed=1)(program)
     wide = result.program.trainable_copy()
     after = KINDS["adam"](wide.parameters())
-    assert carry_state(before, model, after, wide, result.origins) == ()
+    assert transfer_optimizer_state(before, model, after, wide, result.origins) == ()
     old, new = model.get_parameter("a.weight"), wide.get_parameter("a.weight")
     source = (new[:, None] == old[None]).flatten(2).all(-1).int().argmax(1)
     assert len(source) == 11
@@ -218,7 +218,7 @@ def test_parameters_of_inserted_modules_start_afresh_and_the_others_go_on():
     result = InsertGates()(program)
     gated = result.program.trainable_copy()
     after = KINDS["adam"](gated.parameters())
-    assert carry_state(before, model, after, gated, result.origins) == ("fxsurgery_gates.vector.logits",)
+    assert transfer_optimizer_state(before, model, after, gated, result.origins) == ("fxsurgery_gates.vector.logits",)
     for name, parameter in nonempty(model.named_parameters()):
         kept = after.state[gated.get_parameter(name)]
         assert all(torch.equal(kept[key], value) for key, value in nonempty(before.state[parameter].items()))
@@ -232,7 +232,7 @@ def test_groups_and_their_order_are_those_of_the_new_optimizer():
     flat = [p for p in small.parameters() if p.dim() == 1]
     groups = [{"params": flat[::-1], "lr": 0.5}, {"params": [small.get_parameter("b.weight")], "weight_decay": 0.1}]
     after = Adam(groups, 0.01)
-    carry_state(before, model, after, small, result.origins)
+    transfer_optimizer_state(before, model, after, small, result.origins)
     assert [(g["lr"], g["weight_decay"]) for g in after.param_groups] == [(0.5, 0), (0.01, 0.1)]
     for name, parameter in nonempty(small.named_parameters()):
         if parameter.dim() == 1 or name == "b.weight":
@@ -247,7 +247,7 @@ def test_state_takes_the_type_of_the_new_parameters_and_counters_keep_theirs():
     result = PruneChannels((("a", DROP),))(program)
     small = result.program.trainable_copy().double()
     after = KINDS["adam"](small.parameters())
-    carry_state(before, model, after, small, result.origins)
+    transfer_optimizer_state(before, model, after, small, result.origins)
     assert {s["exp_avg"].dtype for s in after.state.values()} == {torch.float64}
     assert {s["step"].dtype for s in after.state.values()} == {torch.float32}
 
@@ -260,7 +260,7 @@ def test_state_moves_to_the_device_of_the_new_parameters(kind: str):
     result = PruneChannels((("a", DROP),))(program)
     small = result.program.trainable_copy().cuda()
     after = KINDS[kind](small.parameters())
-    carry_state(before, model, after, small, result.origins)
+    transfer_optimizer_state(before, model, after, small, result.origins)
     small.train()(IMAGES.cuda()).square().sum().backward()
     after.step()
     tensors = [v for s in after.state.values() for k, v in s.items() if k != "step" and v is not None]
@@ -282,7 +282,7 @@ def test_tied_weights_carry_one_state():
     old(torch.ones(1, 4)).sum().backward()
     before.step()
     index = torch.tensor([3, 2, 1, 0])
-    carry_state(before, old, after, new, {"two.weight": Origin("one.weight", {0: index, 1: index})})
+    transfer_optimizer_state(before, old, after, new, {"two.weight": Origin("one.weight", {0: index, 1: index})})
     wanted = before.state[old.one.weight]["momentum_buffer"].flip(0, 1)
     assert torch.equal(after.state[new.one.weight]["momentum_buffer"], wanted)
 
@@ -306,8 +306,8 @@ def test_state_of_a_restored_optimizer_is_carried():
     result = PruneChannels((("a", DROP),))(program)
     small = result.program.trainable_copy()
     one, other = KINDS["adam"](small.parameters()), KINDS["adam"](small.parameters())
-    carry_state(before, model, one, small, result.origins)
-    carry_state(restored, model, other, small, result.origins)
+    transfer_optimizer_state(before, model, one, small, result.origins)
+    transfer_optimizer_state(restored, model, other, small, result.origins)
     pairs = [(one.state[p], other.state[p]) for p in small.parameters()]
     assert all(nonempty(torch.equal(a[key], b[key]) for a, b in pairs for key in a))
 
@@ -331,7 +331,7 @@ def test_momentum_follows_through_the_training_loop():
 
     def going_on(parameters):
         after = sgd(0.05)(parameters)
-        fresh.append(carry_state(made[0], model, after, small, result.origins))
+        fresh.append(transfer_optimizer_state(made[0], model, after, small, result.origins))
         return after
 
     ends = list[Tensor]()
@@ -350,7 +350,7 @@ def test_origins_of_a_chain_are_those_of_its_steps_in_turn():
     second = PruneChannels((("a", (0, 3)), ("b", (5,))))(first.program)
     small = second.program.trainable_copy()
     after = KINDS["adam"](small.parameters())
-    assert carry_state(before, model, after, small, compose(program, [first, second])) == ()
+    assert transfer_optimizer_state(before, model, after, small, compose(program, [first, second])) == ()
     left, outputs = torch.tensor([2, 3, 6]), torch.arange(5)
     wanted = before.state[model.get_parameter("b.weight")]["exp_avg"][outputs][:, left]
     assert torch.equal(after.state[small.get_parameter("b.weight")]["exp_avg"], wanted)
@@ -375,7 +375,7 @@ def test_what_a_later_pass_made_anew_does_not_get_an_older_past():
     old, new = program.trainable_copy(), halves[1].program.trainable_copy()
     before, after = KINDS["sgd"](old.parameters()), KINDS["sgd"](new.parameters())
     learn(old, before)
-    fresh = carry_state(before, old, after, new, origins)
+    fresh = transfer_optimizer_state(before, old, after, new, origins)
     assert set(fresh) == {"a.weight", "a.bias", "norm.weight", "norm.bias", "b.weight"}
 
 
@@ -390,7 +390,7 @@ def test_an_index_into_new_entries_is_new():
 
 def refused(before, old, after, new, origins=None):
     with pytest.raises(TrainingError) as error:
-        carry_state(before, old, after, new, origins or {})
+        transfer_optimizer_state(before, old, after, new, origins or {})
     return str(error.value)
 
 
@@ -407,7 +407,7 @@ def test_factored_moments_of_untouched_parameters_are_kept():
     result = InsertGates()(program)
     gated = result.program.trainable_copy()
     after = Adafactor(gated.parameters(), 0.01)
-    carry_state(before, model, after, gated, result.origins)
+    transfer_optimizer_state(before, model, after, gated, result.origins)
     kept, known = after.state[gated.get_parameter("b.weight")], before.state[model.get_parameter("b.weight")]
     assert torch.equal(kept["row_var"], known["row_var"])
 

@@ -1,4 +1,4 @@
-"""Schedules, optimiser factories, and batches that accumulate."""
+"""Schedules, optimizer factories, and batches that accumulate."""
 
 import pytest
 import torch
@@ -78,7 +78,7 @@ def test_two_batches_that_accumulate_are_one_twice_as_large(penalty):
     assert one[2] == other[2] == (7, 3, 112)
 
 
-def test_what_a_users_accelerator_accumulates_is_honoured():
+def test_what_a_users_accelerator_accumulates_is_honored():
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     try:
         wanted = learned(8, accumulate=2)[0]

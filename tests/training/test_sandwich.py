@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from fxsurgery import capture
 from fxsurgery.errors import SpecError
 from fxsurgery.nn.elastic import Subnet, UnitMask, activate, elastic_space, is_whole
-from fxsurgery.passes import Elasticise
+from fxsurgery.passes import Elasticize
 from fxsurgery.training import (
     FeatureDistillation,
     Hooks,
@@ -36,7 +36,7 @@ IMAGES = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(1), dt
 
 def perceptron():
     layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double()
-    return Elasticise(widths=(0.25, 0.5, 0.75, 1.0))(capture(lively(layers).eval(), X[:2])).program
+    return Elasticize(widths=(0.25, 0.5, 0.75, 1.0))(capture(lively(layers).eval(), X[:2])).program
 
 
 class Residual(nn.Module):
@@ -58,7 +58,7 @@ class Residual(nn.Module):
 
 
 def residual():
-    return Elasticise()(capture(lively(Residual().double().eval()), IMAGES[:2])).program
+    return Elasticize()(capture(lively(Residual().double().eval()), IMAGES[:2])).program
 
 
 def task_of(x, **options):
@@ -131,7 +131,7 @@ def test_a_supernet_that_writes_into_its_inputs_gives_each_sub_network_the_same(
         def forward(self, x):
             return self.layers(x.mul_(2))
 
-    program, rule = Elasticise()(capture(Doubling().eval(), X[:2].clone())).program, SandwichObjective(seed=1)
+    program, rule = Elasticize()(capture(Doubling().eval(), X[:2].clone())).program, SandwichObjective(seed=1)
     twin, x = program.trainable_copy(), X.clone()
     for subnet in rule.subnets(elastic_space(twin), 0).values():
         activate(twin, subnet)
@@ -257,7 +257,7 @@ def test_sub_networks_learn_a_teachers_features():
 
 def test_what_is_no_supernet_is_refused():
     program = capture(nn.Sequential(nn.Linear(4, 3)).double().eval(), X[:2])
-    with pytest.raises(SpecError, match="is no supernet; train one that Elasticise"):
+    with pytest.raises(SpecError, match="is no supernet; train one that Elasticize"):
         one_step(program.trainable_copy(), SandwichObjective(), task_of(X))
     with pytest.raises(SpecError, match="draws=-1"):
         SandwichObjective(draws=-1)

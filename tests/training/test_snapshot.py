@@ -294,7 +294,7 @@ def test_a_snapshot_of_something_else_is_refused(change, message):
 def test_a_snapshot_of_another_optimizer_is_refused():
     kept = Kept(at=2)
     trained(LOADERS["ours"], sgd(0.1, weight_decay=0.1, decay_norms=False), kept)
-    with pytest.raises(TrainingError, match="another optimiser"):
+    with pytest.raises(TrainingError, match="another optimizer"):
         trained(LOADERS["ours"], OPTIMIZERS["sgd"], kept)
 
 
@@ -344,7 +344,7 @@ def test_tied_weights_stay_tied():
         ({"epoch": -1}, "'epoch' is not of its type"),
         ({"tensors": {"0.bias": 1}}, "'tensors' is not of its type"),
         ({"optimizer": []}, "'optimizer' is not of its type"),
-        ({"optimizer": {"state": 3, "param_groups": 4}}, "another optimiser"),
+        ({"optimizer": {"state": 3, "param_groups": 4}}, "another optimizer"),
         ({"pending": ["1"]}, "'pending' is not of its type"),
         ({"score": {"metric": 1.0}}, "'score' is not of its type"),
         ({"records": [{"loss": 1.0}]}, "'records' is not of its type"),

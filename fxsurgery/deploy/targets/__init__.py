@@ -3,7 +3,7 @@
 from typing import Any, Protocol
 
 from fxsurgery.deploy.interleave import Measure, Models
-from fxsurgery.deploy.latency import LatencyReport, report_of
+from fxsurgery.deploy.latency_report import LatencyReport, report_of
 from fxsurgery.deploy.measurement import Measurement
 from fxsurgery.deploy.targets.local import Local
 from fxsurgery.errors import DeviceError

@@ -5,7 +5,7 @@ from typing import Any
 
 from fxsurgery.deploy.interleave import Measure, Models
 from fxsurgery.deploy.measurement import Measurement
-from fxsurgery.deploy.session import CPU
+from fxsurgery.deploy.ort_session import CPU
 from fxsurgery.errors import DeviceError
 from fxsurgery.inputs import Inputs
 

@@ -2,14 +2,14 @@
 
     width    `UnitMask`      x * [place < limit]     at the input of each mixing consumer, as gates are
     depth    `BlockSwitch`   x + f(x)  or  x + 0     on the branch of a residual block
-    kernel   `ElasticConv`   the centre of its weight W, times a learned matrix:
-                             W5 = centre(W7) M75 (25 x 25),  W3 = centre(W5) M53 (9 x 9),  M = 1 at the start
+    kernel   `ElasticConv`   the center of its weight W, times a learned matrix:
+                             W5 = center(W7) M75 (25 x 25),  W3 = center(W5) M53 (9 x 9),  M = 1 at the start
 
 A `Subnet` says which are on, and `activate` makes it so; all begin at their largest, where the supernet computes
 what the program before did. Each module knows the choices that it takes part in, so a supernet needs no register.
 """
 
-from fxsurgery.nn.elastic.kernels import ELASTIC_CONVS, ElasticConv, KernelMatrices, Size, centre, margins
+from fxsurgery.nn.elastic.kernels import ELASTIC_CONVS, ElasticConv, KernelMatrices, Size, center, margins
 from fxsurgery.nn.elastic.running import activate, elastic_space, is_whole
 from fxsurgery.nn.elastic.space import Choices, ElasticSpace, Picks, Subnet
 from fxsurgery.nn.elastic.switches import BlockSwitch, UnitMask
@@ -30,7 +30,7 @@ __all__ = [
     "Subnet",
     "UnitMask",
     "activate",
-    "centre",
+    "center",
     "elastic_space",
     "is_whole",
     "margins",

@@ -1,6 +1,6 @@
-"""Convolutions whose kernel can be the transformed centre of their own.
+"""Convolutions whose kernel can be the transformed center of their own.
 
-    W5 = centre(W7) M75,    W3 = centre(W5) M53,    M = 1 at the start
+    W5 = center(W7) M75,    W3 = center(W5) M53,    M = 1 at the start
 
 Kernels are flattened; both steps together are one matrix T, which `KernelMatrices` gives and `ElasticConv` takes.
 """
@@ -44,7 +44,7 @@ class KernelMatrices(nn.Module):
 
     def _shrink(self, transform: Tensor, step: tuple[Size, Size]) -> Tensor:
         larger, smaller = step
-        cut = transform.reshape(-1, *larger)[(slice(None), *centre(larger, smaller))].flatten(1)
+        cut = transform.reshape(-1, *larger)[(slice(None), *center(larger, smaller))].flatten(1)
         return cut @ self.get_parameter(_matrix(smaller))
 
     @override
@@ -56,7 +56,7 @@ def _matrix(size: Size) -> str:
     return f"to_{'x'.join(map(str, size))}"
 
 
-def centre(larger: Size, smaller: Size) -> tuple[slice, ...]:
+def center(larger: Size, smaller: Size) -> tuple[slice, ...]:
     """Where in a kernel the smaller one in its middle is."""
     return tuple(slice((a - b) // 2, (a + b) // 2) for a, b in zip(larger, smaller, strict=True))
 

@@ -23,7 +23,7 @@ def elastic_space(supernet: Program | nn.Module) -> ElasticSpace:
 
 
 def is_whole(supernet: nn.Module) -> bool:
-    """Whether a supernet runs in its largest configuration, the one in which its structure can be analysed."""
+    """Whether a supernet runs in its largest configuration, the one in which its structure can be analyzed."""
     for module in supernet.modules():
         if isinstance(module, UnitMask) and not bool((module.place < module.limit).all()):
             return False
@@ -35,7 +35,7 @@ def is_whole(supernet: nn.Module) -> bool:
 
 
 def activate(supernet: nn.Module, subnet: Subnet) -> None:
-    """Make `supernet`, a trainable copy of a program that `elasticise` made, run as `subnet` from now on.
+    """Make `supernet`, a trainable copy of a program that `elasticize` made, run as `subnet` from now on.
 
     No tensor is written to. What `subnet` does not name is at its largest.
 

@@ -16,7 +16,7 @@ def convolution(module: Any, x: Tensor, meta: Meta) -> Plain | None:  # noqa: AN
     if module.padding_mode != "zeros" or isinstance(padding, str) or x.dim() != weight.dim():
         return None
     own = x.shape[1] == module.in_channels and x.dtype == weight.dtype
-    if not own or "weight" not in module._parameters:  # noqa: SLF001 -- parametrised, it is computed
+    if not own or "weight" not in module._parameters:  # noqa: SLF001 -- parametrized, it is computed
         return None
     space = [
         (size + 2 * pad - spread * (kernel - 1) - 1) // step + 1

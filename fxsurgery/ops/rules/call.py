@@ -9,11 +9,11 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from fxsurgery.ops.labels import Labels
-from fxsurgery.ops.propagation_state import Provenance
+from fxsurgery.ops.propagation_state import PropagationState
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class AtenCall:
     """`op(*args, **kwargs)`: tensors among the arguments are `Labels`, the results are meta tensors."""
 
     op: OpOverload
@@ -49,7 +49,7 @@ class Call:
         return found
 
 
-Rule = Callable[[Provenance, Call], Sequence[Labels]]
+Rule = Callable[[PropagationState, AtenCall], Sequence[Labels]]
 """Gives the labels of each result tensor, in order."""
 
 

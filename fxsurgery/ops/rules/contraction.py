@@ -8,13 +8,13 @@ channels are one unit. Where there is but one head, its channels are units of th
 from collections.abc import Sequence
 
 from fxsurgery.ops.labels import Labels, along, padded, varying
-from fxsurgery.ops.propagation_state import Contraction, Provenance
-from fxsurgery.ops.rules.call import Call
+from fxsurgery.ops.propagation_state import Contraction, PropagationState
+from fxsurgery.ops.rules.call import AtenCall
 from fxsurgery.ops.rules.pointwise import join
 from fxsurgery.ops.union_find import Ids
 
 
-def product(state: Provenance, call: Call) -> Sequence[Labels]:
+def product(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """`x @ y` for matrices, with a bias for addmm: the inner dim is contracted."""
     bias, x, y = call.args[:3] if call.name == "addmm" else (None, *call.args[:2])
     inner, leaving = state.vector(x, 1), state.vector(y, 1)
@@ -22,7 +22,7 @@ def product(state: Provenance, call: Call) -> Sequence[Labels]:
     return [_contracted(state, call, (x, inner), bias, leaving)]
 
 
-def linear(state: Provenance, call: Call) -> Sequence[Labels]:
+def linear(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """`x @ weight.T + bias` over the last dim."""
     x, weight = call.args[:2]
     bias = call.args[2] if len(call.args) > 2 else None
@@ -32,7 +32,7 @@ def linear(state: Provenance, call: Call) -> Sequence[Labels]:
 
 
 def _contracted(
-    state: Provenance, call: Call, entering: tuple[Labels, Ids], bias: Labels | None, leaving: Ids
+    state: PropagationState, call: AtenCall, entering: tuple[Labels, Ids], bias: Labels | None, leaving: Ids
 ) -> Labels:
     x, inner = entering
     last = len(call.shape) - 1
@@ -41,11 +41,11 @@ def _contracted(
     state.refresh(x)
     passing = [p for p in x.planes if varying(p) != [last]]
     state.scales_with(inner, leaving, *(p.ravel() for p in passing))
-    planes = [*passing, *state.labelled(call.shape, {last: leaving}).planes]
+    planes = [*passing, *state.labeled(call.shape, {last: leaving}).planes]
     return _with_bias(state, call, planes, bias)
 
 
-def batched_product(state: Provenance, call: Call) -> Sequence[Labels]:
+def batched_product(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """`x @ y` for stacks of matrices (batch, rows, inner) and (batch, inner, columns)."""
     bias, x, y = call.args[:3] if call.name == "baddbmm" else (None, *call.args[:2])
     for operand in (x, y):
@@ -65,7 +65,7 @@ def batched_product(state: Provenance, call: Call) -> Sequence[Labels]:
     return [_with_bias(state, call, planes, bias)]
 
 
-def _with_bias(state: Provenance, call: Call, planes: list[Ids], bias: Labels | None) -> Labels:
+def _with_bias(state: PropagationState, call: AtenCall, planes: list[Ids], bias: Labels | None) -> Labels:
     if bias is not None:
         ndim = len(call.shape)
         shape = (1,) * (ndim - len(bias.shape)) + bias.shape

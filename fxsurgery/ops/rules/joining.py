@@ -5,19 +5,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from fxsurgery.ops.labels import Labels, varying
-from fxsurgery.ops.propagation_state import Provenance
-from fxsurgery.ops.rules.call import Call
+from fxsurgery.ops.propagation_state import PropagationState
+from fxsurgery.ops.rules.call import AtenCall
 from fxsurgery.ops.union_find import Ids
 
 
-def concatenation(state: Provenance, call: Call) -> Sequence[Labels]:
+def concatenation(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """Labels along the joined dim follow each other; along any other dim they must agree."""
     ndim = len(call.shape)
     parts: list[Labels] = [p for p in call.args[0] if len(p.shape) == ndim]
     return [_joined(state, parts, call.argument("dim", 0) % ndim, call.shape)]
 
 
-def stacking(state: Provenance, call: Call) -> Sequence[Labels]:
+def stacking(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """Concatenation along a new dim."""
     dim = call.argument("dim", 0) % len(call.shape)
     parts = [
@@ -26,7 +26,7 @@ def stacking(state: Provenance, call: Call) -> Sequence[Labels]:
     return [_joined(state, parts, dim, call.shape)]
 
 
-def _joined(state: Provenance, parts: list[Labels], dim: int, shape: tuple[int, ...]) -> Labels:
+def _joined(state: PropagationState, parts: list[Labels], dim: int, shape: tuple[int, ...]) -> Labels:
     """Labels over several dims, as (heads, channels), stay so where every part has them: a consumer decides."""
     along = [_along(part, dim) for part in parts]
     dims = {tuple(varying(p)) for planes in along for p in planes}
@@ -50,7 +50,7 @@ def _along(part: Labels, dim: int) -> list[Ids]:
     return [p for p in part.planes if dim in varying(p)]
 
 
-def _agreed(state: Provenance, others: list[list[Ids]]) -> list[Ids]:
+def _agreed(state: PropagationState, others: list[list[Ids]]) -> list[Ids]:
     """Planes that every part has on the same dims, tied; any other is frozen."""
     agreed = list[Ids]()
     wanted = {tuple(varying(p)) for planes in others for p in planes}
@@ -67,8 +67,8 @@ def _agreed(state: Provenance, others: list[list[Ids]]) -> list[Ids]:
     return agreed
 
 
-def padding(state: Provenance, call: Call) -> Sequence[Labels]:
-    """Padding a labelled dim with new entries: they may go on their own."""
+def padding(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
+    """Padding a labeled dim with new entries: they may go on their own."""
     source: Labels = call.args[0]
     amounts: Sequence[int] = call.args[1]
     ndim, planes = len(source.shape), list[Ids]()

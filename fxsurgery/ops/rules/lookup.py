@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from fxsurgery.ops.labels import Labels, along, varying
-from fxsurgery.ops.propagation_state import Provenance
-from fxsurgery.ops.rules.call import Call, dims_of
+from fxsurgery.ops.propagation_state import PropagationState
+from fxsurgery.ops.rules.call import AtenCall, dims_of
 from fxsurgery.ops.union_find import Ids
 
 
-def embedding(state: Provenance, call: Call) -> Sequence[Labels]:
+def embedding(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """Rows are picked; the width is the weight's."""
     weight: Labels = call.args[0]
     state.freeze(state.vector(weight, 0))
@@ -22,17 +22,17 @@ def embedding(state: Provenance, call: Call) -> Sequence[Labels]:
         state.freeze_all(other)
     width = state.vector(weight, 1)
     state.produced.append((state.node, width))
-    return [state.labelled(call.shape, {len(call.shape) - 1: width})]
+    return [state.labeled(call.shape, {len(call.shape) - 1: width})]
 
 
-def bag(state: Provenance, call: Call) -> Sequence[Labels]:
+def bag(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """Sums or means of picked rows."""
     first, *rest = call.results
-    [labels] = embedding(state, Call(call.op, call.args, call.kwargs, (first,)))
+    [labels] = embedding(state, AtenCall(call.op, call.args, call.kwargs, (first,)))
     return [labels, *(Labels(tuple(r.shape)) for r in rest)]
 
 
-def indexing(state: Provenance, call: Call) -> Sequence[Labels]:
+def indexing(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """`x[..., indices, ...]`: the other dims pass, in the order that indexing gives them."""
     source: Labels = call.args[0]
     given: Sequence[Labels | None] = call.args[1]
@@ -57,14 +57,14 @@ def _indexed(plane: Ids, indices: Sequence[Labels | None]) -> Ids:
     return moved
 
 
-def index_select(state: Provenance, call: Call) -> Sequence[Labels]:
+def index_select(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """One dim is picked from, by a vector."""
     source: Labels = call.args[0]
     _freeze_along(state, source, [int(call.args[1]) % len(source.shape)])
     return [Labels(call.shape, list(source.planes))]
 
 
-def gathering(state: Provenance, call: Call) -> Sequence[Labels]:
+def gathering(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """Entries of one dim are picked for each place: `gather`, `sort` and `topk` along it.
 
     Indices that are handed in have sizes of their own, which do not shrink.
@@ -85,14 +85,14 @@ def gathering(state: Provenance, call: Call) -> Sequence[Labels]:
     return [Labels(tuple(r.shape), list(kept)) for r in call.results]
 
 
-def transform(state: Provenance, call: Call) -> Sequence[Labels]:
+def transform(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """Fourier transforms mix what lies along their dims."""
     source: Labels = call.args[0]
     _freeze_along(state, source, dims_of(call.argument("dim"), len(source.shape)))
     return [Labels(call.shape, list(source.planes))]
 
 
-def sampling(state: Provenance, call: Call) -> Sequence[Labels]:
+def sampling(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """`grid_sample`: channels pass, places are picked."""
     source, grid = call.args[:2]
     state.freeze_all(grid)
@@ -103,7 +103,7 @@ def sampling(state: Provenance, call: Call) -> Sequence[Labels]:
     return [Labels(call.shape, [along(channels, 1, len(call.shape))] if channels.any() else [])]
 
 
-def _freeze_along(state: Provenance, labels: Labels, dims: Sequence[int]) -> None:
+def _freeze_along(state: PropagationState, labels: Labels, dims: Sequence[int]) -> None:
     for plane in labels.planes:
         if set(varying(plane)) & set(dims):
             state.freeze(plane)

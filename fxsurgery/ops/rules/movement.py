@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 
 from fxsurgery.ops.labels import Labels, padded, varying
-from fxsurgery.ops.propagation_state import Provenance
-from fxsurgery.ops.rules.call import Call, dims_of
+from fxsurgery.ops.propagation_state import PropagationState
+from fxsurgery.ops.rules.call import AtenCall, dims_of
 from fxsurgery.ops.union_find import Ids
 
 
-def same(state: Provenance, call: Call) -> Sequence[Labels]:
+def same(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """The labels of the input."""
     del state
     return [Labels(tuple(r.shape), list(call.args[0].planes)) for r in call.results]
 
 
-def move(state: Provenance, call: Call) -> Sequence[Labels]:
+def move(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """Run the operation on each plane."""
     source: Labels = call.args[0]
     outputs = [Labels(tuple(r.shape)) for r in call.results]
@@ -28,7 +28,7 @@ def move(state: Provenance, call: Call) -> Sequence[Labels]:
     return [state.without_overlap(output) for output in outputs]
 
 
-def rotation(state: Provenance, call: Call) -> Sequence[Labels]:
+def rotation(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """Roll: the labels go round with the entries."""
     source: Labels = call.args[0]
     shifts, dims = call.args[1], dims_of(call.argument("dims"), len(source.shape))
@@ -42,7 +42,7 @@ def rotation(state: Provenance, call: Call) -> Sequence[Labels]:
     return [labels]
 
 
-def viewing(state: Provenance, call: Call) -> Sequence[Labels]:
+def viewing(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """`view`: labels are reshaped within the runs of dims that become runs of dims; the other dims stay of size 1."""
     source: Labels = call.args[0]
     runs = _runs(source.shape, call.shape)
@@ -81,7 +81,7 @@ def _viewed(plane: Ids, old: Sequence[int], new: Sequence[int], runs: Sequence[_
     return np.broadcast_to(plane, whole).reshape(shape)
 
 
-def selection(state: Provenance, call: Call) -> Sequence[Labels]:
+def selection(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """One entry of a dim, picked by number: that entry stays."""
     source: Labels = call.args[0]
     dim, index = call.argument("dim") % len(source.shape), call.argument("index")
@@ -91,7 +91,7 @@ def selection(state: Provenance, call: Call) -> Sequence[Labels]:
     return move(state, call)
 
 
-def channel_shuffle(state: Provenance, call: Call) -> Sequence[Labels]:
+def channel_shuffle(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """Channels are dealt out in `groups` hands: the same channel goes from each."""
     source: Labels = call.args[0]
     hands = state.vector(source, 1).reshape(int(call.args[1]), -1)
@@ -100,7 +100,7 @@ def channel_shuffle(state: Provenance, call: Call) -> Sequence[Labels]:
     return move(state, call)
 
 
-def gated_halves(state: Provenance, call: Call) -> Sequence[Labels]:
+def gated_halves(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """GLU: one half of a dim gates the other."""
     source: Labels = call.args[0]
     dim = int(call.argument("dim", -1)) % len(source.shape)
@@ -108,10 +108,10 @@ def gated_halves(state: Provenance, call: Call) -> Sequence[Labels]:
     state.union(first, second)
     state.refresh(source)
     others = [p for p in source.planes if varying(p) != [dim]]
-    return [Labels(call.shape, [*others, *state.labelled(call.shape, {dim: first}).planes])]
+    return [Labels(call.shape, [*others, *state.labeled(call.shape, {dim: first}).planes])]
 
 
-def tiling(state: Provenance, call: Call) -> Sequence[Labels]:
+def tiling(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """`repeat`: the labels of a dim follow each other as often as its entries do."""
     del state
     source, counts = call.args[:2]
@@ -122,7 +122,7 @@ def tiling(state: Provenance, call: Call) -> Sequence[Labels]:
     return [labels]
 
 
-def mirroring(state: Provenance, call: Call) -> Sequence[Labels]:
+def mirroring(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """`flip`: the labels turn round with the entries."""
     del state
     source: Labels = call.args[0]
@@ -130,20 +130,20 @@ def mirroring(state: Provenance, call: Call) -> Sequence[Labels]:
     return [Labels(call.shape, [np.flip(plane, tuple(dims)) for plane in source.planes])]
 
 
-def pixel_shuffle(state: Provenance, call: Call) -> Sequence[Labels]:
+def pixel_shuffle(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """`pixel_shuffle`, `fold`: the channels that are the places of one patch are one."""
     rows = _channels_alone(state, call.args[0]).reshape(call.shape[1], -1)
     state.union(rows, rows[:, :1])
-    return [state.labelled(call.shape, {1: rows[:, 0]})]
+    return [state.labeled(call.shape, {1: rows[:, 0]})]
 
 
-def patches(state: Provenance, call: Call) -> Sequence[Labels]:
+def patches(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """`unfold`, `pixel_unshuffle`: each channel becomes as many as there are places in a patch."""
     channels = _channels_alone(state, call.args[0])
-    return [state.labelled(call.shape, {1: np.repeat(channels, call.shape[1] // len(channels))})]
+    return [state.labeled(call.shape, {1: np.repeat(channels, call.shape[1] // len(channels))})]
 
 
-def _channels_alone(state: Provenance, source: Labels) -> Ids:
+def _channels_alone(state: PropagationState, source: Labels) -> Ids:
     channels = state.vector(source, 1)
     for plane in source.planes:
         if varying(plane) != [1]:
@@ -151,14 +151,14 @@ def _channels_alone(state: Provenance, source: Labels) -> Ids:
     return channels
 
 
-def windows(state: Provenance, call: Call) -> Sequence[Labels]:
-    """`Tensor.unfold`: windows along an unlabelled dim, in a new last dim."""
+def windows(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
+    """`Tensor.unfold`: windows along an unlabeled dim, in a new last dim."""
     source: Labels = call.args[0]
     _freeze_along(state, source, [int(call.args[1]) % len(source.shape)])
     return [Labels(call.shape, [plane[..., None] for plane in source.planes])]
 
 
-def to_complex(state: Provenance, call: Call) -> Sequence[Labels]:
+def to_complex(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """`view_as_complex`: the two parts of a number are one."""
     source: Labels = call.args[0]
     last = len(source.shape) - 1
@@ -169,34 +169,34 @@ def to_complex(state: Provenance, call: Call) -> Sequence[Labels]:
     return [Labels(call.shape, [plane[..., 0] for plane in source.planes])]
 
 
-def to_real(state: Provenance, call: Call) -> Sequence[Labels]:
+def to_real(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """`view_as_real`: two parts in a new last dim."""
     del state
     source: Labels = call.args[0]
     return [Labels(call.shape, [plane[..., None] for plane in source.planes])]
 
 
-def draw(state: Provenance, call: Call) -> Sequence[Labels]:
+def draw(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """Random numbers, as many as the input has entries: of fewer, all are others, and nothing can be compared."""
     for labels in call.tensors():
         state.freeze_all(labels)
     return creation(state, call)
 
 
-def creation(state: Provenance, call: Call) -> Sequence[Labels]:
+def creation(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """A new tensor carries no label."""
     del state
     return [Labels(tuple(r.shape)) for r in call.results]
 
 
-def _freeze_along(state: Provenance, labels: Labels, dims: Sequence[int]) -> None:
+def _freeze_along(state: PropagationState, labels: Labels, dims: Sequence[int]) -> None:
     for plane in labels.planes:
         if set(varying(plane)) & set(dims):
             state.freeze(plane)
     state.refresh(labels)
 
 
-def _mover(call: Call) -> Callable[[Tensor], Tensor | Sequence[Tensor]]:
+def _mover(call: AtenCall) -> Callable[[Tensor], Tensor | Sequence[Tensor]]:
     return lambda x: call.op(x, *call.args[1:], **call.kwargs)
 
 

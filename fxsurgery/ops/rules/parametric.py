@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from fxsurgery.ops.labels import Labels, along, varying
-from fxsurgery.ops.propagation_state import Contraction, Provenance
-from fxsurgery.ops.rules.call import Call
+from fxsurgery.ops.propagation_state import Contraction, PropagationState
+from fxsurgery.ops.rules.call import AtenCall
 from fxsurgery.ops.rules.pointwise import join
 from fxsurgery.ops.union_find import Ids
 
 
-def convolution(state: Provenance, call: Call) -> Sequence[Labels]:
+def convolution(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """Input channels are contracted with the weight's, output channels are the weight's own."""
     source, weight, bias = call.args[:3]
     transposed, groups = bool(call.args[6]), int(call.args[8])
@@ -38,11 +38,11 @@ def convolution(state: Provenance, call: Call) -> Sequence[Labels]:
         state.produced.append((state.node, leaving))
     if isinstance(bias, Labels):
         state.union(state.vector(bias, 0), leaving)
-    planes = [*state.labelled(call.shape, {1: leaving}).planes, *passing]
+    planes = [*state.labeled(call.shape, {1: leaving}).planes, *passing]
     return [state.without_overlap(Labels(call.shape, planes))]
 
 
-def _grouped(state: Provenance, entering: Ids, weights: tuple[Ids, Ids], groups: int, *, transposed: bool) -> Ids:
+def _grouped(state: PropagationState, entering: Ids, weights: tuple[Ids, Ids], groups: int, *, transposed: bool) -> Ids:
     w_in, w_out = weights
     channels = entering.reshape(groups, -1)
     width = channels.shape[1]
@@ -66,8 +66,8 @@ def _grouped(state: Provenance, entering: Ids, weights: tuple[Ids, Ids], groups:
     return w_out
 
 
-def _along_space(state: Provenance, call: Call, source: Labels) -> list[Ids]:
-    """Labels along convolved dims: neighbours change with each removal, so they pass only where the size stays."""
+def _along_space(state: PropagationState, call: AtenCall, source: Labels) -> list[Ids]:
+    """Labels along convolved dims: neighbors change with each removal, so they pass only where the size stays."""
     passing = list[Ids]()
     for plane in source.planes:
         if (dims := varying(plane)) == [1] or dims == [0]:
@@ -81,7 +81,7 @@ def _along_space(state: Provenance, call: Call, source: Labels) -> list[Ids]:
     return passing
 
 
-def channel_norm(state: Provenance, call: Call) -> Sequence[Labels]:
+def channel_norm(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """Batch norm: every statistic and affine vector belongs to the channel."""
     source: Labels = call.args[0]
     channels = state.vector(source, 1)
@@ -101,7 +101,7 @@ def channel_norm(state: Provenance, call: Call) -> Sequence[Labels]:
     return [first, *(Labels(tuple(r.shape)) for r in call.results[1:])]
 
 
-def group_norm(state: Provenance, call: Call) -> Sequence[Labels]:
+def group_norm(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """Whole groups may go; within a single group the statistics change with every channel."""
     source, weight, bias = call.args[:3]
     groups = int(call.argument("group", call.argument("num_groups", 1)))
@@ -119,7 +119,7 @@ def group_norm(state: Provenance, call: Call) -> Sequence[Labels]:
     return [Labels(call.shape, list(source.planes)), *(Labels(tuple(r.shape)) for r in call.results[1:])]
 
 
-def layer_norm(state: Provenance, call: Call) -> Sequence[Labels]:
+def layer_norm(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """Statistics run over the trailing dims: removing there is inexact.
 
     Where labels vary along those dims and others, as over (heads, width), a later consumer decides first.
@@ -127,13 +127,13 @@ def layer_norm(state: Provenance, call: Call) -> Sequence[Labels]:
     source: Labels = call.args[0]
     first = len(source.shape) - len(call.args[1])
     if any(len(varying(p)) > 1 and varying(p)[0] < first for p in source.planes):
-        state.later(lambda: _normalised(state, call))
+        state.later(lambda: _normalized(state, call))
     else:
-        _normalised(state, call)
+        _normalized(state, call)
     return [Labels(call.shape, list(source.planes)), *(Labels(tuple(r.shape)) for r in call.results[1:])]
 
 
-def _normalised(state: Provenance, call: Call) -> None:
+def _normalized(state: PropagationState, call: AtenCall) -> None:
     source: Labels = call.args[0]
     shape: Sequence[int] = call.args[1]
     ndim = len(source.shape)
@@ -147,7 +147,7 @@ def _normalised(state: Provenance, call: Call) -> None:
     state.refresh(source)
 
 
-def weight_norm(state: Provenance, call: Call) -> Sequence[Labels]:
+def weight_norm(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """`g * v / |v|` with the norm over all dims but one: `resize` makes up for what the norm loses."""
     direction, magnitude = call.args[:2]
     dim = int(call.argument("dim", 0)) % len(direction.shape)
@@ -156,7 +156,7 @@ def weight_norm(state: Provenance, call: Call) -> Sequence[Labels]:
     return [Labels(call.shape, list(direction.planes)), *(Labels(tuple(r.shape)) for r in call.results[1:])]
 
 
-def prelu(state: Provenance, call: Call) -> Sequence[Labels]:
+def prelu(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """One slope for all, or one a channel."""
     source, weight = call.args[:2]
     if len(weight.shape) == 1 and weight.shape[0] > 1:

@@ -1,18 +1,18 @@
 """Pointwise operations: what meets element by element lives and dies together.
 
-Under broadcasting, a label that meets an unlabelled extent of the other operand freezes along it: that
+Under broadcasting, a label that meets an unlabeled extent of the other operand freezes along it: that
 operand would not shrink.
 """
 
 from collections.abc import Sequence
 
 from fxsurgery.ops.labels import Labels, first_along, padded, varying
-from fxsurgery.ops.propagation_state import Provenance
-from fxsurgery.ops.rules.call import Call
+from fxsurgery.ops.propagation_state import PropagationState
+from fxsurgery.ops.rules.call import AtenCall
 from fxsurgery.ops.union_find import Ids
 
 
-def pointwise(state: Provenance, call: Call) -> Sequence[Labels]:
+def pointwise(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """Join the labels of all operands."""
     ndim = len(call.shape)
     shape: tuple[int, ...] | None = None
@@ -29,7 +29,9 @@ def pointwise(state: Provenance, call: Call) -> Sequence[Labels]:
     return [Labels(tuple(r.shape), list(labels.planes)) for r in call.results]
 
 
-def join(state: Provenance, left: tuple[Sequence[int], list[Ids]], right: tuple[Sequence[int], list[Ids]]) -> list[Ids]:
+def join(
+    state: PropagationState, left: tuple[Sequence[int], list[Ids]], right: tuple[Sequence[int], list[Ids]]
+) -> list[Ids]:
     """Planes of the broadcast combination of two operands, each a (shape, planes) pair of equal rank."""
     (left_shape, left_planes), (right_shape, waiting) = left, right
     joined = list[Ids]()
@@ -56,7 +58,7 @@ def join(state: Provenance, left: tuple[Sequence[int], list[Ids]], right: tuple[
     return joined
 
 
-def alone(state: Provenance, plane: Ids, other_shape: Sequence[int]) -> list[Ids]:
+def alone(state: PropagationState, plane: Ids, other_shape: Sequence[int]) -> list[Ids]:
     """What is left of a plane that meets no label: it is tied along the dims where the other has extent."""
     free = [d for d in varying(plane) if other_shape[d] == 1]
     if len(free) == len(varying(plane)):
@@ -69,7 +71,7 @@ def alone(state: Provenance, plane: Ids, other_shape: Sequence[int]) -> list[Ids
     return [] if left is None else [left]
 
 
-def _decide_later(state: Provenance, left: tuple[Sequence[int], Ids], right: tuple[Sequence[int], Ids]) -> None:
+def _decide_later(state: PropagationState, left: tuple[Sequence[int], Ids], right: tuple[Sequence[int], Ids]) -> None:
     """A plane over (heads, width) meets one over (width): a consumer may yet resolve the larger."""
 
     def decide() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from fxsurgery.ops.labels import Labels, varying
-from fxsurgery.ops.propagation_state import Contraction, Provenance, Work
+from fxsurgery.ops.propagation_state import Contraction, PropagationState, Work
 from fxsurgery.ops.union_find import Ids
 
 Parameters = Callable[[str], Labels]
@@ -34,7 +34,7 @@ def end_shapes(module: nn.RNNBase, given: tuple[int, ...]) -> list[tuple[int, ..
 
 
 def recurrent(
-    state: Provenance, module: nn.RNNBase, source: Labels, parameter: Parameters, steps: int
+    state: PropagationState, module: nn.RNNBase, source: Labels, parameter: Parameters, steps: int
 ) -> tuple[Ids, Ids, Ids]:
     """Tie what a hidden unit is made of; the units along the last dim of the output, and of each state.
 
@@ -72,7 +72,7 @@ def recurrent(
 
 
 def _tie(
-    state: Provenance, parameter: Parameters, suffix: str, units: tuple[Ids, Ids, Ids], module: nn.RNNBase
+    state: PropagationState, parameter: Parameters, suffix: str, units: tuple[Ids, Ids, Ids], module: nn.RNNBase
 ) -> None:
     entering, hidden, cell = units
     gates = _gates(module)
@@ -94,11 +94,11 @@ def _gates(module: nn.RNNBase) -> int:
     return module.get_parameter("weight_ih_l0").shape[0] // module.hidden_size
 
 
-def _rows(state: Provenance, labels: Labels, gates: int) -> Ids:
+def _rows(state: PropagationState, labels: Labels, gates: int) -> Ids:
     return state.vector(labels, 0).reshape(gates, -1)
 
 
-def _count(state: Provenance, units: tuple[Ids, Ids, Ids], gates: int, steps: int, *, projected: bool) -> None:
+def _count(state: PropagationState, units: tuple[Ids, Ids, Ids], gates: int, steps: int, *, projected: bool) -> None:
     entering, hidden, cell = units
     for columns in (entering, hidden):
         macs = float(steps * gates * len(cell) * len(columns))

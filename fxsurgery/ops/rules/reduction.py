@@ -6,13 +6,13 @@ A reduced label ends here. Only a sum does not notice that a silenced entry is g
 from collections.abc import Sequence
 
 from fxsurgery.ops.labels import Labels, first_along, varying
-from fxsurgery.ops.propagation_state import Provenance
-from fxsurgery.ops.rules.call import Call, Rule, dims_of
+from fxsurgery.ops.propagation_state import PropagationState
+from fxsurgery.ops.rules.call import AtenCall, Rule, dims_of
 from fxsurgery.ops.rules.pointwise import pointwise
 from fxsurgery.ops.union_find import Ids
 
 
-def reduction(state: Provenance, call: Call) -> Sequence[Labels]:
+def reduction(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     """Labels along reduced dims end; the others pass."""
     if call.name in {"max", "min"} and len(call.args) > 1 and isinstance(call.args[1], Labels):
         return pointwise(state, call)
@@ -25,7 +25,7 @@ def reduction(state: Provenance, call: Call) -> Sequence[Labels]:
     return [Labels(tuple(r.shape), list(planes)) for r in call.results]
 
 
-def _after(state: Provenance, call: Call, plane: Ids, reduced: list[int]) -> Ids | None:
+def _after(state: PropagationState, call: AtenCall, plane: Ids, reduced: list[int]) -> Ids | None:
     gone = [d for d in varying(plane) if d in reduced]
     if not gone:
         return plane
@@ -39,8 +39,8 @@ def _after(state: Provenance, call: Call, plane: Ids, reduced: list[int]) -> Ids
     return state.canonical(first_along(plane, kept))
 
 
-def scan(state: Provenance, call: Call) -> Sequence[Labels]:
-    """Softmax and cumulative sums over a labelled dim depend on every entry of it; another dim is kept if it can."""
+def scan(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
+    """Softmax and cumulative sums over a labeled dim depend on every entry of it; another dim is kept if it can."""
     source: Labels = call.args[0]
     dim = call.args[1] % max(len(source.shape), 1)
     for plane in source.planes:
@@ -57,7 +57,7 @@ def scan(state: Provenance, call: Call) -> Sequence[Labels]:
 def windowed(rank: int) -> Rule:
     """Return the rule of pooling and resampling over the last `rank` dims: channels pass, labels on those freeze."""
 
-    def rule(state: Provenance, call: Call) -> Sequence[Labels]:
+    def rule(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
         source: Labels = call.args[0]
         channels = list(range(len(source.shape) - rank))
         state.resolve(source, channels)

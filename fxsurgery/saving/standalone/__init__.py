@@ -6,7 +6,7 @@ from pathlib import Path
 from fxsurgery.files import write_whole
 from fxsurgery.program import Program
 from fxsurgery.saving.folders import new_folder
-from fxsurgery.saving.standalone.source import requirements, source
+from fxsurgery.saving.standalone.model_code import requirements, source
 from fxsurgery.saving.standalone.verify import prove
 from fxsurgery.saving.tensors import first_names, named_state, write_tensors
 from fxsurgery.surroundings import plain_surroundings

@@ -10,27 +10,27 @@ from fxsurgery.saving.constructors import PLAIN_TREES
 
 
 @dataclass(frozen=True)
-class Chain:
+class ModuleChain:
     """The nodes of a container that is a sequence, in order."""
 
     nodes: tuple[fx.Node, ...]
 
 
-def chains(program: Program) -> dict[str, Chain]:
+def chains(program: Program) -> dict[str, ModuleChain]:
     """The containers that can be an `nn.Sequential`, the outer ones first."""
     calls = dict[str, list[fx.Node]]()
     for node, _ in program.calls(nn.Module):
         calls.setdefault(str(node.target), []).append(node)
     read = {str(n.target) for n in program.nodes if n.op == "get_attr"}
     shared = _shared(program.graph_module)
-    found = dict[str, Chain]()
+    found = dict[str, ModuleChain]()
     for path, module in program.graph_module.named_modules():
         names = [name for name, _ in module.named_children()]
         # A sequence of one reads worse than the part under its name, unless it is called as a part of another one.
         alone = len(names) == 1 and names != ["0"] and not any(outer in found for outer in _around(path))
         blocked = alone or path in shared or any(r.startswith(f"{path}.") for r in read)
         if path and not blocked and is_tree(module) and (span := _span(path, module, calls)) is not None:
-            found[path] = Chain(tuple(span))
+            found[path] = ModuleChain(tuple(span))
     return found
 
 

@@ -18,14 +18,14 @@ from fxsurgery.analysis.node_values import node_values
 from fxsurgery.ops import registry
 from fxsurgery.ops.operator import Kind
 from fxsurgery.program import Program
-from fxsurgery.saving.outputs import keys_of
-from fxsurgery.saving.standalone.calls import arguments, call, is_operator, is_setitem
-from fxsurgery.saving.standalone.chains import Chain
+from fxsurgery.saving.output_structure import keys_of
+from fxsurgery.saving.standalone.call_code import arguments, call, is_operator, is_setitem
+from fxsurgery.saving.standalone.chains import ModuleChain
 from fxsurgery.saving.standalone.dead import dead
+from fxsurgery.saving.standalone.identifiers import Names, fitting
 from fxsurgery.saving.standalone.inlining import inlined
 from fxsurgery.saving.standalone.literals import Code, Show, index, shown
-from fxsurgery.saving.standalone.names import Names, fitting
-from fxsurgery.saving.standalone.signature import TAKEN, Argument, placeholders
+from fxsurgery.saving.standalone.signature import TAKEN, ForwardArgument, placeholders
 from fxsurgery.saving.standalone.tree import Tree
 
 
@@ -43,7 +43,9 @@ class Statement:
 class Forward:
     """Writes the body of forward."""
 
-    def __init__(self, program: Program, tree: Tree, chains: Mapping[str, Chain], given: list[Argument]) -> None:
+    def __init__(
+        self, program: Program, tree: Tree, chains: Mapping[str, ModuleChain], given: list[ForwardArgument]
+    ) -> None:
         self._program, self._tree, self._values = program, tree, node_values(program)
         self._places = placeholders(program, given)
         self._arguments = given
@@ -283,7 +285,7 @@ def _plain(spec: pytree.TreeSpec, leaves: Iterator[Any]) -> Any:  # noqa: ANN401
     return tuple(children) if keys is None else dict(zip(keys, children, strict=True))
 
 
-def _in_chains(chains: Mapping[str, Chain]) -> tuple[set[fx.Node], dict[fx.Node, tuple[str, fx.Node]]]:
+def _in_chains(chains: Mapping[str, ModuleChain]) -> tuple[set[fx.Node], dict[fx.Node, tuple[str, fx.Node]]]:
     """The nodes that a sequence swallows, and for its last node, its path and its first node."""
     skipped, heads = set[fx.Node](), dict[fx.Node, tuple[str, fx.Node]]()
     for path, chain in chains.items():

@@ -5,7 +5,7 @@ from torch import fx
 from fxsurgery.analysis.node_values import NodeValues
 from fxsurgery.ops import registry
 from fxsurgery.program import Program
-from fxsurgery.saving.standalone.calls import is_operator, is_setitem
+from fxsurgery.saving.standalone.call_code import is_operator, is_setitem
 
 LONGEST = 72
 """Columns that a statement may have before parts of it get a line of their own."""

@@ -21,7 +21,7 @@ TAKEN = {"self", "named", "_", "torch", "nn", "F", "operator", "math", "abs", "b
 
 
 @dataclass(frozen=True)
-class Argument:
+class ForwardArgument:
     """One argument of forward."""
 
     name: str
@@ -38,7 +38,7 @@ class Argument:
         return self.by_name and self.name != self.given
 
 
-def arguments_of(program: Program) -> list[Argument]:
+def arguments_of(program: Program) -> list[ForwardArgument]:
     """The arguments of forward, under the user's names."""
     codegen = program.graph_module.graph._codegen  # noqa: SLF001 -- how the inputs are taken apart
     inputs = program.examples
@@ -48,7 +48,7 @@ def arguments_of(program: Program) -> list[Argument]:
         names = [str(n.target) for n in program.nodes if n.op == "placeholder"]
     values = [*((v, False) for v in inputs.args), *((v, True) for v in inputs.kwargs.values())]
     local = free_names(names, TAKEN)
-    return [Argument(local[n], value, named, n) for n, (value, named) in zip(names, values, strict=True)]
+    return [ForwardArgument(local[n], value, named, n) for n, (value, named) in zip(names, values, strict=True)]
 
 
 def free_names(names: Iterable[str], taken: AbstractSet[str]) -> dict[str, str]:
@@ -69,7 +69,7 @@ def _is_usable(name: str) -> bool:
     return plain and not name.startswith("__") and unicodedata.normalize("NFKC", name) == name
 
 
-def placeholders(program: Program, arguments: list[Argument]) -> dict[fx.Node, str]:
+def placeholders(program: Program, arguments: list[ForwardArgument]) -> dict[fx.Node, str]:
     """For each placeholder, the code that reads it: an argument, or a part of one."""
     nodes = [n for n in program.nodes if n.op == "placeholder"]
     places = [place for a in arguments for place in _places(a.name, a.value)]
@@ -90,7 +90,7 @@ def _step(key: Any) -> str:  # noqa: ANN401 -- a key of pytree
     return f".{key.name}"
 
 
-def header(arguments: list[Argument], *, gives_tensor: bool) -> str:
+def header(arguments: list[ForwardArgument], *, gives_tensor: bool) -> str:
     """The line that begins forward."""
     plain = (a for a in arguments if not a.is_renamed)
     parts = [f"{a.name}: Tensor" if isinstance(a.value, Tensor) else a.name for a in plain]
@@ -98,7 +98,7 @@ def header(arguments: list[Argument], *, gives_tensor: bool) -> str:
     return f"def forward(self, {listed}){' -> Tensor' if gives_tensor else ''}:"
 
 
-def renamings(arguments: list[Argument]) -> list[str]:
+def renamings(arguments: list[ForwardArgument]) -> list[str]:
     """The statements that forward begins with: arguments by name whose names mean something else in its body."""
     return [f"{a.name} = named[{shown(a.given).text}]" for a in arguments if a.is_renamed]
 

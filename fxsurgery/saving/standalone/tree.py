@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fxsurgery.errors import SavingError
 from fxsurgery.program import Program
-from fxsurgery.saving.constructors import Described, Parametrised, describe, parameters_of
-from fxsurgery.saving.standalone.chains import Chain, is_tree, ordered
+from fxsurgery.saving.constructors import Described, Parametrized, describe, parameters_of
+from fxsurgery.saving.standalone.chains import ModuleChain, is_tree, ordered
 from fxsurgery.saving.standalone.literals import shown, text
 from fxsurgery.saving.stochastic_depth import depth_of
 
@@ -20,7 +20,7 @@ GROUP_ATTRIBUTES = set(dir(nn.ModuleDict))
 class Tree:
     """The constructors of a model, and the helpers that they want."""
 
-    def __init__(self, program: Program, chains: Mapping[str, Chain]) -> None:
+    def __init__(self, program: Program, chains: Mapping[str, ModuleChain]) -> None:
         self.helpers = set[str]()
         """Of the generated file: `Group`, `StochasticDepth`; and what it imports: `OrderedDict`, `weight_norm`, ..."""
         self._root, self._chains = program.graph_module, chains
@@ -97,10 +97,10 @@ class Tree:
         name = "Linear" if found.name == "NonDynamicallyQuantizableLinear" else found.name
         code = f"nn.{name}({_arguments(found)})"
         for norm in found.norms:
-            code = self._parametrised(norm, code)
+            code = self._parametrized(norm, code)
         return code
 
-    def _parametrised(self, norm: Parametrised, code: str) -> str:
+    def _parametrized(self, norm: Parametrized, code: str) -> str:
         self.helpers.add(norm.function)
         options = "".join(f", {name}={shown(value).text}" for name, value in norm.options.items())
         return f"{norm.function}({code}, {text(norm.tensor)}{options})"

@@ -8,7 +8,7 @@ from fxsurgery.files import writing
 from fxsurgery.program import Program
 from fxsurgery.runs.layout import BEST, RESULT, STAGES
 from fxsurgery.saving import save_program
-from fxsurgery.training.rank_zero import from_first
+from fxsurgery.training.rank_zero import from_rank_zero
 
 
 def unwritable(program: Program, folder: Path) -> str | None:
@@ -18,7 +18,7 @@ def unwritable(program: Program, folder: Path) -> str | None:
         with writing(folder), tempfile.TemporaryDirectory(prefix=f".{BEST}.", dir=folder) as trial:
             return keep_best(program, Path(trial))
 
-    return from_first(tried)
+    return from_rank_zero(tried)
 
 
 def unwritten(error: SavingError) -> str:

@@ -21,7 +21,7 @@ from fxsurgery.runs.records import are_amounts
 from fxsurgery.runs.run_directory import RunDir
 
 
-class Meter(Protocol):
+class CostMeter(Protocol):
     """Measures one metric."""
 
     readings: int
@@ -46,7 +46,7 @@ class CostOracle:
         CostEstimate(value=8, low=8, high=8)
     """
 
-    meters: Mapping[Metric, Meter] = field(default_factory=dict)
+    meters: Mapping[Metric, CostMeter] = field(default_factory=dict)
     """By measured metric."""
     run: RunDir = field(default_factory=RunDir)
     """Recalls what was measured before a kill."""

@@ -24,12 +24,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from fxsurgery.analysis.importance import norm_scales
-from fxsurgery.analysis.pooling import is_convolution
+from fxsurgery.analysis.pool_windows import is_convolution
 from fxsurgery.analysis.structure import structure
 from fxsurgery.errors import PassCrashedError, SurgeryError
 from fxsurgery.kept_outputs import sample_outputs
 from fxsurgery.match import Match, Refusal
-from fxsurgery.option_types import MOST_UNITS, Range, Share, check_fields
+from fxsurgery.option_types import MOST_UNITS, Fraction, Range, check_fields
 from fxsurgery.passes import AddConvCell, Deepen, PruneChannels, RemoveLayer, SvdShrink, Widen
 from fxsurgery.program import Program
 from fxsurgery.rewriting.single_channel import singles
@@ -54,7 +54,7 @@ class Amounts:
     """A move adds or removes so many channels, or the share of the width if that is more."""
     units: Units = 2
     """The same of units."""
-    share: Share = 0.1
+    share: Fraction = 0.1
     places: Annotated[int, Range(least=1, most=10_000)] = 8
     """At most so many places for each operation; drawn at random where there are more."""
 

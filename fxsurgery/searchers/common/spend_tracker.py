@@ -19,7 +19,7 @@ class SpendTracker:
 
     spend: Spend
     epoch: float
-    """Optimiser steps that go once through the training data."""
+    """Optimizer steps that go once through the training data."""
     run: RunDir
     reserved: int = 0
     """Steps that are kept for later."""

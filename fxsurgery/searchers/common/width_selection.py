@@ -17,12 +17,12 @@ from fxsurgery.analysis.cost import cost, cost_after
 from fxsurgery.analysis.structure import Mask, structure
 from fxsurgery.budget import Budget
 from fxsurgery.errors import BudgetError
-from fxsurgery.searchers.common.latency import LatencyLimit
+from fxsurgery.searchers.common.latency_model import LatencyLimit
 from fxsurgery.searchers.common.widths import Scores, Space, pruned
 
 
 @dataclass(frozen=True)
-class Block:
+class UnitBlock:
     """Units of one group that go together; `order` is its place in the group, first to go first."""
 
     choice: int
@@ -31,7 +31,7 @@ class Block:
     score: float
 
 
-def project(found: Space, scores: Scores, budget: Budget, latency: LatencyLimit | None = None) -> Mask:
+def select_widths(found: Space, scores: Scores, budget: Budget, latency: LatencyLimit | None = None) -> Mask:
     """The ids that stay so that `budget` holds, given a score for each id (higher stays).
 
     A limit on latency is met by bisection over the ranking: what is measured is the pruned network. Where even the
@@ -57,17 +57,17 @@ def project(found: Space, scores: Scores, budget: Budget, latency: LatencyLimit 
         scores[list(emptied)] = math.inf
 
 
-def _cut(found: Space, blocks: list[Block], budget: Budget, latency: LatencyLimit | None) -> Mask:
+def _cut(found: Space, blocks: list[UnitBlock], budget: Budget, latency: LatencyLimit | None) -> Mask:
     """Remove from the front until the budget holds, then put back what still fits, best first."""
     original, facts = cost(found.program), structure(found.program)
 
-    def mask(gone: list[Block]) -> Mask:
+    def mask(gone: list[UnitBlock]) -> Mask:
         return facts.mask(np.asarray([u for b in gone for u in b.units], np.int64))
 
-    def fits(gone: list[Block]) -> bool:
+    def fits(gone: list[UnitBlock]) -> bool:
         return budget.holds(cost_after(found.program, mask(gone)), original)
 
-    def is_fast(gone: list[Block]) -> bool:
+    def is_fast(gone: list[UnitBlock]) -> bool:
         keep = mask(gone)
         if latency is None or facts.emptied(keep):
             return True
@@ -92,7 +92,7 @@ def _fewest(low: int, high: int, enough: Callable[[int], bool]) -> int:
     return low
 
 
-def _blocks(found: Space, scores: Scores) -> Iterator[Block]:
+def _blocks(found: Space, scores: Scores) -> Iterator[UnitBlock]:
     """Each group's blocks in the order of going, with scores that never fall along it."""
     for number, choice in enumerate(found.choices):
         ranked = choice.group.units[np.argsort(-scores[choice.group.units], kind="stable")]
@@ -100,7 +100,7 @@ def _blocks(found: Space, scores: Scores) -> Iterator[Block]:
         for order, (more, fewer) in enumerate(zip(choice.counts, choice.counts[1:], strict=False)):
             units = ranked[fewer:more]
             floor = max(floor, float(scores[units].mean()))
-            yield Block(number, order, tuple(units.tolist()), floor)
+            yield UnitBlock(number, order, tuple(units.tolist()), floor)
 
 
 def evenly(found: Space, scores: Scores | None = None) -> Scores:

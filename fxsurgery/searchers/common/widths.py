@@ -18,7 +18,7 @@ from fxsurgery.errors import BudgetError, StructureError
 from fxsurgery.passes import PruneChannels
 from fxsurgery.program import Program
 from fxsurgery.rewriting.removable import unremovable, unremovable_notes
-from fxsurgery.searchers.common.latency import LatencyLimit
+from fxsurgery.searchers.common.latency_model import LatencyLimit
 
 Scores = NDArray[np.float64]
 

@@ -25,13 +25,13 @@ from fxsurgery.nn.gates import GateVector
 from fxsurgery.option_types import Range
 from fxsurgery.passes import InsertGates
 from fxsurgery.program import Program
-from fxsurgery.searchers.common.latency import LatencyLimit, hold
+from fxsurgery.searchers.common.latency_model import LatencyLimit, hold
 from fxsurgery.searchers.common.settings import Epochs, Narrowing
-from fxsurgery.searchers.common.width_selection import evenly, project
+from fxsurgery.searchers.common.width_selection import evenly, select_widths
 from fxsurgery.searchers.common.widths import Scores, Space, alignment_note, pruned, space
-from fxsurgery.searchers.dnal.budget_controller import Limit, Steering
+from fxsurgery.searchers.dnal.budget_controller import BudgetController, Limit
 from fxsurgery.searchers.dnal.gate_penalty import GatePenalty
-from fxsurgery.searchers.session import Outcome, Session, Stage
+from fxsurgery.searchers.session import SearchOutcome, Session, Stage
 from fxsurgery.training import Hooks, Recipe, constant, sgd
 
 UNDECIDED = (0.1, 0.9)
@@ -53,7 +53,7 @@ class Dnal(Narrowing):
     """In which the gates are learned, all weights frozen."""
 
 
-def search(program: Program, budget: Budget | None, config: Dnal, session: Session, *, trained: bool) -> Outcome:
+def search(program: Program, budget: Budget | None, config: Dnal, session: Session, *, trained: bool) -> SearchOutcome:
     """Run DNAL on `program`, which is left as it is.
 
     Raises:
@@ -75,7 +75,7 @@ def search(program: Program, budget: Budget | None, config: Dnal, session: Sessi
 
     def cut(limit: LatencyLimit | None) -> Program:
         nonlocal keep
-        keep = _open(found, scores) if budget is None else project(found, scores, budget, limit)
+        keep = _open(found, scores) if budget is None else select_widths(found, scores, budget, limit)
         return pruned(program, keep)
 
     def finish(cut: Program, time: int) -> Program:
@@ -146,7 +146,7 @@ def _learn_gates(
         vector.logits.masked_fill_(movable == 0, 1e3)
     steps = max(session.steps(config, config.architecture_epochs), 1)
     limits = [] if budget is None else _limits(found, budget, plan, session.latency_limit)
-    steering = Steering(vector, limits, movable)
+    steering = BudgetController(vector, limits, movable)
     if limits:
         recipe = Recipe(steps=steps, optimizer=sgd(1.0 / steps, momentum=0.9), schedule=constant())
         hooks = Hooks(
@@ -174,7 +174,7 @@ def _limits(found: Space, budget: Budget, plan: GatePlan, latency: LatencyLimit 
     program, original = found.program, cost(found.program)
     shares = {name: amount / getattr(original, name) for name, amount in budget.limits(original)}
     if latency is not None:
-        even = cost_after(program, project(found, evenly(found), budget, latency))
+        even = cost_after(program, select_widths(found, evenly(found), budget, latency))
         shares["macs"] = min(shares.get("macs", 1.0), even.macs / original.macs)
     return [Limit(TERMS[name](program).expected(plan), share) for name, share in shares.items()]
 

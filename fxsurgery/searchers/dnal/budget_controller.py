@@ -1,7 +1,7 @@
 """Steer the gates of DNAL's architecture stage to a budget.
 
-Stage 2 minimises `L0 + lambda * E[cost]` over the gate logits s alone, while delta grows from 1 to 1e4. The
-penalty is the expected cost under the gates, bilinear in neighbouring soft widths. What lambda does depends
+Stage 2 minimizes `L0 + lambda * E[cost]` over the gate logits s alone, while delta grows from 1 to 1e4. The
+penalty is the expected cost under the gates, bilinear in neighboring soft widths. What lambda does depends
 on the loss, the number of steps and the network, so nobody is asked for it: here
 
     ds = delta * g * (1 - g) * [ (dL0/dg) / n_L  +  kappa * (dE/dg) / n_E ],      g = sigmoid(delta * s)
@@ -39,7 +39,7 @@ class Limit:
 
 
 @dataclass
-class Steering:
+class BudgetController:
     """Hooks for the training loop; holds the controller's state."""
 
     vector: GateVector
@@ -92,7 +92,7 @@ class Steering:
         self.trace = [tuple(point) for point in state["trace"]]
 
     def _pull(self, gates: Tensor, progress: float) -> Tensor:
-        """The normalised gradient of the limit that is nearest to being broken; moves kappa."""
+        """The normalized gradient of the limit that is nearest to being broken; moves kappa."""
         leaf = torch.cat([gates.new_ones(1), gates]).requires_grad_()
         with torch.enable_grad():
             shares = [(limit.expected(leaf), limit.share) for limit in self.limits]

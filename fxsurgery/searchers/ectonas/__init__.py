@@ -37,17 +37,19 @@ from fxsurgery.searchers.ectonas.fitness import Fitness
 from fxsurgery.searchers.ectonas.latency_budget import verified_choice, verified_end
 from fxsurgery.searchers.ectonas.outcome import fine_tuned, member_of, out_of_reach, record_of, relate, told_of
 from fxsurgery.searchers.ectonas.population import Population
-from fxsurgery.searchers.ectonas.settings import Ectonas, Evolving
+from fxsurgery.searchers.ectonas.settings import Ectonas, EvolutionSettings
 from fxsurgery.searchers.ectonas.training import SearchState
-from fxsurgery.searchers.session import Outcome, Session, Stage
+from fxsurgery.searchers.session import SearchOutcome, Session, Stage
 
-__all__ = ["DEFAULT_SPEND", "Ectonas", "Evolving", "foretold", "search", "stages"]
+__all__ = ["DEFAULT_SPEND", "Ectonas", "EvolutionSettings", "plan_notes", "search", "stages"]
 
 DEFAULT_SPEND = Spend(epochs=1000)
 """The paper's."""
 
 
-def search(program: Program, budget: Budget | None, config: Ectonas, session: Session, *, trained: bool) -> Outcome:
+def search(
+    program: Program, budget: Budget | None, config: Ectonas, session: Session, *, trained: bool
+) -> SearchOutcome:
     """Evolve `program`, which is left as it is.
 
     Raises:
@@ -93,10 +95,10 @@ def stages(config: Ectonas, session: Session, *, trained: bool) -> list[Stage]:
     warm_up = 0 if trained else session.steps(config, config.weights_epochs)
     rest = 0 if purse.allowed is None else max(int(purse.left) - warm_up, 0)
     plan = {"warm-up": warm_up, "search": rest, "fine-tune": purse.reserved}
-    return [Stage(name, steps, looks=round(steps / session.epoch)) for name, steps in plan.items() if steps]
+    return [Stage(name, steps, validations=round(steps / session.epoch)) for name, steps in plan.items() if steps]
 
 
-def foretold(program: Program, config: Ectonas, session: Session, *, trained: bool) -> tuple[str, ...]:
+def plan_notes(program: Program, config: Ectonas, session: Session, *, trained: bool) -> tuple[str, ...]:
     """What to know before a search: how far what may be spent goes.
 
     Raises:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from fxsurgery.budget import CostEstimate
 from fxsurgery.errors import BudgetError
-from fxsurgery.searchers.common.latency import ATTEMPTS
+from fxsurgery.searchers.common.latency_model import ATTEMPTS
 from fxsurgery.searchers.ectonas.evolution_loop import EvolutionLoop
 from fxsurgery.searchers.ectonas.training import State
 from fxsurgery.searchers.session import Session

@@ -10,7 +10,7 @@ from fxsurgery.errors import PassCrashedError
 from fxsurgery.match import Match, Refusal
 from fxsurgery.passes import parse
 from fxsurgery.program import Program
-from fxsurgery.runs.identity import likeness
+from fxsurgery.runs.identity import structural_hash
 from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.searchers.common.cost_oracle import CostOracle
 from fxsurgery.searchers.common.moves import Amounts, apply_move, moves
@@ -134,7 +134,7 @@ class Population:
                     rejected[f"{operation}: {refused}"] += 1
                     continue
                 assert isinstance(made, Program)  # what is not refused
-                number, known = len(self.everyone) + len(trials), likeness(made)
+                number, known = len(self.everyone) + len(trials), structural_hash(made)
                 first = seen.setdefault(known, number)
                 double: dict[str, Any] = (
                     {} if first == number else {"status": "duplicate", "reason": f"duplicate of {first}"}

@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from fxsurgery.budget import Metric
 from fxsurgery.errors import SurgeryError
-from fxsurgery.option_types import MOST_UNITS, Range, Share
+from fxsurgery.option_types import MOST_UNITS, Fraction, Range
 from fxsurgery.searchers.common.moves import OPERATIONS
 from fxsurgery.searchers.common.settings import Epochs, OptionalRate, Rate, Settings, Steps
 from fxsurgery.training import OptimizerFactory
@@ -22,12 +22,12 @@ Many: TypeAlias = Annotated[int, Range(least=1, below=10**18, said=f"{_WHOLE} 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evolving(Settings):
+class EvolutionSettings(Settings):
     """The settings that an evolutionary search has beside those of every method. The defaults are the paper's."""
 
     finetune_learning_rate: OptionalRate = None
     """Initial learning rate of the fine-tuning; `learning_rate` by default."""
-    greediness: Share = 1.0
+    greediness: Fraction = 1.0
     """Alpha: 1 ranks by the validation metric, 0 by the number of parameters, between is a balance of their changes."""
     selection: Selection = "fitness"
     """`random` draws the winners of all matches: the control."""
@@ -45,7 +45,7 @@ class Evolving(Settings):
     """Channels that are added or removed at once, at least."""
     units: Units = 2
     """Units of dense layers that are added or removed at once, at least."""
-    change: Share = 0.1
+    change: Fraction = 0.1
     """Of a width, the share that is added or removed at once, where that is more."""
     places: Several = 8
     """Of each operation on each parent, at most so many places are tried."""
@@ -58,7 +58,7 @@ class Evolving(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ectonas(Evolving):
+class Ectonas(EvolutionSettings):
     """How the search goes. The defaults are the paper's.
 
     Raises:

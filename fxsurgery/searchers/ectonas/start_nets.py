@@ -40,7 +40,7 @@ def start_net(
     classes: int = 10,
     seed: int = 0,
 ) -> nn.Sequential:
-    """A start net, freshly initialised: (batch, *input_shape) -> (batch, classes), class scores before softmax.
+    """A start net, freshly initialized: (batch, *input_shape) -> (batch, classes), class scores before softmax.
 
     Args:
         size: `small`, `medium` or `large`.

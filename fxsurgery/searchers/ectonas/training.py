@@ -154,7 +154,7 @@ class SearchState:
             optimizer=self.config.own_optimizer,
             schedule=constant(),
             gradient_clip=self.session.clip(self.config),
-            validations=looks(steps, own, epochs),
+            validations=validation_steps(steps, own, epochs),
         )
         name = f"{where}: {individual.operation} #{individual.number}"
         work = steps * individual.costs["macs"].value
@@ -231,7 +231,7 @@ class SearchState:
         self.session.trainer.progress.show(standing)
 
 
-def looks(steps: int, own: int, epochs: float) -> tuple[int, ...]:
+def validation_steps(steps: int, own: int, epochs: float) -> tuple[int, ...]:
     """After which of `steps` the validation data are looked at: once an epoch of the last `own`."""
     many = min(max(1, round(epochs)), own)  # no more than once a step
     return tuple(sorted({steps - own + math.ceil(own * k / many) for k in range(1, many + 1)} - {0}))

@@ -14,8 +14,8 @@ from fxsurgery.budget import CostEstimate
 from fxsurgery.errors import BudgetError, ExportError
 from fxsurgery.program import Program
 from fxsurgery.runs.run_directory import RunDir
-from fxsurgery.searchers.common.latency import ATTEMPTS, LatencyLimit, LatencyModel, hold
-from fxsurgery.searchers.common.width_selection import evenly, project
+from fxsurgery.searchers.common.latency_model import ATTEMPTS, LatencyLimit, LatencyModel, hold
+from fxsurgery.searchers.common.width_selection import evenly, select_widths
 from fxsurgery.searchers.common.widths import pruning, space
 from fxsurgery.searchers.dnal import search as dnal
 from fxsurgery.searchers.prune import search as prune
@@ -135,7 +135,7 @@ def test_the_aim_is_tightened_by_the_excess_and_the_width_of_the_interval():
 
     def cut(limit: LatencyLimit | None) -> Program:
         aims.append(limit.aim_ms)
-        keep = project(found, evenly(found), model.budget, limit)
+        keep = select_widths(found, evenly(found), model.budget, limit)
         return pruning(device.original, keep)(device.original).program
 
     estimate = hold(model, cut, lambda program, _: program)

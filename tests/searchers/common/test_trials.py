@@ -59,7 +59,7 @@ def test_scores_that_are_no_numbers_come_back() -> None:
 
 def test_what_a_later_version_adds_is_left_out() -> None:
     plain = to_plain(chain("start", "identity"))
-    plain["trials"][0]["colour"] = "red"
+    plain["trials"][0]["color"] = "red"
     assert from_plain({**plain, "weather": "fine"}) == chain("start", "identity")
 
 

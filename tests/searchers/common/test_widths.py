@@ -15,7 +15,7 @@ from fxsurgery.budget import Budget
 from fxsurgery.capture import capture
 from fxsurgery.errors import BudgetError, StructureError
 from fxsurgery.program import Program
-from fxsurgery.searchers.common.width_selection import evenly, project
+from fxsurgery.searchers.common.width_selection import evenly, select_widths
 from fxsurgery.searchers.common.widths import pruning, space
 from nonempty import nonempty
 from programs import program
@@ -40,7 +40,7 @@ def widths(start: Program) -> list[int]:
 @pytest.mark.parametrize("budget", [Budget(macs=0.5), Budget(params=0.3), Budget(macs=0.6, params=0.4)])
 def test_lands_below_the_budget_with_aligned_widths(align: int, budget: Budget):
     start = wide()
-    keep = project(space(start, align=align), scores(start), budget)
+    keep = select_widths(space(start, align=align), scores(start), budget)
     small = pruning(start, keep)(start).program
     assert budget.holds(cost(small), cost(start))
     assert all(width % align == 0 for width in nonempty(widths(small)))
@@ -50,7 +50,7 @@ def test_lands_below_the_budget_with_aligned_widths(align: int, budget: Budget):
 def test_no_block_that_was_left_out_would_still_fit(align: int):
     start = wide()
     found, budget = space(start, align=align), Budget(macs=0.5)
-    keep = project(found, scores(start), budget)
+    keep = select_widths(found, scores(start), budget)
     kept = {choice.group.name: int(keep[choice.group.units].sum()) for choice in found.choices}
     for choice in nonempty(c for c in found.choices if max(c.counts) > kept[c.group.name]):
         units = choice.group.units
@@ -63,7 +63,7 @@ def test_no_block_that_was_left_out_would_still_fit(align: int):
 def test_units_of_a_group_go_in_the_order_of_their_scores():
     start = wide()
     found, given = space(start, align=4), scores(start)
-    keep = project(found, given, Budget(macs=0.4))
+    keep = select_widths(found, given, Budget(macs=0.4))
     for units in nonempty(c.group.units for c in found.choices if not keep[c.group.units].all()):
         kept, gone = given[units][keep[units]], given[units][~keep[units]]
         assert kept.min() >= gone.max()
@@ -131,14 +131,14 @@ def test_no_branch_is_emptied():
     found = space(start, align=1)
     skewed = scores(start)
     skewed[found.choices[0].group.units[:8]] -= 10
-    small = pruning(start, project(found, skewed, Budget(macs=0.5)))(start).program
+    small = pruning(start, select_widths(found, skewed, Budget(macs=0.5)))(start).program
     assert all(m.in_channels > 0 for _, m in nonempty(small.calls(nn.Conv2d)))
 
 
 def test_latency_is_met_by_what_was_measured():
     start = wide()
     allowed = 0.4 * milliseconds(start)
-    keep = project(space(start, align=4), scores(start), Budget(latency_ms=allowed), limited(allowed))
+    keep = select_widths(space(start, align=4), scores(start), Budget(latency_ms=allowed), limited(allowed))
     after = milliseconds(pruning(start, keep)(start).program)
     assert 0.9 * allowed < after <= allowed
 
@@ -147,7 +147,7 @@ def test_latency_and_macs_hold_together():
     start = wide()
     allowed = 0.9 * milliseconds(start)
     budget = Budget(latency_ms=allowed, macs=0.3)
-    keep = project(space(start, align=4), scores(start), budget, limited(allowed))
+    keep = select_widths(space(start, align=4), scores(start), budget, limited(allowed))
     small = pruning(start, keep)(start).program
     assert budget.holds(cost(small), cost(start))
     assert milliseconds(small) <= 0.9 * milliseconds(start)
@@ -155,18 +155,18 @@ def test_latency_and_macs_hold_together():
 
 def test_unreachable_latency_says_the_least():
     with pytest.raises(BudgetError, match=r"a latency of 0\.5 ms cannot be reached: the least is .* as it is, "):
-        project(space(wide()), scores(wide()), Budget(latency_ms=0.5), limited(0.5))
+        select_widths(space(wide()), scores(wide()), Budget(latency_ms=0.5), limited(0.5))
 
 
 def test_latency_without_a_device_is_refused():
     with pytest.raises(BudgetError, match="needs a device to measure on"):
-        project(space(wide()), scores(wide()), Budget(latency_ms=0.5))
+        select_widths(space(wide()), scores(wide()), Budget(latency_ms=0.5))
 
 
 def test_a_tighter_aim_that_nothing_meets_gives_the_smallest_widths():
     start = wide()
     limit = replace(limited(milliseconds(start)), aim_ms=0.1)
-    keep = project(space(start, align=8), scores(start), Budget(latency_ms=0.9), limit)
+    keep = select_widths(space(start, align=8), scores(start), Budget(latency_ms=0.9), limit)
     assert widths(pruning(start, keep)(start).program) == widths(space(start, align=8).smallest_program())
 
 
@@ -180,7 +180,7 @@ def test_heads_go_whole_and_keep_their_projections_aligned(rotary: bool):
     start = attention(rotary)
     found = space(start, align=4)
     assert {c.group.name: c.counts for c in found.choices}["0.q"] == (4, 2), "a head is 10 wide, so two go together"
-    keep = project(found, scores(start), Budget(macs=0.6))
+    keep = select_widths(found, scores(start), Budget(macs=0.6))
     small = pruning(start, keep)(start).program
     assert small.module(next(n for n in small.nodes if n.target == "0.q")).out_features % 20 == 0
 
@@ -211,7 +211,7 @@ def test_evenly_takes_each_group_in_the_order_of_scores():
     found, given = space(start, align=4), scores(start)
     for size, choice in enumerate(nonempty(found.choices)):
         given[choice.group.units] *= 100.0**size  # as they stand, all of the first group would go first
-    keep = project(found, evenly(found, given), Budget(macs=0.4))
+    keep = select_widths(found, evenly(found, given), Budget(macs=0.4))
     shares = list[float]()
     for choice in nonempty(found.choices):
         units = choice.group.units

@@ -1,4 +1,4 @@
-"""What `fxsurgery optimize` does with a config: plan, or optimise and keep what came out."""
+"""What `fxsurgery optimize` does with a config: plan, or optimize and keep what came out."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -21,7 +21,7 @@ from fxsurgery.printable import lines
 from fxsurgery.request import PlainArguments
 from fxsurgery.result import Result
 from fxsurgery.searchers.common.settings import Settings
-from fxsurgery.training import from_first
+from fxsurgery.training import from_rank_zero
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def dry(config: RunConfig, settings: Settings) -> Plan:
 
 
 def run(config: RunConfig, settings: Settings, *, verbose: bool) -> Done:
-    """Optimise, and keep what the config says.
+    """Optimize, and keep what the config says.
 
     Raises:
         SurgeryError: one of its children, for whatever fails.
@@ -70,7 +70,7 @@ def run(config: RunConfig, settings: Settings, *, verbose: bool) -> Done:
     _warn(config)
     with resumable(config.run_dir):
         result = fxsurgery.optimize(model, **arguments, verbose=verbose)
-    return Done(result, from_first(lambda: _keep(config, result), config.device))
+    return Done(result, from_rank_zero(lambda: _keep(config, result), config.device))
 
 
 def as_plain(shown: object) -> object:

@@ -1,4 +1,4 @@
-"""`elasticise`: nothing changes at the largest, and every choice does what it says."""
+"""`elasticize`: nothing changes at the largest, and every choice does what it says."""
 
 import copy
 
@@ -11,7 +11,7 @@ from fxsurgery.capture import capture
 from fxsurgery.comparison import relative_error
 from fxsurgery.errors import SpecError
 from fxsurgery.nn.elastic import ElasticSpace, KernelMatrices, Subnet, UnitMask, activate, elastic_space, is_whole
-from fxsurgery.passes import Elasticise
+from fxsurgery.passes import Elasticize
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect
 from nonempty import nonempty
@@ -25,7 +25,7 @@ def changed(start: Program, model: nn.Module) -> Program:
 
 
 def test_a_supernet_has_the_choices_of_its_blocks():
-    result = Elasticise(widths=(0.5, 1.0), inner_only=True)(ofa())
+    result = Elasticize(widths=(0.5, 1.0), inner_only=True)(ofa())
     assert (result.effect, result.error) == (Effect.EXACT, 0.0)
     space = elastic_space(result.program)
     assert space.depths == (("stage1.1.expand.0", (1, 2, 3)), ("stage2.1.expand.0", (1, 2)))
@@ -44,14 +44,14 @@ def test_a_supernet_has_the_choices_of_its_blocks():
 
 def test_weights_are_inherited_under_their_names():
     start = ofa()
-    before, after = start.graph_module.state_dict(), Elasticise()(start).program.graph_module.state_dict()
+    before, after = start.graph_module.state_dict(), Elasticize()(start).program.graph_module.state_dict()
     assert all(after[name].data_ptr() == before[name].data_ptr() for name in nonempty(before))
     assert all("fxsurgery_" in name for name in nonempty(after.keys() - before.keys()))
 
 
 def test_the_order_of_the_units_travels_with_the_weights():
     start = program("Plain")
-    supernet, other = (Elasticise()(start).program.trainable_copy() for _ in range(2))
+    supernet, other = (Elasticize()(start).program.trainable_copy() for _ in range(2))
     with torch.no_grad():
         other.get_parameter("body.4.weight").neg_()
         for module in other.modules():
@@ -68,7 +68,7 @@ def test_the_most_important_units_by_what_the_next_layer_weighs_them_stay():
         torch.manual_seed(0)
         model = lively(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 5, 3))).eval()
     start = capture(model, IMAGE)
-    supernet = Elasticise(widths=(0.25, 0.5, 1.0))(start).program
+    supernet = Elasticize(widths=(0.25, 0.5, 1.0))(start).program
     assert elastic_space(supernet).widths == (("0", (2, 4, 8)),)
     for count in (2, 4):
         order = sorted(range(8), key=lambda c: -model[3].weight[:, c].abs().sum().item())
@@ -81,7 +81,7 @@ def test_the_most_important_units_by_what_the_next_layer_weighs_them_stay():
 
 
 def test_a_concatenation_keeps_the_width_of_each_of_its_parts():
-    supernet = Elasticise(widths=(0.5, 1.0))(program("DenseCat")).program
+    supernet = Elasticize(widths=(0.5, 1.0))(program("DenseCat")).program
     model = supernet.trainable_copy()
     activate(model, Subnet(widths=(("stem", 3), ("conv2", 2))))
     [mask] = [m for m in model.modules() if isinstance(m, UnitMask) and len(m.groups) == 3]
@@ -90,9 +90,9 @@ def test_a_concatenation_keeps_the_width_of_each_of_its_parts():
 
 
 def test_widths_are_aligned_and_a_narrow_group_keeps_its_own():
-    space = elastic_space(Elasticise(widths=(0.25, 0.5), align=4)(program("Plain")).program)
+    space = elastic_space(Elasticize(widths=(0.25, 0.5), align=4)(program("Plain")).program)
     assert space.widths == (("body.0", (4, 8)), ("body.4", (4, 8, 12)))
-    result = Elasticise(widths=(0.5,), align=12)(program("Plain"))
+    result = Elasticize(widths=(0.5,), align=12)(program("Plain"))
     assert result.changes == 0
     assert {r.reason for r in result.refusals} == {
         "its 8 units take one width alone",
@@ -102,7 +102,7 @@ def test_widths_are_aligned_and_a_narrow_group_keeps_its_own():
 
 def test_a_stage_keeps_its_first_blocks():
     start = ofa()
-    supernet = Elasticise()(start).program
+    supernet = Elasticize()(start).program
     for kept in (1, 2):
         other = start.trainable_copy()
         with torch.no_grad():
@@ -115,7 +115,7 @@ def test_a_stage_keeps_its_first_blocks():
 
 
 def test_no_gradient_reaches_what_is_off():
-    supernet = Elasticise()(ofa()).program
+    supernet = Elasticize()(ofa()).program
     model = supernet.trainable_copy().train()
     activate(model, elastic_space(supernet).smallest)
     model(IMAGE).square().sum().backward()
@@ -146,11 +146,11 @@ CONVS = {
 
 
 @pytest.mark.parametrize("name", CONVS)
-def test_a_smaller_kernel_is_the_centre_among_zeros(name: str):
+def test_a_smaller_kernel_is_the_center_among_zeros(name: str):
     conv = CONVS[name]
     images = torch.randn(2, 6, *[10] * (conv.weight.dim() - 2), generator=torch.Generator().manual_seed(0))
     start = capture(nn.Sequential(copy.deepcopy(conv)).eval(), images)
-    supernet = Elasticise()(start).program
+    supernet = Elasticize()(start).program
     [(path, sizes)] = elastic_space(supernet).kernels
     assert sizes == tuple(range(3, max(conv.kernel_size) + 1, 2))
     for size in nonempty(sizes[:-1]):
@@ -161,9 +161,9 @@ def test_a_smaller_kernel_is_the_centre_among_zeros(name: str):
         assert distance(running(supernet, Subnet(kernels=((path, size),))), changed(start, other)) < 1e-5
 
 
-def test_the_centre_goes_through_learned_matrices():
+def test_the_center_goes_through_learned_matrices():
     conv = nn.Conv2d(2, 3, 7, padding=3)
-    supernet = Elasticise()(capture(nn.Sequential(conv).eval(), torch.randn(1, 2, 9, 9))).program
+    supernet = Elasticize()(capture(nn.Sequential(conv).eval(), torch.randn(1, 2, 9, 9))).program
     model = supernet.trainable_copy()
     [matrices] = [m for m in model.modules() if isinstance(m, KernelMatrices)]
     first, second = matrices.parameters()
@@ -193,7 +193,7 @@ class Twice(nn.Module):
 
 def test_a_conv_called_twice_is_of_one_size():
     start = capture(Twice().eval(), IMAGE)
-    supernet = Elasticise()(start).program
+    supernet = Elasticize()(start).program
     other = Twice()
     other.load_state_dict(start.graph_module.state_dict())
     with torch.no_grad():
@@ -212,16 +212,16 @@ def tied() -> nn.Module:
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (nn.Sequential(nn.Conv2d(3, 4, 4, padding=2)), "a kernel of 4x4 has no centre"),
+        (nn.Sequential(nn.Conv2d(3, 4, 4, padding=2)), "a kernel of 4x4 has no center"),
         (nn.Sequential(nn.Conv2d(3, 4, 5)), "it pads too little for a smaller kernel to see the same places"),
         (nn.Sequential(nn.Conv2d(3, 4, 7, padding="valid")), "it pads too little for a smaller kernel"),
         (nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 5, padding=2))), "other tensors"),
-        (nn.Sequential(nn.ConvTranspose2d(3, 4, 5)), "a ConvTranspose2d is not known to take the centre"),
+        (nn.Sequential(nn.ConvTranspose2d(3, 4, 5)), "a ConvTranspose2d is not known to take the center"),
         (tied(), "its weight is shared with another layer"),
     ],
 )
 def test_a_kernel_that_must_stay_is_refused_with_the_reason(model: nn.Module, reason: str):
-    result = Elasticise(widths=())(capture(model.eval(), IMAGE))
+    result = Elasticize(widths=())(capture(model.eval(), IMAGE))
     assert result.changes == 0
     assert all(reason in refusal.reason for refusal in nonempty(result.refusals))
     assert result.refusals
@@ -229,37 +229,37 @@ def test_a_kernel_that_must_stay_is_refused_with_the_reason(model: nn.Module, re
 
 def test_padding_limits_how_small_a_kernel_gets():
     start = capture(nn.Sequential(nn.Conv2d(3, 4, 11, stride=4, padding=2)).eval(), torch.randn(1, 3, 32, 32))
-    assert elastic_space(Elasticise()(start).program).kernels == (("0", (7, 9, 11)),)
+    assert elastic_space(Elasticize()(start).program).kernels == (("0", (7, 9, 11)),)
 
 
 def test_a_norm_over_channels_keeps_their_width():
-    result = Elasticise()(program("GroupNormNet"))
+    result = Elasticize()(program("GroupNormNet"))
     assert elastic_space(result.program).widths == (("a", (2, 3, 4)),)
     assert [(r.node, "a norm runs over them" in r.reason) for r in result.refusals] == [("b", True)]
 
 
 def test_each_kind_can_be_left_out():
     start = ofa()
-    spaces = [elastic_space(p(start).program) for p in (Elasticise(widths=()), Elasticise(depth=False, kernel=False))]
+    spaces = [elastic_space(p(start).program) for p in (Elasticize(widths=()), Elasticize(depth=False, kernel=False))]
     assert [bool(s.widths) for s in spaces] == [False, True]
     assert [bool(s.depths) for s in spaces] == [bool(s.kernels) for s in spaces] == [True, False]
 
 
 def test_a_block_that_stands_alone_can_go_when_nothing_has_to_stay():
-    spaces = [elastic_space(Elasticise(shallowest=n)(program("Residual")).program) for n in (0, 1)]
+    spaces = [elastic_space(Elasticize(shallowest=n)(program("Residual")).program) for n in (0, 1)]
     assert [s.depths for s in spaces] == [(("conv1", (0, 1)),), ()]
 
 
 def test_a_supernet_is_not_made_elastic_again():
-    once = Elasticise()(program("Plain")).program
-    again = Elasticise()(once)
+    once = Elasticize()(program("Plain")).program
+    again = Elasticize()(once)
     assert again.program is once
     assert [r.reason for r in again.refusals] == ["the program is a supernet already"]
-    assert list(Elasticise.candidates(once)) == []
+    assert list(Elasticize.candidates(once)) == []
 
 
 def test_nothing_to_do_is_said():
-    result = Elasticise()(capture(nn.Sequential(nn.Conv2d(3, 4, 1)).eval(), IMAGE))
+    result = Elasticize()(capture(nn.Sequential(nn.Conv2d(3, 4, 1)).eval(), IMAGE))
     assert result.changes == 0
     assert "nothing can be elastic" in result.refusals[0].reason
 
@@ -275,11 +275,11 @@ def test_nothing_to_do_is_said():
 )
 def test_options_without_meaning_are_errors(options: dict, word: str):
     with pytest.raises(SpecError, match=word):
-        Elasticise(**options)(program("Plain"))
+        Elasticize(**options)(program("Plain"))
 
 
 def test_configurations_are_drawn_uniformly_and_the_same_every_time():
-    space = elastic_space(Elasticise()(ofa()).program)
+    space = elastic_space(Elasticize()(ofa()).program)
     draws = [[space.sample(g) for _ in range(300)] for g in map(torch.Generator().manual_seed, (0, 0))]
     assert draws[0] == draws[1]
     for kind in ("widths", "depths", "kernels"):
@@ -289,7 +289,7 @@ def test_configurations_are_drawn_uniformly_and_the_same_every_time():
 
 
 def test_activating_leaves_the_program_alone_and_goes_back():
-    supernet = Elasticise()(ofa()).program
+    supernet = Elasticize()(ofa()).program
     model = supernet.trainable_copy()
     activate(model, elastic_space(supernet).smallest)
     assert not is_whole(model)
@@ -310,7 +310,7 @@ def test_activating_leaves_the_program_alone_and_goes_back():
     ],
 )
 def test_a_configuration_that_there_is_not_is_an_error(subnet: Subnet, message: str):
-    supernet = Elasticise()(program("Plain")).program
+    supernet = Elasticize()(program("Plain")).program
     with pytest.raises(SpecError, match=message):
         activate(supernet.trainable_copy(), subnet)
 
@@ -322,6 +322,6 @@ def test_any_other_program_has_an_empty_space():
 
 def test_a_supernet_keeps_the_type_of_its_model():
     start = capture(OFA().double().eval(), IMAGE.double())
-    supernet = Elasticise()(start).program
+    supernet = Elasticize()(start).program
     assert {p.dtype for p in supernet.graph_module.parameters()} == {torch.float64}
     assert supernet.run_examples()[0].dtype == torch.float64

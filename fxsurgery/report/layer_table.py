@@ -35,7 +35,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerRow:
     """One layer, before and after; `None` where it is not there."""
 
     name: str
@@ -69,12 +69,12 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Group:
+class LayerGroup:
     """Layers next to each other in one part of the model."""
 
     name: str
     """Their common path; empty at the top."""
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerRow, ...]
 
     @property
     def params(self) -> tuple[int, int]:
@@ -89,12 +89,12 @@ class Group:
         """The largest width of any, before or after."""
         return max((layer.widest for layer in self.layers), default=1)
 
-    def short(self, layer: Layer) -> str:
+    def short(self, layer: LayerRow) -> str:
         """What a layer is called here, without the common path."""
         return layer.name.removeprefix(f"{self.name}.") if self.name else layer.name
 
 
-def layers(original: Program, result: Program) -> tuple[Layer, ...]:
+def layers(original: Program, result: Program) -> tuple[LayerRow, ...]:
     """Every layer of either, in the order in which they run; an added one stands right before the next that stayed."""
     before, after = _sizes(original), _sizes(result)
     names = list(before)
@@ -104,10 +104,10 @@ def layers(original: Program, result: Program) -> tuple[Layer, ...]:
             place = names.index(name)
         else:
             names.insert(place, name)
-    return tuple(Layer(name, before.get(name), after.get(name)) for name in names)
+    return tuple(LayerRow(name, before.get(name), after.get(name)) for name in names)
 
 
-def grouped(found: tuple[Layer, ...]) -> tuple[Group, ...]:
+def grouped(found: tuple[LayerRow, ...]) -> tuple[LayerGroup, ...]:
     """The layers by part of the model, in order: parts that can be looked at in one piece, but no crumbs."""
     groups = tuple(_groups(found, 0))
     for depth in range(1, DEEPEST_GROUP + 1):
@@ -120,9 +120,9 @@ def grouped(found: tuple[Layer, ...]) -> tuple[Group, ...]:
     return groups
 
 
-def _groups(found: tuple[Layer, ...], depth: int) -> Iterator[Group]:
+def _groups(found: tuple[LayerRow, ...], depth: int) -> Iterator[LayerGroup]:
     for name, members in itertools.groupby(found, key=lambda layer: _part(layer.name, depth)):
-        yield Group(name, tuple(members))
+        yield LayerGroup(name, tuple(members))
 
 
 def _part(name: str, depth: int) -> str:

@@ -32,7 +32,7 @@ Measure = Callable[[Program], CostEstimate]
 """The latency of a program on the target."""
 
 
-class Timer(Protocol):
+class LatencyTimer(Protocol):
     """Measures programs against the original, on a target."""
 
     @property
@@ -62,7 +62,7 @@ class LatencyLimit:
 class LatencyModel:
     """The latency of programs relative to that of an original."""
 
-    timer: Timer
+    timer: LatencyTimer
     original: Program
     budget: Budget | None = None
     run: RunDir = field(default_factory=RunDir)

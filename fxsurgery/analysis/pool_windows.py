@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
-from fxsurgery.analysis.cached import fact
+from fxsurgery.analysis.cached import cached
 from fxsurgery.analysis.node_values import node_values
 from fxsurgery.analysis.pointwise import only_reader, pointwise
-from fxsurgery.analysis.spatial_maps import Axis, Map, nearest
+from fxsurgery.analysis.spatial_maps import Map, SpatialAxis, nearest
 from fxsurgery.match import Refusal
 from fxsurgery.ops import registry
 from fxsurgery.ops.arithmetic import ADD
@@ -98,8 +98,8 @@ class Stencil:
         """Whether each window is one position, and each position has its window."""
         return set(self.kernel) == {1} == set(self.stride) and not any(self.padding)
 
-    def through(self, dim: int, axis: Axis) -> Axis:
-        """Where the centres of the windows lie along `dim`."""
+    def through(self, dim: int, axis: SpatialAxis) -> SpatialAxis:
+        """Where the centers of the windows lie along `dim`."""
         return axis.through(self.kernel[dim], self.stride[dim], self.padding[dim], self.dilation[dim])
 
 
@@ -136,7 +136,7 @@ def _stencil(kernel: tuple[int, ...], stride: Any, padding: Any, dilation: Any) 
     return Stencil(kernel, _each(stride, rank), around, dilation)
 
 
-@fact
+@cached
 def feature_maps(program: Program) -> dict[str, tuple[int, ...]]:
     """The nodes that give (batch, channels, *positions), in execution order, with their shapes.
 
@@ -222,9 +222,9 @@ def spread(found: Sequence[fx.Node], most: int) -> list[fx.Node]:
 
 def halved(old: Sequence[int], new: Sequence[int]) -> Map:
     """A map of shape `old`, the batch first, before and after a 2 x 2 pool of stride 2 that leaves shape `new`."""
-    axes, factors = list[tuple[Axis, Axis] | None]([None]), list[Tensor | None]([None])
+    axes, factors = list[tuple[SpatialAxis, SpatialAxis] | None]([None]), list[Tensor | None]([None])
     for before, now in zip(old[2:], new[2:], strict=True):
-        pair = (Axis(), Axis().through(2, 2, 0, 1))
+        pair = (SpatialAxis(), SpatialAxis().through(2, 2, 0, 1))
         axes.append(pair)
         factors.append(nearest(*pair, before, now))
     return Map(tuple(old[1:]), tuple(new[1:]), tuple(factors), tuple(axes))

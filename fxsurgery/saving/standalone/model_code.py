@@ -11,7 +11,14 @@ from fxsurgery.program import Program
 from fxsurgery.saving.standalone.chains import chains
 from fxsurgery.saving.standalone.forward import Forward
 from fxsurgery.saving.standalone.literals import shown
-from fxsurgery.saving.standalone.signature import Argument, arguments_of, example_code, free_names, header, renamings
+from fxsurgery.saving.standalone.signature import (
+    ForwardArgument,
+    arguments_of,
+    example_code,
+    free_names,
+    header,
+    renamings,
+)
 from fxsurgery.saving.standalone.tree import Tree
 from fxsurgery.saving.standalone.wrapping import wrapped
 
@@ -133,7 +140,7 @@ def class_name(wanted: str, helpers: set[str]) -> str:
 
 
 def _top(  # noqa: PLR0917 -- all that is imported for
-    program: Program, name: str, tree: Tree, forward: Forward, given: list[Argument], text: str
+    program: Program, name: str, tree: Tree, forward: Forward, given: list[ForwardArgument], text: str
 ) -> str:
     plain = ["import json"]
     plain += [f"import {module}" for module in ("math", "operator") if module in forward.uses]
@@ -181,7 +188,7 @@ def _forward(forward: Forward) -> list[str]:
     return lines
 
 
-def _main(given: list[Argument], taken: set[str]) -> str:
+def _main(given: list[ForwardArgument], taken: set[str]) -> str:
     lines = ['if __name__ == "__main__":', "    model = load()"]
     arguments, variables = list[str](), free_names([a.name for a in given], taken)
     for argument in given:
@@ -197,7 +204,7 @@ def _main(given: list[Argument], taken: set[str]) -> str:
     return "\n".join(lines)
 
 
-def _passed(argument: Argument, value: str) -> str:
+def _passed(argument: ForwardArgument, value: str) -> str:
     if not argument.by_name:
         return value
     name = argument.given

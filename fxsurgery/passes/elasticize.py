@@ -2,7 +2,7 @@
 
     consumer(x)  ->  consumer(mask(x))     a unit that is masked at every consumer is a unit that is not there
     x + f(x)     ->  x + switch(f(x))      f(x) or 0
-    conv(x)      ->  conv(x, T)            the kernel, or its centre times a learned matrix, 1 at the start
+    conv(x)      ->  conv(x, T)            the kernel, or its center times a learned matrix, 1 at the start
 
 What can be elastic is a question of `analysis`; nothing is reordered, a mask goes by the importance of
 its units. All begin at their largest, so the outputs stay as they are, and the weights are the user's.
@@ -20,7 +20,7 @@ from typing_extensions import override
 from fxsurgery.analysis.elastic_kernels import KernelChoice, kernel_choices
 from fxsurgery.analysis.elastic_widths import WidthChoice, elastic_groups, residual_streams, width_choices
 from fxsurgery.analysis.gating import float_tensor, gate_plan
-from fxsurgery.analysis.stages import Stage, stages
+from fxsurgery.analysis.stages import ResolutionStage, stages
 from fxsurgery.analysis.structure import structure
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
@@ -39,10 +39,10 @@ from fxsurgery.surgery import Effect, Rewrite, Trains
 
 
 @dataclass(frozen=True)
-class Elasticise(Rewrite):
+class Elasticize(Rewrite):
     """Elastic widths of channel groups, depths of stages and sizes of kernels, wherever a program has them."""
 
-    name: ClassVar[str] = "elasticise"
+    name: ClassVar[str] = "elasticize"
     trains: ClassVar[Trains] = Trains.ALIKE
     follows_structure: ClassVar[bool] = True
     widths: tuple[float, ...] = (0.5, 0.75, 1.0)
@@ -62,7 +62,9 @@ class Elasticise(Rewrite):
         if elastic_space(program).size == 1 and any(cls()._choices(program)):  # noqa: SLF001
             yield cls()
 
-    def _choices(self, program: Program) -> tuple[tuple[WidthChoice, ...], tuple[Stage, ...], tuple[KernelChoice, ...]]:
+    def _choices(
+        self, program: Program
+    ) -> tuple[tuple[WidthChoice, ...], tuple[ResolutionStage, ...], tuple[KernelChoice, ...]]:
         """What becomes elastic.
 
         Raises:
@@ -144,7 +146,7 @@ def _places(ids: Ids, choices: Sequence[WidthChoice]) -> Ids:
     return places
 
 
-def _insert_switches(edit: Editor, stage: Stage, shallowest: int) -> None:
+def _insert_switches(edit: Editor, stage: ResolutionStage, shallowest: int) -> None:
     options = tuple(range(shallowest, len(stage.blocks) + 1))
     for position, block in enumerate(stage.blocks[shallowest:], start=shallowest):
         for residual in block:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from fxsurgery.errors import ExportError
-from fxsurgery.inputs import Inputs, Place, tensors_in
+from fxsurgery.inputs import InputPath, Inputs, tensors_in
 
 if TYPE_CHECKING:
     import onnx
@@ -23,7 +23,7 @@ def input_names(model: nn.Module | None, examples: Inputs) -> list[str]:
     parameters = [] if model is None else _parameters(model)
     plain = [name for name, kind in parameters if kind is not inspect.Parameter.VAR_POSITIONAL]
     rest = next((name for name, kind in parameters if kind is inspect.Parameter.VAR_POSITIONAL), "input")
-    places: list[tuple[Place, Any]] = [((name,), x) for name, x in zip(plain, examples.args, strict=False)]
+    places: list[tuple[InputPath, Any]] = [((name,), x) for name, x in zip(plain, examples.args, strict=False)]
     places += [((rest, i), x) for i, x in enumerate(examples.args[len(plain) :])]
     places += [((name,), x) for name, x in examples.kwargs.items()]
     found = [place for at, x in places for place, _ in tensors_in(x, at)]
@@ -53,7 +53,7 @@ def _parameters(model: nn.Module) -> list[tuple[str, Any]]:
     return [(p.name, p.kind) for p in found if p.kind in positional]
 
 
-def _readable(places: list[Place], taken: set[str]) -> list[str]:
+def _readable(places: list[InputPath], taken: set[str]) -> list[str]:
     """The last name on the way to each, with the indices after it; all of the way where that is not enough."""
     short = [_joined(place[max(i for i, key in enumerate(place) if isinstance(key, str)) :]) for place in places]
     names = list[str]()
@@ -66,7 +66,7 @@ def _readable(places: list[Place], taken: set[str]) -> list[str]:
     return names
 
 
-def _joined(place: Place) -> str:
+def _joined(place: InputPath) -> str:
     return re.sub(r"\W", "_", "_".join(map(str, place)))
 
 

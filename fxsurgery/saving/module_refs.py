@@ -21,7 +21,7 @@ from fxsurgery.errors import RunError, SavingError
 from fxsurgery.nn.elastic.kernels import ElasticConv, ElasticConv1d, ElasticConv2d, ElasticConv3d, KernelMatrices
 from fxsurgery.nn.elastic.switches import BlockSwitch, UnitMask
 from fxsurgery.nn.gates import GateApply, GateVector, Mode
-from fxsurgery.saving.constructors import CLASSES, PLAIN_TREES, Described, Parametrised, describe, parameters_of
+from fxsurgery.saving.constructors import CLASSES, PLAIN_TREES, Described, Parametrized, describe, parameters_of
 from fxsurgery.saving.schema import DepthEntry, ModuleEntry, OpaqueEntry, TorchEntry, TreeEntry, first_fault
 from fxsurgery.saving.stochastic_depth import StochasticDepth, depth_of
 from fxsurgery.saving.values import decoded, encoded
@@ -173,7 +173,7 @@ def _torchs(entry: TorchEntry, most_layers: int) -> nn.Module:
     layers = [v for n, v in arguments.items() if n.endswith("layers")]
     if any(type(v) is not int or v > most_layers for v in layers):
         raise RunError(f"damaged: `{entry.path}` has {layers[0]} layers, and there are {most_layers} tensors")
-    norms = [Parametrised(f, t, {n: decoded(value) for n, value in options.items()}) for f, t, options in entry.norms]
+    norms = [Parametrized(f, t, {n: decoded(value) for n, value in options.items()}) for f, t, options in entry.norms]
     module = Described(entry.class_name, arguments, tuple(norms)).build()
     if entry.elastic is None:
         return module

@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
 from fxsurgery.ops import registry
 from fxsurgery.ops.facets import Infix
-from fxsurgery.saving.functions import name_of
+from fxsurgery.saving.function_refs import name_of
 from fxsurgery.saving.standalone.literals import ATOM, POWER, UNARY, Code, Show, index, shown
 from fxsurgery.saving.standalone.literals import name as name_as_code
 

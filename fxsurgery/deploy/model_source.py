@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fxsurgery.batch_layout import Statement, as_stated, by_running
-from fxsurgery.deploy.names import input_names, output_names
 from fxsurgery.deploy.random_inputs import kept_values
+from fxsurgery.deploy.tensor_names import input_names, output_names
 from fxsurgery.errors import ExportError, reason_of
 from fxsurgery.inputs import Inputs, tensors_in
 

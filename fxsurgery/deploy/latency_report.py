@@ -23,7 +23,7 @@ from fxsurgery.batch_layout import Statement, as_stated
 from fxsurgery.deploy.interleave import Measure, Models
 from fxsurgery.deploy.measurement import Measurement
 from fxsurgery.deploy.onnx_model import OnnxModel
-from fxsurgery.deploy.session import CPU
+from fxsurgery.deploy.ort_session import CPU
 from fxsurgery.errors import DeviceError
 from fxsurgery.inputs import Inputs
 from fxsurgery.option_types import checked
