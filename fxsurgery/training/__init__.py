@@ -31,6 +31,7 @@ from fxsurgery.training.schedules import (
     cosine,
     linear,
     one_cycle,
+    require_factors,
     schedule_of,
     steps_at,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "linear",
     "one_cycle",
     "recalibrate",
+    "require_factors",
     "resolve",
     "schedule_of",
     "sgd",

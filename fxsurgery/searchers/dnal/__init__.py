@@ -85,7 +85,9 @@ def search(program: Program, budget: Budget | None, config: Dnal, session: Sessi
         smaller = session.recalibrated(cut)
         middle = session.score(smaller, f"pruned{again}")
         session.offer(smaller, middle)
-        tuned = session.trained(smaller, config, f"fine-tune{again}", config.finetune_epochs)
+        tuned = session.trained(
+            smaller, config, f"fine-tune{again}", config.finetune_epochs, start=middle, reference=before
+        )
         session.offer(tuned, session.score(tuned, f"fine-tuned{again}"))
         return session.best[1]
 
