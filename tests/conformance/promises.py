@@ -187,7 +187,9 @@ def structure_is_analyzed(trial: Trial) -> None:
     for group in possibly_empty(facts.groups):
         keep = facts.mask(group.units[:1])
         assert np.flatnonzero(~keep).tolist() == [group.units[0]], f"the first unit of {group.name} cannot be named"
-        assert {*facts.emptied(keep)} <= {int(group.units[0])}, f"the first unit of {group.name} takes others with it"
+        assert {*facts.empty_dims(keep)} <= {int(group.units[0])}, (
+            f"the first unit of {group.name} takes others with it"
+        )
     for move in possibly_empty(itertools.islice(PruneChannels.candidates(trial.after, lambda _: 1), 1)):
         result = move(trial.after)
         assert result.changes or result.refusals, f"{move} did nothing to the result, and no refusal says why"

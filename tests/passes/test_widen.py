@@ -13,7 +13,7 @@ from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.passes import PruneChannels, Widen
 from fxsurgery.program import Program
-from fxsurgery.rewriting.duplication import enlarge, growth
+from fxsurgery.rewriting.duplication import duplicate, duplication
 from fxsurgery.rewriting.resize import places
 from nonempty import nonempty
 from programs import program
@@ -206,11 +206,11 @@ def test_merged_runs_are_refused_where_no_order_of_the_copies_is_right():
     inner = {int(u) for u in group.units[[3]]}  # the last one stands twice in a row in the middle
     counts = Widen(((group.name, 4),)).counts(start)
     edit = Editor(start)
-    refusal = enlarge(edit, counts, torch.Generator())
+    refusal = duplicate(edit, counts, torch.Generator())
     assert refusal is not None
     assert "more than one order" in refusal.reason
     assert not edit.changes
-    assert inner <= set(growth(start).blocked) | set(group.units.tolist())
+    assert inner <= set(duplication(start).blocked) | set(group.units.tolist())
     assert not Widen(((group.name, 4),))(start).changes
 
 
