@@ -128,7 +128,7 @@ def test_unknown_group_and_position_are_named():
 def test_emptying_a_layer_is_refused_with_its_name():
     start = program("Plain")
     group = structure(start).groups[0]
-    with pytest.raises(StructureError, match=f"no channel would be left of {group.name}"):
+    with pytest.raises(StructureError, match=f"no channel would remain in {group.name}"):
         PruneChannels(((group.name, tuple(range(len(group.units)))),))(start)
 
 
