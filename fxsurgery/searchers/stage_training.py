@@ -46,13 +46,14 @@ class StageTrainer:
     rates: dict[str, float]
     """Learning rates that were found, by kind of stage: "weights", "fine-tune"."""
 
-    def rate(self, program: Program, settings: Settings, kind: str) -> float | None:
+    def rate(self, program: Program, settings: Settings, kind: str, highest: float | None = None) -> float | None:
         """Return the learning rate of a kind of stage, found by a range test on first use; `None` if it is given.
 
         Args:
             program: the network at the start of the stage.
             settings: how it trains.
             kind: the kind of stage.
+            highest: the upper bound; that of the settings by default.
         """
         if not settings.finds_rate:
             return None
@@ -60,7 +61,7 @@ class StageTrainer:
             trainer = self.trainer
             test = RangeTest(
                 program.trainable_copy, self.task, trainer.own(recipe_of(settings, 1, None)), settings.optimizer_at,
-                settings.highest_rate, trainer.seed, trainer.device,
+                highest or settings.highest_rate, trainer.seed, trainer.device,
             )  # fmt: skip
             self.rates[kind] = trainer.run.recall(f"learning rate of {kind}", lambda: test.run(kind), is_amount)
             self._tell(f"{kind}: a range test found the learning rate {self.rates[kind]:.3g}")
@@ -95,7 +96,7 @@ class StageTrainer:
             model = program.trainable_copy()
             self._note_early_stop(self.trainer.fit(model, self.task, recipe_of(settings, steps, None), stage), stage)
             return program.with_weights(model)
-        goal, ended = _Goal(start, reference, self.task), list[tuple[float, float, Program]]()
+        goal, ended, failure = _Goal(start, reference, self.task), list[tuple[float, float, Program]](), None
         for attempt in range(RETRIES + 1):
             model, name = program.trainable_copy(), f"{stage}, retry {attempt}" if attempt else stage
             records, failure = self.trainer.attempt(model, self.task, recipe_of(settings, steps, rate), name)
@@ -154,7 +155,7 @@ class _Goal:
 
     def final(self, records: Sequence[dict[str, Any]]) -> float:
         """Return the metric of the weights that a stage ended with: its last one, with early stopping the best one."""
-        metrics = [record["metric"] for record in records if record["metric"] is not None]
+        metrics: list[float] = [record["metric"] for record in records if record["metric"] is not None]
         return max(metrics, key=self.worth) if records[-1]["step"] < records[-1]["steps"] else metrics[-1]
 
     def collapse(self, metric: float) -> str | None:

@@ -52,7 +52,7 @@ class Trainer:
         Returns:
             The training curve.
         """
-        work = self._work(model, task, recipe, stage, parameters, hooks)
+        work = self._work(model, task, recipe, stage, parameters=parameters, hooks=hooks)
         return self._reported(self.run.stage(stage, model, work), stage)
 
     def attempt(self, model: nn.Module, task: Task, recipe: Recipe, stage: str) -> tuple[Records, str | None]:
@@ -85,16 +85,15 @@ class Trainer:
         task: Task,
         recipe: Recipe,
         stage: str,
-        parameters: list[nn.Parameter] | None = None,
-        hooks: Hooks | None = None,
+        **options: Any,  # noqa: ANN401 -- those of the training loop
     ) -> Callable[[Checkpointer | None], Records]:
         """Return the function that trains, and returns the training curve."""
 
         def work(keeper: Checkpointer | None) -> Records:
             before = len(self.progress.history)
             fit(
-                model, task, self.own(recipe), seed=self.seed, stage=stage, parameters=parameters, hooks=hooks,
-                progress=self.progress, device=self.device, keeper=keeper,
+                model, task, self.own(recipe), seed=self.seed, stage=stage, progress=self.progress, device=self.device,
+                keeper=keeper, **options,
             )  # fmt: skip
             return self._taken(before)
 
