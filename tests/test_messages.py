@@ -50,7 +50,7 @@ BUGS = {
 """What the user can only report: no remedy is asked for."""
 
 COMPLETED = {
-    ("saving/", "RunError", "damaged: "): ("saving/folders.py", "damage"),
+    ("saving/", "RunError", "damaged: "): ("saving/folders.py", "damage_reported"),
     ("saving/constructors.py", "SavingError", ""): ("saving/standalone/tree.py", "Tree._module"),
     ("deploy/exporters.py", "ExportError", "the exporter failed"): ("deploy/chain.py", "Chain._first_that_works"),
 }
