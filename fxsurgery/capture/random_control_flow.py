@@ -83,7 +83,7 @@ class _Watch(ModuleMode):
     @override
     def on_function(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         is_random = bool(self._random) and any(id(leaf) in self._random for leaf in pytree.tree_leaves((args, kwargs)))
-        if is_random and (operator := _operator(func, name)) is not None and operator.refused is not None:
+        if is_random and (operator := _operator(func, name)) is not None and operator.unsupported is not None:
             self.on_draw(f"{name} of a random tensor", running_line())
         before = reference_runs.torch_states()
         out = func(*args, **kwargs)

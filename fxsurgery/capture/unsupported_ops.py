@@ -19,8 +19,8 @@ UNREGISTERED = (
 def unrepeatable(func: Any, name: str, args: tuple[Any, ...]) -> tuple[str, str] | None:
     """Return why a call of `func` cannot be a node, and the remedy; None if it can."""
     operator = registry.of_function(func) or registry.of_method(name)
-    if operator is not None and operator.refused is not None:
-        return operator.refused.what, operator.refused.remedy
+    if operator is not None and operator.unsupported is not None:
+        return operator.unsupported.what, operator.unsupported.remedy
     # Requesting the gradient of a value does not change what is computed.
     only_requests = name == "requires_grad_" or (name == "__set__" and func.__self__.__name__ == "requires_grad")
     only_requests = only_requests and (len(args) == 1 or args[1] is True)

@@ -1,4 +1,4 @@
-"""One ATen operation on meta tensors, and its result."""
+"""Types of the fast path: an ATen operation on meta tensors with its result."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,28 +8,28 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Plain:
-    """One ATen operation on meta tensors, and its result."""
+class MetaCall:
+    """One ATen operation on meta tensors, with its result."""
 
     op: Any
     args: tuple[Any, ...]
     result: Tensor | tuple[Tensor, ...]
-    before: "tuple[Plain, ...]" = ()
-    """What is run first, on whose results it works."""
+    before: "tuple[MetaCall, ...]" = ()
+    """Operations that run before it and compute its inputs."""
 
 
 Meta = Callable[[Tensor | None], Any]
-"""The meta tensor that stands for a parameter or buffer."""
+"""Returns the meta tensor for a parameter or buffer."""
 
-FastModule = Callable[[Any, Tensor, Meta], Plain | Tensor | None]
-"""What calling a module on a floating-point tensor does; its input where it does nothing, `None`: it has to be run."""
+FastModule = Callable[[Any, Tensor, Meta], MetaCall | Tensor | None]
+"""Returns the call of a module on a floating-point tensor: the input if it does nothing, None if it must be run."""
 
-FastCall = Callable[..., Plain | Tensor | None]
-"""The same for a function or method on its arguments, as if it overwrote nothing."""
+FastCall = Callable[..., MetaCall | Tensor | None]
+"""Returns the same for a function or method with its arguments, ignoring in-place variants."""
 
 
 def broadcast(left: Sequence[int], right: Sequence[int]) -> tuple[int, ...]:
-    """The shape of a pointwise operation on two tensors."""
+    """Return the broadcast shape of two shapes."""
     if left == right:
         return tuple(left)
     ndim = max(len(left), len(right))
