@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fxsurgery.batch_layout import Statement
 from fxsurgery.budget import Budget, Spend
+from fxsurgery.calls import bound
 from fxsurgery.errors import BudgetError, CaptureError, DataError, DeviceError, RunError, SurgeryError
 from fxsurgery.execution import Executor, Workers
 from fxsurgery.field_docs import docs_of, one_line
@@ -200,7 +201,7 @@ def front_door(signature: Callable[P, object]) -> Callable[[Callable[[OptimizeRe
     def decorate(function: Callable[[OptimizeRequest], R]) -> Callable[P, R]:
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            given = known.bind(*args, **kwargs).arguments
+            given = bound(known, function.__name__, args, kwargs).arguments
             return function(OptimizeRequest(**given))
 
         call.__signature__ = known  # type: ignore[attr-defined]  # where inspect looks first

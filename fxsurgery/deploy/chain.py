@@ -20,6 +20,7 @@ from torch import nn
 from typing_extensions import override
 
 from fxsurgery.batch_layout import Statement
+from fxsurgery.calls import checked_construction
 from fxsurgery.deploy.determinism import CPU
 from fxsurgery.deploy.export_step import Export
 from fxsurgery.deploy.interleave import Measure
@@ -55,6 +56,7 @@ class Deployed:
         return None if self.measurement is None else report_of(self.measurement)
 
 
+@checked_construction
 @dataclass(frozen=True)
 class Chain:
     """Steps one after the other: an `Export`, any transforms and checks, and at most one `Measure`, which is the last.

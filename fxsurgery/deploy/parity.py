@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fxsurgery.batch_layout import Statement
+from fxsurgery.calls import checked_construction
 from fxsurgery.comparison import TOLERANCE
 from fxsurgery.deploy.determinism import CPU, output_gap, require_repeatable
 from fxsurgery.deploy.model_source import Source
@@ -38,6 +39,7 @@ Reexport = Callable[[nn.Module, Path], object]
 """Export a model of the same structure to another file."""
 
 
+@checked_construction
 @dataclass(frozen=True)
 class Check(FileStep):
     """Compare the file with the model in PyTorch.
