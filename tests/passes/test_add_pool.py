@@ -380,7 +380,7 @@ def test_a_convolution_whose_channels_are_positions_is_left_alone():
             return self.head(self.mix(torch.relu(self.stem(x)).flatten(2).transpose(1, 2)).flatten(1))
 
     start = captured(Mixer())
-    assert reasons(AddPool("relu")(start)) == ["which of its inputs is which channel is not known"]
+    assert reasons(AddPool("relu")(start)) == ["its inputs cannot be matched to channels"]
     assert {move.after for move in AddPool.candidates(start)} == {"mix"}
 
 

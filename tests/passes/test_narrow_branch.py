@@ -183,7 +183,7 @@ def test_what_is_not_the_branchs_own_is_refused():
     start = program("Residual")
     result = NarrowBranch((("stem", (0,)),))(start)
     assert result.program is start
-    assert [(r.node, r.reason) for r in result.refusals] == [("stem", "its channels are read by %conv1 as well")]
+    assert [(r.node, r.reason) for r in result.refusals] == [("stem", "its channels are also read by %conv1")]
     both = NarrowBranch((("bn2", (0,)), ("stem", (0,))))(start)
     assert both.program is start
 

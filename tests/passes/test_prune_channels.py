@@ -27,7 +27,7 @@ def random_third(start: Program, leaves: str = "nothing", seed: int = 0) -> Prun
     while True:
         drop = tuple((name, tuple(sorted(picked))) for name, picked in chosen.items() if picked)
         move = PruneChannels(drop, leaves)
-        if not (empty := set(facts.emptied(move.keep(start)))):
+        if not (empty := set(facts.empty_dims(move.keep(start)))):
             return move
         for group in facts.groups:
             chosen[group.name] -= {i for i in chosen[group.name] if int(group.units[i]) in empty}
@@ -128,7 +128,7 @@ def test_unknown_group_and_position_are_named():
 def test_emptying_a_layer_is_refused_with_its_name():
     start = program("Plain")
     group = structure(start).groups[0]
-    with pytest.raises(StructureError, match=f"no channel would be left of {group.name}"):
+    with pytest.raises(StructureError, match=f"no channel would remain in {group.name}"):
         PruneChannels(((group.name, tuple(range(len(group.units)))),))(start)
 
 
@@ -428,7 +428,7 @@ def test_what_is_left_and_is_no_constant_is_told_from_borders():
     model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 2))
     start = capture(lively(model).eval(), torch.arange(6).reshape(2, 3))
     result = PruneChannels((("0", (0, 3)),), "constant")(start)
-    assert [(r.node, r.reason) for r in result.refusals] == [("_1", "what removed channels leave is no constant")]
+    assert [(r.node, r.reason) for r in result.refusals] == [("_1", "what removed channels leave is not constant")]
 
 
 def test_candidates_take_as_many_as_they_are_told_to_and_leave_one():
@@ -466,7 +466,7 @@ class Shifted(nn.Module):
 
 @pytest.mark.parametrize(
     ("build", "name", "said"),
-    [(Mixed, "conv", "read by something else than a layer with a bias"), (Shifted, "first", "is no constant")],
+    [(Mixed, "conv", "read by something else than a layer with a bias"), (Shifted, "first", "is not constant")],
 )
 def test_a_constant_that_no_bias_can_take_over_is_said(build: type[nn.Module], name: str, said: str):
     start = capture(lively(build()).eval(), IMAGE)

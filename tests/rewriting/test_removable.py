@@ -100,7 +100,7 @@ def test_a_width_that_an_assertion_holds_is_not_offered_and_named():
     found = fxsurgery.inspect(evo(), IMAGE)
     assert [width.name for width in found.widths] == ["0"]
     [note] = found.notes
-    assert note.startswith("2 keeps its width: without one of its units the model would not run: AssertionError")
+    assert note.startswith("2 keeps its width, because the model fails without one of its units: AssertionError")
     for count in range(1, 4):
         result = PruneChannels((("0", tuple(range(count))),))(found.program)
         assert result.error is not None
