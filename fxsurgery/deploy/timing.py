@@ -153,5 +153,6 @@ def _first_that_runs(
 
 def _draws(program: Program) -> bool:
     """Whether a program draws random numbers that show in its outputs."""
-    model, inputs = frozen_copy(program.graph_module), frozen_inputs(program.example_inputs, program.example_kwargs)
+    model = frozen_copy(program.graph_module)
+    inputs = frozen_inputs(model, program.examples, None)
     return repeat_gap(lambda: outputs_of(model, inputs)) > 0

@@ -14,6 +14,7 @@ from fxsurgery.argument_names import named
 from fxsurgery.batch_layout import Statement, as_stated, by_target, is_ambiguous, sample_count
 from fxsurgery.calls import checked_construction
 from fxsurgery.errors import DataError
+from fxsurgery.example_inputs import TARGETS
 from fxsurgery.inputs import Inputs
 from fxsurgery.option_types import Count, Seed, check_fields, checked
 from fxsurgery.training.accumulating import Accumulating
@@ -28,10 +29,6 @@ Loss: TypeAlias = Callable[[Any, Any], Any]
 Metric: TypeAlias = Callable[[Any, Any], Any] | Accumulating
 """`metric(output, target)`: a number, or several in a dict; or an object with `update` and `compute`."""
 Split: TypeAlias = Callable[[Any], tuple[Any, Any]]
-
-
-TARGETS = ("labels", "label", "targets", "target", "y")
-"""Keys that hold the target of a batch that is a dict."""
 
 
 def by_convention(batch: Any) -> tuple[Any, Any]:  # noqa: ANN401
