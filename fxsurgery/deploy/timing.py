@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fxsurgery.calls import checked_construction
 from fxsurgery.deploy.determinism import repeat_gap
 from fxsurgery.deploy.export_step import Exporter
 from fxsurgery.deploy.kept_exports import EXPORTS
@@ -51,6 +52,7 @@ Write = Callable[[str, Program, Exporter, bool], OnnxModel]
 """Writes a program, named so, by an exporter, with a free batch or without."""
 
 
+@checked_construction
 @dataclass(eq=False)
 class Timer:
     """Measures programs against an original on a target."""
