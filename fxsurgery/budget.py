@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import ConfigDict
 
+from fxsurgery.argument_names import entry
 from fxsurgery.errors import BudgetError
 from fxsurgery.option_types import Range, check_fields
 
@@ -76,7 +77,7 @@ class Budget:
     def __post_init__(self) -> None:
         check_fields(self, BudgetError)
         if all(getattr(self, f.name) is None for f in dataclasses.fields(self)):
-            raise BudgetError("a budget needs at least one limit, e.g. Budget(macs=0.5)").at("budget")
+            raise BudgetError(f"a budget needs at least one limit, e.g. {entry('budget', 'macs', 0.5)}").at("budget")
 
     def limits(self, original: Cost) -> Iterator[tuple[Metric, float]]:
         """Each counted limit as (`"params"` or `"macs"`, absolute amount)."""
@@ -121,4 +122,4 @@ class Spend:
     def __post_init__(self) -> None:
         check_fields(self, BudgetError)
         if self.epochs is None and self.seconds is None:
-            raise BudgetError("a spend needs a limit, e.g. Spend(epochs=1000)").at("spend")
+            raise BudgetError(f"a spend needs a limit, e.g. {entry('spend', 'epochs', 1000)}").at("spend")

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from typing_extensions import override
 
+from fxsurgery.argument_names import keyword
 from fxsurgery.comparison import TOLERANCE
 from fxsurgery.deploy.steps import Transform
 from fxsurgery.errors import ExportError, reason_of
@@ -44,5 +45,5 @@ class ToFloat16(Transform):
         except Exception as error:
             raise ExportError(
                 f"{self.name}: the file cannot be converted: {reason_of(error)}; leave the step out, or try the other "
-                "exporter="
+                f"{keyword('exporter')}"
             ) from error
