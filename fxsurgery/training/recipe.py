@@ -103,9 +103,9 @@ class Recipe:
     optimizer: OptimizerFactory
     """From the parameters that train to their optimizer: `sgd(0.1)`, or a class such as `torch.optim.Adam`."""
     schedule: Schedule = field(default_factory=constant)
-    gradient_clip: Annotated[float | None, Range(above=0, said=": nothing would be learned; None is no clipping")] = (
-        None
-    )
+    gradient_clip: Annotated[
+        float | None, Range(above=0, said=": it must be greater than 0; leave it out for no clipping")
+    ] = None
     """Largest norm of all gradients together."""
     accumulate: Accumulate = 1
     """Batches that one optimizer step takes: their mean loss is what one batch so many times as large would have."""
