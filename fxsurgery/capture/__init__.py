@@ -7,6 +7,7 @@ compared with the model: outputs, gradients and buffers, in eval and in train mo
 
 import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from fxsurgery.capture.checks import shapes
 from fxsurgery.capture.input_inference import guess_inputs
 from fxsurgery.capture.preconditions import require_capturable
 from fxsurgery.errors import CaptureError, DataError
+from fxsurgery.example_inputs import ExampleInputs, inputs_of
 from fxsurgery.inputs import Inputs
 from fxsurgery.option_types import checked
 from fxsurgery.program import Program
@@ -28,11 +30,12 @@ from fxsurgery.surroundings import plain_surroundings
 __all__ = ["capture", "guess_inputs"]
 
 
-@checked(CaptureError, apart=("model",), example_kwargs=DataError)
+@checked(CaptureError, apart=("model", "example_inputs"), example_kwargs=DataError)
 @plain_surroundings()
 def capture(
     model: nn.Module,
-    *example_inputs: Any,  # noqa: ANN401 -- whatever the model takes
+    example_inputs: ExampleInputs | None = None,
+    *more_inputs: Any,  # noqa: ANN401 -- whatever the model takes
     leaf_modules: tuple[type[nn.Module], ...] = (),
     example_kwargs: Mapping[str, Any] | None = None,
     batch_dims: Statement = None,
@@ -45,9 +48,11 @@ def capture(
 
     Args:
         model: any module, in either mode. The program is in eval mode and shares no tensor with it.
-        example_inputs: positional inputs of `forward`: tensors, or tuples, lists and dicts of tensors.
+        example_inputs: what the model is called with: a tensor, a tuple of positional inputs, a dict of keyword inputs,
+            or a `DataLoader`; NumPy arrays are accepted too. See `fxsurgery.example_inputs`.
+        more_inputs: further positional inputs if `example_inputs` is the first: `capture(model, x, mask)`.
         leaf_modules: module types to keep as leaves, each call one node of the graph.
-        example_kwargs: keyword inputs of `forward`.
+        example_kwargs: keyword inputs in addition to the others.
         batch_dims: the batch dim of all inputs (`batch_dims=1`), or of each input by position or by name, with `None`
             for an input without one (`batch_dims={"text": None, "offsets": 0}`). By default it is inferred from how the
             output shapes follow the input shapes: dim 0 of the first input, unless only another dim fits.
@@ -65,7 +70,9 @@ def capture(
         >>> [str(node.target) for node in program.graph.nodes if node.op == "call_module"]
         ['0', '1']
     """
-    inputs = Inputs(example_inputs, dict(example_kwargs or {}))
+    require_capturable(model)
+    positional = (example_inputs, *more_inputs) if more_inputs else example_inputs
+    inputs = replace(inputs_of(model, positional, example_kwargs), batch_dims=None, samples=None)
     if not inputs.tensors:
         raise DataError("capture: no example input is a tensor; pass what forward takes, as in capture(model, x)")
     if any(x.is_meta for x in inputs.tensors):
@@ -77,7 +84,6 @@ def capture(
             "capture: an example input is a sparse tensor, which cannot be copied and compared; "
             "make it dense with .to_dense()"
         )
-    require_capturable(model)
     inputs = _in_signature_order(model, inputs)
     if batch_dims is not None:
         inputs = as_stated(inputs, batch_dims, inputs.names(model.forward))

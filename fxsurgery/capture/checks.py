@@ -22,6 +22,7 @@ from functools import partial
 import torch
 from torch import fx, nn
 
+from fxsurgery.argument_names import usage
 from fxsurgery.capture import input_variants, reference_runs
 from fxsurgery.capture.differences import GradientComparison, difference, scales
 from fxsurgery.capture.model_copies import ModelCopies
@@ -114,7 +115,7 @@ class Comparison:
         raise CaptureError(
             f"{context}, in eval mode, {mismatch}. Does forward check the type of its input, draw random numbers of a "
             "fixed size, or keep a value from call to call? Rewrite that, or keep the module as a leaf with "
-            "leaf_modules=(ThatModule,)."
+            f"{usage('leaf_modules=(ThatModule,)', 'leaf_modules')}."
         )
 
     def _check_train(self, choices: tuple[Inputs, ...], *, is_compact: bool) -> tuple[str, ...]:
@@ -187,7 +188,7 @@ class Comparison:
             raise CaptureError(
                 f"in a training step, {mismatch}: an autograd.Function with a custom backward, a region "
                 "without gradients or a buffer update was lost in tracing. Rewrite it in torch operations, or "
-                "keep its module as a leaf with leaf_modules=(ThatModule,)."
+                f"keep its module as a leaf with {usage('leaf_modules=(ThatModule,)', 'leaf_modules')}."
             )
 
     def _outcome(self, model: nn.Module, run: Run, inputs: Inputs) -> ReferenceOutcome | Exception:
@@ -253,11 +254,12 @@ class Comparison:
         if not readers:
             return (
                 "Tracing recorded the eval-mode value of self.training; keep the module that reads "
-                "it as a leaf with leaf_modules=(ThatModule,)."
+                f"it as a leaf with {usage('leaf_modules=(ThatModule,)', 'leaf_modules')}."
             )
         return (
             f"Tracing recorded eval mode: {'; '.join(readers)}. Move the code that depends on the mode into a "
-            "module without children, or keep the module as a leaf with leaf_modules=(ThatModule,)."
+            "module without children, or keep the module as a leaf with "
+            f"{usage('leaf_modules=(ThatModule,)', 'leaf_modules')}."
         )
 
 

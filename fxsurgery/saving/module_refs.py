@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from fxsurgery.analysis.refit import size_attributes
+from fxsurgery.argument_names import keyword
 from fxsurgery.errors import RunError, SavingError
 from fxsurgery.nn.elastic.kernels import ElasticConv, ElasticConv1d, ElasticConv2d, ElasticConv3d, KernelMatrices
 from fxsurgery.nn.elastic.switches import BlockSwitch, UnitMask
@@ -206,7 +207,7 @@ def _take_opaque(entry: OpaqueEntry, original: nn.Module | None) -> nn.Module:
     if original is None:
         raise RunError(
             f"`{entry.path}` ({entry.class_name}) is a leaf module of your model, which is not saved; pass the "
-            "model as original="
+            f"model as {keyword('original')}"
         )
     found = submodule(original, entry.path)
     if found is None:

@@ -283,7 +283,7 @@ def again_it_works_or_is_refused(trial: Trial) -> None:
     except SpecError:
         return
     except StructureError as error:
-        if "no channel would be left" not in str(error):
+        if "no channel would remain" not in str(error):
             raise
         return
     assert again.changes or again.refusals, "a second time, nothing changed, and no refusal says why"

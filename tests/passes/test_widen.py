@@ -101,7 +101,7 @@ def test_heads_and_feed_forward_widths_grow_and_a_residual_stream_under_layer_no
     assert hidden.program.graph_module.fc2.in_features == 17
     uneven, even = Widen((("patches", 3),))(start), Widen((("patches", 8),))(start)
     assert not uneven.changes
-    assert "not all copied equally often" in uneven.refusals[0].reason
+    assert "not all have the same number of copies" in uneven.refusals[0].reason
     assert even.program.graph_module.norm.normalized_shape == (16,)
     assert even.error is not None
     assert even.error < 1e-5
