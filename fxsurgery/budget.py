@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import ConfigDict
 
+from fxsurgery.argument_names import entry
 from fxsurgery.calls import checked_construction
 from fxsurgery.errors import BudgetError, reason_of
 from fxsurgery.option_text import shown
@@ -132,7 +133,7 @@ class Budget:
                 object.__setattr__(self, field.name, _number(field.name, text))
         check_fields(self, BudgetError)
         if all(getattr(self, f.name) is None for f in dataclasses.fields(self)):
-            raise BudgetError("a budget needs at least one limit, e.g. Budget(macs=0.5)").at("budget")
+            raise BudgetError(f"a budget needs at least one limit, e.g. {entry('budget', 'macs', 0.5)}").at("budget")
 
     def limits(self, original: Cost) -> Iterator[tuple[Metric, float]]:
         """Each counted limit as (`"params"` or `"macs"`, absolute amount)."""
@@ -187,4 +188,4 @@ class Spend:
     def __post_init__(self) -> None:
         check_fields(self, BudgetError)
         if self.epochs is None and self.seconds is None:
-            raise BudgetError("a spend needs a limit, e.g. Spend(epochs=1000)").at("spend")
+            raise BudgetError(f"a spend needs a limit, e.g. {entry('spend', 'epochs', 1000)}").at("spend")

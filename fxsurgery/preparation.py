@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from fxsurgery.argument_names import assigned, keyword, named, usage
+from fxsurgery.argument_names import assigned, entry, keyword, named, usage
 from fxsurgery.batch_layout import Statement, by_position, statement_of
 from fxsurgery.budget import Budget
 from fxsurgery.capture import capture, guess_inputs
@@ -229,7 +229,7 @@ def _require_trainable(program: Program, settings: Settings, *, trained: bool) -
     if parameters and not any(p.requires_grad for p in parameters):
         raise TrainingError(
             "every parameter of the model is frozen, so nothing could be fine-tuned: call model.requires_grad_(True), "
-            "or say config=...(finetune_epochs=0)"
+            f"or skip fine-tuning with {entry('settings', 'finetune_epochs', 0)}"
         )
 
 

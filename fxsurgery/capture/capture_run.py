@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from fxsurgery.argument_names import usage
 from fxsurgery.batch_layout import by_running
 from fxsurgery.capture import reference_runs
 from fxsurgery.capture.build import check_unshared
@@ -199,7 +200,8 @@ class CaptureRun:
         if not settled.is_right:
             raise CaptureError(
                 "the graph does not compute what the model does on the example inputs, by more than rounding: does it "
-                "keep a value from call to call? Keep that module whole with leaf_modules=(ThatModule,)"
+                "keep a value from call to call? Keep that module whole with "
+                f"{usage('leaf_modules=(ThatModule,)', 'leaf_modules')}"
             )
         return Recorded(found.graph_module, found.entered, (*found.notes, *settled.notes, *notes))
 

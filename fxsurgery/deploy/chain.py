@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from fxsurgery.argument_names import keyword
 from fxsurgery.batch_layout import Statement
 from fxsurgery.calls import checked_construction
 from fxsurgery.deploy.determinism import CPU
@@ -135,8 +136,8 @@ class Chain:
                 failures.append(f"{chain._export.exporter}: {error}")  # noqa: SLF001 -- a chain itself
                 last = error
         raise ExportError(
-            f"{path.name} was not written. {' | '.join(failures)}{_about_types(source.model)}; try another exporter= "
-            "or opset="
+            f"{path.name} was not written. {' | '.join(failures)}{_about_types(source.model)}; try another "
+            f"{keyword('exporter')} or {keyword('opset')}"
         ) from last
 
     def _attempt(self, source: Source, path: Path, failures: Sequence[str]) -> Deployed:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fxsurgery.argument_names import assigned, keyword
 from fxsurgery.batch_layout import Statement
 from fxsurgery.calls import checked_construction
 from fxsurgery.comparison import TOLERANCE
@@ -143,7 +144,7 @@ def _compare(source: Source, path: Path, *, dynamic_batch: bool, rtol: float | N
         if (kinds := _kinds(got)) != _kinds(wanted):
             raise ExportError(
                 f"at batch size {size} ONNX Runtime gives {kinds}, not {_kinds(wanted)}; export it for this size "
-                "alone with dynamic_batch=False, or try the other exporter="
+                f"alone with {assigned('dynamic_batch', value=False)}, or try the other {keyword('exporter')}"
             )
         errors.append([*map(output_gap, got, wanted)])
     worst = tuple(map(max, *errors))
@@ -153,7 +154,7 @@ def _compare(source: Source, path: Path, *, dynamic_batch: bool, rtol: float | N
         figures = ", ".join(f"{e:.1e} (limit {limit:.0e})" for e, limit in zip(worst, limits, strict=True))
         raise ExportError(
             f"ONNX Runtime and PyTorch differ, relative to the largest value of each output: {figures}; try the other "
-            "exporter=, or raise rtol="
+            f"{keyword('exporter')}, or accept the difference with {assigned('check', value=False)}"
         )
     spreads = [*map(output_gap, first, second)]
     constant = tuple(i for i, spread in enumerate(spreads) if spread <= 2 * limits[i])

@@ -147,7 +147,7 @@ def ending(loader: Loader, most: int | None, name: str) -> Iterator[Any]:
         if number == limit:
             raise DataError(
                 f"{named(name)} has no end after {limit:,} batches, and its length does not say when it "
-                "ends; give a loader with a length, or say how many batches to score: train_data=Task.of(train, val, "
+                "ends; give a loader with a length, or say how many batches to score: Task.of(train, val, "
                 "val_batches=100)"
             )
         yield batch
