@@ -24,7 +24,7 @@ ARGUMENTS = {*arguments_of(RunConfig), *OTHERS, "config", "verbose"}
 SETTINGS = {field.name for method in METHODS.values() for field in fields(method.settings)}
 SPELLED = re.compile(
     rf"(?<![\w.-])(?:{'|'.join(sorted(ARGUMENTS | SETTINGS, key=len, reverse=True))})=(?!=)"
-    r"|\b(?:Budget|Spend|Dnal|Prune|Ectonas)\("
+    r"|\b(?:Budget|Spend|Dnal|Prune|Ectonas)\(|\bfxsurgery\.(?:optimize|plan|inspect|load)\b"
 )
 """An argument that has a flag, or a setting, as Python writes it."""
 WRITERS = {"named", "keyword", "assigned", "entry", "usage"}
@@ -88,6 +88,7 @@ def test_each_exemption_is_in_use(name: str):
         ('x = "pass leaf_modules=(Net,)"', True),
         ('x = f"{a}; lower align="', True),
         ('x = "such as Budget(macs=0.5)"', True),
+        ('x = "fxsurgery.inspect shows it"', True),
         ('x = usage("leaf_modules=(Net,)", "leaf_modules")', False),
         ('a = "leaf_modules=(Net,)"\nx = usage(f"{a}", "leaf_modules")', False),
         ('x = "give drop_last=False"', False),
