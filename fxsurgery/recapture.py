@@ -28,8 +28,7 @@ def captured_as(wanted: Program, model: nn.Module, examples: Inputs) -> Program:
     for leaf_modules in ((), _kept_whole(wanted)):
         try:
             found = capture(
-                model, *examples.args, leaf_modules=leaf_modules, example_kwargs=dict(examples.kwargs),
-                batch_dims=statement_of(examples),
+                model, examples, leaf_modules=leaf_modules, batch_dims=statement_of(examples),
             )  # fmt: skip
         except CaptureError as error:
             problem = error

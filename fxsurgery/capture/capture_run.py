@@ -23,6 +23,7 @@ from fxsurgery.capture.steering import SteeringWatch
 from fxsurgery.capture.trace_frontend import Recorded, recorded
 from fxsurgery.capture.tracer import is_leaf
 from fxsurgery.errors import CaptureError, DataError, TrainOnlyError, first_line, reason_of, typed_reason
+from fxsurgery.example_inputs import remedy_for
 from fxsurgery.inputs import Inputs
 from fxsurgery.surroundings import left_outside
 
@@ -107,7 +108,7 @@ class CaptureRun:
         except Exception as error:
             raise DataError(
                 f"the model does not take example inputs of shape {shapes(inputs)}: {typed_reason(error)}"
-                f"{left_outside()}; pass inputs that its forward takes"
+                f"{left_outside()}; {remedy_for(inputs, self._model.forward)}"
             ) from error
 
     def _runs(self, inputs: Inputs) -> bool:

@@ -14,9 +14,10 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError, validate_call
 
 from fxsurgery.argument_names import naming_by
+from fxsurgery.budget import amount
 from fxsurgery.config.flag_names import FlagNames
 from fxsurgery.config.mistakes import mistakes, unknown
-from fxsurgery.config.parsers import amount, assigned, value, whole_amount
+from fxsurgery.config.parsers import assigned, value, whole_amount
 from fxsurgery.config.run_config import RunConfig
 from fxsurgery.config.source_locations import Origins
 from fxsurgery.errors import ConfigError, SurgeryError, reason_of

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 from typing_extensions import override
 
 from fxsurgery.argument_names import assigned
+from fxsurgery.calls import checked_construction
 from fxsurgery.deploy.exporters import OLDEST_DYNAMO_OPSET, Request, write
 from fxsurgery.deploy.model_source import Source
 from fxsurgery.deploy.random_inputs import seeded
@@ -17,6 +18,7 @@ Exporter: TypeAlias = Literal["auto", "dynamo", "legacy"]
 Opset: TypeAlias = Annotated[int | None, Range(least=1, below=10**4)]
 
 
+@checked_construction
 @dataclass(frozen=True)
 class Export(FileStep):
     """Write the file.

@@ -8,12 +8,14 @@ import torch
 from typing_extensions import override
 
 from fxsurgery.argument_names import keyword
+from fxsurgery.calls import checked_construction
 from fxsurgery.comparison import TOLERANCE
 from fxsurgery.deploy.steps import Transform
 from fxsurgery.errors import ExportError, reason_of
 from fxsurgery.surroundings import without_warnings
 
 
+@checked_construction
 @dataclass(frozen=True)
 class ToFloat16(Transform):
     """Keep weights and compute in float16, half the bytes; inputs and outputs keep their types.

@@ -22,6 +22,7 @@ from fxsurgery.analysis.importance import bn_gamma, magnitude, over_their_mean, 
 from fxsurgery.analysis.structure import structure
 from fxsurgery.argument_names import assigned, entry, named
 from fxsurgery.budget import Budget
+from fxsurgery.calls import checked_construction
 from fxsurgery.errors import BudgetError, StructureError, TrainingError
 from fxsurgery.option_types import Count, Range
 from fxsurgery.program import Program
@@ -38,6 +39,7 @@ SUMS = "fxsurgery_taylor"
 """The buffer in which a copy of the model adds up each unit's Taylor importance, so that snapshots have it."""
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Prune(Narrowing):
     """How the search goes.

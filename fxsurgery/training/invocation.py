@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from fxsurgery.argument_names import entry, keyword, named
 from fxsurgery.errors import DataError, DeviceError, DivergedError, TrainingError, reason_of
+from fxsurgery.example_inputs import by_parameters
 from fxsurgery.inputs import Inputs, tensors_in
 from fxsurgery.training.accumulating import Accumulating
 from fxsurgery.training.batches import describe, describe_inputs
@@ -31,21 +32,12 @@ def addressed(model: nn.Module, inputs: Inputs) -> Inputs:
     Raises:
         DataError: there are entries that it has no parameter for.
     """
-    if inputs.args or not inputs.kwargs:
-        return inputs
     inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    signature, whole = inspect.signature(inner.forward), dict(inputs.kwargs)
-    if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
-        return inputs
-    if any(name in signature.parameters for name in whole):
-        _refuse_extra(inputs, list(signature.parameters))
-        return inputs
     try:
-        signature.bind(whole)
-    except TypeError:
-        _refuse_extra(inputs, list(signature.parameters))
-        return inputs
-    return Inputs((whole,), {}, inputs.batch_dims)
+        return by_parameters(inputs, inner.forward)
+    except DataError:
+        _refuse_extra(inputs, list(inspect.signature(inner.forward).parameters))
+        raise
 
 
 def _hint(inputs: Inputs) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from fxsurgery.calls import checked_construction
 from fxsurgery.errors import TrainingError, reason_of
 from fxsurgery.option_types import Range, check_fields, checked
 from fxsurgery.training.batches import count
@@ -92,6 +93,7 @@ def steps_at(milestones: Sequence[float], factor: float = 0.1) -> Schedule:
     return lambda progress: factor ** sum(progress >= m for m in milestones)
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How to train."""

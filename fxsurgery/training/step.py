@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fxsurgery.argument_names import entry, named
+from fxsurgery.calls import checked_construction
 from fxsurgery.errors import DeviceError, DivergedError, TrainingError, reason_of
 from fxsurgery.training.batch_stream import Portion
 from fxsurgery.training.device import on_device
@@ -42,6 +43,7 @@ class StepInfo:
     """The other terms that the objective names, likewise."""
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
     """What a searcher adds to the loop. In a distributed run every process calls them alike."""

@@ -12,7 +12,9 @@ from torch.utils.data import DataLoader
 
 from fxsurgery.argument_names import named
 from fxsurgery.batch_layout import Statement, as_stated, by_target, is_ambiguous, sample_count
+from fxsurgery.calls import checked_construction
 from fxsurgery.errors import DataError
+from fxsurgery.example_inputs import TARGETS
 from fxsurgery.inputs import Inputs
 from fxsurgery.option_types import Count, Seed, check_fields, checked
 from fxsurgery.training.accumulating import Accumulating
@@ -27,10 +29,6 @@ Loss: TypeAlias = Callable[[Any, Any], Any]
 Metric: TypeAlias = Callable[[Any, Any], Any] | Accumulating
 """`metric(output, target)`: a number, or several in a dict; or an object with `update` and `compute`."""
 Split: TypeAlias = Callable[[Any], tuple[Any, Any]]
-
-
-TARGETS = ("labels", "label", "targets", "target", "y")
-"""Keys that hold the target of a batch that is a dict."""
 
 
 def by_convention(batch: Any) -> tuple[Any, Any]:  # noqa: ANN401
@@ -53,6 +51,7 @@ def by_convention(batch: Any) -> tuple[Any, Any]:  # noqa: ANN401
     return inputs[0] if len(inputs) == 1 and isinstance(inputs[0], Mapping) else inputs, batch[-1]
 
 
+@checked_construction
 @dataclass(frozen=True, eq=False)
 class Task:
     """Data, loss and metric. `Task.of` makes one from tensors and data sets, too.

@@ -70,7 +70,7 @@ def _cut(found: Space, blocks: list[UnitBlock], budget: Budget, latency: Latency
 
     def is_fast(gone: list[UnitBlock]) -> bool:
         keep = mask(gone)
-        if latency is None or facts.emptied(keep):
+        if latency is None or facts.empty_dims(keep):
             return True
         return latency.holds(pruned(found.program, keep))
 

@@ -62,7 +62,7 @@ class Space:
         while True:
             removed = np.concatenate([_beyond_least(choice, pinned) for choice in self.choices])
             keep = facts.mask(removed)
-            if not (emptied := facts.emptied(keep)):
+            if not (emptied := facts.empty_dims(keep)):
                 return keep
             pinned |= set(emptied)
 

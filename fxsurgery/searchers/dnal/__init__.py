@@ -20,6 +20,7 @@ from fxsurgery.analysis.gating import GatePlan, gate_plan
 from fxsurgery.analysis.structure import Mask, structure
 from fxsurgery.argument_names import assigned, entry, keyword
 from fxsurgery.budget import Budget
+from fxsurgery.calls import checked_construction
 from fxsurgery.errors import BudgetError, StructureError
 from fxsurgery.nn.gates import GateVector
 from fxsurgery.option_types import Range
@@ -37,6 +38,7 @@ from fxsurgery.training import Hooks, Recipe, constant, sgd
 UNDECIDED = (0.1, 0.9)
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Dnal(Narrowing):
     """How the search goes.
