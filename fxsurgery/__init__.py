@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fxsurgery.budget import Budget, Cost, Spend
     from fxsurgery.capture import capture
     from fxsurgery.errors import (
+        ArgumentError,
         BudgetError,
         CaptureError,
         DataError,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from fxsurgery.training import Task
 
 __all__ = [
+    "ArgumentError",
     "Budget",
     "BudgetError",
     "CaptureError",
@@ -77,6 +79,7 @@ _HOMES = {
     "budget": ("Budget", "Cost", "Spend"),
     "capture": ("capture",),
     "errors": (
+        "ArgumentError",
         "BudgetError",
         "CaptureError",
         "DataError",
