@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fxsurgery.calls import checked_construction
 from fxsurgery.deploy.determinism import repeat_gap
 from fxsurgery.deploy.export_step import Exporter
 from fxsurgery.deploy.kept_exports import EXPORTS
@@ -19,7 +20,8 @@ from fxsurgery.deploy.latency_report import LatencyReport
 from fxsurgery.deploy.model_source import frozen_copy, frozen_inputs, outputs_of
 from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.targets import Target, compare_on, resolve_target
-from fxsurgery.errors import ExportError
+from fxsurgery.errors import DeviceError, ExportError
+from fxsurgery.option_types import checked
 from fxsurgery.program import Program
 
 ORIGINAL, CANDIDATE = "original", "candidate"
@@ -51,6 +53,7 @@ Write = Callable[[str, Program, Exporter, bool], OnnxModel]
 """Writes a program, named so, by an exporter, with a free batch or without."""
 
 
+@checked_construction
 @dataclass(eq=False)
 class Timer:
     """Measures programs against an original on a target."""
@@ -98,6 +101,7 @@ class Timer:
             return _first_that_runs(programs, pace.exporters, write, self.target, options)
 
 
+@checked(DeviceError)
 def compare_programs(programs: Mapping[str, Program], device: str, options: Mapping[str, Any]) -> LatencyReport:
     """Measure programs side by side on one sample, each checked against PyTorch; the first is what others compare to.
 
@@ -153,5 +157,6 @@ def _first_that_runs(
 
 def _draws(program: Program) -> bool:
     """Whether a program draws random numbers that show in its outputs."""
-    model, inputs = frozen_copy(program.graph_module), frozen_inputs(program.example_inputs, program.example_kwargs)
+    model = frozen_copy(program.graph_module)
+    inputs = frozen_inputs(model, program.examples, None)
     return repeat_gap(lambda: outputs_of(model, inputs)) > 0

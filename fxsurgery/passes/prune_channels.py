@@ -26,6 +26,7 @@ from fxsurgery.analysis.importance import least_important
 from fxsurgery.analysis.refit import refit, scale_name
 from fxsurgery.analysis.shared_modules import called_again
 from fxsurgery.analysis.structure import Mask, Structure, head_dim_structure, structure
+from fxsurgery.calls import checked_construction
 from fxsurgery.edit import Editor, Reference
 from fxsurgery.errors import SpecError
 from fxsurgery.ops.propagation_state import Attention
@@ -37,6 +38,7 @@ from fxsurgery.rewriting.resize import resize
 from fxsurgery.surgery import Effect, Rewrite
 
 
+@checked_construction
 @dataclass(frozen=True)
 class PruneChannels(Rewrite):
     """Remove units, named by channel group and position in it."""

@@ -22,6 +22,7 @@ import torch
 from typing_extensions import override
 
 from fxsurgery.analysis.structure import ChannelGroup, Counts, structure
+from fxsurgery.calls import checked_construction
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.option_types import MOST_UNITS, Seed
@@ -31,6 +32,7 @@ from fxsurgery.rewriting.single_channel import can_copy, copy, single_channel_la
 from fxsurgery.surgery import Effect, Rewrite
 
 
+@checked_construction
 @dataclass(frozen=True)
 class Widen(Rewrite):
     """Add units to channel groups, each a copy of one that is there."""

@@ -142,16 +142,17 @@ def branches(program: Program) -> Branches:
     """Return the branches of the residual sums of `program`."""
     like = float_tensor(program)
     operands = () if like is None else tuple(_operands(program))
-    edit, layers = Editor(program), list[tuple[str, str]]()
+    edit, layers, sums = Editor(program), list[str](), dict[str, str]()
     for position, operand in enumerate(operands):
         path = f"{_UNTIED}.{position}"
         node = edit.insert_call(path, _dense(program, operand, like), (operand.source,), before=operand.reader)
         edit.rewire(operand.reader, operand.source, node)
-        layers.append((node.name, path))
+        layers.append(path)
+        sums[node.name] = operand.sum.name
     facts = structure(edit.finish("untied"))
-    private = _Private(facts, [path for _, path in layers])
+    private = _Private(facts, layers, sums)
     found, refused = list[Branch](), dict[str, str]()
-    for operand, (layer, _) in zip(operands, layers, strict=True):
+    for operand, layer in zip(operands, sums, strict=True):
         ids = _along(facts, operand)
         refusals = [private.obstacle(unit, layer) for unit in ids.tolist()]
         if all(refusals):
@@ -164,10 +165,17 @@ def branches(program: Program) -> Branches:
 class _Private:
     """Find the units of the untied program that only one layer consumes."""
 
-    def __init__(self, facts: Structure, layers: Sequence[str]) -> None:
+    def __init__(self, facts: Structure, layers: Sequence[str], sums: Mapping[str, str]) -> None:
+        """Index the structure of the untied program.
+
+        Args:
+            facts: the structure.
+            layers: paths of the inserted dense layers.
+            sums: the sum behind each inserted layer, by the names of their nodes.
+        """
         weights = {f"{path}.weight" for path in layers}
         self.own = replace(facts, tensors={n: dims for n, dims in facts.tensors.items() if n not in weights})
-        self._facts = facts
+        self._facts, self._sums = facts, sums
         self._streamed = {int(i) for name in weights for i in facts.tensors.get(name, {}).get(0, ())}
         self._held = {int(i) for dims in self.own.tensors.values() for ids in dims.values() for i in ids}
         self._readers = dict[int, set[str]]()
@@ -182,7 +190,9 @@ class _Private:
         if unit in self._streamed:
             return Refusal(layer, "it continues the residual stream, which keeps its width")
         if others := self._readers.get(unit, set()) - {layer}:
-            return Refusal(layer, f"its channels are also read by %{min(others)}")
+            return Refusal(
+                layer, f"its channels are also read by %{min(self._sums.get(other, other) for other in others)}"
+            )
         if unit in self._facts.inexact or unit in self._facts.ungateable:
             return Refusal(layer, "a norm, mean, or softmax runs over its channels")
         return None if unit in self._held else Refusal(layer, "no layer produces its channels")

@@ -12,9 +12,12 @@ from torch.utils.data import DataLoader
 
 from fxsurgery.argument_names import named
 from fxsurgery.batch_layout import Statement, as_stated, by_target, is_ambiguous, sample_count
-from fxsurgery.errors import DataError
+from fxsurgery.calls import checked_construction
+from fxsurgery.errors import ArgumentError, DataError
+from fxsurgery.example_inputs import TARGETS
 from fxsurgery.inputs import Inputs
 from fxsurgery.option_types import Count, Seed, check_fields, checked
+from fxsurgery.suggestions import hint
 from fxsurgery.training.accumulating import Accumulating
 from fxsurgery.training.array_loader import ArrayLoader
 from fxsurgery.training.array_loader import samples as row_count
@@ -27,10 +30,6 @@ Loss: TypeAlias = Callable[[Any, Any], Any]
 Metric: TypeAlias = Callable[[Any, Any], Any] | Accumulating
 """`metric(output, target)`: a number, or several in a dict; or an object with `update` and `compute`."""
 Split: TypeAlias = Callable[[Any], tuple[Any, Any]]
-
-
-TARGETS = ("labels", "label", "targets", "target", "y")
-"""Keys that hold the target of a batch that is a dict."""
 
 
 def by_convention(batch: Any) -> tuple[Any, Any]:  # noqa: ANN401
@@ -47,12 +46,13 @@ def by_convention(batch: Any) -> tuple[Any, Any]:  # noqa: ANN401
     if not isinstance(batch, tuple | list) or len(batch) < 2:
         raise DataError(
             f"cannot tell inputs from target in a batch that is {describe(batch)}; "
-            "give train_data=Task.of(train, val, split=lambda batch: ((batch['image'],), batch['class'])) or the like"
+            "build the data with Task.of(train, val, split=lambda batch: ((batch['image'],), batch['class']))"
         )
     inputs = tuple(batch[:-1])
     return inputs[0] if len(inputs) == 1 and isinstance(inputs[0], Mapping) else inputs, batch[-1]
 
 
+@checked_construction
 @dataclass(frozen=True, eq=False)
 class Task:
     """Data, loss and metric. `Task.of` makes one from tensors and data sets, too.
@@ -92,7 +92,7 @@ class Task:
     """Which dim of the model's inputs is the batch, as `capture` takes it: `batch_dims=1`; or `{0: None, 1: 0}`, by
     position, or by name where the batch is a dict. Inferred unless given: dim 0 of the first that is as long as the
     target."""
-    val_batches: int | None = None
+    val_batches: Count | None = None
     """How many batches of the validation data are scored; all unless given, which takes a loader that ends."""
     _moved: dict[tuple[str, torch.device], Any] = field(default_factory=dict, init=False, repr=False)
     """Copies of a loss and a metric that are modules with tensors, one a device."""
@@ -104,8 +104,6 @@ class Task:
         for name in ("train_data", "val_data", "test_data"):
             if not isinstance(data := getattr(self, name), DataLoader | None):
                 raise DataError(f"{name} of a Task is a DataLoader, not {describe(data)}; make one with Task.of")
-        if self.val_batches is not None and self.val_batches < 1:
-            raise DataError(f"val_batches={self.val_batches}: it must be at least 1")
         _require_callable("loss", self.loss)
         metric = accuracy if self.metric is None and self.loss is cross_entropy else self.metric
         if isinstance(metric, type) or not isinstance(metric, Accumulating | None):
@@ -144,7 +142,9 @@ class Task:
         """
         known = [f.name for f in fields(cls) if f.init]
         if unknown := [name for name in options if name not in known]:
-            raise DataError(f"Task has no field {unknown[0]!r}; it has: {', '.join(known)}")
+            raise ArgumentError(f"Task.of: there is no argument {unknown[0]}=; {hint(unknown[0], known)}").at(
+                unknown[0]
+            )
         made = {"train_data": train_data, "val_data": val_data, "test_data": options.pop("test_data", None)}
         for name, data in made.items():
             if data is not None:

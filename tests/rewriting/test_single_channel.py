@@ -110,14 +110,14 @@ def test_candidates_name_it_where_it_can_be_widened():
     assert list(single_channel_layers(gate)) == ["gate"]
     assert [move.add[0][0] for move in Widen.candidates(gate)] == ["body"]
     (refusal,) = Widen((("gate", 2),))(gate).refusals
-    assert "cannot take the changed map" in refusal.reason
+    assert "cannot process the changed map" in refusal.reason
 
 
 def test_a_layer_whose_output_is_given_out_stays():
     start = captured(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)), 5, 3)
     assert [move.add[0][0] for move in Widen.candidates(start)] == ["0"]
     (refusal,) = Widen((("2", 2),))(start).refusals
-    assert "gives it out" in refusal.reason
+    assert "is an output of the program" in refusal.reason
 
 
 def test_what_has_no_meaning_is_told():

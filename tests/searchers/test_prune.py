@@ -83,7 +83,8 @@ def test_trains_what_it_said(importance: str, rounds: int, trained: bool):
     said = stages(config, session, trained=trained)
     search(start, Budget(macs=0.5), config, session, trained=trained)
     done = {record["stage"]: record["steps"] for record in session.trainer.progress.history}
-    assert [Stage(name, steps) for name, steps in done.items()] == said
+    assert [(stage.name, stage.steps) for stage in said] == list(done.items())
+    assert sum(stage.recalibrates for stage in said) == rounds
 
 
 def test_rounds_share_the_epochs_of_fine_tuning():
@@ -220,7 +221,7 @@ class Interleaved(nn.Module):
 
 def test_a_round_that_cannot_go_on_says_to_take_one():
     start = capture(Interleaved().eval(), torch.randn(2, 3, 8, 8))
-    with pytest.raises(BudgetError, match=r"what round 1 left cannot be cut as far: .*Take rounds=1"):
+    with pytest.raises(BudgetError, match=r"what round 1 left cannot be cut as far: .*Pass rounds=1"):
         searched(start, quick(rounds=2, align=4), Budget(macs=0.5))
     searched(start, quick(align=4), Budget(macs=0.5))
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fxsurgery.analysis.cost import cost, cost_after
 from fxsurgery.analysis.elastic_widths import aligned_step, elastic_groups, residual_streams
 from fxsurgery.analysis.structure import ChannelGroup, Mask, structure
-from fxsurgery.argument_names import assigned, keyword
+from fxsurgery.argument_names import assigned, command, keyword
 from fxsurgery.budget import Budget, Cost
 from fxsurgery.errors import BudgetError, StructureError
 from fxsurgery.passes import PruneChannels
@@ -79,13 +79,15 @@ class Space:
                 raise BudgetError(
                     f"{limit:,.0f} {name} ({limit / whole:.3f} of the original) cannot be reached: the least is "
                     f"{least:,} ({least / whole:.3f}), with every width at its smallest multiple of {self.align}; "
-                    f"{self._further(name, limit)}fxsurgery.inspect shows what holds the "
+                    f"{self._further(name, limit)}{command('inspect')} shows what holds the "
                     f"rest{_left_out(name, original)}. Raise the limit, or lower {keyword('settings', 'align')}"
                 )
         if budget.latency_ms is None:
             return
         if latency is None:
-            raise BudgetError("a budget of latency_ms needs a device to measure on: optimize(..., target='local')")
+            raise BudgetError(
+                f"a budget of latency_ms needs a device to measure on; pass {assigned('target', 'local')}"
+            )
         least_ms = latency.measure(self.smallest_program()).value
         if least_ms > latency.limit_ms:
             raise BudgetError(
@@ -203,7 +205,8 @@ def pruned(program: Program, keep: Mask) -> Program:
     result = pruning(program, keep)(program)
     if not result.changes and not keep.all():
         raise StructureError(
-            f"the widths chosen cannot be cut: {result.refusals[0].reason}; try another budget= or align="
+            f"the widths chosen cannot be cut: {result.refusals[0].reason}; try another "
+            f"{keyword('budget')} or {keyword('settings', 'align')}"
         )
     return result.program
 
