@@ -133,9 +133,12 @@ class Arguments(PlainArguments):
 
     `output` is just what the model gives; the default takes it, or its `logits`."""
     metric: Annotated[Any, Argument("with the task")] = None
-    """`metric(output, target)`, higher is better, or an object with `update` and `compute`.
+    """What networks are compared by: a name, a function, or an object with `update` and `compute`.
 
-    Accuracy for the default loss; else the loss."""
+    Names: `accuracy`, `top5` (`top3`, ...), `mse`, `rmse`, `mae`, `r2`, `f1`, or any class of torchmetrics, such as
+    `MulticlassF1Score` (extra `torchmetrics`). A function is called as `metric(output, target)`; higher is better
+    unless it has an attribute `higher_is_better` that is false. By default accuracy for the default loss, else the
+    loss."""
     config: Annotated[Settings | None, Argument("resolved")] = None
     """The method's own settings, `Dnal(...)`, `Prune(...)` or `Ectonas(...)`; it says the method, too."""
     example_inputs: Annotated[Sequence[Any] | Tensor | None, Argument("with the program", error=DataError)] = None

@@ -8,7 +8,7 @@ from typing import Any
 from typing_extensions import override
 
 import fxsurgery
-from fxsurgery.cli.data import callable_of, data_of
+from fxsurgery.cli.data import callable_of, data_of, metric_of
 from fxsurgery.cli.errors import resumable, say
 from fxsurgery.cli.export import line
 from fxsurgery.cli.sources import Wanted, module_class
@@ -131,7 +131,8 @@ def _arguments(config: RunConfig, settings: Settings) -> tuple[Any, dict[str, An
     }
     check_task(config, data)
     plain = {f.name: said for f in fields(PlainArguments) if (said := getattr(config, f.name)) != f.default}
-    called = {name: callable_of(text, flag(name)) for name in ("loss", "metric") if (text := getattr(config, name))}
+    readers = {"loss": callable_of, "metric": metric_of}
+    called = {name: read(text, flag(name)) for name, read in readers.items() if (text := getattr(config, name))}
     return loaded.model, {
         **plain,
         **data,

@@ -49,7 +49,9 @@ class RunConfig(PlainArguments):
     val_data: Annotated[str | None, Argument(panel=DATA, metavar="DATA")] = None
     test_data: Annotated[str | None, Argument(panel=DATA, metavar="DATA")] = None
     loss: Annotated[str | None, Argument(panel=DATA, metavar="MODULE:NAME")] = None
-    metric: Annotated[str | None, Argument(panel=DATA, metavar="MODULE:NAME")] = None
+    metric: Annotated[str | None, Argument(panel=DATA, metavar="NAME")] = None
+    """What networks are compared by: accuracy, top5, mse, r2, f1, a torchmetrics class such as MulticlassF1Score, or
+    your own as module:name."""
 
     settings: Annotated[dict[str, Any], Argument(panel=GOAL, metavar="NAME=VALUE", flags=("--set", "-s"))] = field(
         default_factory=dict

@@ -122,7 +122,7 @@ def _purse(config: Ectonas, session: Session) -> SpendTracker:
 def _school(
     program: Program, budget: Budget | None, config: Ectonas, session: Session, *, trained: bool
 ) -> SearchState:
-    higher, purse = session.task.higher_is_better, _purse(config, session)
+    higher, purse = bool(session.task.higher_is_better), _purse(config, session)
     warm_up = 0 if trained else session.steps(config, config.weights_epochs)
     if warm_up > purse.left:
         fixed = " and ".join(

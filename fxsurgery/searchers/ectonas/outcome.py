@@ -32,7 +32,7 @@ def record_of(school: SearchState, chosen: State, tuning: int) -> SearchRecord:
         duplicates=school.population.duplicates,
         lost_workers=school.session.lost_workers,
         axis=school.config.front,
-        higher_is_better=school.session.task.higher_is_better,
+        higher_is_better=bool(school.session.task.higher_is_better),
     )
 
 
