@@ -72,6 +72,10 @@ class DivergedError(TrainingError):
     """A loss, or a weight after the last step, is not finite: another learning rate may do."""
 
 
+class CallbackError(SurgeryError):
+    """A callback or a logger raised; the message names it, and the cause is chained."""
+
+
 class WorkerError(SurgeryError):
     """A process that ran a job died again and again, or raised what nobody foresaw; the message names the job."""
 
