@@ -35,7 +35,8 @@ from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.batches import Loader, loader_of
 from fxsurgery.training.distillation import outputs_of
 from fxsurgery.training.objective import Batch, Terms
-from fxsurgery.training.recipe import Recipe, cosine
+from fxsurgery.training.recipe import Recipe
+from fxsurgery.training.schedules import cosine
 from fxsurgery.training.step import Hooks
 from fxsurgery.training.task import Task
 

@@ -20,6 +20,7 @@ from fxsurgery.training.distributed import BatchSharding, rows_of
 from fxsurgery.training.finite import wrong_values
 from fxsurgery.training.objective import TASK, Batch, Objective, evaluated, task_objective
 from fxsurgery.training.recipe import Recipe
+from fxsurgery.training.schedules import is_factor
 from fxsurgery.training.task import Task
 
 
@@ -100,7 +101,7 @@ class Stepper:
             DivergedError: the loss is not finite.
             TrainingError: it is not a scalar, or does not depend on what trains.
         """
-        factor = self.recipe.schedule((number + 0.5) / self.recipe.steps)
+        factor = self._factor((number + 0.5) / self.recipe.steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self._forget_gradients()
@@ -117,6 +118,16 @@ class Stepper:
         self._update(info)
         self.sharing.agree(self.model.buffers())
         return info
+
+    def _factor(self, progress: float) -> float:
+        """Return the factor of the learning rate at a fraction of the training."""
+        factor = self.recipe.schedule(progress)
+        if not is_factor(factor):
+            raise TrainingError(
+                f"stage {self.stage!r}: the schedule gives {factor!r} at {progress:.3g} of the training; it must give "
+                "a finite number of at least 0"
+            )
+        return factor
 
     def _forget_gradients(self) -> None:
         if self._has_plain_zero_grad:
