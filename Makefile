@@ -46,5 +46,5 @@ $(BIN)/python:
 	@touch $@
 
 .venv/.installed-dev: $(REQUIREMENTS) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,ray,zoo]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,ray,zoo,tensorboard,torchmetrics]"
 	@touch .venv/.installed $@

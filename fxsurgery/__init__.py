@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fxsurgery.capture import capture
     from fxsurgery.errors import (
         BudgetError,
+        CallbackError,
         CaptureError,
         DataError,
         DeviceError,
@@ -36,11 +37,13 @@ if TYPE_CHECKING:
     from fxsurgery.searchers.dnal import Dnal
     from fxsurgery.searchers.ectonas import Ectonas
     from fxsurgery.searchers.prune import Prune
-    from fxsurgery.training import Task
+    from fxsurgery.training import Callback, Task
 
 __all__ = [
     "Budget",
     "BudgetError",
+    "Callback",
+    "CallbackError",
     "CaptureError",
     "Cost",
     "DataError",
@@ -76,6 +79,7 @@ _HOMES = {
     "capture": ("capture",),
     "errors": (
         "BudgetError",
+        "CallbackError",
         "CaptureError",
         "DataError",
         "DeviceError",
@@ -99,7 +103,7 @@ _HOMES = {
     "searchers.dnal": ("Dnal",),
     "searchers.ectonas": ("Ectonas",),
     "searchers.prune": ("Prune",),
-    "training": ("Task",),
+    "training": ("Callback", "Task"),
 }
 """Modules of the package -> the public names that they define. Each is imported when a name of it is first used."""
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -6,7 +6,8 @@ import torch
 
 from fxsurgery.analysis.cost import cost
 from fxsurgery.preparation import PreparedRun
-from fxsurgery.searchers.session import Stage, Trainer
+from fxsurgery.searchers.search_outcome import Stage
+from fxsurgery.searchers.session import Trainer
 from fxsurgery.training import Task
 from fxsurgery.training.bn_inversion import Amount, noise, synthetic_inputs
 from fxsurgery.training.distillation import commonest_answer, distilled_task, outputs_of

@@ -18,7 +18,8 @@ from fxsurgery.runs.layout import REPORT
 from fxsurgery.runs.records import is_text
 from fxsurgery.searchers.common.best_model import unwritable, unwritten
 from fxsurgery.searchers.common.widths import Space
-from fxsurgery.searchers.session import SearchOutcome, Session, Stage, Trainer
+from fxsurgery.searchers.search_outcome import SearchOutcome, Stage
+from fxsurgery.searchers.session import Session, Trainer
 from fxsurgery.searchers.training_mode import plain_mode, with_fastest_mode
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training import Progress, Score, Task
@@ -60,12 +61,24 @@ def _optimized(ready: PreparedRun) -> Result:
         ready.progress.note(f"going on with {ready.run.path}: {done} steps of its journal are recalled")
     _announce(ready, found)
     check(ready, found)
-    session, notes = _session(ready)
-    outcome = ready.method.search(ready.program, ready.budget, ready.settings, session, trained=ready.request.trained)
-    _require_fast(ready, outcome)
-    result = _result(ready, session, outcome, notes)
+    with ready.progress.callbacks.run(ready.method.name, ready.asked) as scalars:
+        session, notes = _session(ready)
+        trained = ready.request.trained
+        outcome = ready.method.search(ready.program, ready.budget, ready.settings, session, trained=trained)
+        _require_fast(ready, outcome)
+        result = _result(ready, session, outcome, notes)
+        scalars.update(_scalars(result))
     unsaved = ready.run.finish(lambda folder: _kept(result, folder), ready.progress.note)
     return result if unsaved is None else replace(result, notes=(*result.notes, unsaved))
+
+
+def _scalars(result: Result) -> dict[str, float]:
+    """Return the scores and costs of a result by name, for callbacks."""
+    before, after = result.cost
+    scalars = {f"{split}/{result.metric_name}": pair.after for split, pair in result.metrics.items()}
+    for name in ("params", "macs"):
+        scalars |= {name: getattr(after, name), f"{name}_ratio": getattr(after, name) / max(getattr(before, name), 1)}
+    return {**scalars, **({"latency_ms": result.latency["ms"]} if result.latency else {})}
 
 
 def _kept(result: Result, folder: Path) -> str | None:

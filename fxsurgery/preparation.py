@@ -1,7 +1,9 @@
 """What a user asks of `optimize`, made ready before anything trains: checked, captured, with its run directory open."""
 
+import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
 from fxsurgery.request import OptimizeRequest
 from fxsurgery.run_identity import identity_of
+from fxsurgery.runs.layout import LOGS
 from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.searchers.common.latency_model import LatencyModel
 from fxsurgery.searchers.common.settings import Settings
@@ -27,6 +30,7 @@ from fxsurgery.training.device import join, processes, require_real
 from fxsurgery.training.evaluate import require_ends
 from fxsurgery.training.finite import not_finite, wrong_values
 from fxsurgery.training.invocation import addressed
+from fxsurgery.training.trackers import tracker_callbacks
 
 _DATA_LINE = "fxsurgery.optimize(model, {}train_data=(images, labels), val_data=(images, labels))"
 
@@ -69,7 +73,8 @@ def prepare(request: OptimizeRequest) -> PreparedRun:
     if task is not None:
         require_ends(task)
     examples, notes = _examples(request, task)
-    progress = Progress(verbose=request.verbose)
+    observers = (*request.callbacks, *tracker_callbacks(request.loggers, _log_folder(request)))
+    progress = Progress(verbose=request.verbose, callbacks=observers)
     for note in notes:
         progress.note(f"note: {note}")
     said = request.batch_dims if task is None else task.batch_dims
@@ -88,6 +93,13 @@ def prepare(request: OptimizeRequest) -> PreparedRun:
         latency = LatencyModel(timer=Timer(device, program, request.seed), original=program, budget=budget, run=run)
     notes = (*notes, *run.notes)
     return PreparedRun(request, method, settings, budget, program, task, progress, run, latency, workshop, asked, notes)
+
+
+def _log_folder(request: OptimizeRequest) -> Path:
+    """Return where loggers write that need a folder: in the run directory, else one for each run in the current one."""
+    if request.run_dir is not None:
+        return Path(request.run_dir) / LOGS
+    return Path("fxsurgery-logs") / datetime.datetime.now(tz=datetime.UTC).strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def _workshop(request: OptimizeRequest) -> JobRunner:

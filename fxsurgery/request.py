@@ -25,8 +25,9 @@ from fxsurgery.searchers.dnal import Dnal
 from fxsurgery.searchers.ectonas import EvolutionSettings
 from fxsurgery.searchers.methods import MethodName
 from fxsurgery.searchers.prune import Prune
-from fxsurgery.training import Accumulate, MemoryFormat, MixedPrecision
+from fxsurgery.training import Accumulate, Callback, MemoryFormat, MixedPrecision
 from fxsurgery.training.probe import Auto
+from fxsurgery.training.trackers import Logger
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -151,6 +152,13 @@ class Arguments(PlainArguments):
     `batch_dims=1` for all of them, or by input, `{"text": None, "offsets": 0}`, as for `fxsurgery.capture`."""
     leaf_modules: Annotated[tuple[type[nn.Module], ...], Argument("with the program", error=CaptureError)] = ()
     """Classes of modules to keep whole."""
+    callbacks: Annotated[Sequence[Callback], Argument()] = ()
+    """Observers of the run, instances of `fxsurgery.Callback`, which get its stages, steps and scores as numbers."""
+    loggers: Annotated[Logger | Sequence[Logger], Argument()] = ()
+    """Where to log losses, scores and costs: `tensorboard`, `wandb`, `mlflow`, or a tracker of Accelerate.
+
+    One or several; names take an extra of the same name. TensorBoard writes to `logs` in the run directory, or to
+    `fxsurgery-logs` in the current directory without one."""
     verbose: Annotated[bool, Argument()] = True
     """Show progress."""
 
@@ -238,6 +246,13 @@ def _check_objects(request: Arguments) -> None:
         raise BudgetError(
             f"spend={shown(request.spend)} is no spend; name the limit, such as spend=Spend(epochs=300)"
         ).at("spend")
+    callbacks: object = request.callbacks
+    wrong = [c for c in callbacks if not isinstance(c, Callback)] if isinstance(callbacks, Sequence) else [callbacks]
+    if wrong:
+        is_class = isinstance(wrong[0], type) and issubclass(wrong[0], Callback)
+        remedy = f"give an instance: {wrong[0].__name__}()" if is_class else "derive its class from fxsurgery.Callback"
+        what = f"the class {wrong[0].__name__}" if is_class else shown(wrong[0])
+        raise SurgeryError(f"callbacks must be a list of callbacks, not {what}; {remedy}").at("callbacks")
     examples: object = request.example_inputs
     if isinstance(examples, str | bytes) or not isinstance(examples, Sequence | Tensor | None):
         raise DataError(

@@ -138,6 +138,7 @@ def _arguments(config: RunConfig, settings: Settings) -> tuple[Any, dict[str, An
         **data,
         **called,
         "config": settings,
+        "loggers": config.loggers,
         "leaf_modules": tuple(map(module_class, config.leaf_modules)),
         "example_inputs": None if inputs is None else inputs.args,
         "example_kwargs": None if inputs is None else inputs.kwargs,

@@ -59,6 +59,8 @@ class RunConfig(PlainArguments):
     """A setting of the method, e.g. learning_rate=0.01; --print-config shows them all."""
 
     run_dir: Annotated[Path | None, Argument(panel=KEEPING, metavar="DIR")] = None
+    loggers: Annotated[tuple[str, ...], Argument(panel=KEEPING, metavar="NAME", flags=("--logger",))] = ()
+    """Log to tensorboard, wandb or mlflow, also several; each takes the extra of its name."""
     out: Annotated[Path | None, Argument(panel=KEEPING, metavar="DIR", flags=("--out", "-o"))] = None
     """Save the result here, for the other commands."""
     standalone: Annotated[Path | None, Argument(panel=KEEPING, metavar="DIR")] = None

@@ -41,6 +41,8 @@ class JobResult:
     """Whether that was by the clock."""
     weights: Callable[[], Mapping[str, Tensor]]
     """Every parameter and buffer by name: read from the run directory where there is one."""
+    is_recalled: bool = False
+    """Whether it ended in the run that this one resumes."""
     forget: Callable[[], None] = _nothing
     """Gives the weights up, for good: for those that were never asked for and never will be."""
 

@@ -12,7 +12,7 @@ from fxsurgery.program import Program
 from fxsurgery.searchers import dnal, ectonas, prune
 from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.common.widths import Space
-from fxsurgery.searchers.session import SearchOutcome, Stage
+from fxsurgery.searchers.search_outcome import SearchOutcome, Stage
 
 MethodName: TypeAlias = Annotated[
     Literal["dnal", "prune", "ectonas"], Wording(": no method is named {value}; there are: dnal, prune, ectonas")

@@ -29,7 +29,8 @@ from fxsurgery.searchers.common.latency_model import LatencyLimit, hold
 from fxsurgery.searchers.common.settings import Narrowing
 from fxsurgery.searchers.common.width_selection import evenly, select_widths
 from fxsurgery.searchers.common.widths import Scores, Space, alignment_note, pruned, space
-from fxsurgery.searchers.session import SearchOutcome, Session, Stage
+from fxsurgery.searchers.search_outcome import SearchOutcome, Stage
+from fxsurgery.searchers.session import Session
 from fxsurgery.training import Hooks, Recipe, StepInfo, constant, sgd
 
 Importance: TypeAlias = Literal["magnitude", "bn-gamma", "taylor", "random"]

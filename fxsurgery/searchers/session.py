@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from fxsurgery.argument_names import named
-from fxsurgery.budget import CostEstimate, Spend
+from fxsurgery.budget import Spend
 from fxsurgery.errors import TrainingError
 from fxsurgery.execution import Job, JobResult, JobRunner
 from fxsurgery.program import Program
@@ -22,9 +22,8 @@ from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.searchers.common.best_model import keep_best
 from fxsurgery.searchers.common.cost_oracle import CostOracle
 from fxsurgery.searchers.common.latency_model import LatencyLimit, LatencyModel
-from fxsurgery.searchers.common.pareto import ParetoMember
 from fxsurgery.searchers.common.settings import Settings
-from fxsurgery.searchers.common.trials import SearchRecord
+from fxsurgery.searchers.search_outcome import SearchOutcome
 from fxsurgery.training import (
     Hooks,
     Progress,
@@ -75,10 +74,10 @@ class Trainer:
         hooks: Hooks | None = None,
     ) -> None:
         """Train `model` in place, or give it the weights that it had after this stage before a kill."""
-        recipe = self.own(recipe)
+        recipe, is_recalled = self.own(recipe), [True]
 
         def work(keeper: Checkpointer | None) -> list[Any]:
-            before = len(self.progress.history)
+            before, is_recalled[0] = len(self.progress.history), False
             fit(
                 model, task, recipe, seed=self.seed, stage=stage, parameters=parameters, hooks=hooks,
                 progress=self.progress, device=self.device, keeper=keeper,
@@ -89,43 +88,9 @@ class Trainer:
 
         records = self.run.stage(stage, model, work)
         require_curve(records, stage)
+        if is_recalled[0]:
+            self.progress.callbacks.skip(records)
         self.progress.history.extend(records)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage that a search will go through."""
-
-    name: str
-    steps: int
-    """Optimizer steps."""
-    validations: int | None = None
-    """Number of validation passes; `None` follows the training loop's default."""
-
-
-@dataclass(frozen=True, eq=False)
-class SearchOutcome:
-    """What a search found."""
-
-    program: Program
-    """The smaller program, fine-tuned."""
-    trained: Program
-    """The program that was pruned: the one given, or that after the weights stage."""
-    before: Score
-    """Validation score of `trained`."""
-    pruned: Score | None
-    """Validation score right after pruning and re-estimating the batch norms; `None` where there is no such moment."""
-    after: Score
-    """Validation score of `program`."""
-    notes: tuple[str, ...] = ()
-    gates: tuple[float, ...] = ()
-    """Each gate at the end of the architecture stage."""
-    search: SearchRecord | None = None
-    """The trials of a search that trains many networks."""
-    pareto: tuple[ParetoMember, ...] = ()
-    """The front that it found."""
-    latency: CostEstimate | None = None
-    """Of `program`, as it was verified; `None` where the budget does not limit it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,9 +169,14 @@ class Session:
     def scored(self, program: Program, name: str, data: Loader | None = None) -> Score:
         """The score of a program on `data`, the validation data unless said; as it was before a kill."""
         trainer = self.trainer
-        found = trainer.run.recall(
-            name, lambda: asdict(evaluate(program.graph_module, self.task, data, device=trainer.device)), is_score
-        )
+
+        def compute() -> dict[str, Any]:
+            score = evaluate(program.graph_module, self.task, data, device=trainer.device)
+            if data is None:
+                trainer.progress.callbacks.validation(name.removeprefix("score of "), self.task.metric_name, score)
+            return asdict(score)
+
+        found = trainer.run.recall(name, compute, is_score)
         return Score(**found)
 
     def fit(
@@ -226,7 +196,16 @@ class Session:
     ) -> list[JobResult]:
         """Run trainings that stand alone; what each came to, in their order."""
         whole = [replace(job, recipe=self.trainer.own(job.recipe)) for job in jobs]
-        return self.workshop.run(whole, self.task, self.trainer.run, deadline=deadline, on_end=on_end)
+
+        def report(number: int, end: JobResult) -> None:
+            if end.is_recalled:
+                self.trainer.progress.callbacks.skip(end.records)
+            else:
+                self.trainer.progress.callbacks.job(jobs[number].name, self.task.metric_name, end.records, end.failure)
+            if on_end is not None:
+                on_end(number, end)
+
+        return self.workshop.run(whole, self.task, self.trainer.run, deadline=deadline, on_end=report)
 
     def recalibrated(self, program: Program) -> Program:
         """The program with its batch norms estimated anew."""

@@ -31,7 +31,8 @@ from fxsurgery.searchers.common.width_selection import evenly, select_widths
 from fxsurgery.searchers.common.widths import Scores, Space, alignment_note, pruned, space
 from fxsurgery.searchers.dnal.budget_controller import BudgetController, Limit
 from fxsurgery.searchers.dnal.gate_penalty import GatePenalty
-from fxsurgery.searchers.session import SearchOutcome, Session, Stage
+from fxsurgery.searchers.search_outcome import SearchOutcome, Stage
+from fxsurgery.searchers.session import Session
 from fxsurgery.training import Hooks, Recipe, constant, sgd
 
 UNDECIDED = (0.1, 0.9)
