@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fxsurgery.budget import Budget, Cost, Spend
     from fxsurgery.capture import capture
     from fxsurgery.errors import (
+        ArgumentError,
         BudgetError,
         CallbackError,
         CaptureError,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from fxsurgery.training import Callback, Task
 
 __all__ = [
+    "ArgumentError",
     "Budget",
     "BudgetError",
     "Callback",
@@ -78,6 +80,7 @@ _HOMES = {
     "budget": ("Budget", "Cost", "Spend"),
     "capture": ("capture",),
     "errors": (
+        "ArgumentError",
         "BudgetError",
         "CallbackError",
         "CaptureError",

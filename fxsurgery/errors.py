@@ -20,6 +20,10 @@ class SurgeryError(Exception):
         return self
 
 
+class ArgumentError(SurgeryError, TypeError):
+    """A call passes an argument that does not exist, or omits a required one; the message names the one meant."""
+
+
 class CaptureError(SurgeryError):
     """A model cannot be taken as a graph; the message names the user's file and line where it can."""
 

@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypeVar, get_type_hints
 
-from torch import Tensor, nn
+from torch import nn
 
 from fxsurgery.batch_layout import Statement
 from fxsurgery.budget import Budget, Spend
+from fxsurgery.calls import bound
 from fxsurgery.errors import BudgetError, CaptureError, DataError, DeviceError, RunError, SurgeryError
+from fxsurgery.example_inputs import ExampleInputs, require_form
 from fxsurgery.execution import Executor, Workers
 from fxsurgery.field_docs import docs_of, one_line
 from fxsurgery.option_text import shown
@@ -142,10 +144,12 @@ class Arguments(PlainArguments):
     loss."""
     config: Annotated[Settings | None, Argument("resolved")] = None
     """The method's own settings, `Dnal(...)`, `Prune(...)` or `Ectonas(...)`; it says the method, too."""
-    example_inputs: Annotated[Sequence[Any] | Tensor | None, Argument("with the program", error=DataError)] = None
-    """Inputs to capture the model on, by position, or its one tensor; from the training data by default."""
+    example_inputs: Annotated[ExampleInputs | None, Argument("with the program", error=DataError)] = None
+    """Inputs to capture the model on; from the training data by default.
+
+    A tensor, a tuple of positional inputs, a dict of inputs by name, or a `DataLoader`; arrays of numpy do as well."""
     example_kwargs: Annotated[Mapping[str, Any] | None, Argument("with the program", error=DataError)] = None
-    """The same by name."""
+    """Inputs to capture the model on, by name, beside `example_inputs`."""
     batch_dims: Annotated[Statement, Argument("with the task")] = None
     """Which dim of the inputs is the batch; inferred from data and model by default.
 
@@ -211,7 +215,7 @@ def front_door(signature: Callable[P, object]) -> Callable[[Callable[[OptimizeRe
     def decorate(function: Callable[[OptimizeRequest], R]) -> Callable[P, R]:
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            given = known.bind(*args, **kwargs).arguments
+            given = bound(known, function.__name__, args, kwargs).arguments
             return function(OptimizeRequest(**given))
 
         call.__signature__ = known  # type: ignore[attr-defined]  # where inspect looks first
@@ -253,11 +257,7 @@ def _check_objects(request: Arguments) -> None:
         remedy = f"give an instance: {wrong[0].__name__}()" if is_class else "derive its class from fxsurgery.Callback"
         what = f"the class {wrong[0].__name__}" if is_class else shown(wrong[0])
         raise SurgeryError(f"callbacks must be a list of callbacks, not {what}; {remedy}").at("callbacks")
-    examples: object = request.example_inputs
-    if isinstance(examples, str | bytes) or not isinstance(examples, Sequence | Tensor | None):
-        raise DataError(
-            f"example_inputs must be a tensor, or a tuple of what the model takes, not {shown(examples)}"
-        ).at("example_inputs")
+    require_form(request.example_inputs)
 
 
 def _documented(function: Callable[..., object]) -> str:

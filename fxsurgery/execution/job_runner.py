@@ -146,7 +146,7 @@ class JobRunner:
         if device.type != "cpu":
             raise DeviceError(
                 f"{assigned('executor', 'processes')} forks, and a fork cannot use {device}: take 'ray' or "
-                "'in-process', or device='cpu'"
+                f"'in-process', or {assigned('device', 'cpu')}"
             )
 
     def _forks(self, task: Task) -> tuple[WorkerPool, int]:

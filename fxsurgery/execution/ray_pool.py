@@ -141,7 +141,7 @@ class Tasks:
         """
         there = _resources().get("GPU", 0.0)
         if not there:
-            raise DeviceError("Ray knows of no GPU on its machines; take device='cpu'")
+            raise DeviceError(f"Ray knows of no GPU on its machines; pass {assigned('device', 'cpu')}")
         return min(1.0, there / self.workers)
 
 

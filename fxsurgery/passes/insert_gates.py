@@ -19,6 +19,7 @@ from typing import ClassVar, Literal, Self
 from typing_extensions import override
 
 from fxsurgery.analysis.gating import GATES, gate_plan, gates_like
+from fxsurgery.calls import checked_construction
 from fxsurgery.edit import Editor
 from fxsurgery.nn.gates import GateVector
 from fxsurgery.program import Program
@@ -27,6 +28,7 @@ from fxsurgery.rewriting.gate_insertion import insert_gates
 from fxsurgery.surgery import Effect, Rewrite, Trains
 
 
+@checked_construction
 @dataclass(frozen=True)
 class InsertGates(Rewrite):
     """One gate for each unit that can be removed exactly."""

@@ -20,8 +20,9 @@ import torch
 from fxsurgery.analysis.cost import cost
 from fxsurgery.analysis.importance import bn_gamma, magnitude, over_their_mean, taylor
 from fxsurgery.analysis.structure import structure
-from fxsurgery.argument_names import assigned, named
+from fxsurgery.argument_names import assigned, entry, named
 from fxsurgery.budget import Budget
+from fxsurgery.calls import checked_construction
 from fxsurgery.errors import BudgetError, StructureError, TrainingError
 from fxsurgery.option_types import Count, Range
 from fxsurgery.program import Program
@@ -39,6 +40,7 @@ SUMS = "fxsurgery_taylor"
 """The buffer in which a copy of the model adds up each unit's Taylor importance, so that snapshots have it."""
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Prune(Narrowing):
     """How the search goes.
@@ -74,7 +76,7 @@ def search(program: Program, budget: Budget | None, config: Prune, session: Sess
         TrainingError: the loss is not finite.
     """
     if budget is None:
-        raise BudgetError(f"{assigned('method', 'prune')} needs a budget, e.g. Budget(macs=0.5)")
+        raise BudgetError(f"{assigned('method', 'prune')} needs a budget, e.g. {entry('budget', 'macs', 0.5)}")
     found = widths(program, config)
     found.check(budget, session.latency_limit)
     if not trained:
@@ -118,7 +120,8 @@ def widths(program: Program, config: Prune) -> Space:
     scaled = tuple(c for c in found.choices if np.isfinite(gammas[c.group.units]).all())
     if not scaled:
         names = ", ".join(c.group.name for c in found.choices[:3])
-        raise StructureError(f"no batch norm scales the channels of {names}: take importance='magnitude' or 'taylor'")
+        setting = entry("settings", "importance", "magnitude")
+        raise StructureError(f"no batch norm scales the channels of {names}; pass {setting} or 'taylor'")
     return replace(found, choices=scaled)
 
 
@@ -138,7 +141,8 @@ def needs_data(config: Prune) -> str | None:
         return None
     return (
         "Taylor importance is made of the gradients of your loss, and a model that learns from its own outputs has "
-        f"none at first: give {named('train_data')} and {named('val_data')}, or take importance='magnitude'"
+        f"none at first: give {named('train_data')} and {named('val_data')}, or pass "
+        f"{entry('settings', 'importance', 'magnitude')}"
     )
 
 
@@ -195,7 +199,9 @@ def _cutter(
         except (StructureError, BudgetError) as error:
             if number == 1:
                 raise
-            raise BudgetError(f"what round {number - 1} left cannot be cut as far: {error}. Take rounds=1") from error
+            raise BudgetError(
+                f"what round {number - 1} left cannot be cut as far: {error}. Pass {entry('settings', 'rounds', 1)}"
+            ) from error
 
     return cut
 

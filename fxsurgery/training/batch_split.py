@@ -4,10 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fxsurgery.errors import DataError
+from fxsurgery.example_inputs import TARGETS
 from fxsurgery.training.batches import describe
-
-TARGETS = ("labels", "label", "targets", "target", "y")
-"""Keys that hold the target of a batch that is a dict."""
 
 
 def by_convention(batch: Any) -> tuple[Any, Any]:  # noqa: ANN401
@@ -24,7 +22,7 @@ def by_convention(batch: Any) -> tuple[Any, Any]:  # noqa: ANN401
     if not isinstance(batch, tuple | list) or len(batch) < 2:
         raise DataError(
             f"cannot tell inputs from target in a batch that is {describe(batch)}; "
-            "give train_data=Task.of(train, val, split=lambda batch: ((batch['image'],), batch['class'])) or the like"
+            "build the data with Task.of(train, val, split=lambda batch: ((batch['image'],), batch['class']))"
         )
     inputs = tuple(batch[:-1])
     return inputs[0] if len(inputs) == 1 and isinstance(inputs[0], Mapping) else inputs, batch[-1]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from fxsurgery.calls import checked_construction
 from fxsurgery.errors import TrainingError, reason_of
 from fxsurgery.option_types import Range, check_fields, checked
 from fxsurgery.training.batches import count
@@ -70,6 +71,7 @@ def _groups(parameters: Iterable[nn.Parameter], weight_decay: float, *, decay_no
     return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How to train."""
@@ -79,9 +81,9 @@ class Recipe:
     optimizer: OptimizerFactory
     """From the parameters that train to their optimizer: `sgd(0.1)`, or a class such as `torch.optim.Adam`."""
     schedule: Schedule = field(default_factory=constant)
-    gradient_clip: Annotated[float | None, Range(above=0, said=": nothing would be learned; None is no clipping")] = (
-        None
-    )
+    gradient_clip: Annotated[
+        float | None, Range(above=0, said=": it must be greater than 0; leave it out for no clipping")
+    ] = None
     """Largest norm of all gradients together."""
     accumulate: Accumulate = 1
     """Batches that one optimizer step takes: their mean loss is what one batch so many times as large would have."""

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from fxsurgery.argument_names import named
 from fxsurgery.batch_layout import Statement, as_stated, by_target, is_ambiguous, sample_count
+from fxsurgery.calls import checked_construction
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs
 from fxsurgery.option_types import Count, Seed, check_fields, checked
@@ -32,6 +33,7 @@ Split: TypeAlias = Callable[[Any], tuple[Any, Any]]
 """Takes a batch apart into (inputs of the model, target)."""
 
 
+@checked_construction
 @dataclass(frozen=True, eq=False)
 class Task:
     """Data, loss and metric. `Task.of` makes one from tensors and data sets, too.

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fxsurgery.argument_names import entry
 from fxsurgery.errors import DivergedError, TrainingError
 from fxsurgery.seeding import mix, reseed
 from fxsurgery.training.batch_stream import Stream
@@ -152,7 +153,7 @@ class TrainingRun:
         if wrong := not_finite(self.stepper.model):
             raise DivergedError(
                 f"stage {self.stepper.stage!r}: {', '.join(wrong[:3])} ended with values that are not finite; lower "
-                "the learning rate, or set gradient_clip=1.0 (of the settings or of Recipe)"
+                f"the learning rate, or clip the gradients with {entry('settings', 'gradient_clip', 1.0)}"
             )
 
     def _seconds(self) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 
 from fxsurgery.analysis.cost import cost, cost_after
 from fxsurgery.analysis.structure import Mask, structure
+from fxsurgery.argument_names import keyword, named
 from fxsurgery.budget import Budget
 from fxsurgery.errors import BudgetError
 from fxsurgery.searchers.common.latency_model import LatencyLimit
@@ -50,8 +51,8 @@ def select_widths(found: Space, scores: Scores, budget: Budget, latency: Latency
             return keep
         if emptied <= pinned:
             raise BudgetError(
-                "budget= cannot be reached without cutting a branch off from the output; raise its limit, or lower "
-                "align="
+                f"{named('budget')} cannot be reached without cutting a branch off from the output; raise its "
+                f"limit, or lower {keyword('settings', 'align')}"
             )
         pinned |= emptied
         scores[list(emptied)] = math.inf
@@ -69,7 +70,7 @@ def _cut(found: Space, blocks: list[UnitBlock], budget: Budget, latency: Latency
 
     def is_fast(gone: list[UnitBlock]) -> bool:
         keep = mask(gone)
-        if latency is None or facts.emptied(keep):
+        if latency is None or facts.empty_dims(keep):
             return True
         return latency.holds(pruned(found.program, keep))
 

@@ -62,7 +62,7 @@ class Space:
         while True:
             removed = np.concatenate([_beyond_least(choice, pinned) for choice in self.choices])
             keep = facts.mask(removed)
-            if not (emptied := facts.emptied(keep)):
+            if not (emptied := facts.empty_dims(keep)):
                 return keep
             pinned |= set(emptied)
 
@@ -85,7 +85,9 @@ class Space:
         if budget.latency_ms is None:
             return
         if latency is None:
-            raise BudgetError("a budget of latency_ms needs a device to measure on: optimize(..., target='local')")
+            raise BudgetError(
+                f"a budget of latency_ms needs a device to measure on; pass {assigned('target', 'local')}"
+            )
         least_ms = latency.measure(self.smallest_program()).value
         if least_ms > latency.limit_ms:
             raise BudgetError(
@@ -203,7 +205,8 @@ def pruned(program: Program, keep: Mask) -> Program:
     result = pruning(program, keep)(program)
     if not result.changes and not keep.all():
         raise StructureError(
-            f"the widths chosen cannot be cut: {result.refusals[0].reason}; try another budget= or align="
+            f"the widths chosen cannot be cut: {result.refusals[0].reason}; try another "
+            f"{keyword('budget')} or {keyword('settings', 'align')}"
         )
     return result.program
 

@@ -342,7 +342,7 @@ def test_refusals_and_degenerates_are_told_in_words_that_can_be_counted():
     assert told == {
         "the program gives out what it computes": 1,
         "it calls no linear layer or convolution, and is no sum": 2,
-        "no channel would be left of a layer": 3,
+        "no channel would remain in a layer": 3,
         "a layer can have from n to n units, not n": 1,
     }
 
