@@ -8,7 +8,7 @@ from pathlib import Path
 from fxsurgery.analysis.cost import unknown_macs_notes
 from fxsurgery.analysis.structure import structure
 from fxsurgery.argument_names import assigned
-from fxsurgery.datafree import foreseen_task, gradient_clip, made_task
+from fxsurgery.datafree import foreseen_task, made_task
 from fxsurgery.errors import BudgetError, SavingError
 from fxsurgery.plan import CostRange, Plan, check, estimate, reach, space_of
 from fxsurgery.preparation import PreparedRun, prepare
@@ -18,8 +18,8 @@ from fxsurgery.runs.layout import REPORT
 from fxsurgery.runs.records import is_text
 from fxsurgery.searchers.common.best_model import unwritable, unwritten
 from fxsurgery.searchers.common.widths import Space
-from fxsurgery.searchers.search_outcome import SearchOutcome, Stage
-from fxsurgery.searchers.session import Session, Trainer
+from fxsurgery.searchers.session import SearchOutcome, Session, Stage
+from fxsurgery.searchers.trainer import Trainer
 from fxsurgery.searchers.training_mode import plain_mode, with_fastest_mode
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training import Progress, Score, Task
@@ -147,13 +147,12 @@ def _announce(ready: PreparedRun, found: Space | None) -> None:
 
 def _session(ready: PreparedRun) -> tuple[Session, tuple[str, ...]]:
     """What the search works with; and notes on data that had to be made, and on a training mode that was measured."""
-    trainer, task, notes, clip = _trainer(ready), ready.task, list[str](), None
+    trainer, task, notes = _trainer(ready), ready.task, list[str]()
     if task is None:
         task, note = made_task(ready, trainer)
-        clip = gradient_clip(ready)
         notes.append(note)
     trainer, chosen = _in_fastest_mode(trainer, ready, task)
-    session = Session(task, trainer, ready.latency, clip, spend=ready.request.spend, workshop=ready.workshop)
+    session = Session(task, trainer, ready.latency, spend=ready.request.spend, workshop=ready.workshop)
     return session, (*notes, *chosen)
 
 

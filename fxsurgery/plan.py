@@ -18,8 +18,8 @@ from fxsurgery.printable import lines, printable
 from fxsurgery.program import Program
 from fxsurgery.searchers.common.latency_model import LatencyModel
 from fxsurgery.searchers.common.widths import Space
-from fxsurgery.searchers.search_outcome import Stage
-from fxsurgery.searchers.session import Trainer
+from fxsurgery.searchers.session import Stage
+from fxsurgery.searchers.trainer import Trainer
 from fxsurgery.seeding import seeded
 from fxsurgery.training import Recipe, Task, evaluate, fit, sgd
 from fxsurgery.training.batches import Loader

@@ -46,6 +46,11 @@ class JobResult:
     forget: Callable[[], None] = _nothing
     """Gives the weights up, for good: for those that were never asked for and never will be."""
 
+    @property
+    def diverged(self) -> bool:
+        """Whether the training failed, and was not stopped by the clock."""
+        return self.failure is not None and not self.stopped
+
     def trained(self, program: Program) -> Program:
         """The job's program with the weights that it ended with.
 

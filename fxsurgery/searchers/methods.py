@@ -11,7 +11,7 @@ from fxsurgery.program import Program
 from fxsurgery.searchers import dnal, ectonas, prune
 from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.common.widths import Space
-from fxsurgery.searchers.search_outcome import SearchOutcome, Stage
+from fxsurgery.searchers.session import SearchOutcome, Stage
 from fxsurgery.suggestions import hint
 
 MethodName: TypeAlias = Annotated[

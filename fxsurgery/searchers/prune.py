@@ -30,8 +30,7 @@ from fxsurgery.searchers.common.latency_model import LatencyLimit, hold
 from fxsurgery.searchers.common.settings import Narrowing
 from fxsurgery.searchers.common.width_selection import evenly, select_widths
 from fxsurgery.searchers.common.widths import Scores, Space, alignment_note, pruned, space
-from fxsurgery.searchers.search_outcome import SearchOutcome, Stage
-from fxsurgery.searchers.session import Session
+from fxsurgery.searchers.session import SearchOutcome, Session, Stage
 from fxsurgery.training import Hooks, Recipe, StepInfo, constant, sgd
 
 Importance: TypeAlias = Literal["magnitude", "bn-gamma", "taylor", "random"]
@@ -87,7 +86,10 @@ def search(program: Program, budget: Budget | None, config: Prune, session: Sess
     for number, goal in enumerate(approach, 1):
         smaller = session.recalibrated(_cutter(current, goal, config, session, number)(goal.latency))
         middle = session.score(smaller, _named("pruned", number, config))
-        current = session.trained(smaller, config, _named("fine-tune", number, config), _epochs(number, config))
+        current = session.trained(
+            smaller, config, _named("fine-tune", number, config), _epochs(number, config), start=middle,
+            reference=before,
+        )  # fmt: skip
         session.score(current, _named("fine-tuned", number, config))
 
     def finish(cut: Program, time: int) -> Program:
@@ -97,7 +99,8 @@ def search(program: Program, budget: Budget | None, config: Prune, session: Sess
         smaller = session.recalibrated(cut)
         middle = session.score(smaller, _named("pruned", config.rounds, config) + again)
         epochs = _epochs(config.rounds, config)
-        tuned = session.trained(smaller, config, _named("fine-tune", config.rounds, config) + again, epochs)
+        stage = _named("fine-tune", config.rounds, config) + again
+        tuned = session.trained(smaller, config, stage, epochs, start=middle, reference=before)
         after = session.score(tuned, _named("fine-tuned", config.rounds, config) + again)
         session.offer(smaller, middle)
         session.offer(tuned, after)

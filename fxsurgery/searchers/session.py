@@ -1,8 +1,4 @@
-"""What every stage of one search shares, and what a search comes to.
-
-All that trains goes through `Trainer.fit`, which is the one training loop plus the run directory: a stage that was
-finished before a kill is recalled, one that was under way goes on from its last snapshot.
-"""
+"""The state that the stages of one search share, and the outcome of a search."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,31 +9,28 @@ from typing import Any
 from torch import nn
 
 from fxsurgery.argument_names import named
-from fxsurgery.budget import Spend
+from fxsurgery.budget import CostEstimate, Spend
 from fxsurgery.errors import TrainingError
 from fxsurgery.execution import Job, JobResult, JobRunner
 from fxsurgery.program import Program
-from fxsurgery.runs.records import require_curve
-from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.searchers.common.best_model import keep_best
 from fxsurgery.searchers.common.cost_oracle import CostOracle
 from fxsurgery.searchers.common.latency_model import LatencyLimit, LatencyModel
+from fxsurgery.searchers.common.pareto import ParetoMember
 from fxsurgery.searchers.common.settings import Settings
-from fxsurgery.searchers.search_outcome import SearchOutcome
+from fxsurgery.searchers.common.trials import SearchRecord
+from fxsurgery.searchers.stage_training import StageTrainer
+from fxsurgery.searchers.trainer import Trainer
 from fxsurgery.training import (
     Hooks,
-    Progress,
     Recipe,
     Score,
     Task,
-    cosine,
     evaluate,
-    fit,
     recalibrate,
     steps_for,
 )
 from fxsurgery.training.batches import Loader
-from fxsurgery.training.probe import PLAIN, TrainingMode
 from fxsurgery.training.rank_zero import from_rank_zero
 from fxsurgery.training.snapshot import Checkpointer
 from fxsurgery.training.snapshot_schema import is_score
@@ -46,51 +39,40 @@ REFERENCES = ("original", "trained")
 """What the scores that all others are compared with are called."""
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A stage that a search will go through."""
+
+    name: str
+    steps: int
+    """Optimizer steps."""
+    validations: int | None = None
+    """Number of validation passes; `None` follows the training loop's default."""
+
+
 @dataclass(frozen=True, eq=False)
-class Trainer:
-    """The training loop with what every stage of a run shares."""
+class SearchOutcome:
+    """What a search found."""
 
-    seed: int = 0
-    progress: Progress = field(default_factory=Progress.quiet)
-    device: str | None = None
-    """Where to train: the GPU where there is one, unless said."""
-    mode: TrainingMode = PLAIN
-    accumulate: int = 1
-    """Batches per optimizer step."""
-    run: RunDir = field(default_factory=RunDir)
-
-    def own(self, recipe: Recipe) -> Recipe:
-        """The recipe as this run follows it."""
-        return replace(self.mode.of(recipe), accumulate=self.accumulate)
-
-    def fit(
-        self,
-        model: nn.Module,
-        task: Task,
-        recipe: Recipe,
-        stage: str,
-        *,
-        parameters: list[nn.Parameter] | None = None,
-        hooks: Hooks | None = None,
-    ) -> None:
-        """Train `model` in place, or give it the weights that it had after this stage before a kill."""
-        recipe, is_recalled = self.own(recipe), [True]
-
-        def work(keeper: Checkpointer | None) -> list[Any]:
-            before, is_recalled[0] = len(self.progress.history), False
-            fit(
-                model, task, recipe, seed=self.seed, stage=stage, parameters=parameters, hooks=hooks,
-                progress=self.progress, device=self.device, keeper=keeper,
-            )  # fmt: skip
-            records = self.progress.history[before:]
-            del self.progress.history[before:]
-            return records
-
-        records = self.run.stage(stage, model, work)
-        require_curve(records, stage)
-        if is_recalled[0]:
-            self.progress.callbacks.skip(records)
-        self.progress.history.extend(records)
+    program: Program
+    """The smaller program, fine-tuned."""
+    trained: Program
+    """The program that was pruned: the one given, or that after the weights stage."""
+    before: Score
+    """Validation score of `trained`."""
+    pruned: Score | None
+    """Validation score right after pruning and re-estimating the batch norms; `None` where there is no such moment."""
+    after: Score
+    """Validation score of `program`."""
+    notes: tuple[str, ...] = ()
+    gates: tuple[float, ...] = ()
+    """Each gate at the end of the architecture stage."""
+    search: SearchRecord | None = None
+    """The trials of a search that trains many networks."""
+    pareto: tuple[ParetoMember, ...] = ()
+    """The front that it found."""
+    latency: CostEstimate | None = None
+    """Of `program`, as it was verified; `None` where the budget does not limit it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,13 +83,13 @@ class Session:
     trainer: Trainer = field(default_factory=Trainer)
     latency: LatencyModel | None = None
     """For budgets of latency; recalls what it measured before a kill."""
-    gradient_clip: float | None = None
-    """Of the weights and fine-tune stages, where the settings do not say."""
     spend: Spend | None = None
     """What a search may spend that goes on until it is spent."""
     workshop: JobRunner = field(default_factory=JobRunner)
     """Runs the trainings that stand alone."""
     notes: list[str] = field(default_factory=list)
+    rates: dict[str, float] = field(default_factory=dict)
+    """Learning rates that were found, by kind of stage."""
     offered: list[tuple[Score, Program]] = field(default_factory=list)
     """What the budget admits, as it came up."""
 
@@ -218,21 +200,40 @@ class Session:
         trainer.run.stage("batch norms", model, work)
         return program.with_weights(model)
 
-    def trained(self, program: Program, settings: Settings, stage: str, epochs: float) -> Program:
-        """The program after so many epochs of a stage."""
+    def trained(
+        self,
+        program: Program,
+        settings: Settings,
+        stage: str,
+        epochs: float,
+        *,
+        start: Score | None = None,
+        reference: Score | None = None,
+    ) -> Program:
+        """Return the program after a stage that trains its weights.
+
+        Args:
+            program: the network at the start of the stage, left as it is.
+            settings: how it trains.
+            stage: the name of the stage.
+            epochs: passes over the training data; 0 returns the program as it is.
+            start: the score of `program`, if it is known.
+            reference: the score before the surgery; `None` for a network that is not trained yet.
+
+        Raises:
+            DivergedError: training diverges.
+        """
         steps = self.steps(settings, epochs)
         if not steps:
             return program
-        model = program.trainable_copy()
-        recipe = Recipe(
-            steps=steps, optimizer=settings.own_optimizer, schedule=cosine(), gradient_clip=self.clip(settings)
-        )
-        self.fit(model, recipe, stage)
-        return program.with_weights(model)
+        if start is None and settings.finds_rate:
+            start = self.scored(program, f"score before {stage}")
+        return self.stage_trainer.train(program, settings, stage, steps, start=start, reference=reference)
 
-    def clip(self, settings: Settings) -> float | None:
-        """The largest norm of the gradients in stages that train weights."""
-        return self.gradient_clip if settings.gradient_clip is None else settings.gradient_clip
+    @property
+    def stage_trainer(self) -> StageTrainer:
+        """Trains weights at safe learning rates."""
+        return StageTrainer(self.trainer, self.task, self.notes, self.rates)
 
     def offer(self, program: Program, score: Score) -> None:
         """Take a program that the budget admits into account for the end; the best one lies in the run directory."""

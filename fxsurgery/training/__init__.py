@@ -32,6 +32,7 @@ from fxsurgery.training.schedules import (
     cosine,
     linear,
     one_cycle,
+    require_factors,
     schedule_of,
     steps_at,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "linear",
     "one_cycle",
     "recalibrate",
+    "require_factors",
     "resolve",
     "schedule_of",
     "sgd",

@@ -45,7 +45,7 @@ from fxsurgery.training.task import Task
 class Train(Protocol):
     """Trains a module in place on a task: `fit`, with all else settled."""
 
-    def __call__(self, model: nn.Module, task: Task, recipe: Recipe, stage: str, *, hooks: Hooks) -> None:
+    def __call__(self, model: nn.Module, task: Task, recipe: Recipe, stage: str, *, hooks: Hooks) -> object:
         """Train in the stage of that name."""
 
 

@@ -32,6 +32,8 @@ class CallbackRunner:
     callbacks: Sequence[Callback] = ()
     steps: int = field(default=0, init=False)
     """Optimizer steps of the stages that ended."""
+    stages: int = field(default=0, init=False)
+    """Stages that began to train."""
     _step: int = field(default=0, init=False)
     """Steps of the stage under way."""
     _score: float | None = field(default=None, init=False)
@@ -85,6 +87,7 @@ class CallbackRunner:
     def stage(self, name: str, steps: int, metric: str, step: int = 0) -> Iterator[None]:
         """Report a stage, whose steps and validations are reported in the block."""
         self._step, self._score = step, None
+        self.stages += 1
         self.emit(StageBegin(name, steps, metric, step))
         try:
             yield

@@ -111,7 +111,7 @@ class Stepper:
         total, rate = terms.pop(""), float(self.optimizer.param_groups[0]["lr"])
         info = StepInfo(self.stage, number, self.recipe.steps, epoch, terms.pop(TASK, total), rate, terms)
         if not math.isfinite(total):
-            raise DivergedError(self._blamed(info, total))
+            raise self._diverged(info, total)
         if all(p.grad is None for p in self.trained):
             raise TrainingError(
                 f"{_where(info)}: the loss does not depend on any parameter that trains; "
@@ -138,17 +138,22 @@ class Stepper:
         else:
             self.optimizer.zero_grad()
 
-    def _blamed(self, info: StepInfo, total: float) -> str:
-        """What to tell of a loss that is not finite."""
+    def _diverged(self, info: StepInfo, total: float) -> DivergedError:
+        """Return the error for a loss that is not finite; it blames the data where they are at fault."""
         parts = ", ".join(f"{name}={value:.4g}" for name, value in info.terms.items())
-        told = f"{_where(info)}: the loss is {total} at learning rate {info.learning_rate:.3g}"
-        told = f"{told} ({parts})" if parts else told
+        fact = f"{_where(info)}: the loss is {total} at learning rate {info.learning_rate:.3g}"
+        fact = f"{fact} ({parts})" if parts else fact
         for portion in self._taken:
             if wrong := wrong_values(portion.batch):
                 where = f"of {named('train_data')}, batch {portion.number} of epoch {portion.epoch}"
-                return f"{told}, since {where}, {wrong}; clean the data"
-        return (
-            f"{told}; lower the learning rate, clip the gradients with {entry('settings', 'gradient_clip', 1.0)}, "
+                return _hopeless(f"{fact}, since {where}, {wrong}; clean the data")
+        if info.step == 0:
+            return _hopeless(
+                f"{fact}, before anything was trained; look for NaN or huge weights in the model, or for a loss that "
+                "is not finite on data that are"
+            )
+        return DivergedError(
+            f"{fact}; lower the learning rate, clip the gradients with {entry('settings', 'gradient_clip', 1.0)}, "
             "or look for a loss that is not finite on data that are"
         )
 
@@ -226,6 +231,13 @@ class Stepper:
 
     def _finite(self) -> bool:
         return all(bool(p.grad.isfinite().all()) for p in self.trained if p.grad is not None)
+
+
+def _hopeless(text: str) -> DivergedError:
+    """Return an error that no other learning rate avoids."""
+    error = DivergedError(text)
+    error.retriable = False
+    return error
 
 
 def _where(info: StepInfo) -> str:

@@ -19,7 +19,7 @@ from fxsurgery.plan import CostRange, Plan
 from fxsurgery.program import Program
 from fxsurgery.report import render
 from fxsurgery.result import Result
-from fxsurgery.searchers.search_outcome import Stage
+from fxsurgery.searchers.session import Stage
 from fxsurgery.training import Progress
 from fxsurgery.training.progress import TrainingProgress
 from nonempty import nonempty

@@ -32,8 +32,7 @@ from fxsurgery.searchers.common.width_selection import evenly, select_widths
 from fxsurgery.searchers.common.widths import Scores, Space, alignment_note, pruned, space
 from fxsurgery.searchers.dnal.budget_controller import BudgetController, Limit
 from fxsurgery.searchers.dnal.gate_penalty import GatePenalty
-from fxsurgery.searchers.search_outcome import SearchOutcome, Stage
-from fxsurgery.searchers.session import Session
+from fxsurgery.searchers.session import SearchOutcome, Session, Stage
 from fxsurgery.training import Hooks, Recipe, constant, sgd
 
 UNDECIDED = (0.1, 0.9)
@@ -91,7 +90,9 @@ def search(program: Program, budget: Budget | None, config: Dnal, session: Sessi
         smaller = session.recalibrated(cut)
         middle = session.score(smaller, f"pruned{again}")
         session.offer(smaller, middle)
-        tuned = session.trained(smaller, config, f"fine-tune{again}", config.finetune_epochs)
+        tuned = session.trained(
+            smaller, config, f"fine-tune{again}", config.finetune_epochs, start=middle, reference=before
+        )
         session.offer(tuned, session.score(tuned, f"fine-tuned{again}"))
         return session.best[1]
 

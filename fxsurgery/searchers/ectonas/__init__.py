@@ -39,8 +39,7 @@ from fxsurgery.searchers.ectonas.outcome import fine_tuned, member_of, out_of_re
 from fxsurgery.searchers.ectonas.population import Population
 from fxsurgery.searchers.ectonas.settings import Ectonas, EvolutionSettings
 from fxsurgery.searchers.ectonas.training import SearchState
-from fxsurgery.searchers.search_outcome import SearchOutcome, Stage
-from fxsurgery.searchers.session import Session
+from fxsurgery.searchers.session import SearchOutcome, Session, Stage
 
 __all__ = ["DEFAULT_SPEND", "Ectonas", "EvolutionSettings", "plan_notes", "search", "stages"]
 
