@@ -152,7 +152,10 @@ def _session(ready: PreparedRun) -> tuple[Session, tuple[str, ...]]:
         task, note = made_task(ready, trainer)
         notes.append(note)
     trainer, chosen = _in_fastest_mode(trainer, ready, task)
-    session = Session(task, trainer, ready.latency, spend=ready.request.spend, workshop=ready.workshop)
+    session = Session(
+        task, trainer, ready.latency, spend=ready.request.spend, workshop=ready.workshop,
+        finetune=ready.tuning.finetune, objective=ready.tuning.objective,
+    )  # fmt: skip
     return session, (*notes, *chosen)
 
 
@@ -177,13 +180,14 @@ def _foreseen(ready: PreparedRun) -> tuple[tuple[Stage, ...], float, tuple[str, 
         counted, timed, making = foreseen_task(ready)
         made = (making,)
     trainer, chosen = _in_fastest_mode(replace(_trainer(ready), progress=Progress.quiet()), ready, timed)
-    session = Session(counted, trainer, ready.latency, spend=request.spend)
+    session = Session(counted, trainer, ready.latency, spend=request.spend, finetune=request.finetune)
     found = ready.method.stages(ready.settings, session, trained=request.trained)
     stages = (*made, *found)
     val_batches = counted.val_batches or count(counted.val_data, "val_data")
     seconds = estimate(trainer, timed, ready.program, stages, val_batches=val_batches)
     plan_notes = ready.method.plan_notes(ready.program, ready.settings, session, trained=request.trained)
-    return stages, seconds, (*chosen, *plan_notes)
+    own = () if request.finetune is None else ("the estimated time does not include your finetune function",)
+    return stages, seconds, (*chosen, *plan_notes, *own)
 
 
 def _result(ready: PreparedRun, session: Session, outcome: SearchOutcome, notes: tuple[str, ...]) -> Result:

@@ -32,6 +32,7 @@ from fxsurgery.training.evaluate import require_ends
 from fxsurgery.training.finite import not_finite, wrong_values
 from fxsurgery.training.invocation import addressed
 from fxsurgery.training.trackers import tracker_callbacks
+from fxsurgery.tuning import Tuning, check_tuning, tuning_of
 
 _DATA_LINE = "fxsurgery.optimize(model, {}train_data=(images, labels), val_data=(images, labels))"
 
@@ -54,7 +55,8 @@ class PreparedRun:
     workshop: JobRunner
     asked: Mapping[str, Any]
     """What was asked for as plain JSON."""
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
+    tuning: Tuning
 
 
 def prepare(request: OptimizeRequest) -> PreparedRun:
@@ -66,13 +68,12 @@ def prepare(request: OptimizeRequest) -> PreparedRun:
     beside = (f.name for f in fields(OptimizeRequest))
     method, settings = method_of(request.method, request.config, request.settings, beside)
     _check_evolving(request, method)
+    check_tuning(request, settings)
     budget = _budget(request, method, settings)
     workshop = _workshop(request)
     timed = getattr(settings, "front", None) == "latency_ms" or (budget is not None and budget.latency_ms is not None)
     device = resolve_target(request.target) if timed else None
-    task = _task(request, method, settings)
-    if task is not None:
-        require_ends(task)
+    task = _with_end(_task(request, method, settings))
     examples, notes = _examples(request, task)
     observers = (*request.callbacks, *tracker_callbacks(request.loggers, _log_folder(request)))
     progress = Progress(verbose=request.verbose, callbacks=observers)
@@ -82,10 +83,10 @@ def prepare(request: OptimizeRequest) -> PreparedRun:
     program = _captured(request.model, examples, request.leaf_modules, said, guessed=notes)
     task = _located(request, task, program)
     _require_trainable(program, settings, trained=request.trained)
-    is_given = task is None or request.example_inputs is not None
-    _require_answers(program, "the example inputs" if is_given else named("train_data"))
+    _require_answers(program, request, task)
     spend = (request.spend or DEFAULT_SPEND) if method.evolves else None
     target = request.target if timed else None
+    tuning = tuning_of(request, settings, program, task)
     resolved = {"method": method.name, "config": settings, "budget": budget, "spend": spend, "target": target}
     asked = identity_of(request, resolved, program, task)
     run = _run(request, asked)
@@ -93,7 +94,9 @@ def prepare(request: OptimizeRequest) -> PreparedRun:
     if device is not None:
         latency = LatencyModel(timer=Timer(device, program, request.seed), original=program, budget=budget, run=run)
     notes = (*notes, *run.notes)
-    return PreparedRun(request, method, settings, budget, program, task, progress, run, latency, workshop, asked, notes)
+    return PreparedRun(
+        request, method, settings, budget, program, task, progress, run, latency, workshop, asked, notes, tuning
+    )
 
 
 def _log_folder(request: OptimizeRequest) -> Path:
@@ -171,6 +174,13 @@ def _task(request: OptimizeRequest, method: Method, settings: Settings) -> Task 
     return None
 
 
+def _with_end(task: Task | None) -> Task | None:
+    """Return the task, whose validation and test data were checked to end."""
+    if task is not None:
+        require_ends(task)
+    return task
+
+
 def _given(request: OptimizeRequest, *names: str) -> list[str]:
     return [name for name in names if getattr(request, name) is not None]
 
@@ -245,8 +255,10 @@ def _require_trainable(program: Program, settings: Settings, *, trained: bool) -
         )
 
 
-def _require_answers(program: Program, source: str) -> None:
+def _require_answers(program: Program, request: OptimizeRequest, task: Task | None) -> None:
     """Refuse example inputs that are not finite and make the outputs so."""
+    is_given = task is None or request.example_inputs is not None
+    source = "the example inputs" if is_given else named("train_data")
     wrong = wrong_values(tuple(program.examples.tensors))
     if wrong and any(map(wrong_values, program.run_examples())):
         raise DataError(

@@ -156,6 +156,16 @@ class Arguments(PlainArguments):
     `batch_dims=1` for all of them, or by input, `{"text": None, "offsets": 0}`, as for `fxsurgery.capture`."""
     leaf_modules: Annotated[tuple[type[nn.Module], ...], Argument("with the program", error=CaptureError)] = ()
     """Classes of modules to keep whole."""
+    finetune: Annotated[Callable[[Any], Any] | None, Argument("resolved")] = None
+    """Your own function in place of the last fine-tune stage: `finetune(model)` trains in place, or returns the model.
+
+    It must keep layers and shapes. It gets the pruned network in train mode, on the device of the run, and is called
+    once: a resumed run reads its weights back. Works without data, too."""
+    teacher: Annotated[nn.Module | Literal["original"] | None, Argument("resolved")] = None
+    """A trained network to distill from while fine-tuning, or `original`, the model itself before surgery.
+
+    Its outputs must have the shapes of the model's. The settings `distillation_weight` and `distillation_temperature`
+    say how."""
     callbacks: Annotated[Sequence[Callback], Argument()] = ()
     """Observers of the run, instances of `fxsurgery.Callback`, which get its stages, steps and scores as numbers."""
     loggers: Annotated[Logger | Sequence[Logger], Argument()] = ()

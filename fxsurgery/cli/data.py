@@ -48,6 +48,16 @@ def callable_of(text: str, what: str) -> Any:  # noqa: ANN401 -- a function, or 
     return called(found, text, what) if isinstance(found, type) else found
 
 
+def function_of(text: str, what: str) -> Any:  # noqa: ANN401 -- a function of the user's
+    """Return the object that `text` names, as it is.
+
+    Raises:
+        ConfigError: the text has no known form.
+        SourceError: it cannot be imported.
+    """
+    return named(text, what)
+
+
 def metric_of(text: str, what: str) -> Any:  # noqa: ANN401 -- a name, a function, or an object that accumulates
     """Return the metric that `text` names: the user's own if it is `module:name`, else the name itself.
 

@@ -8,10 +8,10 @@ from typing import Any
 from typing_extensions import override
 
 import fxsurgery
-from fxsurgery.cli.data import callable_of, data_of, metric_of
+from fxsurgery.cli.data import callable_of, data_of, function_of, metric_of
 from fxsurgery.cli.errors import resumable, say
 from fxsurgery.cli.export import line
-from fxsurgery.cli.sources import Wanted, module_class
+from fxsurgery.cli.sources import Wanted, module_class, teacher_of
 from fxsurgery.cli.validation import check_data, check_outputs, check_task
 from fxsurgery.config import RunConfig, flag
 from fxsurgery.deploy import OnnxModel
@@ -131,7 +131,7 @@ def _arguments(config: RunConfig, settings: Settings) -> tuple[Any, dict[str, An
     }
     check_task(config, data)
     plain = {f.name: said for f in fields(PlainArguments) if (said := getattr(config, f.name)) != f.default}
-    readers = {"loss": callable_of, "metric": metric_of}
+    readers = {"loss": callable_of, "metric": metric_of, "finetune": function_of, "teacher": teacher_of}
     called = {name: read(text, flag(name)) for name, read in readers.items() if (text := getattr(config, name))}
     return loaded.model, {
         **plain,

@@ -53,6 +53,11 @@ class RunConfig(PlainArguments):
     """What networks are compared by: accuracy, top5, mse, r2, f1, a torchmetrics class such as MulticlassF1Score, or
     your own as module:name."""
 
+    finetune: Annotated[str | None, Argument(panel="Training", metavar="MODULE:NAME")] = None
+    """Function of the model that fine-tunes it, in place of the last fine-tune stage."""
+    teacher: Annotated[str | None, Argument(panel="Training", metavar="MODULE:NAME")] = None
+    """Trained network to distill from while fine-tuning; or original, the model itself before surgery."""
+
     settings: Annotated[dict[str, Any], Argument(panel=GOAL, metavar="NAME=VALUE", flags=("--set", "-s"))] = field(
         default_factory=dict
     )

@@ -56,7 +56,9 @@ class Trainer:
         work = self._work(model, task, recipe, stage, parameters=parameters, hooks=hooks)
         return self._reported(self.run.stage(stage, model, work), stage, before)
 
-    def attempt(self, model: nn.Module, task: Task, recipe: Recipe, stage: str) -> tuple[Records, str | None]:
+    def attempt(
+        self, model: nn.Module, task: Task, recipe: Recipe, stage: str, *, hooks: Hooks | None = None
+    ) -> tuple[Records, str | None]:
         """Train `model` in place, as `fit` does, unless training diverges; that is kept in the run directory, too.
 
         Returns:
@@ -69,7 +71,7 @@ class Trainer:
         if store.record is None:
             before, failure = len(self.progress.history), None
             try:
-                records = self._work(model, task, recipe, stage)(store.keeper())
+                records = self._work(model, task, recipe, stage, hooks=hooks)(store.keeper())
             except DivergedError as error:
                 if not error.retriable:
                     raise

@@ -115,7 +115,7 @@ def plan_notes(program: Program, config: Ectonas, session: Session, *, trained: 
 
 
 def _purse(config: Ectonas, session: Session) -> SpendTracker:
-    reserved = session.steps(config, config.finetune_epochs)
+    reserved = session.last_steps(config, config.finetune_epochs)
     return SpendTracker(session.spend or DEFAULT_SPEND, session.epoch, session.trainer.run, reserved)
 
 
