@@ -30,8 +30,12 @@ def made_task(ready: PreparedRun, trainer: Trainer) -> tuple[Task, str]:
     return task, f"{made}; {alike}"
 
 
-def foreseen_task(ready: PreparedRun) -> tuple[Task, Task, Stage]:
-    """Stand-ins before anything is made: one of as many batches, one of like batches; and the making itself."""
+def foreseen_task(ready: PreparedRun) -> tuple[Task, Task, Stage, Amount]:
+    """Return stand-ins before anything is made: a task of as many batches, and one of like batches.
+
+    Returns:
+        Both tasks, the stage that makes the inputs, and the amount of them.
+    """
     request, amount = ready.request, _amount(ready)
     rows = [(torch.zeros(n, 1), torch.zeros(n)) for n in (amount.samples, amount.validation)]
     few = noise(ready.program, min(request.batch_size, amount.samples), request.seed)
@@ -39,7 +43,8 @@ def foreseen_task(ready: PreparedRun) -> tuple[Task, Task, Stage]:
         ready.program, few, few, batch_size=request.batch_size, seed=request.seed, device=request.device
     )
     batches = math.ceil(amount.samples / amount.batch_size) + 1
-    return Task.of(*rows, batch_size=request.batch_size), alike, Stage("synthetic inputs", batches * amount.steps)
+    making = Stage("synthetic inputs", batches * amount.steps, validations=0, trainings=batches)
+    return Task.of(*rows, batch_size=request.batch_size), alike, making, amount
 
 
 def _amount(ready: PreparedRun) -> Amount:

@@ -14,6 +14,8 @@ from itertools import chain
 from accelerate import Accelerator
 from torch import nn
 
+from fxsurgery.errors import TrainingError
+from fxsurgery.option_types import Seed, checked
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.batch_stream import Stream
 from fxsurgery.training.device import Device
@@ -27,13 +29,14 @@ from fxsurgery.training.task import Task
 from fxsurgery.training.training_run import FitReport, TrainingRun
 
 
+@checked(TrainingError)
 @plain_surroundings()
 def fit(  # noqa: PLR0913 -- each by name; what searchers add is grouped in `Hooks`
     model: nn.Module,
     task: Task,
     recipe: Recipe,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     stage: str = "training",
     parameters: Iterable[nn.Parameter] | None = None,
     hooks: Hooks | None = None,

@@ -6,8 +6,9 @@ wanted. A step is unstable where the median of the last three losses, which a si
     low + max(RISE * |low|, NOISE * spread),      low = the lowest such median so far,
 
 with `spread` the standard deviation of the first losses, at rates that change nothing yet: a trained model has losses
-near 0, and one batch's may be several times another's. The learning rate is 1 / `MARGIN` of that of the first unstable
-step, and the one that is wanted where there is none.
+near 0, and one batch's may be several times another's. If no step is unstable, the wanted rate is taken. Otherwise
+1 / `MARGIN` of the rate of the first unstable step is tried for as many steps, on another copy, and divided by `MARGIN`
+again while these are unstable: close to the limit, training diverges slowly.
 """
 
 import math
@@ -22,17 +23,19 @@ from fxsurgery.training.batch_stream import Stream
 from fxsurgery.training.device import Device
 from fxsurgery.training.distributed import BatchSharding
 from fxsurgery.training.recipe import OptimizerFactory, Recipe
-from fxsurgery.training.schedules import Schedule
+from fxsurgery.training.schedules import Schedule, constant
 from fxsurgery.training.set_up import set_up
 from fxsurgery.training.step import Hooks, Stepper
 from fxsurgery.training.task import Task
 from fxsurgery.turns import TURNS
 
 STEPS = 32
+CHECKS = 4
+"""Trials at most of a rate that was found."""
 DECADES = 4.0
 """Powers of ten between the first and the last rate of the test."""
 MARGIN = 4.0
-"""Ratio of the first unstable rate to the learning rate."""
+"""Ratio of the first unstable rate to the learning rate, and of one that is tried to the next."""
 QUIET, WINDOW = 8, 3
 """Steps that measure the spread of the losses, and losses of a median."""
 RISE, NOISE = 2.0, 6.0
@@ -66,21 +69,32 @@ class RangeTest:
             DivergedError: the loss is not finite before anything is trained, or because of the data.
             TrainingError: the loss is not a scalar, or does not depend on what trains.
         """
+        sweep = self._losses(stage, MARGIN * self.wanted, _rising())
+        unstable = first_unstable(sweep)
+        if unstable is None:
+            return self.wanted
+        rate = self._rate(unstable) / MARGIN
+        for _ in range(CHECKS):
+            if first_unstable([*sweep[:QUIET], *self._losses(stage, rate, constant())]) is None:
+                break
+            rate /= MARGIN
+        return min(rate, self.wanted)
+
+    def _losses(self, stage: str, highest: float, schedule: Schedule) -> list[float]:
+        """Return the losses of the steps on a copy; infinity is the last one if training diverges."""
         losses = list[float]()
         try:
-            self._train(stage, losses)
+            self._train(stage, highest, schedule, losses)
         except DivergedError as error:
             if not error.retriable:
                 raise
             losses.append(math.inf)
-        unstable = first_unstable(losses)
-        return self.wanted if unstable is None else min(self.wanted, self._rate(unstable) / MARGIN)
+        return losses
 
-    def _train(self, stage: str, losses: list[float]) -> None:
-        """Take the steps until one is unstable, and add their losses to `losses`."""
+    def _train(self, stage: str, highest: float, schedule: Schedule, losses: list[float]) -> None:
+        """Take the steps, and add their losses to `losses`."""
         model = self.copy()
-        highest = self.optimizer_at(MARGIN * self.wanted)
-        recipe = replace(self.recipe, steps=STEPS, optimizer=highest, schedule=_rising())
+        recipe = replace(self.recipe, steps=STEPS, optimizer=self.optimizer_at(highest), schedule=schedule)
         with set_up(model, recipe, self.seed, None, self.device) as (accelerator, there, chosen):
             sharding = BatchSharding()
             stepper = Stepper(
@@ -92,8 +106,6 @@ class RangeTest:
                     TURNS.give_way()
                     portions = (stream.draw() for _ in range(stepper.batches))
                     losses.append(stepper.step(number, portions).loss)
-                    if first_unstable(losses) is not None:
-                        return
 
     def _rate(self, step: int) -> float:
         """Return the rate of a step of the test."""

@@ -24,7 +24,10 @@ MemoryFormat: TypeAlias = Literal["contiguous", "channels_last"]
 """How the weights of 2-D and 3-D convolutions lie in memory, which the maps between them follow."""
 Accumulate: TypeAlias = Annotated[int, Range(least=1, below=2**31, said=": a step takes at least 1 batch")]
 """Batches of one optimizer step."""
-MIN_STEPS, MAX_STEPS = 200, 20_000
+MIN_STEPS = 200
+"""Default lower bound on the optimizer steps of a stage."""
+MAX_STEPS = 20_000
+"""Default upper bound on the optimizer steps of a stage."""
 _NotNegative: TypeAlias = Annotated[float, Range(least=0)]
 _Rate: TypeAlias = Annotated[float, Range(least=0, infinite=True)]
 
@@ -126,11 +129,12 @@ class Recipe:
         return made
 
 
+@checked(TrainingError)
 def steps_for(
     task: Task,
     epochs: float,
     *,
-    accumulate: int = 1,
+    accumulate: Accumulate = 1,
     max_steps: int | None = MAX_STEPS,
     min_steps: int = MIN_STEPS,
 ) -> int:

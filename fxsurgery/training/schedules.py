@@ -8,9 +8,10 @@ training, and "constant" stays. "one-cycle" (Smith & Topin 2018) rises along hal
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from fxsurgery.errors import TrainingError, reason_of
+from fxsurgery.option_types import Fraction, Range, checked
 
 Schedule: TypeAlias = Callable[[float], float]
 """Factor of the learning rate at a fraction of the training, from 0 to 1."""
@@ -19,11 +20,13 @@ ScheduleName: TypeAlias = Literal["cosine", "linear", "step", "one-cycle", "cons
 MILESTONES = (0.5, 0.75)
 """Fractions of the training at which "step" divides the rate by 10."""
 ONE_CYCLE_RISE, ONE_CYCLE_START = 0.3, 1 / 25
+_Factor: TypeAlias = Annotated[float, Range(least=0)]
 _PROBED = (0.0, 0.01, 0.25, 0.5, 0.75, 0.99)
 """Fractions of the training at which a user's schedule is tried before anything trains."""
 
 
-def constant(warmup: float = 0.0) -> Schedule:
+@checked(TrainingError)
+def constant(warmup: Fraction = 0.0) -> Schedule:
     """Return the constant schedule, after a linear warm-up.
 
     Args:
@@ -36,7 +39,8 @@ def constant(warmup: float = 0.0) -> Schedule:
     return lambda progress: progress / warmup if progress < warmup else 1.0
 
 
-def cosine(warmup: float = 0.05) -> Schedule:
+@checked(TrainingError)
+def cosine(warmup: Fraction = 0.05) -> Schedule:
     """Return a schedule that falls to 0 along half a cosine wave, after a linear warm-up.
 
     Args:
@@ -53,7 +57,8 @@ def cosine(warmup: float = 0.05) -> Schedule:
     return factor
 
 
-def linear(warmup: float = 0.05) -> Schedule:
+@checked(TrainingError)
+def linear(warmup: Fraction = 0.05) -> Schedule:
     """Return a schedule that falls to 0 along a straight line, after a linear warm-up.
 
     Args:
@@ -66,7 +71,8 @@ def linear(warmup: float = 0.05) -> Schedule:
     return lambda progress: progress / warmup if progress < warmup else 1.0 - _after(progress, warmup)
 
 
-def steps_at(milestones: Sequence[float], factor: float = 0.1, warmup: float = 0.0) -> Schedule:
+@checked(TrainingError)
+def steps_at(milestones: Sequence[Fraction], factor: _Factor = 0.1, warmup: Fraction = 0.0) -> Schedule:
     """Return a schedule that multiplies the rate by `factor` at each milestone, after a linear warm-up.
 
     Args:
@@ -86,7 +92,8 @@ def steps_at(milestones: Sequence[float], factor: float = 0.1, warmup: float = 0
     return scale
 
 
-def one_cycle(rise: float = ONE_CYCLE_RISE, start: float = ONE_CYCLE_START) -> Schedule:
+@checked(TrainingError)
+def one_cycle(rise: Fraction = ONE_CYCLE_RISE, start: Fraction = ONE_CYCLE_START) -> Schedule:
     """Return the one-cycle schedule: up along half a cosine wave, then down to 0 along another.
 
     Args:
@@ -115,7 +122,8 @@ _NAMED: Mapping[ScheduleName, Callable[[float], Schedule]] = {
 }
 
 
-def schedule_of(schedule: ScheduleName | Schedule, warmup: float = 0.05) -> Schedule:
+@checked(TrainingError)
+def schedule_of(schedule: ScheduleName | Schedule, warmup: Fraction = 0.05) -> Schedule:
     """Return the schedule of a name, or the user's own function as it is.
 
     Args:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fxsurgery.argument_names import assigned
 from fxsurgery.errors import DataError, reason_of
+from fxsurgery.extras import requires
 from fxsurgery.training.classification import logits_of
 
 Kind: TypeAlias = Literal["Binary", "Multiclass", "Multilabel"]
@@ -41,8 +42,8 @@ class TorchMetric:
             ignore_index: target that does not count.
 
         Raises:
-            DataError: torchmetrics is not installed, has no such class, or the class does not state whether a higher
-                value is better.
+            DataError: torchmetrics has no such class, or the class does not state whether a higher value is better.
+            MissingExtraError: torchmetrics is not installed.
         """
         self.name, self.ignore_index = name, ignore_index
         self._classes = _classes_of(name)
@@ -121,7 +122,7 @@ def names() -> Collection[str]:
     """Return the names that a `TorchMetric` can have, also those whose problem the data decide.
 
     Raises:
-        DataError: torchmetrics is not installed.
+        MissingExtraError: torchmetrics is not installed.
     """
     found = {name for module in _modules() for name in dir(module) if _is_metric(getattr(module, name))}
     return found | {name.removeprefix(kind) for name in found for kind in _KINDS}
@@ -131,7 +132,8 @@ def _classes_of(name: str) -> dict[str, Any]:
     """Return the classes of a name by their prefix: one without, or one for each classification problem.
 
     Raises:
-        DataError: torchmetrics is not installed, or has no such class.
+        DataError: torchmetrics has no such class.
+        MissingExtraError: torchmetrics is not installed.
     """
     found = {prefix: _class_named(prefix + name) for prefix in ("", *_KINDS)}
     alone = found.pop("")
@@ -166,15 +168,10 @@ def _modules() -> tuple[ModuleType, ...]:
     """Import torchmetrics.
 
     Raises:
-        DataError: it is not installed.
+        MissingExtraError: it is not installed.
     """
-    try:
+    with requires("torchmetrics", "a metric of this name"):
         import torchmetrics.classification  # noqa: PLC0415 -- an extra
         import torchmetrics.regression  # noqa: PLC0415
         import torchmetrics.segmentation  # noqa: PLC0415
-    except ImportError as error:
-        raise DataError(
-            "metric: this is a name of torchmetrics, which is not installed; pip install 'fxsurgery[torchmetrics]', or "
-            "take a built-in metric such as 'accuracy', 'top5', 'mse', 'mae' or 'r2'"
-        ) from error
     return torchmetrics, torchmetrics.classification, torchmetrics.regression, torchmetrics.segmentation

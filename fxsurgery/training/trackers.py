@@ -20,7 +20,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_availa
 from typing_extensions import override
 
 from fxsurgery.argument_names import assigned
-from fxsurgery.errors import SurgeryError
+from fxsurgery.errors import MissingExtraError, SurgeryError
 from fxsurgery.training.callbacks import Callback, RunBegin, RunEnd, StageEnd, StepEnd, Validation
 from fxsurgery.training.device import own_accelerate_state
 
@@ -105,7 +105,8 @@ def tracker_callbacks(loggers: Logger | Sequence[Logger], folder: Path) -> tuple
         folder: where trackers write that need a folder, each into one of its own name.
 
     Raises:
-        SurgeryError: there is no such tracker, its package is not installed, or it is named twice.
+        MissingExtraError: the package of a tracker is not installed.
+        SurgeryError: there is no such tracker, or it is named twice.
     """
     several = [loggers] if isinstance(loggers, str | GeneralTracker) else list(loggers)
     names = [one for one in several if isinstance(one, str)]
@@ -121,8 +122,9 @@ def _made(name: str, folder: Path) -> GeneralTracker:
         raise SurgeryError(f"{assigned('loggers', name)}: there is no logger of this name; {hint}").at("loggers")
     if name not in map(str, get_available_trackers()):
         package = f"'fxsurgery[{name}]'" if name in EXTRAS else name
-        raise SurgeryError(
-            f"{assigned('loggers', name)}: the package of this logger is not installed; pip install {package}"
+        raise MissingExtraError(
+            f"{assigned('loggers', name)} requires the package of this logger, which is not installed; run: pip install "
+            f"{package}"
         ).at("loggers")
     kind = LOGGER_TYPE_TO_CLASS[name]
     if kind.requires_logging_directory:

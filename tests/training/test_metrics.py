@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fxsurgery import DataError
+from fxsurgery import DataError, MissingExtraError
 from fxsurgery.training import Task, evaluate
 from fxsurgery.training.metrics import ALIASES, BUILT_IN
 from fxsurgery.training.torch_metric import TorchMetric
@@ -156,9 +156,9 @@ def test_without_torchmetrics_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     monkeypatch.setattr("fxsurgery.training.torch_metric.find_spec", lambda _: None)
     monkeypatch.setattr("fxsurgery.training.metrics.is_installed", lambda: False)
-    with pytest.raises(DataError, match=r"pip install 'fxsurgery\[torchmetrics\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'fxsurgery\[torchmetrics\]'"):
         TorchMetric("MulticlassF1Score")
-    with pytest.raises(DataError, match=r"pip install 'fxsurgery\[torchmetrics\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'fxsurgery\[torchmetrics\]'"):
         classified("F1Score")
     with pytest.raises(DataError, match="did you mean 'accuracy'"):
         classified("acuracy")

@@ -9,7 +9,7 @@ from accelerate.state import PartialState
 from accelerate.tracking import GeneralTracker
 from typer.testing import CliRunner
 
-from fxsurgery import CallbackError, Ectonas, Prune, Spend, SurgeryError
+from fxsurgery import CallbackError, Ectonas, MissingExtraError, Prune, Spend, SurgeryError
 from fxsurgery.cli import app
 from nonempty import nonempty
 from tests.training.test_callbacks import SHORT, optimized, same, weights
@@ -129,7 +129,7 @@ def test_a_logger_that_is_not_there_is_refused_before_any_training(loggers, mess
 @pytest.mark.parametrize(("name", "package"), [("wandb", r"'fxsurgery\[wandb\]'"), ("aim", "aim")])
 def test_a_logger_whose_package_is_missing_names_it(name, package, monkeypatch):
     monkeypatch.setattr("fxsurgery.training.trackers.get_available_trackers", lambda: ["tensorboard"])
-    with pytest.raises(SurgeryError, match=rf"loggers='{name}': .* is not installed; pip install {package}"):
+    with pytest.raises(MissingExtraError, match=rf"loggers='{name}' .* is not installed; run: pip install {package}"):
         optimized(loggers=name, config=Prune(**SHORT))
 
 
