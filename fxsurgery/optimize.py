@@ -61,12 +61,24 @@ def _optimized(ready: PreparedRun) -> Result:
         ready.progress.note(f"going on with {ready.run.path}: {done} steps of its journal are recalled")
     _announce(ready, found)
     check(ready, found)
-    session, notes = _session(ready)
-    outcome = ready.method.search(ready.program, ready.budget, ready.settings, session, trained=ready.request.trained)
-    _require_fast(ready, outcome)
-    result = _result(ready, session, outcome, notes)
+    with ready.progress.callbacks.run(ready.method.name, ready.asked) as scalars:
+        session, notes = _session(ready)
+        trained = ready.request.trained
+        outcome = ready.method.search(ready.program, ready.budget, ready.settings, session, trained=trained)
+        _require_fast(ready, outcome)
+        result = _result(ready, session, outcome, notes)
+        scalars.update(_scalars(result))
     unsaved = ready.run.finish(lambda folder: _kept(result, folder), ready.progress.note)
     return result if unsaved is None else replace(result, notes=(*result.notes, unsaved))
+
+
+def _scalars(result: Result) -> dict[str, float]:
+    """Return the scores and costs of a result by name, for callbacks."""
+    before, after = result.cost
+    scalars = {f"{split}/{result.metric_name}": pair.after for split, pair in result.metrics.items()}
+    for name in ("params", "macs"):
+        scalars |= {name: getattr(after, name), f"{name}_ratio": getattr(after, name) / max(getattr(before, name), 1)}
+    return {**scalars, **({"latency_ms": result.latency["ms"]} if result.latency else {})}
 
 
 def _kept(result: Result, folder: Path) -> str | None:
@@ -147,7 +159,10 @@ def _session(ready: PreparedRun) -> tuple[Session, tuple[str, ...]]:
         task, note = made_task(ready, trainer)
         notes.append(note)
     trainer, chosen = _in_fastest_mode(trainer, ready, task)
-    session = Session(task, trainer, ready.latency, spend=ready.request.spend, workshop=ready.workshop)
+    session = Session(
+        task, trainer, ready.latency, spend=ready.request.spend, workshop=ready.workshop,
+        finetune=ready.tuning.finetune, objective=ready.tuning.objective,
+    )  # fmt: skip
     return session, (*notes, *chosen)
 
 
@@ -174,12 +189,13 @@ def _foreseen(
         counted, timed, making, amount = foreseen_task(ready)
         made = (making,)
     trainer, chosen = _in_fastest_mode(replace(_trainer(ready), progress=Progress.quiet()), ready, timed)
-    session = Session(counted, trainer, ready.latency, spend=request.spend)
+    session = Session(counted, trainer, ready.latency, spend=request.spend, finetune=request.finetune)
     found = ready.method.stages(ready.settings, session, trained=request.trained)
     stages = (*made, *found)
     stage_seconds, rest_s = estimate(ready, session, timed, stages, space, amount=amount, watch=watch)
     plan_notes = ready.method.plan_notes(ready.program, ready.settings, session, trained=request.trained)
-    return stages, stage_seconds, rest_s, (*chosen, *plan_notes)
+    own = () if request.finetune is None else ("the estimated time does not include your finetune function",)
+    return stages, stage_seconds, rest_s, (*chosen, *plan_notes, *own)
 
 
 def _result(ready: PreparedRun, session: Session, outcome: SearchOutcome, notes: tuple[str, ...]) -> Result:

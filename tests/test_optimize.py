@@ -641,7 +641,8 @@ def test_malformed_budgets_are_refused(limits: dict[str, float]):
 
 def test_public_names_are_these():
     assert sorted(fxsurgery.__all__) == [
-        "ArgumentError", "Budget", "BudgetError", "CaptureError", "Cost", "DataError", "DeviceError", "DivergedError",
+        "ArgumentError", "Budget", "BudgetError", "Callback", "CallbackError", "CaptureError", "Cost", "DataError",
+        "DeviceError", "DivergedError",
         "Dnal",
         "Ectonas", "ExportError", "Inspection", "MissingExtraError", "PassCrashedError", "Plan", "Program", "Prune",
         "Result", "RunError", "SavingError", "SpecError", "Spend", "StructureError", "SurgeryError", "Task",

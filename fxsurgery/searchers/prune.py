@@ -100,7 +100,7 @@ def search(program: Program, budget: Budget | None, config: Prune, session: Sess
         middle = session.score(smaller, _named("pruned", config.rounds, config) + again)
         epochs = _epochs(config.rounds, config)
         stage = _named("fine-tune", config.rounds, config) + again
-        tuned = session.trained(smaller, config, stage, epochs, start=middle, reference=before)
+        tuned = session.trained(smaller, config, stage, epochs, start=middle, reference=before, is_last=True)
         after = session.score(tuned, _named("fine-tuned", config.rounds, config) + again)
         session.offer(smaller, middle)
         session.offer(tuned, after)
@@ -134,7 +134,8 @@ def stages(config: Prune, session: Session, *, trained: bool) -> list[Stage]:
     for number in range(1, config.rounds + 1):
         if config.importance == "taylor":
             plan.append((_named("importance", number, config), config.taylor_batches))
-        plan.append((_named("fine-tune", number, config), session.steps(config, _epochs(number, config))))
+        steps = session.last_steps if number == config.rounds else session.steps
+        plan.append((_named("fine-tune", number, config), steps(config, _epochs(number, config))))
     return [Stage(name, steps, recalibrates=name.startswith("fine-tune")) for name, steps in plan if steps]
 
 
