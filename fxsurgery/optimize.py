@@ -114,6 +114,7 @@ def plan(request: OptimizeRequest) -> Plan:
             *ready.notes,
             *ready.program.notes,
             *_left_alone(ready),
+            *(() if found is None else found.notes()),
             *(r for r in told if isinstance(r, str)),
         ),
     )
@@ -140,7 +141,10 @@ def _session(ready: PreparedRun) -> tuple[Session, tuple[str, ...]]:
         clip = gradient_clip(ready)
         notes.append(note)
     trainer, chosen = _in_fastest_mode(trainer, ready, task)
-    session = Session(task, trainer, ready.latency, clip, spend=ready.request.spend, workshop=ready.workshop)
+    session = Session(
+        task, trainer, ready.latency, clip, spend=ready.request.spend, constraints=ready.constraints,
+        workshop=ready.workshop,
+    )  # fmt: skip
     return session, (*notes, *chosen)
 
 
@@ -165,7 +169,7 @@ def _foreseen(ready: PreparedRun) -> tuple[tuple[Stage, ...], float, tuple[str, 
         counted, timed, making = foreseen_task(ready)
         made = (making,)
     trainer, chosen = _in_fastest_mode(replace(_trainer(ready), progress=Progress.quiet()), ready, timed)
-    session = Session(counted, trainer, ready.latency, spend=request.spend)
+    session = Session(counted, trainer, ready.latency, spend=request.spend, constraints=ready.constraints)
     found = ready.method.stages(ready.settings, session, trained=request.trained)
     stages = (*made, *found)
     val_batches = counted.val_batches or count(counted.val_data, "val_data")

@@ -1,8 +1,19 @@
 """What a run is asked for in text: a TOML or JSON file, and flags that go before it."""
 
 from fxsurgery.config.parsers import shapes
-from fxsurgery.config.reading import assignments, effective, origins_of, read
+from fxsurgery.config.reading import assignments, effective, layer_ratios, origins_of, read
 from fxsurgery.config.run_config import RunConfig, flag, text_of
 from fxsurgery.config.source_locations import Origins
 
-__all__ = ["Origins", "RunConfig", "assignments", "effective", "flag", "origins_of", "read", "shapes", "text_of"]
+__all__ = [
+    "Origins",
+    "RunConfig",
+    "assignments",
+    "effective",
+    "flag",
+    "layer_ratios",
+    "origins_of",
+    "read",
+    "shapes",
+    "text_of",
+]

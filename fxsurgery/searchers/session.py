@@ -25,6 +25,7 @@ from fxsurgery.searchers.common.latency_model import LatencyLimit, LatencyModel
 from fxsurgery.searchers.common.pareto import ParetoMember
 from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.common.trials import SearchRecord
+from fxsurgery.searchers.common.width_constraints import FREE, WidthConstraints
 from fxsurgery.training import (
     Hooks,
     Progress,
@@ -140,6 +141,7 @@ class Session:
     """Of the weights and fine-tune stages, where the settings do not say."""
     spend: Spend | None = None
     """What a search may spend that goes on until it is spent."""
+    constraints: WidthConstraints = FREE
     workshop: JobRunner = field(default_factory=JobRunner)
     """Runs the trainings that stand alone."""
     notes: list[str] = field(default_factory=list)

@@ -150,6 +150,7 @@ def _school(
             session.seed,
             config.most_params,
             config.most_growth,
+            session.constraints,
             session.costs,
             sorted(measured),
             session.trainer.run,
