@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from fxsurgery.budget import Budget, Cost, Spend
     from fxsurgery.capture import capture
     from fxsurgery.errors import (
+        ArgumentError,
         BudgetError,
         CaptureError,
         DataError,
         DeviceError,
         DivergedError,
         ExportError,
+        MissingExtraError,
         PassCrashedError,
         RunError,
         SavingError,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from fxsurgery.training import Task
 
 __all__ = [
+    "ArgumentError",
     "Budget",
     "BudgetError",
     "CaptureError",
@@ -50,6 +53,7 @@ __all__ = [
     "Ectonas",
     "ExportError",
     "Inspection",
+    "MissingExtraError",
     "PassCrashedError",
     "Plan",
     "Program",
@@ -75,12 +79,14 @@ _HOMES = {
     "budget": ("Budget", "Cost", "Spend"),
     "capture": ("capture",),
     "errors": (
+        "ArgumentError",
         "BudgetError",
         "CaptureError",
         "DataError",
         "DeviceError",
         "DivergedError",
         "ExportError",
+        "MissingExtraError",
         "PassCrashedError",
         "RunError",
         "SavingError",

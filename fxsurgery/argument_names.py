@@ -7,10 +7,14 @@ A message names an argument by its path, `("spend", "epochs")`, and the front en
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import ClassVar
 
 
 class ArgumentNames:
     """Python's terms; another front end overrides them."""
+
+    speaks_python: ClassVar[bool] = True
+    """Whether messages may write values and types as Python does: `None`, `True`, a tuple."""
 
     def named(self, *path: str | int) -> str:
         """Return the argument as the subject of a sentence: `train_data`."""
@@ -23,6 +27,10 @@ class ArgumentNames:
     def assigned(self, name: str, value: object, form: str = "") -> str:
         """Return the argument with a value: `resume=True`."""
         return f"{name}={format(value, form) if form else repr(value)}"
+
+    def entry(self, owner: str, name: str, value: object) -> str:
+        """Return one entry of an argument that has several: `align=4`, `Budget(macs=0.5)`."""
+        return f"{name}={value!r}" if owner == "settings" else f"{owner.capitalize()}({name}={value!r})"
 
     def usage(self, line: str, *names: str, call: bool = False) -> str:
         """Return how to give some arguments.
@@ -83,6 +91,26 @@ def assigned(name: str, value: object, form: str = "") -> str:
         ("method='prune'", 'resume=True')
     """
     return _ACTIVE.get().assigned(name, value, form)
+
+
+def entry(owner: str, name: str, value: object) -> str:
+    """Return one entry of an argument that has several, with its value.
+
+    Args:
+        owner: the argument: `settings`, `budget` or `spend`.
+        name: of the entry.
+        value: its value.
+
+    Example:
+        >>> entry("settings", "align", 4), entry("budget", "macs", 0.5)
+        ('align=4', 'Budget(macs=0.5)')
+    """
+    return _ACTIVE.get().entry(owner, name, value)
+
+
+def speaks_python() -> bool:
+    """Return whether messages may write values and types as Python does."""
+    return _ACTIVE.get().speaks_python
 
 
 def usage(line: str, *names: str, call: bool = False) -> str:

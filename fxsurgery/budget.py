@@ -1,23 +1,67 @@
-"""What running a model takes, and what it may take."""
+"""What running a model costs, and what it may cost at most."""
 
 import dataclasses
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import ConfigDict
 
-from fxsurgery.errors import BudgetError
+from fxsurgery.argument_names import entry
+from fxsurgery.calls import checked_construction
+from fxsurgery.errors import BudgetError, reason_of
+from fxsurgery.option_text import shown
 from fxsurgery.option_types import Range, check_fields
 
 Limit: TypeAlias = Annotated[int | float, Range(above=0, below=10**18)] | None
 """An amount that may not be exceeded; `None` is no limit."""
+BudgetLimit: TypeAlias = Annotated[int | float, Range(above=0, below=10**18)] | str | None
+"""A `Limit` that may be written as text, `"50%"` or `"300M"`; a `Budget` holds the number."""
 _CLOSED = ConfigDict(extra="forbid")
 """A limit that does not exist is refused in a config file, too."""
-
+_SCALES = {"k": 1e3, "m": 1e6, "g": 1e9}
+_AMOUNT = re.compile(r"([-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*([%kmg]?)", re.IGNORECASE)
 
 Metric: TypeAlias = Literal["params", "macs", "peak_activation_bytes", "latency_ms"]
 """The metrics of a cost; MACs, activations and latency are per sample."""
+
+
+def amount(given: object) -> object:
+    """Return the number that a limit stands for: `0.5` and `50%` are fractions of the original, `300M` is absolute.
+
+    Args:
+        given: a number, which is returned as it is, or its text.
+
+    Raises:
+        ValueError: it is a text that holds no number, or a fraction greater than 1.
+
+    Example:
+        >>> amount("50%"), amount("1.2M"), amount("0.5"), amount(7)
+        (0.5, 1200000, 0.5, 7)
+    """
+    if isinstance(given, bool):
+        raise ValueError("a limit is a number")  # noqa: TRY004 -- what pydantic takes as a bad value
+    if not isinstance(given, str):
+        return given
+    found = _AMOUNT.fullmatch(given.strip())
+    if found is None:
+        raise ValueError(f"{given!r} is no amount; write 0.5 or 50% for half, 1200000 or 1.2M for that many")
+    number, unit = found[1], found[2].lower()
+    if not math.isfinite(float(number)):
+        raise ValueError(f"{given!r} is too large")
+    if unit == "%":
+        return _share(float(number) / 100, given)
+    if unit:
+        return round(float(number) * _SCALES[unit])
+    return int(number) if re.fullmatch(r"[-+]?[\d_]+", number) else float(number)
+
+
+def _share(fraction: float, text: str) -> float:
+    if fraction > 1:
+        raise ValueError(f"{text!r} is more than all of it; write at most 100%")
+    return fraction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,27 +100,40 @@ class CostEstimate:
         return self.high - self.low
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What the result may take at most; several limits hold at once.
+    """Upper limits on what the result may cost; several limits hold at once.
 
-    A float up to 1.0 is a fraction of the original, anything larger (and any int) is absolute: `latency_ms=0.5` is
-    half the original's latency, `latency_ms=2.5` is 2.5 milliseconds.
+    A float up to 1.0 is a fraction of the original; a larger float and any int is absolute: `latency_ms=0.5` is half
+    the original's latency, `latency_ms=2.5` is 2.5 milliseconds. Texts say which they are: `"50%"`, `"300M"`.
+
+    Args:
+        params: number of parameters.
+        macs: multiply-accumulates for one sample.
+        latency_ms: milliseconds for one sample, measured on `target` of `fxsurgery.optimize`.
 
     Raises:
         BudgetError: no limit is given, or one is not a positive number.
+
+    Example:
+        >>> Budget(macs="50%", params=1_000_000)
+        Budget(params=1000000, macs=0.5, latency_ms=None)
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
 
-    params: Limit = None
-    macs: Limit = None
-    latency_ms: Limit = None
+    params: BudgetLimit = None
+    macs: BudgetLimit = None
+    latency_ms: BudgetLimit = None
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if isinstance(text := getattr(self, field.name), str):
+                object.__setattr__(self, field.name, _number(field.name, text))
         check_fields(self, BudgetError)
         if all(getattr(self, f.name) is None for f in dataclasses.fields(self)):
-            raise BudgetError("a budget needs at least one limit, e.g. Budget(macs=0.5)").at("budget")
+            raise BudgetError(f"a budget needs at least one limit, e.g. {entry('budget', 'macs', 0.5)}").at("budget")
 
     def limits(self, original: Cost) -> Iterator[tuple[Metric, float]]:
         """Each counted limit as (`"params"` or `"macs"`, absolute amount)."""
@@ -102,6 +159,16 @@ class Budget:
         return all(getattr(cost, name) <= limit for name, limit in self.limits(original))
 
 
+def _number(name: str, text: str) -> object:
+    try:
+        return amount(text)
+    except ValueError as error:
+        raise BudgetError(f"Budget: {name}={shown(text)}: {reason_of(error)}; pass a number such as 0.5").at(
+            name
+        ) from error
+
+
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Spend:
     """What a search may spend at most; the first limit that is reached ends it.
@@ -121,4 +188,4 @@ class Spend:
     def __post_init__(self) -> None:
         check_fields(self, BudgetError)
         if self.epochs is None and self.seconds is None:
-            raise BudgetError("a spend needs a limit, e.g. Spend(epochs=1000)").at("spend")
+            raise BudgetError(f"a spend needs a limit, e.g. {entry('spend', 'epochs', 1000)}").at("spend")

@@ -20,6 +20,10 @@ class SurgeryError(Exception):
         return self
 
 
+class ArgumentError(SurgeryError, TypeError):
+    """A call passes an argument that does not exist, or omits a required one; the message names the one meant."""
+
+
 class CaptureError(SurgeryError):
     """A model cannot be taken as a graph; the message names the user's file and line where it can."""
 
@@ -82,6 +86,10 @@ class ExportError(SurgeryError):
 
 class DeviceError(SurgeryError):
     """A device or target is not there, or cannot run the model."""
+
+
+class MissingExtraError(SurgeryError):
+    """An optional package is not installed; the message names the extra that installs it."""
 
 
 class RunError(SurgeryError):

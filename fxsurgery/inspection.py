@@ -1,11 +1,11 @@
 """What of a model surgery can reach, and why the rest stays: `fxsurgery.inspect`."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from typing_extensions import override
 
 from fxsurgery.analysis.cost import cost, unknown_macs_notes
@@ -13,8 +13,9 @@ from fxsurgery.analysis.propagation import KEPT_WHOLE, Propagation
 from fxsurgery.analysis.structure import Structure, structure
 from fxsurgery.batch_layout import Statement
 from fxsurgery.budget import Cost
-from fxsurgery.capture import capture
+from fxsurgery.capture import capture, guess_inputs
 from fxsurgery.errors import CaptureError, DataError
+from fxsurgery.example_inputs import ExampleInputs
 from fxsurgery.ops.union_find import Ids, TracedUnionFind
 from fxsurgery.option_types import checked
 from fxsurgery.printable import lines
@@ -88,33 +89,39 @@ SHOWN = 12
 """Entries of a list that `str` shows."""
 
 
-@checked(CaptureError, apart=("model",), example_inputs=DataError)
+@checked(CaptureError, apart=("model", "example_inputs"), example_kwargs=DataError)
 @plain_surroundings()
 def inspect(
     model: nn.Module,
-    example_inputs: Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any],
+    example_inputs: ExampleInputs | None = None,
     *,
+    example_kwargs: Mapping[str, Any] | None = None,
     leaf_modules: tuple[type[nn.Module], ...] = (),
     batch_dims: Statement = None,
 ) -> Inspection:
-    """Say what of `model` surgery can reach, and why the rest stays as it is. The model is left alone.
+    """Return what surgery can change in `model`, and why the rest stays as it is. The model is left alone.
 
     Args:
         model: any module, as for `fxsurgery.optimize`.
-        example_inputs: what it is called with: a tensor, a tuple of positional inputs, or a dict of inputs by name.
+        example_inputs: what the model is called with: a tensor, a tuple of positional inputs, a dict of inputs by name,
+            or a `DataLoader`; arrays of numpy do as well. Inferred from the model by default, if it takes one input; a
+            note says what was assumed.
+        example_kwargs: inputs by name, beside the others.
         leaf_modules: types of modules to keep whole.
-        batch_dims: which dim of the inputs is the batch, as for `fxsurgery.capture.capture`; inferred by default.
+        batch_dims: which dim of the inputs is the batch, as for `fxsurgery.capture`; inferred by default.
 
     Raises:
-        CaptureError: the model cannot be taken as a graph; the message names the line or the module.
-        DataError: the example inputs do not fit the model.
+        CaptureError: the model cannot be captured as a graph; the message names the line or the module.
+        DataError: the example inputs do not fit the model, or cannot be inferred.
     """
-    if isinstance(example_inputs, Mapping):
-        program = capture(model, leaf_modules=leaf_modules, example_kwargs=dict(example_inputs), batch_dims=batch_dims)
-    else:
-        given = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-        program = capture(model, *given, leaf_modules=leaf_modules, batch_dims=batch_dims)
-    return inspect_program(program)
+    if example_inputs is not None or example_kwargs is not None:
+        program = capture(
+            model, example_inputs, example_kwargs=example_kwargs, leaf_modules=leaf_modules, batch_dims=batch_dims
+        )
+        return inspect_program(program)
+    inferred, note = guess_inputs(model)
+    found = inspect_program(capture(model, inferred, leaf_modules=leaf_modules, batch_dims=batch_dims))
+    return replace(found, notes=(note, *found.notes))
 
 
 @plain_surroundings()

@@ -10,8 +10,9 @@ from fxsurgery.budget import Cost
 from fxsurgery.errors import RunError, reason_of
 from fxsurgery.option_types import FilePath, checked
 from fxsurgery.program import Program
-from fxsurgery.result import PROGRAMS, BeforeAfter, Result, member_folder
-from fxsurgery.runs.layout import CONFIG, RESULT
+from fxsurgery.result import BeforeAfter, Result
+from fxsurgery.result_facts import PROGRAMS, member_folder
+from fxsurgery.runs.layout import result_directory
 from fxsurgery.saving import open_result
 from fxsurgery.saving.facts import require_types, schema_of
 from fxsurgery.saving.schema import SavedCost, SavedResult
@@ -33,12 +34,11 @@ def load(folder: FilePath, *, original: nn.Module | None = None) -> Result:
             in the same way is refused.
 
     Raises:
-        RunError: there is no result, it is damaged or of a later version, or it wants `original`; it says what to do.
+        RunError: there is no result, since the run has not finished or the folder is another; it is damaged or of a
+            later version; or it needs `original`. The message says what to do.
         SavingError: it asks for what loading does not do.
     """
-    folder = Path(folder)
-    if (folder / CONFIG).is_file() and (folder / RESULT).is_dir():
-        folder /= RESULT
+    folder = result_directory(Path(folder))
     opened = open_result(folder)
     facts = opened.facts
     require_types(folder, facts, _FACTS)

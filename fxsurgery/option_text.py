@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from typing_extensions import override
 
+from fxsurgery.argument_names import speaks_python
+
 WIDEST = 63
 """Bits of an integer, its sign aside: what fits into a tensor, a seed or a file."""
 _LONGEST = 80
@@ -47,7 +49,7 @@ def shown(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > 4 * WIDEST:  # Python refuses to print very long ones
         return f"<an integer of {value.bit_length():,} bits>"
     if value is None or isinstance(value, bool | int | float | str | bytes):
-        text = repr(value)
+        text = repr(value) if speaks_python() or not isinstance(value, bool) else str(value).lower()
         return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
     if isinstance(value, tuple | list | set | dict):
         return _Short().repr(value)
@@ -82,7 +84,8 @@ def demand(hint: Any, value: object, *, is_bound: bool) -> str:  # noqa: ANN401 
         if said := next((one.said for one in known if one.said), ""):
             return said.replace("{value}", shown(value))
         wanted = " and ".join(map(str, known)) or wanted
-    wide = f" of at most {WIDEST} bits" if isinstance(value, int) and value.bit_length() > WIDEST else ""
+    is_wide = "number" in wanted and isinstance(value, int) and value.bit_length() > WIDEST
+    wide = f" of at most {WIDEST} bits" if is_wide else ""
     return f": it must be {wanted}{wide}"
 
 
@@ -97,6 +100,8 @@ def constraints(hint: Any) -> list[Constraint]:  # noqa: ANN401 -- any annotatio
 
 
 _WORDS: dict[Any, str] = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a str"}
+_TEXT_WORDS: dict[Any, str] = {bool: "true or false", str: "a text", Sequence: "a list", Mapping: "a table"}
+"""The same where messages are about flags and config files."""
 _KINDS: dict[Any, str] = {
     Sequence: "a list or tuple", Collection: "a collection", Iterable: "an iterable", Mapping: "a dict",
     Callable: "a function",
@@ -124,9 +129,9 @@ def _choices(hint: Any) -> Iterator[str]:  # noqa: ANN401 -- any annotation
     elif kind is Annotated:
         yield from _choices(inner[0])
     elif hint is None or hint is type(None):
-        yield "None"
+        yield from ("None",) if speaks_python() else ()
     elif kind is tuple:
-        yield f"a tuple, {written(hint)}"
+        yield f"a tuple, {written(hint)}" if speaks_python() else "a list"
     else:
         yield _expected_class(hint, kind, inner)
 
@@ -140,11 +145,13 @@ def _bounded(hint: Any) -> str:  # noqa: ANN401 -- any annotation
     base, bounds = get_args(hint)[0], _bounds(hint)
     optional = get_origin(base) in {Union, types.UnionType} and type(None) in get_args(base)
     choices = [one for one in get_args(base) if one is not type(None)] if optional else [base]
-    plain, none = _either(list(map(expected, choices))), " or None" if optional else ""
+    plain, none = _either(list(map(expected, choices))), " or None" if optional and speaks_python() else ""
     return f"{plain}, {bounds}{none}" if choices == [int] else f"{bounds} ({plain}{none})"
 
 
 def _expected_class(hint: Any, kind: Any, inner: tuple[Any, ...]) -> str:  # noqa: ANN401 -- any annotation
+    if not speaks_python() and (word := _TEXT_WORDS.get(kind or hint)):
+        return word
     if kind is type:
         return f"a subclass of {_class_name(inner[0])}"
     if kind in _KINDS:

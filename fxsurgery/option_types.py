@@ -17,6 +17,7 @@ import torch
 from pydantic import AllowInfNan
 from typing_extensions import override
 
+from fxsurgery.calls import bound
 from fxsurgery.errors import SpecError, SurgeryError
 from fxsurgery.option_text import Constraint, demand, shown, written
 from fxsurgery.type_check import BOUNDS, faults
@@ -102,6 +103,9 @@ def checked(
         error: what a wrong argument raises.
         apart: arguments that the function checks itself.
         others: what particular arguments raise instead, by name.
+
+    Raises:
+        ArgumentError: at a call, an argument does not exist or is missing.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -110,7 +114,7 @@ def checked(
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            given = signature.bind(*args, **kwargs)
+            given = bound(signature, owner, args, kwargs)
             for name, value in given.arguments.items():
                 if name in hints() and name not in apart:
                     check = functools.partial(_checked, owner=owner, error=others.get(name, error))

@@ -4,14 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from fxsurgery.argument_names import assigned, keyword, named, usage
+from fxsurgery.argument_names import assigned, entry, keyword, named, usage
 from fxsurgery.batch_layout import Statement, by_position, statement_of
 from fxsurgery.budget import Budget
 from fxsurgery.capture import capture, guess_inputs
 from fxsurgery.deploy import Timer, resolve_target
 from fxsurgery.errors import CaptureError, DataError, SurgeryError, TrainingError
+from fxsurgery.example_inputs import inputs_of
 from fxsurgery.execution import JobRunner
 from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
@@ -216,12 +217,7 @@ def _require_data(request: OptimizeRequest) -> None:
 
 def _examples(request: OptimizeRequest, task: Task | None) -> tuple[Inputs, tuple[str, ...]]:
     if request.example_inputs is not None or request.example_kwargs is not None:
-        given = (
-            (request.example_inputs,)
-            if isinstance(request.example_inputs, Tensor)
-            else tuple(request.example_inputs or ())
-        )
-        return Inputs(given, request.example_kwargs or {}), ()
+        return inputs_of(request.model, request.example_inputs, request.example_kwargs), ()
     if task is not None:
         return addressed(request.model, task.capture_examples()), ()
     guessed, how = guess_inputs(request.model)
@@ -257,7 +253,7 @@ def _require_trainable(program: Program, settings: Settings, *, trained: bool) -
     if parameters and not any(p.requires_grad for p in parameters):
         raise TrainingError(
             "every parameter of the model is frozen, so nothing could be fine-tuned: call model.requires_grad_(True), "
-            "or say config=...(finetune_epochs=0)"
+            f"or skip fine-tuning with {entry('settings', 'finetune_epochs', 0)}"
         )
 
 
@@ -278,12 +274,8 @@ def _captured(
     *,
     guessed: tuple[str, ...],
 ) -> Program:
-    tensor = next((t for t in (*model.parameters(), *model.buffers())), None)
-    if tensor is not None:
-        examples = examples.map(lambda x: x.to(tensor.device))
-    named = {"example_kwargs": examples.kwargs} if examples.kwargs else {}
     try:
-        return capture(model, *examples.args, leaf_modules=leaf_modules, batch_dims=batch_dims, **named)
+        return capture(model, examples, leaf_modules=leaf_modules, batch_dims=batch_dims)
     except CaptureError as error:
         if not guessed:
             raise

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from fxsurgery.argument_names import keyword
 from fxsurgery.batch_layout import statement_of
 from fxsurgery.capture import capture
 from fxsurgery.capture.attention import is_plain
@@ -21,13 +22,13 @@ def captured_as(wanted: Program, model: nn.Module, examples: Inputs) -> Program:
     """
     found = None
     problem = CaptureError(
-        "the model cannot be captured as the one that was saved; pass the model that was optimized as original="
+        "the model cannot be captured as the one that was saved; pass the model that was optimized as "
+        f"{keyword('original')}"
     )
     for leaf_modules in ((), _kept_whole(wanted)):
         try:
             found = capture(
-                model, *examples.args, leaf_modules=leaf_modules, example_kwargs=dict(examples.kwargs),
-                batch_dims=statement_of(examples),
+                model, examples, leaf_modules=leaf_modules, batch_dims=statement_of(examples),
             )  # fmt: skip
         except CaptureError as error:
             problem = error

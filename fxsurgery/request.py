@@ -7,15 +7,17 @@ from the fields of `Arguments` and from those of each method's settings.
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypeVar, get_type_hints
 
-from torch import Tensor, nn
+from torch import nn
 
 from fxsurgery.batch_layout import Statement
 from fxsurgery.budget import Budget, Spend
+from fxsurgery.calls import bound
 from fxsurgery.errors import BudgetError, CaptureError, DataError, DeviceError, RunError, SpecError, SurgeryError
+from fxsurgery.example_inputs import ExampleInputs, require_form
 from fxsurgery.execution import Executor, Workers
 from fxsurgery.field_docs import docs_of, one_line
 from fxsurgery.option_text import shown
@@ -150,10 +152,12 @@ class Arguments(PlainArguments):
     An exact name takes precedence over a pattern, and the last one of several patterns counts. Not for `ectonas`."""
     config: Annotated[Settings | None, Argument("resolved")] = None
     """The method's own settings, `Dnal(...)`, `Prune(...)` or `Ectonas(...)`; it says the method, too."""
-    example_inputs: Annotated[Sequence[Any] | Tensor | None, Argument("with the program", error=DataError)] = None
-    """Inputs to capture the model on, by position, or its one tensor; from the training data by default."""
+    example_inputs: Annotated[ExampleInputs | None, Argument("with the program", error=DataError)] = None
+    """Inputs to capture the model on; from the training data by default.
+
+    A tensor, a tuple of positional inputs, a dict of inputs by name, or a `DataLoader`; arrays of numpy do as well."""
     example_kwargs: Annotated[Mapping[str, Any] | None, Argument("with the program", error=DataError)] = None
-    """The same by name."""
+    """Inputs to capture the model on, by name, beside `example_inputs`."""
     batch_dims: Annotated[Statement, Argument("with the task")] = None
     """Which dim of the inputs is the batch; inferred from data and model by default.
 
@@ -217,7 +221,7 @@ def front_door(signature: Callable[P, object]) -> Callable[[Callable[[OptimizeRe
     def decorate(function: Callable[[OptimizeRequest], R]) -> Callable[P, R]:
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            given = known.bind(*args, **kwargs).arguments
+            given = bound(known, function.__name__, args, kwargs).arguments
             return function(OptimizeRequest(**given))
 
         call.__signature__ = known  # type: ignore[attr-defined]  # where inspect looks first
@@ -253,11 +257,7 @@ def _check_objects(request: Arguments) -> None:
             f"spend={shown(request.spend)} is no spend; name the limit, such as spend=Spend(epochs=300)"
         ).at("spend")
     require_layers(request.keep, request.ratios)
-    examples: object = request.example_inputs
-    if isinstance(examples, str | bytes) or not isinstance(examples, Sequence | Tensor | None):
-        raise DataError(
-            f"example_inputs must be a tensor, or a tuple of what the model takes, not {shown(examples)}"
-        ).at("example_inputs")
+    require_form(request.example_inputs)
 
 
 def _documented(function: Callable[..., object]) -> str:

@@ -1,7 +1,7 @@
 """What `optimize` gives back: the model, what it costs and scores, and how it came about."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,18 @@ from typing_extensions import override
 from fxsurgery import report
 from fxsurgery.analysis.cost import cost
 from fxsurgery.budget import Cost
-from fxsurgery.deploy import LatencyReport, OnnxModel, compare_programs
+from fxsurgery.deploy import LatencyReport, OnnxModel, Transform, compare_programs
+from fxsurgery.deploy.export_step import Exporter, Opset
 from fxsurgery.deploy.kept_exports import EXPORTS
 from fxsurgery.errors import CaptureError, DeviceError, ExportError, RunError, SurgeryError
 from fxsurgery.option_types import FilePath, checked
 from fxsurgery.passes import replay
 from fxsurgery.program import Program
 from fxsurgery.recapture import captured_as, require_same
+from fxsurgery.result_facts import facts_of, programs_of
 from fxsurgery.saving import save_result, write_standalone
-from fxsurgery.searchers.common.pareto import ParetoMember, member_to_plain
-from fxsurgery.searchers.common.trials import SearchRecord, to_plain
+from fxsurgery.searchers.common.pareto import ParetoMember
+from fxsurgery.searchers.common.trials import SearchRecord
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.device import leads
 
@@ -156,20 +158,8 @@ class Result:
         """
         if not leads():
             return
-        apart = {*PROGRAMS, *_EVOLVED, "latency"}
-        facts = {name: getattr(self, name) for name in _known() if name not in apart}
-        if self.latency:
-            facts["latency"] = dict(self.latency)
-        for name in ("metrics", "figures"):
-            facts[name] = {what: (pair.before, pair.after) for what, pair in getattr(self, name).items()}
-        programs = {name: getattr(self, name) for name in PROGRAMS}
-        if self.search is not None:
-            facts["search"] = to_plain(self.search)
-        if self.pareto:
-            facts["pareto"] = [member_to_plain(member) for member in self.pareto]
-            programs |= {member_folder(i): member.program for i, member in enumerate(self.pareto)}
         original, program = self.cost
-        save_result(Path(folder), programs, facts, {"original": original, "program": program})
+        save_result(Path(folder), programs_of(self), facts_of(self), {"original": original, "program": program})
 
     @checked(RunError)
     @plain_surroundings()
@@ -199,78 +189,106 @@ class Result:
             SpecError: `original` is another architecture; it says where they differ.
             CaptureError: it cannot be captured.
         """
-        tensor = next((t for t in (*original.parameters(), *original.buffers())), None)
-        examples = self.original.examples
-        if tensor is not None:
-            examples = examples.map(lambda x: x.to(tensor.device))
-        taken = captured_as(self.original, original, examples)
+        taken = captured_as(self.original, original, self.original.examples)
         require_same(taken, self.original, "the model given is another architecture")
         again = replay(self.log, taken)
         require_same(again, self.program, "the surgery depends on the weights, and comes out otherwise on these")
         return again.graph_module
 
-    @checked(RunError)
+    @checked(RunError, latency=DeviceError)
     @plain_surroundings()
-    def report(self, path: FilePath, **options: Any) -> Path:  # noqa: ANN401
-        """Write what was asked and what came out as one HTML page, which needs no other file and no network.
+    def report(self, path: FilePath, *, latency: LatencyReport | None = None, title: str = "", date: str = "") -> Path:
+        """Write a report as one HTML page, which needs no other file and no network.
 
         Args:
-            path: where the page goes.
-            options: as of `fxsurgery.report.write`: `latency`, what `benchmark` gave, `title` and `date`.
+            path: where the page is written; missing directories are created.
+            latency: the measurement to show, as `benchmark` returns it.
+            title: name of the model; the name of its class by default.
+            date: date that the page shows; none by default.
+
+        Returns:
+            The path of the page.
 
         Raises:
             RunError: the file cannot be written.
         """
-        return report.write(self, path, **options) if leads() else Path(path)
+        if leads():
+            report.write(self, path, latency=latency, title=title, date=date)
+        return Path(path)
 
     @checked(ExportError)
     @plain_surroundings()
-    def export_onnx(self, path: FilePath, **options: Any) -> OnnxModel:  # noqa: ANN401
-        """Export the model to ONNX and check it against PyTorch.
-
-        At two batch sizes where a dim of its inputs is the batch; else for the sizes of the example inputs alone.
+    def export_onnx(
+        self,
+        path: FilePath,
+        *,
+        opset: Opset = None,
+        exporter: Exporter = "auto",
+        dynamic_batch: bool | None = None,
+        transforms: Sequence[Transform] = (),
+        check: bool = True,
+    ) -> OnnxModel:
+        """Export the model to ONNX and compare the file with PyTorch.
 
         Args:
-            path: where the file goes.
-            options: as of `fxsurgery.deploy.export_onnx` (`opset`, `exporter`, ...).
+            path: where the file is written; missing directories are created.
+            opset: version of the operator set; the exporter chooses by default.
+            exporter: `"dynamo"`, `"legacy"` (ten times as fast, deprecated in PyTorch), or `"auto"`: the first that
+                works.
+            dynamic_batch: whether the file accepts any batch size; by default where a dim of the inputs is the batch.
+            transforms: rewrites of the file, such as `(fxsurgery.deploy.ToFloat16(),)`.
+            check: whether to compare the file with PyTorch through ONNX Runtime, at two batch sizes where the batch is
+                dynamic. A model that draws random numbers needs `check=False`.
+
+        Returns:
+            The file, its inputs and outputs, and how well it agrees with PyTorch.
 
         Raises:
-            ExportError: the export fails, or ONNX Runtime disagrees with PyTorch.
+            ExportError: the export fails, ONNX Runtime disagrees with PyTorch, or the file cannot be written.
         """
-        examples = self.program.examples
-        return EXPORTS.export(self.program, Path(path), **{"dynamic_batch": examples.is_resizable, **options})
+        dynamic = self.program.examples.is_resizable if dynamic_batch is None else dynamic_batch
+        return EXPORTS.export(
+            self.program, Path(path), opset=opset, exporter=exporter, dynamic_batch=dynamic, transforms=transforms,
+            check=check,
+        )  # fmt: skip
 
     @checked(DeviceError)
     @plain_surroundings()
-    def benchmark(self, device: str = "local", **options: Any) -> LatencyReport:  # noqa: ANN401
+    def benchmark(
+        self,
+        device: str = "local",
+        *,
+        rounds: int = 200,
+        warmup: int = 10,
+        threads: int = 1,
+        seconds: float = 20.0,
+        seed: int = 0,
+        loads: int = 5,
+    ) -> LatencyReport:
         """Measure original and result side by side on one sample, interleaved in one process, through ONNX Runtime.
 
         Args:
-            device: a target: `"local"`.
-            options: as of `fxsurgery.deploy.compare_latency` (`rounds`, `threads`, `seconds`, ...).
+            device: `"local"` for this machine's CPU, `"cuda"` for its GPU.
+            rounds: largest number of measured runs of each model.
+            warmup: rounds after each loading that are not measured; they take a fifth of the time at most.
+            threads: threads of ONNX Runtime.
+            seconds: time limit for the whole measurement.
+            seed: seed of the order of the runs and of the bootstrap.
+            loads: how often the models are loaded anew.
+
+        Returns:
+            Times of both models, and their ratio with its 95 % interval.
 
         Raises:
-            DeviceError: there is no such target, an option is out of range, or it cannot run the model.
+            DeviceError: the device does not exist, an option is out of range, or it cannot run the model.
             ExportError: one of the two cannot be exported.
         """
+        options = {
+            "rounds": rounds, "warmup": warmup, "threads": threads, "seconds": seconds, "seed": seed, "loads": loads,
+        }  # fmt: skip
         return compare_programs({"original": self.original, "result": self.program}, device, options)
 
 
 def _cost_of(member: ParetoMember) -> Cost:
     """What a member takes, as it was noted in the search."""
     return Cost(params=int(member.trial.costs["params"]), macs=int(member.trial.costs["macs"]))
-
-
-PROGRAMS = ("program", "original")
-"""Fields of a result that hold programs."""
-_EVOLVED = ("search", "pareto")
-
-
-def _known() -> list[str]:
-    """What a result holds that is saved."""
-    return [f.name for f in fields(Result) if not f.name.startswith("_")]
-
-
-def member_folder(number: int) -> str:
-    """Return the folder of a program of the front, within that of the result."""
-    return f"pareto/{number}"

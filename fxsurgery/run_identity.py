@@ -74,9 +74,11 @@ def _told_task(task: Task) -> dict[str, Any]:
     }
 
 
-def _batches(task: Task) -> list[int | None]:
-    return [None if isinstance(data, torch.utils.data.IterableDataset) else _length(data) for data in
-            (task.train_data, task.val_data)]  # fmt: skip
+def _batches(task: Task) -> dict[str, int | None]:
+    return {
+        name: None if isinstance(data, torch.utils.data.IterableDataset) else _length(data)
+        for name, data in (("train_data", task.train_data), ("val_data", task.val_data))
+    }
 
 
 def _length(data: Any) -> int | None:  # noqa: ANN401

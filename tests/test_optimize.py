@@ -638,10 +638,11 @@ def test_malformed_budgets_are_refused(limits: dict[str, float]):
 
 def test_public_names_are_these():
     assert sorted(fxsurgery.__all__) == [
-        "Budget", "BudgetError", "CaptureError", "Cost", "DataError", "DeviceError", "DivergedError", "Dnal",
-        "Ectonas", "ExportError", "Inspection", "PassCrashedError", "Plan", "Program", "Prune", "Result", "RunError",
-        "SavingError", "SpecError", "Spend", "StructureError", "SurgeryError", "Task", "TrainingError", "VerifyError",
-        "capture", "inspect", "load", "optimize", "plan",
+        "ArgumentError", "Budget", "BudgetError", "CaptureError", "Cost", "DataError", "DeviceError", "DivergedError",
+        "Dnal",
+        "Ectonas", "ExportError", "Inspection", "MissingExtraError", "PassCrashedError", "Plan", "Program", "Prune",
+        "Result", "RunError", "SavingError", "SpecError", "Spend", "StructureError", "SurgeryError", "Task",
+        "TrainingError", "VerifyError", "capture", "inspect", "load", "optimize", "plan",
     ]  # fmt: skip
 
 

@@ -70,13 +70,13 @@ def test_a_child_inherits_what_its_own_proof_has_seen(runs: Runs):
 def test_a_masked_reference_is_run_on_the_examples_alone(runs: Runs, monkeypatch: pytest.MonkeyPatch):
     from fxsurgery.passes import prune_channels
 
-    ran, plain = list[int | None](), prune_channels.silence
+    ran, plain = list[int | None](), prune_channels.masked_reference
 
     def counted(*given: object) -> Callable[..., Sequence[Tensor]]:
         reference = plain(*given)  # type: ignore[arg-type]
         return lambda result, inputs: ran.append(inputs.batch) or reference(result, inputs)  # type: ignore[func-returns-value]
 
-    monkeypatch.setattr(prune_channels, "silence", counted)
+    monkeypatch.setattr(prune_channels, "masked_reference", counted)
     start = made()
     narrow = PRUNE(start).program
     assert ran == [2, 1]

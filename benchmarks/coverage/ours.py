@@ -81,7 +81,7 @@ def choose(facts: Structure, ratio: float, seed: int) -> Drop:
     units = np.concatenate([group.units for group in facts.groups]) if facts.groups else np.zeros(0, np.int64)
     order = np.random.default_rng(seed).permutation(units)
     keep = facts.mask(order[: math.ceil(ratio * len(order))])
-    while emptied := facts.emptied(keep):
+    while emptied := facts.empty_dims(keep):
         keep[emptied] = True
     gone = ((group.name, np.flatnonzero(~keep[group.units]).tolist()) for group in facts.groups)
     return tuple((name, tuple(positions)) for name, positions in gone if positions)

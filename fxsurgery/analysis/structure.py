@@ -26,7 +26,7 @@ Counts = NDArray[np.bool_] | NDArray[np.int64]
 """For each id, how many of it there are after a change of sizes: a `Mask` where nothing is copied."""
 
 
-def stays(counts: Counts, ids: Ids) -> bool:
+def is_unchanged(counts: Counts, ids: Ids) -> bool:
     """Whether a dim along which `ids` run is what it was."""
     return bool((counts[ids] == 1).all())
 
@@ -83,7 +83,7 @@ class Structure:
         keep[0] = True
         return keep
 
-    def emptied(self, keep: Counts) -> list[int]:
+    def empty_dims(self, keep: Counts) -> list[int]:
         """One unit of each tensor dim of which nothing would be left: empty when `keep` is legal."""
         if keep.all():
             return []

@@ -7,6 +7,7 @@ checked against the model.
 
 import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from fxsurgery.capture.checks import shapes
 from fxsurgery.capture.input_inference import guess_inputs
 from fxsurgery.capture.preconditions import require_takeable
 from fxsurgery.errors import CaptureError, DataError
+from fxsurgery.example_inputs import ExampleInputs, inputs_of
 from fxsurgery.inputs import Inputs
 from fxsurgery.option_types import checked
 from fxsurgery.program import Program
@@ -28,11 +30,12 @@ from fxsurgery.surroundings import plain_surroundings
 __all__ = ["capture", "guess_inputs"]
 
 
-@checked(CaptureError, apart=("model",), example_kwargs=DataError)
+@checked(CaptureError, apart=("model", "example_inputs"), example_kwargs=DataError)
 @plain_surroundings()
 def capture(
     model: nn.Module,
-    *example_inputs: Any,  # noqa: ANN401 -- whatever the model takes
+    example_inputs: ExampleInputs | None = None,
+    *more_inputs: Any,  # noqa: ANN401 -- whatever the model takes
     leaf_modules: tuple[type[nn.Module], ...] = (),
     example_kwargs: Mapping[str, Any] | None = None,
     batch_dims: Statement = None,
@@ -45,9 +48,11 @@ def capture(
 
     Args:
         model: any module, in either mode; the program is in eval mode and shares no tensor with it.
-        example_inputs: positional inputs: tensors, or tuples, lists and dicts of them.
+        example_inputs: what the model is called with: a tensor, a tuple of positional inputs, a dict of inputs by name,
+            or a `DataLoader`; arrays of numpy do as well. See `fxsurgery.example_inputs`.
+        more_inputs: further positional inputs, where the first is `example_inputs`: `capture(model, x, mask)`.
         leaf_modules: types of modules to keep whole, as one node of the graph each.
-        example_kwargs: inputs by name.
+        example_kwargs: inputs by name, beside the others.
         batch_dims: the dim of the inputs that is the batch, `batch_dims=1`; or of each input, by position or by name,
             `None` for one without: `batch_dims={"text": None, "offsets": 0}`. Without it, it is inferred from what the
             model's outputs follow: dim 0 of the first input, unless another dim fits and that does not.
@@ -56,7 +61,9 @@ def capture(
         CaptureError: the model cannot be taken as a graph; the message names the line or the module.
         DataError: the example inputs do not fit the model.
     """
-    inputs = Inputs(example_inputs, dict(example_kwargs or {}))
+    require_takeable(model)
+    positional = (example_inputs, *more_inputs) if more_inputs else example_inputs
+    inputs = replace(inputs_of(model, positional, example_kwargs), batch_dims=None, samples=None)
     if not inputs.tensors:
         raise DataError("no example inputs that are tensors: capture(model, x) wants what the model takes")
     if any(x.is_meta for x in inputs.tensors):
@@ -65,7 +72,6 @@ def capture(
         raise DataError(
             "an example input is a sparse tensor, which cannot be copied and compared: give it dense, with .to_dense()"
         )
-    require_takeable(model)
     inputs = _ordered(model, inputs)
     if batch_dims is not None:
         inputs = as_stated(inputs, batch_dims, inputs.names(model.forward))

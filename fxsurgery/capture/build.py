@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
+from fxsurgery.argument_names import usage
 from fxsurgery.errors import CaptureError, TrainOnlyError
 from fxsurgery.ops import registry
 
@@ -120,7 +121,7 @@ def check_unassigned(traced: nn.Module) -> None:
                 f"forward assigns the buffer `{name}` of {f'`{path}`' if path else 'the model'} "
                 f"({type(module).__name__}, {code.co_filename}:{code.co_firstlineno}), which tracing would "
                 f"silently drop. Update it in place (self.{name}.copy_(...)), or keep the module whole with "
-                f"leaf_modules=({type(module).__name__},)."
+                f"{usage(f'leaf_modules=({type(module).__name__},)', 'leaf_modules')}."
             )
 
 
@@ -136,7 +137,7 @@ def lost_tensors(graph_module: fx.GraphModule, model: nn.Module) -> list[str]:
     if alien := sorted(kept - own):
         raise CaptureError(
             f"the graph has state that the model lacks: {', '.join(alien)}; report this model, or keep the module "
-            "that makes it whole with leaf_modules=(ThatModule,)"
+            f"that makes it whole with {usage('leaf_modules=(ThatModule,)', 'leaf_modules')}"
         )
     found = {id(tensor) for name, tensor in _state(model) if name in kept}
     return [name for name, tensor in _state(model) if name in own and id(tensor) not in found]

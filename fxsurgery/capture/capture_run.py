@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from fxsurgery.argument_names import usage
 from fxsurgery.batch_layout import by_running
 from fxsurgery.capture import reference_runs
 from fxsurgery.capture.build import check_unshared
@@ -22,6 +23,7 @@ from fxsurgery.capture.steering import SteeringWatch
 from fxsurgery.capture.trace_frontend import Recorded, recorded
 from fxsurgery.capture.tracer import is_leaf
 from fxsurgery.errors import CaptureError, DataError, TrainOnlyError, first_line, reason_of, typed_reason
+from fxsurgery.example_inputs import remedy_for
 from fxsurgery.inputs import Inputs
 from fxsurgery.surroundings import left_outside
 
@@ -106,7 +108,7 @@ class CaptureRun:
         except Exception as error:
             raise DataError(
                 f"the model does not take example inputs of shape {shapes(inputs)}: {typed_reason(error)}"
-                f"{left_outside()}; pass inputs that its forward takes"
+                f"{left_outside()}; {remedy_for(inputs, self._model.forward)}"
             ) from error
 
     def _runs(self, inputs: Inputs) -> bool:
@@ -198,7 +200,8 @@ class CaptureRun:
         if not settled.is_right:
             raise CaptureError(
                 "the graph does not compute what the model does on the example inputs, by more than rounding: does it "
-                "keep a value from call to call? Keep that module whole with leaf_modules=(ThatModule,)"
+                "keep a value from call to call? Keep that module whole with "
+                f"{usage('leaf_modules=(ThatModule,)', 'leaf_modules')}"
             )
         return Recorded(found.graph_module, found.entered, (*found.notes, *settled.notes, *notes))
 

@@ -22,6 +22,7 @@ from functools import partial
 import torch
 from torch import fx, nn
 
+from fxsurgery.argument_names import usage
 from fxsurgery.capture import input_variants, reference_runs
 from fxsurgery.capture.differences import GradientComparison, difference, scales
 from fxsurgery.capture.model_copies import ModelCopies
@@ -114,7 +115,7 @@ class Comparison:
         raise CaptureError(
             f"{meaning}, in eval mode, {trouble}. Does forward ask for the type of its input, draw random numbers of a "
             "fixed size, or keep a value from call to call? Rewrite that, or keep the module whole with "
-            "leaf_modules=(ThatModule,)."
+            f"{usage('leaf_modules=(ThatModule,)', 'leaf_modules')}."
         )
 
     def _check_train(self, choices: tuple[Inputs, ...], *, is_compact: bool) -> tuple[str, ...]:
@@ -187,7 +188,7 @@ class Comparison:
             raise CaptureError(
                 f"in a training step, {trouble}: an autograd.Function with a backward of its own, a region "
                 "without gradients or a buffer update got lost in tracing. Rewrite it in torch operations, or "
-                "keep its module whole with leaf_modules=(ThatModule,)."
+                f"keep its module whole with {usage('leaf_modules=(ThatModule,)', 'leaf_modules')}."
             )
 
     def _of(self, model: nn.Module, run: Run, inputs: Inputs) -> ReferenceOutcome | Exception:
@@ -243,11 +244,12 @@ class Comparison:
         if not readers:
             return (
                 "Tracing recorded the value that self.training had in eval mode; keep the module that reads "
-                "it whole with leaf_modules=(ThatModule,)."
+                f"it whole with {usage('leaf_modules=(ThatModule,)', 'leaf_modules')}."
             )
         return (
             f"Tracing recorded eval mode: {'; '.join(readers)}. Put what differs between the modes into a "
-            "module without children, or keep the module whole with leaf_modules=(ThatModule,)."
+            "module without children, or keep the module whole with "
+            f"{usage('leaf_modules=(ThatModule,)', 'leaf_modules')}."
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fxsurgery.argument_names import usage
 from fxsurgery.capture.trace import OffenceError
 from fxsurgery.capture.tracer import UntraceableError
 from fxsurgery.errors import CaptureError, typed_reason
@@ -125,8 +126,9 @@ def _explain(error: Exception) -> tuple[str, str]:
 
 def _keep_whole(model: nn.Module, path: str) -> str:
     if path:
-        return f", or keep the module whole with leaf_modules=({_type_name(model, path)},)"
-    return ", or move that code to a small module of its own and keep it whole with leaf_modules=(ThatModule,)"
+        return f", or keep the module whole with {usage(f'leaf_modules=({_type_name(model, path)},)', 'leaf_modules')}"
+    how = usage("leaf_modules=(ThatModule,)", "leaf_modules")
+    return f", or move that code to a small module of its own and keep it whole with {how}"
 
 
 def _type_name(model: nn.Module, path: str) -> str:

@@ -5,6 +5,7 @@ from contextlib import suppress
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from fxsurgery.argument_names import usage
 from fxsurgery.capture.alignment import Alignment
 from fxsurgery.capture.build import build, check_unassigned, left_over
 from fxsurgery.capture.diagnostics import untraceable
@@ -45,7 +46,7 @@ def traced(
     if wrapped := [n for n in graph.nodes if n.op == "call_function" and not _is_of_torch(n)]:
         raise CaptureError(
             f"the function {wrapped[0].target} is not torch's, and tracing does not look into it; pass "
-            "leaf_modules=(ThatModule,) to keep the module that calls it whole"
+            f"{usage('leaf_modules=(ThatModule,)', 'leaf_modules')} to keep the module that calls it whole"
         )
     check_unassigned(private)
     lifted = lift(graph, private)

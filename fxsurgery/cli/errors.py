@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from fxsurgery.argument_names import naming_by
-from fxsurgery.cli.flag_names import FlagNames
+from fxsurgery.config import FlagNames
 from fxsurgery.errors import ConfigError, SurgeryError
 from fxsurgery.printable import printable
 from fxsurgery.training.device import leads

@@ -33,6 +33,9 @@ def export(  # noqa: PLR0913 -- what can be said, each by a flag
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Compare the file with PyTorch; a model that draws cannot be.")
     ] = True,
+    fixed_batch: Annotated[
+        bool, typer.Option("--fixed-batch", help="Export for the batch size of the example inputs alone.")
+    ] = False,
     float16: Annotated[
         bool, typer.Option("--float16", help="Convert weights and arithmetic to float16: half the bytes.")
     ] = False,
@@ -61,7 +64,7 @@ def export(  # noqa: PLR0913 -- what can be said, each by a flag
             loaded.model, inputs.args, onnx, example_kwargs=inputs.kwargs, opset=opset, exporter=exporter, check=check,
             transforms=(ToFloat16(),) if float16 else (),
             batch_dims=statement_of(inputs) if is_known else None,
-            dynamic_batch=inputs.is_resizable or not is_known,
+            dynamic_batch=not fixed_batch and (inputs.is_resizable or not is_known),
         )  # fmt: skip
     give(asdict(file) if as_json else line(file), as_json=as_json)
 

@@ -65,7 +65,7 @@ def captured(loaded: Loaded, leaf_modules: tuple[type[nn.Module], ...]) -> Progr
     inputs, notes = loaded.known_inputs()
     for note in notes:
         say(f"note: {note}", "yellow")
-    return capture(loaded.model, *inputs.args, leaf_modules=leaf_modules, example_kwargs=dict(inputs.kwargs))
+    return capture(loaded.model, inputs, leaf_modules=leaf_modules)
 
 
 def _as_plain(found: Inspection) -> dict[str, Any]:

@@ -9,11 +9,10 @@ import typer
 
 from fxsurgery.argument_names import naming_by
 from fxsurgery.cli.errors import ending, give, say
-from fxsurgery.cli.flag_names import FlagNames
 from fxsurgery.cli.options import AsJson, option, parameters
 from fxsurgery.cli.running import Done, as_plain, dry, run
 from fxsurgery.cli.sources import model_arguments
-from fxsurgery.config import RunConfig, assignments, effective, flag, layer_ratios, origins_of, read
+from fxsurgery.config import FlagNames, RunConfig, assignments, effective, flag, layer_ratios, origins_of, read
 
 _MODEL = "[cyan]module:factory[/cyan], [cyan]file.py:factory[/cyan] or a saved directory; or the config file says it."
 _CONFIG = "A .toml or .json file of all that flags can say; flags go before it."

@@ -1,6 +1,5 @@
 """What is wrong in a config, in the words that the declaration of each value has for it; each with its place."""
 
-import difflib
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
@@ -11,6 +10,7 @@ from pydantic import ValidationError
 from fxsurgery.config.source_locations import KeyPath, Origins
 from fxsurgery.option_text import demand, shown
 from fxsurgery.option_types import hints_of
+from fxsurgery.suggestions import meant_by
 from fxsurgery.type_check import BOUNDS
 
 _UNKNOWN = {"extra_forbidden", "unexpected_keyword_argument"}
@@ -37,9 +37,9 @@ def mistakes(error: ValidationError, origins: Origins, at: KeyPath, declared: Ma
 def unknown(name: str, known: Iterable[str], what: str) -> str:
     """Say that nothing has a name, and what has one that is like it."""
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
-    return f"{name!r} is no {what}; {hint}"
+    meant = meant_by(name, names)
+    remedy = f"there are: {', '.join(names)}" if meant is None else f"did you mean {meant.partition('=')[0]!r}?"
+    return f"{name!r} is no {what}; {remedy}"
 
 
 def _mistake(found: Any, origins: Origins, place: KeyPath, hint: Any, declared: Mapping[str, Any]) -> str:  # noqa: ANN401

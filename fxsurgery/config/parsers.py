@@ -1,34 +1,10 @@
 """Values that are written as short texts: amounts, shapes, assignments."""
 
-import math
 import re
 import tomllib
 from collections.abc import Mapping
 
-_SCALES = {"k": 1e3, "m": 1e6, "g": 1e9}
-
-
-def amount(given: object) -> object:
-    """A limit: `0.5` and `50%` are fractions of the original, `300M` and `1200000` are absolute.
-
-    Raises:
-        ValueError: it is a text and no such number.
-    """
-    if isinstance(given, bool):
-        raise ValueError("a limit is a number")  # noqa: TRY004 -- what pydantic takes as a bad value
-    if not isinstance(given, str):
-        return given
-    found = re.fullmatch(r"([-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*([%kmg]?)", given.strip(), re.IGNORECASE)
-    if found is None:
-        raise ValueError(f"{given!r} is no amount; write 0.5 or 50% for half, 1200000 or 1.2M for that many")
-    number, unit = found[1], found[2].lower()
-    if not math.isfinite(float(number)):
-        raise ValueError(f"{given!r} is too large")
-    if unit == "%":
-        return float(number) / 100
-    if unit:
-        return round(float(number) * _SCALES[unit])
-    return int(number) if re.fullmatch(r"[-+]?[\d_]+", number) else float(number)
+from fxsurgery.budget import amount
 
 
 def whole_amount(given: object) -> object:

@@ -13,8 +13,11 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError, validate_call
 
+from fxsurgery.argument_names import naming_by
+from fxsurgery.budget import amount
+from fxsurgery.config.flag_names import FlagNames
 from fxsurgery.config.mistakes import mistakes, unknown
-from fxsurgery.config.parsers import amount, assigned, value, whole_amount
+from fxsurgery.config.parsers import assigned, value, whole_amount
 from fxsurgery.config.run_config import RunConfig
 from fxsurgery.config.source_locations import Origins
 from fxsurgery.errors import ConfigError, SurgeryError, reason_of
@@ -43,8 +46,9 @@ def read(path: Path | None, flags: Table) -> tuple[RunConfig, Settings]:
     for name, said in flags.items():
         deep = name in {"settings", "model_args"} and isinstance(merged.get(name), Mapping)
         merged[name] = _merged(merged[name], said) if deep else said
-    config = _config(merged, origins)
-    return config, _settings(config, origins)
+    with naming_by(FlagNames(origins)):
+        config = _config(merged, origins)
+        return config, _settings(config, origins)
 
 
 def origins_of(path: Path | None, flags: Table) -> Origins:

@@ -10,6 +10,7 @@ every step has gone through.
 import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,18 +20,22 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from fxsurgery.argument_names import keyword
 from fxsurgery.batch_layout import Statement
+from fxsurgery.calls import checked_construction
 from fxsurgery.deploy.determinism import CPU
 from fxsurgery.deploy.export_step import Export
 from fxsurgery.deploy.interleave import Measure
 from fxsurgery.deploy.latency_report import LatencyReport, report_of
 from fxsurgery.deploy.measurement import Measurement
-from fxsurgery.deploy.model_source import Source, frozen_inputs
+from fxsurgery.deploy.model_source import Source
 from fxsurgery.deploy.onnx_model import OnnxModel
+from fxsurgery.deploy.opsets import require_opset
 from fxsurgery.deploy.parity import Check
 from fxsurgery.deploy.steps import Artifact, DeployStep, FileStep
 from fxsurgery.deploy.transforms import ToFloat16
 from fxsurgery.errors import ExportError, SpecError, reason_of
+from fxsurgery.example_inputs import ExampleInputs
 from fxsurgery.files import require_plain
 from fxsurgery.option_types import FilePath, checked
 from fxsurgery.seeding import seeded
@@ -55,6 +60,7 @@ class Deployed:
         return None if self.measurement is None else report_of(self.measurement)
 
 
+@checked_construction
 @dataclass(frozen=True)
 class Chain:
     """Steps one after the other: an `Export`, any transforms and checks, and at most one `Measure`, which is the last.
@@ -79,13 +85,13 @@ class Chain:
     def __str__(self) -> str:
         return ";".join(map(str, self.steps))
 
-    @checked(ExportError)
+    @checked(ExportError, apart=("example_inputs",))
     @plain_surroundings()
     @seeded(0, CPU)
     def run(
         self,
         model: nn.Module,
-        example_inputs: Sequence[Any],
+        example_inputs: ExampleInputs | None,
         path: FilePath,
         *,
         example_kwargs: Mapping[str, Any] | None = None,
@@ -95,28 +101,26 @@ class Chain:
 
         Args:
             model: it is not changed; a copy in eval mode on the CPU is exported.
-            example_inputs: its positional inputs: tensors, or tuples, lists and dicts of them.
-            path: where the file goes; written whole or not at all.
-            example_kwargs: its inputs by name.
-            batch_dims: which dim of the inputs is the batch, as for `fxsurgery.capture.capture`.
+            example_inputs: what the model is called with, in one of the forms of `fxsurgery.example_inputs`.
+            path: where the file goes, written whole or not at all; missing directories are created.
+            example_kwargs: inputs by name, beside the others.
+            batch_dims: which dim of the inputs is the batch, as for `fxsurgery.capture`.
 
         Raises:
-            DataError: `batch_dims` does not fit the inputs.
+            DataError: the inputs have no known form, or `batch_dims` does not fit them.
             DeviceError: the provider to measure on is not there.
             ExportError: a step fails with each exporter, or the file cannot be written. What was at `path` before is
                 still there.
         """
         path = Path(path)
         require_place(path)
-        inputs = frozen_inputs(example_inputs, example_kwargs)
-        if not inputs.tensors:
-            raise ExportError(
-                "export needs at least one example input, such as export_onnx(program, path, example_inputs=(x,))"
-            )
-        source = Source.of(model, inputs.args, inputs.kwargs, batch_dims)
+        runs_file = any(isinstance(step, Check | Measure) for step in self.steps)
+        require_opset(self._export.opset, self._export.exporter, runs=runs_file)
+        source = Source.of(model, example_inputs, example_kwargs, batch_dims)
         for step in self._file_steps:
             step.prepare(source)
-        return self._first_that_works(source, path)
+        with parents_of(path):
+            return self._first_that_works(source, path)
 
     def _first_that_works(self, source: Source, path: Path) -> Deployed:
         failures, last = list[str](), None
@@ -131,8 +135,8 @@ class Chain:
                 failures.append(f"{chain._export.exporter}: {error}")  # noqa: SLF001 -- a chain itself
                 last = error
         raise ExportError(
-            f"{path.name} was not written. {' | '.join(failures)}{_about_types(source.model)}; try another exporter= "
-            "or opset="
+            f"{path.name} was not written. {' | '.join(failures)}{_about_types(source.model)}; try another "
+            f"{keyword('exporter')} or {keyword('opset')}"
         ) from last
 
     def _attempt(self, source: Source, path: Path, failures: Sequence[str]) -> Deployed:
@@ -183,12 +187,36 @@ def require_place(path: Path) -> None:
     """Refuse a path where no file can go.
 
     Raises:
-        ExportError: its directory is not there, or it is one itself.
+        ExportError: it is a directory, or a file stands where one of its directories would be.
     """
-    if not path.parent.is_dir():
-        raise ExportError(f"cannot write {path}: there is no directory {path.parent}; create it first")
     if path.is_dir():
         raise ExportError(f"cannot write {path}: it is a directory; name a file in it")
+    stands = next((parent for parent in path.parents if parent.exists()), path)
+    if not stands.is_dir():
+        raise ExportError(f"cannot write {path}: {stands} is a file, not a directory; choose another path")
+
+
+@contextmanager
+def parents_of(path: Path) -> Iterator[None]:
+    """Create the missing directories of a file; remove them again if the block fails.
+
+    Raises:
+        ExportError: one of them cannot be created.
+    """
+    missing = [parent for parent in path.parents if not parent.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(
+            f"cannot create the directory {path.parent}: {reason_of(error)}; choose a path that you may write to"
+        ) from error
+    try:
+        yield
+    except BaseException:
+        for parent in missing:
+            with suppress(OSError):  # something else was put there meanwhile
+                parent.rmdir()
+        raise
 
 
 @checked(SpecError)

@@ -13,17 +13,18 @@ from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.parity import Check
 from fxsurgery.deploy.steps import DeployStep, Transform
 from fxsurgery.errors import ExportError
+from fxsurgery.example_inputs import ExampleInputs
 from fxsurgery.option_types import FilePath, checked
 from fxsurgery.seeding import seeded as seeded_states
 from fxsurgery.surroundings import plain_surroundings
 
 
-@checked(ExportError)
+@checked(ExportError, apart=("example_inputs",))
 @plain_surroundings()
 @seeded_states(0, CPU)
 def export_onnx(  # noqa: PLR0913 -- what a user may want to say, each by name
     model: nn.Module,
-    example_inputs: Sequence[Any],
+    example_inputs: ExampleInputs | None,
     path: FilePath,
     *,
     example_kwargs: Mapping[str, Any] | None = None,
@@ -34,33 +35,36 @@ def export_onnx(  # noqa: PLR0913 -- what a user may want to say, each by name
     transforms: Sequence[Transform] = (),
     check: bool = True,
 ) -> OnnxModel:
-    """Write `model` to `path` as one ONNX file.
+    """Write `model` to `path` as one ONNX file, and compare the file with the model.
 
-    The file's inputs are the tensors among the model's, named as its parameters of `forward`, or by the keys of
-    dicts; everything else among them is a constant of the file. Its outputs are the tensors of the model's output, of
-    any structure, in order, named by the keys of a dict or the fields of a dataclass.
+    The file's inputs are the tensors among the model's inputs, named like the parameters of `forward`, or by the keys
+    of dicts; everything else among them becomes a constant. The file's outputs are the tensors of the model's output,
+    of any structure, in order, named by the keys of a dict or the fields of a dataclass.
 
     Args:
         model: it is not changed; a copy in eval mode on the CPU is exported.
-        example_inputs: its positional inputs: tensors, or tuples, lists and dicts of them.
-        example_kwargs: its inputs by name.
-        batch_dims: which dim of the inputs is the batch, as for `fxsurgery.capture.capture`; inferred from what the
-            model's outputs follow unless given: dim 0 of the first input, unless only another fits. No other size is
-            free.
-        path: where the file goes; written whole or not at all.
-        opset: the operator set; the exporter's own choice unless said.
-        dynamic_batch: whether the file takes any batch size.
+        example_inputs: what the model is called with: a tensor, a tuple of positional inputs, a dict of inputs by name,
+            or a `DataLoader`; arrays of numpy do as well. See `fxsurgery.example_inputs`.
+        path: where the file goes, written whole or not at all; missing directories are created.
+        example_kwargs: inputs by name, beside the others.
+        opset: version of the operator set; the exporter chooses by default.
+        batch_dims: which dim of the inputs is the batch, as for `fxsurgery.capture`; by default inferred from what the
+            model's outputs follow: dim 0 of the first input, unless only another fits. No other size is dynamic.
+        dynamic_batch: whether the file accepts any batch size.
         exporter: `"dynamo"`, `"legacy"` (ten times as fast, deprecated in PyTorch), or `"auto"`: the first, and the
             second where that fails or the opset is below 18.
         transforms: rewrite the file before it is checked, such as `(fxsurgery.deploy.ToFloat16(),)`.
-        check: compare with ONNX Runtime, at two batch sizes where the batch is dynamic. Integers whose order matters,
-            such as offsets, are checked on the values given; `parity.kept_inputs` names them. A model that draws random
-            numbers in its forward cannot be compared: pass `check=False`.
+        check: whether to compare the file with PyTorch through ONNX Runtime, at two batch sizes where the batch is
+            dynamic. Integers whose order matters, such as offsets, are checked on the values given;
+            `parity.kept_inputs` names them. A model that draws random numbers in `forward` needs `check=False`.
+
+    Returns:
+        The file, its inputs and outputs, and how well it agrees with PyTorch.
 
     Raises:
-        DataError: `batch_dims` does not fit the inputs.
-        ExportError: no exporter can do it, the file disagrees with the model, or it cannot be written. What was
-            at `path` before is still there.
+        DataError: the example inputs have no known form, or `batch_dims` does not fit them.
+        ExportError: the opset is not supported, no exporter succeeds, the file disagrees with the model, or it cannot
+            be written. A file that was at `path` before is still there.
     """
     steps: list[DeployStep] = [Export(exporter, opset, dynamic_batch), *transforms]
     chain = Chain((*steps, *((Check(),) if check else ())))

@@ -5,6 +5,8 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from typing_extensions import override
 
+from fxsurgery.argument_names import assigned
+from fxsurgery.calls import checked_construction
 from fxsurgery.deploy.exporters import OLDEST_DYNAMO_OPSET, Request, write
 from fxsurgery.deploy.model_source import Source
 from fxsurgery.deploy.random_inputs import seeded
@@ -16,6 +18,7 @@ Exporter: TypeAlias = Literal["auto", "dynamo", "legacy"]
 Opset: TypeAlias = Annotated[int | None, Range(least=1, below=10**4)]
 
 
+@checked_construction
 @dataclass(frozen=True)
 class Export(FileStep):
     """Write the file.
@@ -56,13 +59,13 @@ class Export(FileStep):
         if any(x.dim() for x in source.inputs.tensors) and not source.inputs.is_resizable:
             raise ExportError(
                 "no dim of the inputs is known to be a batch of any size; give batch_dims= to say which is, or "
-                "dynamic_batch=False to export it for inputs of these sizes alone"
+                f"{assigned('dynamic_batch', value=False)} to export it for inputs of these sizes alone"
             )
         batch = source.inputs.batch or 1
         try:
             source.outputs(seeded(source.inputs, batch + 1, 0, source.kept))
         except ExportError as error:
-            wish = f"give dynamic_batch=False to export it for batch size {batch} alone"
+            wish = f"give {assigned('dynamic_batch', value=False)} to export it for batch size {batch} alone"
             raise ExportError(f"{error}; {wish}") from error
 
     @override

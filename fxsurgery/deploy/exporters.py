@@ -14,6 +14,7 @@ from typing import Any, TextIO
 import torch
 from torch import nn
 
+from fxsurgery.argument_names import assigned, keyword
 from fxsurgery.deploy.flat_module import Flat
 from fxsurgery.deploy.model_source import outputs_of
 from fxsurgery.deploy.random_inputs import seeded
@@ -94,8 +95,8 @@ def write(name: str, model: nn.Module, path: Path, request: Request) -> int:
     found = max((o.version for o in file.opset_import if o.domain in {"", "ai.onnx"}), default=0)
     if request.opset is not None and found != request.opset:
         raise ExportError(
-            f"opset {request.opset} was asked for, but the exporter gave {found}; pass opset={found}, or try the "
-            "other exporter="
+            f"opset {request.opset} was asked for, but the exporter gave {found}; pass "
+            f"{assigned('opset', found)}, or try the other {keyword('exporter')}"
         )
     return int(found)
 

@@ -16,6 +16,7 @@ from typing import ClassVar
 from typing_extensions import override
 
 from fxsurgery.argument_names import assigned
+from fxsurgery.calls import checked_construction
 from fxsurgery.deploy.measurement import MeasuredModel, Measurement, MeasurementBlock, ModelRuns
 from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.ort_session import CPU
@@ -35,6 +36,7 @@ MOST: Mapping[str, int] = {"rounds": 10**6, "warmup": 10**6, "loads": 100, "seco
 Models = Mapping[str, Path | OnnxModel]
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Measure(DeployStep):
     """The last step of a chain: measure the file, for so long and so thoroughly.

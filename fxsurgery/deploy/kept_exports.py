@@ -51,7 +51,7 @@ class KeptExports:
             DataError: `batch_dims` does not fit the inputs.
             ExportError: it cannot be exported, or not be written there.
         """
-        asked = {"batch_dims": statement_of(program.examples), "exporter": "auto", "check": True, **options}
+        asked = {"batch_dims": statement_of(program.examples), **_DEFAULTS, **options}
         program_digest = digest_of(program)
         key = _key(program_digest, asked)
         with self._lock:
@@ -65,8 +65,7 @@ class KeptExports:
             except RunError as error:
                 raise ExportError(f"cannot write {path}: {error}; choose a path that you may write to") from error
             return replace(known[0], path=path)
-        inputs, named = program.example_inputs, program.example_kwargs
-        made = export_onnx(program.graph_module, inputs, path, example_kwargs=named, **asked)
+        made = export_onnx(program.graph_module, program.examples, path, **asked)
         self._keep(key, made)
         if made.fallback_reason is None:
             self._keep(_key(program_digest, asked | {"exporter": made.exporter}), made)
@@ -84,6 +83,10 @@ class KeptExports:
                 self._files.popitem(last=False)
 
 
+_DEFAULTS: Mapping[str, Any] = {
+    "opset": None, "exporter": "auto", "dynamic_batch": True, "transforms": (), "check": True,
+}  # fmt: skip
+"""What an option is where it is not given, so that it is part of the digest either way."""
 EXPORTS = KeptExports()
 """Those of this process."""
 

@@ -25,8 +25,8 @@ from fxsurgery.deploy.measurement import Measurement
 from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.ort_session import CPU
 from fxsurgery.errors import DeviceError
-from fxsurgery.inputs import Inputs
-from fxsurgery.option_types import checked
+from fxsurgery.example_inputs import ExampleInputs, inputs_of
+from fxsurgery.option_types import FilePath, checked
 from fxsurgery.printable import lines
 from fxsurgery.surroundings import plain_surroundings
 
@@ -101,11 +101,11 @@ class LatencyReport:
         return lines(rows)
 
 
-@checked(DeviceError)
+@checked(DeviceError, apart=("example_inputs",))
 @plain_surroundings()
 def compare_latency(  # noqa: PLR0913 -- what a user may want to say, each by name
     models: Models,
-    example_inputs: Sequence[Any],
+    example_inputs: ExampleInputs | None,
     *,
     example_kwargs: Mapping[str, Any] | None = None,
     batch_dims: Statement = None,
@@ -119,8 +119,9 @@ def compare_latency(  # noqa: PLR0913 -- what a user may want to say, each by na
 
     Args:
         models: ONNX files by name.
-        example_inputs: what to run them on, as the model in PyTorch is called: tensors, or tuples, lists and dicts.
-        example_kwargs: the same by name.
+        example_inputs: what the model in PyTorch is called with, in one of the forms of `fxsurgery.example_inputs`; a
+            dict is given by name.
+        example_kwargs: inputs by name, beside the others.
         batch_dims: which dim of the inputs is the batch, for the report; by their sizes alone unless given.
         rounds: runs of each model that count, at most.
         warmup: rounds after each of five loadings, which do not; at most a fifth of the time goes to them.
@@ -134,19 +135,35 @@ def compare_latency(  # noqa: PLR0913 -- what a user may want to say, each by na
         ExportError: a file cannot be loaded or run.
     """
     plan = Measure(rounds=rounds, warmup=warmup, threads=threads, seconds=seconds, seed=seed)
-    inputs = Inputs(tuple(example_inputs), example_kwargs or {})
+    inputs = inputs_of(None, example_inputs, example_kwargs)
     return report_of(plan.take(models, inputs if batch_dims is None else as_stated(inputs, batch_dims)))
 
 
-def measure_latency(model: Path | OnnxModel, example_inputs: Sequence[Any], **options: Any) -> LatencyReport:  # noqa: ANN401
-    """Measure one model, named as its file; options as of `compare_latency`.
+@checked(DeviceError, apart=("example_inputs",))
+def measure_latency(  # noqa: PLR0913 -- each by name
+    model: FilePath | OnnxModel,
+    example_inputs: ExampleInputs | None,
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    batch_dims: Statement = None,
+    rounds: int = 200,
+    warmup: int = 10,
+    threads: int = 1,
+    seconds: float = 20.0,
+    seed: int = 0,
+) -> LatencyReport:
+    """Measure one model, named as its file; the arguments are those of `compare_latency`.
 
     Raises:
         DeviceError: an option is out of range.
         ExportError: the file cannot be loaded or run.
     """
-    path = model.path if isinstance(model, OnnxModel) else Path(model)
-    return compare_latency({path.stem: model}, example_inputs, **options)
+    file = model if isinstance(model, OnnxModel) else Path(model)
+    name = (file.path if isinstance(file, OnnxModel) else file).stem
+    return compare_latency(
+        {name: file}, example_inputs, example_kwargs=example_kwargs, batch_dims=batch_dims, rounds=rounds,
+        warmup=warmup, threads=threads, seconds=seconds, seed=seed,
+    )  # fmt: skip
 
 
 def report_of(measurement: Measurement) -> LatencyReport:

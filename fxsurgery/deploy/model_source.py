@@ -1,7 +1,7 @@
 """A model as every step of the deploy chain sees it: frozen, with its inputs, their batch and their names."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Self
@@ -13,6 +13,7 @@ from fxsurgery.batch_layout import Statement, as_stated, by_running
 from fxsurgery.deploy.random_inputs import kept_values
 from fxsurgery.deploy.tensor_names import input_names, output_names
 from fxsurgery.errors import ExportError, reason_of
+from fxsurgery.example_inputs import ExampleInputs, inputs_of, remedy_for
 from fxsurgery.inputs import Inputs, tensors_in
 
 
@@ -33,7 +34,7 @@ class Source:
     def of(
         cls,
         model: nn.Module,
-        example_inputs: Sequence[Any],
+        example_inputs: ExampleInputs | None,
         example_kwargs: Mapping[str, Any] | None,
         batch_dims: Statement,
     ) -> Self:
@@ -43,7 +44,10 @@ class Source:
             ExportError: the model cannot be copied or does not run, or its inputs cannot be named.
             DataError: `batch_dims` does not fit the inputs.
         """
-        frozen, inputs = frozen_copy(model), frozen_inputs(example_inputs, example_kwargs)
+        frozen = frozen_copy(model)
+        inputs = frozen_inputs(frozen, example_inputs, example_kwargs)
+        if not inputs.tensors:
+            raise ExportError("example_inputs= holds no tensor; pass at least one, such as example_inputs=(x,)")
         inputs = located(frozen, inputs, batch_dims)
         kept = kept_values(inputs, partial(outputs_of, frozen))
         return cls(frozen, inputs, kept, tuple(input_names(frozen, inputs)))
@@ -84,9 +88,16 @@ def frozen_copy(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def frozen_inputs(example_inputs: Sequence[Any], example_kwargs: Mapping[str, Any] | None) -> Inputs:
-    """The inputs, positional and by name, on the CPU."""
-    return Inputs(tuple(example_inputs), example_kwargs or {}).map(lambda x: x.detach().cpu())
+def frozen_inputs(
+    model: nn.Module, example_inputs: ExampleInputs | None, example_kwargs: Mapping[str, Any] | None
+) -> Inputs:
+    """Return example inputs of any form on the CPU, without a gradient and with their batch still to be found.
+
+    Raises:
+        DataError: they have no known form.
+    """
+    found = inputs_of(model, example_inputs, example_kwargs)
+    return replace(found, batch_dims=None, samples=None).map(lambda x: x.detach().cpu())
 
 
 def located(model: nn.Module, inputs: Inputs, batch_dims: Statement) -> Inputs:
@@ -116,8 +127,8 @@ def output_of(model: nn.Module, inputs: Inputs) -> object:
     except Exception as error:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs.tensors)
         raise ExportError(
-            f"the model does not run on inputs of shape {shapes}: {reason_of(error)}; pass inputs that its forward "
-            "takes"
+            f"the model does not run on inputs of shape {shapes}: {reason_of(error)}; "
+            f"{remedy_for(inputs, model.forward)}"
         ) from error
     return output
 

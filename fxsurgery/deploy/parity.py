@@ -9,7 +9,7 @@ model is checked as it is, and again as a twin whose all-zero weights are random
 
 import copy
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from fxsurgery.argument_names import assigned, keyword
 from fxsurgery.batch_layout import Statement
+from fxsurgery.calls import checked_construction
 from fxsurgery.comparison import TOLERANCE
 from fxsurgery.deploy.determinism import CPU, output_gap, require_repeatable
 from fxsurgery.deploy.model_source import Source
@@ -27,7 +29,8 @@ from fxsurgery.deploy.ort_session import open_session, run_session
 from fxsurgery.deploy.random_inputs import is_stuck, seeded
 from fxsurgery.deploy.steps import Artifact, FileStep
 from fxsurgery.errors import ExportError
-from fxsurgery.option_types import Range
+from fxsurgery.example_inputs import ExampleInputs
+from fxsurgery.option_types import FilePath, Range, checked
 from fxsurgery.seeding import seeded as seeded_states
 from fxsurgery.surroundings import plain_surroundings
 
@@ -38,6 +41,7 @@ Reexport = Callable[[nn.Module, Path], object]
 """Export a model of the same structure to another file."""
 
 
+@checked_construction
 @dataclass(frozen=True)
 class Check(FileStep):
     """Compare the file with the model in PyTorch.
@@ -73,12 +77,13 @@ class Check(FileStep):
         return replace(artifact, parity=parity)
 
 
+@checked(ExportError, apart=("example_inputs",))
 @plain_surroundings()
 @seeded_states(0, CPU)
 def check_parity(  # noqa: PLR0913 -- each by name but what is compared
     model: nn.Module,
-    onnx_path: str | Path,
-    example_inputs: Sequence[Any],
+    onnx_path: FilePath,
+    example_inputs: ExampleInputs | None,
     *,
     example_kwargs: Mapping[str, Any] | None = None,
     batch_dims: Statement = None,
@@ -91,8 +96,8 @@ def check_parity(  # noqa: PLR0913 -- each by name but what is compared
     Args:
         model: it is not changed; a copy in eval mode on the CPU is run.
         onnx_path: the ONNX file.
-        example_inputs: the model's positional inputs: tensors, or tuples, lists and dicts.
-        example_kwargs: its inputs by name.
+        example_inputs: what the model is called with, in one of the forms of `fxsurgery.example_inputs`.
+        example_kwargs: inputs by name, beside the others.
         batch_dims: which dim of the inputs is the batch; inferred from what the model's outputs follow unless given.
         dynamic_batch: whether the file takes another batch size than the examples'.
         rtol: the largest relative error that passes. By default 1e-4 for float32: sums in another order differ by
@@ -139,7 +144,7 @@ def _compare(source: Source, path: Path, *, dynamic_batch: bool, rtol: float | N
         if (kinds := _kinds(got)) != _kinds(wanted):
             raise ExportError(
                 f"at batch size {size} ONNX Runtime gives {kinds}, not {_kinds(wanted)}; export it for this size "
-                "alone with dynamic_batch=False, or try the other exporter="
+                f"alone with {assigned('dynamic_batch', value=False)}, or try the other {keyword('exporter')}"
             )
         errors.append([*map(output_gap, got, wanted)])
     worst = tuple(map(max, *errors))
@@ -149,7 +154,7 @@ def _compare(source: Source, path: Path, *, dynamic_batch: bool, rtol: float | N
         figures = ", ".join(f"{e:.1e} (limit {limit:.0e})" for e, limit in zip(worst, limits, strict=True))
         raise ExportError(
             f"ONNX Runtime and PyTorch differ, relative to the largest value of each output: {figures}; try the other "
-            "exporter=, or raise rtol="
+            f"{keyword('exporter')}, or accept the difference with {assigned('check', value=False)}"
         )
     spreads = [*map(output_gap, first, second)]
     constant = tuple(i for i, spread in enumerate(spreads) if spread <= 2 * limits[i])

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fxsurgery.calls import checked_construction
 from fxsurgery.deploy.determinism import repeat_gap
 from fxsurgery.deploy.export_step import Exporter
 from fxsurgery.deploy.kept_exports import EXPORTS
@@ -51,6 +52,7 @@ Write = Callable[[str, Program, Exporter, bool], OnnxModel]
 """Writes a program, named so, by an exporter, with a free batch or without."""
 
 
+@checked_construction
 @dataclass(eq=False)
 class Timer:
     """Measures programs against an original on a target."""
@@ -153,5 +155,6 @@ def _first_that_runs(
 
 def _draws(program: Program) -> bool:
     """Whether a program draws random numbers that show in its outputs."""
-    model, inputs = frozen_copy(program.graph_module), frozen_inputs(program.example_inputs, program.example_kwargs)
+    model = frozen_copy(program.graph_module)
+    inputs = frozen_inputs(model, program.examples, None)
     return repeat_gap(lambda: outputs_of(model, inputs)) > 0

@@ -7,12 +7,15 @@ from typing import ClassVar
 import torch
 from typing_extensions import override
 
+from fxsurgery.argument_names import keyword
+from fxsurgery.calls import checked_construction
 from fxsurgery.comparison import TOLERANCE
 from fxsurgery.deploy.steps import Transform
 from fxsurgery.errors import ExportError, reason_of
 from fxsurgery.surroundings import without_warnings
 
 
+@checked_construction
 @dataclass(frozen=True)
 class ToFloat16(Transform):
     """Keep weights and compute in float16, half the bytes; inputs and outputs keep their types.
@@ -44,5 +47,5 @@ class ToFloat16(Transform):
         except Exception as error:
             raise ExportError(
                 f"{self.name}: the file cannot be converted: {reason_of(error)}; leave the step out, or try the other "
-                "exporter="
+                f"{keyword('exporter')}"
             ) from error

@@ -40,6 +40,7 @@ from fxsurgery.analysis.pool_windows import (
     too_small,
 )  # fmt: skip
 from fxsurgery.analysis.spatial_maps import Map, SpatialAxis
+from fxsurgery.calls import checked_construction
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.match import Match, Refusal
@@ -54,6 +55,7 @@ MOST = 3
 """Places that candidates name, unless said."""
 
 
+@checked_construction
 @dataclass(frozen=True)
 class AddConvCell(Rewrite):
     """Convolve and pool a feature map, starting near the identity."""

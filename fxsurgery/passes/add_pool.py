@@ -28,6 +28,7 @@ from fxsurgery.analysis.activations import read_values
 from fxsurgery.analysis.naming import node_named
 from fxsurgery.analysis.pool_windows import block_ends, feature_maps, halved, readable, spread, too_small
 from fxsurgery.analysis.spatial_maps import Choice, Take
+from fxsurgery.calls import checked_construction
 from fxsurgery.edit import Editor
 from fxsurgery.match import Match, Refusal
 from fxsurgery.ops.layers import AVERAGE_POOL, MAX_POOL
@@ -41,6 +42,7 @@ MOST = 4
 """Places that candidates name."""
 
 
+@checked_construction
 @dataclass(frozen=True)
 class AddPool(Rewrite):
     """Pool a feature map, and let the dense layers behind it read fewer positions."""

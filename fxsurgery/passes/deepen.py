@@ -29,6 +29,7 @@ from fxsurgery.analysis.identity_norm import undoing, without_statistics
 from fxsurgery.analysis.naming import node_named, stem_of
 from fxsurgery.analysis.pointwise import pointwise
 from fxsurgery.analysis.structure import structure
+from fxsurgery.calls import checked_construction
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.match import Match, Refusal
@@ -42,6 +43,7 @@ WIDEST = 127
 """A larger kernel must see more than padding."""
 
 
+@checked_construction
 @dataclass(frozen=True)
 class Deepen(Rewrite):
     """Insert an identity layer, with a norm where the layer before has one, and the same activation again."""

@@ -22,6 +22,7 @@ from fxsurgery.analysis.elastic_widths import WidthChoice, elastic_groups, resid
 from fxsurgery.analysis.gating import float_tensor, gate_plan
 from fxsurgery.analysis.stages import ResolutionStage, stages
 from fxsurgery.analysis.structure import structure
+from fxsurgery.calls import checked_construction
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.nn.elastic import (
@@ -38,6 +39,7 @@ from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite, Trains
 
 
+@checked_construction
 @dataclass(frozen=True)
 class Elasticize(Rewrite):
     """Elastic widths of channel groups, depths of stages and sizes of kernels, wherever a program has them."""

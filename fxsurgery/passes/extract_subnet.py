@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from fxsurgery.analysis.blocks import identity_blocks
 from fxsurgery.analysis.structure import structure
+from fxsurgery.calls import checked_construction
 from fxsurgery.edit import Editor
 from fxsurgery.lineage import Origin
 from fxsurgery.nn.elastic import (
@@ -43,6 +44,7 @@ from fxsurgery.rewriting.resize import resize
 from fxsurgery.surgery import Effect, Rewrite, Trains
 
 
+@checked_construction
 @dataclass(frozen=True)
 class ExtractSubnet(Rewrite):
     """The fields are those of `Subnet`; what they do not name is at its largest."""

@@ -20,6 +20,7 @@ from typing_extensions import override
 from fxsurgery.analysis.blocks import shape_of
 from fxsurgery.analysis.refit import refit
 from fxsurgery.analysis.shared_modules import called_again, read_elsewhere, shared
+from fxsurgery.calls import checked_construction
 from fxsurgery.edit import Editor
 from fxsurgery.match import Refusal
 from fxsurgery.nn.elastic import ELASTIC_CONVS
@@ -31,6 +32,7 @@ _FOLDABLE = (*MIXING, *TRANSPOSED_CONVOLUTIONS)
 _PLAIN = {*_FOLDABLE, *ELASTIC_CONVS.values(), *BATCH_NORMS}
 
 
+@checked_construction
 @dataclass(frozen=True)
 class FoldBn(Rewrite):
     """Fold every `BatchNorm(conv(x))` and `BatchNorm1d(linear(x))` that can be."""

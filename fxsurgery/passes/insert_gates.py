@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from fxsurgery.analysis.gating import GATES, GatePlan, gate_plan, gates_like
 from fxsurgery.analysis.structure import structure
+from fxsurgery.calls import checked_construction
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.nn.gates import GateVector
@@ -30,6 +31,7 @@ from fxsurgery.rewriting.gate_insertion import insert_gates
 from fxsurgery.surgery import Effect, Rewrite, Trains
 
 
+@checked_construction
 @dataclass(frozen=True)
 class InsertGates(Rewrite):
     """One gate for each unit that can be removed exactly."""

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from fxsurgery.analysis.svd import Svd, calls_to, obstacle, rounding, svd
+from fxsurgery.calls import checked_construction
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.lineage import Origin
@@ -45,6 +46,7 @@ SCHEMES: tuple[Scheme, ...] = ("output", "input", "spatial")
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
+@checked_construction
 @dataclass(frozen=True)
 class LowRank(Rewrite):
     """Two layers in place of one; exactly one of `rank`, `energy` and `params` says how wide they meet."""

@@ -17,6 +17,7 @@ import torch
 from typing_extensions import override
 
 from fxsurgery.analysis.gating import gates_like
+from fxsurgery.calls import checked_construction
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.match import Refusal
@@ -28,6 +29,7 @@ from fxsurgery.rewriting.resize import resize
 from fxsurgery.surgery import Effect, Rewrite
 
 
+@checked_construction
 @dataclass(frozen=True)
 class NarrowBranch(Rewrite):
     """Remove channels of branches, which are named by the node that gives them."""

@@ -26,17 +26,19 @@ from fxsurgery.analysis.importance import least_important
 from fxsurgery.analysis.refit import refit, scale_name
 from fxsurgery.analysis.shared_modules import called_again
 from fxsurgery.analysis.structure import Mask, Structure, head_dim_structure, structure
+from fxsurgery.calls import checked_construction
 from fxsurgery.edit import Editor, Reference
 from fxsurgery.errors import SpecError
 from fxsurgery.ops.propagation_state import Attention
 from fxsurgery.program import Program
 from fxsurgery.proof import itself
 from fxsurgery.rewriting.constants import Leftover, leftovers, scale_silenced
-from fxsurgery.rewriting.masked_reference import silence
+from fxsurgery.rewriting.masked_reference import masked_reference
 from fxsurgery.rewriting.resize import resize
 from fxsurgery.surgery import Effect, Rewrite
 
 
+@checked_construction
 @dataclass(frozen=True)
 class PruneChannels(Rewrite):
     """Remove units, named by channel group and position in it."""
@@ -62,7 +64,7 @@ class PruneChannels(Rewrite):
             size = len(group.units)
             if cut := size // 4 if step is None else min(step(size), size - 1):
                 move = cls(((group.name, least_important(program, group, cut)),))
-                if not structure(program).emptied(move.keep(program)):
+                if not structure(program).empty_dims(move.keep(program)):
                     yield move
 
     def keep(self, program: Program) -> Mask:
@@ -98,7 +100,7 @@ class PruneChannels(Rewrite):
             return Effect.EXACT
         facts = self.facts(program)
         resize(edit, facts, keep)
-        reference = silence(program, facts, keep) if self.leaves == "nothing" else _fold(edit, keep)
+        reference = masked_reference(program, facts, keep) if self.leaves == "nothing" else _fold(edit, keep)
         if reference is not None:
             edit.prove_equal_to(reference)
         return Effect.LOSSY

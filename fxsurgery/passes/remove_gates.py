@@ -9,12 +9,14 @@ from typing import ClassVar, Self
 
 from typing_extensions import override
 
+from fxsurgery.calls import checked_construction
 from fxsurgery.edit import Editor
 from fxsurgery.nn.gates import GateApply, GateVector
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite, Trains
 
 
+@checked_construction
 @dataclass(frozen=True)
 class RemoveGates(Rewrite):
     """Drop every `GateApply` and the `GateVector` that feeds them."""

@@ -51,6 +51,7 @@ from fxsurgery.analysis.cells import (
 from fxsurgery.analysis.naming import node_named
 from fxsurgery.analysis.refit import refit
 from fxsurgery.analysis.shared_modules import fixed
+from fxsurgery.calls import checked_construction
 from fxsurgery.edit import Editor
 from fxsurgery.match import Match, Refusal
 from fxsurgery.program import Program
@@ -64,6 +65,7 @@ Plan = Callable[[Editor], Effect]
 """The edits of a removal that can be made."""
 
 
+@checked_construction
 @dataclass(frozen=True)
 class RemoveLayer(Rewrite):
     """Remove the layer, or the residual block, at a node."""

@@ -27,6 +27,7 @@ from fxsurgery.analysis.activations import read_values
 from fxsurgery.analysis.blocks import cancels, writes_into
 from fxsurgery.analysis.pool_windows import LOCAL, Pool, feature_maps, read_pool
 from fxsurgery.analysis.spatial_maps import Map, SpatialAxis
+from fxsurgery.calls import checked_construction
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.match import Match, Refusal
@@ -38,6 +39,7 @@ from fxsurgery.rewriting.downstream import follow
 from fxsurgery.surgery import Effect, Rewrite
 
 
+@checked_construction
 @dataclass(frozen=True)
 class RemovePool(Rewrite):
     """Let the readers of a pool read what it pools."""

@@ -40,6 +40,7 @@ from fxsurgery.analysis.naming import node_named
 from fxsurgery.analysis.nonnegativity import is_non_negative
 from fxsurgery.analysis.pointwise import only_reader, pointwise
 from fxsurgery.analysis.pool_windows import feature_maps
+from fxsurgery.calls import checked_construction
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.match import Refusal
@@ -54,6 +55,7 @@ _CANDIDATE_MAPS = 3
 """Of how many feature maps `candidates` makes moves."""
 
 
+@checked_construction
 @dataclass(frozen=True)
 class SplitEdge(Rewrite):
     """Deepen the edge that ends at a feature map, or widen between two of them."""

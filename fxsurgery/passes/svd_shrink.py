@@ -42,6 +42,7 @@ from fxsurgery.analysis.svd import (
     way_back,
     wide,
 )
+from fxsurgery.calls import checked_construction
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.lineage import Origin
@@ -51,6 +52,7 @@ from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite
 
 
+@checked_construction
 @dataclass(frozen=True)
 class SvdShrink(Rewrite):
     """`units` units in place of all, between a layer and the one mixing layer that reads it through pointwise ops."""

@@ -9,7 +9,7 @@ copies at random: with equal shares they would get equal gradients and stay equa
 as well (batch norm sees equal channels). Under a layer norm only where all that it runs over is copied equally
 often. Copies stand beside their unit, which is the formula up to the order of the channels.
 
-A layer that gives a single channel is in no channel group; it goes by its path, alone (`analysis.singles`).
+A layer that gives a single channel is in no channel group; it goes by its path, alone (`rewriting.single_channel`).
 """
 
 import random
@@ -22,15 +22,17 @@ import torch
 from typing_extensions import override
 
 from fxsurgery.analysis.structure import ChannelGroup, Counts, structure
+from fxsurgery.calls import checked_construction
 from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.option_types import MOST_UNITS, Seed
 from fxsurgery.program import Program
-from fxsurgery.rewriting.duplication import enlarge, growth, mixed_up
-from fxsurgery.rewriting.single_channel import can_copy, copy, singles
+from fxsurgery.rewriting.duplication import copies_mixed_up, duplicate, duplication
+from fxsurgery.rewriting.single_channel import can_copy, copy, single_channel_layers
 from fxsurgery.surgery import Effect, Rewrite
 
 
+@checked_construction
 @dataclass(frozen=True)
 class Widen(Rewrite):
     """Add units to channel groups, each a copy of one that is there."""
@@ -67,11 +69,11 @@ class Widen(Rewrite):
             wanted = max(1, size // 4) if step is None else step(size)
             for more in (wanted, max(1, round(wanted / size)) * size):
                 move = cls(((group.name, more),), seed)
-                if size > 1 and growth(program).obstacle(counts := move.counts(program)) is None:
-                    if mixed_up(program, counts) is None:
+                if size > 1 and duplication(program).obstacle(counts := move.counts(program)) is None:
+                    if copies_mixed_up(program, counts) is None:
                         yield move
                     break
-        for path in singles(program):
+        for path in single_channel_layers(program):
             more = 1 if step is None else step(1)
             if (among is None or path in among) and can_copy(program, path, more):
                 yield cls(((path, more),), seed)
@@ -87,19 +89,19 @@ class Widen(Rewrite):
         for name, more in self.add:
             group = facts.named(name)
             _require_few(name, more)
-            for unit in _chosen(group, more, rng, growth(program).blocked):
+            for unit in _chosen(group, more, rng, duplication(program).blocked):
                 counts[unit] += 1
         return counts
 
     @override
     def rewrite(self, edit: Editor) -> Effect:
-        alone = singles(edit.program)
+        alone = single_channel_layers(edit.program)
         if any(name in alone for name, _ in self.add):
             self._copy(edit)
             return Effect.EXACT
         counts = self.counts(edit.program)
-        if (refusal := growth(edit.program).obstacle(counts)) or (
-            refusal := enlarge(edit, counts, torch.Generator().manual_seed(self.seed))
+        if (refusal := duplication(edit.program).obstacle(counts)) or (
+            refusal := duplicate(edit, counts, torch.Generator().manual_seed(self.seed))
         ):
             edit.decline(refusal)
         elif not edit.changes:

@@ -1,1 +1,1 @@
-"""Edits that several passes share: they read facts of a program and change it through an `Editor`."""
+"""Edits shared by several passes. They read facts about a program and change it through an `Editor`."""

@@ -1,14 +1,14 @@
-"""Operands of residual sums with channels of their own: what a branch can lose while the stream keeps its width.
+"""Find the channels that one branch of a residual sum can lose while the stream keeps its width.
 
     y = x + f(x)    ->    y = x + scatter(f'(x))
 
-A channel of an operand is *private* when nothing but the sum would see it go. To ask the structure analysis just
-that, each operand is *untied*: read through a dense layer, in a copy of the program that never runs. Units of an
-operand are then no longer one with the stream's; those that its own layer alone consumes are private.
+A channel of an operand is *private* if only the sum reads it. To find out, each operand is *untied* in a copy of the
+program that never runs: a dense layer is inserted between the operand and the sum, which separates the units of the
+operand from those of the stream. Units that only this layer consumes are private.
 
-A scatter is a zero pad where the survivors are neighbors; the next analysis sees through it. Otherwise it is a
-pad by one zero channel, from which every missing channel is picked. A branch that has one already is narrowed
-in front of it: where gates stand, and which positions are meant, is the width that the branch has by now.
+The scatter is a zero pad if the surviving channels are contiguous; the structure analysis propagates through it.
+Otherwise it pads one zero channel and indexes it for every removed channel. A branch that already has a scatter is
+narrowed in front of it, so gates and channel indices refer to the current width of the branch.
 """
 
 import operator
@@ -40,24 +40,24 @@ _UNTIED = "fxsurgery_untied"
 
 @dataclass(frozen=True, eq=False)
 class Operand:
-    """`sum` adds `source`, by way of a scatter if there is one; `dim` carries its channels."""
+    """An operand of a residual sum: `sum` adds `source`, through a scatter if it has one; `dim` is the channel dim."""
 
     sum: fx.Node
     source: fx.Node
     dim: int
     places: tuple[int | None, ...]
-    """For each channel of the sum, that of `source` which is added there; `None` where none is."""
+    """The channel of `source` added to each channel of the sum; `None` where nothing is added."""
     scatter: tuple[fx.Node, ...] = ()
-    """The nodes between `source` and `sum`."""
+    """Nodes between `source` and `sum`."""
 
     @property
     def name(self) -> str:
-        """What it is called in specs."""
+        """Name of the operand in the text form of a pass."""
         return self.source.name
 
     @property
     def reader(self) -> fx.Node:
-        """What reads `source`."""
+        """Node that reads `source`."""
         return (*self.scatter, self.sum)[0]
 
 
@@ -67,51 +67,51 @@ class Branch:
 
     operand: Operand
     ids: Ids
-    """(channels,) the unit of each channel, in `Branches.facts`; 0 for one that is not private."""
+    """(channels,) unit of each channel in `Branches.facts`; 0 for channels that are not private."""
 
     @property
     def units(self) -> Ids:
-        """Each private unit once, in the order of the channels."""
+        """Return each private unit once, in channel order."""
         private = self.ids[self.ids > 0]
         _, first = np.unique(private, return_index=True)
         return private[np.sort(first)]
 
     def channels(self, units: Ids) -> tuple[int, ...]:
-        """The channels of some units: several, where they go together."""
+        """Return the channels of these units; a unit has several channels if they can only be removed together."""
         return tuple(np.flatnonzero(np.isin(self.ids, units)).tolist())
 
 
 @dataclass(frozen=True, eq=False)
 class Branches:
-    """Every operand of a residual sum: those that can lose channels on their own, and why the others cannot."""
+    """All operands of residual sums: those that can lose channels on their own, and why the others cannot."""
 
     found: tuple[Branch, ...]
     refused: Mapping[str, str]
-    """By operand."""
+    """Reason for each refused operand, by name."""
     facts: Structure
-    """Of the program in which each operand is untied; it knows every tensor and node of the program."""
+    """Structure of the program with every operand untied; covers every tensor and node of the original."""
     streams: frozenset[int]
-    """Units of the program's own structure that flow into a sum with a branch."""
+    """Units in the structure of the original program that flow into a sum with a branch."""
 
     def branch(self, name: str) -> Branch | None:
-        """The branch of that name."""
+        """Return the branch with this operand name, or `None`."""
         return next((b for b in self.found if b.operand.name == name), None)
 
 
 @dataclass(frozen=True, eq=False)
 class IndependentGates:
-    """Gates for the units that lie in no residual stream, then for those of each branch."""
+    """Gates for the units outside residual streams, followed by the gates of each branch."""
 
     inner: GatePlan
     branches: tuple[Branch, ...]
 
     @property
     def size(self) -> int:
-        """How many gates there are."""
+        """Number of gates."""
         return len(self.inner.units) + sum(len(b.units) for b in self.branches)
 
     def entries(self) -> Iterator[tuple[Branch, torch.Tensor]]:
-        """Each branch with the entry in the gate vector of each of its channels: 0 for what is not gated."""
+        """Yield each branch with the gate-vector index of each of its channels; 0 for channels without a gate."""
         start = 1 + len(self.inner.units)
         for branch in self.branches:
             rank = {unit: start + position for position, unit in enumerate(branch.units.tolist())}
@@ -121,7 +121,7 @@ class IndependentGates:
 
 @cached
 def independent_gates(program: Program) -> IndependentGates:
-    """Where gates stand in `program` when those of a residual stream are one set a branch."""
+    """Plan the gates of `program` with a separate set of gates for each branch of a residual stream."""
     tied, own = gate_plan(program), branches(program)
     units = np.asarray([u for u in tied.units.tolist() if u not in own.streams], np.int64)
     sites = tuple(site for site in tied.sites if np.isin(site.ids, units).any())
@@ -129,7 +129,7 @@ def independent_gates(program: Program) -> IndependentGates:
 
 
 def insert_independent(edit: Editor, plan: IndependentGates, gates: GateVector) -> None:
-    """Put `gates` into the graph: at each consumer of inner units, and at the input of each sum with a branch."""
+    """Insert `gates` at each consumer of inner units and at the input of each sum with a branch."""
     vector = insert_gates(edit, plan.inner, gates)
     for position, (branch, index) in enumerate(plan.entries()):
         at, apply = branch.operand, GateApply(index.to(gates.logits.device), branch.operand.dim)
@@ -139,19 +139,20 @@ def insert_independent(edit: Editor, plan: IndependentGates, gates: GateVector) 
 
 @cached
 def branches(program: Program) -> Branches:
-    """The branches of `program`'s residual sums."""
+    """Return the branches of the residual sums of `program`."""
     like = float_tensor(program)
     operands = () if like is None else tuple(_operands(program))
-    edit, layers = Editor(program), list[tuple[str, str]]()
+    edit, layers, sums = Editor(program), list[str](), dict[str, str]()
     for position, operand in enumerate(operands):
         path = f"{_UNTIED}.{position}"
         node = edit.insert_call(path, _dense(program, operand, like), (operand.source,), before=operand.reader)
         edit.rewire(operand.reader, operand.source, node)
-        layers.append((node.name, path))
+        layers.append(path)
+        sums[node.name] = operand.sum.name
     facts = structure(edit.finish("untied"))
-    private = _Private(facts, [path for _, path in layers])
+    private = _Private(facts, layers, sums)
     found, refused = list[Branch](), dict[str, str]()
-    for operand, (layer, _) in zip(operands, layers, strict=True):
+    for operand, layer in zip(operands, sums, strict=True):
         ids = _along(facts, operand)
         refusals = [private.obstacle(unit, layer) for unit in ids.tolist()]
         if all(refusals):
@@ -162,12 +163,19 @@ def branches(program: Program) -> Branches:
 
 
 class _Private:
-    """Tells which units of the untied program one layer alone consumes."""
+    """Find the units of the untied program that only one layer consumes."""
 
-    def __init__(self, facts: Structure, layers: Sequence[str]) -> None:
+    def __init__(self, facts: Structure, layers: Sequence[str], sums: Mapping[str, str]) -> None:
+        """Index the structure of the untied program.
+
+        Args:
+            facts: the structure.
+            layers: paths of the inserted dense layers.
+            sums: the sum behind each inserted layer, by the names of their nodes.
+        """
         weights = {f"{path}.weight" for path in layers}
         self.own = replace(facts, tensors={n: dims for n, dims in facts.tensors.items() if n not in weights})
-        self._facts = facts
+        self._facts, self._sums = facts, sums
         self._streamed = {int(i) for name in weights for i in facts.tensors.get(name, {}).get(0, ())}
         self._held = {int(i) for dims in self.own.tensors.values() for ids in dims.values() for i in ids}
         self._readers = dict[int, set[str]]()
@@ -176,20 +184,22 @@ class _Private:
                 self._readers.setdefault(unit, set()).add(contraction.node)
 
     def obstacle(self, unit: int, layer: str) -> Refusal | None:
-        """Why a unit that `layer` reads is not private; `None` if it is."""
+        """Return why a unit read by `layer` is not private, or `None` if it is."""
         if unit == 0:
-            return Refusal(layer, "its channels cannot be removed from what makes them")
+            return Refusal(layer, "its channels cannot be removed from their producer")
         if unit in self._streamed:
-            return Refusal(layer, "it carries on the stream, which keeps its width")
+            return Refusal(layer, "it continues the residual stream, which keeps its width")
         if others := self._readers.get(unit, set()) - {layer}:
-            return Refusal(layer, f"its channels are read by %{min(others)} as well")
+            return Refusal(
+                layer, f"its channels are also read by %{min(self._sums.get(other, other) for other in others)}"
+            )
         if unit in self._facts.inexact or unit in self._facts.ungateable:
-            return Refusal(layer, "something runs over its channels: a norm, a mean, a softmax")
-        return None if unit in self._held else Refusal(layer, "no layer makes its channels")
+            return Refusal(layer, "a norm, mean, or softmax runs over its channels")
+        return None if unit in self._held else Refusal(layer, "no layer produces its channels")
 
 
 def scatter(edit: Editor, operand: Operand, kept: Sequence[int]) -> None:
-    """Let the sum read `operand.source`, of which the channels `kept` are left, at the places that they had."""
+    """Scatter the remaining channels `kept` of `operand.source` back to their original positions in the sum."""
     now = {old: new for new, old in enumerate(kept)}
     places = [None if place is None else now.get(place) for place in operand.places]
     low = next(i for i, place in enumerate(places) if place is not None)
@@ -207,7 +217,7 @@ def scatter(edit: Editor, operand: Operand, kept: Sequence[int]) -> None:
 
 
 def _operands(program: Program) -> Iterator[Operand]:
-    """The operands of every sum of two tensors of one shape."""
+    """Yield the operands of every sum of two tensors of equal shape."""
     for node in program.nodes:
         for read in sum_operands(program, node) or ():
             shape = dims_of(program, read)
@@ -217,19 +227,19 @@ def _operands(program: Program) -> Iterator[Operand]:
 
 
 def _channel_dim(program: Program, node: fx.Node) -> int | None:
-    """The dim of an operand along which channels are told apart: the last one of tokens, else the second."""
+    """Return the channel dim of an operand: the last dim of token sequences, otherwise dim 1."""
     labels = structure(program).values.get(node.name)
     known = structure(program).along(labels) if isinstance(labels, Labels) else {}
     last = len(dims_of(program, node)) - 1
     order = (1, last) if last > 2 else (last, 1)
     free = [d for d, ids in known.items() if ids.any()] or list(known)
     if not free and node.target is operator.getitem and isinstance(node.args[1], tuple):
-        free = [len(node.args[1]) - 1]  # of a scatter, whose channels carry no label
+        free = [len(node.args[1]) - 1]  # a scatter, whose channels have no label
     return next((d for d in order if d in free and d > 0), None)
 
 
 def _in_front(program: Program, operand: Operand) -> Operand:
-    """The operand before its scatter, if it has one like those of `scatter`."""
+    """Return the operand in front of its scatter, if it has one of the form that `scatter` inserts."""
     node: object = operand.source
     picked: object = list(operand.places)
     nodes = list[fx.Node]()
@@ -259,7 +269,7 @@ def _counts(value: object) -> TypeGuard[Sequence[int]]:
 
 
 def _dense(program: Program, operand: Operand, like: torch.Tensor | None) -> nn.Module:
-    """A layer that mixes the channels of an operand, for an analysis that runs nothing."""
+    """Return a layer that mixes the channels of an operand, for an analysis that does not run it."""
     shape = dims_of(program, operand.source)
     width = shape[operand.dim]
     kind = nn.Linear if operand.dim == len(shape) - 1 else CONVOLUTION[len(shape)]
@@ -269,7 +279,7 @@ def _dense(program: Program, operand: Operand, like: torch.Tensor | None) -> nn.
 
 
 def _along(facts: Structure, operand: Operand) -> Ids:
-    """The unit of each channel of an operand, untied."""
+    """Return the unit of each channel of an untied operand."""
     found = facts.along(facts.values[operand.source.name]).get(operand.dim)
     return np.zeros(len(operand.places), np.int64) if found is None else found
 

@@ -1,4 +1,4 @@
-"""A change of what a node gives, what it asks of the nodes downstream, and how far it has reached."""
+"""A change of a node's output, the edits it requires downstream, and the state of its propagation."""
 
 # ruff: noqa: ANN401 -- values of the user's graph
 
@@ -18,19 +18,19 @@ from fxsurgery.program import Program
 
 @dataclass(eq=False)
 class Consequences:
-    """The edits that a change asks for; nothing is edited yet."""
+    """Edits that a change requires, collected before any of them is made."""
 
     modules: dict[str, nn.Module] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     arguments: list[tuple[fx.Node, int | str, Any]] = field(default_factory=list)
     origins: dict[str, Origin] = field(default_factory=dict)
     is_exact: bool = True
-    """Whether the outputs stay the same in eval mode, if `Change.is_linear`."""
+    """Whether the program's outputs stay the same in eval mode, given `Change.is_linear`."""
     uses_statistics: bool = False
-    """Whether they do in eval mode alone: a batch norm stands between."""
+    """Whether they stay the same only in eval mode, because the change passes a batch norm."""
 
     def apply(self, edit: Editor) -> None:
-        """Make the edits."""
+        """Make the edits through `edit`."""
         for path, module in self.modules.items():
             edit.replace_module(path, module)
         for path, tensor in self.tensors.items():
@@ -43,22 +43,22 @@ class Consequences:
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What the readers of `node` will read in its place."""
+    """A new value for a node."""
 
     node: fx.Node
     value: Tensor
-    """On the example inputs."""
+    """New value on the example inputs."""
     own: Map
     is_linear: bool = False
-    """Whether `old = A new` for the A that `own.factors` are made from, so that a dense layer can give the same."""
+    """Whether `old = A new` for the A behind `own.factors`, so that a dense layer can absorb the change exactly."""
     keeps_constants: bool = True
-    """Whether A's rows sum to 1: an offset added before A is the same as one added after."""
+    """Whether the rows of A sum to 1, so that a constant offset commutes with A."""
     are_copies: bool = False
-    """Whether each channel of the new value is one of the old: a norm repeats its entries."""
+    """Whether each channel of the new value is a copy of an old one, so that a norm can repeat its entries."""
 
 
 class ObstacleError(Exception):
-    """What stands in the way of a change; a walk ends with it, and nobody else sees it."""
+    """The reason why a change cannot be made. Ends the propagation; never reaches a caller of `follow`."""
 
     def __init__(self, node: fx.Node, reason: str) -> None:
         super().__init__(reason)
@@ -67,51 +67,51 @@ class ObstacleError(Exception):
 
 @dataclass(frozen=True)
 class CallChange:
-    """The arguments of a node, with nodes for values."""
+    """The arguments of a node, with nodes in place of values."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     def on(self, value: Callable[[fx.Node], Any]) -> tuple[Any, Any]:
-        """The arguments with the value of each node."""
+        """Return the arguments with each node replaced by its value."""
         return fx.node.map_arg(self.args, value), fx.node.map_arg(self.kwargs, value)
 
 
 @dataclass(eq=False)
-class Changed:
-    """What a walk of the graph knows at a node: values before, and after where the change reaches."""
+class ChangeState:
+    """State of the propagation: values before the change, and after it for the nodes that it affects."""
 
     program: Program
     change: Change
     taker: Taker
     run: "Run"
     graph_module: nn.Module
-    """What runs: the program's, or its twin on meta tensors."""
+    """The module that runs: the program's own, or its copy on meta tensors."""
     found: Consequences
     env: dict[fx.Node, Any] = field(default_factory=dict)
-    """By node, what it gives before the change."""
+    """Value of each node before the change."""
     values: dict[fx.Node, Any] = field(default_factory=dict)
-    """By node that the change reaches: what it gives then."""
+    """Value of each affected node after the change."""
     layouts: dict[fx.Node, Layout] = field(default_factory=dict)
-    """Of those, where it is known which entry is which."""
+    """Layouts of the affected nodes whose entries can be matched between old and new value."""
 
     def now(self, node: fx.Node) -> Any:
-        """What a node gives after the change."""
+        """Return the value of a node after the change."""
         return self.values[node] if node in self.values else self.env[node]
 
     def is_moving(self, node: fx.Node) -> bool:
-        """Whether a node only moves entries."""
+        """Return True if a node only rearranges entries."""
         operator = self.program.operator(node)
         return operator is not None and operator.rearranges
 
 
 class Run(Protocol):
-    """Runs a node with the value of each node among its arguments."""
+    """Runs a node, given the value of each node among its arguments."""
 
     def __call__(self, node: fx.Node, call: CallChange, value: Callable[[fx.Node], Any]) -> Any:
-        """What the node gives."""
+        """Return the value of the node."""
 
 
 def holds_tensors(value: Any) -> bool:
-    """Whether a value is a tensor, or holds one."""
+    """Return True if a value is or contains a tensor."""
     return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))

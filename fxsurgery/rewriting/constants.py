@@ -1,9 +1,9 @@
-"""What a channel leaves behind when its producers are silenced: a constant, as every consumer sees it.
+"""Measure the constant that a removed channel leaves at each consumer, so that a bias can absorb it.
 
-Silencing sets the weight row of each producer and the scale of the first norm after it to 0; offsets (bias,
-beta) stay. The channel is then the same value wherever no zero padding reaches, and the program itself carries
-it through depthwise convolutions and the norms after them, pooling, concatenation and adds: it is run, and the
-value is read off at the input of each mixing consumer.
+The weight row of each producer and the scale of the first norm after it are set to 0; offsets (bias, beta) stay. The
+channel is then constant wherever no zero padding reaches. Running the program propagates the constant through
+depthwise convolutions and their norms, pooling, concatenation, and sums, and its value is read at the input of each
+consumer that mixes channels.
 """
 
 from dataclasses import dataclass
@@ -23,29 +23,29 @@ from fxsurgery.program import Program
 
 @dataclass(frozen=True, eq=False)
 class Leftover:
-    """What removed channels leave at one consumer."""
+    """Constants that removed channels leave at one consumer."""
 
     site: GateSite
     values: Tensor
-    """(channels,) the constant of each removed channel, 0 for the others."""
+    """(channels,) constant of each removed channel; 0 for the others."""
     uniform: bool
-    """Whether they are the same at every position and for every sample."""
+    """Whether each is the same at every position and for every sample."""
 
     @property
     def is_zero(self) -> bool:
-        """Whether nothing is left."""
+        """Return True if all constants are 0."""
         return not bool(self.values.any())
 
     @property
     def obstacle(self) -> str:
-        """Why no bias replaces them everywhere; empty where one does."""
+        """Reason why a bias cannot absorb them everywhere; empty if it can."""
         if self.is_zero or (self.uniform and not _pads(self.site)):
             return ""
-        return "differs at zero-padded borders" if self.uniform else "is no constant"
+        return "differs at zero-padded borders" if self.uniform else "is not constant"
 
 
 def scale_silenced(program: Program, keep: Mask) -> Program:
-    """`program` with the producers of the removed units, and the norms next after them, at scale 0, offsets kept."""
+    """Return `program` with scale 0 in the producers of removed units and the norms after them, offsets kept."""
     facts = structure(program)
     producing = {producer for group in facts.groups for producer in group.producers}
     first = _first_norms(program, producing)
@@ -68,7 +68,7 @@ def scale_silenced(program: Program, keep: Mask) -> Program:
 
 
 def _first_norms(program: Program, producing: set[str]) -> set[fx.Node]:
-    """The norms that some way from a producer meets before any other norm."""
+    """Return the norms that are the first on some path from a producer."""
     found, open_ways = set[fx.Node](), set[fx.Node]()
     for node in program.nodes:
         entered = any(i in open_ways for i in node.all_input_nodes)
@@ -82,14 +82,14 @@ def _first_norms(program: Program, producing: set[str]) -> set[fx.Node]:
 
 
 def leftovers(program: Program, silenced: Program, keep: Mask) -> list[Leftover]:
-    """What the units that `keep` leaves out leave at each consumer, read off a run of `silenced`."""
+    """Return the constants that removed units leave at each consumer, measured in a run of `silenced`."""
     sites = [s for s in gate_plan(program).sites if not keep[s.ids].all()]
     seen = read_entering(silenced, {s.node.name: s.source.name for s in sites})
     return [_leftover(site, seen[site.node.name], keep) for site in sites]
 
 
 def _leftover(site: GateSite, value: Tensor, keep: Mask) -> Leftover:
-    """The median over samples and positions; a removed channel is uniform when nothing departs from it."""
+    """Take the median over samples and positions; a removed channel is uniform if no value deviates from it."""
     columns = value.movedim(site.dim, 0).flatten(1)
     removed = torch.from_numpy(~keep[site.ids]).to(value.device)
     middle = columns.median(dim=1).values

@@ -1,15 +1,16 @@
-"""What must follow when a feature map is given other positions or channels: a walk of the graph on both at once.
+"""Adapt the nodes downstream of a feature map whose positions or channels change.
 
-Whatever takes a map of any size (convolutions, pools, norms, activations, a global mean) stays as it is. What does
-not is found by running every node downstream on the changed value:
+The graph runs on the old and the new value at once. Nodes that accept maps of any size (convolutions, pools, norms,
+activations, a global mean) stay unchanged. The others are found by running every downstream node on the new value:
 
-* a dense layer that sees positions gets a weight for the new ones (`spatial_maps`), and so does a convolution whose
-  kernel is the whole map. Which column is which position is not guessed: numbers of positions flow through the very
-  views, permutations and concatenations that the program has, before and after;
-* a size that is written out in a view becomes the new one; a pool over the whole map, told as a constant, likewise;
-* anything else that does not run, or that would silently broadcast a map of one position, is the obstacle told.
+* a dense layer that reads positions gets a weight for the new ones (`spatial_maps`), and so does a convolution whose
+  kernel covers the whole map. The position of each column is computed, not guessed: index tensors flow through the
+  program's own views, permutations, and concatenations, before and after the change;
+* constant sizes in views, and constant kernel sizes of pools over the whole map, are updated;
+* any other node that fails, or that would silently broadcast a map with a single position, is reported as the obstacle.
 
-A change ends where a value has its old shape again. Where branches of unlike geometry meet, the first one's counts.
+The propagation ends where a value has its old shape again. Where branches with different geometry meet, the geometry
+of the first one is used.
 """
 
 # ruff: noqa: ANN401 -- values of the user's graph
@@ -34,21 +35,26 @@ from fxsurgery.match import Match, Refusal
 from fxsurgery.ops.movement import GETITEM
 from fxsurgery.ops.operator import Kind
 from fxsurgery.program import Program
-from fxsurgery.rewriting.changes import CallChange, Change, Changed, Consequences, ObstacleError, holds_tensors
-from fxsurgery.rewriting.fitting import fitted, is_dense, refit_dense
-from fxsurgery.rewriting.layout_flow import arising, moved
+from fxsurgery.rewriting.changes import CallChange, Change, ChangeState, Consequences, ObstacleError, holds_tensors
+from fxsurgery.rewriting.fitting import fit_call, is_dense, refit_dense
+from fxsurgery.rewriting.layout_flow import derived_layout, rearranged_layout
 from fxsurgery.seeding import seeded
 
 
 def follow(program: Program, change: Change, take: Take | None = None) -> Match[Consequences]:
-    """What must follow `change` for the program to run, or what stands in the way."""
+    """Return the edits that `change` requires downstream, or a refusal that names the obstacle."""
     return _walked(program, _Walk(program, change, take or Take()))
 
 
 def can_follow(program: Program, node: fx.Node, change: Callable[[Tensor], Change]) -> bool:
-    """Whether a change of what `node` gives can be followed, given what makes the change of its value.
+    """Return True if the nodes downstream of `node` can be adapted to a change of its value.
 
-    Found out on shapes alone, in a fraction of the time of a run, where the program runs on those.
+    Decided on meta tensors where the program runs on them, which takes a fraction of the time of a real run.
+
+    Args:
+        program: the program; it is not edited.
+        node: the node whose value changes.
+        change: makes the change from the node's value.
     """
     if (known := node_values(program)).meta_module is not None:
         with torch.no_grad():
@@ -62,7 +68,7 @@ def can_follow(program: Program, node: fx.Node, change: Callable[[Tensor], Chang
 
 
 def _is_unchecked(program: Program, node: fx.Node) -> bool:
-    """Whether `node` may take on meta tensors what it does not take really: entries that are not there, channels."""
+    """Return True if `node` may accept inputs on meta tensors that it rejects at run time (indices, channel counts)."""
     if node.op == "call_module":
         module = program.module(node)
         return getattr(module, "transposed", False) or not type(module).__module__.startswith("torch.nn")
@@ -90,10 +96,10 @@ class _Walk(fx.Interpreter):
         bare = None if known is None else known.meta_module
         super().__init__(program.graph_module if bare is None else bare)
         self.known = known
-        """Where only shapes are asked for: those before the change."""
+        """Values before the change, on meta tensors, if only shapes are computed."""
         self.extra_traceback = False
         found = Consequences(is_exact=change.is_linear)
-        self.state = Changed(program, change, Taker(take), self._run, self.module, found)
+        self.state = ChangeState(program, change, Taker(take), self._run, self.module, found)
 
     @override
     def run_node(self, n: fx.Node) -> Any:
@@ -115,41 +121,41 @@ class _Walk(fx.Interpreter):
                 return module(*args, **kwargs)
             return getattr(self, node.op)(node.target, args, kwargs)
         except Exception as error:
-            # A module that was kept whole, or an assertion, raises whatever it likes.
-            raise ObstacleError(node, f"it cannot take the changed map: {first_line(error)}") from error
+            # A module kept whole, or an assertion, may raise any exception.
+            raise ObstacleError(node, f"it cannot process the changed map: {first_line(error)}") from error
 
 
-def _pass_on(state: Changed, node: fx.Node, old: Any) -> None:
-    """Find what `node` gives after the change, and what it takes."""
+def _pass_on(state: ChangeState, node: fx.Node, old: Any) -> None:
+    """Compute the value of `node` after the change, and the edits that it needs."""
     if node.op == "output":
         changed = next(i for i in node.all_input_nodes if i in state.values)
-        raise ObstacleError(changed, "the program gives it out, and its shape would change")
+        raise ObstacleError(changed, "it is an output of the program, and its shape would change")
     if is_dense(state, node):
         refit_dense(state, node)
         return
     if state.found.is_exact:
         _note_exactness(state, node, old)
-    call = fitted(state, node, old)
+    call = fit_call(state, node, old)
     new = state.run(node, call, state.now)
     _check_broadcast(node, old, new, [(state.env[i], state.now(i)) for i in node.all_input_nodes])
-    layout = moved(state, node, call) if state.is_moving(node) else arising(state, node, old, new)
+    layout = rearranged_layout(state, node, call) if state.is_moving(node) else derived_layout(state, node, old, new)
     if layout is not None and _shapes(layout.new) == _shapes(new):
         state.layouts[node] = layout
     _settle(state, node, old, new)
 
 
-def _settle(state: Changed, node: fx.Node, old: Any, new: Any) -> None:
-    """Remember a changed value; the change ends at one of the old shape."""
+def _settle(state: ChangeState, node: fx.Node, old: Any, new: Any) -> None:
+    """Record a changed value; the propagation ends at a value with its old shape."""
     if _shapes(old) == _shapes(new):
         state.found.is_exact &= not holds_tensors(old)
         return
     if isinstance(old, Tensor) and old.dim() != new.dim():
-        raise ObstacleError(node, f"it would give {new.dim()} dims instead of {old.dim()}")
+        raise ObstacleError(node, f"it would have {new.dim()} dims instead of {old.dim()}")
     state.values[node] = new
 
 
-def _note_exactness(state: Changed, node: fx.Node, old: Any) -> None:
-    """`old = A new` holds of what `node` gives if it only moves entries, or is affine and the same everywhere."""
+def _note_exactness(state: ChangeState, node: fx.Node, old: Any) -> None:
+    """Update the exactness flags: `old = A new` survives nodes that rearrange entries or are affine and pointwise."""
     fact = pointwise(state.program, node)
     operator = state.program.operator(node)
     moving = operator is not None and operator.rearranges and not operator.picks
@@ -173,11 +179,11 @@ def _shapes(value: Any) -> Any:
 
 
 def _check_broadcast(node: fx.Node, old: Any, new: Any, inputs: Sequence[tuple[Any, Any]]) -> None:
-    """A map that is left with one position would be repeated where it meets one that has more."""
+    """Raise if a map reduced to a single position would be broadcast against a larger one."""
     if not isinstance(old, Tensor) or not isinstance(new, Tensor) or len(inputs) < 2:
         return
     for before, now in inputs:
         if isinstance(before, Tensor) and before.dim() <= old.dim() and new.dim() == old.dim():
             for dim in range(-before.dim(), 0):
                 if before.shape[dim] == old.shape[dim] > 1 == now.shape[dim] < new.shape[dim]:
-                    raise ObstacleError(node, "a map of one position would be repeated to meet another")
+                    raise ObstacleError(node, "a map with a single position would be broadcast")

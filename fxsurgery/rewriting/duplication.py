@@ -1,9 +1,9 @@
-"""Which units can be copied so that the outputs stay as they are, and what their consumers make of the copies.
+"""Decide which units can be duplicated without changing the outputs, and reweight their consumers.
 
-A copy gives what its unit gives, so a consumer that sums `W[o, u] x[u]` gets the same from
-`sum_k s[k] W[o, u] x[u_k]` with shares s that sum to 1. That takes a consumer with a weight of its own. A sum,
-a softmax or a product of two activations over units would count each copy; a norm over them does not notice
-where all of them have equally many copies.
+A copy has the same value as its unit, so a consumer that sums `W[o, u] x[u]` computes the same from
+`sum_k s[k] W[o, u] x[u_k]` with shares s that sum to 1. This requires a consumer with a weight of its own. A sum, a
+softmax, or a product of two activations over units would count each copy; a norm over units is unaffected if all of
+them have the same number of copies.
 """
 
 from collections.abc import Iterator
@@ -32,30 +32,30 @@ _SUMMED = "a sum, a softmax or a recurrent layer over the units would count ever
 
 
 @dataclass(frozen=True, eq=False)
-class Growth:
-    """What is true of the copies of a program's units."""
+class Duplication:
+    """Which units of a program can be duplicated, and which consumers must be reweighted."""
 
     contracted: dict[str, int]
-    """Parameters that weigh units, by name, and the dim along which they do."""
+    """Parameters that multiply units, by name, with the dim along which they do."""
     blocked: dict[int, str]
-    """Units that cannot be copied, and the node that would count every copy; empty where several might."""
+    """Units that cannot be copied, with the node that would count every copy; an empty name if there may be several."""
     together: tuple[tuple[str, Ids], ...]
-    """Nodes whose norm runs over these units: all are copied equally often, or none is."""
+    """Nodes with a norm over these units, which must all have the same number of copies."""
 
     def obstacle(self, counts: Counts) -> Refusal | None:
-        """The node that stands in the way of so many copies, and why; `None` if nothing does."""
+        """Return the node that prevents this number of copies of each unit, with the reason, or `None`."""
         for unit in np.flatnonzero(counts > 1).tolist():
             if unit in self.blocked:
                 return Refusal(self.blocked[unit] or "output", _COUNTED if self.blocked[unit] else _SUMMED)
         for node, ids in self.together:
             if len(set(counts[ids].tolist())) > 1:
-                return Refusal(node, "its norm runs over units that are not all copied equally often")
+                return Refusal(node, "it normalizes over units that would not all have the same number of copies")
         return None
 
 
 @cached
-def growth(program: Program) -> Growth:
-    """Which units of `program` can be copied."""
+def duplication(program: Program) -> Duplication:
+    """Return which units of `program` can be copied."""
     facts = structure(program)
     nodes = {n.name: n for n in program.nodes}
     contracted, blocked = dict[str, int](), dict[int, str]()
@@ -82,29 +82,29 @@ def growth(program: Program) -> Growth:
         else:
             alone |= dict.fromkeys(facts.inexact & {u for ids in vectors for u in ids.tolist()}, name)
     blocked = {unit: node for unit, node in {**blocked, **alone}.items() if unit}
-    return Growth(contracted, blocked, tuple(together))
+    return Duplication(contracted, blocked, tuple(together))
 
 
-def enlarge(edit: Editor, counts: Counts, generator: torch.Generator) -> Refusal | None:
-    """Copy units until there are as many of each as `counts` says; outputs stay as they are.
+def duplicate(edit: Editor, counts: Counts, generator: torch.Generator) -> Refusal | None:
+    """Duplicate units without changing the outputs.
 
     Args:
-        edit: what is edited.
-        counts: for each id of `structure`, 1 or more.
-        generator: of the shares with which consumers weigh the copies.
+        edit: editor of the program.
+        counts: number of copies of each id of `structure`, at least 1.
+        generator: draws the shares with which consumers weight the copies.
 
     Returns:
-        Why it cannot be, with nothing edited: the copies would end up in another order than their consumers'
-        weights, since the program lays units out in several ways at once. `None` when it is done.
+        `None` on success. Otherwise the reason, with nothing edited: the copies would end up in a different order than
+        the weights of their consumers, because the program lays out units in several ways at once.
     """
-    if refusal := mixed_up(edit.program, counts):
+    if refusal := copies_mixed_up(edit.program, counts):
         return refusal
     resize(edit, structure(edit.program), counts, _shares(edit.program, counts, generator))
     return None
 
 
-def mixed_up(program: Program, counts: Counts) -> Refusal | None:
-    """Why so many copies of the units would end up in another order than their consumers' weights; `None` if not."""
+def copies_mixed_up(program: Program, counts: Counts) -> Refusal | None:
+    """Return why the copies would end up in a different order than their consumers' weights, or `None`."""
     facts = structure(program)
     if _stand_in_rows(facts, counts):
         trial = Editor(program)
@@ -115,13 +115,13 @@ def mixed_up(program: Program, counts: Counts) -> Refusal | None:
             return Refusal("output", f"the wider model would not run: {first_line(error)}")
         if not _kept_apart(program, after, counts):
             return Refusal(
-                "output", "the copies of different channels would be mixed up: they meet in more than one order"
+                "output", "the copies of different channels would be mixed up, because they meet in more than one order"
             )
     return None
 
 
 def _weight(program: Program, node: fx.Node, facts: Structure) -> tuple[nn.Parameter | None, int] | None:
-    """The parameter with which a node weighs what it sums over, and the dim; without one where whole groups pass."""
+    """Return the parameter that multiplies what a node sums over, with the dim; (None, 0) where whole groups pass."""
     if node.name in facts.group_width:
         return None, 0
     if node.op == "call_module":
@@ -140,7 +140,7 @@ def _own_weight(module: nn.Module) -> tuple[nn.Parameter, int] | None:
     if is_computed(module) and not is_weight_normed(module):
         return None
     if isinstance(module, nn.RNNBase):
-        # A second direction, or layer, weighs its inputs with another parameter.
+        # A second direction or layer multiplies its inputs by another parameter.
         return None if module.bidirectional else (module.get_parameter("weight_ih_l0"), 1)
     if not isinstance(module, (_ConvNd, nn.Linear)):
         return None
@@ -149,7 +149,7 @@ def _own_weight(module: nn.Module) -> tuple[nn.Parameter, int] | None:
 
 
 def _uses(program: Program) -> Iterator[tuple[fx.Node, nn.Parameter]]:
-    """Every parameter with each node that reads it."""
+    """Yield every parameter with each node that reads it."""
     for node in program.nodes:
         if node.op == "call_module":
             yield from ((node, parameter) for parameter in program.module(node).parameters())
@@ -168,12 +168,12 @@ def _is_norm(program: Program, node: fx.Node) -> bool:
 
 
 def _shares(program: Program, counts: Counts, generator: torch.Generator) -> Shares:
-    """Random positive shares that sum to 1 for the copies of each unit, other ones for each weight.
+    """Draw positive shares that sum to 1 over the copies of each unit, independently for each weight.
 
-    Equal shares would give the copies equal gradients, and they would stay equal for ever.
+    With equal shares the copies would get equal gradients and stay identical in training.
     """
     facts, found = structure(program), dict[str, tuple[int, Tensor]]()
-    for name, dim in growth(program).contracted.items():
+    for name, dim in duplication(program).contracted.items():
         ids = facts.tensors.get(name, {}).get(dim)
         if ids is None or (counts[ids] == 1).all():
             continue
@@ -187,12 +187,12 @@ def _shares(program: Program, counts: Counts, generator: torch.Generator) -> Sha
 
 
 def _stand_in_rows(facts: Structure, counts: Counts) -> bool:
-    """Whether a copied unit has several entries in a row anywhere: only then is the order of its copies a question."""
+    """Return True if a copied unit has several consecutive entries in any vector, so that copy order matters."""
     return any(bool(((ids[1:] == ids[:-1]) & (counts[ids[1:]] > 1)).any()) for ids in facts.vectors())
 
 
 def _kept_apart(program: Program, after: Structure, counts: Counts) -> bool:
-    """Whether the copies of each unit are units of their own in the structure of the result."""
+    """Return True if the copies of each unit are separate units in the structure of the result."""
     owner = np.full(after.size, -1, np.int64)
     stride = int(counts.max())
     for name, dims in structure(program).tensors.items():

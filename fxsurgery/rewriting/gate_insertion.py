@@ -1,4 +1,4 @@
-"""Put gates into a graph: one `GateApply` in front of each site of a plan."""
+"""Insert gates into a graph: one `GateApply` in front of each site of a plan."""
 
 from torch import fx
 
@@ -8,7 +8,7 @@ from fxsurgery.nn.gates import GateApply, GateVector
 
 
 def insert_gates(edit: Editor, plan: GatePlan, gates: GateVector) -> fx.Node:
-    """Put `gates` into the graph, one `GateApply` in front of each site. The node that gives them is returned."""
+    """Insert `gates`, one `GateApply` in front of each site, and return the node of the gate vector."""
     first = next(n for n in edit.program.nodes if n.op != "placeholder")
     vector = edit.insert_call(f"{GATES}.vector", gates, (), before=first)
     for position, site in enumerate(plan.sites):

@@ -1,4 +1,4 @@
-"""Which entry is which in what nodes give, before and after a change: numbers of entries move as the entries do."""
+"""Match the entries of a value before and after a change, by sending index tensors through the graph."""
 
 # ruff: noqa: ANN401 -- values of the user's graph
 
@@ -14,11 +14,11 @@ from fxsurgery.analysis.pool_windows import read_stencil
 from fxsurgery.analysis.spatial_maps import Layout, Map, nearest
 from fxsurgery.ops.joining import PAD
 from fxsurgery.ops.operator import Kind, Operator
-from fxsurgery.rewriting.changes import CallChange, Changed, holds_tensors
+from fxsurgery.rewriting.changes import CallChange, ChangeState, holds_tensors
 
 
-def moved(state: Changed, node: fx.Node, call: CallChange) -> Layout | None:
-    """The layout of what only moves entries: the numbers of the entries are moved in the same way."""
+def rearranged_layout(state: ChangeState, node: fx.Node, call: CallChange) -> Layout | None:
+    """Return the layout of a node that only rearranges entries, by rearranging their indices likewise."""
     operands = [i for i in node.all_input_nodes if holds_tensors(state.env[i])]
     maps, old, new = tuple[Map, ...](), dict[fx.Node, Any](), dict[fx.Node, Any]()
     for operand in operands:
@@ -34,7 +34,7 @@ def moved(state: Changed, node: fx.Node, call: CallChange) -> Layout | None:
     return Layout(maps, first, state.run(node, call, lambda n: new[n] if n in new else state.now(n)))
 
 
-def _layout(state: Changed, node: fx.Node) -> Layout | None:
+def _layout(state: ChangeState, node: fx.Node) -> Layout | None:
     if node in state.layouts or node in state.values:
         return state.layouts.get(node)
     value = state.env[node]
@@ -44,8 +44,8 @@ def _layout(state: Changed, node: fx.Node) -> Layout | None:
     return Layout.of(Map(shape, shape, (None,) * len(shape), (None,) * len(shape)), len(value))
 
 
-def arising(state: Changed, node: fx.Node, old: Any, new: Any) -> Layout | None:
-    """The layout of a new value: that of an input of the same shape, or of a map of its own."""
+def derived_layout(state: ChangeState, node: fx.Node, old: Any, new: Any) -> Layout | None:
+    """Return the layout of a new value: that of an input of equal shape, or a new map."""
     reached = [i for i in node.all_input_nodes if i in state.layouts and i in state.values]
     sources = [i for i in reached if isinstance(state.env[i], Tensor)]
     if not sources or not isinstance(old, Tensor):
@@ -58,8 +58,8 @@ def arising(state: Changed, node: fx.Node, old: Any, new: Any) -> Layout | None:
     return _resampled(state, node, sources[0], old, new)
 
 
-def _resampled(state: Changed, node: fx.Node, source: fx.Node, old: Tensor, new: Tensor) -> Layout | None:
-    """The layout of what has windows, or spreads another number of positions over the same area."""
+def _resampled(state: ChangeState, node: fx.Node, source: fx.Node, old: Tensor, new: Tensor) -> Layout | None:
+    """Return the layout of a windowed or resampling operation."""
     stencil = read_stencil(state.program, node, lambda n: state.env[n].shape)
     if stencil is None and not _resamples(state.program.operator(node)):
         return None
@@ -68,7 +68,7 @@ def _resampled(state: Changed, node: fx.Node, source: fx.Node, old: Tensor, new:
     if old.shape[1] != new.shape[1]:
         kept = (old.shape[1], new.shape[1]) == (before.shape[1], now.shape[1])
         if not kept or (channels := layout.channels()) is None:
-            return None  # not kept: it adds or drops channels, as a pad of them does
+            return None  # the node adds or drops channels, as a channel pad does
     factors, axes = list[Tensor | None]([channels]), list[Any]([None])
     for dim in range(2, old.dim()):
         if (found := layout.axis(dim)) is None or (pair := found[0].axes[found[1]]) is None:

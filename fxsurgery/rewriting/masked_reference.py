@@ -1,9 +1,9 @@
-"""What a resized program must compute: the program before, with the removed units silent.
+"""Reference for a resized program: the original program with the removed units set to zero.
 
-The program is run as it was; after each node, the entries of removed units are set to 0. So a contraction
-sums over survivors, and everything else is what it was. Where removal changes what is computed on the others
-(a norm, mean or softmax over the units: `Structure.inexact_nodes`), the node is run on the survivors alone
-and its result put back among zeros. Recurrent layers are run whole, on weights whose slices are 0.
+The original program runs, and after each node the entries of removed units are set to 0. A contraction then sums over
+the surviving units only, and everything else is unchanged. Where removal affects the values of other units (a norm,
+mean, or softmax over the units: `Structure.inexact_nodes`), the node runs on the surviving entries alone, and its
+result is scattered back into zeros. Recurrent layers run at full size, with the removed slices of their weights zeroed.
 """
 
 from collections.abc import Callable
@@ -21,14 +21,20 @@ from fxsurgery.inputs import Inputs
 from fxsurgery.ops.labels import Labels
 from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
-from fxsurgery.rewriting.surviving_sizes import After
+from fxsurgery.rewriting.surviving_sizes import SurvivingSizes
 
 
-def silence(program: Program, facts: Structure, keep: Mask) -> Callable[[Program, Inputs], list[Tensor]]:
-    """The reference for what `keep` leaves of `program`: given the result and inputs, the outputs wanted."""
+def masked_reference(program: Program, facts: Structure, keep: Mask) -> Callable[[Program, Inputs], list[Tensor]]:
+    """Return a function that computes the expected outputs from the resized program and inputs.
+
+    Args:
+        program: the program before it is resized.
+        facts: its structure.
+        keep: whether each id survives.
+    """
 
     def outputs(result: Program, inputs: Inputs) -> list[Tensor]:
-        run = _Silenced(program, result, facts, keep)
+        run = _MaskedRun(program, result, facts, keep)
         with torch.no_grad():
             found = run.run(*inputs.clone().leaves, enable_io_processing=False)
         return [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor)]
@@ -36,12 +42,12 @@ def silence(program: Program, facts: Structure, keep: Mask) -> Callable[[Program
     return outputs
 
 
-class _Silenced(fx.Interpreter):
-    """Runs a program with some units silent."""
+class _MaskedRun(fx.Interpreter):
+    """Run a program with the removed units set to zero."""
 
     def __init__(self, program: Program, result: Program, facts: Structure, keep: Mask) -> None:
         super().__init__(program.graph_module)
-        self._after, self._facts, self._keep = After(facts, keep), facts, keep
+        self._after, self._facts, self._keep = SurvivingSizes(facts, keep), facts, keep
         self._result = result.graph_module
         self._twins = {n.name: n for n in result.nodes}
         self._own_batch = program.examples.batch or 1
@@ -67,7 +73,7 @@ class _Silenced(fx.Interpreter):
         return refit(module, own)(*args, **kwargs)
 
     def _loses(self, node: fx.Node) -> bool:
-        """Whether anything is removed from what flows into or out of a node, or from its own tensors."""
+        """Return True if units are removed from a node's inputs, outputs, or own tensors."""
         flowing = [self._facts.values[n.name] for n in (node, *node.all_input_nodes)]
         found = [v for v in pytree.tree_leaves(flowing, is_leaf=_is_labels) if isinstance(v, Labels)]
         return any(not self._keep[ids].all() for labels in found for ids in self._facts.along(labels).values())
@@ -81,7 +87,7 @@ class _Silenced(fx.Interpreter):
             if original is None:
                 return self._number(read)
             if not isinstance(self.env[original], (Tensor, tuple, list)):
-                # One that stays is taken from this run, whose batch may be another.
+                # An unchanged number comes from this run, whose batch size may differ from the example's.
                 stale = self._after.is_stale(original)
                 return self._after.number(original) if stale else self.env[original]
             return self._each(original, self.env[original], self._survivors)
@@ -96,12 +102,12 @@ class _Silenced(fx.Interpreter):
         return self._each(node, value, self._put_back)
 
     def _number(self, node: fx.Node) -> Any:
-        """A number that only the resized graph computes."""
+        """Compute a number that only the resized graph contains."""
         args = fx.node.map_arg(node.args, lambda n: self._after.number(n) if n.name in self._twins else n)
         return self.call_function(node.target, args, {})
 
     def _each(self, node: fx.Node, value: Any, change: Callable[[Tensor, dict[int, Ids]], Tensor]) -> Any:
-        """`change` every tensor of a value along its labeled dims that lose something."""
+        """Apply `change` to every tensor of a value along its labeled dims that lose units."""
         known = self._facts.values[node.name]
         if isinstance(value, Tensor) and isinstance(known, Labels):
             losing = self._losing(value, known, change)
@@ -118,7 +124,7 @@ class _Silenced(fx.Interpreter):
         return pytree.tree_unflatten(new, pytree.tree_structure(value))
 
     def _losing(self, leaf: Tensor, labels: Labels, change: Callable[..., Tensor]) -> dict[int, Ids]:
-        """The ids along each dim that loses something, for the batch size of `leaf`."""
+        """Return the ids along each dim that loses units, for the batch size of `leaf`."""
         found = dict[int, Ids]()
         for dim, ids in self._facts.along(labels).items():
             kept = int(self._keep[ids].sum())
@@ -128,7 +134,7 @@ class _Silenced(fx.Interpreter):
         return found
 
     def _at_batch(self, ids: Ids, size: int) -> Ids:
-        """Ids along a dim that the batch is folded into, for another batch size."""
+        """Return the ids along a dim that the batch is folded into, for a different batch size."""
         if len(ids) == size:
             return ids
         one, samples = len(ids) // self._own_batch, self._own_batch
@@ -140,7 +146,7 @@ class _Silenced(fx.Interpreter):
         return torch.from_numpy(np.flatnonzero(chosen))
 
     def _silent(self, value: Tensor, losing: dict[int, Ids]) -> Tensor:
-        """In place, so that what is written to a view of `value` still reaches it."""
+        """Zero the removed entries in place, so that later writes to a view of `value` still reach it."""
         if any(step == 0 and n > 1 for step, n in zip(value.stride(), value.shape, strict=True)):
             value = value.clone()
         for dim, ids in losing.items():

@@ -1,4 +1,4 @@
-"""Let the readers of one node read another, without changing what its other readers see."""
+"""Redirect the readers of one node to another, without affecting the other readers of the new node."""
 
 import copy
 from typing import Any
@@ -12,7 +12,7 @@ from fxsurgery.program import Program
 
 
 def redirect(edit: Editor, old: fx.Node, new: fx.Node) -> None:
-    """Let all readers of `old` read `new`, which has other readers: what overwrote `old` must not overwrite it."""
+    """Redirect all readers of `old` to `new`, which has other readers, so in-place operations must not overwrite it."""
     program = edit.program
     for reader in old.users:
         if writes_into(program, reader) is not old:
@@ -30,6 +30,6 @@ def redirect(edit: Editor, old: fx.Node, new: fx.Node) -> None:
 
 
 def _overwrites_its_own(program: Program, path: str) -> bool:
-    """Whether every call of a module is the only reader of what it overwrites."""
+    """Return True if each call of a module is the only reader of the value that it overwrites."""
     calls = [n for n in program.nodes if n.op == "call_module" and n.target == path]
     return all(len(n.all_input_nodes[0].users) == 1 for n in calls)

@@ -1,8 +1,8 @@
-"""Channel groups that the structure lets shrink, but after whose shrinking the program does not run.
+"""Find channel groups that the structure analysis considers removable but that the program cannot run without.
 
-The structure is told by tensors; what else a model computes of its sizes (an assertion, a count that it keeps in a
-constant, a tensor that it writes into) shows only when the smaller program runs. One unit of every group is removed at
-once and the result runs on the example inputs; where that fails, the groups are tried one by one.
+The analysis follows tensors. Other uses of sizes (an assertion, a count stored in a constant, a tensor written into)
+show only when the smaller program runs. So one unit of every group is removed at once and the result runs on the
+example inputs; if that fails, the groups are tried one by one.
 """
 
 from collections.abc import Collection, Mapping
@@ -21,16 +21,16 @@ from fxsurgery.rewriting.resize import resize
 
 @cached
 def unremovable(program: Program) -> Mapping[str, str]:
-    """The channel groups that nothing can be removed from, by name, and what the smaller program fails with."""
+    """Return the channel groups from which no unit can be removed, by name, with the error of the smaller program."""
     groups = [group for group in structure(program).groups if len(group.units) > 1]
     if not groups or _failure(program, groups) is None:
         return MappingProxyType({})
     failures = {group.name: _failure(program, [group]) for group in groups}
-    return MappingProxyType({name: told for name, told in failures.items() if told is not None})
+    return MappingProxyType({name: error for name, error in failures.items() if error is not None})
 
 
 def _failure(program: Program, groups: Collection[ChannelGroup]) -> str | None:
-    """What the program raises without the first unit of each group; `None` where it runs."""
+    """Return the error of the program without the first unit of each group, or `None` if it runs."""
     facts, edit = structure(program), Editor(program)
     try:
         resize(edit, facts, facts.mask(np.asarray([group.units[0] for group in groups], np.int64)))
@@ -41,8 +41,8 @@ def _failure(program: Program, groups: Collection[ChannelGroup]) -> str | None:
 
 
 def unremovable_notes(program: Program) -> tuple[str, ...]:
-    """What to tell a user of the groups that stay."""
+    """Return a note for each group that keeps its width."""
     return tuple(
-        f"{name} keeps its width: without one of its units the model would not run: {told}"
-        for name, told in unremovable(program).items()
+        f"{name} keeps its width, because the model fails without one of its units: {error}"
+        for name, error in unremovable(program).items()
     )

@@ -1,10 +1,10 @@
-"""Bring a program's tensors, modules and shape constants to what there is after units went or were copied.
+"""Resize a program's tensors, modules, and shape constants after units are removed or copied.
 
-`keep` says how many there are of each unit afterwards, and the new size of a dim is the sum over its ids.
-Parameters and buffers are indexed, modules are refitted, and a node's size arguments are rewritten where they
-name a labeled dim (`arguments`); the batch and every other number stay as they are. The copies of a unit that
-stands at several entries in a row follow as a whole: `a1 a2` becomes `a1 a2 a1 a2`, as the channels of a head
-or the places of a flattened map do.
+`keep` gives the number of copies of each unit afterwards; the new size of a dim is the sum over its ids. Parameters
+and buffers are indexed, modules are refitted, and size arguments that refer to a labeled dim are rewritten
+(`rewriting.size_args`); the batch and every other number stay unchanged. If a unit has several consecutive entries,
+such as the channels of a head or the positions of a flattened map, its copies follow as a whole: `a1 a2` becomes
+`a1 a2 a1 a2`.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxsurgery.analysis.refit import is_weight_normed, refit
-from fxsurgery.analysis.structure import Counts, Structure, stays
+from fxsurgery.analysis.structure import Counts, Structure, is_unchanged
 from fxsurgery.edit import Editor
 from fxsurgery.errors import StructureError
 from fxsurgery.lineage import Origin
@@ -26,25 +26,25 @@ from fxsurgery.ops.union_find import Ids
 from fxsurgery.rewriting.size_args import rewrite_arguments
 
 Shares = Mapping[str, tuple[int, Tensor]]
-"""By parameter: a dim, and by what each of its new entries is multiplied."""
+"""For each parameter, by name: a dim, and the factor of each new entry along it."""
 
 
 def resize(edit: Editor, facts: Structure, keep: Counts, shares: Shares | None = None) -> None:
-    """Edit the program to so many of each id as `keep` says, an array over the ids of `facts`.
+    """Resize the program to `keep` copies of each unit.
 
     Args:
-        edit: what is edited.
-        facts: the structure of its program.
-        keep: how many there shall be of each unit; a mask where they only go.
-        shares: what the consumers of copied units weigh each copy with.
+        edit: editor of the program.
+        facts: structure of its program.
+        keep: number of copies of each unit, over the ids of `facts`; a boolean mask if units are only removed.
+        shares: weights of the copies in the consumers of copied units.
 
     Raises:
         StructureError: a tensor would be left without any entry along a dim.
     """
-    if empty := facts.emptied(keep):
+    if empty := facts.empty_dims(keep):
         names = dict.fromkeys(g.name for g in facts.groups for unit in empty if unit in g.units)
         raise StructureError(
-            f"no channel would be left of {', '.join(names) or f'{len(empty)} tensors'}; keep at least one of each"
+            f"no channel would remain in {', '.join(names) or f'{len(empty)} tensors'}; keep at least one of each"
         )
     sliced = _slice_tensors(edit, facts, keep, shares or {})
     _refit_modules(edit, facts, sliced, keep)
@@ -52,7 +52,7 @@ def resize(edit: Editor, facts: Structure, keep: Counts, shares: Shares | None =
 
 
 def places(ids: Ids, counts: Counts) -> tuple[Ids, Ids]:
-    """For each entry of a resized dim: the entry that it was before, and which copy of it it is, counted from 0."""
+    """Return, for each entry of a resized dim, its old index and its copy number, counted from 0."""
     if counts.dtype == np.bool_ or not (counts[ids] > 1).any():
         kept = np.flatnonzero(counts[ids])
         return kept, np.zeros_like(kept)
@@ -64,7 +64,7 @@ def places(ids: Ids, counts: Counts) -> tuple[Ids, Ids]:
 
 
 def _slice_tensors(edit: Editor, facts: Structure, keep: Counts, shares: Shares) -> dict[str, Tensor]:
-    """Every parameter and buffer that changes, indexed; a tied one under each of its names."""
+    """Return every parameter and buffer that changes, indexed; a tied one under each of its names."""
     everywhere = _tensors(edit.program.graph_module)
     tensors = dict(everywhere)
     by_id, known = dict[int, Tensor](), dict[bytes, Tensor | None]()
@@ -77,7 +77,7 @@ def _slice_tensors(edit: Editor, facts: Structure, keep: Counts, shares: Shares)
             dim, share = shares[name]
             tensor = tensor * share.to(tensor).reshape([-1 if d == dim else 1 for d in range(tensor.dim())])
         if tensor is not old:
-            # One new parameter for all places that share the old one: tied weights stay tied.
+            # Create one new parameter for all uses of the old one, so that tied weights stay tied.
             is_parameter = isinstance(old, nn.Parameter)
             by_id[id(old)] = nn.Parameter(tensor, old.requires_grad) if is_parameter else tensor
             if is_parameter:
@@ -86,18 +86,18 @@ def _slice_tensors(edit: Editor, facts: Structure, keep: Counts, shares: Shares)
 
 
 def _index(ids: Ids, keep: Counts, known: dict[bytes, Tensor | None]) -> Tensor | None:
-    """The entries that are left along `ids`; `None` for all. The vectors of a norm and the weights around it agree."""
+    """Return the indices kept along `ids`, or `None` for all. Cached, since a norm and its neighbors share vectors."""
     if (key := ids.tobytes()) not in known:
-        known[key] = None if stays(keep, ids) else torch.from_numpy(places(ids, keep)[0])
+        known[key] = None if is_unchanged(keep, ids) else torch.from_numpy(places(ids, keep)[0])
     return known[key]
 
 
 def _tensors(root: nn.Module) -> list[tuple[str, Tensor]]:
-    """The parameters and buffers of a module under all their names."""
+    """Return the parameters and buffers of a module under all their names."""
     return [
         (f"{path}.{name}" if path else name, tensor)
         for path, module in root.named_modules(remove_duplicate=False)
-        for own in (module._parameters, module._buffers)  # noqa: SLF001 -- one walk for all, where the public way takes four
+        for own in (module._parameters, module._buffers)  # noqa: SLF001 -- one traversal, where the public API takes four
         for name, tensor in own.items()
         if tensor is not None
     ]
@@ -116,7 +116,7 @@ def _refit_modules(edit: Editor, facts: Structure, sliced: Mapping[str, Tensor],
 
 
 def _by_module(paths: Mapping[str, fx.Node], sliced: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The sliced tensors of each called module, by their names in it."""
+    """Return the sliced tensors of each called module, by their names in the module."""
     own = {path: dict[str, Tensor]() for path in paths}
     for name, tensor in sliced.items():
         path = name.rpartition(".")[0]
@@ -128,20 +128,20 @@ def _by_module(paths: Mapping[str, fx.Node], sliced: Mapping[str, Tensor]) -> di
 
 
 def _states_sizes(module: nn.Module, node: fx.Node, facts: Structure) -> bool:
-    """Whether a module may hold sizes that its tensors do not tell."""
+    """Return True if a module may hold sizes that do not follow from its tensors."""
     operator = registry.of_module(module)
-    told = operator is not None and (operator.statistics is not None or operator is UNFLATTEN)
-    return told or node.name in facts.group_width or is_weight_normed(module)
+    has_sizes = operator is not None and (operator.statistics is not None or operator is UNFLATTEN)
+    return has_sizes or node.name in facts.group_width or is_weight_normed(module)
 
 
 def _sizes(facts: Structure, node: fx.Node, module: nn.Module, keep: Counts) -> Sizes:
-    """The new sizes that a module holds beside its tensors, where they change."""
+    """Return the new values of the sizes that a module stores besides its tensors."""
     entering = facts.values[node.all_input_nodes[0].name] if node.all_input_nodes else None
     if not isinstance(entering, Labels):
         return Sizes()
     if isinstance(module, nn.Unflatten):
         return _unflattened(module, facts, facts.values[node.name], keep)
-    by_dim = {d: ids for d, ids in facts.along(entering).items() if not stays(keep, ids)}
+    by_dim = {d: ids for d, ids in facts.along(entering).items() if not is_unchanged(keep, ids)}
     statistics = None if (operator := registry.of_module(module)) is None else operator.statistics
     if statistics == "trailing":
         first = len(entering.shape) - len(module.normalized_shape)  # type: ignore[arg-type]
@@ -150,7 +150,7 @@ def _sizes(facts: Structure, node: fx.Node, module: nn.Module, keep: Counts) -> 
             return Sizes(normalized=tuple(shape[first:]))
     if is_weight_normed(module):
         rows = facts.tensors.get(f"{node.target}.parametrizations.weight.original1", {}).get(0)
-        left = None if rows is None or stays(keep, rows) else torch.from_numpy(places(rows, keep)[0])
+        left = None if rows is None or is_unchanged(keep, rows) else torch.from_numpy(places(rows, keep)[0])
         return Sizes(groups=_groups(facts, node, by_dim, keep), rows=left)
     if 1 not in by_dim:
         return Sizes()
@@ -159,15 +159,15 @@ def _sizes(facts: Structure, node: fx.Node, module: nn.Module, keep: Counts) -> 
 
 
 def _unflattened(module: nn.Unflatten, facts: Structure, leaving: Labels, keep: Counts) -> Sizes:
-    """The sizes into which a dim is split, of those that are written out."""
-    left = {d: int(keep[ids].sum()) for d, ids in facts.along(leaving).items() if not stays(keep, ids)}
+    """Return the new constant sizes of an `Unflatten`."""
+    left = {d: int(keep[ids].sum()) for d, ids in facts.along(leaving).items() if not is_unchanged(keep, ids)}
     first = int(module.dim) % (len(leaving.shape) - len(module.unflattened_size) + 1)
     sizes = [n if n == -1 else left.get(first + d, n) for d, n in enumerate(map(int, module.unflattened_size))]
     return Sizes(unflattened=tuple(sizes)) if left else Sizes()
 
 
 def _groups(facts: Structure, node: fx.Node, by_dim: Mapping[int, Ids], keep: Counts) -> int | None:
-    """The new number of groups of a conv or norm that loses whole groups; `None` where it keeps them."""
+    """Return the new number of groups of a conv or norm that loses whole groups, or `None` if it is unchanged."""
     if 1 not in by_dim or node.name not in facts.group_width:
         return None
     return int(keep[by_dim[1]].sum()) // facts.group_width[node.name]

@@ -1,11 +1,12 @@
-"""Layers that give one channel: in no channel group, since nothing of it may go, but it can be copied.
+"""Duplicate the channel of layers with a single output channel, which belong to no channel group.
 
-The structure tells along which dim channels run by their number, so of one it tells nothing. Its copies are followed
-through whatever reads them instead (`analysis.reshaping`): a norm repeats its entry, and a layer splits its weight w,
+The structure analysis identifies channel dims by their size, so it does not see a single channel. Its copies are
+propagated through the layers that read them instead (`rewriting.downstream`): a norm repeats its entry, and a layer
+splits its weight w,
 
     w'[k] = s[k] w,    s > 0 random,   sum of s = 1.
 
-With equal shares the copies would stay equal for ever.
+With equal shares the copies would stay identical in training.
 """
 
 from collections.abc import Mapping
@@ -28,8 +29,8 @@ from fxsurgery.rewriting.downstream import can_follow, follow
 
 
 @cached
-def singles(program: Program) -> Mapping[str, fx.Node]:
-    """The nodes of the layers that give one channel, by the layer's path."""
+def single_channel_layers(program: Program) -> Mapping[str, fx.Node]:
+    """Return the nodes of the layers with one output channel, by the path of the layer."""
     return {
         str(node.target): node
         for node, layer in program.calls(nn.Linear, _ConvNd)
@@ -40,20 +41,20 @@ def singles(program: Program) -> Mapping[str, fx.Node]:
 
 
 def can_copy(program: Program, path: str, more: int) -> bool:
-    """Whether `copy` can make that many copies."""
-    node = singles(program)[path]
+    """Return True if `copy` can make `more` copies."""
+    node = single_channel_layers(program)[path]
     return can_follow(
         program, node, lambda value: _change(program, node, value, torch.ones(more + 1, dtype=torch.float64))
     )
 
 
 def copy(edit: Editor, path: str, more: int, generator: torch.Generator) -> Refusal | None:
-    """Let the layer at `path` give `more` copies of its channel as well; outputs stay as they are.
+    """Add `more` copies of the channel of the layer at `path`, without changing the outputs.
 
     Returns:
-        Why it cannot be, with nothing edited; `None` when it is done.
+        `None` on success; otherwise the reason, with nothing edited.
     """
-    program, node = edit.program, singles(edit.program)[path]
+    program, node = edit.program, single_channel_layers(edit.program)[path]
     shares = torch.rand(more + 1, generator=generator, dtype=torch.float64) + 0.5
     value = read_values(program, {node.name})[node.name]
     found = follow(program, _change(program, node, value, shares / shares.sum()))

@@ -1,8 +1,8 @@
-"""Rewrite the size arguments of a program's nodes to what there is after units went or were copied.
+"""Rewrite the size arguments of a program's nodes after units are removed or copied.
 
-A size is a constant, or a number that the graph computes. The latter stays as it is where it comes out right
-by itself (`x.size(1)` of a tensor that shrinks as well); where the batch is folded into it, it is scaled by
-the surviving share; any other is replaced by the surviving size.
+A size is a constant or a number that the graph computes. A computed size stays if it evaluates correctly by itself
+(`x.size(1)` of a tensor that shrinks too); if the batch is folded into it, it is scaled by the surviving fraction;
+otherwise it is replaced by the surviving size.
 """
 
 import math
@@ -18,12 +18,12 @@ from fxsurgery.analysis.structure import Counts, Structure
 from fxsurgery.edit import Editor
 from fxsurgery.ops.facets import OperandArgument, SizeRule
 from fxsurgery.ops.labels import Labels
-from fxsurgery.rewriting.surviving_sizes import After
+from fxsurgery.rewriting.surviving_sizes import SurvivingSizes
 
 
 def rewrite_arguments(edit: Editor, facts: Structure, keep: Counts) -> None:
-    """Bring every size among the arguments of the program's nodes up to date."""
-    after = After(facts, keep)
+    """Update every size argument of the program's nodes."""
+    after = SurvivingSizes(facts, keep)
     for node in edit.program.nodes:
         sizes = sizes_of(node) if is_rewritten(node) else None
         if sizes is None or not isinstance(source := node.args[0], fx.Node):
@@ -42,47 +42,47 @@ class _Site:
     """A node whose size arguments may have to change."""
 
     edit: Editor
-    after: After
+    after: SurvivingSizes
     node: fx.Node
     declared: Sequence[OperandArgument]
-    """Those that hold sizes, as `SizeRule` lists them."""
+    """The arguments that hold sizes, as `SizeRule` lists them."""
     entering: Labels
     leaving: Any
     settled: set[fx.Node] = field(default_factory=set)
-    """Numbers among the inputs that were dealt with."""
+    """Number inputs that have been handled."""
 
     def size(self, labels: Labels, dim: int) -> int:
-        """The surviving size of a dim."""
+        """Return the surviving size of a dim."""
         return self.after.size(labels, dim)
 
     def shrinks(self, labels: Labels, dim: int) -> bool:
-        """Whether a dim loses anything."""
+        """Return True if a dim loses entries."""
         return self.size(labels, dim) != labels.shape[dim]
 
     def argument(self, place: int) -> Any:
-        """The value of a declared argument."""
+        """Return the value of a declared argument."""
         return self.declared[place].of_node(self.node)
 
     def put(self, place: int, value: Any) -> None:
-        """Change a declared argument where it was given, or give it by name."""
+        """Set a declared argument, in the position or keyword where it was given."""
         self.edit.set_argument(self.node, self.declared[place].key(self.node), value)
 
     def number(self, value: Any, default: int) -> int:
-        """A bound of a slice: a constant, a number that the graph computed, or absent."""
+        """Return a slice bound: a constant, a number computed by the graph, or the default."""
         if isinstance(value, fx.Node):
             self.settled.add(value)
             value = self.after.facts.values[value.name]
         return default if value is None else int(value)
 
     def surviving(self, dim: int, index: int) -> int:
-        """How many entries of `dim` survive before `index`."""
+        """Return the number of surviving entries of `dim` before `index`."""
         ids = self.after.facts.along(self.entering)[dim]
         size = len(ids)
         bounded = min(max(index + size if index < 0 else index, 0), size)
         return int(self.after.keep[ids[:bounded]].sum())
 
     def sized(self, value: Any, labels: Labels, dim: int) -> Any:
-        """What an argument that says the size of `dim` becomes."""
+        """Return the new value of an argument that states the size of `dim`."""
         wanted, old = self.size(labels, dim), labels.shape[dim]
         if not isinstance(value, fx.Node):
             return wanted if value == old and value != -1 else value
@@ -97,7 +97,7 @@ class _Site:
 
 
 def _shape(site: _Site) -> None:
-    """`view`, `reshape`, `expand`: sizes as one sequence or one by one."""
+    """Rewrite `view`, `reshape`, `expand`: sizes as one sequence or as separate arguments."""
     listed = len(site.node.args) > 1 and isinstance(site.node.args[1], (list, tuple))
     named = next((k for k in site.declared[0].names if k in site.node.kwargs), None)
     sizes: Any = site.node.kwargs[named] if named else site.node.args[1] if listed else site.node.args[1:]
@@ -117,7 +117,7 @@ def _shape(site: _Site) -> None:
 
 
 def _whole_shape(site: _Site, shape: fx.Node) -> None:
-    """`view(y.shape)`: right by itself when y shrinks alike; else its entries are written out one by one."""
+    """Rewrite `view(y.shape)`: unchanged if y shrinks alike; otherwise list its entries."""
     site.settled.add(shape)
     wanted = [site.size(site.leaving, d) for d in range(len(site.leaving.shape))]
     comes_out = list(site.after.number(shape))
@@ -130,7 +130,7 @@ def _whole_shape(site: _Site, shape: fx.Node) -> None:
 
 
 def _pieces(site: _Site) -> None:
-    """`chunk` and `split` of a labeled dim: into the surviving part of each piece."""
+    """Rewrite `chunk` and `split` of a labeled dim to the surviving part of each piece."""
     dim = site.argument(1) % len(site.entering.shape)
     if site.shrinks(site.entering, dim):
         sizes = [site.size(piece, dim) for piece in site.leaving]
@@ -139,7 +139,7 @@ def _pieces(site: _Site) -> None:
 
 
 def _index(site: _Site) -> None:
-    """`x[:, a:b]`: the bounds move to the surviving entries."""
+    """Rewrite `x[:, a:b]`: move the bounds to the surviving entries."""
     given = site.node.args[1]
     items: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
     if any(item is Ellipsis for item in items):
@@ -155,7 +155,7 @@ def _index(site: _Site) -> None:
 
 
 def _width(site: _Site, item: Any) -> int:
-    """How many dims an item of an index stands for; a mask for as many as it has."""
+    """Return the number of dims that an index item consumes; a mask consumes all of its own."""
     if item is None:
         return 0
     labels = site.after.facts.values[item.name] if isinstance(item, fx.Node) else None
@@ -206,7 +206,7 @@ def _unflatten(site: _Site) -> None:
 
 
 def _pad(site: _Site) -> None:
-    """Padded channels are entries like any other: count the surviving ones at each end."""
+    """Rewrite `pad`: padded channels count as entries, so count the surviving ones at each end."""
     amounts = list(site.argument(0))
     ndim = len(site.entering.shape)
     for dim, ids in site.after.facts.along(site.leaving).items():
@@ -220,7 +220,7 @@ def _pad(site: _Site) -> None:
 
 
 def _normalized(site: _Site) -> None:
-    """`layer_norm(x, shape)`: the trailing dims."""
+    """Rewrite `layer_norm(x, shape)`: the trailing dims."""
     shape: Sequence[Any] = site.argument(0)
     first = len(site.entering.shape) - len(shape)
     new = [site.sized(size, site.entering, first + n) for n, size in enumerate(shape)]
@@ -229,7 +229,7 @@ def _normalized(site: _Site) -> None:
 
 
 def _grouped(site: _Site) -> None:
-    """A conv or norm in groups that loses whole ones."""
+    """Rewrite the group count of a conv or norm that loses whole groups."""
     width = site.after.facts.group_width.get(site.node.name)
     if width is not None and site.shrinks(site.entering, 1):
         groups = site.argument(0)
@@ -239,14 +239,14 @@ def _grouped(site: _Site) -> None:
 
 
 def _attention(site: _Site) -> None:
-    """The scale 1 / sqrt(width of the queries) stays what it was."""
+    """Fix the scale of attention at its old value, 1 / sqrt(old width of the queries)."""
     last = len(site.entering.shape) - 1
     if site.shrinks(site.entering, last) and site.argument(0) is None:
         site.edit.set_argument(site.node, "scale", 1.0 / math.sqrt(site.entering.shape[last]))
 
 
 def _roll(site: _Site) -> None:
-    """Entries that come round the end: as many as survive of them."""
+    """Rewrite `roll`: shift by the number of surviving entries that wrap around."""
     shifts, dims = site.argument(0), site.argument(1)
     if dims is None:
         return

@@ -1,4 +1,4 @@
-"""The sizes of tensors, and the numbers that are computed from them, after units went or were copied."""
+"""Sizes of tensors, and numbers computed from them, after units are removed or copied."""
 
 # ruff: noqa: ANN401 -- values of the user's graph
 
@@ -13,20 +13,20 @@ from fxsurgery.ops.labels import Labels
 
 
 @dataclass
-class After:
-    """The sizes after the change: of tensors, and of the numbers that are computed from them."""
+class SurvivingSizes:
+    """Sizes after the change, and the numbers that the graph computes from them."""
 
     facts: Structure
     keep: Counts
     _known: dict[fx.Node, Any] = field(default_factory=dict)
 
     def size(self, labels: Labels, dim: int) -> int:
-        """The surviving size of a dim."""
+        """Return the surviving size of a dim."""
         ids = self.facts.along(labels).get(dim)
         return labels.shape[dim] if ids is None else int(self.keep[ids].sum())
 
     def number(self, node: fx.Node) -> Any:
-        """What a node that gives a number will give in the resized program."""
+        """Return the value of a number node in the resized program."""
         if node.name not in self.facts.numbers:
             return self.facts.values[node.name]
         if node not in self._known:
@@ -44,11 +44,11 @@ class After:
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
 
     def is_stale(self, node: fx.Node) -> bool:
-        """Whether a single number will change."""
+        """Return True if a single number changes."""
         if not isinstance(self.facts.values[node.name], int) or node.name not in self.facts.numbers:
             return False
         return bool(self.number(node) != self.facts.values[node.name])
 
     def holds_batch(self, node: fx.Node) -> bool:
-        """Whether a number may depend on the batch: some dim 0 is behind it."""
+        """Return True if a number may depend on the batch size, because a dim 0 contributes to it."""
         return any(0 in dims for _, dims in self.facts.numbers.get(node.name, ()))

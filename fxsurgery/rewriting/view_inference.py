@@ -1,11 +1,17 @@
-"""What sizes a view has to be told when the tensor that it views has others."""
+"""Infer the target sizes of a view after the shape of its input changed."""
 
 import math
 from collections.abc import Sequence
 
 
-def regrouped(before: Sequence[int], now: Sequence[int], old: Sequence[int]) -> list[int] | None:
-    """What a view of `before` as `old` is of `now`: the same dims joined or split; `None` if that cannot be told."""
+def infer_view_sizes(before: Sequence[int], now: Sequence[int], old: Sequence[int]) -> list[int] | None:
+    """Infer the target sizes of a view after its input shape changed; `None` if ambiguous.
+
+    Args:
+        before: shape of the input before the change.
+        now: shape of the input after it.
+        old: target sizes of the view of `before`. The same dims are joined and split in the view of `now`.
+    """
     found, at = list[int](), 0
     out = 0
     while out < len(old):
@@ -18,7 +24,7 @@ def regrouped(before: Sequence[int], now: Sequence[int], old: Sequence[int]) -> 
                 outer, out = outer * old[out], out + 1
             else:
                 return None
-        while out == len(old) and at < len(before):  # dims of one that are left over
+        while out == len(old) and at < len(before):  # remaining dims of size 1
             at += 1
         group = _group(before[first_in:at], now[first_in:at], old[first_out:out])
         if group is None:
@@ -28,7 +34,7 @@ def regrouped(before: Sequence[int], now: Sequence[int], old: Sequence[int]) -> 
 
 
 def _group(before: Sequence[int], now: Sequence[int], old: Sequence[int]) -> list[int] | None:
-    """One group of dims that a view joins and splits: leading sizes are split off dims that do not change."""
+    """Infer the sizes of one group of dims that a view joins and splits; leading sizes come from unchanged dims."""
     if tuple(before) == tuple(now):
         return list(old)
     pairs, found = list(zip(before, now, strict=True)), list[int]()

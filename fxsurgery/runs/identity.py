@@ -27,15 +27,16 @@ LONGEST = 100
 _VERSIONED = {"torch", "fxsurgery", "builtins", "operator", "math"}
 
 
-def fingerprint(program: Program) -> str:
-    """A hash of a program's graph, weights and example inputs."""
-    digest = hashlib.sha256(program.text().encode())
+def fingerprint(program: Program) -> dict[str, str]:
+    """Return hashes of a program's graph, weights and example inputs, by these names."""
+    weights, examples = hashlib.sha256(), hashlib.sha256()
     for name, tensor in sorted(tensors_of(program.graph_module).items()):
-        digest.update(name.encode())
-        digest.update(_bytes(tensor))
+        weights.update(name.encode())
+        weights.update(_bytes(tensor))
     for tensor in program.examples.tensors:
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()[:16]
+        examples.update(_bytes(tensor))
+    digests = {"graph": hashlib.sha256(program.text().encode()), "weights": weights, "example_inputs": examples}
+    return {name: digest.hexdigest()[:16] for name, digest in digests.items()}
 
 
 def structural_hash(program: Program) -> str:

@@ -71,7 +71,7 @@ class Journal:
     def damaged(self, number: int, why: str) -> RunError:
         """The error of a line, counted from 1, that is not as it was written."""
         return RunError(
-            f"{self.path} is damaged in line {number} ({why}); begin in another directory, or remove this line and all "
+            f"{self.path} is damaged in line {number} ({why}); start in another directory, or remove this line and all "
             "below it: the run then does again what they tell of"
         )
 

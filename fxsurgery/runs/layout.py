@@ -1,4 +1,4 @@
-"""What stands in a run directory when a run comes to it: nothing, a run to go on with, or what is none of ours."""
+"""The layout of a run directory, and the checks before a run starts, resumes or is refused there."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from typing import Any
 from fxsurgery.argument_names import assigned
 from fxsurgery.errors import RunError
 from fxsurgery.files import write_whole, writing
+from fxsurgery.runs.differences import differences
 from fxsurgery.strict_json import read_json
 
 CONFIG, JOURNAL, STAGES, BEST, RESULT = "config.json", "journal.jsonl", "stages", "best", "result"
@@ -17,25 +18,30 @@ REPORT = "report.html"
 FORMAT = 1
 MOST_CONFIG_BYTES, MOST_CONFIG_DEPTH = 2**26, 256
 ENVIRONMENT = "environment"
-"""The settings that may differ when a run is resumed: the end may then differ in rounding."""
+"""The settings that may differ when a run is resumed; the results may then differ in rounding."""
 
 
-def begin(path: Path, asked: Mapping[str, Any], *, resume: bool) -> list[str]:
-    """Make a directory ready for a run that asks for `asked`, plain JSON, or find it to be that of such a run.
+def begin(path: Path, requested: Mapping[str, Any], *, resume: bool) -> list[str]:
+    """Prepare a directory for a new run, or check that the run in it may be resumed.
+
+    Args:
+        path: the directory.
+        requested: the settings of the run, as plain JSON.
+        resume: whether to continue a run that is there.
 
     Returns:
-        Notes on what differs from the run that is there.
+        Notes on environment settings that differ from the recorded run.
 
     Raises:
-        RunError: it holds a run that is not to be resumed, or that asked for something else; or is damaged.
+        RunError: the directory holds a run and `resume` is False, or a run with other settings; or it is damaged.
     """
     _require_kinds(path)
     _clear(path)
     before = _config(path / CONFIG)
-    now: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **asked}))
-    other = sorted(k for k in {*(before or now), *now} if k != ENVIRONMENT and (before or now).get(k) != now.get(k))
-    if (other or not resume) and not _has_trained(path):
-        # What is there was refused before it trained, such as for its budget, and is in nobody's way.
+    now: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **requested}))
+    changed = [] if before is None else differences(_identity(before), _identity(now))
+    if (changed or not resume) and not _has_trained(path):
+        # A run that was refused before it trained, such as for its budget, leaves nothing to protect.
         before = None
         with writing(path):
             (path / JOURNAL).unlink(missing_ok=True)
@@ -44,19 +50,22 @@ def begin(path: Path, asked: Mapping[str, Any], *, resume: bool) -> list[str]:
         return []
     if not resume:
         raise RunError(
-            f"{path} holds a run already: pass {assigned('resume', value=True)} to go on with it, or another directory"
+            f"{path} holds a run already: pass {assigned('resume', value=True)} to continue it, or another directory"
         )
-    if other:
-        told = "; ".join(_difference(k, before.get(k), now.get(k)) for k in other)
-        raise RunError(f"{path} holds a run that asked for something else: {told}. Begin in another directory")
+    if changed:
+        listed = "\n".join(f"  {line}" for line in changed)
+        raise RunError(
+            f"{path} holds a run with other settings (recorded -> requested):\n{listed}\n"
+            "restore the recorded values to resume it, or start in another directory"
+        )
     return _environment(before, now)
 
 
 def require_ours(path: Path) -> None:
-    """Refuse a folder of something else.
+    """Refuse a directory that holds other files and no run.
 
     Raises:
-        RunError: it holds files, and no run.
+        RunError: it holds files, but no run.
     """
     with writing(path):
         there = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
@@ -64,23 +73,39 @@ def require_ours(path: Path) -> None:
         raise RunError(f"{path} holds {', '.join(there[:3])} and no run; give an empty directory, or a new one")
 
 
-def _require_kinds(path: Path) -> None:
-    """Refuse a folder, pipe or socket where a file is to be, and a file where a folder is, before hours of training.
+def result_directory(path: Path) -> Path:
+    """Return the directory of the result in `path`: `path` itself unless it is a run directory.
 
     Raises:
-        RunError: it names the first.
+        RunError: the run has not finished; the message says how to resume it.
+    """
+    if not (path / CONFIG).is_file():
+        return path
+    if not (path / RESULT).is_dir():
+        raise RunError(
+            f"{path} holds a run that has not finished, so there is no result to load; call optimize again and "
+            f"pass {assigned('resume', value=True)} with the same arguments to finish it"
+        )
+    return path / RESULT
+
+
+def _require_kinds(path: Path) -> None:
+    """Refuse a directory, pipe or socket in place of a file, and a file in place of a directory, before training.
+
+    Raises:
+        RunError: a path has the wrong type; the message names the first.
     """
     with writing(path):
         for name in (CONFIG, JOURNAL, REPORT):
             if os.path.lexists(path / name) and not (path / name).is_file():
-                raise RunError(f"{path / name} is not a regular file; remove it, or begin in another directory")
+                raise RunError(f"{path / name} is not a regular file; remove it, or start in another directory")
         for name in (STAGES, BEST, RESULT):
             if os.path.lexists(path / name) and not (path / name).is_dir():
-                raise RunError(f"{path / name} is not a directory; remove it, or begin in another directory")
+                raise RunError(f"{path / name} is not a directory; remove it, or start in another directory")
 
 
 def _clear(path: Path) -> None:
-    """Remove what a killed process was about to put in its place."""
+    """Remove temporary files that a killed process left behind."""
     with writing(path):
         names = (CONFIG, BEST, RESULT, REPORT)
         for left in (*(p for name in names for p in path.glob(f".{name}.*")), *(path / STAGES).glob(".*")):
@@ -91,16 +116,16 @@ def _clear(path: Path) -> None:
 
 
 def _config(path: Path) -> dict[str, Any] | None:
-    """What a run asked for; `None` where there is none."""
+    """Return the recorded settings of a run, or None if there is no run."""
     if not os.path.lexists(path):
         return None
     try:
         found = read_json(path, max_bytes=MOST_CONFIG_BYTES, max_depth=MOST_CONFIG_DEPTH, allow_nan=True)
     except RunError as error:
-        raise RunError(f"{error}, or begin in another directory") from error
+        raise RunError(f"{error}, or start in another directory") from error
     if not isinstance(found, dict):
         raise RunError(
-            f"{path} is damaged: it is no JSON object; restore an intact copy, or begin in another directory"
+            f"{path} is damaged: it is not a JSON object; restore an intact copy, or start in another directory"
         )
     return found
 
@@ -110,17 +135,11 @@ def _has_trained(path: Path) -> bool:
         return any((path / STAGES).glob("*"))
 
 
+def _identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that must agree when a run is resumed."""
+    return {key: value for key, value in settings.items() if key != ENVIRONMENT}
+
+
 def _environment(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    was, is_ = before.get(ENVIRONMENT), now.get(ENVIRONMENT)
-    return [f"resumed in another environment ({was}, now {is_}): the end may differ in rounding"] if was != is_ else []
-
-
-def _difference(name: str, before: object, now: object) -> str:
-    if name == "fingerprint":
-        return "the model, its weights or the first inputs are others"
-    return f"{name} was {_short(before)}, is {_short(now)}"
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 200 else f"{text[:200]}..."
+    changed = differences({ENVIRONMENT: before.get(ENVIRONMENT)}, {ENVIRONMENT: now.get(ENVIRONMENT)})
+    return [f"resumed in another environment ({'; '.join(changed)}): results may differ in rounding"] if changed else []

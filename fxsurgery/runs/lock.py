@@ -22,7 +22,7 @@ FILE = ".lock"
 _UNKNOWN = {errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS}
 """What a file system says that knows no locks."""
 _TAKEN = {errno.EACCES, errno.EAGAIN}
-_REMEDY = "let it end, or begin in another directory"
+_REMEDY = "let it end, or start in another directory"
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,7 @@ def _locked(folder: Path) -> int:
     """
     path = folder / FILE
     if os.path.lexists(path) and not path.is_file():
-        raise RunError(f"{path} is not a regular file; remove it, or begin in another directory")
+        raise RunError(f"{path} is not a regular file; remove it, or start in another directory")
     # A pipe that takes its place in between is opened without waiting for its other end.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666)
     try:
@@ -120,7 +120,7 @@ def _locked(folder: Path) -> int:
 
 def _require_regular(descriptor: int, path: Path) -> None:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        raise RunError(f"{path} is not a regular file; remove it, or begin in another directory")
+        raise RunError(f"{path} is not a regular file; remove it, or start in another directory")
 
 
 def _take(descriptor: int) -> None:

@@ -84,7 +84,7 @@ def require_curve(records: object, stage: str) -> None:
         RunError: it names the stage.
     """
     if not is_curve(records):
-        raise RunError(f"the journal's training curve of stage {stage!r} is none; begin in another directory")
+        raise RunError(f"the journal's training curve of stage {stage!r} is none; start in another directory")
 
 
 _MUST: Mapping[str, Mapping[str, _Field]] = {

@@ -119,7 +119,7 @@ class RunDir:
                 self._note({"kind": "value", "name": name, "value": value})
                 return value
             if not is_valid(record["value"]):
-                raise RunError(f"{self.path}: the journal's {name!r} is not of its type; begin in another directory")
+                raise RunError(f"{self.path}: the journal's {name!r} is not of its type; start in another directory")
             found: T = record["value"]
             return found
 
@@ -222,7 +222,7 @@ class RunDir:
         was = f"{record.get('kind')} {record.get('name')!r}"
         return RunError(
             f"{self.path}: the journal has {was} where this run comes to {kind} {name!r}; it is another "
-            "version's or another model's. Begin in another directory"
+            "version's or another model's. Start in another directory"
         )
 
     def _note(self, record: Record) -> None:

@@ -80,7 +80,7 @@ class StageStore:
         if self.stem is None:
             if self._held is None:
                 raise RunError(
-                    f"the weights of stage {self.name!r} were discarded after the stage; begin in another directory "
+                    f"the weights of stage {self.name!r} were discarded after the stage; start in another directory "
                     "to train it anew"
                 )
             return self._held
@@ -118,11 +118,11 @@ class StageStore:
         if not path.exists():
             raise RunError(
                 f"{path} is not there: the weights of stage {self.name!r} were discarded after the stage, or "
-                "somebody removed them. Begin in another directory"
+                "somebody removed them. Start in another directory"
             )
         recorded = None if self.record is None else self.record.get("weights")
         again = f"remove the line of stage {self.name!r} and all below it from the journal: they are then done again"
-        return read_state(path, f"begin in another directory, or {again}", recorded)
+        return read_state(path, f"start in another directory, or {again}", recorded)
 
 
 def _remove(path: Path) -> None:

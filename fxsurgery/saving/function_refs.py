@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxsurgery.argument_names import usage
 from fxsurgery.errors import SavingError
 
 Function = Callable[..., Any]
@@ -75,7 +76,7 @@ def name_of(function: Function) -> str:
         home, own = getattr(function, "__module__", "?"), getattr(function, "__qualname__", function)
         raise SavingError(
             f"the function {home}.{own} is none of torch's own; keep the module that calls it whole with "
-            "leaf_modules=(ThatModule,)"
+            f"{usage('leaf_modules=(ThatModule,)', 'leaf_modules')}"
         )
     return found
 

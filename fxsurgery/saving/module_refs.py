@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from fxsurgery.analysis.refit import size_attributes
+from fxsurgery.argument_names import keyword
 from fxsurgery.errors import RunError, SavingError
 from fxsurgery.nn.elastic.kernels import ElasticConv, ElasticConv1d, ElasticConv2d, ElasticConv3d, KernelMatrices
 from fxsurgery.nn.elastic.switches import BlockSwitch, UnitMask
@@ -195,7 +196,8 @@ def is_sizes(sizes: object) -> bool:
 def _opaque(entry: OpaqueEntry, original: nn.Module | None) -> nn.Module:
     if original is None:
         raise RunError(
-            f"`{entry.path}` is a {entry.class_name} of the model, which was kept whole; pass it as original="
+            f"`{entry.path}` is a {entry.class_name} of the model, which was kept whole; pass it as "
+            f"{keyword('original')}"
         )
     found = submodule(original, entry.path)
     if found is None:

@@ -121,15 +121,10 @@ def captures(original: nn.Module | None, inputs: Inputs, kept: Iterable[str]) ->
     """
     if original is None:
         return
-    tensor = next((t for t in (*original.parameters(), *original.buffers())), None)
-    examples = inputs if tensor is None else inputs.map(lambda x: x.to(tensor.device))
     problems = list[SurgeryError]()
     for leaf_modules in ((), _leaf_types(original, kept)):
         try:
-            yield capture(
-                original, *examples.args, leaf_modules=leaf_modules, example_kwargs=dict(examples.kwargs),
-                batch_dims=statement_of(examples),
-            )  # fmt: skip
+            yield capture(original, inputs, leaf_modules=leaf_modules, batch_dims=statement_of(inputs))
         except SurgeryError as error:
             problems.append(error)
     if len(problems) == 2:

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeAlias
 
-from fxsurgery.errors import SurgeryError
+from fxsurgery.errors import ArgumentError, SurgeryError
 from fxsurgery.option_text import Wording
 from fxsurgery.program import Program
 from fxsurgery.searchers import dnal, ectonas, prune
@@ -14,6 +13,7 @@ from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.common.width_constraints import WidthConstraints
 from fxsurgery.searchers.common.widths import Space
 from fxsurgery.searchers.session import SearchOutcome, Stage
+from fxsurgery.suggestions import hint
 
 MethodName: TypeAlias = Annotated[
     Literal["dnal", "prune", "ectonas"], Wording(": no method is named {value}; there are: dnal, prune, ectonas")
@@ -83,11 +83,9 @@ def method_of(
 def _made(method: Method, named: Mapping[str, Any], beside: Iterable[str]) -> Any:  # noqa: ANN401 -- the method's own settings
     known = [field.name for field in fields(method.settings)]
     if unknown := [name for name in named if name not in known]:
-        near = get_close_matches(unknown[0], [*known, *beside], 1)
         owners = [m.name for m in METHODS.values() if unknown[0] in {field.name for field in fields(m.settings)}]
-        similar = f"did you mean {near[0]}?" if near else f"it has: {', '.join(known)}"
-        hint = f"use method={owners[0]!r}, which has it" if owners else similar
-        raise SurgeryError(
-            f"optimize takes no {unknown[0]!r}, nor does method={method.name!r} have such a setting; {hint}"
-        )
+        remedy = f"use method={owners[0]!r}, which has it" if owners else hint(unknown[0], [*known, *beside])
+        raise ArgumentError(
+            f"optimize takes no {unknown[0]!r}, nor does method={method.name!r} have such a setting; {remedy}"
+        ).at(unknown[0])
     return method.settings(**named)

@@ -20,8 +20,9 @@ import torch
 from fxsurgery.analysis.cost import cost
 from fxsurgery.analysis.importance import bn_gamma, magnitude, over_their_mean, taylor
 from fxsurgery.analysis.structure import structure
-from fxsurgery.argument_names import assigned, named
+from fxsurgery.argument_names import assigned, entry, named
 from fxsurgery.budget import Budget
+from fxsurgery.calls import checked_construction
 from fxsurgery.errors import BudgetError, StructureError, TrainingError
 from fxsurgery.option_types import Count, Range
 from fxsurgery.program import Program
@@ -40,6 +41,7 @@ SUMS = "fxsurgery_taylor"
 """The buffer in which a copy of the model adds up each unit's Taylor importance, so that snapshots have it."""
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Prune(Narrowing):
     """How the search goes.
@@ -75,7 +77,7 @@ def search(program: Program, budget: Budget | None, config: Prune, session: Sess
         TrainingError: the loss is not finite.
     """
     if budget is None and not session.constraints.targets:
-        raise BudgetError(f"{assigned('method', 'prune')} needs a budget, e.g. Budget(macs=0.5)")
+        raise BudgetError(f"{assigned('method', 'prune')} needs a budget, e.g. {entry('budget', 'macs', 0.5)}")
     found = widths(program, config, session.constraints)
     found.require_targets()
     if budget is not None:
@@ -119,11 +121,10 @@ def widths(program: Program, config: Prune, constraints: WidthConstraints = FREE
         return found
     gammas = bn_gamma(program)
     names = ", ".join(c.group.name for c in found.choices[:3])
-    scaled = Restriction(
-        lambda group: bool(np.isfinite(gammas[group.units]).all()), "no batch norm scales its channels"
-    )
+    scaled = Restriction(lambda g: bool(np.isfinite(gammas[g.units]).all()), "no batch norm scales its channels")
     if not (restricted := found.restricted(scaled)).choices:
-        raise StructureError(f"no batch norm scales the channels of {names}: take importance='magnitude' or 'taylor'")
+        setting = entry("settings", "importance", "magnitude")
+        raise StructureError(f"no batch norm scales the channels of {names}; pass {setting} or 'taylor'")
     return restricted
 
 
@@ -148,7 +149,8 @@ def needs_data(config: Prune) -> str | None:
         return None
     return (
         "Taylor importance is made of the gradients of your loss, and a model that learns from its own outputs has "
-        f"none at first: give {named('train_data')} and {named('val_data')}, or take importance='magnitude'"
+        f"none at first: give {named('train_data')} and {named('val_data')}, or pass "
+        f"{entry('settings', 'importance', 'magnitude')}"
     )
 
 
@@ -210,7 +212,9 @@ def _cutter(
         except (StructureError, BudgetError) as error:
             if number == 1:
                 raise
-            raise BudgetError(f"what round {number - 1} left cannot be cut as far: {error}. Take rounds=1") from error
+            raise BudgetError(
+                f"what round {number - 1} left cannot be cut as far: {error}. Pass {entry('settings', 'rounds', 1)}"
+            ) from error
 
     return cut
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from fxsurgery.argument_names import named
 from fxsurgery.errors import DataError, reason_of
+from fxsurgery.example_inputs import holds_numbers, tensor_of
 from fxsurgery.inputs import Inputs
 from fxsurgery.option_types import Count, checked
 from fxsurgery.training.array_loader import ArrayLoader, Arrays, Batches, samples
@@ -50,10 +51,6 @@ def loader_of(data: object, batch_size: Count, seed: int | None, name: str) -> L
         f"{named(name)} must be a DataLoader, a Dataset, or a tuple of tensors (inputs, target) or a dict of them, "
         f"not {describe(data)}"
     )
-
-
-_NUMBERS = "biufc"
-"""The kinds of numpy's types that are numbers."""
 
 
 def _order(data: object, batch_size: int, seed: int | None, name: str) -> Batches:
@@ -96,7 +93,7 @@ def _tensors(data: tuple[Any, ...] | list[Any] | Mapping[str, Any], name: str) -
         raise DataError(
             f"{named(name)} holds a sparse, nested or meta tensor, of which no batches can be drawn: give it dense"
         )
-    if odd := [x for x in arrays if isinstance(x, np.ndarray) and x.dtype.kind not in _NUMBERS]:
+    if odd := [x for x in arrays if isinstance(x, np.ndarray) and not holds_numbers(x)]:
         raise DataError(
             f"{named(name)} must hold numbers, not an array of type {odd[0].dtype}; encode it as numbers first"
         )
@@ -110,17 +107,9 @@ def _tensors(data: tuple[Any, ...] | list[Any] | Mapping[str, Any], name: str) -
 def _plain(data: Any) -> Any:  # noqa: ANN401
     if isinstance(data, Mapping):
         return {key: _plain(value) for key, value in data.items()}
-    return tuple(map(_plain, data)) if isinstance(data, tuple | list) else _tensor(data)
-
-
-def _tensor(array: Any) -> Tensor:  # noqa: ANN401
-    """Numpy's float64 and its integers but uint8 become what models and losses expect of them."""
-    if isinstance(array, Tensor):
-        return array
-    tensor: Tensor = torch.from_numpy(np.ascontiguousarray(array))
-    if tensor.dtype == torch.float64:
-        return tensor.to(torch.get_default_dtype())
-    return tensor.long() if tensor.dtype in {torch.int8, torch.int16, torch.int32} else tensor
+    if isinstance(data, tuple | list):
+        return tuple(map(_plain, data))
+    return tensor_of(data) if isinstance(data, np.ndarray) else data
 
 
 def has_length(loader: Loader) -> bool:
@@ -158,7 +147,7 @@ def ending(loader: Loader, most: int | None, name: str) -> Iterator[Any]:
         if number == limit:
             raise DataError(
                 f"{named(name)} has no end after {limit:,} batches, and its length does not say when it "
-                "ends; give a loader with a length, or say how many batches to score: train_data=Task.of(train, val, "
+                "ends; give a loader with a length, or say how many batches to score: Task.of(train, val, "
                 "val_batches=100)"
             )
         yield batch

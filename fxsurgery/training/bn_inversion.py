@@ -26,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
 from fxsurgery.argument_names import named
+from fxsurgery.calls import checked_construction
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs, tensors_in
 from fxsurgery.ops.operator import Kind
@@ -54,6 +55,7 @@ EPSILON = 1e-5
 EASY_MACS = 5e7
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Amount:
     """How much is made, and with how much work."""

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxsurgery.argument_names import usage
+
 IGNORED = -100
 """The target that PyTorch's losses leave out unless given another."""
 
@@ -32,15 +34,17 @@ def cross_entropy(output: Any, target: Tensor) -> Tensor:  # noqa: ANN401
     """
     logits = _logits(output)
     if logits.dim() < 2 or logits.shape[1] < 2:
-        raise ValueError(f"cross-entropy wants outputs (batch, classes, ...) of two classes at least; {_OTHERWISE}")
+        raise ValueError(f"cross-entropy wants outputs (batch, classes, ...) of two classes at least; {_otherwise()}")
     if target.is_floating_point() and target.shape == logits.shape:
         sums = target.sum(1)
         if bool((target < 0).any()) or not torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
-            raise ValueError(f"cross-entropy wants class numbers, or probabilities that sum to 1; {_OTHERWISE}")
+            raise ValueError(f"cross-entropy wants class numbers, or probabilities that sum to 1; {_otherwise()}")
     return nn.functional.cross_entropy(logits, target)
 
 
-_OTHERWISE = "for another problem give its loss, such as loss=nn.MSELoss() or loss=nn.BCEWithLogitsLoss()"
+def _otherwise() -> str:
+    examples = usage("loss=nn.MSELoss() or loss=nn.BCEWithLogitsLoss()", "loss")
+    return f"for another problem give its loss, such as {examples}"
 
 
 def accuracy(output: Any, target: Tensor, ignore_index: int = IGNORED) -> Tensor:  # noqa: ANN401
@@ -59,9 +63,10 @@ def accuracy(output: Any, target: Tensor, ignore_index: int = IGNORED) -> Tensor
 def _logits(output: Any) -> Tensor:  # noqa: ANN401
     found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
     if not isinstance(found, Tensor):
+        line = 'loss=lambda output, target: functional.cross_entropy(output["out"], target), and metric= likewise'
         raise TypeError(
-            "cross-entropy and accuracy want a tensor, or an output with `logits`; for any other say what part they "
-            'take: loss=lambda output, target: functional.cross_entropy(output["out"], target), and metric= alike'
+            "cross-entropy and accuracy take a tensor, or an output with `logits`; for any other output, give a loss "
+            f"and a metric that select their part: {usage(line, 'loss', 'metric')}"
         )
     return found
 

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, DistributedType, GradientState, PartialState
 from torch import Tensor
 
+from fxsurgery.argument_names import assigned, keyword
 from fxsurgery.errors import DeviceError, reason_of
 from fxsurgery.option_types import checked
 from fxsurgery.turns import TURNS
@@ -98,7 +99,7 @@ def accelerated(
         if mixed_precision not in {None, device.mixed_precision}:
             raise DeviceError(
                 f"the recipe asks for {mixed_precision}, the Accelerator has {device.mixed_precision}; give both the "
-                "same mixed_precision="
+                f"same {keyword('mixed_precision')}"
             )
         _require_supported(device, device.device, accumulate)
         yield device, device.device
@@ -116,7 +117,7 @@ def accelerated(
         except ValueError as error:
             raise DeviceError(
                 f"cannot train on {target} with precision {mixed_precision}: {reason_of(error)}; choose another "
-                "device= or mixed_precision="
+                f"{keyword('device')} or {keyword('mixed_precision')}"
             ) from error
         there = target if processes() == 1 else accelerator.device
         _require_supported(accelerator, there, accumulate)
@@ -126,7 +127,9 @@ def accelerated(
 def _require_supported(accelerator: Accelerator, device: torch.device, accumulate: int) -> None:
     precision, kind = accelerator.mixed_precision, accelerator.distributed_type
     if precision == "fp16" and accelerator.scaler is None:
-        raise DeviceError(f"fp16 needs its losses scaled, which {device} does not do; use mixed_precision='bf16'")
+        raise DeviceError(
+            f"fp16 needs its losses scaled, which {device} does not do; use {assigned('mixed_precision', 'bf16')}"
+        )
     if precision not in {"no", "bf16", "fp16"}:
         raise DeviceError(f"cannot train with precision {precision!r}; use 'no', 'bf16' or 'fp16'")
     if kind not in SUPPORTED:

@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxsurgery.calls import checked_construction
 from fxsurgery.errors import TrainingError, reason_of
 from fxsurgery.program import Program
 from fxsurgery.taps import tapped
 from fxsurgery.training.objective import TASK, Batch, Terms
 
 
+@checked_construction
 @dataclass(eq=False)
 class FeatureDistillation:
     """An objective: the task's loss, and how far inner feature maps are from those of a teacher.

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fxsurgery.argument_names import entry, keyword, named
 from fxsurgery.errors import DataError, DeviceError, DivergedError, TrainingError, reason_of
+from fxsurgery.example_inputs import by_parameters
 from fxsurgery.inputs import Inputs, tensors_in
 from fxsurgery.training.accumulating import Accumulating
 from fxsurgery.training.batches import describe, describe_inputs
@@ -30,21 +32,12 @@ def addressed(model: nn.Module, inputs: Inputs) -> Inputs:
     Raises:
         DataError: there are entries that it has no parameter for.
     """
-    if inputs.args or not inputs.kwargs:
-        return inputs
     inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    signature, whole = inspect.signature(inner.forward), dict(inputs.kwargs)
-    if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
-        return inputs
-    if any(name in signature.parameters for name in whole):
-        _refuse_extra(inputs, list(signature.parameters))
-        return inputs
     try:
-        signature.bind(whole)
-    except TypeError:
-        _refuse_extra(inputs, list(signature.parameters))
-        return inputs
-    return Inputs((whole,), {}, inputs.batch_dims)
+        return by_parameters(inputs, inner.forward)
+    except DataError:
+        _refuse_extra(inputs, list(inspect.signature(inner.forward).parameters))
+        raise
 
 
 def _hint(inputs: Inputs) -> str:
@@ -59,8 +52,8 @@ def _refuse_extra(inputs: Inputs, known: list[str]) -> None:
         taken = ", ".join(f"{name!r}: batch[{name!r}]" for name in inputs.kwargs if name in known) or "..."
         raise DataError(
             f"the model cannot take inputs {describe_inputs(inputs)}{_hint(inputs)}: its forward has no "
-            f"{', '.join(map(repr, extra))}, it takes {', '.join(known)}. Leave these entries out of the data, or with "
-            f"train_data=Task.of(train, val, split=lambda batch: ({{{taken}}}, batch['labels']))"
+            f"{', '.join(map(repr, extra))}, it takes {', '.join(known)}. Leave these entries out of the data, or "
+            f"build the data with Task.of(train, val, split=lambda batch: ({{{taken}}}, batch['labels']))"
         )
 
 
@@ -112,7 +105,7 @@ def loss_of(task: Task, output: Any, target: Any) -> Tensor:  # noqa: ANN401
         _blame(
             error,
             f"the loss cannot take output {describe(output)} and target {describe(target)}",
-            "give targets or a loss= that fit",
+            f"give targets or a {keyword('loss')} that fit",
         )
     terms = _terms(given)
     tensors = [term for term in terms.values() if isinstance(term, Tensor)]
@@ -161,8 +154,9 @@ def _blame_terms(terms: Mapping[str, Tensor | float]) -> None:
     if wrong := [name for name, value in values.items() if not math.isfinite(value)]:
         shown = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
         raise DivergedError(
-            f"of the loss {shown}, {' and '.join(map(repr, wrong))} is not finite; lower the learning rate, set "
-            "gradient_clip=1.0 (of the settings or of Recipe), or look for a division by 0 or a log of 0 in that term"
+            f"of the loss {shown}, {' and '.join(map(repr, wrong))} is not finite; lower the learning rate, clip "
+            f"the gradients with {entry('settings', 'gradient_clip', 1.0)}, or look for a division by 0 or a "
+            "log of 0 in that term"
         )
 
 
@@ -182,7 +176,7 @@ def figures_of(task: Task, output: Any, target: Any, loss: float) -> dict[str, f
             return _numbers(accuracy(_readable(output), target, task.counting.ignore_index), task.metric_name)
         return _numbers(metric(_readable(output), target), task.metric_name)
     except MISFITS as error:
-        _blame(error, _metric_misfit(task, output, target), "give another metric=")
+        _blame(error, _metric_misfit(task, output, target), f"give another {keyword('metric')}")
 
 
 def update(meter: Accumulating, task: Task, output: Any, target: Any) -> None:  # noqa: ANN401
@@ -195,7 +189,7 @@ def update(meter: Accumulating, task: Task, output: Any, target: Any) -> None:  
     try:
         meter.update(_readable(output), target)
     except MISFITS as error:
-        _blame(error, _metric_misfit(task, output, target), "give another metric=")
+        _blame(error, _metric_misfit(task, output, target), f"give another {keyword('metric')}")
 
 
 def compute(meter: Accumulating, task: Task) -> dict[str, float]:
@@ -208,7 +202,7 @@ def compute(meter: Accumulating, task: Task) -> dict[str, float]:
     try:
         return _numbers(meter.compute(), task.metric_name)
     except MISFITS as error:
-        _blame(error, f"compute() of {task.metric_name} fails, or gives no number", "give another metric=")
+        _blame(error, f"compute() of {task.metric_name} fails, or gives no number", f"give another {keyword('metric')}")
 
 
 def _metric_misfit(task: Task, output: object, target: object) -> str:
@@ -258,5 +252,5 @@ def _refuse_broadcast(function: object, what: str, output: object, target: objec
 def _blame(error: Exception, what: str, remedy: str) -> NoReturn:
     """Raise an error of ours, whose message begins with `what`, for one that a call of the user's code raised."""
     if isinstance(error, torch.OutOfMemoryError):
-        raise DeviceError(f"out of memory, use a smaller batch_size: {what}") from error
+        raise DeviceError(f"out of memory, use a smaller {named('batch_size')}: {what}") from error
     raise DataError(f"{what}: {reason_of(error)}; {remedy}") from error

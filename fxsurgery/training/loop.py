@@ -17,6 +17,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
+from fxsurgery.argument_names import entry
 from fxsurgery.errors import DivergedError, TrainingError
 from fxsurgery.seeding import mix, reseed
 from fxsurgery.surroundings import plain_surroundings
@@ -197,7 +198,7 @@ class _Training:
         if wrong := not_finite(self.stepper.model):
             raise DivergedError(
                 f"stage {self.stepper.stage!r}: {', '.join(wrong[:3])} ended with values that are not finite; lower "
-                "the learning rate, or set gradient_clip=1.0 (of the settings or of Recipe)"
+                f"the learning rate, or clip the gradients with {entry('settings', 'gradient_clip', 1.0)}"
             )
 
     def _seconds(self) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from fxsurgery.calls import checked_construction
 from fxsurgery.errors import TrainingError, reason_of
 from fxsurgery.option_types import Range, check_fields, checked
 from fxsurgery.training.batches import count
@@ -24,7 +25,10 @@ MemoryFormat: TypeAlias = Literal["contiguous", "channels_last"]
 """How the weights of 2-D and 3-D convolutions lie in memory, which the maps between them follow."""
 Accumulate: TypeAlias = Annotated[int, Range(least=1, below=2**31, said=": a step takes at least 1 batch")]
 """Batches of one optimizer step."""
-MIN_STEPS, MAX_STEPS = 200, 20_000
+MIN_STEPS = 200
+"""Default lower bound on the optimizer steps of a stage."""
+MAX_STEPS = 20_000
+"""Default upper bound on the optimizer steps of a stage."""
 _NotNegative: TypeAlias = Annotated[float, Range(least=0)]
 _Rate: TypeAlias = Annotated[float, Range(least=0, infinite=True)]
 
@@ -92,6 +96,7 @@ def steps_at(milestones: Sequence[float], factor: float = 0.1) -> Schedule:
     return lambda progress: factor ** sum(progress >= m for m in milestones)
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How to train."""
@@ -101,9 +106,9 @@ class Recipe:
     optimizer: OptimizerFactory
     """From the parameters that train to their optimizer: `sgd(0.1)`, or a class such as `torch.optim.Adam`."""
     schedule: Schedule = field(default_factory=constant)
-    gradient_clip: Annotated[float | None, Range(above=0, said=": nothing would be learned; None is no clipping")] = (
-        None
-    )
+    gradient_clip: Annotated[
+        float | None, Range(above=0, said=": it must be greater than 0; leave it out for no clipping")
+    ] = None
     """Largest norm of all gradients together."""
     accumulate: Accumulate = 1
     """Batches that one optimizer step takes: their mean loss is what one batch so many times as large would have."""

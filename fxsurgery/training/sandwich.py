@@ -13,6 +13,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from fxsurgery.calls import checked_construction
 from fxsurgery.errors import SpecError
 from fxsurgery.nn.elastic import ElasticSpace, Subnet, activate, elastic_space
 from fxsurgery.option_types import Range, Seed, check_fields
@@ -20,6 +21,7 @@ from fxsurgery.seeding import mix
 from fxsurgery.training.objective import Batch, Objective, Terms, task_objective
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class SandwichObjective:
     """An objective for a supernet, a trainable copy of a program that `elasticize` made.

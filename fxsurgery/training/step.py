@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fxsurgery.argument_names import named
+from fxsurgery.argument_names import entry, named
+from fxsurgery.calls import checked_construction
 from fxsurgery.errors import DeviceError, DivergedError, TrainingError, reason_of
 from fxsurgery.training.batch_stream import Portion
 from fxsurgery.training.device import on_device
@@ -42,6 +43,7 @@ class StepInfo:
     """The other terms that the objective names, likewise."""
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
     """What a searcher adds to the loop. In a distributed run every process calls them alike."""
@@ -135,7 +137,7 @@ class Stepper:
                 where = f"of {named('train_data')}, batch {portion.number} of epoch {portion.epoch}"
                 return f"{told}, since {where}, {wrong}; clean the data"
         return (
-            f"{told}; lower the learning rate, set gradient_clip=1.0 (of settings or Recipe), "
+            f"{told}; lower the learning rate, clip the gradients with {entry('settings', 'gradient_clip', 1.0)}, "
             "or look for a loss that is not finite on data that are"
         )
 

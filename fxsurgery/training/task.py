@@ -12,7 +12,9 @@ from torch.utils.data import DataLoader
 
 from fxsurgery.argument_names import named
 from fxsurgery.batch_layout import Statement, as_stated, by_target, is_ambiguous, sample_count
+from fxsurgery.calls import checked_construction
 from fxsurgery.errors import DataError
+from fxsurgery.example_inputs import TARGETS
 from fxsurgery.inputs import Inputs
 from fxsurgery.option_types import Count, Seed, check_fields, checked
 from fxsurgery.training.accumulating import Accumulating
@@ -29,10 +31,6 @@ Metric: TypeAlias = Callable[[Any, Any], Any] | Accumulating
 Split: TypeAlias = Callable[[Any], tuple[Any, Any]]
 
 
-TARGETS = ("labels", "label", "targets", "target", "y")
-"""Keys that hold the target of a batch that is a dict."""
-
-
 def by_convention(batch: Any) -> tuple[Any, Any]:  # noqa: ANN401
     """Split a tuple or list before its last; a dict at its one key of `TARGETS`.
 
@@ -47,12 +45,13 @@ def by_convention(batch: Any) -> tuple[Any, Any]:  # noqa: ANN401
     if not isinstance(batch, tuple | list) or len(batch) < 2:
         raise DataError(
             f"cannot tell inputs from target in a batch that is {describe(batch)}; "
-            "give train_data=Task.of(train, val, split=lambda batch: ((batch['image'],), batch['class'])) or the like"
+            "build the data with Task.of(train, val, split=lambda batch: ((batch['image'],), batch['class']))"
         )
     inputs = tuple(batch[:-1])
     return inputs[0] if len(inputs) == 1 and isinstance(inputs[0], Mapping) else inputs, batch[-1]
 
 
+@checked_construction
 @dataclass(frozen=True, eq=False)
 class Task:
     """Data, loss and metric. `Task.of` makes one from tensors and data sets, too.

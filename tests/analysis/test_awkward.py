@@ -29,7 +29,7 @@ def random_move(start: Program, seed: int, share: float = 0.3, attention: Attent
     facts, generator = PruneChannels((), attention=attention).facts(start), np.random.default_rng(seed)
     units = [(g.name, i, int(u)) for g in facts.groups for i, u in enumerate(g.units)]
     gone = {units[i][2] for i in generator.permutation(len(units))[: max(1, round(share * len(units)))]}
-    while empty := facts.emptied(facts.mask(np.asarray(sorted(gone), np.int64))):
+    while empty := facts.empty_dims(facts.mask(np.asarray(sorted(gone), np.int64))):
         gone -= set(empty)
     drop = dict[str, list[int]]()
     for name, position, unit in units:

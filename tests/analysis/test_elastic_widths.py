@@ -73,7 +73,7 @@ def test_the_least_widths_together_leave_something_everywhere(name: str):
     choices, facts = width_choices(start, (0.01, 1.0), 1), structure(start)
     assert choices
     keep = facts.mask(np.concatenate([c.order[c.counts[0] :] for c in choices]))
-    assert facts.emptied(keep) == []
+    assert facts.empty_dims(keep) == []
 
 
 def test_both_halves_of_a_split_keep_a_unit():
@@ -92,7 +92,7 @@ def test_both_halves_of_a_split_keep_a_unit():
     start = capture(model, IMAGE)
     facts, choices = structure(start), width_choices(start, (0.01,), 1)
     assert sum(c.counts[0] for c in choices) == 2
-    assert facts.emptied(facts.mask(np.concatenate([c.order[c.counts[0] :] for c in choices]))) == []
+    assert facts.empty_dims(facts.mask(np.concatenate([c.order[c.counts[0] :] for c in choices]))) == []
 
 
 def test_widths_are_rounded_to_multiples_and_hold_the_whole():

@@ -107,7 +107,7 @@ def test_a_removal_is_seeded_and_leaves_every_tensor_something():
     drop = choose(facts, 0.95, seed=3)
     assert drop == choose(facts, 0.95, seed=3) != choose(facts, 0.95, seed=4)
     gone = [facts.group(name).units[list(positions)] for name, positions in drop]
-    assert not facts.emptied(facts.mask([unit for units in gone for unit in units]))
+    assert not facts.empty_dims(facts.mask([unit for units in gone for unit in units]))
 
 
 @pytest.mark.parametrize(

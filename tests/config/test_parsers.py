@@ -2,7 +2,8 @@
 
 import pytest
 
-from fxsurgery.config.parsers import amount, assigned, shapes, value
+from fxsurgery.budget import amount
+from fxsurgery.config.parsers import assigned, shapes, value, whole_amount
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,13 @@ def test_an_amount_keeps_apart_a_count_of_one_and_the_whole(text: str, kind: typ
 def test_what_is_no_amount_is_refused_with_what_to_write(text: str):
     with pytest.raises(ValueError, match=r"write 0.5 or 50%"):
         amount(text)
+
+
+def test_a_share_of_more_than_all_is_refused():
+    with pytest.raises(ValueError, match=r"'150%' is more than all of it; write at most 100%"):
+        amount("150%")
+    with pytest.raises(ValueError, match="never a share"):
+        whole_amount("50%")
 
 
 def test_an_amount_is_finite():

@@ -149,7 +149,7 @@ def test_the_effective_config_gives_the_same_run_again(write):
         ('model = "n:N"\n[settings]\noptimizer = {name = "sgd"}\n', "line 3: settings.optimizer.lr: Missing required"),
         ('model = "n:N"\n[settings]\noptimizer = {name = "sgd", lr = 1, mom = 2}\n', "'mom' is no key; did you mean"),
         ('model = "n:N"\nmixed_precision = "fp8"\n',
-         "line 2: mixed_precision: it must be 'no', 'bf16', 'fp16', 'auto' or None, and is 'fp8'"),
+         "line 2: mixed_precision: it must be 'no', 'bf16', 'fp16' or 'auto', and is 'fp8'"),
         ('model = "n:N"\nexample_shape = "3,a"\n', "line 2: example_shape: '3,a' is no shape"),
         ('model = "n:N"\nseed = {a = 1}\n', "line 2: seed: it must be a whole number"),
         ("seed = 1\n", "no model: name it"),

@@ -56,7 +56,7 @@ def run(graph: Graph, data: st.DataObject) -> int:
             try:
                 result = check_pass(after, variant)
             except (SpecError, StructureError) as error:
-                nothing_left = "no channel would be left" in str(error)
+                nothing_left = "no channel would remain" in str(error)
                 if variant == move or not (isinstance(error, SpecError) or nothing_left):
                     raise
                 specs.pop()

@@ -12,7 +12,7 @@ from deploy.samples import FixedBatch, IgnoresFirst, Reader, Residual, TimeFirst
 from fxsurgery.deploy import compare_latency, export_onnx, interleave, resolve_target
 from fxsurgery.deploy.latency_report import measure_latency, ratio_of
 from fxsurgery.deploy.targets import compare_on
-from fxsurgery.errors import DeviceError, ExportError
+from fxsurgery.errors import ArgumentError, DeviceError, ExportError
 from fxsurgery.inputs import Inputs
 
 X = (noise(2, 3, 8, 8),)
@@ -271,7 +271,7 @@ def test_this_process_has_a_core():
 
 def test_an_unknown_option_is_refused_with_those_there_are(file):
     for bad in ("batch", "provider"):
-        with pytest.raises(DeviceError, match=f"takes no {bad}=; its options are rounds, warmup, threads, seconds"):
+        with pytest.raises(ArgumentError, match=f"has no option {bad}=; it takes: rounds, warmup, threads, seconds"):
             compare_on(resolve_target("local"), {"a": file}, Inputs(X), **{bad: 3})
 
 

@@ -12,7 +12,7 @@ from deploy.samples import noise, seeded
 from fxsurgery import capture
 from fxsurgery.deploy import Measure, Measurement, Timer, compare_programs, kept_exports, resolve_target, timing
 from fxsurgery.deploy.measurement import MeasuredModel, MeasurementBlock, ModelRuns
-from fxsurgery.errors import DeviceError, ExportError
+from fxsurgery.errors import ExportError, SurgeryError
 from fxsurgery.program import Program
 from fxsurgery.searchers.common.widths import space
 from nonempty import nonempty
@@ -219,5 +219,5 @@ def test_programs_that_are_compared_again_are_not_exported_again(monkeypatch: py
 def test_options_are_refused_before_anything_is_exported(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(kept_exports, "export_onnx", lambda *_, **__: pytest.fail("exported"))
     for options in ({"threads": 10**6}, {"rounds": 10**12}, {"foo": 3}):
-        with pytest.raises(DeviceError, match=f"{next(iter(options))}="):
+        with pytest.raises(SurgeryError, match=f"{next(iter(options))}="):
             compare_programs({"a": taken(Net)}, "local", options)

@@ -7,7 +7,7 @@ import pytest
 from guides import DOCS, Guide
 from nonempty import nonempty
 
-NAME = "writing_a_pass.md"
+NAME = "writing-a-pass.md"
 NUMBER = re.compile(r"\d+\.\d+(e[-+]\d+)?")
 """What depends on the machine: a measured error."""
 

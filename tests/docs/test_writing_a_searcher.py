@@ -10,7 +10,7 @@ from fxsurgery.training import Batch, sandwich
 from guides import DOCS, Guide
 from nonempty import nonempty
 
-NAME = "writing_a_searcher.md"
+NAME = "writing-a-searcher.md"
 
 
 @pytest.fixture(scope="module")

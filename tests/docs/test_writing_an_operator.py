@@ -10,7 +10,7 @@ from fxsurgery.ops.operator import Operator
 from guides import DOCS, Guide
 from nonempty import nonempty
 
-NAME = "writing_an_operator.md"
+NAME = "writing-an-operator.md"
 
 
 @pytest.fixture(scope="module")

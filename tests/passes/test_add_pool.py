@@ -244,7 +244,7 @@ def test_a_map_of_one_row_is_refused():
 def test_a_later_pool_that_would_find_nothing_is_told():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 5))
     (reason,) = reasons(AddPool("_1")(captured(model, 2, 3, 2, 2)))
-    assert reason.startswith("it cannot take the changed map")
+    assert reason.startswith("it cannot process the changed map")
 
 
 def test_a_shortcut_around_the_pool_is_refused_also_where_it_would_broadcast():
@@ -257,14 +257,14 @@ def test_a_shortcut_around_the_pool_is_refused_also_where_it_would_broadcast():
             return (x + self.b(torch.relu(self.a(x)))).mean((2, 3))
 
     (reason,) = reasons(AddPool("relu")(captured(Shortcut())))
-    assert reason.startswith("it cannot take the changed map")
+    assert reason.startswith("it cannot process the changed map")
     (reason,) = reasons(AddPool("relu")(captured(Shortcut(), 2, 3, 2, 2)))
-    assert reason == "a map of one position would be repeated to meet another"
+    assert reason == "a map with a single position would be broadcast"
 
 
 def test_a_map_that_the_program_gives_out_keeps_its_shape():
     (reason,) = reasons(AddPool("relu")(program("TwoHeads")))
-    assert reason == "the program gives it out, and its shape would change"
+    assert reason == "it is an output of the program, and its shape would change"
 
 
 def test_a_dense_layer_that_others_use_as_well_is_left_alone():
@@ -300,7 +300,7 @@ def test_position_embeddings_are_in_the_way():
             return self.head((self.conv(x).flatten(2).transpose(1, 2) + self.places).mean(1))
 
     (reason,) = reasons(AddPool("conv")(captured(Tokens())))
-    assert reason.startswith("it cannot take the changed map")
+    assert reason.startswith("it cannot process the changed map")
 
 
 def test_values_that_are_no_map_are_refused_and_names_that_are_not_there_raise():
@@ -380,7 +380,7 @@ def test_a_convolution_whose_channels_are_positions_is_left_alone():
             return self.head(self.mix(torch.relu(self.stem(x)).flatten(2).transpose(1, 2)).flatten(1))
 
     start = captured(Mixer())
-    assert reasons(AddPool("relu")(start)) == ["which of its inputs is which channel is not known"]
+    assert reasons(AddPool("relu")(start)) == ["its inputs cannot be matched to channels"]
     assert {move.after for move in AddPool.candidates(start)} == {"mix"}
 
 
@@ -397,7 +397,7 @@ def test_an_assertion_about_the_size_is_an_obstacle(message: str):
             return self.head(torch.relu(self.body(x))).mean((2, 3))
 
     start = captured(Asserting())
-    assert reasons(AddPool("relu")(start)) == [f"it cannot take the changed map: {message or 'AssertionError'}"]
+    assert reasons(AddPool("relu")(start)) == [f"it cannot process the changed map: {message or 'AssertionError'}"]
     assert {move.after for move in AddPool.candidates(start)} == {"relu_1", "head"}
 
 

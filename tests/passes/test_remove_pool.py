@@ -206,7 +206,7 @@ def test_a_pool_whose_indices_are_read_is_refused():
 
 def test_a_map_that_the_program_gives_out_keeps_its_shape():
     start = captured(nn.Sequential(nn.Conv2d(3, 4, 1), nn.MaxPool2d(2)))
-    assert reasons(RemovePool("_1")(start)) == ["the program gives it out, and its shape would change"]
+    assert reasons(RemovePool("_1")(start)) == ["it is an output of the program, and its shape would change"]
 
 
 def test_a_reader_that_writes_in_place_does_not_get_at_another_readers_map():

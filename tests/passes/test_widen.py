@@ -13,7 +13,7 @@ from fxsurgery.edit import Editor
 from fxsurgery.errors import SpecError
 from fxsurgery.passes import PruneChannels, Widen
 from fxsurgery.program import Program
-from fxsurgery.rewriting.duplication import enlarge, growth
+from fxsurgery.rewriting.duplication import duplicate, duplication
 from fxsurgery.rewriting.resize import places
 from nonempty import nonempty
 from programs import program
@@ -101,7 +101,7 @@ def test_heads_and_feed_forward_widths_grow_and_a_residual_stream_under_layer_no
     assert hidden.program.graph_module.fc2.in_features == 17
     uneven, even = Widen((("patches", 3),))(start), Widen((("patches", 8),))(start)
     assert not uneven.changes
-    assert "not all copied equally often" in uneven.refusals[0].reason
+    assert "not all have the same number of copies" in uneven.refusals[0].reason
     assert even.program.graph_module.norm.normalized_shape == (16,)
     assert even.error is not None
     assert even.error < 1e-5
@@ -206,11 +206,11 @@ def test_merged_runs_are_refused_where_no_order_of_the_copies_is_right():
     inner = {int(u) for u in group.units[[3]]}  # the last one stands twice in a row in the middle
     counts = Widen(((group.name, 4),)).counts(start)
     edit = Editor(start)
-    refusal = enlarge(edit, counts, torch.Generator())
+    refusal = duplicate(edit, counts, torch.Generator())
     assert refusal is not None
     assert "more than one order" in refusal.reason
     assert not edit.changes
-    assert inner <= set(growth(start).blocked) | set(group.units.tolist())
+    assert inner <= set(duplication(start).blocked) | set(group.units.tolist())
     assert not Widen(((group.name, 4),))(start).changes
 
 

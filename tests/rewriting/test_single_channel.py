@@ -9,7 +9,7 @@ from fxsurgery.comparison import relative_error
 from fxsurgery.errors import SpecError
 from fxsurgery.passes import Widen
 from fxsurgery.program import Program
-from fxsurgery.rewriting.single_channel import can_copy, singles
+from fxsurgery.rewriting.single_channel import can_copy, single_channel_layers
 from fxsurgery.surgery import Effect
 from zoo import lively
 
@@ -69,7 +69,7 @@ CASES: dict[str, tuple[nn.Module, tuple[int, ...], str]] = {
 def test_copies_keep_the_outputs_in_both_modes(name: str):
     model, shape, path = CASES[name]
     start = captured(model, *shape)
-    assert list(singles(start)) == [path]
+    assert list(single_channel_layers(start)) == [path]
     assert can_copy(start, path, 3)
     result = Widen(((path, 3),), seed=2)(start)
     assert result.effect is Effect.EXACT
@@ -97,7 +97,7 @@ def test_copies_come_apart_in_training(name: str):
 def test_the_widened_layer_is_a_channel_group_from_then_on():
     model, shape, path = CASES["cell"]
     once = Widen(((path, 1),))(captured(model, *shape)).program
-    assert not singles(once)
+    assert not single_channel_layers(once)
     again = Widen(((path, 2),))(once)
     assert again.changes
     assert len(again.program.graph_module.get_parameter(f"{path}.weight")) == 4
@@ -107,17 +107,17 @@ def test_candidates_name_it_where_it_can_be_widened():
     named = [move.add for move in Widen.candidates(captured(Joined(), 4, 2, 5, 5), lambda width: 2 * width)]
     assert named == [(("more", 6),), (("one", 2),)]
     gate = captured(Gated(), 4, 2, 5, 5)
-    assert list(singles(gate)) == ["gate"]
+    assert list(single_channel_layers(gate)) == ["gate"]
     assert [move.add[0][0] for move in Widen.candidates(gate)] == ["body"]
     (refusal,) = Widen((("gate", 2),))(gate).refusals
-    assert "cannot take the changed map" in refusal.reason
+    assert "cannot process the changed map" in refusal.reason
 
 
 def test_a_layer_whose_output_is_given_out_stays():
     start = captured(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)), 5, 3)
     assert [move.add[0][0] for move in Widen.candidates(start)] == ["0"]
     (refusal,) = Widen((("2", 2),))(start).refusals
-    assert "gives it out" in refusal.reason
+    assert "is an output of the program" in refusal.reason
 
 
 def test_what_has_no_meaning_is_told():

@@ -60,7 +60,7 @@ def test_what_runs_write_is_of_the_schema(tmp_path: Path):
     ],
 )
 def test_anything_else_is_refused_with_its_line(tmp_path: Path, record: dict, why: str):
-    with pytest.raises(RunError, match=rf"journal\.jsonl is damaged in line 2 \(.*{why}.*begin in another directory"):
+    with pytest.raises(RunError, match=rf"journal\.jsonl is damaged in line 2 \(.*{why}.*start in another directory"):
         require_known(journal(tmp_path, VALUE, record))
 
 

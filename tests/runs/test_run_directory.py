@@ -128,9 +128,9 @@ def test_what_does_not_belong_is_refused(tmp_path: Path):
     search(RunDir.open(run, ASKED, resume=False), net(), [])
     with pytest.raises(RunError, match="holds a run already: pass resume=True"):
         RunDir.open(run, ASKED, resume=False)
-    with pytest.raises(RunError, match=r"asked for something else: seed was 0, is 1"):
+    with pytest.raises(RunError, match=r"holds a run with other settings .*\n  seed: 0 -> 1\n"):
         RunDir.open(run, {**ASKED, "seed": 1}, resume=True)
-    with pytest.raises(RunError, match="something else: budget was null, is 3"):
+    with pytest.raises(RunError, match=r"other settings .*\n  budget: \(not set\) -> 3\n"):
         RunDir.open(run, {**ASKED, "budget": 3}, resume=True)
     other = tmp_path / "other"
     other.mkdir()
@@ -347,7 +347,7 @@ def test_a_value_that_no_run_keeps_is_refused(tmp_path: Path):
 def test_a_config_that_no_run_writes_is_refused(tmp_path: Path, content: str):
     search(RunDir.open(tmp_path, ASKED, resume=False), net(), [])
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(RunError, match=r"config\.json is damaged: .*, or begin in another directory"):
+    with pytest.raises(RunError, match=r"config\.json is damaged: .*, or start in another directory"):
         RunDir.open(tmp_path, ASKED, resume=True)
 
 
@@ -407,7 +407,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path):
     with subprocess.Popen([*line, "hold"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **around) as first:
         assert first.stdout.readline() == "opened\n"
         with pytest.raises(
-            RunError, match="another process is at work there; let it end, or begin in another directory"
+            RunError, match="another process is at work there; let it end, or start in another directory"
         ):
             RunDir.open(tmp_path, {"seed": 0}, resume=True)
         first.kill()

@@ -220,7 +220,7 @@ class Interleaved(nn.Module):
 
 def test_a_round_that_cannot_go_on_says_to_take_one():
     start = capture(Interleaved().eval(), torch.randn(2, 3, 8, 8))
-    with pytest.raises(BudgetError, match=r"what round 1 left cannot be cut as far: .*Take rounds=1"):
+    with pytest.raises(BudgetError, match=r"what round 1 left cannot be cut as far: .*Pass rounds=1"):
         searched(start, quick(rounds=2, align=4), Budget(macs=0.5))
     searched(start, quick(align=4), Budget(macs=0.5))
 

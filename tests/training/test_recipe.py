@@ -114,7 +114,7 @@ def test_counting_a_stream_leaves_random_states_alone():
     ("options", "message"),
     [
         ({"accumulate": 0}, "accumulate=0: a step takes at least 1 batch"),
-        ({"gradient_clip": 0.0}, "gradient_clip=0.0: nothing would be learned"),
+        ({"gradient_clip": 0.0}, "gradient_clip=0.0: it must be greater than 0; leave it out"),
         ({"optimizer": torch.optim.LBFGS}, "LBFGS takes a closure"),
         ({"optimizer": list}, "must make a torch.optim.Optimizer; it made a list"),
     ],

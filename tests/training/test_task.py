@@ -176,7 +176,7 @@ def test_refuses_data_that_it_cannot_use(train, message):
 def test_batch_that_cannot_be_split_says_how_to():
     loader = DataLoader([{"image": torch.zeros(3), "class": 1}] * 4, batch_size=2)
     with pytest.raises(
-        DataError, match=r"dict\(image=\(2, 3\) float32, class=\(2,\) int64\).*give train_data=Task\.of"
+        DataError, match=r"dict\(image=\(2, 3\) float32, class=\(2,\) int64\).*build the data with Task\.of"
     ):
         Task.of(loader, loader).examples()
 
@@ -234,7 +234,7 @@ def test_what_is_no_classification_wants_a_loss_of_its_own(output, target, messa
 )
 def test_an_output_of_parts_wants_to_be_told_which_is_the_classes(output):
     for function in (cross_entropy, accuracy):
-        with pytest.raises(TypeError, match=r"`logits`; for any other say .*loss=lambda output, target"):
+        with pytest.raises(TypeError, match=r"`logits`; for any other output, .*loss=lambda output, target"):
             function(output, torch.tensor([0, 1]))
 
 

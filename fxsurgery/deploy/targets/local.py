@@ -6,8 +6,9 @@ from typing import Any
 from fxsurgery.deploy.interleave import Measure, Models
 from fxsurgery.deploy.measurement import Measurement
 from fxsurgery.deploy.ort_session import CPU
-from fxsurgery.errors import DeviceError
+from fxsurgery.errors import ArgumentError
 from fxsurgery.inputs import Inputs
+from fxsurgery.suggestions import hint
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,10 @@ class Local:
         """The measurement that these options ask for.
 
         Raises:
-            DeviceError: an option is unknown or out of range.
+            ArgumentError: an option does not exist.
+            DeviceError: an option is out of range.
         """
         known = [f.name for f in fields(Measure) if f.name != "provider"]
         if unknown := [name for name in options if name not in known]:
-            raise DeviceError(f"a measurement takes no {unknown[0]}=; its options are {', '.join(known)}; leave it out")
+            raise ArgumentError(f"a measurement has no option {unknown[0]}=; {hint(unknown[0], known)}").at(unknown[0])
         return Measure(provider=self.provider, **options)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxsurgery.argument_names import usage
 from fxsurgery.errors import SavingError
 from fxsurgery.program import Program
 from fxsurgery.saving.constructors import Described, Parametrized, describe, parameters_of
@@ -89,7 +90,7 @@ class Tree:
             kind = f"{type(module).__module__}.{type(module).__qualname__}"
             raise SavingError(
                 f"`{path}` ({kind}) cannot be written as code: {error}. Save the result with `save` instead, and load "
-                "it with original=your_model"
+                f"it with {usage('original=your_model', 'original')}"
             ) from error
         return self._layer(found)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fxsurgery.analysis.cost import COUNTERS
+from fxsurgery.argument_names import assigned
 from fxsurgery.budget import CostEstimate, Metric
 from fxsurgery.errors import BudgetError
 from fxsurgery.program import Program
@@ -64,7 +65,9 @@ class CostOracle:
             return CostEstimate.exactly(count(program))
         meter = self.meters.get(metric)
         if meter is None:
-            raise BudgetError(f"{metric} is measured and has no device to measure on; pass target='local'")
+            raise BudgetError(
+                f"{metric} is measured and has no device to measure on; pass {assigned('target', 'local')}"
+            )
         key = metric, structural_hash(program)
         if key not in self._known:
             name = f"{metric} of {key[1][:16]}"

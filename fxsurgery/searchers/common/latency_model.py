@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 
+from fxsurgery.argument_names import keyword
 from fxsurgery.budget import Budget, CostEstimate
 from fxsurgery.errors import BudgetError, ExportError
 from fxsurgery.program import Program
@@ -97,7 +98,7 @@ class LatencyModel:
             if self.budget is None or self.budget.latency_ms is None:
                 raise
             raise ExportError(
-                f"a budget of latency_ms needs the model as an ONNX file: {error}. Limit macs= or params= instead"
+                f"a budget of latency_ms needs the model as an ONNX file: {error}. Limit macs or params instead"
             ) from error
 
     @property
@@ -138,7 +139,7 @@ class LatencyModel:
             f"a latency of {self.limit_ms:.4g} ms (original: {self.original_ms:.4g} ms) is not held: measured in turns "
             f"with the original, the result takes {found.value:.4g} ms (95 % interval {found.low:.4g} to "
             f"{found.high:.4g} ms), and cutting again did not bring it within. Raise latency_ms above "
-            f"{found.high:.4g}, lower align=, or limit macs= instead"
+            f"{found.high:.4g}, lower {keyword('settings', 'align')}, or limit macs instead"
         )
 
     def _is_original(self, program: Program) -> bool:

@@ -33,7 +33,7 @@ from fxsurgery.match import Match, Refusal
 from fxsurgery.option_types import MOST_UNITS, Fraction, Range, check_fields
 from fxsurgery.passes import AddConvCell, Deepen, PruneChannels, RemoveLayer, SvdShrink, Widen
 from fxsurgery.program import Program
-from fxsurgery.rewriting.single_channel import singles
+from fxsurgery.rewriting.single_channel import single_channel_layers
 from fxsurgery.searchers.common.width_constraints import FREE, WidthConstraints
 from fxsurgery.surgery import Pass
 
@@ -264,7 +264,7 @@ def _widths(program: Program, *, channels: bool) -> set[str]:
     """The names of the widths that a convolution gives, or of those that none does."""
     convolutions = {node.name for node in program.nodes if is_convolution(program, node)}
     found = {g.name: set(g.producers) for g in structure(program).groups}
-    found |= {path: {node.name} for path, node in singles(program).items()}
+    found |= {path: {node.name} for path, node in single_channel_layers(program).items()}
     return {name for name, producers in found.items() if bool(convolutions & producers) is channels}
 
 

@@ -35,7 +35,7 @@ def require_reachable(found: Space, budget: Budget, latency: LatencyLimit | None
     if budget.latency_ms is None:
         return
     if latency is None:
-        raise BudgetError("a budget of latency_ms needs a device to measure on: optimize(..., target='local')")
+        raise BudgetError(f"a budget of latency_ms needs a device to measure on; pass {assigned('target', 'local')}")
     least_ms = latency.measure(found.smallest_program()).value
     if least_ms > latency.limit_ms:
         free_ms = _less_fixed(

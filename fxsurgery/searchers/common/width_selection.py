@@ -16,6 +16,7 @@ import numpy as np
 
 from fxsurgery.analysis.cost import cost, cost_after
 from fxsurgery.analysis.structure import Mask, structure
+from fxsurgery.argument_names import keyword, named
 from fxsurgery.budget import Budget
 from fxsurgery.errors import BudgetError
 from fxsurgery.ops.union_find import Ids
@@ -25,7 +26,7 @@ from fxsurgery.searchers.common.widths import Choice, Scores, Space, pruned
 
 
 @dataclass(frozen=True)
-class Block:
+class UnitBlock:
     """Units of one group that are removed together; `order` counts the blocks of the group, the first to go being 0."""
 
     choice: int
@@ -61,27 +62,27 @@ def select_widths(found: Space, scores: Scores, budget: Budget | None, latency: 
             return keep
         if emptied <= pinned:
             raise BudgetError(
-                "budget= cannot be reached without cutting a branch off from the output; raise its limit, or lower "
-                "align="
+                f"{named('budget')} cannot be reached without cutting a branch off from the output; raise its "
+                f"limit, or lower {keyword('settings', 'align')}"
             )
         pinned |= emptied
         scores[list(emptied)] = math.inf
 
 
-def _cut(found: Space, fixed: Ids, blocks: list[Block], budget: Budget, latency: LatencyLimit | None) -> Mask:
+def _cut(found: Space, fixed: Ids, blocks: list[UnitBlock], budget: Budget, latency: LatencyLimit | None) -> Mask:
     """Remove blocks from the front until the budget holds, then put back what still fits, best first."""
     original, facts = cost(found.program), structure(found.program)
 
-    def mask(gone: list[Block]) -> Mask:
+    def mask(gone: list[UnitBlock]) -> Mask:
         units = np.asarray([u for b in gone for u in b.units], np.int64)
         return facts.mask(np.concatenate([fixed, units]))
 
-    def fits(gone: list[Block]) -> bool:
+    def fits(gone: list[UnitBlock]) -> bool:
         return budget.holds(cost_after(found.program, mask(gone)), original)
 
-    def is_fast(gone: list[Block]) -> bool:
+    def is_fast(gone: list[UnitBlock]) -> bool:
         keep = mask(gone)
-        if latency is None or facts.emptied(keep):
+        if latency is None or facts.empty_dims(keep):
             return True
         return latency.holds(pruned(found.program, keep))
 
@@ -110,14 +111,14 @@ def _ranked(choice: Choice, scores: Scores) -> Ids:
     return units[np.argsort(-scores[units], kind="stable")]
 
 
-def _blocks(found: Space, scores: Scores) -> Iterator[Block]:
+def _blocks(found: Space, scores: Scores) -> Iterator[UnitBlock]:
     """Yield each group's blocks in the order of their removal, with scores that never fall along it."""
     for number, choice in enumerate(found.choices):
         ranked, floor = _ranked(choice, scores), -math.inf
         for order, (more, fewer) in enumerate(zip(choice.counts, choice.counts[1:], strict=False)):
             units = ranked[fewer:more]
             floor = max(floor, float(scores[units].mean()))
-            yield Block(number, order, tuple(units.tolist()), floor)
+            yield UnitBlock(number, order, tuple(units.tolist()), floor)
 
 
 def evenly(found: Space, scores: Scores | None = None) -> Scores:

@@ -137,7 +137,7 @@ class Space:
         while True:
             removed = np.concatenate([_beyond_minimum(choice, pinned) for choice in self.choices])
             keep = facts.mask(removed)
-            emptied = set(facts.emptied(keep))
+            emptied = set(facts.empty_dims(keep))
             if not emptied or emptied <= pinned:
                 return keep
             pinned |= emptied
@@ -266,6 +266,7 @@ def pruned(program: Program, keep: Mask) -> Program:
     result = pruning(program, keep)(program)
     if not result.changes and not keep.all():
         raise StructureError(
-            f"the widths chosen cannot be cut: {result.refusals[0].reason}; try another budget= or align="
+            f"the widths chosen cannot be cut: {result.refusals[0].reason}; try another "
+            f"{keyword('budget')} or {keyword('settings', 'align')}"
         )
     return result.program

@@ -18,8 +18,9 @@ import torch
 from fxsurgery.analysis.cost import TERMS, cost, cost_after
 from fxsurgery.analysis.gating import GatePlan
 from fxsurgery.analysis.structure import Mask, structure
-from fxsurgery.argument_names import assigned
+from fxsurgery.argument_names import assigned, entry, keyword
 from fxsurgery.budget import Budget
+from fxsurgery.calls import checked_construction
 from fxsurgery.errors import BudgetError, StructureError
 from fxsurgery.nn.gates import GateVector
 from fxsurgery.option_types import Range
@@ -39,6 +40,7 @@ from fxsurgery.training import Hooks, Recipe, constant, sgd
 UNDECIDED = (0.1, 0.9)
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Dnal(Narrowing):
     """How the search goes.
@@ -100,7 +102,10 @@ def search(program: Program, budget: Budget | None, config: Dnal, session: Sessi
 def _checked(program: Program, budget: Budget | None, config: Dnal, session: Session) -> Space:
     """Return the widths to choose among, if they can meet the budget."""
     if (budget is None) == (config.penalty is None) and not session.constraints.only_targets:
-        raise BudgetError("dnal needs a budget= or Dnal(penalty=...), the paper's lambda, and not both; give one")
+        raise BudgetError(
+            f"dnal takes either {keyword('budget')} or {keyword('settings', 'penalty')} (lambda of the paper); give "
+            "one of them"
+        )
     found = widths(program, config, session.constraints)
     found.require_targets()
     if budget is not None:
@@ -130,7 +135,8 @@ def _ranked(
     size = structure(found.program).size
     if config.random:
         if config.penalty is not None:
-            raise BudgetError("Dnal(random=True) needs a budget, e.g. Budget(macs=0.5)")
+            setting = entry("settings", "random", value=True)
+            raise BudgetError(f"dnal with {setting} needs a budget, e.g. {entry('budget', 'macs', 0.5)}")
         return np.random.default_rng(session.seed).random(size), None
     plan, logits, gates = _learn_gates(found, budget, config, session)
     scores = np.zeros(size)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fxsurgery.argument_names import keyword
 from fxsurgery.errors import BudgetError, StructureError, TrainingError
 from fxsurgery.searchers.common.trials import IDENTITY
 from fxsurgery.searchers.ectonas.brackets import drawn
@@ -221,7 +222,8 @@ class EvolutionLoop:
         told = "; ".join(f"{why} ({many})" for why, many in reasons) or "they find no place in it"
         named = [name for name in self.school.config.operations if name != IDENTITY]
         if not named:
-            return "operations= has the identity alone, which makes no other network: name more operations"
+            setting = keyword("settings", "operations")
+            return f"{setting} names the identity alone, which makes no other network; name more operations"
         return (
             f"none of the operations {', '.join(named)} can be done to this model: {told}; name more operations, or "
             "pass another model"

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 from typing_extensions import override
 
 from fxsurgery.budget import Metric
+from fxsurgery.calls import checked_construction
 from fxsurgery.errors import SurgeryError
 from fxsurgery.option_types import MOST_UNITS, Fraction, Range
 from fxsurgery.searchers.common.moves import OPERATIONS
@@ -57,6 +58,7 @@ class EvolutionSettings(Settings):
     """What the Pareto front sets the metric against."""
 
 
+@checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Ectonas(EvolutionSettings):
     """How the search goes. The defaults are the paper's.

@@ -6,9 +6,8 @@ import pytest
 from torch import nn
 
 import fxsurgery
-from fxsurgery.argument_names import assigned, keyword, named, naming_by, usage
-from fxsurgery.cli.flag_names import FlagNames
-from fxsurgery.config import origins_of
+from fxsurgery.argument_names import assigned, entry, keyword, named, naming_by, usage
+from fxsurgery.config import FlagNames, origins_of
 
 
 @pytest.mark.parametrize(
@@ -21,7 +20,10 @@ from fxsurgery.config import origins_of
         (lambda: keyword("split"), "split="), (lambda: assigned("resume", value=True), "--resume"),
         (lambda: assigned("trained", value=False), "--not-trained"),
         (lambda: assigned("check", value=False), "--no-check"),
-        (lambda: assigned("method", "prune"), "--method prune"), (lambda: assigned("opset", 17), "opset=17"),
+        (lambda: assigned("method", "prune"), "--method prune"), (lambda: assigned("opset", 17), "--opset 17"),
+        (lambda: assigned("dynamic_batch", value=False), "--fixed-batch"),
+        (lambda: entry("settings", "importance", "taylor"), "--set importance=taylor"),
+        (lambda: entry("budget", "macs", 0.5), "--budget macs=0.5"),
         (lambda: assigned("rounds", 10**12), "--rounds 1000000000000"),
         (lambda: usage("load(folder, original=your_model)", "original"), "--original MODULE:NAME"),
         (lambda: usage("f(x)", "train_data", "val_data", call=True), "pass --train-data DATA --val-data DATA"),

@@ -1,4 +1,4 @@
-"""Write settings.md anew, from the declarations of arguments and settings: `python docs/list_settings.py`."""  # noqa: INP001
+"""Write settings.md anew, from the declarations of arguments and settings: `python tools/list_settings.py`."""
 
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from fxsurgery.request import Arguments, arguments_of
 from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.methods import METHODS
 
-HERE = Path(__file__).parent
+DOCS = Path(__file__).parents[1] / "docs"
 HEAD = """# The settings of each method
 
 ```python
@@ -72,7 +72,7 @@ def sections() -> list[type[Settings]]:
 
 def _rows(settings: type[Settings]) -> list[str]:
     defaults = {f.name: f.default for f in fields(settings)}
-    return [f"| `{name}` | `{defaults[name]!r}` | {text} |" for name, text in told_of(settings).items()]
+    return [f"| `{name}` | `{defaults[name]!r}` | {text} |" for name, text in texts_of(settings).items()]
 
 
 def _title(settings: type[Settings]) -> str:
@@ -83,10 +83,10 @@ def _title(settings: type[Settings]) -> str:
     return f"{named}: `{methods[0].settings.__name__}`" if len(methods) == 1 else named
 
 
-def told_of(settings: type[Settings]) -> dict[str, str]:
+def texts_of(settings: type[Settings]) -> dict[str, str]:
     """What stands under each field that the class has itself, or has with another default."""
     return {name: one_line(text).replace("|", "\\|") for name, text in own_docs(settings).items()}
 
 
 if __name__ == "__main__":
-    (HERE / "settings.md").write_text(page(), encoding="utf-8")
+    (DOCS / "settings.md").write_text(page(), encoding="utf-8")
