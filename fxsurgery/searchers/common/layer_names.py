@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cached_property
-from numbers import Real
 
+import numpy as np
 from torch import nn
 
 from fxsurgery.analysis.layer_widths import layer_widths
@@ -40,7 +40,7 @@ def require_layers(keep: object, ratios: object) -> None:
                 "pass a module of the model"
             ).at(argument)
     for layer, ratio in (ratios or {}).items():
-        if not isinstance(ratio, Real) or isinstance(ratio, bool) or not 0 < ratio <= 1:
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float | np.floating) or not 0 < ratio <= 1:
             raise SpecError(
                 f"{named('ratios')}: {shown(ratio)} for {shown(layer)} is the fraction of the units that stays: it "
                 "must be a number greater than 0 and at most 1"

@@ -1,6 +1,7 @@
 """Whether a space of widths can meet a budget."""
 
 from collections.abc import Callable
+from functools import partial
 
 from fxsurgery.analysis.cost import cost
 from fxsurgery.argument_names import assigned, keyword
@@ -28,7 +29,7 @@ def require_reachable(found: Space, budget: Budget, latency: LatencyLimit | None
             raise BudgetError(
                 f"{limit:,.0f} {name} ({limit / whole:.3f} of the original) cannot be reached: the least is "
                 f"{least:,} ({least / whole:.3f}), {_minimum_text(found)}; "
-                f"{_less_fixed(found, lambda free, name=name: getattr(free.smallest(), name), limit, ',')}"
+                f"{_less_fixed(found, partial(_least, name), limit, ',.0f')}"
                 f"{_further(found, name, limit)}fxsurgery.inspect shows what holds the "
                 f"rest{_unknown_macs(name, original)}. Raise the limit, or lower {keyword('settings', 'align')}"
             )
@@ -46,6 +47,10 @@ def require_reachable(found: Space, budget: Budget, latency: LatencyLimit | None
             f"{_minimum_text(found)}; {free_ms}without any change, the network takes "
             f"{latency.measure(found.program).value:.4g} ms. Raise latency_ms, or lower {keyword('settings', 'align')}"
         )
+
+
+def _least(name: str, found: Space) -> float:
+    return float(getattr(found.smallest(), name))
 
 
 def _minimum_text(found: Space) -> str:

@@ -101,7 +101,7 @@ class WidthConstraints:
             kept_widths=frozenset(group for one in matched for group in one.groups),
             only_targets=bool(ratios) and not has_goal,
         )
-        asked = {names.pattern_of(one, "ratios"): ratio for one, ratio in (ratios or {}).items()}
+        asked = {names.pattern_of(one, "ratios"): float(ratio) for one, ratio in (ratios or {}).items()}
         found = [(names.find(pattern, "ratios"), ratio) for pattern, ratio in asked.items()]
         return replace(made, ratios=asked, targets=_targets(program, made, found)) if found else made
 

@@ -19,7 +19,7 @@ from fxsurgery.analysis.cost import TERMS, cost, cost_after
 from fxsurgery.analysis.gating import GatePlan
 from fxsurgery.analysis.structure import Mask, structure
 from fxsurgery.argument_names import assigned, entry, keyword
-from fxsurgery.budget import Budget
+from fxsurgery.budget import Budget, Metric
 from fxsurgery.calls import checked_construction
 from fxsurgery.errors import BudgetError, StructureError
 from fxsurgery.nn.gates import GateVector
@@ -187,7 +187,7 @@ def _limits(found: Space, budget: Budget | None, plan: GatePlan, latency: Latenc
     """
     program, original = found.program, cost(found.program)
     limits = () if budget is None else budget.limits(original)
-    shares: dict[str, float] = {name: amount / getattr(original, name) for name, amount in limits}
+    shares: dict[Metric, float] = {name: amount / getattr(original, name) for name, amount in limits}
     if latency is not None or budget is None:
         even = cost_after(program, select_widths(found, evenly(found), budget, latency))
         shares["macs"] = min(shares.get("macs", 1.0), even.macs / original.macs)
