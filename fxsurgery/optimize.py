@@ -133,6 +133,7 @@ def plan(request: OptimizeRequest) -> Plan:
             *ready.notes,
             *ready.program.notes,
             *_left_alone(ready),
+            *(() if found is None else found.notes()),
             *(r for r in told if isinstance(r, str)),
         ),
         stage_seconds,
@@ -160,7 +161,7 @@ def _session(ready: PreparedRun) -> tuple[Session, tuple[str, ...]]:
         notes.append(note)
     trainer, chosen = _in_fastest_mode(trainer, ready, task)
     session = Session(
-        task, trainer, ready.latency, spend=ready.request.spend, workshop=ready.workshop,
+        task, trainer, ready.latency, spend=ready.request.spend, constraints=ready.constraints, workshop=ready.workshop,
         finetune=ready.tuning.finetune, objective=ready.tuning.objective,
     )  # fmt: skip
     return session, (*notes, *chosen)
@@ -189,7 +190,9 @@ def _foreseen(
         counted, timed, making, amount = foreseen_task(ready)
         made = (making,)
     trainer, chosen = _in_fastest_mode(replace(_trainer(ready), progress=Progress.quiet()), ready, timed)
-    session = Session(counted, trainer, ready.latency, spend=request.spend, finetune=request.finetune)
+    session = Session(
+        counted, trainer, ready.latency, spend=request.spend, constraints=ready.constraints, finetune=request.finetune
+    )
     found = ready.method.stages(ready.settings, session, trained=request.trained)
     stages = (*made, *found)
     stage_seconds, rest_s = estimate(ready, session, timed, stages, space, amount=amount, watch=watch)

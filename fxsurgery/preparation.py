@@ -24,6 +24,7 @@ from fxsurgery.runs.layout import LOGS
 from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.searchers.common.latency_model import LatencyModel
 from fxsurgery.searchers.common.settings import Settings
+from fxsurgery.searchers.common.width_constraints import WidthConstraints
 from fxsurgery.searchers.ectonas import DEFAULT_SPEND
 from fxsurgery.searchers.methods import METHODS, Method, method_of
 from fxsurgery.training import Progress, Task, resolve
@@ -55,6 +56,8 @@ class PreparedRun:
     workshop: JobRunner
     asked: Mapping[str, Any]
     """What was asked for as plain JSON."""
+    constraints: WidthConstraints
+    """The widths that the user fixed."""
     notes: tuple[str, ...]
     tuning: Tuning
 
@@ -84,19 +87,24 @@ def prepare(request: OptimizeRequest) -> PreparedRun:
     task = _located(request, task, program)
     _require_trainable(program, settings, trained=request.trained)
     _require_answers(program, request, task)
+    constraints = _constraints(request, program, has_goal=budget is not None or _is_penalized(settings))
     spend = (request.spend or DEFAULT_SPEND) if method.evolves else None
     target = request.target if timed else None
     tuning = tuning_of(request, settings, program, task)
-    resolved = {"method": method.name, "config": settings, "budget": budget, "spend": spend, "target": target}
+    resolved = {
+        "method": method.name, "config": settings, "budget": budget, "spend": spend, "target": target,
+        "keep": list(constraints.keep), "ratios": list(map(list, constraints.ratios.items())),
+    }  # fmt: skip
     asked = identity_of(request, resolved, program, task)
     run = _run(request, asked)
     latency = None
     if device is not None:
         latency = LatencyModel(timer=Timer(device, program, request.seed), original=program, budget=budget, run=run)
-    notes = (*notes, *run.notes)
+    notes = (*notes, *run.notes, *constraints.notes(program))
     return PreparedRun(
-        request, method, settings, budget, program, task, progress, run, latency, workshop, asked, notes, tuning
-    )
+        request, method, settings, budget, program, task, progress, run, latency, workshop, asked, constraints, notes,
+        tuning,
+    )  # fmt: skip
 
 
 def _log_folder(request: OptimizeRequest) -> Path:
@@ -104,6 +112,11 @@ def _log_folder(request: OptimizeRequest) -> Path:
     if request.run_dir is not None:
         return Path(request.run_dir) / LOGS
     return Path("fxsurgery-logs") / datetime.datetime.now(tz=datetime.UTC).strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def _constraints(request: OptimizeRequest, program: Program, *, has_goal: bool) -> WidthConstraints:
+    """Return the layers that `keep` and `ratios` stand for; `has_goal`: whether the other widths are to shrink."""
+    return WidthConstraints.of(request.model, program, request.kept, request.ratios, has_goal=has_goal)
 
 
 def _workshop(request: OptimizeRequest) -> JobRunner:
@@ -126,6 +139,11 @@ def _run(request: OptimizeRequest, asked: Mapping[str, Any]) -> RunDir:
 
 def _check_evolving(request: OptimizeRequest, method: Method) -> None:
     """Refuse what only a method that trains many networks can follow."""
+    if request.ratios and method.evolves:
+        raise SurgeryError(
+            f"{keyword('ratios')} is not for {assigned('method', method.name)}, which grows and shrinks widths move by "
+            f"move: leave it out; {keyword('keep')} works"
+        ).at("ratios")
     given = [n for n in ("spend", "executor", "workers") if getattr(request, n) != getattr(OptimizeRequest, n)]
     if given and not method.evolves:
         others = ", ".join(assigned("method", m.name) for m in METHODS.values() if m.evolves)
@@ -141,10 +159,15 @@ def _check_evolving(request: OptimizeRequest, method: Method) -> None:
 
 
 def _budget(request: OptimizeRequest, method: Method, settings: Settings) -> Budget | None:
-    """What was given; half the MACs where a method needs one."""
-    if request.budget is not None or method.evolves or getattr(settings, "penalty", None) is not None:
+    """Return the budget that was given; else half the MACs if the method needs a budget and there are no ratios."""
+    if request.budget is not None or method.evolves or _is_penalized(settings) or request.ratios:
         return request.budget
     return Budget(macs=0.5)
+
+
+def _is_penalized(settings: Settings) -> bool:
+    """Return True if a fixed penalty takes the place of the budget."""
+    return getattr(settings, "penalty", None) is not None
 
 
 def _task(request: OptimizeRequest, method: Method, settings: Settings) -> Task | None:

@@ -7,7 +7,7 @@ from the fields of `Arguments` and from those of each method's settings.
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypeVar, get_type_hints
 
@@ -16,12 +16,13 @@ from torch import nn
 from fxsurgery.batch_layout import Statement
 from fxsurgery.budget import Budget, Spend
 from fxsurgery.calls import bound
-from fxsurgery.errors import BudgetError, CaptureError, DataError, DeviceError, RunError, SurgeryError
+from fxsurgery.errors import BudgetError, CaptureError, DataError, DeviceError, RunError, SpecError, SurgeryError
 from fxsurgery.example_inputs import ExampleInputs, require_form
 from fxsurgery.execution import Executor, Workers
 from fxsurgery.field_docs import docs_of, one_line
 from fxsurgery.option_text import shown
 from fxsurgery.option_types import Count, OptionalFilePath, Seed, check_fields, hints_of
+from fxsurgery.searchers.common.layer_names import require_layers
 from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.dnal import Dnal
 from fxsurgery.searchers.ectonas import EvolutionSettings
@@ -142,6 +143,17 @@ class Arguments(PlainArguments):
     `MulticlassF1Score` (extra `torchmetrics`). A function is called as `metric(output, target)`; higher is better
     unless it has an attribute `higher_is_better` that is false. By default accuracy for the default loss, else the
     loss."""
+    keep: Annotated[str | nn.Module | Collection[str | nn.Module], Argument("resolved", error=SpecError)] = ()
+    """Layers that keep their number of output units, by name, pattern or module: `("head", "stem.*")`.
+
+    A name is a module's path in the model, or that of a width as `fxsurgery.inspect` lists it; it covers all layers
+    inside. A pattern is one of `fnmatch`. Layers that share channels with a kept layer, as through a residual sum, keep
+    theirs too. A kept layer is never removed, grown or given gates."""
+    ratios: Annotated[Mapping[str | nn.Module, float] | None, Argument("resolved", error=SpecError)] = None
+    """Fraction of their units that some layers keep: `{"layer4.*": 0.5}`; names and patterns as in `keep`.
+
+    Rounded to a multiple of `align`. The rest of the network meets the budget; without `budget`, nothing else shrinks.
+    An exact name takes precedence over a pattern, and the last one of several patterns counts. Not for `ectonas`."""
     config: Annotated[Settings | None, Argument("resolved")] = None
     """The method's own settings, `Dnal(...)`, `Prune(...)` or `Ectonas(...)`; it says the method, too."""
     example_inputs: Annotated[ExampleInputs | None, Argument("with the program", error=DataError)] = None
@@ -180,6 +192,11 @@ class Arguments(PlainArguments):
         _check_objects(self)
         kinds = {name: argument.error for name, argument in arguments_of(Arguments).items()}
         check_fields(self, SurgeryError, name="optimize", **kinds)
+
+    @property
+    def kept(self) -> tuple[str | nn.Module, ...]:
+        """What `keep` holds, one or several."""
+        return (self.keep,) if isinstance(self.keep, str | nn.Module) else tuple(self.keep)
 
     @property
     def data_free(self) -> bool:
@@ -263,10 +280,12 @@ def _check_objects(request: Arguments) -> None:
     callbacks: object = request.callbacks
     wrong = [c for c in callbacks if not isinstance(c, Callback)] if isinstance(callbacks, Sequence) else [callbacks]
     if wrong:
-        is_class = isinstance(wrong[0], type) and issubclass(wrong[0], Callback)
-        remedy = f"give an instance: {wrong[0].__name__}()" if is_class else "derive its class from fxsurgery.Callback"
-        what = f"the class {wrong[0].__name__}" if is_class else shown(wrong[0])
+        first = wrong[0]
+        what, remedy = shown(first), "derive its class from fxsurgery.Callback"
+        if isinstance(first, type) and issubclass(first, Callback):
+            what, remedy = f"the class {first.__name__}", f"give an instance: {first.__name__}()"
         raise SurgeryError(f"callbacks must be a list of callbacks, not {what}; {remedy}").at("callbacks")
+    require_layers(request.keep, request.ratios)
     require_form(request.example_inputs)
 
 

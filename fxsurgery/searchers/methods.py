@@ -10,6 +10,7 @@ from fxsurgery.option_text import Wording
 from fxsurgery.program import Program
 from fxsurgery.searchers import dnal, ectonas, prune
 from fxsurgery.searchers.common.settings import Settings
+from fxsurgery.searchers.common.width_constraints import WidthConstraints
 from fxsurgery.searchers.common.widths import Space
 from fxsurgery.searchers.session import SearchOutcome, Stage
 from fxsurgery.suggestions import hint
@@ -29,8 +30,8 @@ class Method:
     """`search(program, budget, settings, session, trained=...)`."""
     stages: Callable[..., list[Stage]]
     """`stages(settings, session, trained=...)`: what the search will train."""
-    space: Callable[[Program, Any], Space] | None = None
-    """The widths that it chooses among; `None` where it grows as well, and nothing is the least."""
+    space: Callable[[Program, Any, WidthConstraints], Space] | None = None
+    """`space(program, settings, constraints)`: the widths to choose among; `None` if it grows networks too."""
     needs_data: Callable[[Any], str | None] = lambda _: None
     """Why these settings cannot do without the user's data; `None` where they can."""
     plan_notes: Callable[..., tuple[str, ...]] = lambda *_, **__: ()
