@@ -151,7 +151,7 @@ class Arguments(PlainArguments):
 
     `batch_dims=1` for all of them, or by input, `{"text": None, "offsets": 0}`, as for `fxsurgery.capture`."""
     leaf_modules: Annotated[tuple[type[nn.Module], ...], Argument("with the program", error=CaptureError)] = ()
-    """Classes of modules to keep whole."""
+    """Module classes to keep as leaves: one node of the graph per call, never changed."""
     verbose: Annotated[bool, Argument()] = True
     """Show progress."""
 
