@@ -5,7 +5,7 @@ from torch import nn
 from fxsurgery.argument_names import keyword
 from fxsurgery.batch_layout import statement_of
 from fxsurgery.capture import capture
-from fxsurgery.capture.attention import is_plain
+from fxsurgery.capture.attention import is_expandable
 from fxsurgery.capture.tracer import COMPOSED
 from fxsurgery.errors import CaptureError, SpecError
 from fxsurgery.inputs import Inputs
@@ -47,7 +47,7 @@ def _leaf_types(program: Program) -> tuple[type[nn.Module], ...]:
         if (
             not torchs
             or isinstance(module, COMPOSED)
-            or (isinstance(module, nn.MultiheadAttention) and is_plain(module))
+            or (isinstance(module, nn.MultiheadAttention) and is_expandable(module))
         ):
             kinds[type(module)] = None
     return tuple(kinds)

@@ -16,17 +16,17 @@ from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from fxsurgery.capture import reference_runs
-from fxsurgery.capture.attention import expanded, is_batched
+from fxsurgery.capture.attention import as_operations, is_batched
 from fxsurgery.capture.canonical_ops import canonical_target, is_reflected
 from fxsurgery.capture.diagnostics import running_line
 from fxsurgery.capture.draws import OUT_OF_LEAF, REMEDY, has_python_values, python_draws, random_control_flow
-from fxsurgery.capture.functions import Function, stand_ins
+from fxsurgery.capture.functions import Function, patches_for
 from fxsurgery.capture.interception import intercepting
 from fxsurgery.capture.module_mode import IsLeaf, ModuleMode
 from fxsurgery.capture.outputs import plain_structure, unknown_types
 from fxsurgery.capture.size_tape import SizeTape, size_method
 from fxsurgery.capture.trace import REWRITE, Recording, UnsupportedCodeError
-from fxsurgery.capture.traced_sizes import plain
+from fxsurgery.capture.traced_sizes import untraced
 from fxsurgery.capture.unsupported_ops import iterates, sized_by_values, unrepeatable
 from fxsurgery.capture.value_table import ValueTable, state_of
 from fxsurgery.inputs import Inputs
@@ -59,7 +59,7 @@ def record(
     inputs = inputs.clone()
     for position, leaf in enumerate(inputs.leaves):
         recorder.values.bind(leaf, recorder.graph.placeholder(f"input_{position}"))
-    patches = [patch for function in leaf_functions for patch in stand_ins(function, recorder.call_function)]
+    patches = [patch for function in leaf_functions for patch in patches_for(function, recorder.call_function)]
     try:
         with (
             intercepting(recorder.call, recorder.refuse_function, patches),
@@ -152,7 +152,7 @@ class _Recorder(ModuleMode):
             raise self.unsupported(*reason)
         before = None if name in {"__get__", "__set__"} else (self.values.node_for(args), self.values.node_for(kwargs))
         sized = self._is_sized(name, args, kwargs, before)
-        given, args, kwargs = (args, kwargs), plain(args), plain(kwargs)
+        given, args, kwargs = (args, kwargs), untraced(args), untraced(kwargs)
         self.suspended += 1
         try:
             out = func(*args, **kwargs)
@@ -240,7 +240,7 @@ class _Recorder(ModuleMode):
         if self._is_leaf(module, path):
             return self._call_leaf_module(run, path, args, kwargs)
         if isinstance(module, nn.MultiheadAttention) and is_batched(args, kwargs):
-            return expanded(module)(*args, **kwargs)
+            return as_operations(module)(*args, **kwargs)
         self.entered.append(path)
         out = run(*args, **kwargs)
         self.values.remember_producer(out, path)
@@ -275,7 +275,7 @@ class _Recorder(ModuleMode):
     ) -> Any:
         before = self.values.node_for(args), self.values.node_for(kwargs)
         self._check_surroundings((args, kwargs))
-        args, kwargs = plain(args), plain(kwargs)
+        args, kwargs = untraced(args), untraced(kwargs)
         self.suspended += 1
         self._drew, drawn_from = False, reference_runs.torch_states()
         try:
