@@ -19,7 +19,7 @@ from fxsurgery.capture import reference_runs
 from fxsurgery.capture.attention import as_operations, is_batched
 from fxsurgery.capture.canonical_ops import canonical_target, is_reflected
 from fxsurgery.capture.diagnostics import running_line
-from fxsurgery.capture.draws import OUT_OF_LEAF, REMEDY, has_python_values, python_draws, random_control_flow
+from fxsurgery.capture.draws import OUT_OF_LEAF, REMEDY, draw_message, has_python_values, python_draws
 from fxsurgery.capture.functions import Function, patches_for
 from fxsurgery.capture.interception import intercepting
 from fxsurgery.capture.module_mode import IsLeaf, ModuleMode
@@ -127,7 +127,7 @@ class _Recorder(ModuleMode):
         """Raise for a random number that reaches Python, unless it stays inside a leaf."""
         self._drew = True
         if not self.suspended:
-            self._draw_errors.append(UnsupportedCodeError(self._inside[-1], random_control_flow(source), REMEDY, line))
+            self._draw_errors.append(UnsupportedCodeError(self._inside[-1], draw_message(source), REMEDY, line))
             raise self._draw_errors[0]
 
     def refuse_caught_draw(self) -> None:
@@ -286,7 +286,7 @@ class _Recorder(ModuleMode):
         finally:
             self.suspended -= 1
         if drew and has_python_values(out):
-            raise self.unsupported(random_control_flow(OUT_OF_LEAF), REMEDY)
+            raise self.unsupported(draw_message(OUT_OF_LEAF), REMEDY)
         return self._bind(out, self._annotate(node(*before)), (args, kwargs))
 
     def _bind(self, out: Any, node: fx.Node, arguments: Any) -> Any:
