@@ -29,9 +29,9 @@ def load(folder: FilePath, *, original: nn.Module | None = None) -> Result:
 
     Args:
         folder: the folder, or the directory of a run that has ended.
-        original: your model, where modules or functions of it were kept whole: these are taken from it, modules as
-            copies with the saved weights. It is captured anew on the saved example inputs, and what it does not call
-            in the same way is refused.
+        original: your model, needed if modules or functions of it are leaves of the graph: they are taken from it,
+            modules as copies with the saved weights. The model is captured again on the saved example inputs; a leaf
+            call that it does not make in the same way is rejected.
 
     Raises:
         RunError: there is no result, since the run has not finished or the folder is another; it is damaged or of a

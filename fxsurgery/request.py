@@ -167,7 +167,7 @@ class Arguments(PlainArguments):
 
     `batch_dims=1` for all of them, or by input, `{"text": None, "offsets": 0}`, as for `fxsurgery.capture`."""
     leaf_modules: Annotated[tuple[type[nn.Module], ...], Argument("with the program", error=CaptureError)] = ()
-    """Classes of modules to keep whole."""
+    """Module classes to keep as leaves: one node of the graph per call, never changed."""
     finetune: Annotated[Callable[[Any], Any] | None, Argument("resolved")] = None
     """Your own function in place of the last fine-tune stage: `finetune(model)` trains in place, or returns the model.
 

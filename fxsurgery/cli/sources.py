@@ -177,7 +177,7 @@ def saved_result(folder: Path, original: str | None = None, arguments: Mapping[s
 
     Args:
         folder: the directory.
-        original: what names the user's model, from which modules that were kept whole are taken.
+        original: names the user's model, from which leaf modules are taken.
         arguments: what that is called with.
 
     Raises:

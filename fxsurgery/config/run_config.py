@@ -45,7 +45,7 @@ class RunConfig(PlainArguments):
     leaf_modules: Annotated[
         tuple[str, ...], Argument(panel=INPUTS, metavar="MODULE:CLASS", flags=("--leaf-module",))
     ] = ()
-    """Class of modules to keep whole; once for each class."""
+    """Class of modules to keep as leaves; repeat the option for several."""
 
     train_data: Annotated[str | None, Argument(panel=DATA, metavar="DATA")] = None
     val_data: Annotated[str | None, Argument(panel=DATA, metavar="DATA")] = None
