@@ -5,9 +5,7 @@ fails, the model is run and recorded (`fxsurgery.capture.trace_frontend`). Eithe
 checked against the model.
 """
 
-import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,7 +25,7 @@ from fxsurgery.option_types import checked
 from fxsurgery.program import Program
 from fxsurgery.surroundings import plain_surroundings
 
-__all__ = ["capture", "guess_inputs"]
+__all__ = ["Inputs", "capture", "guess_inputs"]
 
 
 @checked(CaptureError, apart=("model", "example_inputs"), example_kwargs=DataError)
@@ -63,7 +61,7 @@ def capture(
     """
     require_takeable(model)
     positional = (example_inputs, *more_inputs) if more_inputs else example_inputs
-    inputs = replace(inputs_of(model, positional, example_kwargs), batch_dims=None, samples=None)
+    inputs = inputs_of(model, positional, example_kwargs)
     if not inputs.tensors:
         raise DataError("no example inputs that are tensors: capture(model, x) wants what the model takes")
     if any(x.is_meta for x in inputs.tensors):
@@ -72,7 +70,6 @@ def capture(
         raise DataError(
             "an example input is a sparse tensor, which cannot be copied and compared: give it dense, with .to_dense()"
         )
-    inputs = _ordered(model, inputs)
     if batch_dims is not None:
         inputs = as_stated(inputs, batch_dims, inputs.names(model.forward))
     with reference_runs.contained():
@@ -93,10 +90,3 @@ def _scripted(graph_module: fx.GraphModule) -> Iterator[str]:
     for path in called:
         if isinstance(graph_module.get_submodule(path), torch.jit.ScriptModule):
             yield f"`{path}` (ScriptModule) is kept whole: compiled code cannot be looked into"
-
-
-def _ordered(model: nn.Module, inputs: Inputs) -> Inputs:
-    """The named inputs in the order of the signature."""
-    known = list(inspect.signature(model.forward).parameters)
-    order = sorted(inputs.kwargs, key=lambda name: known.index(name) if name in known else len(known))
-    return Inputs(inputs.args, {name: inputs.kwargs[name] for name in order})
