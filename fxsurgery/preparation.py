@@ -1,4 +1,4 @@
-"""What a user asks of `optimize`, made ready before anything trains: checked, captured, with its run directory open."""
+"""Preparation of a run before anything trains: arguments checked, model captured, run directory opened."""
 
 import datetime
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ _DATA_LINE = "fxsurgery.optimize(model, {}train_data=(images, labels), val_data=
 
 @dataclass(frozen=True, eq=False)
 class PreparedRun:
-    """What was asked for, made ready."""
+    """A request that was checked, with the captured model and the open run directory."""
 
     request: OptimizeRequest
     method: Method
@@ -48,14 +48,14 @@ class PreparedRun:
     budget: Budget | None
     program: Program
     task: Task | None
-    """`None` where there are no data: the task is then made of the model."""
+    """`None` without data: the task is then synthesized from the model."""
     progress: Progress
     run: RunDir
     latency: LatencyModel | None
-    """The latency on the target, where it matters; as it was measured before a kill."""
+    """Latency on the target if the run needs it; a resumed run reuses what was measured before."""
     workshop: JobRunner
     asked: Mapping[str, Any]
-    """What was asked for as plain JSON."""
+    """Identity of the run as plain JSON."""
     constraints: WidthConstraints
     """The widths that the user fixed."""
     notes: tuple[str, ...]
@@ -63,7 +63,7 @@ class PreparedRun:
 
 
 def prepare(request: OptimizeRequest) -> PreparedRun:
-    """Check what can be checked, capture the model, and open the run directory.
+    """Check the arguments, capture the model, and open the run directory.
 
     Raises:
         SurgeryError: one of its children, for each thing that does not fit.
@@ -120,7 +120,7 @@ def _constraints(request: OptimizeRequest, program: Program, *, has_goal: bool) 
 
 
 def _workshop(request: OptimizeRequest) -> JobRunner:
-    """Where jobs run, on devices that are there."""
+    """Return the runner of jobs, after checking that its devices exist."""
     where = resolve(request.device)
     workshop = JobRunner(request.executor, request.workers, request.device)
     workshop.check()
@@ -138,7 +138,7 @@ def _run(request: OptimizeRequest, asked: Mapping[str, Any]) -> RunDir:
 
 
 def _check_evolving(request: OptimizeRequest, method: Method) -> None:
-    """Refuse what only a method that trains many networks can follow."""
+    """Refuse arguments that apply only to methods that train many networks."""
     if request.ratios and method.evolves:
         raise SurgeryError(
             f"{keyword('ratios')} is not for {assigned('method', method.name)}, which grows and shrinks widths move by "
@@ -213,14 +213,14 @@ def _listed(names: list[str]) -> str:
 
 
 def _data_line(request: OptimizeRequest, method: Method, settings: Settings) -> str:
-    """How to call with data."""
+    """Return the line that calls `optimize` with data."""
     method_named = "" if request.method is None else f'method="{method.name}", '
     beside = method_named if request.config is None else f"config={type(settings).__name__}(...), "
     return usage(_DATA_LINE.format(beside), "train_data", "val_data", call=True)
 
 
 def _stated(request: OptimizeRequest, task: Task) -> Task:
-    """The task with the batch where the user states it, by the names of the model's parameters too."""
+    """Return the task with the batch dims that the user declared, also by names of the model's parameters."""
     inputs, _ = task.take_apart(task.first_batch())
     names = inputs.names(request.model.forward)[: len(inputs.args)]
     return replace(task, batch_dims=by_position(request.batch_dims, names))
@@ -246,7 +246,7 @@ def _examples(request: OptimizeRequest, task: Task | None) -> tuple[Inputs, tupl
 
 
 def _located(request: OptimizeRequest, task: Task | None, program: Program) -> Task | None:
-    """The task with the batch where the captured model has it, of the same inputs; as stated where it is."""
+    """Return the task with the batch dims of the captured model, unless the user declared them or gave other inputs."""
     if (
         task is None
         or task.batch_dims is not None
@@ -266,7 +266,7 @@ def _require_trainable(program: Program, settings: Settings, *, trained: bool) -
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
         raise TrainingError(
             f"the model's weights are not numbers (NaN): {', '.join(broken[:3])}{more} hold NaN or infinite values; "
-            "load a checkpoint that is whole"
+            "load an intact checkpoint"
         )
     if trained and settings.finetune_epochs <= 0:
         return
@@ -279,7 +279,7 @@ def _require_trainable(program: Program, settings: Settings, *, trained: bool) -
 
 
 def _require_answers(program: Program, request: OptimizeRequest, task: Task | None) -> None:
-    """Refuse example inputs that are not finite and make the outputs so."""
+    """Refuse example inputs with NaN or infinite values that make the outputs not finite."""
     is_given = task is None or request.example_inputs is not None
     source = "the example inputs" if is_given else named("train_data")
     wrong = wrong_values(tuple(program.examples.tensors))
@@ -302,4 +302,4 @@ def _captured(
     except CaptureError as error:
         if not guessed:
             raise
-        raise CaptureError(f"{error}\n  What it is called with was a guess: {'; '.join(guessed)}") from error
+        raise CaptureError(f"{error}\n  The example inputs were inferred: {'; '.join(guessed)}") from error
