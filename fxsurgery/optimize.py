@@ -85,7 +85,7 @@ def _kept(result: Result, folder: Path) -> str | None:
 def plan(request: OptimizeRequest) -> Plan:
     """Say what `optimize` would do with the same arguments, and about how long that takes here. Nothing is trained.
 
-    A run directory is not touched.
+    A run directory is checked as `optimize` checks it, and left as it is.
 
     Args:
         request: the arguments that `fxsurgery.request.Arguments` declares, and single settings by name.
@@ -93,7 +93,7 @@ def plan(request: OptimizeRequest) -> Plan:
     Raises:
         SurgeryError: as `optimize` does before it trains: e.g. the budget cannot be reached.
     """
-    ready = prepare(replace(request, run_dir=None, resume=False))
+    ready = prepare(request, is_planned=True)
     found = space_of(ready)
     told = list(reach(ready, found, measured=True))
     check(ready, found)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -18,6 +19,7 @@ from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
 from fxsurgery.request import OptimizeRequest
 from fxsurgery.run_identity import identity_of
+from fxsurgery.runs.examination import require_startable
 from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.searchers.common.latency_model import LatencyModel
 from fxsurgery.searchers.common.settings import Settings
@@ -53,8 +55,12 @@ class PreparedRun:
     notes: tuple[str, ...] = ()
 
 
-def prepare(request: OptimizeRequest) -> PreparedRun:
+def prepare(request: OptimizeRequest, *, is_planned: bool = False) -> PreparedRun:
     """Check what can be checked, capture the model, and open the run directory.
+
+    Args:
+        request: the arguments.
+        is_planned: only check that the run could start in the run directory, and leave the directory as it is.
 
     Raises:
         SurgeryError: one of its children, for each thing that does not fit.
@@ -63,6 +69,7 @@ def prepare(request: OptimizeRequest) -> PreparedRun:
     method, settings = method_of(request.method, request.config, request.settings, beside)
     _check_evolving(request, method)
     budget = _budget(request, method, settings)
+    method.require_goal(budget, settings)
     workshop = _workshop(request)
     timed = getattr(settings, "front", None) == "latency_ms" or (budget is not None and budget.latency_ms is not None)
     device = resolve_target(request.target) if timed else None
@@ -83,7 +90,7 @@ def prepare(request: OptimizeRequest) -> PreparedRun:
     target = request.target if timed else None
     resolved = {"method": method.name, "config": settings, "budget": budget, "spend": spend, "target": target}
     asked = identity_of(request, resolved, program, task)
-    run = _run(request, asked)
+    run = _run(request, asked, is_planned=is_planned)
     latency = None
     if device is not None:
         latency = LatencyModel(timer=Timer(device, program, request.seed), original=program, budget=budget, run=run)
@@ -102,11 +109,15 @@ def _workshop(request: OptimizeRequest) -> JobRunner:
     return workshop
 
 
-def _run(request: OptimizeRequest, asked: Mapping[str, Any]) -> RunDir:
+def _run(request: OptimizeRequest, asked: Mapping[str, Any], *, is_planned: bool) -> RunDir:
     if request.resume and request.run_dir is None:
         resume = assigned("resume", value=True)
         raise SurgeryError(f"{resume} continues the run of a directory: pass {keyword('run_dir')} as well").at("resume")
-    return RunDir() if request.run_dir is None else RunDir.open(request.run_dir, asked, resume=request.resume)
+    if request.run_dir is None:
+        return RunDir()
+    if is_planned:
+        return RunDir(notes=require_startable(Path(request.run_dir), asked, resume=request.resume))
+    return RunDir.open(request.run_dir, asked, resume=request.resume)
 
 
 def _check_evolving(request: OptimizeRequest, method: Method) -> None:

@@ -33,6 +33,8 @@ class Method:
     """The widths that it chooses among; `None` where it grows as well, and nothing is the least."""
     needs_data: Callable[[Any], str | None] = lambda _: None
     """Why these settings cannot do without the user's data; `None` where they can."""
+    require_goal: Callable[[Any, Any], None] = lambda *_: None
+    """`require_goal(budget, settings)`: refuse a budget that does not go with the settings."""
     plan_notes: Callable[..., tuple[str, ...]] = lambda *_, **__: ()
     """`plan_notes(program, settings, session, trained=...)`: what a plan tells beside the stages."""
     evolves: bool = False
@@ -42,7 +44,7 @@ class Method:
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 METHODS = {
-    "dnal": Method("dnal", dnal.Dnal, dnal.search, dnal.stages, dnal.widths),
+    "dnal": Method("dnal", dnal.Dnal, dnal.search, dnal.stages, dnal.widths, require_goal=dnal.require_goal),
     "prune": Method("prune", prune.Prune, prune.search, prune.stages, prune.widths, prune.needs_data),
     "ectonas": Method(
         "ectonas", ectonas.Ectonas, ectonas.search, ectonas.stages, plan_notes=ectonas.plan_notes, evolves=True

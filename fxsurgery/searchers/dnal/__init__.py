@@ -55,6 +55,19 @@ class Dnal(Narrowing):
     """In which the gates are learned, all weights frozen."""
 
 
+def require_goal(budget: Budget | None, config: Dnal) -> None:
+    """Refuse settings without a goal, or with two.
+
+    Raises:
+        BudgetError: neither or both of budget and `penalty` are given.
+    """
+    if (budget is None) == (config.penalty is None):
+        raise BudgetError(
+            f"dnal takes either {keyword('budget')} or {keyword('settings', 'penalty')} (lambda of the paper); give "
+            "one of them"
+        )
+
+
 def search(program: Program, budget: Budget | None, config: Dnal, session: Session, *, trained: bool) -> SearchOutcome:
     """Run DNAL on `program`, which is left as it is.
 
@@ -63,11 +76,7 @@ def search(program: Program, budget: Budget | None, config: Dnal, session: Sessi
         StructureError: no width of the program can change.
         TrainingError: the loss is not finite.
     """
-    if (budget is None) == (config.penalty is None):
-        raise BudgetError(
-            f"dnal takes either {keyword('budget')} or {keyword('settings', 'penalty')} (lambda of the paper); give "
-            "one of them"
-        )
+    require_goal(budget, config)
     found = widths(program, config)
     if budget is not None:
         found.check(budget, session.latency_limit)
