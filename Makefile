@@ -1,21 +1,23 @@
-# make demo | test | slow | check | bench: each sets up .venv first, once, and again when the requirements change.
+# make demo | test | slow | check | docs | bench: each sets up .venv first, once, and again when the requirements change.
 
 PYTHON ?= python3
 BIN := .venv/bin
 REQUIREMENTS := pyproject.toml constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 PYTEST_ARGS ?=
+MKDOCS := NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet --strict
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test slow check bench
+.PHONY: help demo test slow check docs bench
 
 help:
 	@echo "make demo    install fxsurgery into .venv and run its demo"
 	@echo "make test    the quick tests (PYTEST_ARGS='tests/passes -x' narrows them)"
 	@echo "make slow    the tests on whole real models and long searches"
-	@echo "make check   ruff, mypy and the import contracts"
+	@echo "make check   ruff, mypy, the import contracts, and the documentation site in strict mode"
+	@echo "make docs    build the documentation site into site/"
 	@echo "make bench   how to run the benchmarks"
 
 demo: .venv/.installed
@@ -33,6 +35,11 @@ check: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MKDOCS)
+
+docs: .venv/.installed-dev
+	$(MKDOCS)
+	@echo "open site/index.html"
 
 bench: .venv/.installed-dev
 	@echo "A benchmark is a module; --help tells its options. Tables land in benchmarks/results/."
@@ -44,7 +51,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv .venv
 
 .venv/.installed: $(REQUIREMENTS) | $(BIN)/python
-	@$(BIN)/python tools/install.py --constraint constraints.txt --editable .
+	@$(BIN)/python tools/install.py --constraint constraints.txt --editable ".[demo]"
 	@touch $@
 
 .venv/.installed-dev: $(REQUIREMENTS) | $(BIN)/python

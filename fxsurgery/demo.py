@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from fxsurgery.budget import Budget
 from fxsurgery.deploy import LatencyReport, OnnxModel, export_onnx
+from fxsurgery.extras import requires
 from fxsurgery.optimize import optimize
 from fxsurgery.printable import printable
 from fxsurgery.result import BeforeAfter, Result
@@ -73,8 +74,9 @@ class DemoResult:
 
 def digits(seed: int = 0) -> tuple[Images, Images, Images]:
     """Return training, validation and test images, (n, 1, 8, 8) from 0 to 1, with their classes."""
-    from sklearn.datasets import load_digits  # noqa: PLC0415 -- slow to import
-    from sklearn.model_selection import train_test_split  # noqa: PLC0415 -- slow to import
+    with requires("demo", "the demo's data set"):
+        from sklearn.datasets import load_digits  # noqa: PLC0415 -- an extra, and slow to import
+        from sklearn.model_selection import train_test_split  # noqa: PLC0415 -- an extra, and slow to import
 
     images, labels = load_digits(return_X_y=True)
     x_rest, x_test, y_rest, y_test = train_test_split(images, labels, test_size=0.2, random_state=seed, stratify=labels)

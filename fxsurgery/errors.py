@@ -88,6 +88,10 @@ class DeviceError(SurgeryError):
     """A device or target is not there, or cannot run the model."""
 
 
+class MissingExtraError(SurgeryError):
+    """An optional package is not installed; the message names the extra that installs it."""
+
+
 class RunError(SurgeryError):
     """A run directory or saved result cannot be written or read, or belongs to something else."""
 

@@ -33,6 +33,7 @@ ExampleInputs: TypeAlias = (
 """What `example_inputs=` accepts: see the table of this module."""
 TARGETS = ("labels", "label", "targets", "target", "y")
 """Keys of a dict that hold the target of a batch."""
+_FORMS = (Tensor, np.ndarray, Sequence, Mapping, DataLoader, Dataset, Inputs, type(None))
 _NUMBERS = "biufc"
 """The kinds of numpy's types that are numbers."""
 
@@ -81,8 +82,7 @@ def require_form(example_inputs: object) -> None:
     Raises:
         DataError: it says which forms there are.
     """
-    forms = Tensor | np.ndarray | Sequence | Mapping | DataLoader | Dataset | Inputs | None
-    if isinstance(example_inputs, str | bytes) or not isinstance(example_inputs, forms):
+    if isinstance(example_inputs, str | bytes) or not isinstance(example_inputs, _FORMS):
         raise DataError(
             f"{named('example_inputs')} is {shown(example_inputs)}; it must be a tensor, a tuple of "
             "positional inputs, a dict of inputs by name, a DataLoader or a Dataset"

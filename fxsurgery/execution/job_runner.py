@@ -126,6 +126,7 @@ class JobRunner:
         Raises:
             DeviceError: forks are asked for, and the system has none, or the device is none for them; or the run is
                 distributed.
+            MissingExtraError: Ray is asked for, and not installed.
         """
         if self.executor == "in-process":
             return
@@ -136,6 +137,8 @@ class JobRunner:
             )
         if self.executor == "processes":
             self._check_forks()
+        else:
+            from fxsurgery.execution import ray_pool  # noqa: F401, PLC0415 -- Ray is an extra: missed before training
 
     def _check_forks(self) -> None:
         if not hasattr(os, "fork"):

@@ -20,15 +20,14 @@ from fxsurgery.errors import DeviceError, WorkerError, reason_of
 from fxsurgery.execution.protocol import message_of
 from fxsurgery.execution.worker import Report, one_thread, work_on
 from fxsurgery.execution.worker_pool import Assignment, WorkerExit
+from fxsurgery.extras import requires
 from fxsurgery.training import Task, resolve
 
-try:
+with requires("ray", assigned("executor", "ray")):
     import ray
     from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayError, WorkerCrashedError
 
     from fxsurgery.execution.pickling import packed, unpacked
-except ImportError as _error:
-    raise DeviceError(f"{assigned('executor', 'ray')} needs Ray: pip install 'fxsurgery[ray]'") from _error
 
 _DEATHS = (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError)
 

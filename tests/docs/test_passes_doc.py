@@ -1,32 +1,27 @@
-"""The page of passes and its pictures: all there, and what `docs/draw_passes.py` gives."""
+"""The page of passes and its pictures: all there, and what `tools/draw_passes.py` gives."""
 
 import itertools
 import re
-import sys
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
+import draw_passes
 from fxsurgery.passes import ALL
 from nonempty import nonempty
 
 DOCS = Path(__file__).parents[2] / "docs"
+PROSE = DOCS.parent / "tools" / "passes_prose.md"
 NUMBER = re.compile(r"-?\d+\.\d+(e[-+]\d+)?")
 SVG = "{http://www.w3.org/2000/svg}"
-STALE = "run: python docs/draw_passes.py"
+STALE = "run: python tools/draw_passes.py"
 
 
 @pytest.fixture(scope="module")
 def made() -> dict[str, str]:
     """The page and the pictures, made anew."""
-    sys.path.insert(0, str(DOCS))
-    try:
-        import draw_passes
-
-        return draw_passes.pages()
-    finally:
-        sys.path.remove(str(DOCS))
+    return draw_passes.pages()
 
 
 def committed(path: str) -> str:
@@ -53,15 +48,15 @@ def test_the_picture_is_what_the_script_gives(made, name: str):
 
 @pytest.mark.parametrize("name", sorted(ALL))
 def test_each_pass_has_a_section_a_picture_and_prose(name: str):
-    page, written = committed("passes.md"), committed("passes_prose.md")
+    page, written = committed("passes.md"), PROSE.read_text(encoding="utf-8")
     assert f"\n## {name}\n" in page
     assert f"(images/{name}.svg)" in page
-    assert f"\n## {name}\n" in written, "say in passes_prose.md what it is good for"
+    assert f"\n## {name}\n" in written, "say in tools/passes_prose.md what it is good for"
 
 
 def test_nothing_is_left_of_passes_that_are_gone():
     assert {path.stem for path in (DOCS / "images").glob("*.svg")} == set(nonempty(ALL))
-    assert set(re.findall(r"^## (.+)$", committed("passes_prose.md"), re.MULTILINE)) == set(nonempty(ALL))
+    assert set(re.findall(r"^## (.+)$", PROSE.read_text(encoding="utf-8"), re.MULTILINE)) == set(nonempty(ALL))
 
 
 @pytest.mark.parametrize("name", sorted(ALL))

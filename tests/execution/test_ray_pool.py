@@ -150,4 +150,5 @@ def test_a_ray_of_our_own_is_quiet_and_leaves_nothing_behind(tmp_path: Path):
 def test_without_ray_it_is_said_how_to_get_it():
     script = "import sys; sys.modules['ray'] = None\nimport fxsurgery.execution.ray_pool"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert "DeviceError: executor='ray' needs Ray: pip install 'fxsurgery[ray]'" in done.stderr
+    assert "MissingExtraError: executor='ray' requires the package `ray`, which is not installed" in done.stderr
+    assert "pip install 'fxsurgery[ray]'" in done.stderr

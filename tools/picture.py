@@ -3,7 +3,7 @@
 Nodes stand in layers, each below all that it reads; a line that skips layers takes a place in each of them, so that
 lines go around boxes. Within a layer, places follow the mean place of what is read and what reads (the barycenter
 method of Sugiyama, Tagawa and Toda 1981). Only whole numbers are written: the same graph gives the same file.
-"""  # noqa: INP001 -- a folder of pages, with what makes them
+"""
 
 import itertools
 from collections.abc import Iterable, Mapping

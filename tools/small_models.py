@@ -1,7 +1,7 @@
 """The networks of the pages: small enough to draw, each with something that the others lack.
 
 Their source is shown on the pages as it stands here. All take images of (batch, 3, 12, 12).
-"""  # noqa: INP001 -- a folder of pages, with what makes them
+"""
 
 import torch
 from torch import nn

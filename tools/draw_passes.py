@@ -1,8 +1,8 @@
-"""Write passes.md and its pictures anew, for every pass of the registry: `python docs/draw_passes.py`.
+"""Write passes.md and its pictures anew, for every pass of the registry: `python tools/draw_passes.py`.
 
 What stands there comes from the passes: the docstrings, the options, the reasons in their refusals, and an example on
 one of the small models that is run while it is written. What only a person can say is in `passes_prose.md`.
-"""  # noqa: INP001 -- a folder of pages, with what makes them
+"""
 
 import ast
 import contextlib
@@ -21,8 +21,6 @@ from types import ModuleType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import torch
-from picture import Box, near, picture
-from small_models import MODELS
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
@@ -30,8 +28,11 @@ from fxsurgery import Program, capture
 from fxsurgery.passes import ALL
 from fxsurgery.seeding import seeded
 from fxsurgery.surgery import Effect, PassResult, Rewrite, Trains
+from picture import Box, near, picture
+from small_models import MODELS
 
 HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs"
 WHOLE = 0.6
 """Graphs are drawn whole if more than this share of their nodes stands around the change; else that alone is drawn."""
 TIMES, ARROW = "\N{MULTIPLICATION SIGN}", "\N{RIGHTWARDS ARROW}"
@@ -353,10 +354,10 @@ def pages() -> dict[str, str]:
 def main() -> None:
     """Write what differs; drop the pictures of passes that are gone."""
     found = pages()
-    (HERE / "images").mkdir(exist_ok=True)
+    (DOCS / "images").mkdir(exist_ok=True)
     for path, text in found.items():
-        (HERE / path).write_text(text, encoding="utf-8")
-    for old in (HERE / "images").glob("*.svg"):
+        (DOCS / path).write_text(text, encoding="utf-8")
+    for old in (DOCS / "images").glob("*.svg"):
         if f"images/{old.name}" not in found:
             old.unlink()
 
