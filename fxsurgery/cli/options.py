@@ -19,7 +19,7 @@ _DECLARED = arguments_of(RunConfig)
 _AS_THEY_ARE = (int, Path, str)
 
 
-def option(panel: str | None, metavar: str | None, text: str, *names: str, completions: Sequence[str] = ()) -> Any:
+def option(panel: str | None, metavar: str | None, text: str, *names: str, completions: Sequence[str] = ()) -> Any:  # noqa: ANN401
     """Return an option.
 
     Args:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from fxsurgery.analysis.refit import size_attributes
-from fxsurgery.argument_names import keyword
+from fxsurgery.argument_names import keyword, named
 from fxsurgery.errors import RunError, SavingError
 from fxsurgery.nn.elastic.kernels import ElasticConv, ElasticConv1d, ElasticConv2d, ElasticConv3d, KernelMatrices
 from fxsurgery.nn.elastic.switches import BlockSwitch, UnitMask
@@ -212,7 +212,7 @@ def _take_opaque(entry: OpaqueEntry, original: nn.Module | None) -> nn.Module:
     found = submodule(original, entry.path)
     if found is None:
         raise RunError(
-            f"original= has no module `{entry.path}`, which must be a {entry.class_name}; pass the model that was "
+            f"{named('original')} has no module `{entry.path}`, which must be a {entry.class_name}; pass the model that was "
             "optimized"
         )
     kind = type(found)
