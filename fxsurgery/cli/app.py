@@ -74,11 +74,11 @@ class LazyCommand(TyperCommand):
         return typer.main.get_command(alone)
 
     @override
-    def make_context(self, info_name: str | None, arguments: list[str], *args: Any, **options: Any) -> Any:
-        is_run = not (options.get("resilient_parsing") or {"-h", "--help"} & set(arguments))
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        is_run = not (extra.get("resilient_parsing") or {"-h", "--help"} & set(args))
         if self.name in ANNOUNCED and is_run:
             typer.echo(ANNOUNCED[self.name], err=True)
-        return self.loaded().make_context(info_name, arguments, *args, **options)
+        return self.loaded().make_context(info_name, args, parent, **extra)
 
 
 def _listed() -> None:

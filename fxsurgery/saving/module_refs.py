@@ -212,8 +212,8 @@ def _take_opaque(entry: OpaqueEntry, original: nn.Module | None) -> nn.Module:
     found = submodule(original, entry.path)
     if found is None:
         raise RunError(
-            f"{named('original')} has no module `{entry.path}`, which must be a {entry.class_name}; pass the model that was "
-            "optimized"
+            f"{named('original')} has no module `{entry.path}`, which must be a {entry.class_name}; pass the model "
+            "that was optimized"
         )
     kind = type(found)
     if (
@@ -221,8 +221,8 @@ def _take_opaque(entry: OpaqueEntry, original: nn.Module | None) -> nn.Module:
         and f"{kind.__module__}.{kind.__qualname__}" != entry.class_name
     ):
         raise RunError(
-            f"original= has a {kind.__qualname__} at `{entry.path}` instead of a {entry.class_name}; pass the "
-            "model that was optimized"
+            f"{named('original')} has a {kind.__qualname__} at `{entry.path}` instead of a {entry.class_name}; pass "
+            "the model that was optimized"
         )
     module, sizes = copy.deepcopy(found).eval(), {name: decoded(value) for name, value in entry.sizes.items()}
     if sizes.keys() - size_attributes(module).keys() or not is_sizes(tuple(_as_tuple(v) for v in sizes.values())):

@@ -140,7 +140,7 @@ def test_the_effective_config_gives_the_same_run_again(write):
         ('model = "n:N"\nworkers = 0\n',
          "run.toml, line 2: workers: it must be at least 1 and less than 1,000,000, and is 0"),
         ('model = "n:N"\n[settings]\naling = 4\n', "line 3: settings.aling: 'aling' is no setting of dnal; did"),
-        ('model = "n:N"\n[settings]\nrounds = 4\n', "settings.rounds: 'rounds' is no setting of dnal; pass --method prune"),
+        ('model = "n:N"\n[settings]\nrounds = 4\n', "rounds' is no setting of dnal; pass --method prune"),
         ('model = "n:N"\nmacs = 0.5\n', "line 2: macs: 'macs' is an entry of the table [budget]; move it there"),
         ('model = "n:N"\nlearning_rate = 0.5\n', "'learning_rate' is an entry of the table [settings]; move it there"),
         ('model = "n:N"\nlr = 0.5\n', "'lr' is no key; did you mean 'learning_rate' of the table [settings]?"),
