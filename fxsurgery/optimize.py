@@ -114,7 +114,7 @@ def _kept(result: Result, folder: Path) -> str | None:
 def plan(request: OptimizeRequest) -> Plan:
     """Return what `optimize` would do with the same arguments, and estimate how long it would take. Nothing is trained.
 
-    A run directory is not touched.
+    A run directory is checked as `optimize` checks it, and left as it is.
 
     Args:
         request: the arguments that `fxsurgery.request.Arguments` declares, and single settings by name.
@@ -127,7 +127,7 @@ def plan(request: OptimizeRequest) -> Plan:
     """
     watch = Stopwatch()
     began = watch.clock()
-    ready = prepare(replace(request, run_dir=None, resume=False))
+    ready = prepare(request, is_planned=True)
     found = space_of(ready)
     prepared = watch.clock()
     told = list(reach(ready, found, measured=True))

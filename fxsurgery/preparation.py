@@ -20,6 +20,7 @@ from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
 from fxsurgery.request import OptimizeRequest
 from fxsurgery.run_identity import identity_of
+from fxsurgery.runs.examination import require_startable
 from fxsurgery.runs.layout import LOGS
 from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.searchers.common.latency_model import LatencyModel
@@ -62,8 +63,12 @@ class PreparedRun:
     tuning: Tuning
 
 
-def prepare(request: OptimizeRequest) -> PreparedRun:
+def prepare(request: OptimizeRequest, *, is_planned: bool = False) -> PreparedRun:
     """Check the arguments, capture the model, and open the run directory.
+
+    Args:
+        request: the arguments.
+        is_planned: only check that the run could start in the run directory, and leave the directory as it is.
 
     Raises:
         SurgeryError: one of its children, for each thing that does not fit.
@@ -73,6 +78,7 @@ def prepare(request: OptimizeRequest) -> PreparedRun:
     _check_evolving(request, method)
     check_tuning(request, settings)
     budget = _budget(request, method, settings)
+    method.require_goal(budget, settings, has_ratios=bool(request.ratios))
     workshop = _workshop(request)
     timed = getattr(settings, "front", None) == "latency_ms" or (budget is not None and budget.latency_ms is not None)
     device = resolve_target(request.target) if timed else None
@@ -96,7 +102,7 @@ def prepare(request: OptimizeRequest) -> PreparedRun:
         "keep": list(constraints.keep), "ratios": list(map(list, constraints.ratios.items())),
     }  # fmt: skip
     asked = identity_of(request, resolved, program, task)
-    run = _run(request, asked)
+    run = _run(request, asked, is_planned=is_planned)
     latency = None
     if device is not None:
         latency = LatencyModel(timer=Timer(device, program, request.seed), original=program, budget=budget, run=run)
@@ -130,11 +136,15 @@ def _workshop(request: OptimizeRequest) -> JobRunner:
     return workshop
 
 
-def _run(request: OptimizeRequest, asked: Mapping[str, Any]) -> RunDir:
+def _run(request: OptimizeRequest, asked: Mapping[str, Any], *, is_planned: bool) -> RunDir:
     if request.resume and request.run_dir is None:
         resume = assigned("resume", value=True)
         raise SurgeryError(f"{resume} continues the run of a directory: pass {keyword('run_dir')} as well").at("resume")
-    return RunDir() if request.run_dir is None else RunDir.open(request.run_dir, asked, resume=request.resume)
+    if request.run_dir is None:
+        return RunDir()
+    if is_planned:
+        return RunDir(notes=require_startable(Path(request.run_dir), asked, resume=request.resume))
+    return RunDir.open(request.run_dir, asked, resume=request.resume)
 
 
 def _check_evolving(request: OptimizeRequest, method: Method) -> None:

@@ -34,6 +34,8 @@ class Method:
     """`space(program, settings, constraints)`: the widths to choose among; `None` if it grows networks too."""
     needs_data: Callable[[Any], str | None] = lambda _: None
     """Why these settings cannot do without the user's data; `None` where they can."""
+    require_goal: Callable[..., None] = lambda *_, **__: None
+    """`require_goal(budget, settings, has_ratios=...)`: refuse a budget that does not go with the settings."""
     plan_notes: Callable[..., tuple[str, ...]] = lambda *_, **__: ()
     """`plan_notes(program, settings, session, trained=...)`: what a plan tells beside the stages."""
     evolves: bool = False
@@ -43,7 +45,7 @@ class Method:
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 METHODS = {
-    "dnal": Method("dnal", dnal.Dnal, dnal.search, dnal.stages, dnal.widths),
+    "dnal": Method("dnal", dnal.Dnal, dnal.search, dnal.stages, dnal.widths, require_goal=dnal.require_goal),
     "prune": Method("prune", prune.Prune, prune.search, prune.stages, prune.widths, prune.needs_data),
     "ectonas": Method(
         "ectonas", ectonas.Ectonas, ectonas.search, ectonas.stages, plan_notes=ectonas.plan_notes, evolves=True

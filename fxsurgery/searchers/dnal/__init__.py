@@ -57,6 +57,19 @@ class Dnal(Narrowing):
     """In which the gates are learned, all weights frozen."""
 
 
+def require_goal(budget: Budget | None, config: Dnal, *, has_ratios: bool = False) -> None:
+    """Refuse settings without a goal, or with two; ratios of layers are a goal of their own.
+
+    Raises:
+        BudgetError: neither or both of budget and `penalty` are given.
+    """
+    if (budget is None) == (config.penalty is None) and not has_ratios:
+        raise BudgetError(
+            f"dnal takes either {keyword('budget')} or {keyword('settings', 'penalty')} (lambda of the paper); give "
+            "one of them"
+        )
+
+
 def search(program: Program, budget: Budget | None, config: Dnal, session: Session, *, trained: bool) -> SearchOutcome:
     """Run DNAL on `program`, which is left as it is.
 
@@ -109,11 +122,7 @@ def search(program: Program, budget: Budget | None, config: Dnal, session: Sessi
 
 def _checked(program: Program, budget: Budget | None, config: Dnal, session: Session) -> Space:
     """Return the widths to choose among, if they can meet the budget."""
-    if (budget is None) == (config.penalty is None) and not session.constraints.only_targets:
-        raise BudgetError(
-            f"dnal takes either {keyword('budget')} or {keyword('settings', 'penalty')} (lambda of the paper); give "
-            "one of them"
-        )
+    require_goal(budget, config, has_ratios=session.constraints.only_targets)
     found = widths(program, config, session.constraints)
     found.require_targets()
     if budget is not None:
