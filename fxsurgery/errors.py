@@ -79,6 +79,10 @@ class DivergedError(TrainingError):
     """Whether a lower learning rate may help: not where the data or the initial weights are at fault."""
 
 
+class CallbackError(SurgeryError):
+    """A callback or a logger raised; the message names it, and the cause is chained."""
+
+
 class WorkerError(SurgeryError):
     """A process that ran a job died again and again, or raised what nobody foresaw; the message names the job."""
 

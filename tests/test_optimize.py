@@ -354,7 +354,7 @@ def test_a_model_that_is_not_captured_on_a_guess_is_told_of_the_guess():
         def forward(self, images: list[Tensor]) -> list[Tensor]:
             return [self.layer(image[None]) for image in images]
 
-    with pytest.raises(CaptureError, match=r"What it is called with was a guess: inputs of \(2, 3, .*example_inputs="):
+    with pytest.raises(CaptureError, match=r"The example inputs were inferred: inputs of \(2, 3, .*example_inputs="):
         optimize(Each(), verbose=False)
 
 
@@ -643,7 +643,8 @@ def test_malformed_budgets_are_refused(limits: dict[str, float]):
 
 def test_public_names_are_these():
     assert sorted(fxsurgery.__all__) == [
-        "ArgumentError", "Budget", "BudgetError", "CaptureError", "Cost", "DataError", "DeviceError", "DivergedError",
+        "ArgumentError", "Budget", "BudgetError", "Callback", "CallbackError", "CaptureError", "Cost", "DataError",
+        "DeviceError", "DivergedError",
         "Dnal",
         "Ectonas", "ExportError", "Inspection", "MissingExtraError", "PassCrashedError", "Plan", "Program", "Prune",
         "Result", "RunError", "SavingError", "SpecError", "Spend", "StructureError", "SurgeryError", "Task",

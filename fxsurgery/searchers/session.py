@@ -19,18 +19,23 @@ from fxsurgery.searchers.common.latency_model import LatencyLimit, LatencyModel
 from fxsurgery.searchers.common.pareto import ParetoMember
 from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.common.trials import SearchRecord
+from fxsurgery.searchers.common.width_constraints import FREE, WidthConstraints
 from fxsurgery.searchers.stage_training import StageTrainer
 from fxsurgery.searchers.trainer import Trainer
+from fxsurgery.searchers.user_finetune import user_fine_tuned
 from fxsurgery.training import (
     Hooks,
+    Objective,
     Recipe,
     Score,
     Task,
     evaluate,
     recalibrate,
     steps_for,
+    task_objective,
 )
 from fxsurgery.training.batches import Loader
+from fxsurgery.training.finetune import Finetune
 from fxsurgery.training.rank_zero import from_rank_zero
 from fxsurgery.training.snapshot import Checkpointer
 from fxsurgery.training.snapshot_schema import is_score
@@ -89,6 +94,11 @@ class Session:
     """For budgets of latency; recalls what it measured before a kill."""
     spend: Spend | None = None
     """What a search may spend that goes on until it is spent."""
+    finetune: Finetune | None = None
+    """The user's own function in place of the last fine-tune stage."""
+    objective: Objective = task_objective
+    """How a batch becomes a loss in fine-tuning."""
+    constraints: WidthConstraints = FREE
     workshop: JobRunner = field(default_factory=JobRunner)
     """Runs the trainings that stand alone."""
     notes: list[str] = field(default_factory=list)
@@ -155,9 +165,14 @@ class Session:
     def scored(self, program: Program, name: str, data: Loader | None = None) -> Score:
         """The score of a program on `data`, the validation data unless said; as it was before a kill."""
         trainer = self.trainer
-        found = trainer.run.recall(
-            name, lambda: asdict(evaluate(program.graph_module, self.task, data, device=trainer.device)), is_score
-        )
+
+        def compute() -> dict[str, Any]:
+            score = evaluate(program.graph_module, self.task, data, device=trainer.device)
+            if data is None:
+                trainer.progress.callbacks.validation(name.removeprefix("score of "), self.task.metric_name, score)
+            return asdict(score)
+
+        found = trainer.run.recall(name, compute, is_score)
         return Score(**found)
 
     def fit(
@@ -177,7 +192,16 @@ class Session:
     ) -> list[JobResult]:
         """Run trainings that stand alone; what each came to, in their order."""
         whole = [replace(job, recipe=self.trainer.own(job.recipe)) for job in jobs]
-        return self.workshop.run(whole, self.task, self.trainer.run, deadline=deadline, on_end=on_end)
+
+        def report(number: int, end: JobResult) -> None:
+            if end.is_recalled:
+                self.trainer.progress.callbacks.skip(end.records)
+            else:
+                self.trainer.progress.callbacks.job(jobs[number].name, self.task.metric_name, end.records, end.failure)
+            if on_end is not None:
+                on_end(number, end)
+
+        return self.workshop.run(whole, self.task, self.trainer.run, deadline=deadline, on_end=report)
 
     def recalibrated(self, program: Program) -> Program:
         """The program with its batch norms estimated anew."""
@@ -199,6 +223,7 @@ class Session:
         *,
         start: Score | None = None,
         reference: Score | None = None,
+        is_last: bool = False,
     ) -> Program:
         """Return the program after a stage that trains its weights.
 
@@ -209,10 +234,13 @@ class Session:
             epochs: passes over the training data; 0 returns the program as it is.
             start: the score of `program`, if it is known.
             reference: the score before the surgery; `None` for a network that is not trained yet.
+            is_last: whether the user's own fine-tune function takes the place of the stage, if there is one.
 
         Raises:
             DivergedError: training diverges.
         """
+        if is_last and self.finetune is not None:
+            return user_fine_tuned(self.finetune, program, self.trainer, stage, self.task.metric_name)
         steps = self.steps(settings, epochs)
         if not steps:
             return program
@@ -220,10 +248,14 @@ class Session:
             start = self.scored(program, f"score before {stage}")
         return self.stage_trainer.train(program, settings, stage, steps, start=start, reference=reference)
 
+    def last_steps(self, settings: Settings, epochs: float) -> int:
+        """Return the optimizer steps of the last fine-tune stage; 0 if the user's own function takes its place."""
+        return 0 if self.finetune is not None else self.steps(settings, epochs)
+
     @property
     def stage_trainer(self) -> StageTrainer:
         """Trains weights at safe learning rates."""
-        return StageTrainer(self.trainer, self.task, self.notes, self.rates)
+        return StageTrainer(self.trainer, self.task, self.notes, self.rates, self.objective)
 
     def offer(self, program: Program, score: Score) -> None:
         """Take a program that the budget admits into account for the end; the best one lies in the run directory."""

@@ -24,7 +24,7 @@ from fxsurgery.program import Program
 from fxsurgery.runs.records import is_amount
 from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.trainer import Records, Trainer
-from fxsurgery.training import Recipe, Score, Task
+from fxsurgery.training import Hooks, Objective, Recipe, Score, Task, task_objective
 from fxsurgery.training.rate_range import RangeTest
 
 RETRIES = 2
@@ -49,6 +49,8 @@ class StageTrainer:
     """Notes of the search, to which this adds its own."""
     rates: dict[str, float]
     """Learning rates that were found, by kind of stage: "weights", "fine-tune"."""
+    objective: Objective = task_objective
+    """How a batch becomes a loss in fine-tuning."""
 
     def rate(self, program: Program, settings: Settings, kind: str, highest: float | None = None) -> float | None:
         """Return the learning rate of a kind of stage, found by a range test on first use; `None` if it is given.
@@ -98,12 +100,16 @@ class StageTrainer:
         rate = self.rate(program, settings, kind)
         if rate is None or start is None:
             model = program.trainable_copy()
-            self._note_early_stop(self.trainer.fit(model, self.task, recipe_of(settings, steps, None), stage), stage)
+            recipe = recipe_of(settings, steps, None)
+            records = self.trainer.fit(model, self.task, recipe, stage, hooks=self._hooks(kind))
+            self._note_early_stop(records, stage)
             return program.with_weights(model)
         goal, ended, failure = _Goal(start, reference, self.task), list[tuple[float, float, Program]](), None
         for attempt in range(RETRIES + 1):
             model, name = program.trainable_copy(), f"{stage}, retry {attempt}" if attempt else stage
-            records, failure = self.trainer.attempt(model, self.task, recipe_of(settings, steps, rate), name)
+            records, failure = self.trainer.attempt(
+                model, self.task, recipe_of(settings, steps, rate), name, hooks=self._hooks(kind)
+            )
             if failure is None:
                 self._note_early_stop(records, name)
                 metric = goal.final(records)
@@ -121,6 +127,9 @@ class StageTrainer:
             raise DivergedError(f"{failure}; pass {keyword('settings', 'learning_rate')} to train at a lower one")
         _, self.rates[kind], best = max(ended, key=lambda end: goal.worth(end[0]))
         return best
+
+    def _hooks(self, kind: str) -> Hooks | None:
+        return Hooks(objective=self.objective) if kind == "fine-tune" else None
 
     def _note_early_stop(self, records: Records, stage: str) -> None:
         last = records[-1]

@@ -52,10 +52,13 @@ class Trainer:
         Returns:
             The training curve.
         """
+        before = self.progress.callbacks.stages
         work = self._work(model, task, recipe, stage, parameters=parameters, hooks=hooks)
-        return self._reported(self.run.stage(stage, model, work), stage)
+        return self._reported(self.run.stage(stage, model, work), stage, before)
 
-    def attempt(self, model: nn.Module, task: Task, recipe: Recipe, stage: str) -> tuple[Records, str | None]:
+    def attempt(
+        self, model: nn.Module, task: Task, recipe: Recipe, stage: str, *, hooks: Hooks | None = None
+    ) -> tuple[Records, str | None]:
         """Train `model` in place, as `fit` does, unless training diverges; that is kept in the run directory, too.
 
         Returns:
@@ -64,11 +67,11 @@ class Trainer:
         Raises:
             DivergedError: a lower learning rate would not help.
         """
-        [store] = self.run.places([stage])
+        [store], reported = self.run.places([stage]), self.progress.callbacks.stages
         if store.record is None:
             before, failure = len(self.progress.history), None
             try:
-                records = self._work(model, task, recipe, stage)(store.keeper())
+                records = self._work(model, task, recipe, stage, hooks=hooks)(store.keeper())
             except DivergedError as error:
                 if not error.retriable:
                     raise
@@ -77,7 +80,7 @@ class Trainer:
         elif store.record["failure"] is None:
             put_back(model, store.weights())
         record = store.record or {}
-        return self._reported(list(record["records"]), stage), record["failure"]
+        return self._reported(list(record["records"]), stage, reported), record["failure"]
 
     def _work(
         self,
@@ -105,8 +108,16 @@ class Trainer:
         del self.progress.history[before:]
         return records
 
-    def _reported(self, records: Records, stage: str) -> Records:
-        """Add a training curve to the history, and return it."""
+    def _reported(self, records: Records, stage: str, before: int) -> Records:
+        """Add a training curve to the history, and return it.
+
+        Args:
+            records: the curve.
+            stage: the name of the stage.
+            before: number of stages that callbacks had seen before it; still as many if it was recalled.
+        """
         require_curve(records, stage)
+        if self.progress.callbacks.stages == before:
+            self.progress.callbacks.skip(records)
         self.progress.history.extend(records)
         return records

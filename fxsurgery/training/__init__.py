@@ -2,6 +2,7 @@
 
 from fxsurgery.training.batchnorm import recalibrate
 from fxsurgery.training.bn_inversion import Amount, Synthetic, synthetic_inputs
+from fxsurgery.training.callbacks import Callback
 from fxsurgery.training.device import resolve
 from fxsurgery.training.distillation import distilled_task
 from fxsurgery.training.evaluate import Score, evaluate
@@ -46,6 +47,7 @@ __all__ = [
     "Accumulate",
     "Amount",
     "Batch",
+    "Callback",
     "Checkpointer",
     "FeatureDistillation",
     "FitReport",

@@ -78,7 +78,7 @@ class TrainingRun:
 
     def __post_init__(self) -> None:
         stepper = self.stepper
-        self.stopping = EarlyStopping(stepper.recipe.early_stopping, stepper.task.higher_is_better)
+        self.stopping = EarlyStopping(stepper.recipe.early_stopping, bool(stepper.task.higher_is_better))
 
     def run(self) -> FitReport:
         """Train from the last snapshot, or from the beginning, to the end."""
@@ -86,6 +86,11 @@ class TrainingRun:
         last = None if self.keeper is None else self.keeper.last()
         if last is not None:
             self._go_on(last)
+        stage, metric = self.stepper.stage, self.stepper.task.metric_name
+        with self.progress.callbacks.stage(stage, steps, metric, self.step):
+            return self._train(steps)
+
+    def _train(self, steps: int) -> FitReport:
         records, validations = _points(steps, RECORDS), self._validations(steps)
         while self.step < steps and not self.stopping.is_over:
             info = self._take_step(self.step)
@@ -114,6 +119,7 @@ class TrainingRun:
         return self.stepper.step(number, (self.stream.draw() for _ in range(self.stepper.batches)))
 
     def _report(self, info: StepInfo, *, record: bool, validate: bool) -> None:
+        self.progress.callbacks.step(info)
         self.pending.append(info.loss)
         for name, value in info.terms.items():
             self.terms[name] = self.terms.get(name, 0.0) + value
@@ -122,6 +128,7 @@ class TrainingRun:
         looked = evaluate(self.stepper.model, self.stepper.task) if validate else None
         if looked is not None:
             self.score = looked
+            self.progress.callbacks.validation(info.stage, self.stepper.task.metric_name, looked)
             self.stopping.observe(looked, self.step, self.stepper.model)
         standing = TrainingProgress(
             stage=info.stage,

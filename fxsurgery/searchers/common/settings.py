@@ -66,6 +66,11 @@ class Settings:
     gradient_clip: OptionalRate = 1.0
     """Maximum norm of all gradients together in these stages; `None` does not clip."""
 
+    distillation_weight: Annotated[float, Range(least=0, most=1)] = 0.5
+    """Weight of the distillation loss in fine-tuning with `teacher=`; that of the task's loss is the rest."""
+    distillation_temperature: Annotated[float, Range(above=0)] = 2.0
+    """Temperature of the class scores in fine-tuning with `teacher=`."""
+
     highest_rate: ClassVar[float] = 0.05
     """Upper bound of a learning rate that is found."""
 

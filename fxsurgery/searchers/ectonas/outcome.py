@@ -32,7 +32,7 @@ def record_of(school: SearchState, chosen: State, tuning: int) -> SearchRecord:
         duplicates=school.population.duplicates,
         lost_workers=school.session.lost_workers,
         axis=school.config.front,
-        higher_is_better=school.session.task.higher_is_better,
+        higher_is_better=bool(school.session.task.higher_is_better),
     )
 
 
@@ -72,12 +72,16 @@ def out_of_reach(evolving: EvolutionLoop, chosen: State) -> str:
 def fine_tuned(school: SearchState, chosen: State) -> int:
     """Train the winner on, and offer what comes of it; how many steps that took."""
     session = school.session
+    if session.finetune is not None:
+        tuned = session.trained(chosen.program, school.config, "fine-tune", 0, is_last=True)
+        session.offer(tuned, session.score(tuned, "fine-tuned"))
+        return 0
     if not school.purse.reserved:
         return 0
-    tuned, end, spent = school.fine_tune(chosen)
-    if tuned is None:
+    trained, end, spent = school.fine_tune(chosen)
+    if trained is None:
         session.notes.append(f"the fine-tuning failed, and is left out: {end.failure}")
         return spent
     session.trainer.progress.history.extend(dict(record) for record in end.records)
-    session.offer(tuned, session.score(tuned, "fine-tuned"))
+    session.offer(trained, session.score(trained, "fine-tuned"))
     return spent

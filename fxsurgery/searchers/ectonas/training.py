@@ -136,17 +136,14 @@ class SearchState:
         return self._train(individuals, where, list(map(self.match_steps, individuals)), self.config.match_epochs)
 
     def fine_tune(self, state: State) -> tuple[Program | None, JobResult, int]:
-        """Fine-tune a network.
-
-        Returns:
-            The network, `None` if training failed; the result of the last training; and the steps that were spent.
-        """
+        """Fine-tune a network; return it, `None` if that failed, the last result, and the steps that were spent."""
         config, spent, slowdowns = self.config, 0, state.individual.slowdowns
         while True:
             rate = config.finetune_learning_rate or self._rate(slowdowns)
             recipe = replace(recipe_of(config, self.purse.reserved, None), optimizer=config.optimizer_at(rate))
             name = "fine-tune" if slowdowns == state.individual.slowdowns else f"fine-tune at {rate:.3g}"
-            [end] = self.session.run_jobs([Job(name, state.program, recipe, self.session.seed)], self.purse.deadline())
+            job = Job(name, state.program, recipe, self.session.seed, objective=self.session.objective)
+            [end] = self.session.run_jobs([job], self.purse.deadline())
             spent += steps_run(end, recipe.steps)
             tried = slowdowns - state.individual.slowdowns
             can_repeat = self.rate is not None and config.finetune_learning_rate is None and tried < RETRIES
