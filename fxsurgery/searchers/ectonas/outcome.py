@@ -45,11 +45,12 @@ def member_of(state: State, session: Session) -> ParetoMember:
 def told_of(school: SearchState) -> tuple[str, ...]:
     """Notes on the moves that came to nothing."""
     rejected, crashes = school.population.rejected, school.population.crashes
-    bugs = tuple(f"please report this: {crash}" for crash in dict.fromkeys(crashes[:3]))
-    if school.repeated:
-        many = f"{school.repeated} training{'s' * (school.repeated > 1)}"
-        repeated = f"{many} diverged and were repeated at a tenth of the learning rate"
-        bugs = (*bugs, f"{repeated}; pass {keyword('settings', 'learning_rate')} to set it")
+    bugs: tuple[str, ...] = tuple(f"please report this: {crash}" for crash in dict.fromkeys(crashes[:3]))
+    if (many := school.repeated) > 0:
+        repeated = (
+            f"{many} training{'s' * (many > 1)} that diverged {'were' if many > 1 else 'was'} repeated at a tenth"
+        )
+        bugs = (*bugs, f"{repeated} of the learning rate; pass {keyword('settings', 'learning_rate')} to set it")
     if not rejected:
         return bugs
     most = "; ".join(f"{why} ({many})" for why, many in rejected.most_common(3))
