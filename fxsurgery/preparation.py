@@ -73,8 +73,9 @@ def prepare(request: OptimizeRequest, *, is_planned: bool = False) -> PreparedRu
     Raises:
         SurgeryError: one of its children, for each thing that does not fit.
     """
-    beside = (f.name for f in fields(OptimizeRequest))
-    method, settings = method_of(request.method, request.config, request.settings, beside)
+    method, settings = method_of(
+        request.method, request.config, request.settings, (f.name for f in fields(OptimizeRequest))
+    )
     _check_evolving(request, method)
     check_tuning(request, settings)
     budget = _budget(request, method, settings)
