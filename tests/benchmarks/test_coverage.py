@@ -108,7 +108,7 @@ def test_a_deep_net_still_answers_to_its_input(name):
 
 def test_a_removal_is_seeded_and_leaves_every_tensor_something():
     model, inputs = named("awkward/UNet").example(0)
-    program = capture(model, *inputs.args)
+    program = capture(model, inputs.args)
     facts = structure(program)
     drop = choose(facts, 0.95, seed=3)
     assert drop == choose(facts, 0.95, seed=3) != choose(facts, 0.95, seed=4)
