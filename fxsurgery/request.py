@@ -260,14 +260,22 @@ def _check_objects(request: Arguments) -> None:
         raise BudgetError(
             f"spend={shown(request.spend)} is no spend; name the limit, such as spend=Spend(epochs=300)"
         ).at("spend")
-    callbacks: object = request.callbacks
-    wrong = [c for c in callbacks if not isinstance(c, Callback)] if isinstance(callbacks, Sequence) else [callbacks]
-    if wrong:
-        is_class = isinstance(wrong[0], type) and issubclass(wrong[0], Callback)
-        remedy = f"give an instance: {wrong[0].__name__}()" if is_class else "derive its class from fxsurgery.Callback"
-        what = f"the class {wrong[0].__name__}" if is_class else shown(wrong[0])
-        raise SurgeryError(f"callbacks must be a list of callbacks, not {what}; {remedy}").at("callbacks")
+    _check_callbacks(request.callbacks)
     require_form(request.example_inputs)
+
+
+def _check_callbacks(callbacks: object) -> None:
+    listed = callbacks if isinstance(callbacks, Sequence) and not isinstance(callbacks, str) else [callbacks]
+    for one in listed:
+        if isinstance(one, type) and issubclass(one, Callback):
+            raise SurgeryError(
+                f"callbacks must be a list of callbacks, not the class {one.__name__}; give an instance: {one.__name__}()"
+            ).at("callbacks")
+        if not isinstance(one, Callback) or listed is not callbacks:
+            raise SurgeryError(
+                f"callbacks must be a list of callbacks, not {shown(one)}; derive its class from fxsurgery.Callback, and "
+                "pass a list"
+            ).at("callbacks")
 
 
 def _documented(function: Callable[..., object]) -> str:
