@@ -269,12 +269,13 @@ def _check_callbacks(callbacks: object) -> None:
     for one in listed:
         if isinstance(one, type) and issubclass(one, Callback):
             raise SurgeryError(
-                f"callbacks must be a list of callbacks, not the class {one.__name__}; give an instance: {one.__name__}()"
+                f"callbacks must be a list of callbacks, not the class {one.__name__}; give an instance: "
+                f"{one.__name__}()"
             ).at("callbacks")
         if not isinstance(one, Callback) or listed is not callbacks:
             raise SurgeryError(
-                f"callbacks must be a list of callbacks, not {shown(one)}; derive its class from fxsurgery.Callback, and "
-                "pass a list"
+                f"callbacks must be a list of callbacks, not {shown(one)}; derive its class from fxsurgery.Callback, "
+                "and pass a list"
             ).at("callbacks")
 
 

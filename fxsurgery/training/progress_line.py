@@ -27,7 +27,7 @@ WIDEST_NAME = 16
 
 @dataclass
 class ProgressLine:
-    """What the line of a stage shows; it is laid out anew each time it is drawn."""
+    """Content of the line of a stage; the layout is computed each time it is drawn."""
 
     stage: str
     steps: int
