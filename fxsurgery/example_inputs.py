@@ -41,7 +41,7 @@ _NUMBERS = "biufc"
 def inputs_of(
     model: nn.Module | None, example_inputs: ExampleInputs | None, example_kwargs: Mapping[str, Any] | None = None
 ) -> Inputs:
-    """Return example inputs as the model is called with them.
+    """Return example inputs as the model is called with them; their batch dims are still to be found.
 
     Args:
         model: decides whether a dict is given by name or as one input, and the device of the tensors; without a model
@@ -65,11 +65,19 @@ def inputs_of(
     by_name = dict(example_kwargs or {})
     if twice := [name for name in by_name if name in found.kwargs]:
         raise DataError(f"{twice[0]!r} is in {named('example_inputs')} and in example_kwargs; pass it once")
-    both = (found.args, {**found.kwargs, **by_name})
-    args, kwargs = pytree.tree_map_only(np.ndarray, tensor_of, both)
-    found = Inputs(args, kwargs, found.batch_dims, found.samples)
-    device = None if model is None else next((t.device for t in (*model.parameters(), *model.buffers())), None)
+    args, kwargs = pytree.tree_map_only(np.ndarray, tensor_of, (found.args, {**found.kwargs, **by_name}))
+    if model is None:
+        return Inputs(args, kwargs)
+    found = Inputs(args, _in_order(kwargs, model.forward))
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), None)
     return found if device is None else found.map(lambda x: _moved(x, device))
+
+
+def _in_order(kwargs: Mapping[str, Any], forward: Callable[..., Any]) -> Mapping[str, Any]:
+    """Return keyword inputs in the order of the signature of `forward`."""
+    known = list(inspect.signature(forward).parameters) if kwargs else []
+    order = sorted(kwargs, key=lambda name: known.index(name) if name in known else len(known))
+    return {name: kwargs[name] for name in order}
 
 
 def _moved(x: Tensor, device: torch.device) -> Tensor:

@@ -352,7 +352,7 @@ def test_a_model_that_is_not_captured_on_a_guess_is_told_of_the_guess():
         def forward(self, images: list[Tensor]) -> list[Tensor]:
             return [self.layer(image[None]) for image in images]
 
-    with pytest.raises(CaptureError, match=r"What it is called with was a guess: inputs of \(2, 3, .*example_inputs="):
+    with pytest.raises(CaptureError, match=r"The example inputs were inferred: inputs of \(2, 3, .*example_inputs="):
         optimize(Each(), verbose=False)
 
 

@@ -97,8 +97,7 @@ def frozen_inputs(
     Raises:
         DataError: they have no known form.
     """
-    found = inputs_of(model, example_inputs, example_kwargs)
-    return replace(found, batch_dims=None, samples=None).map(lambda x: x.detach().cpu())
+    return inputs_of(model, example_inputs, example_kwargs).map(lambda x: x.detach().cpu())
 
 
 def located(model: nn.Module, inputs: Inputs, batch_dims: Statement) -> Inputs:

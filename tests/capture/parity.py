@@ -39,7 +39,7 @@ def assert_same(program, model, *args, **kwargs):
 
 def taken(model, *args, leaf_modules=(), **kwargs):
     """The program, which is as the model is on the example inputs."""
-    program = capture(model, *args, leaf_modules=leaf_modules, example_kwargs=kwargs)
+    program = capture(model, args, leaf_modules=leaf_modules, example_kwargs=kwargs)
     assert_same(program, model, *args, **kwargs)
     return program
 

@@ -413,7 +413,7 @@ def test_where_the_batch_is_is_kept(tmp_path, args, dims, samples):
         def forward(self, text, offsets):
             return self.bag(text, offsets)
 
-    save_program(capture(Bag(), *args), tmp_path / "saved")
+    save_program(capture(Bag(), args), tmp_path / "saved")
     again = load_program(tmp_path / "saved")
     assert (again.batch_dims, again.samples, again.examples.batch) == (dims, samples, 4)
 

@@ -155,6 +155,7 @@ def _school(
             session.seed,
             config.most_params,
             config.most_growth,
+            session.constraints,
             session.costs,
             sorted(measured),
             session.trainer.run,
