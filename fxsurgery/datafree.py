@@ -6,10 +6,11 @@ import torch
 
 from fxsurgery.analysis.cost import cost
 from fxsurgery.preparation import PreparedRun
-from fxsurgery.searchers.session import Stage, Trainer
+from fxsurgery.searchers.session import Stage
+from fxsurgery.searchers.trainer import Trainer
 from fxsurgery.training import Task
 from fxsurgery.training.bn_inversion import Amount, noise, synthetic_inputs
-from fxsurgery.training.distillation import commonest_answer, distilled_task, outputs_of
+from fxsurgery.training.distillation import commonest_answer, distilled_task
 
 MONOTONOUS = 0.9
 """Share of the inputs in one class from which on agreement is no measure."""
@@ -29,16 +30,12 @@ def made_task(ready: PreparedRun, trainer: Trainer) -> tuple[Task, str]:
     return task, f"{made}; {alike}"
 
 
-def gradient_clip(ready: PreparedRun) -> float | None:
-    """The largest norm of the gradients; none where all outputs are class scores.
+def foreseen_task(ready: PreparedRun) -> tuple[Task, Task, Stage, Amount]:
+    """Return stand-ins before anything is made: a task of as many batches, and one of like batches.
 
-    The share of the variance that is missed is as steep as the variance is small, without bound.
+    Returns:
+        Both tasks, the stage that makes the inputs, and the amount of them.
     """
-    return None if all(output.classes is not None for output in outputs_of(ready.program)) else 1.0
-
-
-def foreseen_task(ready: PreparedRun) -> tuple[Task, Task, Stage]:
-    """Stand-ins before anything is made: one of as many batches, one of like batches; and the making itself."""
     request, amount = ready.request, _amount(ready)
     rows = [(torch.zeros(n, 1), torch.zeros(n)) for n in (amount.samples, amount.validation)]
     few = noise(ready.program, min(request.batch_size, amount.samples), request.seed)
@@ -46,7 +43,8 @@ def foreseen_task(ready: PreparedRun) -> tuple[Task, Task, Stage]:
         ready.program, few, few, batch_size=request.batch_size, seed=request.seed, device=request.device
     )
     batches = math.ceil(amount.samples / amount.batch_size) + 1
-    return Task.of(*rows, batch_size=request.batch_size), alike, Stage("synthetic inputs", batches * amount.steps)
+    making = Stage("synthetic inputs", batches * amount.steps, validations=0, trainings=batches)
+    return Task.of(*rows, batch_size=request.batch_size), alike, making, amount
 
 
 def _amount(ready: PreparedRun) -> Amount:

@@ -1,7 +1,9 @@
-"""What a user asks of `optimize`, made ready before anything trains: checked, captured, with its run directory open."""
+"""Preparation of a run before anything trains: arguments checked, model captured, run directory opened."""
 
+import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -18,10 +20,12 @@ from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
 from fxsurgery.request import OptimizeRequest
 from fxsurgery.run_identity import identity_of
+from fxsurgery.runs.examination import require_startable
+from fxsurgery.runs.layout import LOGS
 from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.searchers.common.latency_model import LatencyModel
 from fxsurgery.searchers.common.settings import Settings
-from fxsurgery.searchers.common.width_constraints import FREE, WidthConstraints
+from fxsurgery.searchers.common.width_constraints import WidthConstraints
 from fxsurgery.searchers.ectonas import DEFAULT_SPEND
 from fxsurgery.searchers.methods import METHODS, Method, method_of
 from fxsurgery.training import Progress, Task, resolve
@@ -29,13 +33,15 @@ from fxsurgery.training.device import join, processes, require_real
 from fxsurgery.training.evaluate import require_ends
 from fxsurgery.training.finite import not_finite, wrong_values
 from fxsurgery.training.invocation import addressed
+from fxsurgery.training.trackers import tracker_callbacks
+from fxsurgery.tuning import Tuning, check_tuning, tuning_of
 
 _DATA_LINE = "fxsurgery.optimize(model, {}train_data=(images, labels), val_data=(images, labels))"
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedRun:
-    """What was asked for, made ready."""
+    """A request that was checked, with the captured model and the open run directory."""
 
     request: OptimizeRequest
     method: Method
@@ -43,61 +49,76 @@ class PreparedRun:
     budget: Budget | None
     program: Program
     task: Task | None
-    """`None` where there are no data: the task is then made of the model."""
+    """`None` without data: the task is then synthesized from the model."""
     progress: Progress
     run: RunDir
     latency: LatencyModel | None
-    """The latency on the target, where it matters; as it was measured before a kill."""
+    """Latency on the target if the run needs it; a resumed run reuses what was measured before."""
     workshop: JobRunner
     asked: Mapping[str, Any]
-    """What was asked for as plain JSON."""
-    constraints: WidthConstraints = FREE
+    """Identity of the run as plain JSON."""
+    constraints: WidthConstraints
     """The widths that the user fixed."""
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
+    tuning: Tuning
 
 
-def prepare(request: OptimizeRequest) -> PreparedRun:
-    """Check what can be checked, capture the model, and open the run directory.
+def prepare(request: OptimizeRequest, *, is_planned: bool = False) -> PreparedRun:
+    """Check the arguments, capture the model, and open the run directory.
+
+    Args:
+        request: the arguments.
+        is_planned: only check that the run could start in the run directory, and leave the directory as it is.
 
     Raises:
         SurgeryError: one of its children, for each thing that does not fit.
     """
-    beside = (f.name for f in fields(OptimizeRequest))
-    method, settings = method_of(request.method, request.config, request.settings, beside)
+    method, settings = method_of(
+        request.method, request.config, request.settings, (f.name for f in fields(OptimizeRequest))
+    )
     _check_evolving(request, method)
+    check_tuning(request, settings)
     budget = _budget(request, method, settings)
+    method.require_goal(budget, settings, has_ratios=bool(request.ratios))
     workshop = _workshop(request)
     timed = getattr(settings, "front", None) == "latency_ms" or (budget is not None and budget.latency_ms is not None)
     device = resolve_target(request.target) if timed else None
-    task = _task(request, method, settings)
-    if task is not None:
-        require_ends(task)
+    task = _with_end(_task(request, method, settings))
     examples, notes = _examples(request, task)
-    progress = Progress(verbose=request.verbose)
+    observers = (*request.callbacks, *tracker_callbacks(request.loggers, _log_folder(request)))
+    progress = Progress(verbose=request.verbose, callbacks=observers)
     for note in notes:
         progress.note(f"note: {note}")
     said = request.batch_dims if task is None else task.batch_dims
     program = _captured(request.model, examples, request.leaf_modules, said, guessed=notes)
     task = _located(request, task, program)
     _require_trainable(program, settings, trained=request.trained)
-    is_given = task is None or request.example_inputs is not None
-    _require_answers(program, "the example inputs" if is_given else named("train_data"))
+    _require_answers(program, request, task)
     constraints = _constraints(request, program, has_goal=budget is not None or _is_penalized(settings))
     spend = (request.spend or DEFAULT_SPEND) if method.evolves else None
     target = request.target if timed else None
+    tuning = tuning_of(request, settings, program, task)
     resolved = {
         "method": method.name, "config": settings, "budget": budget, "spend": spend, "target": target,
         "keep": list(constraints.keep), "ratios": list(map(list, constraints.ratios.items())),
     }  # fmt: skip
     asked = identity_of(request, resolved, program, task)
-    run = _run(request, asked)
+    run = _run(request, asked, is_planned=is_planned)
     latency = None
     if device is not None:
         latency = LatencyModel(timer=Timer(device, program, request.seed), original=program, budget=budget, run=run)
     notes = (*notes, *run.notes, *constraints.notes(program))
     return PreparedRun(
-        request, method, settings, budget, program, task, progress, run, latency, workshop, asked, constraints, notes
-    )
+        request, method, settings, budget, program, task, progress, run, latency, workshop, asked, constraints, notes,
+        tuning,
+    )  # fmt: skip
+
+
+def _log_folder(request: OptimizeRequest) -> Path:
+    """Return where loggers write that need a folder: in the run directory, else one for each run in the current one."""
+    if request.run_dir is not None:
+        return Path(request.run_dir) / LOGS
+    return Path("fxsurgery-logs") / datetime.datetime.now(tz=datetime.UTC).strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def _constraints(request: OptimizeRequest, program: Program, *, has_goal: bool) -> WidthConstraints:
@@ -106,7 +127,7 @@ def _constraints(request: OptimizeRequest, program: Program, *, has_goal: bool) 
 
 
 def _workshop(request: OptimizeRequest) -> JobRunner:
-    """Where jobs run, on devices that are there."""
+    """Return the runner of jobs, after checking that its devices exist."""
     where = resolve(request.device)
     workshop = JobRunner(request.executor, request.workers, request.device)
     workshop.check()
@@ -116,15 +137,19 @@ def _workshop(request: OptimizeRequest) -> JobRunner:
     return workshop
 
 
-def _run(request: OptimizeRequest, asked: Mapping[str, Any]) -> RunDir:
+def _run(request: OptimizeRequest, asked: Mapping[str, Any], *, is_planned: bool) -> RunDir:
     if request.resume and request.run_dir is None:
         resume = assigned("resume", value=True)
         raise SurgeryError(f"{resume} continues the run of a directory: pass {keyword('run_dir')} as well").at("resume")
-    return RunDir() if request.run_dir is None else RunDir.open(request.run_dir, asked, resume=request.resume)
+    if request.run_dir is None:
+        return RunDir()
+    if is_planned:
+        return RunDir(notes=require_startable(Path(request.run_dir), asked, resume=request.resume))
+    return RunDir.open(request.run_dir, asked, resume=request.resume)
 
 
 def _check_evolving(request: OptimizeRequest, method: Method) -> None:
-    """Refuse what only a method that trains many networks can follow."""
+    """Refuse arguments that apply only to methods that train many networks."""
     if request.ratios and method.evolves:
         raise SurgeryError(
             f"{keyword('ratios')} is not for {assigned('method', method.name)}, which grows and shrinks widths move by "
@@ -183,6 +208,13 @@ def _task(request: OptimizeRequest, method: Method, settings: Settings) -> Task 
     return None
 
 
+def _with_end(task: Task | None) -> Task | None:
+    """Return the task, whose validation and test data were checked to end."""
+    if task is not None:
+        require_ends(task)
+    return task
+
+
 def _given(request: OptimizeRequest, *names: str) -> list[str]:
     return [name for name in names if getattr(request, name) is not None]
 
@@ -192,14 +224,14 @@ def _listed(names: list[str]) -> str:
 
 
 def _data_line(request: OptimizeRequest, method: Method, settings: Settings) -> str:
-    """How to call with data."""
+    """Return the line that calls `optimize` with data."""
     method_named = "" if request.method is None else f'method="{method.name}", '
     beside = method_named if request.config is None else f"config={type(settings).__name__}(...), "
     return usage(_DATA_LINE.format(beside), "train_data", "val_data", call=True)
 
 
 def _stated(request: OptimizeRequest, task: Task) -> Task:
-    """The task with the batch where the user states it, by the names of the model's parameters too."""
+    """Return the task with the batch dims that the user declared, also by names of the model's parameters."""
     inputs, _ = task.take_apart(task.first_batch())
     names = inputs.names(request.model.forward)[: len(inputs.args)]
     return replace(task, batch_dims=by_position(request.batch_dims, names))
@@ -225,7 +257,7 @@ def _examples(request: OptimizeRequest, task: Task | None) -> tuple[Inputs, tupl
 
 
 def _located(request: OptimizeRequest, task: Task | None, program: Program) -> Task | None:
-    """The task with the batch where the captured model has it, of the same inputs; as stated where it is."""
+    """Return the task with the batch dims of the captured model, unless the user declared them or gave other inputs."""
     if (
         task is None
         or task.batch_dims is not None
@@ -245,7 +277,7 @@ def _require_trainable(program: Program, settings: Settings, *, trained: bool) -
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
         raise TrainingError(
             f"the model's weights are not numbers (NaN): {', '.join(broken[:3])}{more} hold NaN or infinite values; "
-            "load a checkpoint that is whole"
+            "load an intact checkpoint"
         )
     if trained and settings.finetune_epochs <= 0:
         return
@@ -257,8 +289,10 @@ def _require_trainable(program: Program, settings: Settings, *, trained: bool) -
         )
 
 
-def _require_answers(program: Program, source: str) -> None:
-    """Refuse example inputs that are not finite and make the outputs so."""
+def _require_answers(program: Program, request: OptimizeRequest, task: Task | None) -> None:
+    """Refuse example inputs with NaN or infinite values that make the outputs not finite."""
+    is_given = task is None or request.example_inputs is not None
+    source = "the example inputs" if is_given else named("train_data")
     wrong = wrong_values(tuple(program.examples.tensors))
     if wrong and any(map(wrong_values, program.run_examples())):
         raise DataError(
@@ -279,4 +313,4 @@ def _captured(
     except CaptureError as error:
         if not guessed:
             raise
-        raise CaptureError(f"{error}\n  What it is called with was a guess: {'; '.join(guessed)}") from error
+        raise CaptureError(f"{error}\n  The example inputs were inferred: {'; '.join(guessed)}") from error

@@ -2,7 +2,7 @@
 
 The operations are met under a `TorchDispatchMode`, so the rules know ATen alone, while whatever they
 notice is booked under the node of the user's graph that is being run. What cannot run on meta tensors (a
-module kept whole, an operation without shapes) is looked up in one real run; what flows into it freezes.
+leaf module, an operation without shapes) is looked up in one real run; what flows into it freezes.
 """
 
 import copy
@@ -21,15 +21,15 @@ from fxsurgery.analysis.real_run import is_kept_whole, on_meta, real_run
 from fxsurgery.analysis.refit import is_resizable
 from fxsurgery.analysis.shapes import hides_its_shape, is_sized, target_name
 from fxsurgery.analysis.size_expressions import SizeExpressions, computed_slices
-from fxsurgery.ops.fast.plain import Plain
+from fxsurgery.ops.fast.meta_call import MetaCall
 from fxsurgery.ops.labels import Labels, along, varying
 from fxsurgery.ops.propagation_state import Attention, PropagationState, Work
 from fxsurgery.ops.rules.recurrent import end_shapes, recurrent
 from fxsurgery.ops.union_find import Ids, UnionFind
 from fxsurgery.program import Program
 
-KEPT_WHOLE = "kept whole"
-"""The operation of work that was counted in a real run."""
+LEAF = "leaf module"
+"""Operation name for the work of a leaf module, which is counted in a real run."""
 
 META = torch.device("meta")
 
@@ -91,7 +91,7 @@ class Propagation(fx.Interpreter):
                 plain = None if kwargs else plain_module(self._module(str(node.target)), args, self._meta)
             else:
                 plain = plain_function(node.target, args, kwargs)
-            if isinstance(plain, Plain):
+            if isinstance(plain, MetaCall):
                 for step in (*plain.before, plain):
                     self.calls.meet(step.op, step.args, {}, step.result)
                 return plain.result
@@ -146,7 +146,7 @@ class Propagation(fx.Interpreter):
         if isinstance(module, nn.RNNBase) and isinstance(args[0], Tensor) and is_resizable(module):
             return self._recurrent(module, args, kwargs)
         if is_kept_whole(module):
-            raise NotImplementedError(f"{type(module).__name__} is kept whole")
+            raise NotImplementedError(f"{type(module).__name__} is a leaf module")
         return super().call_module(target, args, kwargs)
 
     def _recurrent(self, module: nn.RNNBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -172,7 +172,7 @@ class Propagation(fx.Interpreter):
         self.state.unknown.setdefault(self.state.op, []).append(node.name)
         recorded = real_run(self._program)
         if macs := recorded.macs[node.name]:
-            self.state.work.append(Work(node.name, KEPT_WHOLE, macs, ()))
+            self.state.work.append(Work(node.name, LEAF, macs, ()))
         for op in recorded.unknown[node.name]:
             self.calls.unknown_macs.setdefault(op, {})[node.name] = None
         return recorded.values[node.name]

@@ -16,10 +16,11 @@ from pydantic import TypeAdapter, ValidationError, validate_call
 from fxsurgery.argument_names import naming_by
 from fxsurgery.budget import amount
 from fxsurgery.config.flag_names import FlagNames
-from fxsurgery.config.mistakes import mistakes, unknown
+from fxsurgery.config.mistakes import conversions, mistakes
 from fxsurgery.config.parsers import assigned, value, whole_amount
 from fxsurgery.config.run_config import RunConfig
 from fxsurgery.config.source_locations import Origins
+from fxsurgery.config.unknown_names import unknown_setting
 from fxsurgery.errors import ConfigError, SurgeryError, reason_of
 from fxsurgery.option_types import hints_of
 from fxsurgery.searchers.common.settings import Settings
@@ -173,6 +174,7 @@ def _config(table: Table, origins: Origins) -> RunConfig:
         raise ConfigError("; ".join([*found, *mistakes(error, origins, (), hints_of(RunConfig))])) from error
     except SurgeryError as error:
         raise ConfigError(f"{origins.tell(error.path)}: {error}") from error
+    found += conversions(plain, config, origins, ())
     if found:
         raise ConfigError("; ".join(found))
     return config
@@ -195,9 +197,7 @@ def _settings(config: RunConfig, origins: Origins) -> Settings:
     known = [f.name for f in fields(method.settings)]
     for name in config.settings:
         if name not in known:
-            raise ConfigError(
-                f"{origins.tell(('settings', name))}: {unknown(name, known, f'setting of {method.name}')}"
-            )
+            raise ConfigError(f"{origins.tell(('settings', name))}: {unknown_setting(name, known, method.name)}")
     table = dict(config.settings)
     if "optimizer" in table:
         table["optimizer"] = _optimizer(table["optimizer"], origins)
@@ -208,6 +208,8 @@ def _settings(config: RunConfig, origins: Origins) -> Settings:
         raise ConfigError("; ".join(mistakes(error, origins, ("settings",), declared))) from error
     except SurgeryError as error:
         raise ConfigError(f"{origins.tell(('settings', *error.path))}: {error}") from error
+    if found := list(conversions(table, made, origins, ("settings",))):
+        raise ConfigError("; ".join(found))
     return made
 
 

@@ -2,6 +2,7 @@
 
 import functools
 
+from fxsurgery.argument_names import assigned
 from fxsurgery.errors import ExportError
 
 _IR_VERSION = 8
@@ -26,9 +27,9 @@ def require_opset(opset: int | None, exporter: str, *, runs: bool) -> None:
     if exporter == "legacy":
         newest = min(newest, newest_legacy)
     if not oldest <= opset <= newest:
-        which = "" if exporter == "auto" else f" with exporter={exporter!r}"
+        which = "" if exporter == "auto" else f" with {assigned('exporter', exporter)}"
         raise ExportError(
-            f"opset={opset} is not supported{which}: pass one from {oldest} to {newest}, or leave opset= out"
+            f"{assigned('opset', opset)} is not supported{which}; pass one from {oldest} to {newest}, or leave it out"
         ).at("opset")
 
 
@@ -50,7 +51,7 @@ def newest_runnable() -> int:
         opset = [helper.make_opsetid("", version)]
         if _loads(helper.make_model(graph, opset_imports=opset, ir_version=_IR_VERSION).SerializeToString()):
             return version
-    raise ExportError("ONNX Runtime loads no graph of any operator set; install onnxruntime again")
+    raise ExportError("opset= cannot be checked: ONNX Runtime loads no graph of any version; install onnxruntime again")
 
 
 def _loads(file: bytes) -> bool:

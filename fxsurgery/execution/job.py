@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from fxsurgery.program import Program
-from fxsurgery.training import Recipe
+from fxsurgery.training import Objective, Recipe, task_objective
 from fxsurgery.training.snapshot import put_back
 
 
@@ -23,6 +23,8 @@ class Job:
     work: float = 0.0
     """Amount of work, in any unit that its batch shares. Processes start the longest jobs first, so that they finish at
     about the same time; the order does not affect results."""
+    objective: Objective = task_objective
+    """How a batch becomes a loss."""
 
 
 def _nothing() -> None:
@@ -41,8 +43,15 @@ class JobResult:
     """Whether the time limit stopped it."""
     weights: Callable[[], Mapping[str, Tensor]]
     """Returns every parameter and buffer by name; reads them from the run directory if there is one."""
+    is_recalled: bool = False
+    """Whether it ended in the run that this one resumes."""
     forget: Callable[[], None] = _nothing
     """Deletes the weights, if they were not loaded and are no longer needed."""
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the training failed, and was not stopped by the clock."""
+        return self.failure is not None and not self.stopped
 
     def trained(self, program: Program) -> Program:
         """Return the program of the job with its final weights.

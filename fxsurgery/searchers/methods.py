@@ -34,6 +34,8 @@ class Method:
     """`space(program, settings, constraints)`: the widths to choose among; `None` if it grows networks too."""
     needs_data: Callable[[Any], str | None] = lambda _: None
     """Returns why the settings need the user's data; `None` if they do not."""
+    require_goal: Callable[..., None] = lambda *_, **__: None
+    """`require_goal(budget, settings, has_ratios=...)`: refuses a budget that does not go with the settings."""
     plan_notes: Callable[..., tuple[str, ...]] = lambda *_, **__: ()
     """`plan_notes(program, settings, session, trained=...)`: further notes for a plan."""
     evolves: bool = False
@@ -43,7 +45,7 @@ class Method:
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 METHODS = {
-    "dnal": Method("dnal", dnal.Dnal, dnal.search, dnal.stages, dnal.widths),
+    "dnal": Method("dnal", dnal.Dnal, dnal.search, dnal.stages, dnal.widths, require_goal=dnal.require_goal),
     "prune": Method("prune", prune.Prune, prune.search, prune.stages, prune.widths, prune.needs_data),
     "ectonas": Method(
         "ectonas", ectonas.Ectonas, ectonas.search, ectonas.stages, plan_notes=ectonas.plan_notes, evolves=True

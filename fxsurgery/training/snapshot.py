@@ -6,7 +6,7 @@ and read as `fxsurgery.training.encoding` does.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,9 +16,10 @@ from torch.optim import Optimizer
 from fxsurgery.errors import RunError, TrainingError, reason_of
 from fxsurgery.training.encoding import decode, encode
 
-FORMAT = 2
+FORMAT = 3
 
 
+@runtime_checkable
 class Checkpointer(Protocol):
     """Keeps the snapshots of one training. In a distributed run every process has one and asks it alike."""
 

@@ -39,11 +39,11 @@ def assert_same(program, model, *args, **kwargs):
 
 def taken(model, *args, leaf_modules=(), **kwargs):
     """The program, which is as the model is on the example inputs."""
-    program = capture(model, *args, leaf_modules=leaf_modules, example_kwargs=kwargs)
+    program = capture(model, args, leaf_modules=leaf_modules, example_kwargs=kwargs)
     assert_same(program, model, *args, **kwargs)
     return program
 
 
-def kept_whole(program):
-    """The paths of the modules that a note says are kept whole."""
-    return [note.split("`")[1] for note in program.notes if "is kept whole" in note]
+def leaf_paths(program):
+    """The paths of the modules that the notes list as leaves."""
+    return [note.split("`")[1] for note in program.notes if "is kept as a leaf" in note]

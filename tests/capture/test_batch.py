@@ -104,7 +104,7 @@ STEP = 3 * 8 * (6 + 8)
     ],
 )  # fmt: skip
 def test_one_sample_is_counted_wherever_the_batch_is(model, args, dims, macs):
-    program = capture(model.eval(), *args)
+    program = capture(model.eval(), args)
     assert program.batch_dims == dims
     assert cost(program).macs == macs
 
@@ -121,7 +121,7 @@ def test_one_sample_is_counted_wherever_the_batch_is(model, args, dims, macs):
     ids=["flat", "time first", "two", "dict"],
 )  # fmt: skip
 def test_the_graph_takes_other_batches(model, args, larger):
-    program = capture(model.eval(), *args)
+    program = capture(model.eval(), args)
     assert not [note for note in program.notes if "this number of inputs only" in note]
     with torch.no_grad():
         torch.testing.assert_close(program(*larger), model(*larger))

@@ -47,7 +47,7 @@ def test_the_zoo_is_captured_on_what_is_guessed(name):
     model = ZOO[name]()
     inputs, _ = guess_inputs(model)
     assert inputs.batch == 2
-    capture(model, *inputs.args)
+    capture(model, inputs.args)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from fxsurgery.searchers.common.latency_model import LatencyModel
 from fxsurgery.searchers.common.reachable import require_reachable
 from fxsurgery.searchers.common.widths import space
 from fxsurgery.searchers.prune import IMPORTANCES, Prune, _require_finite, needs_data, search, stages, widths
-from fxsurgery.searchers.session import SearchOutcome, Session, Stage, Trainer
+from fxsurgery.searchers.session import SearchOutcome, Session
+from fxsurgery.searchers.trainer import Trainer
 from nonempty import nonempty
 from programs import program
 from zoo import CLASSES, example
@@ -83,7 +84,8 @@ def test_trains_what_it_said(importance: str, rounds: int, trained: bool):
     said = stages(config, session, trained=trained)
     search(start, Budget(macs=0.5), config, session, trained=trained)
     done = {record["stage"]: record["steps"] for record in session.trainer.progress.history}
-    assert [Stage(name, steps) for name, steps in done.items()] == said
+    assert [(stage.name, stage.steps) for stage in said] == list(done.items())
+    assert sum(stage.recalibrates for stage in said) == rounds
 
 
 def test_rounds_share_the_epochs_of_fine_tuning():

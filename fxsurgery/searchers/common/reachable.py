@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from fxsurgery.analysis.cost import cost
-from fxsurgery.argument_names import assigned, keyword
+from fxsurgery.argument_names import assigned, command, keyword
 from fxsurgery.budget import Budget, Cost
 from fxsurgery.errors import BudgetError
 from fxsurgery.searchers.common.latency_model import LatencyLimit
@@ -30,7 +30,7 @@ def require_reachable(found: Space, budget: Budget, latency: LatencyLimit | None
                 f"{limit:,.0f} {name} ({limit / whole:.3f} of the original) cannot be reached: the least is "
                 f"{least:,} ({least / whole:.3f}), {_minimum_text(found)}; "
                 f"{_less_fixed(found, partial(_least, name), limit, ',.0f')}"
-                f"{_further(found, name, limit)}fxsurgery.inspect shows what holds the "
+                f"{_further(found, name, limit)}{command('inspect')} shows what holds the "
                 f"rest{_unknown_macs(name, original)}. Raise the limit, or lower {keyword('settings', 'align')}"
             )
     if budget.latency_ms is None:

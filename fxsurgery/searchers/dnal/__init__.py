@@ -57,6 +57,19 @@ class Dnal(Narrowing):
     """In which the gates are learned, all weights frozen."""
 
 
+def require_goal(budget: Budget | None, config: Dnal, *, has_ratios: bool = False) -> None:
+    """Refuse settings without a goal, or with two; ratios of layers are a goal of their own.
+
+    Raises:
+        BudgetError: neither or both of budget and `penalty` are given.
+    """
+    if (budget is None) == (config.penalty is None) and not has_ratios:
+        raise BudgetError(
+            f"dnal takes either {keyword('budget')} or {keyword('settings', 'penalty')} (lambda of the paper); give "
+            "one of them"
+        )
+
+
 def search(program: Program, budget: Budget | None, config: Dnal, session: Session, *, trained: bool) -> SearchOutcome:
     """Run DNAL on `program`, which is left as it is.
 
@@ -86,7 +99,15 @@ def search(program: Program, budget: Budget | None, config: Dnal, session: Sessi
         smaller = session.recalibrated(cut)
         middle = session.score(smaller, f"pruned{again}")
         session.offer(smaller, middle)
-        tuned = session.trained(smaller, config, f"fine-tune{again}", config.finetune_epochs)
+        tuned = session.trained(
+            smaller,
+            config,
+            f"fine-tune{again}",
+            config.finetune_epochs,
+            start=middle,
+            reference=before,
+            is_last=True,
+        )
         session.offer(tuned, session.score(tuned, f"fine-tuned{again}"))
         return session.best[1]
 
@@ -101,11 +122,7 @@ def search(program: Program, budget: Budget | None, config: Dnal, session: Sessi
 
 def _checked(program: Program, budget: Budget | None, config: Dnal, session: Session) -> Space:
     """Return the widths to choose among, if they can meet the budget."""
-    if (budget is None) == (config.penalty is None) and not session.constraints.only_targets:
-        raise BudgetError(
-            f"dnal takes either {keyword('budget')} or {keyword('settings', 'penalty')} (lambda of the paper); give "
-            "one of them"
-        )
+    require_goal(budget, config, has_ratios=session.constraints.only_targets)
     found = widths(program, config, session.constraints)
     found.require_targets()
     if budget is not None:
@@ -123,9 +140,9 @@ def stages(config: Dnal, session: Session, *, trained: bool) -> list[Stage]:
     steps = {
         "weights": 0 if trained else session.steps(config, config.weights_epochs),
         "architecture": 0 if config.random else max(session.steps(config, config.architecture_epochs), 1),
-        "fine-tune": session.steps(config, config.finetune_epochs),
+        "fine-tune": session.last_steps(config, config.finetune_epochs),
     }
-    return [Stage(name, count) for name, count in steps.items() if count]
+    return [Stage(name, count, recalibrates=name == "fine-tune") for name, count in steps.items() if count]
 
 
 def _ranked(

@@ -102,7 +102,12 @@ def stages(config: Ectonas, session: Session, *, trained: bool) -> list[Stage]:
     warm_up = 0 if trained else session.steps(config, config.weights_epochs)
     rest = 0 if tracker.allowed is None else max(int(tracker.left) - warm_up, 0)
     plan = {"warm-up": warm_up, "search": rest, "fine-tune": tracker.reserved}
-    return [Stage(name, steps, validations=round(steps / session.epoch)) for name, steps in plan.items() if steps]
+    matches = max(1, rest // max(1, session.steps(config, config.match_epochs)))
+    return [
+        Stage(name, steps, round(steps / session.epoch), trainings=matches if name == "search" else 1)
+        for name, steps in plan.items()
+        if steps
+    ]
 
 
 def plan_notes(program: Program, config: Ectonas, session: Session, *, trained: bool) -> tuple[str, ...]:
@@ -122,14 +127,14 @@ def plan_notes(program: Program, config: Ectonas, session: Session, *, trained: 
 
 
 def _tracker(config: Ectonas, session: Session) -> SpendTracker:
-    reserved = session.steps(config, config.finetune_epochs)
+    reserved = session.last_steps(config, config.finetune_epochs)
     return SpendTracker(session.spend or DEFAULT_SPEND, session.epoch, session.trainer.run, reserved)
 
 
 def _search_state(
     program: Program, budget: Budget | None, config: Ectonas, session: Session, *, trained: bool
 ) -> SearchState:
-    higher, tracker = session.task.higher_is_better, _tracker(config, session)
+    higher, tracker = bool(session.task.higher_is_better), _tracker(config, session)
     warm_up = 0 if trained else session.steps(config, config.weights_epochs)
     if warm_up > tracker.left:
         fixed = " and ".join(

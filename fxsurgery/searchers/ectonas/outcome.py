@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from fxsurgery.argument_names import assigned
+from fxsurgery.argument_names import assigned, keyword
 from fxsurgery.searchers.common.pareto import ParetoMember
 from fxsurgery.searchers.common.trials import SearchRecord
 from fxsurgery.searchers.ectonas.evolution_loop import EvolutionLoop
@@ -34,7 +34,7 @@ def record_of(search_state: SearchState, chosen: TrainedState, tuning: int) -> S
         duplicates=search_state.population.duplicates,
         lost_workers=search_state.session.lost_workers,
         axis=search_state.config.front,
-        higher_is_better=search_state.session.task.higher_is_better,
+        higher_is_better=bool(search_state.session.task.higher_is_better),
     )
 
 
@@ -48,6 +48,10 @@ def move_notes(search_state: SearchState) -> tuple[str, ...]:
     """Return notes on the moves that gave no network."""
     rejected, crashes = search_state.population.rejected, search_state.population.crashes
     bugs = tuple(f"please report this: {crash}" for crash in dict.fromkeys(crashes[:3]))
+    if search_state.repeated:
+        many = f"{search_state.repeated} training{'s' * (search_state.repeated > 1)}"
+        repeated = f"{many} diverged and were repeated at a tenth of the learning rate"
+        bugs = (*bugs, f"{repeated}; pass {keyword('settings', 'learning_rate')} to set it")
     if not rejected:
         return bugs
     most = "; ".join(f"{why} ({many})" for why, many in rejected.most_common(3))
@@ -68,14 +72,18 @@ def unmet_budget_message(loop: EvolutionLoop, chosen: TrainedState) -> str:
 
 
 def fine_tuned(search_state: SearchState, chosen: TrainedState) -> int:
-    """Fine-tune the winner and offer the result; return the number of steps."""
+    """Fine-tune the winner and offer the result; return the number of steps spent."""
     session = search_state.session
+    if session.finetune is not None:
+        tuned = session.trained(chosen.program, search_state.config, "fine-tune", 0, is_last=True)
+        session.offer(tuned, session.score(tuned, "fine-tuned"))
+        return 0
     if not search_state.tracker.reserved:
         return 0
-    tuned, end = search_state.fine_tune(chosen)
-    if tuned is None:
-        session.notes.append(f"the fine-tuning failed and is left out: {end.failure}")
-        return 0 if end.stopped else search_state.tracker.reserved
+    trained, end, spent = search_state.fine_tune(chosen)
+    if trained is None:
+        session.notes.append(f"the fine-tuning failed, and is left out: {end.failure}")
+        return spent
     session.trainer.progress.history.extend(dict(record) for record in end.records)
-    session.offer(tuned, session.score(tuned, "fine-tuned"))
-    return search_state.tracker.reserved
+    session.offer(trained, session.score(trained, "fine-tuned"))
+    return spent

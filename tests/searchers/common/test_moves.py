@@ -83,7 +83,7 @@ def drawn(*shape: int) -> Tensor:
 def captured(build: Callable[[], nn.Module], *inputs: Tensor) -> Program:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return capture(lively(build()).eval(), *inputs)
+        return capture(lively(build()).eval(), inputs)
 
 
 def mlp() -> nn.Module:
