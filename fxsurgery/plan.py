@@ -12,6 +12,7 @@ from fxsurgery.errors import DeviceError, ExportError
 from fxsurgery.preparation import PreparedRun
 from fxsurgery.printable import lines, printable
 from fxsurgery.searchers.common.latency_model import LatencyModel
+from fxsurgery.searchers.common.reachable import require_reachable
 from fxsurgery.searchers.common.widths import Space
 from fxsurgery.searchers.session import Session, Stage
 from fxsurgery.time_estimate import (
@@ -76,7 +77,7 @@ class Plan:
 
 def space_of(ready: PreparedRun) -> Space | None:
     """The widths that the method chooses among; `None` where it has no such bounds."""
-    return None if ready.method.space is None else ready.method.space(ready.program, ready.settings)
+    return None if ready.method.space is None else ready.method.space(ready.program, ready.settings, ready.constraints)
 
 
 def reach(ready: PreparedRun, found: Space | None, *, measured: bool) -> Iterator[CostRange | str]:
@@ -118,10 +119,14 @@ def check(ready: PreparedRun, found: Space | None) -> None:
     """Refuse what cannot be reached.
 
     Raises:
-        BudgetError: the budget lies below the least; it says how much that is.
+        BudgetError: the budget is below the minimum; the message gives that minimum.
+        StructureError: a ratio changes no width.
     """
-    if ready.budget is not None and found is not None:
-        found.check(ready.budget, None if ready.latency is None else ready.latency.limit)
+    if found is None:
+        return
+    found.require_targets()
+    if ready.budget is not None:
+        require_reachable(found, ready.budget, None if ready.latency is None else ready.latency.limit)
 
 
 def estimate(

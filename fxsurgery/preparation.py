@@ -1,7 +1,9 @@
 """Preparation of a run before anything trains: arguments checked, model captured, run directory opened."""
 
+import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -18,9 +20,12 @@ from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
 from fxsurgery.request import OptimizeRequest
 from fxsurgery.run_identity import identity_of
+from fxsurgery.runs.examination import require_startable
+from fxsurgery.runs.layout import LOGS
 from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.searchers.common.latency_model import LatencyModel
 from fxsurgery.searchers.common.settings import Settings
+from fxsurgery.searchers.common.width_constraints import WidthConstraints
 from fxsurgery.searchers.ectonas import DEFAULT_SPEND
 from fxsurgery.searchers.methods import METHODS, Method, method_of
 from fxsurgery.training import Progress, Task, resolve
@@ -28,6 +33,8 @@ from fxsurgery.training.device import join, processes, require_real
 from fxsurgery.training.evaluate import require_ends
 from fxsurgery.training.finite import not_finite, wrong_values
 from fxsurgery.training.invocation import addressed
+from fxsurgery.training.trackers import tracker_callbacks
+from fxsurgery.tuning import Tuning, check_tuning, tuning_of
 
 _DATA_LINE = "fxsurgery.optimize(model, {}train_data=(images, labels), val_data=(images, labels))"
 
@@ -50,45 +57,73 @@ class PreparedRun:
     workshop: JobRunner
     asked: Mapping[str, Any]
     """Identity of the run as plain JSON."""
-    notes: tuple[str, ...] = ()
+    constraints: WidthConstraints
+    """The widths that the user fixed."""
+    notes: tuple[str, ...]
+    tuning: Tuning
 
 
-def prepare(request: OptimizeRequest) -> PreparedRun:
+def prepare(request: OptimizeRequest, *, is_planned: bool = False) -> PreparedRun:
     """Check the arguments, capture the model, and open the run directory.
+
+    Args:
+        request: the arguments.
+        is_planned: only check that the run could start in the run directory, and leave the directory as it is.
 
     Raises:
         SurgeryError: one of its children, for each thing that does not fit.
     """
-    beside = (f.name for f in fields(OptimizeRequest))
-    method, settings = method_of(request.method, request.config, request.settings, beside)
+    method, settings = method_of(
+        request.method, request.config, request.settings, (f.name for f in fields(OptimizeRequest))
+    )
     _check_evolving(request, method)
+    check_tuning(request, settings)
     budget = _budget(request, method, settings)
+    method.require_goal(budget, settings, has_ratios=bool(request.ratios))
     workshop = _workshop(request)
     timed = getattr(settings, "front", None) == "latency_ms" or (budget is not None and budget.latency_ms is not None)
     device = resolve_target(request.target) if timed else None
-    task = _task(request, method, settings)
-    if task is not None:
-        require_ends(task)
+    task = _with_end(_task(request, method, settings))
     examples, notes = _examples(request, task)
-    progress = Progress(verbose=request.verbose)
+    observers = (*request.callbacks, *tracker_callbacks(request.loggers, _log_folder(request)))
+    progress = Progress(verbose=request.verbose, callbacks=observers)
     for note in notes:
         progress.note(f"note: {note}")
     said = request.batch_dims if task is None else task.batch_dims
     program = _captured(request.model, examples, request.leaf_modules, said, guessed=notes)
     task = _located(request, task, program)
     _require_trainable(program, settings, trained=request.trained)
-    is_given = task is None or request.example_inputs is not None
-    _require_answers(program, "the example inputs" if is_given else named("train_data"))
+    _require_answers(program, request, task)
+    constraints = _constraints(request, program, has_goal=budget is not None or _is_penalized(settings))
     spend = (request.spend or DEFAULT_SPEND) if method.evolves else None
     target = request.target if timed else None
-    resolved = {"method": method.name, "config": settings, "budget": budget, "spend": spend, "target": target}
+    tuning = tuning_of(request, settings, program, task)
+    resolved = {
+        "method": method.name, "config": settings, "budget": budget, "spend": spend, "target": target,
+        "keep": list(constraints.keep), "ratios": list(map(list, constraints.ratios.items())),
+    }  # fmt: skip
     asked = identity_of(request, resolved, program, task)
-    run = _run(request, asked)
+    run = _run(request, asked, is_planned=is_planned)
     latency = None
     if device is not None:
         latency = LatencyModel(timer=Timer(device, program, request.seed), original=program, budget=budget, run=run)
-    notes = (*notes, *run.notes)
-    return PreparedRun(request, method, settings, budget, program, task, progress, run, latency, workshop, asked, notes)
+    notes = (*notes, *run.notes, *constraints.notes(program))
+    return PreparedRun(
+        request, method, settings, budget, program, task, progress, run, latency, workshop, asked, constraints, notes,
+        tuning,
+    )  # fmt: skip
+
+
+def _log_folder(request: OptimizeRequest) -> Path:
+    """Return where loggers write that need a folder: in the run directory, else one for each run in the current one."""
+    if request.run_dir is not None:
+        return Path(request.run_dir) / LOGS
+    return Path("fxsurgery-logs") / datetime.datetime.now(tz=datetime.UTC).strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def _constraints(request: OptimizeRequest, program: Program, *, has_goal: bool) -> WidthConstraints:
+    """Return the layers that `keep` and `ratios` stand for; `has_goal`: whether the other widths are to shrink."""
+    return WidthConstraints.of(request.model, program, request.kept, request.ratios, has_goal=has_goal)
 
 
 def _workshop(request: OptimizeRequest) -> JobRunner:
@@ -102,15 +137,24 @@ def _workshop(request: OptimizeRequest) -> JobRunner:
     return workshop
 
 
-def _run(request: OptimizeRequest, asked: Mapping[str, Any]) -> RunDir:
+def _run(request: OptimizeRequest, asked: Mapping[str, Any], *, is_planned: bool) -> RunDir:
     if request.resume and request.run_dir is None:
         resume = assigned("resume", value=True)
         raise SurgeryError(f"{resume} continues the run of a directory: pass {keyword('run_dir')} as well").at("resume")
-    return RunDir() if request.run_dir is None else RunDir.open(request.run_dir, asked, resume=request.resume)
+    if request.run_dir is None:
+        return RunDir()
+    if is_planned:
+        return RunDir(notes=require_startable(Path(request.run_dir), asked, resume=request.resume))
+    return RunDir.open(request.run_dir, asked, resume=request.resume)
 
 
 def _check_evolving(request: OptimizeRequest, method: Method) -> None:
     """Refuse arguments that apply only to methods that train many networks."""
+    if request.ratios and method.evolves:
+        raise SurgeryError(
+            f"{keyword('ratios')} is not for {assigned('method', method.name)}, which grows and shrinks widths move by "
+            f"move: leave it out; {keyword('keep')} works"
+        ).at("ratios")
     given = [n for n in ("spend", "executor", "workers") if getattr(request, n) != getattr(OptimizeRequest, n)]
     if given and not method.evolves:
         others = ", ".join(assigned("method", m.name) for m in METHODS.values() if m.evolves)
@@ -126,10 +170,15 @@ def _check_evolving(request: OptimizeRequest, method: Method) -> None:
 
 
 def _budget(request: OptimizeRequest, method: Method, settings: Settings) -> Budget | None:
-    """Return the budget of the request; by default half the MACs for methods that need a budget."""
-    if request.budget is not None or method.evolves or getattr(settings, "penalty", None) is not None:
+    """Return the budget that was given; else half the MACs if the method needs a budget and there are no ratios."""
+    if request.budget is not None or method.evolves or _is_penalized(settings) or request.ratios:
         return request.budget
     return Budget(macs=0.5)
+
+
+def _is_penalized(settings: Settings) -> bool:
+    """Return True if a fixed penalty takes the place of the budget."""
+    return getattr(settings, "penalty", None) is not None
 
 
 def _task(request: OptimizeRequest, method: Method, settings: Settings) -> Task | None:
@@ -157,6 +206,13 @@ def _task(request: OptimizeRequest, method: Method, settings: Settings) -> Task 
         data = f"{named('train_data')} and {named('val_data')}"
         raise DataError(f"{_listed(given)} without {data}: leave them out, or {line}").at(given[0])
     return None
+
+
+def _with_end(task: Task | None) -> Task | None:
+    """Return the task, whose validation and test data were checked to end."""
+    if task is not None:
+        require_ends(task)
+    return task
 
 
 def _given(request: OptimizeRequest, *names: str) -> list[str]:
@@ -233,8 +289,10 @@ def _require_trainable(program: Program, settings: Settings, *, trained: bool) -
         )
 
 
-def _require_answers(program: Program, source: str) -> None:
+def _require_answers(program: Program, request: OptimizeRequest, task: Task | None) -> None:
     """Refuse example inputs with NaN or infinite values that make the outputs not finite."""
+    is_given = task is None or request.example_inputs is not None
+    source = "the example inputs" if is_given else named("train_data")
     wrong = wrong_values(tuple(program.examples.tensors))
     if wrong and any(map(wrong_values, program.run_examples())):
         raise DataError(

@@ -7,7 +7,7 @@ a run are derived from the fields of `Arguments` and of each method's settings.
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypeVar, get_type_hints
 
@@ -16,19 +16,21 @@ from torch import nn
 from fxsurgery.batch_layout import Statement
 from fxsurgery.budget import Budget, Spend
 from fxsurgery.calls import bound
-from fxsurgery.errors import BudgetError, CaptureError, DataError, DeviceError, RunError, SurgeryError
+from fxsurgery.errors import BudgetError, CaptureError, DataError, DeviceError, RunError, SpecError, SurgeryError
 from fxsurgery.example_inputs import ExampleInputs, require_form
 from fxsurgery.execution import Executor, Workers
 from fxsurgery.field_docs import docs_of, one_line
 from fxsurgery.option_text import shown
 from fxsurgery.option_types import Count, OptionalFilePath, Seed, check_fields, hints_of
+from fxsurgery.searchers.common.layer_names import require_layers
 from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.dnal import Dnal
 from fxsurgery.searchers.ectonas import EvolutionSettings
 from fxsurgery.searchers.methods import MethodName
 from fxsurgery.searchers.prune import Prune
-from fxsurgery.training import Accumulate, MemoryFormat, MixedPrecision
+from fxsurgery.training import Accumulate, Callback, MemoryFormat, MixedPrecision
 from fxsurgery.training.probe import Auto
+from fxsurgery.training.trackers import Logger
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -135,9 +137,23 @@ class Arguments(PlainArguments):
 
     `output` is what the model returns; the default uses it, or its `logits`."""
     metric: Annotated[Any, Argument("with the task")] = None
-    """`metric(output, target)`, higher is better, or an object with `update` and `compute`.
+    """What networks are compared by: a name, a function, or an object with `update` and `compute`.
 
-    Accuracy for the default loss; else the loss."""
+    Names: `accuracy`, `top5` (`top3`, ...), `mse`, `rmse`, `mae`, `r2`, `f1`, or any class of torchmetrics, such as
+    `MulticlassF1Score` (extra `torchmetrics`). A function is called as `metric(output, target)`; higher is better
+    unless it has an attribute `higher_is_better` that is false. By default accuracy for the default loss, else the
+    loss."""
+    keep: Annotated[str | nn.Module | Collection[str | nn.Module], Argument("resolved", error=SpecError)] = ()
+    """Layers that keep their number of output units, by name, pattern or module: `("head", "stem.*")`.
+
+    A name is a module's path in the model, or that of a width as `fxsurgery.inspect` lists it; it covers all layers
+    inside. A pattern is one of `fnmatch`. Layers that share channels with a kept layer, as through a residual sum, keep
+    theirs too. A kept layer is never removed, grown or given gates."""
+    ratios: Annotated[Mapping[str | nn.Module, float] | None, Argument("resolved", error=SpecError)] = None
+    """Fraction of their units that some layers keep: `{"layer4.*": 0.5}`; names and patterns as in `keep`.
+
+    Rounded to a multiple of `align`. The rest of the network meets the budget; without `budget`, nothing else shrinks.
+    An exact name takes precedence over a pattern, and the last one of several patterns counts. Not for `ectonas`."""
     config: Annotated[Settings | None, Argument("resolved")] = None
     """Settings of the method: `Dnal(...)`, `Prune(...)` or `Ectonas(...)`; it implies `method`."""
     example_inputs: Annotated[ExampleInputs | None, Argument("with the program", error=DataError)] = None
@@ -151,7 +167,24 @@ class Arguments(PlainArguments):
 
     `batch_dims=1` for all inputs, or one for each input, `{"text": None, "offsets": 0}`, as in `fxsurgery.capture`."""
     leaf_modules: Annotated[tuple[type[nn.Module], ...], Argument("with the program", error=CaptureError)] = ()
-    """Module classes to capture as leaves, without looking inside."""
+    """Module classes to keep as leaves: one node of the graph per call, never changed."""
+    finetune: Annotated[Callable[[Any], Any] | None, Argument("resolved")] = None
+    """Your own function in place of the last fine-tune stage: `finetune(model)` trains in place, or returns the model.
+
+    It must keep layers and shapes. It gets the pruned network in train mode, on the device of the run, and is called
+    once: a resumed run reads its weights back. Works without data, too."""
+    teacher: Annotated[nn.Module | Literal["original"] | None, Argument("resolved")] = None
+    """A trained network to distill from while fine-tuning, or `original`, the model itself before surgery.
+
+    Its outputs must have the shapes of the model's. The settings `distillation_weight` and `distillation_temperature`
+    say how."""
+    callbacks: Annotated[Sequence[Callback], Argument()] = ()
+    """Observers of the run, instances of `fxsurgery.Callback`, which get its stages, steps and scores as numbers."""
+    loggers: Annotated[Logger | Sequence[Logger], Argument()] = ()
+    """Where to log losses, scores and costs: `tensorboard`, `wandb`, `mlflow`, or a tracker of Accelerate.
+
+    One or several; names take an extra of the same name. TensorBoard writes to `logs` in the run directory, or to
+    `fxsurgery-logs` in the current directory without one."""
     verbose: Annotated[bool, Argument()] = True
     """Whether to show progress."""
 
@@ -159,6 +192,11 @@ class Arguments(PlainArguments):
         _check_objects(self)
         kinds = {name: argument.error for name, argument in arguments_of(Arguments).items()}
         check_fields(self, SurgeryError, name="optimize", **kinds)
+
+    @property
+    def kept(self) -> tuple[str | nn.Module, ...]:
+        """What `keep` holds, one or several."""
+        return (self.keep,) if isinstance(self.keep, str | nn.Module) else tuple(self.keep)
 
     @property
     def data_free(self) -> bool:
@@ -239,6 +277,15 @@ def _check_objects(request: Arguments) -> None:
         raise BudgetError(
             f"spend={shown(request.spend)} is not a Spend; name the limit, such as spend=Spend(epochs=300)"
         ).at("spend")
+    callbacks: object = request.callbacks
+    wrong = [c for c in callbacks if not isinstance(c, Callback)] if isinstance(callbacks, Sequence) else [callbacks]
+    if wrong:
+        first = wrong[0]
+        what, remedy = shown(first), "derive its class from fxsurgery.Callback"
+        if isinstance(first, type) and issubclass(first, Callback):
+            what, remedy = f"the class {first.__name__}", f"give an instance: {first.__name__}()"
+        raise SurgeryError(f"callbacks must be a list of callbacks, not {what}; {remedy}").at("callbacks")
+    require_layers(request.keep, request.ratios)
     require_form(request.example_inputs)
 
 

@@ -65,7 +65,7 @@ def capture(
     Example:
         >>> from torch import nn
         >>> program = capture(nn.Sequential(nn.Linear(8, 4), nn.ReLU()), torch.randn(2, 8))
-        >>> [str(node.target) for node in program.graph.nodes if node.op == "call_module"]
+        >>> [str(node.target) for node in program.nodes if node.op == "call_module"]
         ['0', '1']
     """
     require_capturable(model)

@@ -91,6 +91,14 @@ class RemoveLayer(Rewrite):
             if not isinstance(_plan(program, node, only_try=True), Refusal):
                 yield cls(node.name)
 
+    def removes(self, program: Program) -> frozenset[fx.Node]:
+        """Return the nodes that are removed together with the layer or block."""
+        node = node_named(program, self.layer, lambda: (), "layers and sums")
+        if (cell := read_cell(program, node)) is not None:
+            return frozenset({node, *cell.tail})
+        block = next((b for b in identity_blocks(program) if b.sum is node), None)
+        return frozenset({node} if block is None else {node, *block.inner})
+
     @override
     def rewrite(self, edit: Editor) -> Effect:
         program = edit.program

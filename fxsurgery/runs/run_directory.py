@@ -6,6 +6,7 @@
     best/            the best model so far that the budget admits
     result/          the result, for `fxsurgery.load`
     report.html      the same as a page to read
+    logs/            what loggers write
 
 A search is a function of its settings and seed, so it is resumed by running it again: each finished stage gives the
 weights it ended with, each measured value is the one of the journal, the stage under way goes on from its last
@@ -30,7 +31,7 @@ from torch import nn
 from fxsurgery.errors import RunError
 from fxsurgery.files import writing
 from fxsurgery.runs.journal import Journal, Record
-from fxsurgery.runs.layout import JOURNAL, REPORT, RESULT, STAGES, begin, require_ours
+from fxsurgery.runs.layout import JOURNAL, REPORT, RESULT, STAGES, begin, require_ours, require_writable
 from fxsurgery.runs.lock import Lock
 from fxsurgery.runs.records import require_known
 from fxsurgery.runs.result_files import changed, checksums, clear_away
@@ -78,6 +79,7 @@ class RunDir:
         path, locks = Path(path), list[Lock]()
 
         def opened() -> tuple[list[str], Journal]:
+            require_writable(path)
             with writing(path):
                 path.mkdir(parents=True, exist_ok=True)
             require_ours(path)

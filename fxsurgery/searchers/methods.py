@@ -10,6 +10,7 @@ from fxsurgery.option_text import Wording
 from fxsurgery.program import Program
 from fxsurgery.searchers import dnal, ectonas, prune
 from fxsurgery.searchers.common.settings import Settings
+from fxsurgery.searchers.common.width_constraints import WidthConstraints
 from fxsurgery.searchers.common.widths import Space
 from fxsurgery.searchers.session import SearchOutcome, Stage
 from fxsurgery.suggestions import hint
@@ -29,10 +30,12 @@ class Method:
     """`search(program, budget, settings, session, trained=...)`."""
     stages: Callable[..., list[Stage]]
     """`stages(settings, session, trained=...)`: what the search will train."""
-    space: Callable[[Program, Any], Space] | None = None
-    """The widths that it chooses among; `None` where it grows as well, and nothing is the least."""
+    space: Callable[[Program, Any, WidthConstraints], Space] | None = None
+    """`space(program, settings, constraints)`: the widths to choose among; `None` if it grows networks too."""
     needs_data: Callable[[Any], str | None] = lambda _: None
     """Why these settings cannot do without the user's data; `None` where they can."""
+    require_goal: Callable[..., None] = lambda *_, **__: None
+    """`require_goal(budget, settings, has_ratios=...)`: refuse a budget that does not go with the settings."""
     plan_notes: Callable[..., tuple[str, ...]] = lambda *_, **__: ()
     """`plan_notes(program, settings, session, trained=...)`: what a plan tells beside the stages."""
     evolves: bool = False
@@ -42,7 +45,7 @@ class Method:
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 METHODS = {
-    "dnal": Method("dnal", dnal.Dnal, dnal.search, dnal.stages, dnal.widths),
+    "dnal": Method("dnal", dnal.Dnal, dnal.search, dnal.stages, dnal.widths, require_goal=dnal.require_goal),
     "prune": Method("prune", prune.Prune, prune.search, prune.stages, prune.widths, prune.needs_data),
     "ectonas": Method(
         "ectonas", ectonas.Ectonas, ectonas.search, ectonas.stages, plan_notes=ectonas.plan_notes, evolves=True

@@ -10,7 +10,7 @@ from torch.nn import functional
 from fxsurgery.capture import capture, checks
 from fxsurgery.capture.checks import Comparison
 from fxsurgery.capture.compact_inputs import compact_variant
-from fxsurgery.capture.model_copies import ModelCopies, Scratch
+from fxsurgery.capture.model_copies import ModelCopies, ScratchCopy
 from fxsurgery.errors import CaptureError
 from fxsurgery.inputs import Inputs
 
@@ -186,7 +186,7 @@ def test_a_small_size_that_reaches_less_is_not_taken_for_the_full_one(monkeypatc
 
 def compact_of(model, inputs):
     private = copy.deepcopy(model)
-    return compact_variant(Scratch(ModelCopies(private, model), private), inputs)
+    return compact_variant(ScratchCopy(ModelCopies(private, model), private), inputs)
 
 
 def test_inputs_become_small_where_the_model_takes_them():

@@ -169,7 +169,7 @@ def test_a_function_kept_whole_elsewhere_is_refused(tmp_path: Path) -> None:
         entry(plain, "relu").update(op="call_function", target=kept["target"], args=[{"node": "first"}, 2.0, "here"])
 
     folder = changed(saved(calls_program(), tmp_path), twice)
-    with pytest.raises(RunError, match="at `relu`, but original= does not"):
+    with pytest.raises(RunError, match="at `relu`, but original does not"):
         load_program(folder, original=Calls())
 
 
@@ -222,7 +222,7 @@ def test_another_name_of_a_module_kept_whole_is_the_same_module(tmp_path: Path) 
         entry(plain, "whole").update(target="twin", args=[{"node": "x"}, "changed"])
 
     folder = changed(saved(holds_program(), tmp_path), alias)
-    with pytest.raises(RunError, match="calls code of your model in a way that original= does not"):
+    with pytest.raises(RunError, match="calls code of your model in a way that original does not"):
         load_program(folder, original=Holds())
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from fxsurgery.analysis.importance import norm_scales
+from fxsurgery.analysis.layer_widths import layers_of
 from fxsurgery.analysis.pool_windows import is_convolution
 from fxsurgery.analysis.structure import structure
 from fxsurgery.errors import PassCrashedError, SurgeryError
@@ -33,6 +34,7 @@ from fxsurgery.option_types import MOST_UNITS, Fraction, Range, check_fields
 from fxsurgery.passes import AddConvCell, Deepen, PruneChannels, RemoveLayer, SvdShrink, Widen
 from fxsurgery.program import Program
 from fxsurgery.rewriting.single_channel import single_channel_layers
+from fxsurgery.searchers.common.width_constraints import FREE, WidthConstraints
 from fxsurgery.surgery import Pass
 
 MOST_WORK = 2**33
@@ -79,14 +81,21 @@ class Operation:
     find: Finder
 
 
-def moves(program: Program, operation: str, amounts: Amounts | None = None, seed: int = 0) -> list[Pass]:
-    """The moves that an operation allows, in the order of their places; none for the identity.
+def moves(
+    program: Program,
+    operation: str,
+    amounts: Amounts | None = None,
+    seed: int = 0,
+    constraints: WidthConstraints = FREE,
+) -> list[Pass]:
+    """Return the moves that an operation allows, in the order of their places; none for the identity.
 
     Args:
         program: the parent.
         operation: one of `OPERATIONS`.
         amounts: how far a move goes, and at how many places at most.
         seed: of the places where there are more, and of what the passes draw.
+        constraints: the layers that no move may change or remove.
 
     Raises:
         SurgeryError: no operation has that name.
@@ -95,10 +104,42 @@ def moves(program: Program, operation: str, amounts: Amounts | None = None, seed
         raise SurgeryError(f"no operation is named {operation!r}; there are: {', '.join(OPERATIONS)}")
     amounts = amounts or Amounts()
     found = list(OPERATIONS[operation].find(program, amounts, seed))
+    if constraints.keep:
+        kept = Kept.of(program, constraints)
+        found = [(place, move) for place, move in found if not kept.is_changed_by(move, place)]
     places = list(dict.fromkeys(place for place, _ in found))
     if len(places) > amounts.places:
         places = random.Random(f"{operation} {seed}").sample(places, amounts.places)
     return [move for place, move in found if place in places]
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """The layers of a program that no move may change or remove."""
+
+    program: Program
+    widths: frozenset[str]
+    """The names of their widths: channel groups, and layers of a single channel."""
+    nodes: frozenset[str]
+    """The nodes that call them."""
+
+    @classmethod
+    def of(cls, program: Program, constraints: WidthConstraints) -> "Kept":
+        """Return what `constraints` keep of a program."""
+        layers = set(constraints.kept)
+        nodes = (node.name for node in program.nodes if not layers.isdisjoint(layers_of(node)))
+        return cls(program, constraints.kept_groups(program) | layers, frozenset(nodes))
+
+    def is_changed_by(self, move: Pass, place: str) -> bool:
+        """Return True if a move changes the width of a kept layer, or removes it.
+
+        Args:
+            move: the pass.
+            place: of a move that changes a width, the name of that width.
+        """
+        if isinstance(move, RemoveLayer):
+            return not self.nodes.isdisjoint(node.name for node in move.removes(self.program))
+        return isinstance(move, Widen | PruneChannels | SvdShrink) and place in self.widths
 
 
 def apply_move(program: Program, move: Pass) -> Match[Program]:

@@ -16,6 +16,7 @@ from fxsurgery.searchers.common.cost_oracle import CostOracle
 from fxsurgery.searchers.common.moves import Amounts, apply_move, moves
 from fxsurgery.searchers.common.trial_journal import Generation, recall_generation
 from fxsurgery.searchers.common.trials import IDENTITY, START, Status, Trial
+from fxsurgery.searchers.common.width_constraints import FREE, WidthConstraints
 from fxsurgery.searchers.ectonas.fitness import Figures
 from fxsurgery.seeding import mix
 
@@ -41,6 +42,8 @@ class Individual:
     scores: list[tuple[int, float]] = field(default_factory=list)
     """After each of its own epochs: steps trained, and validation metric."""
     records: list[Mapping[str, Any]] = field(default_factory=list)
+    slowdowns: int = 0
+    """Reductions of the learning rate since the start, by it and by its ancestors, each after a training diverged."""
 
     @property
     def figures(self) -> Figures:
@@ -83,6 +86,8 @@ class Population:
     """No network has more, unless the start has: then none has more than the start, enlarged by `most_growth`."""
     most_growth: float
     """By this share of its parent's parameters a network may be larger."""
+    constraints: WidthConstraints = FREE
+    """The layers that no move changes."""
     costs: CostOracle = field(default_factory=CostOracle)
     measured: Sequence[Metric] = ()
     """Metrics of each network that are asked of `costs`, beside those that are always counted."""
@@ -158,7 +163,7 @@ class Population:
             yield "", program
             return
         try:
-            found = moves(program, operation, self.amounts, mix(self.seed, generation))
+            found = moves(program, operation, self.amounts, mix(self.seed, generation), self.constraints)
         except PassCrashedError as error:
             yield operation, _crashed(error, crashes)
             return
@@ -193,6 +198,7 @@ class Population:
         individual = Individual(
             trial.number, parent, trial.generation, trial.operation, trial.move, program, costs, trial.status,
             trial.reason, 0 if parent is None else parent.steps,
+            slowdowns=0 if parent is None else parent.slowdowns,
         )  # fmt: skip
         self.everyone.append(individual)
         return individual
