@@ -10,8 +10,8 @@ from fxsurgery.budget import Cost
 from fxsurgery.errors import RunError, reason_of
 from fxsurgery.option_types import FilePath, checked
 from fxsurgery.program import Program
-from fxsurgery.result import BeforeAfter, Result
-from fxsurgery.result_facts import PROGRAMS, member_folder
+from fxsurgery.result import Result
+from fxsurgery.result_facts import PROGRAMS, BeforeAfter, member_folder
 from fxsurgery.runs.layout import result_directory
 from fxsurgery.saving import open_result
 from fxsurgery.saving.facts import require_types, schema_of

@@ -13,7 +13,8 @@ from fxsurgery.errors import BudgetError, SavingError
 from fxsurgery.plan import CostRange, Plan, check, estimate, reach, space_of
 from fxsurgery.preparation import PreparedRun, prepare
 from fxsurgery.request import OptimizeRequest, Signature, front_door
-from fxsurgery.result import BeforeAfter, Result
+from fxsurgery.result import Result
+from fxsurgery.result_facts import BeforeAfter
 from fxsurgery.runs.layout import REPORT
 from fxsurgery.runs.records import is_text
 from fxsurgery.searchers.common.best_model import unwritable, unwritten

@@ -131,7 +131,7 @@ def test_a_warm_up_that_diverges_is_repeated_and_a_resumed_run_ends_the_same(
         if calls.count(calls[-1]) == 1 and len(calls) == kill_at:
             raise KilledError
         ends = run(self, jobs, *args, **options)
-        is_first = jobs[0].name.startswith("warm-up") and "retry" not in jobs[0].name
+        is_first = jobs and jobs[0].name.startswith("warm-up") and "retry" not in jobs[0].name
         return [replace(end, failure="the loss is nan") for end in ends] if is_first else ends
 
     monkeypatch.setattr(JobRunner, "run", failing)
