@@ -1,8 +1,8 @@
 """README.md and the pages of docs/, whose blocks run in order: what a reader copies is what a test has run.
 
-A page's names that a reader brings along (`my_model`, `train_data`) come from `tests/docs/preludes/`: `common.py` for all
-pages, then the file of the page's name, if there is one. A `text` block is what the Python block before it prints; where
-`<!-- numbers vary -->` stands above it, numbers and the spaces around them are not compared.
+The names that a reader has already (`my_model`, `train_data`) come from `tests/docs/preludes/`: `common.py` for all
+pages, then the file of the page's name, if there is one. A `text` block is what the Python block before it prints;
+where `<!-- numbers vary -->` stands above it, numbers and the spaces around them are not compared.
 """
 
 import contextlib

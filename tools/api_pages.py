@@ -1,4 +1,4 @@
-"""The pages of the API reference: which names each has. What stands there comes from the docstrings, by mkdocstrings."""
+"""The pages of the API reference: which names each has. Their text comes from the docstrings, by mkdocstrings."""
 
 from importlib import import_module
 from inspect import isfunction, ismodule

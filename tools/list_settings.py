@@ -10,29 +10,29 @@ from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.methods import METHODS
 
 DOCS = Path(__file__).parents[1] / "docs"
-HEAD = """# The settings of each method
+HEAD = """# Settings
+
+Settings belong to a method. Pass them as an object, or single ones by name:
 
 ```python
-from fxsurgery import Dnal, Ectonas, Prune, Spend, optimize
+from fxsurgery import Dnal, Prune, optimize
 from fxsurgery.training import adamw
 
-optimize(model, ..., config=Dnal(align=4, finetune_epochs=5, fewest_steps=0))
-optimize(model, ..., config=Prune(importance="taylor", rounds=3, optimizer=adamw(1e-3)))
-optimize(model, ..., config=Ectonas(greediness=0.5, places=4), spend=Spend(epochs=300))
-optimize(model, ..., method="prune", importance="taylor", rounds=3)  # single settings by name
+data = {"train_data": train_data, "val_data": val_data, "verbose": False}
+optimize(my_model, config=Dnal(align=4, finetune_epochs=5, fewest_steps=0), **data)
+optimize(my_model, config=Prune(importance="taylor", rounds=3, optimizer=adamw(1e-3)), **data)
+optimize(my_model, method="prune", importance="taylor", rounds=3, **data)
 ```
 
 Epochs are turned into steps, and `fewest_steps` and `most_steps` bound them: with little data a stage sees it more
 often than its epochs say, unless `fewest_steps=0`. An optimizer is made by `fxsurgery.training.sgd(lr, ...)` or
-`adamw(lr, ...)`, or is any function from parameters to a `torch.optim.Optimizer`; the rate follows half a cosine,
-whichever it is. The defaults suit conv nets with batch norm. Networks without norms often want `adamw(1e-3)` or a
-smaller `learning_rate`, and a regression wants targets of about unit size. A setting that stands in a method's own
-table again has another default there.
+`adamw(lr, ...)`, or is any function from parameters to a `torch.optim.Optimizer`. A setting that appears again in a
+method's own table has another default there.
 """
 ARGUMENTS = """## The arguments of `optimize`
 
-The command line and its config file have those with a flag; where `optimize` takes an object, they take a text that
-names it: see [cli.md](cli.md).
+The command line and its config file have those with a flag. Where `optimize` takes an object, they take a text that
+names it: see [Command line](cli.md).
 
 | argument | flag | default | |
 |---|---|---|---|"""

@@ -1,17 +1,18 @@
-"""What the site has beyond docs/: the API reference, the examples, the tables of benchmarks/results, CONTRIBUTING.md and CHANGELOG.md.
+"""Pages of the site that are not in docs/: API reference, examples, benchmark tables, contributing, changelog.
 
-Pages link to those files by their paths in the repository, `../examples/text.py`, so that the links work in a clone, too.
-On the site each such file is a page of its own, and its links lead there.
+Pages link to files by their paths in the repository, `../examples/text.py`, so that the links work in a clone, too. On
+the site each such file is a page of its own, and its links lead there.
 """
 
 import posixpath
 import re
 from pathlib import Path
 
-import api_pages
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
+
+import api_pages
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
@@ -41,7 +42,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+def on_page_markdown(markdown: str, *, page: Page, **_: object) -> str:
     """Let links to files of the repository lead to their pages on the site."""
     folder = posixpath.dirname(page.file.src_uri)
     origin = "" if page.file.src_uri in RENAMED.values() and page.file.src_uri != "index.md" else f"docs/{folder}"

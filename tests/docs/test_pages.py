@@ -10,7 +10,7 @@ import guides
 from nonempty import nonempty
 
 NAMES = [path.name for path in guides.PAGES]
-SLOW = {"README.md", "quickstart.md", "ectonas.md"}
+SLOW = {"README.md", "quickstart.md", "ectonas.md", "data-free.md", "resume.md"}
 """Pages that train for some seconds more."""
 WITH_PYTHON = [name for name in NAMES if any(b.language == "python" for b in guides.blocks_of(name))]
 WITH_SHELL = [name for name in NAMES if any(b.language == "sh" for b in guides.blocks_of(name))]
@@ -18,7 +18,9 @@ OWN = {"passes.md"}
 """Pages whose blocks another test runs: those of passes.md run while the page is made."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in WITH_PYTHON if n not in OWN])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in WITH_PYTHON if n not in OWN]
+)
 def test_the_blocks_of_a_page_run_and_print_what_it_says(name: str):
     guide = guides.run(name)
     assert len(guide.printed) == sum(block.language == "text" for block in guide.blocks)
