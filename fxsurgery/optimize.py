@@ -48,7 +48,7 @@ def optimize(request: OptimizeRequest) -> Result:
         DataError: the data does not fit the model.
         TrainingError: training failed, e.g. the loss is not finite.
         DeviceError: there is no such device.
-        RunError: the run directory cannot be written, holds another run, or another process is at work there.
+        RunError: the run directory cannot be written, holds another run, or another process works there.
     """
     ready = prepare(request)
     with ready.run:
