@@ -13,6 +13,7 @@ from fxsurgery.errors import DeviceError, ExportError
 from fxsurgery.preparation import PreparedRun
 from fxsurgery.printable import lines, printable
 from fxsurgery.searchers.common.latency_model import LatencyModel
+from fxsurgery.searchers.common.reachable import require_reachable
 from fxsurgery.searchers.common.widths import Space
 from fxsurgery.searchers.session import Session, Stage
 from fxsurgery.time_estimate import (
@@ -29,7 +30,7 @@ from fxsurgery.time_estimate import (
 )
 from fxsurgery.training import Amount, Task
 from fxsurgery.training.batches import count, has_length
-from fxsurgery.training.progress import clock
+from fxsurgery.training.progress_line import clock
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Plan:
 
 def space_of(ready: PreparedRun) -> Space | None:
     """Return the widths that the method chooses among; `None` for a method that also grows the model."""
-    return None if ready.method.space is None else ready.method.space(ready.program, ready.settings)
+    return None if ready.method.space is None else ready.method.space(ready.program, ready.settings, ready.constraints)
 
 
 def reach(ready: PreparedRun, found: Space | None, *, measured: bool) -> Iterator[CostRange | str]:
@@ -138,26 +139,31 @@ def reach(ready: PreparedRun, found: Space | None, *, measured: bool) -> Iterato
 
 
 def _latencies(latency: LatencyModel, ready: PreparedRun, found: Space | None) -> tuple[float, float | None]:
-    """Return the latencies of the model and of its smallest version, in milliseconds."""
-    return latency.measure(ready.program).value, None if found is None else latency.measure(
-        found.smallest_program()
-    ).value
+    """Return the latency of the model and the lowest one, in milliseconds; narrower is not always faster."""
+    original = latency.measure(ready.program).value
+    return original, None if found is None else min(original, latency.measure(found.smallest_program()).value)
 
 
 def _glanced(timer: Timer, found: Space | None) -> tuple[float, float | None]:
-    """Return such latencies, measured by this process alone."""
-    whole, _ = timer.original_latency
-    return whole, None if found is None else whole * timer.ratio(found.smallest_program(), thorough=False)[0]
+    """Return the same from a short measurement in this process alone, which may be the only one that shows it."""
+    original, _ = timer.original_latency
+    return original, None if found is None else original * min(
+        1.0, timer.ratio(found.smallest_program(), thorough=False)[0]
+    )
 
 
 def check(ready: PreparedRun, found: Space | None) -> None:
     """Check that the budget can be reached.
 
     Raises:
-        BudgetError: the budget is below the least reachable cost, which the message states.
+        BudgetError: the budget is below the minimum; the message gives that minimum.
+        StructureError: a ratio changes no width.
     """
-    if ready.budget is not None and found is not None:
-        found.check(ready.budget, None if ready.latency is None else ready.latency.limit)
+    if found is None:
+        return
+    found.require_targets()
+    if ready.budget is not None:
+        require_reachable(found, ready.budget, None if ready.latency is None else ready.latency.limit)
 
 
 def estimate(

@@ -28,8 +28,12 @@ _CHECKSUM_LENGTH = len(', "sha256": ""}') + 64
 class Journal:
     """The records of a journal file, in order; new ones are appended."""
 
-    def __init__(self, path: Path) -> None:
-        """Read the records of a file, if it exists.
+    def __init__(self, path: Path, *, truncate: bool = True) -> None:
+        """Read the records of a file.
+
+        Args:
+            path: the file, which need not exist.
+            truncate: whether to cut off the half line that a killed process left.
 
         Raises:
             RunError: the file cannot be read, or a complete line is damaged.
@@ -40,7 +44,7 @@ class Journal:
         lines = content[:whole].split(b"\n")[:-1]
         parsed = [self._parsed(line, number) for number, line in enumerate(lines, 1)]
         self.records: list[Record] = [self._checked(one, lines[i], i + 1) for i, one in enumerate(parsed)]
-        if whole < len(content):
+        if truncate and whole < len(content):
             with writing(path):
                 os.truncate(path, whole)
 

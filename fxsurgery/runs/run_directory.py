@@ -30,7 +30,7 @@ from torch import nn
 from fxsurgery.errors import RunError
 from fxsurgery.files import writing
 from fxsurgery.runs.journal import Journal, Record
-from fxsurgery.runs.layout import JOURNAL, REPORT, RESULT, STAGES, begin, require_ours
+from fxsurgery.runs.layout import JOURNAL, REPORT, RESULT, STAGES, begin, require_ours, require_writable
 from fxsurgery.runs.lock import Lock
 from fxsurgery.runs.records import require_known
 from fxsurgery.runs.result_files import changed, checksums, clear_away
@@ -83,6 +83,7 @@ class RunDir:
         path, locks = Path(path), list[Lock]()
 
         def opened() -> tuple[list[str], Journal]:
+            require_writable(path)
             with writing(path):
                 path.mkdir(parents=True, exist_ok=True)
             require_ours(path)
