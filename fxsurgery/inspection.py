@@ -52,7 +52,7 @@ class Fixed:
     macs: float
     """Multiply-accumulates for one sample."""
     reason: str
-    """What keeps its outputs and inputs."""
+    """Reason why its outputs and inputs stay."""
 
 
 @dataclass(frozen=True, eq=False)

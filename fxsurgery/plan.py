@@ -65,7 +65,7 @@ class CostRange:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `optimize` will do. `print` shows a page, a notebook shows tables.
+    """The stages, reachable costs and estimated time of `optimize`. `print` shows a page, a notebook shows tables.
 
     Example:
         >>> Plan("prune", (), (Stage("fine-tune", 200),), 12.0)

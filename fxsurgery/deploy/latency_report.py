@@ -140,19 +140,19 @@ def compare_latency(  # noqa: PLR0913 -- what a user may want to say, each by na
     seconds: float = 20.0,
     seed: int = 0,
 ) -> LatencyReport:
-    """Measure models on this machine's CPU through ONNX Runtime; the first is what the others are compared to.
+    """Measure models on this machine's CPU through ONNX Runtime; the others are compared to the first.
 
     Args:
         models: ONNX files by name.
         example_inputs: what the model in PyTorch is called with, in one of the forms of `fxsurgery.example_inputs`; a
             dict is given by name.
         example_kwargs: inputs by name, beside the others.
-        batch_dims: which dim of the inputs is the batch, for the report; by their sizes alone unless given.
-        rounds: runs of each model that count, at most.
-        warmup: rounds after each of five loadings, which do not; at most a fifth of the time goes to them.
-        threads: of ONNX Runtime.
-        seconds: for all of it. No round begins after it, except three that count, of those asked for.
-        seed: of the order and of the bootstrap.
+        batch_dims: which dim of the inputs is the batch, for the report; inferred from their sizes by default.
+        rounds: largest number of measured runs of each model.
+        warmup: rounds after each of five loadings that are not measured; they take a fifth of the time at most.
+        threads: number of threads of ONNX Runtime.
+        seconds: time limit for the whole measurement; at least three rounds, if requested, are measured anyway.
+        seed: seed of the order of the runs and of the bootstrap.
 
     Raises:
         DataError: `batch_dims` does not fit the inputs.

@@ -45,8 +45,8 @@ def render(source: ReportInput, *, latency: LatencyReport | None = None, title: 
     Args:
         source: a `fxsurgery.Result`.
         latency: what `Result.benchmark` gave.
-        title: what the model is called; the name of its class unless said.
-        date: what the page says of when it was made; nothing unless said.
+        title: name of the model; the name of its class by default.
+        date: date that the page shows; none by default.
     """
     found = stages(source.history)
     every = layers(source.original, source.program)

@@ -173,7 +173,7 @@ def test_an_untrained_winner_has_no_picture():
     assert lineage(line(100, trained=False), "accuracy") is None
     alone = replace(evolved(), search=line(100, trained=False), pareto=())
     assert "Neither the winner nor its ancestors were trained." in section(render(alone), "lineage").text
-    assert "the start is all that was trained" in section(render(alone), "generations").text
+    assert "only the start was trained" in section(render(alone), "generations").text
 
 
 def test_scores_that_are_no_numbers_leave_no_trace():
