@@ -1,4 +1,4 @@
-"""Reads what `Result.save` wrote."""
+"""Load a result that `Result.save` wrote."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,18 +25,18 @@ from fxsurgery.training import Score
 @checked(RunError)
 @plain_surroundings()
 def load(folder: FilePath, *, original: nn.Module | None = None) -> Result:
-    """What `Result.save` wrote, on the CPU. Nothing of the folder is run.
+    """Load a result that `Result.save` wrote, on the CPU. No code in the folder is run.
 
     Args:
-        folder: the folder, or the directory of a run that has ended.
-        original: your model, where modules or functions of it were kept whole: these are taken from it, modules as
-            copies with the saved weights. It is captured anew on the saved example inputs, and what it does not call
-            in the same way is refused.
+        folder: the folder, or the directory of a finished run.
+        original: your model, if the result has leaf modules or leaf functions of it: these are taken from your model,
+            modules as copies with the saved weights. The model is captured again on the saved example inputs, and
+            must make the same calls.
 
     Raises:
-        RunError: there is no result, since the run has not finished or the folder is another; it is damaged or of a
-            later version; or it needs `original`. The message says what to do.
-        SavingError: it asks for what loading does not do.
+        RunError: there is no result, since the run has not finished or the folder is another; the result is damaged
+            or of a later version; or it needs `original`. The message says what to do.
+        SavingError: the saved program needs something that loading does not support.
     """
     folder = result_directory(Path(folder))
     opened = open_result(folder)
@@ -57,10 +57,10 @@ def load(folder: FilePath, *, original: nn.Module | None = None) -> Result:
 
 
 def _costs(folder: Path, saved: SavedResult, programs: Mapping[str, Program]) -> tuple[Cost | None, Cost | None]:
-    """What the file says that original and result take.
+    """Return the costs of original and result that the file records.
 
     Raises:
-        RunError: the parameters are others.
+        RunError: the programs have another number of parameters.
     """
     found = list[Cost | None]()
     for name in ("original", "program"):
@@ -93,4 +93,4 @@ _FACTS = schema_of(
     search=schema_of(SearchRecord, trials=GenericAlias(list, (_TRIAL,))),
     pareto=GenericAlias(list, (_MEMBER,)),
 )
-"""What `result.json` says beside the programs."""
+"""Schema of `result.json`, without the programs."""

@@ -49,7 +49,7 @@ def test_shapes_are_one_or_several(given, sizes):
 
 @pytest.mark.parametrize("text", ["", "3,a", "3,,8", "-1,3", "0,3", "3.5"])
 def test_what_is_no_shape_is_refused(text: str):
-    with pytest.raises(ValueError, match="is no shape"):
+    with pytest.raises(ValueError, match="is not a shape"):
         shapes(text)
 
 
