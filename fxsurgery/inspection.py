@@ -9,7 +9,7 @@ from torch import fx, nn
 from typing_extensions import override
 
 from fxsurgery.analysis.cost import cost, unknown_macs_notes
-from fxsurgery.analysis.propagation import KEPT_WHOLE, Propagation
+from fxsurgery.analysis.propagation import LEAF, Propagation
 from fxsurgery.analysis.structure import Structure, structure
 from fxsurgery.batch_layout import Statement
 from fxsurgery.budget import Cost
@@ -63,7 +63,7 @@ class Inspection:
     fixed: tuple[Fixed, ...]
     """The layers that cannot shrink, the largest first."""
     notes: tuple[str, ...]
-    """Modules that were kept whole and why, operations without a rule, checks that could not be made."""
+    """Leaf modules with the reason, operations without a rule, checks that could not be made."""
 
     @override
     def __str__(self) -> str:
@@ -107,7 +107,7 @@ def inspect(
             or a `DataLoader`; arrays of numpy do as well. Inferred from the model by default, if it takes one input; a
             note says what was assumed.
         example_kwargs: inputs by name, beside the others.
-        leaf_modules: types of modules to keep whole.
+        leaf_modules: module types to keep as leaves.
         batch_dims: which dim of the inputs is the batch, as for `fxsurgery.capture`; inferred by default.
 
     Raises:
@@ -137,8 +137,8 @@ def inspect_program(program: Program) -> Inspection:
         if not free:
             stuck[part.node] = stuck.get(part.node, 0.0) + part.macs
     reasons = _Reasons(program) if stuck else None
-    whole_ones = {part.node for part, _ in work if part.op == KEPT_WHOLE}
-    why = {node: "it is kept whole" if node in whole_ones else reasons.of(node) for node in stuck if reasons}
+    leaves = {part.node for part, _ in work if part.op == LEAF}
+    why = {node: "it is a leaf module" if node in leaves else reasons.of(node) for node in stuck if reasons}
     fixed = [Fixed(_name(program, node), macs, why[node]) for node, macs in stuck.items() if macs]
     unknown = tuple(
         f"operation {op!r} (at {', '.join(nodes[:3])}) has no rule: what flows into it keeps its width"
@@ -189,10 +189,10 @@ class _Reasons:
         self._walk.walk()
 
     def of(self, name: str) -> str:
-        """Why the work of a node, or of a module kept whole, cannot shrink."""
+        """Return why the work of a node or leaf module cannot shrink."""
         node = self._nodes.get(name) or next((n for n in self._program.nodes if str(n.target) == name), None)
         if node is None or (node.op == "call_module" and not self._weight(node) and self._has_state(node)):
-            return "it is kept whole"
+            return "it is a leaf module"
         weight = self._weight(node)
         if weight is None:
             return "neither of what it multiplies can lose anything"

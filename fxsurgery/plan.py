@@ -12,6 +12,7 @@ from fxsurgery.errors import DeviceError, ExportError
 from fxsurgery.preparation import PreparedRun
 from fxsurgery.printable import lines, printable
 from fxsurgery.searchers.common.latency_model import LatencyModel
+from fxsurgery.searchers.common.reachable import require_reachable
 from fxsurgery.searchers.common.widths import Space
 from fxsurgery.searchers.session import Session, Stage
 from fxsurgery.time_estimate import (
@@ -27,7 +28,7 @@ from fxsurgery.time_estimate import (
 )
 from fxsurgery.training import Amount, Task
 from fxsurgery.training.batches import count, has_length
-from fxsurgery.training.progress import clock
+from fxsurgery.training.progress_line import clock
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Plan:
 
 def space_of(ready: PreparedRun) -> Space | None:
     """The widths that the method chooses among; `None` where it has no such bounds."""
-    return None if ready.method.space is None else ready.method.space(ready.program, ready.settings)
+    return None if ready.method.space is None else ready.method.space(ready.program, ready.settings, ready.constraints)
 
 
 def reach(ready: PreparedRun, found: Space | None, *, measured: bool) -> Iterator[CostRange | str]:
@@ -102,26 +103,31 @@ def reach(ready: PreparedRun, found: Space | None, *, measured: bool) -> Iterato
 
 
 def _latencies(latency: LatencyModel, ready: PreparedRun, found: Space | None) -> tuple[float, float | None]:
-    """Of the model as it is and at its least, in milliseconds."""
-    return latency.measure(ready.program).value, None if found is None else latency.measure(
-        found.smallest_program()
-    ).value
+    """Return the latency of the model and the lowest one, in milliseconds; narrower is not always faster."""
+    original = latency.measure(ready.program).value
+    return original, None if found is None else min(original, latency.measure(found.smallest_program()).value)
 
 
 def _glanced(timer: Timer, found: Space | None) -> tuple[float, float | None]:
-    """The same by this process alone, which may be the only one that shows it."""
-    whole, _ = timer.original_latency
-    return whole, None if found is None else whole * timer.ratio(found.smallest_program(), thorough=False)[0]
+    """Return the same from a short measurement in this process alone, which may be the only one that shows it."""
+    original, _ = timer.original_latency
+    return original, None if found is None else original * min(
+        1.0, timer.ratio(found.smallest_program(), thorough=False)[0]
+    )
 
 
 def check(ready: PreparedRun, found: Space | None) -> None:
     """Refuse what cannot be reached.
 
     Raises:
-        BudgetError: the budget lies below the least; it says how much that is.
+        BudgetError: the budget is below the minimum; the message gives that minimum.
+        StructureError: a ratio changes no width.
     """
-    if ready.budget is not None and found is not None:
-        found.check(ready.budget, None if ready.latency is None else ready.latency.limit)
+    if found is None:
+        return
+    found.require_targets()
+    if ready.budget is not None:
+        require_reachable(found, ready.budget, None if ready.latency is None else ready.latency.limit)
 
 
 def estimate(

@@ -44,7 +44,7 @@ class Row:
     stages: dict[str, Stage] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    """What the capture says of itself: above all, which parts it kept whole."""
+    """What the capture says of itself: above all, which parts it kept as leaves."""
     refusals: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     """Operations without a rule."""

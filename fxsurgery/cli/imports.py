@@ -152,7 +152,7 @@ def _advice(text: str) -> str:
         return f"; name what is in it: {text}:NAME"
     if "." in text and not path.suffix.strip(".").isdigit() and not path.parent.name:
         module_name, _, attribute = text.rpartition(".")
-        return f"; perhaps {module_name}:{attribute}"
+        return f"; write {module_name}:{attribute}"
     return "; name what you mean as module:name or file.py:name"
 
 

@@ -137,6 +137,8 @@ def _arguments(config: RunConfig, settings: Settings) -> tuple[Any, dict[str, An
         **called,
         "config": settings,
         "loggers": config.loggers,
+        "keep": config.keep,
+        "ratios": config.ratios or None,
         "leaf_modules": tuple(map(module_class, config.leaf_modules)),
         "example_inputs": None if inputs is None else inputs.args,
         "example_kwargs": None if inputs is None else inputs.kwargs,

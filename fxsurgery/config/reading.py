@@ -97,6 +97,32 @@ def assignments(texts: Iterable[str], flag: str, *, raw: bool = False) -> dict[s
     return table
 
 
+def layer_ratios(texts: Iterable[str], flag: str) -> dict[str, object]:
+    """Return what several `layer=ratio` say, by layer; a name keeps its dots.
+
+    Args:
+        texts: the ratios.
+        flag: that they were given to.
+
+    Raises:
+        ConfigError: one is not of this form.
+
+    Example:
+        >>> layer_ratios(["layer4.*=0.5", "layer3=25%"], "--ratio")
+        {'layer4.*': 0.5, 'layer3': 0.25}
+    """
+    ratios = dict[str, object]()
+    for text in texts:
+        name, _, ratio = (part.strip() for part in text.rpartition("="))
+        if not name or not ratio:
+            raise ConfigError(f"{flag}: {text!r} is not of the form layer=ratio; write it as layer4.*=0.5")
+        try:
+            ratios[name] = amount(ratio)
+        except ValueError as error:
+            raise ConfigError(f"{flag}: {text!r}: {reason_of(error)}; write it as layer4.*=0.5") from error
+    return ratios
+
+
 def _merged(below: Table, above: Table) -> dict[str, Any]:
     both = dict(below)
     for name, said in above.items():

@@ -35,7 +35,9 @@ def escaped(content: Content) -> Html:
 
 def card(title: str, *parts: Content) -> str:
     """Return what a notebook shows of an object: a title, and paragraphs, tables and figures below it."""
-    inner = "".join(part if isinstance(part, Html) else f"<p style='margin:.3em 0'>{escaped(part)}</p>" for part in parts)
+    inner = "".join(
+        part if isinstance(part, Html) else f"<p style='margin:.3em 0'>{escaped(part)}</p>" for part in parts
+    )
     return (
         "<div style='max-width:60em;line-height:1.45'>"
         f"<div style='font-weight:600;margin-bottom:.3em'>{escaped(title)}</div>{inner}</div>"

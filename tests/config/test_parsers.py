@@ -29,7 +29,7 @@ def test_what_is_no_amount_is_refused_with_what_to_write(text: str):
 def test_a_share_of_more_than_all_is_refused():
     with pytest.raises(ValueError, match=r"'150%' is more than all of it; write at most 100%"):
         amount("150%")
-    with pytest.raises(ValueError, match="never a share"):
+    with pytest.raises(ValueError, match="not a fraction such as 50%"):
         whole_amount("50%")
 
 

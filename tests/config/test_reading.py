@@ -109,7 +109,7 @@ def test_an_optimizer_is_written_as_a_table(write):
 
 def test_the_effective_config_gives_the_same_run_again(write):
     flags = {"settings": {"optimizer": {"name": "sgd", "lr": 0.5}}, "run_dir": Path("runs/a"), "seed": 3}
-    config, settings = read(write(TOML), flags)
+    config, settings = read(write(TOML.replace("learning_rate = 1e-2\n", "")), flags)
     again, settings_again = read(write(json.dumps(effective(config, settings)), "again.json"), {})
     settings_said = {**config.settings, "optimizer": again.settings["optimizer"]}
     assert config.settings.items() <= again.settings.items()
