@@ -69,8 +69,9 @@ def optimize(
     macs=50%. A larger amount is absolute: params=1.2M, latency_ms=2.5.
 
     [bold]The config file[/bold] has the same names with _ for -, and tables \[budget],
-    \[spend], \[ratios], \[settings] and \[model_args]. Flags override it: --budget,
-    --spend and --ratio replace their tables, --set and --model-args single entries.
+    \[spend], \[ratios], \[settings] and \[model_args]. Flags override it:
+    --budget, --spend and --ratio replace their tables, --set and --model-args
+    single entries.
     """
     with ending(as_json=as_json):
         flags = _said({"model": model, **asked})

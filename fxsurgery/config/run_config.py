@@ -52,8 +52,8 @@ class RunConfig(PlainArguments):
     test_data: Annotated[str | None, Argument(panel=DATA, metavar="DATA")] = None
     loss: Annotated[str | None, Argument(panel=DATA, metavar="MODULE:NAME")] = None
     metric: Annotated[str | None, Argument(panel=DATA, metavar="NAME")] = None
-    """Metric that networks are compared by: accuracy, top5, mse, r2, f1, a torchmetrics class such as MulticlassF1Score,
-    or your own as module:name."""
+    """Metric that networks are compared by: accuracy, top5, mse, r2, f1, a torchmetrics class such as
+    MulticlassF1Score, or your own as module:name."""
 
     finetune: Annotated[str | None, Argument(panel="Training", metavar="MODULE:NAME")] = None
     """Function of the model that fine-tunes it, in place of the last fine-tune stage."""
