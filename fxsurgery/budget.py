@@ -16,7 +16,7 @@ from fxsurgery.option_text import shown
 from fxsurgery.option_types import Range, check_fields
 
 Limit: TypeAlias = Annotated[int | float, Range(above=0, below=10**18)] | None
-"""An amount that may not be exceeded; `None` is no limit."""
+"""An amount that may not be exceeded; `None` is not a limit."""
 BudgetLimit: TypeAlias = Annotated[int | float, Range(above=0, below=10**18)] | str | None
 """A `Limit` that may be written as text, `"50%"` or `"300M"`; a `Budget` holds the number."""
 _CLOSED = ConfigDict(extra="forbid")
@@ -47,7 +47,7 @@ def amount(given: object) -> object:
         return given
     found = _AMOUNT.fullmatch(given.strip())
     if found is None:
-        raise ValueError(f"{given!r} is no amount; write 0.5 or 50% for half, 1200000 or 1.2M for that many")
+        raise ValueError(f"{given!r} is not an amount; write 0.5 or 50% for half, 1200000 or 1.2M for that many")
     number, unit = found[1], found[2].lower()
     if not math.isfinite(float(number)):
         raise ValueError(f"{given!r} is too large")
