@@ -28,7 +28,7 @@ from fxsurgery.time_estimate import (
 )
 from fxsurgery.training import Amount, Task
 from fxsurgery.training.batches import count, has_length
-from fxsurgery.training.progress import clock
+from fxsurgery.training.progress_line import clock
 
 
 @dataclass(frozen=True)
@@ -103,16 +103,17 @@ def reach(ready: PreparedRun, found: Space | None, *, measured: bool) -> Iterato
 
 
 def _latencies(latency: LatencyModel, ready: PreparedRun, found: Space | None) -> tuple[float, float | None]:
-    """Of the model as it is and at its least, in milliseconds."""
-    return latency.measure(ready.program).value, None if found is None else latency.measure(
-        found.smallest_program()
-    ).value
+    """Return the latency of the model and the lowest one, in milliseconds; narrower is not always faster."""
+    original = latency.measure(ready.program).value
+    return original, None if found is None else min(original, latency.measure(found.smallest_program()).value)
 
 
 def _glanced(timer: Timer, found: Space | None) -> tuple[float, float | None]:
-    """The same by this process alone, which may be the only one that shows it."""
-    whole, _ = timer.original_latency
-    return whole, None if found is None else whole * timer.ratio(found.smallest_program(), thorough=False)[0]
+    """Return the same from a short measurement in this process alone, which may be the only one that shows it."""
+    original, _ = timer.original_latency
+    return original, None if found is None else original * min(
+        1.0, timer.ratio(found.smallest_program(), thorough=False)[0]
+    )
 
 
 def check(ready: PreparedRun, found: Space | None) -> None:
