@@ -28,7 +28,7 @@ from fxsurgery.time_estimate import (
 )
 from fxsurgery.training import Amount, Task
 from fxsurgery.training.batches import count, has_length
-from fxsurgery.training.progress import clock
+from fxsurgery.training.progress_line import clock
 
 
 @dataclass(frozen=True)

@@ -88,11 +88,11 @@ def _kinds(hint: Any) -> Iterator[Any]:  # noqa: ANN401 -- any annotation
 
 
 def _choices(hint: Any) -> tuple[str, ...]:  # noqa: ANN401 -- any annotation
-    """The texts that an annotation admits; empty if it is no choice of some."""
+    """The texts that an annotation admits, of all its literals; empty if it has none."""
     kind, inner = get_origin(hint), get_args(hint)
     if kind is Literal:
         return inner
-    return next((found for one in inner if (found := _choices(one))), ()) if kind is not tuple else ()
+    return () if kind is tuple else tuple(choice for one in inner for choice in _choices(one))
 
 
 Model: TypeAlias = Annotated[

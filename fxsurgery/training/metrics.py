@@ -95,7 +95,7 @@ class R2:
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None
-        """Of each output value: residual squares, targets, squared targets, each (values,)."""
+        """Sums of squared residuals, targets and squared targets, (3, values)."""
         self._shift: Tensor | None = None
         """The first target, which the sums are taken relative to, so that a large mean cancels."""
         self._count = 0

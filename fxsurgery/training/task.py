@@ -1,4 +1,4 @@
-"""What is to be learned: data, loss and metric."""
+"""The task that networks are trained for: data, loss and metric."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -35,24 +35,29 @@ Split: TypeAlias = Callable[[Any], tuple[Any, Any]]
 @checked_construction
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Data, loss and metric. `Task.of` makes one from tensors and data sets, too.
+    """Data, loss and metric. `Task.of` builds one from tensors and datasets, too.
 
-    `loss` takes the model's output and the batch's target and gives the mean over the batch; or several such
-    terms in a dict or a tuple, which are summed and told apart in errors. A loss that is a module is used on the
-    device of the outputs.
+    `loss(output, target)` returns the mean over the batch; or several such terms in a dict or a tuple, which are summed
+    and named in errors. A loss that is a module is used on the device of the outputs.
 
-    `metric` takes the same and gives a number, or several in a dict, of which `select` names the one that counts.
-    What is no mean over batches is an object with `update(output, target)` and `compute()`: each evaluation takes
-    a copy of it, `reset()` where it can be. Without a metric it is accuracy for the default loss, and the loss
-    itself for any other. Targets that the default loss, or one of `nn.CrossEntropyLoss` or `nn.NLLLoss`, leaves out
-    (`ignore_index`) count for neither loss nor accuracy, which are means over all targets that do.
+    `metric(output, target)` returns a number, or several in a dict, of which `select` names the one to compare. A
+    metric that is not a mean over batches is an object with `update(output, target)` and `compute()`; each evaluation
+    uses a copy of it, reset if it has `reset()`. A name such as `top5` or `MulticlassF1Score` is a metric, too. The
+    default is accuracy for the default loss, and the loss itself for any other. Targets that the default loss, or an
+    `nn.CrossEntropyLoss` or `nn.NLLLoss`, ignores (`ignore_index`) count for neither loss nor accuracy.
 
     A batch is `(input, ..., target)`, `(dict, target)`, or a dict with a key `labels`, `label`, `targets`, `target` or
-    `y`; `split` takes any other apart. The inputs in a dict are given to the model by name. The target may be
-    anything, `None` too. A training batch of a single sample that is left over at the end of an epoch is skipped.
+    `y`; any other is split by `split`. The inputs in a dict are passed to the model by name. The target may be
+    anything, also `None`. A training batch of a single sample that is left over at the end of an epoch is skipped.
 
     Raises:
-        DataError: there are no training or validation data, or loss or metric are nothing that can be called.
+        DataError: training or validation data are missing, or the loss or the metric cannot be called.
+
+    Example:
+        >>> x, y = torch.randn(32, 3), torch.arange(32) % 4
+        >>> task = Task.of((x, y), (x, y), batch_size=8, metric="top2")
+        >>> task.metric_name, task.higher_is_better
+        ('top2', True)
     """
 
     train_data: Loader
@@ -67,9 +72,9 @@ class Task:
     higher_is_better: bool | None = None
     """Direction of a metric that has no attribute of this name; higher by default. Of a loss, lower is better."""
     split: Split = by_convention
-    """Takes a batch apart into (inputs of the model, target); a tuple of inputs goes in by position, a dict by name."""
+    """Splits a batch into (inputs of the model, target); a tuple of inputs is passed by position, a dict by name."""
     select: str | None = None
-    """Of a metric that gives several numbers, the one that is compared; the first unless said."""
+    """Name of the number to compare, of a metric that gives several; the first by default."""
     batch_dims: Statement = None
     """Which dim of the model's inputs is the batch, as `capture` takes it: `batch_dims=1`; or `{0: None, 1: 0}`, by
     position, or by name where the batch is a dict. Inferred unless given: dim 0 of the first that is as long as the
@@ -77,7 +82,7 @@ class Task:
     val_batches: Count | None = None
     """How many batches of the validation data are scored; all unless given, which takes a loader that ends."""
     _moved: dict[tuple[str, torch.device], Any] = field(default_factory=dict, init=False, repr=False)
-    """Copies of a loss and a metric that are modules with tensors, one a device."""
+    """Copies of a loss and a metric that are modules with tensors, by device."""
 
     def __post_init__(self) -> None:
         for name in ("train_data", "val_data"):
@@ -168,16 +173,16 @@ class Task:
         )  # fmt: skip
 
     def on(self, which: str, device: torch.device) -> Any:  # noqa: ANN401
-        """The `loss` or the `metric`; of a module with tensors a frozen copy on `device`."""
-        mine = getattr(self, which)
-        if not isinstance(mine, nn.Module) or not [*mine.parameters(), *mine.buffers()]:
-            return mine
+        """Return the `loss` or the `metric`; of a module with tensors, a frozen copy on `device`."""
+        function = getattr(self, which)
+        if not isinstance(function, nn.Module) or not [*function.parameters(), *function.buffers()]:
+            return function
         if (which, device) not in self._moved:
-            self._moved[which, device] = copy.deepcopy(mine).to(device).requires_grad_(requires_grad=False)
+            self._moved[which, device] = copy.deepcopy(function).to(device).requires_grad_(requires_grad=False)
         return self._moved[which, device]
 
     def fresh_metric(self, device: torch.device) -> Accumulating | None:
-        """A copy of the metric that has seen nothing yet, on `device`, where it accumulates."""
+        """Return a reset copy of an accumulating metric on `device`; `None` if the metric does not accumulate."""
         if not isinstance(self.metric, Accumulating):
             return None
         fresh: Any = copy.deepcopy(self.metric)
@@ -187,10 +192,10 @@ class Task:
         return moved
 
     def selected(self, figures: Mapping[str, float]) -> float:
-        """The number that counts.
+        """Return the number to compare.
 
         Raises:
-            DataError: there is none of the name `select`.
+            DataError: there is no number named `select`.
         """
         name = self.select or next(iter(figures), "")
         if name not in figures:
@@ -199,29 +204,29 @@ class Task:
 
     @property
     def counting(self) -> Counting | None:
-        """Which targets the loss counts; `None` where it is no mean over classes."""
+        """The targets that the loss counts; `None` if the loss is not a mean over classes."""
         return counting_of(self.loss)
 
     def samples(self, batch: Any) -> int:  # noqa: ANN401
-        """Number of samples in a batch; see `count`."""
+        """Return the number of samples in a batch; see `count`."""
         return self.count(*self.take_apart(batch))
 
     def counter(self, loader: Loader) -> Callable[[Any], int]:
-        """`samples`, for the batches of `loader`; the rows, where tensors are taken apart by convention."""
+        """Return the function that counts the samples in a batch of `loader`: `samples`, or a faster one."""
         by_rows = isinstance(loader, ArrayLoader) and self.split is by_convention and self.batch_dims is None
         return row_count if by_rows else self.samples
 
     def count(self, inputs: Inputs, target: Any, output: Any = None) -> int:  # noqa: ANN401
-        """Number of samples in a batch, by the inputs; by the target where only the model's output is as long."""
+        """Return the number of samples in a batch, from the inputs, or the target if the output is as long."""
         if self.batch_dims is not None and inputs.batch is not None:
             return inputs.batch
         return sample_count(inputs, target, output)
 
     def take_apart(self, batch: Any) -> tuple[Inputs, Any]:  # noqa: ANN401
-        """Inputs and target of a batch.
+        """Split a batch into inputs and target.
 
         Raises:
-            DataError: `split` fails on the batch, or does not give two things.
+            DataError: `split` fails on the batch, or does not return a pair.
         """
         try:
             inputs, target = self.split(batch)
@@ -238,10 +243,10 @@ class Task:
         return by_target(inputs, target), target
 
     def examples(self, n: int = 2) -> Inputs:
-        """The first `n` training inputs; fewer where there are no more, or where the next batch has other sizes.
+        """Return the first `n` training inputs; fewer if the data end, or the next batch has other sizes.
 
         Raises:
-            DataError: there are none, or no tensor among them has a batch dimension.
+            DataError: there are no inputs, or no tensor among them has a batch dimension.
         """
         found: Inputs | None = None
         with repeatable(self.train_data, 0, torch.device("cpu")) as source:
@@ -268,12 +273,13 @@ class Task:
         return inputs
 
     def capture_examples(self) -> Inputs:
-        """Two training inputs to capture a model on; the first batch, whole, where two cannot be cut out of it.
+        """Return two training inputs to capture a model on; the whole first batch if it cannot be divided.
 
-        That is where its samples have no rows of their own, or its sizes leave open which dim they are along.
+        A batch cannot be divided if its samples have no rows of their own, or if its sizes do not determine the batch
+        dim.
 
         Raises:
-            DataError: there are none, or no tensor among them has a batch dimension.
+            DataError: there are no inputs, or no tensor among them has a batch dimension.
         """
         batch = self.first_batch()
         inputs, target = self._with_batch(batch), self.take_apart(batch)[1]
@@ -282,10 +288,10 @@ class Task:
         return self.examples() if inputs.is_divisible else inputs
 
     def first_batch(self) -> Any:  # noqa: ANN401
-        """The first training batch.
+        """Return the first training batch.
 
         Raises:
-            DataError: there is none.
+            DataError: there is no batch.
         """
         with repeatable(self.train_data, 0, torch.device("cpu")) as source:
             return next(epoch_of(source, 0, "train_data", self.samples)).batch

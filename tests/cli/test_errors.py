@@ -199,7 +199,7 @@ def test_inputs_that_cannot_be_guessed_are_asked_for_by_flag():
 
     with naming_by(FlagNames()), pytest.raises(DataError) as told:
         guess_inputs(Two())
-    assert "Give --example-shape or --example-inputs, two samples of each" in str(told.value)
+    assert "Pass --example-shape or --example-inputs, two samples of each" in str(told.value)
     assert str(told.value).endswith("for images: --example-shape 3,224,224, once for each input")
     assert "fxsurgery" not in str(told.value)
     with naming_by(FlagNames()):

@@ -1,4 +1,4 @@
-"""What a user asks of single widths: layers that keep theirs, and layers that keep a given fraction of their units.
+"""Constraints on single widths: layers that keep theirs, and layers that keep a given fraction of their units.
 
 Layers are named as `layer_names` describes. Layers that share their channels change together, so a constraint on one
 holds for its whole channel group. Of several `ratios` for one layer, its exact name goes before any pattern, and of
