@@ -1,4 +1,4 @@
-"""What running a model costs, and what it may cost at most."""
+"""Costs of running a model, and limits on them."""
 
 import dataclasses
 import math

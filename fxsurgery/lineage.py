@@ -17,8 +17,8 @@ class Origin:
     name: str
     """Name of the parameter in the program before."""
     index: Mapping[int, Tensor] = field(default_factory=dict)
-    """By dim: for each entry of the new parameter, the entry of the old one; -1 for one that is new. Other dims
-    are what they were."""
+    """Dim -> for each entry of the new parameter, the index of the old entry; -1 for a new one. Other dims are
+    unchanged."""
 
 
 class LineageStep(Protocol):

@@ -83,7 +83,7 @@ def _checked(claim: "_Claim", *, may_fix_batch: bool) -> float | None:
     except NotRunningError:
         raise
     except VerifyError:
-        # What was kept of the program before may be out of date in a way that nobody can tell, as a changed attribute.
+        # The cached outputs of the program before may be stale in a way that is not detected, as a changed attribute.
         if not claim.forget_reference():
             raise
         measured = claim.check_examples()
