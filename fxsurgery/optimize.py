@@ -1,12 +1,9 @@
 """`optimize` and `plan`, the main functions of the package."""
 
-import datetime
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from fxsurgery.analysis.cost import unknown_macs_notes
-from fxsurgery.analysis.structure import structure
 from fxsurgery.argument_names import assigned
 from fxsurgery.datafree import foreseen_task, made_task
 from fxsurgery.errors import BudgetError, SavingError
@@ -14,9 +11,8 @@ from fxsurgery.plan import CostRange, Plan, check, estimate, reach, space_of
 from fxsurgery.preparation import PreparedRun, prepare
 from fxsurgery.request import OptimizeRequest, Signature, front_door
 from fxsurgery.result import Result
-from fxsurgery.result_facts import BeforeAfter
+from fxsurgery.result_assembly import left_alone, result_of, scalars_of
 from fxsurgery.runs.layout import REPORT
-from fxsurgery.runs.records import is_text
 from fxsurgery.searchers.common.best_model import unwritable, unwritten
 from fxsurgery.searchers.common.widths import Space
 from fxsurgery.searchers.session import SearchOutcome, Session, Stage
@@ -24,7 +20,7 @@ from fxsurgery.searchers.trainer import Trainer
 from fxsurgery.searchers.training_mode import plain_mode, with_fastest_mode
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.time_estimate import Stopwatch
-from fxsurgery.training import Progress, Score, Task
+from fxsurgery.training import Progress, Task
 
 
 @front_door(Signature)
@@ -83,19 +79,10 @@ def _optimized(ready: PreparedRun) -> Result:
         trained = ready.request.trained
         outcome = ready.method.search(ready.program, ready.budget, ready.settings, session, trained=trained)
         _require_fast(ready, outcome)
-        result = _result(ready, session, outcome, notes)
-        scalars.update(_scalars(result))
+        result = result_of(ready, session, outcome, notes)
+        scalars.update(scalars_of(result))
     unsaved = ready.run.finish(lambda folder: _kept(result, folder), ready.progress.note)
     return result if unsaved is None else replace(result, notes=(*result.notes, unsaved))
-
-
-def _scalars(result: Result) -> dict[str, float]:
-    """Return the scores and costs of a result by name, for callbacks."""
-    before, after = result.cost
-    scalars = {f"{split}/{result.metric_name}": pair.after for split, pair in result.metrics.items()}
-    for name in ("params", "macs"):
-        scalars |= {name: getattr(after, name), f"{name}_ratio": getattr(after, name) / max(getattr(before, name), 1)}
-    return {**scalars, **({"latency_ms": result.latency["ms"]} if result.latency else {})}
 
 
 def _kept(result: Result, folder: Path) -> str | None:
@@ -152,7 +139,7 @@ def plan(request: OptimizeRequest) -> Plan:
             *plan_notes,
             *ready.notes,
             *ready.program.notes,
-            *_left_alone(ready),
+            *left_alone(ready),
             *(() if found is None else found.notes()),
             *(r for r in told if isinstance(r, str)),
         ),
@@ -221,52 +208,6 @@ def _foreseen(
     return stages, stage_seconds, rest_s, (*chosen, *plan_notes, *own)
 
 
-def _result(ready: PreparedRun, session: Session, outcome: SearchOutcome, notes: tuple[str, ...]) -> Result:
-    task = session.task
-    metrics = {"val": BeforeAfter(outcome.before.metric, outcome.after.metric)}
-    if outcome.pruned is not None:
-        metrics["val, not fine-tuned"] = BeforeAfter(outcome.before.metric, outcome.pruned.metric)
-    figures = _figures(task, "val", outcome.before, outcome.after)
-    if (test := task.test_data) is not None:
-        before, after = (session.scored(program, "test score", test) for program in (outcome.trained, outcome.program))
-        metrics["test"] = BeforeAfter(before.metric, after.metric)
-        figures |= _figures(task, "test", before, after)
-    if ready.task is None:
-        notes = (f"data-free: fine-tune on your data; {task.metric_name}: {outcome.after.metric:.4f}", *notes)
-    latency = _latency(ready, outcome)
-    return Result(
-        program=outcome.program,
-        original=outcome.trained,
-        metric_name=_counted(task, outcome.after) or task.metric_name,
-        metrics=metrics,
-        figures=figures,
-        notes=(
-            *notes, *ready.notes, *ready.program.notes,
-            *_left_alone(ready), *outcome.notes,
-            *_latency_note(latency),
-        ),
-        history=tuple(session.trainer.progress.history),
-        gates=outcome.gates,
-        search=outcome.search,
-        pareto=outcome.pareto,
-        latency=latency,
-        seed=ready.request.seed,
-        asked={**ready.asked, "date": ready.run.recall("date", lambda: datetime.date.today().isoformat(), is_text)},
-    )  # fmt: skip
-
-
-def _figures(task: Task, split: str, before: Score, after: Score) -> dict[str, BeforeAfter]:
-    """Return the values of a metric that returns several, except the selected one."""
-    counted = _counted(task, after)
-    shared = {name: value for name, value in before.figures.items() if name in after.figures and name != counted}
-    return {f"{name} ({split})": BeforeAfter(value, after.figures[name]) for name, value in shared.items()}
-
-
-def _counted(task: Task, score: Score) -> str:
-    """Return the name of the selected value of a metric that returns several."""
-    return task.select or next(iter(score.figures), "")
-
-
 def _require_fast(ready: PreparedRun, outcome: SearchOutcome) -> None:
     """Refuse a result, of whichever method, that was not verified to be within the latency budget.
 
@@ -278,41 +219,3 @@ def _require_fast(ready: PreparedRun, outcome: SearchOutcome) -> None:
         return
     if outcome.latency is None or outcome.latency.high > limit.limit_ms:
         raise BudgetError(ready.latency.missed(outcome.latency or ready.latency.verify(outcome.program)))
-
-
-def _latency(ready: PreparedRun, outcome: SearchOutcome) -> dict[str, float]:
-    """Return the verified latency of the result; empty if the budget does not limit it."""
-    if ready.latency is None or outcome.latency is None or ready.latency.limit_ms is None:
-        return {}
-    whole, limit_ms, found = ready.latency.original_ms, ready.latency.limit_ms, outcome.latency
-    interval = {"ms": found.value, "low_ms": found.low, "high_ms": found.high}
-    return {"original_ms": whole, **interval, "limit_ms": limit_ms, "batch": ready.latency.batch}
-
-
-def _latency_note(found: Mapping[str, float]) -> tuple[str, ...]:
-    if not found:
-        return ()
-    whole = found["original_ms"]
-    low, high = found["low_ms"] / whole, found["high_ms"] / whole
-    times = f"latency {whole:.4g} ms before, {found['ms']:.4g} ms after, {found['limit_ms']:.4g} ms allowed"
-    ratio = f"the ratio is {found['ms'] / whole:.3f} (95 % interval {low:.3f} to {high:.3f})"
-    return (f"{times}; measured in turns, {ratio}, at batch size {found['batch']}",)
-
-
-def _left_alone(ready: PreparedRun) -> tuple[str, ...]:
-    """Return notes on what cannot shrink or be counted, and why.
-
-    An evolutionary method reports each move that it could not make, so only what cannot be counted is listed.
-    """
-    uncounted = unknown_macs_notes(ready.program, ready.budget)
-    if ready.method.evolves:
-        return uncounted
-    facts = structure(ready.program)
-    total = sum(w.macs for w in facts.work) or 1.0
-    fixed = sum(w.macs for w in facts.work if not any(ids.any() for ids in w.dims))
-    share = (f"{fixed / total:.1%} of the MACs cannot shrink",) if fixed / total > 0.001 else ()
-    unknown = tuple(
-        f"operation {op!r} (at {', '.join(nodes[:3])}) has no rule: its inputs keep their width"
-        for op, nodes in facts.unknown.items()
-    )
-    return (*share, *unknown, *uncounted)

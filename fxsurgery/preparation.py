@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from fxsurgery.argument_names import assigned, entry, keyword, named, usage
-from fxsurgery.batch_layout import Statement, by_position, statement_of
+from fxsurgery.argument_names import assigned, entry, keyword, named
+from fxsurgery.batch_layout import Statement, statement_of
 from fxsurgery.budget import Budget
 from fxsurgery.capture import capture, guess_inputs
 from fxsurgery.deploy import Timer, resolve_target
@@ -28,15 +28,13 @@ from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.common.width_constraints import WidthConstraints
 from fxsurgery.searchers.ectonas import DEFAULT_SPEND
 from fxsurgery.searchers.methods import METHODS, Method, method_of
+from fxsurgery.task_preparation import task_of
 from fxsurgery.training import Progress, Task, resolve
 from fxsurgery.training.device import join, processes, require_real
-from fxsurgery.training.evaluate import require_ends
 from fxsurgery.training.finite import not_finite, wrong_values
 from fxsurgery.training.invocation import addressed
 from fxsurgery.training.trackers import tracker_callbacks
 from fxsurgery.tuning import Tuning, check_tuning, tuning_of
-
-_DATA_LINE = "fxsurgery.optimize(model, {}train_data=(images, labels), val_data=(images, labels))"
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +81,7 @@ def prepare(request: OptimizeRequest, *, is_planned: bool = False) -> PreparedRu
     workshop = _workshop(request)
     timed = getattr(settings, "front", None) == "latency_ms" or (budget is not None and budget.latency_ms is not None)
     device = resolve_target(request.target) if timed else None
-    task = _with_end(_task(request, method, settings))
+    task = task_of(request, method, settings)
     examples, notes = _examples(request, task)
     observers = (*request.callbacks, *tracker_callbacks(request.loggers, _log_folder(request)))
     progress = Progress(verbose=request.verbose, callbacks=observers)
@@ -179,72 +177,6 @@ def _budget(request: OptimizeRequest, method: Method, settings: Settings) -> Bud
 def _is_penalized(settings: Settings) -> bool:
     """Return True if a fixed penalty takes the place of the budget."""
     return getattr(settings, "penalty", None) is not None
-
-
-def _task(request: OptimizeRequest, method: Method, settings: Settings) -> Task | None:
-    if isinstance(request.train_data, Task):
-        if given := _given(request, "val_data", "test_data", "loss", "metric", "batch_dims"):
-            raise DataError(
-                f"{named('train_data')} is a Task, which holds these already: leave {_listed(given)} out"
-            ).at(given[0])
-        return request.train_data
-    if not request.data_free:
-        _require_data(request)
-        task = Task.of(
-            request.train_data, request.val_data, test_data=request.test_data, loss=request.loss,
-            metric=request.metric, batch_size=request.batch_size, seed=request.seed,
-        )  # fmt: skip
-        return task if request.batch_dims is None else _stated(request, task)
-    line = _data_line(request, method, settings)
-    if reason := method.needs_data(settings):
-        raise DataError(f"{reason}. With data: {line}")
-    if not request.trained:
-        raise DataError(f"{assigned('trained', value=False)} trains the weights, which needs data: {line}").at(
-            "trained"
-        )
-    if given := _given(request, "test_data", "loss", "metric"):
-        data = f"{named('train_data')} and {named('val_data')}"
-        raise DataError(f"{_listed(given)} without {data}: leave them out, or {line}").at(given[0])
-    return None
-
-
-def _with_end(task: Task | None) -> Task | None:
-    """Return the task, whose validation and test data were checked to end."""
-    if task is not None:
-        require_ends(task)
-    return task
-
-
-def _given(request: OptimizeRequest, *names: str) -> list[str]:
-    return [name for name in names if getattr(request, name) is not None]
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(map(named, names))
-
-
-def _data_line(request: OptimizeRequest, method: Method, settings: Settings) -> str:
-    """Return the line that calls `optimize` with data."""
-    method_named = "" if request.method is None else f'method="{method.name}", '
-    beside = method_named if request.config is None else f"config={type(settings).__name__}(...), "
-    return usage(_DATA_LINE.format(beside), "train_data", "val_data", call=True)
-
-
-def _stated(request: OptimizeRequest, task: Task) -> Task:
-    """Return the task with the batch dims that the user declared, also by names of the model's parameters."""
-    inputs, _ = task.take_apart(task.first_batch())
-    names = inputs.names(request.model.forward)[: len(inputs.args)]
-    return replace(task, batch_dims=by_position(request.batch_dims, names))
-
-
-def _require_data(request: OptimizeRequest) -> None:
-    missing = [name for name in ("train_data", "val_data") if getattr(request, name) is None]
-    if missing:
-        line = usage(_DATA_LINE.format(""), "train_data", "val_data", call=True)
-        raise DataError(
-            f"{named(missing[0])} is missing: {line}, each a tuple of tensors, a Dataset or a DataLoader; or give "
-            "neither, to work without data"
-        ).at(missing[0])
 
 
 def _examples(request: OptimizeRequest, task: Task | None) -> tuple[Inputs, tuple[str, ...]]:
