@@ -21,7 +21,8 @@ help:
 	@echo "make bench   how to run the benchmarks"
 
 demo: .venv/.installed
-	$(BIN)/fxsurgery demo
+	@echo "fxsurgery is installed in .venv; running its demo, which takes about a minute"
+	@$(BIN)/fxsurgery demo
 
 test: .venv/.installed-dev
 	$(PYTEST) $(PYTEST_ARGS)
@@ -45,13 +46,14 @@ bench: .venv/.installed-dev
 	@grep -ls __main__ benchmarks/*.py benchmarks/*/__main__.py | sed -E 's|/__main__||; s|benchmarks/(.*)\.py|  $(BIN)/python -m benchmarks.\1 --help|'
 
 $(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fxsurgery needs Python 3.11 or later: make PYTHON=python3.11")'
-	$(PYTHON) -m venv .venv
+	@echo "creating the environment .venv (a few seconds)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fxsurgery needs Python 3.11 or later: make PYTHON=python3.11")'
+	@$(PYTHON) -m venv .venv
 
 .venv/.installed: $(REQUIREMENTS) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[demo]"
+	@$(BIN)/python tools/install.py --constraint constraints.txt --editable ".[demo]"
 	@touch $@
 
 .venv/.installed-dev: $(REQUIREMENTS) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,ray,zoo]"
+	@$(BIN)/python tools/install.py --constraint constraints.txt --editable ".[dev,ray,zoo]"
 	@touch .venv/.installed $@

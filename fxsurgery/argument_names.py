@@ -32,6 +32,10 @@ class ArgumentNames:
         """Return one entry of an argument that has several: `align=4`, `Budget(macs=0.5)`."""
         return f"{name}={value!r}" if owner == "settings" else f"{owner.capitalize()}({name}={value!r})"
 
+    def command(self, name: str) -> str:
+        """Return the name of a public function: `fxsurgery.inspect`."""
+        return f"fxsurgery.{name}"
+
     def usage(self, line: str, *names: str, call: bool = False) -> str:
         """Return how to give some arguments.
 
@@ -106,6 +110,16 @@ def entry(owner: str, name: str, value: object) -> str:
         ('align=4', 'Budget(macs=0.5)')
     """
     return _ACTIVE.get().entry(owner, name, value)
+
+
+def command(name: str) -> str:
+    """Return what to call: a public function, or the command of its name.
+
+    Example:
+        >>> command("inspect")
+        'fxsurgery.inspect'
+    """
+    return _ACTIVE.get().command(name)
 
 
 def speaks_python() -> bool:

@@ -84,5 +84,5 @@ def checked_construction(kind: type[T]) -> type[T]:
         bound(signature, type(self).__name__, (self, *args), kwargs)
         construct(self, *args, **kwargs)
 
-    kind.__init__ = checked_init  # type: ignore[method-assign, assignment]
+    kind.__init__ = checked_init  # type: ignore[method-assign]
     return kind

@@ -37,8 +37,12 @@ def gradient_clip(ready: PreparedRun) -> float | None:
     return None if all(output.classes is not None for output in outputs_of(ready.program)) else 1.0
 
 
-def foreseen_task(ready: PreparedRun) -> tuple[Task, Task, Stage]:
-    """Stand-ins before anything is made: one of as many batches, one of like batches; and the making itself."""
+def foreseen_task(ready: PreparedRun) -> tuple[Task, Task, Stage, Amount]:
+    """Return stand-ins before anything is made: a task of as many batches, and one of like batches.
+
+    Returns:
+        Both tasks, the stage that makes the inputs, and the amount of them.
+    """
     request, amount = ready.request, _amount(ready)
     rows = [(torch.zeros(n, 1), torch.zeros(n)) for n in (amount.samples, amount.validation)]
     few = noise(ready.program, min(request.batch_size, amount.samples), request.seed)
@@ -46,7 +50,8 @@ def foreseen_task(ready: PreparedRun) -> tuple[Task, Task, Stage]:
         ready.program, few, few, batch_size=request.batch_size, seed=request.seed, device=request.device
     )
     batches = math.ceil(amount.samples / amount.batch_size) + 1
-    return Task.of(*rows, batch_size=request.batch_size), alike, Stage("synthetic inputs", batches * amount.steps)
+    making = Stage("synthetic inputs", batches * amount.steps, validations=0, trainings=batches)
+    return Task.of(*rows, batch_size=request.batch_size), alike, making, amount
 
 
 def _amount(ready: PreparedRun) -> Amount:

@@ -1,6 +1,6 @@
-"""The whole way on real data, in about a minute: train, halve the MACs, fine-tune, export, measure.
+"""The whole workflow on real data, in about a minute: train, halve the MACs, fine-tune, export, measure.
 
-The data is scikit-learn's digits, which ship with it: 1,797 images of 8 by 8 pixels in ten classes.
+The data is the digits data set that ships with scikit-learn: 1,797 images of 8 by 8 pixels in ten classes.
 """
 
 import tempfile
@@ -21,12 +21,15 @@ from fxsurgery.optimize import optimize
 from fxsurgery.printable import printable
 from fxsurgery.result import BeforeAfter, Result
 from fxsurgery.searchers.dnal import Dnal
+from fxsurgery.training import Progress
 
 Images = tuple[Tensor, Tensor]
+MEASURE_SECONDS = 20.0
+"""Most seconds to spend on measuring latencies."""
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions around a shortcut: (batch, in, h, w) -> (batch, out, h / stride, w / stride)."""
+    """Two 3x3 convolutions with a shortcut: (batch, in, h, w) -> (batch, out, h / stride, w / stride)."""
 
     def __init__(self, inside: int, out: int, stride: int = 1) -> None:
         super().__init__()
@@ -62,7 +65,7 @@ class DigitsNet(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class DemoResult:
-    """What the demo came to."""
+    """Result of the demo."""
 
     result: Result
     files: dict[str, OnnxModel]
@@ -70,7 +73,7 @@ class DemoResult:
 
 
 def digits(seed: int = 0) -> tuple[Images, Images, Images]:
-    """Training, validation and test images, (n, 1, 8, 8) in 0 to 1, with their classes."""
+    """Return training, validation and test images, (n, 1, 8, 8) from 0 to 1, with their classes."""
     with requires("demo", "the demo's data set"):
         from sklearn.datasets import load_digits  # noqa: PLC0415 -- an extra, and slow to import
         from sklearn.model_selection import train_test_split  # noqa: PLC0415 -- an extra, and slow to import
@@ -86,15 +89,19 @@ def digits(seed: int = 0) -> tuple[Images, Images, Images]:
 
 
 def run(folder: Path | None = None, *, seed: int = 0, macs: float = 0.5, console: Console | None = None) -> DemoResult:
-    """Run the demo and print its table.
+    """Run the demo: print a line before each step that takes time, and a table at the end.
 
     Args:
-        folder: where the two ONNX files go; a temporary one unless said.
-        seed: of everything random.
+        folder: where to write the two ONNX files; a temporary folder by default.
+        seed: seed of everything random.
         macs: the budget, as a fraction of the MACs.
-        console: where the table goes.
+        console: where to print the table; standard output by default.
     """
+    progress = Progress()
+    progress.note("loading the digits data set of scikit-learn")
     train, val, test = digits(seed)
+    progress.note(f"{len(train[0]):,} images to train on, {len(val[0])} to select on, {len(test[0])} to test on")
+    progress.note("capturing a residual network as a graph, and timing it through ONNX Runtime")
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # noqa: TID251 -- forked: the initial weights follow from the seed alone
         model = DigitsNet()
@@ -111,17 +118,19 @@ def run(folder: Path | None = None, *, seed: int = 0, macs: float = 0.5, console
     with tempfile.TemporaryDirectory(prefix="fxsurgery-demo-") as scratch:
         where = folder or Path(scratch)
         where.mkdir(parents=True, exist_ok=True)
+        progress.note("exporting the original and the result to ONNX, and checking both files against PyTorch")
         files = {
             name: export_onnx(program.graph_module, program.example_inputs, where / f"{name}.onnx")
             for name, program in (("original", result.original), ("result", result.program))
         }
-        latency = result.benchmark()
+        progress.note(f"measuring the latency of both in turns, for at most {MEASURE_SECONDS:.0f} s")
+        latency = result.benchmark(seconds=MEASURE_SECONDS)
     (console or Console()).print(table(result, files, latency))
     return DemoResult(result, files, latency)
 
 
 def table(result: Result, files: dict[str, OnnxModel], latency: LatencyReport) -> Table:
-    """Before, after, ratio."""
+    """Return the table of costs, accuracy and latency: before, after, ratio."""
     before, after = result.cost
     times = BeforeAfter(latency["original"].p50_ms, latency["result"].p50_ms)
     rows = [

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset
 
+from fxsurgery.argument_names import named
 from fxsurgery.errors import DataError, reason_of
 from fxsurgery.inputs import Inputs
 from fxsurgery.option_text import shown
@@ -32,6 +33,7 @@ ExampleInputs: TypeAlias = (
 """What `example_inputs=` accepts: see the table of this module."""
 TARGETS = ("labels", "label", "targets", "target", "y")
 """Keys of a dict that hold the target of a batch."""
+_FORMS = (Tensor, np.ndarray, Sequence, Mapping, DataLoader, Dataset, Inputs, type(None))
 _NUMBERS = "biufc"
 """The kinds of numpy's types that are numbers."""
 
@@ -60,10 +62,10 @@ def inputs_of(
     found = _call_of(example_inputs)
     if model is not None:
         found = by_parameters(found, model.forward)
-    named = dict(example_kwargs or {})
-    if twice := [name for name in named if name in found.kwargs]:
-        raise DataError(f"{twice[0]!r} is in example_inputs= and in example_kwargs=; pass it once")
-    both = (found.args, {**found.kwargs, **named})
+    by_name = dict(example_kwargs or {})
+    if twice := [name for name in by_name if name in found.kwargs]:
+        raise DataError(f"{twice[0]!r} is in {named('example_inputs')} and in example_kwargs; pass it once")
+    both = (found.args, {**found.kwargs, **by_name})
     args, kwargs = pytree.tree_map_only(np.ndarray, tensor_of, both)
     found = Inputs(args, kwargs, found.batch_dims, found.samples)
     device = None if model is None else next((t.device for t in (*model.parameters(), *model.buffers())), None)
@@ -80,11 +82,10 @@ def require_form(example_inputs: object) -> None:
     Raises:
         DataError: it says which forms there are.
     """
-    forms = Tensor | np.ndarray | Sequence | Mapping | DataLoader | Dataset | Inputs | None
-    if isinstance(example_inputs, str | bytes) or not isinstance(example_inputs, forms):
+    if isinstance(example_inputs, str | bytes) or not isinstance(example_inputs, _FORMS):
         raise DataError(
-            f"example_inputs={shown(example_inputs)}: it must be a tensor, a tuple of positional inputs, a dict of "
-            "inputs by name, a DataLoader or a Dataset"
+            f"{named('example_inputs')} is {shown(example_inputs)}; it must be a tensor, a tuple of "
+            "positional inputs, a dict of inputs by name, a DataLoader or a Dataset"
         ).at("example_inputs")
 
 
@@ -108,9 +109,10 @@ def _first_inputs(data: DataLoader[Any] | Dataset[Any]) -> Any:  # noqa: ANN401
         with seeded(0, torch.device("cpu")):
             batch = next(iter(loader), None)
     except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
-        raise DataError(f"example_inputs: no batch can be read: {reason_of(error)}; pass tensors instead") from error
+        name = named("example_inputs")
+        raise DataError(f"{name}: no batch can be read: {reason_of(error)}; pass tensors instead") from error
     if batch is None:
-        raise DataError("example_inputs holds no batch; pass data with at least one sample")
+        raise DataError(f"{named('example_inputs')} holds no batch; pass data with at least one sample")
     if isinstance(batch, Mapping):
         keys = [key for key in TARGETS if key in batch]
         return {k: v for k, v in batch.items() if k not in keys} if len(keys) == 1 < len(batch) else batch
@@ -136,7 +138,7 @@ def by_parameters(inputs: Inputs, forward: Callable[..., Any]) -> Inputs:
         return Inputs((whole,), {}, inputs.batch_dims, inputs.samples)
     raise DataError(
         f"forward has no parameter {', '.join(map(repr, extra))}, it takes {', '.join(known)}; leave these entries out "
-        "of example_inputs="
+        f"of {named('example_inputs')}"
     ).at("example_inputs")
 
 

@@ -21,8 +21,8 @@ from fxsurgery.searchers.common.widths import Space
 from fxsurgery.searchers.session import SearchOutcome, Session, Stage, Trainer
 from fxsurgery.searchers.training_mode import plain_mode, with_fastest_mode
 from fxsurgery.surroundings import plain_surroundings
+from fxsurgery.time_estimate import Stopwatch
 from fxsurgery.training import Progress, Score, Task
-from fxsurgery.training.batches import count
 
 
 @front_door(Signature)
@@ -93,11 +93,17 @@ def plan(request: OptimizeRequest) -> Plan:
     Raises:
         SurgeryError: as `optimize` does before it trains: e.g. the budget cannot be reached.
     """
+    watch = Stopwatch()
+    began = watch.clock()
     ready = prepare(replace(request, run_dir=None, resume=False))
     found = space_of(ready)
+    prepared = watch.clock()
     told = list(reach(ready, found, measured=True))
     check(ready, found)
-    stages, seconds, plan_notes = _foreseen(ready)
+    is_measured = ready.progress.shown or ready.latency is not None  # then optimize measures the latencies as well
+    set_up_s = (watch.clock() if is_measured else prepared) - began
+    stages, stage_seconds, rest_s, plan_notes = _foreseen(ready, found, watch)
+    seconds = set_up_s + sum(stage_seconds) + rest_s
     if ready.request.spend is not None and ready.request.spend.seconds is not None:
         seconds = (
             ready.request.spend.seconds
@@ -116,6 +122,7 @@ def plan(request: OptimizeRequest) -> Plan:
             *_left_alone(ready),
             *(r for r in told if isinstance(r, str)),
         ),
+        stage_seconds,
     )
 
 
@@ -156,22 +163,23 @@ def _in_fastest_mode(trainer: Trainer, ready: PreparedRun, task: Task) -> tuple[
     return with_fastest_mode(trainer, ready.program, task, ready.settings, asked)
 
 
-def _foreseen(ready: PreparedRun) -> tuple[tuple[Stage, ...], float, tuple[str, ...]]:
-    """What will be trained, the seconds that it will take, and what else is known before."""
-    request, made = ready.request, tuple[Stage, ...]()
+def _foreseen(
+    ready: PreparedRun, space: Space | None, watch: Stopwatch
+) -> tuple[tuple[Stage, ...], tuple[float, ...], float, tuple[str, ...]]:
+    """Return the stages, the seconds of each and of everything beside them, and notes."""
+    request, made, amount = ready.request, tuple[Stage, ...](), None
     if ready.task is not None:
         counted = timed = ready.task
     else:
-        counted, timed, making = foreseen_task(ready)
+        counted, timed, making, amount = foreseen_task(ready)
         made = (making,)
     trainer, chosen = _in_fastest_mode(replace(_trainer(ready), progress=Progress.quiet()), ready, timed)
     session = Session(counted, trainer, ready.latency, spend=request.spend)
     found = ready.method.stages(ready.settings, session, trained=request.trained)
     stages = (*made, *found)
-    val_batches = counted.val_batches or count(counted.val_data, "val_data")
-    seconds = estimate(trainer, timed, ready.program, stages, val_batches=val_batches)
+    stage_seconds, rest_s = estimate(ready, session, timed, stages, space, amount=amount, watch=watch)
     plan_notes = ready.method.plan_notes(ready.program, ready.settings, session, trained=request.trained)
-    return stages, seconds, (*chosen, *plan_notes)
+    return stages, stage_seconds, rest_s, (*chosen, *plan_notes)
 
 
 def _result(ready: PreparedRun, session: Session, outcome: SearchOutcome, notes: tuple[str, ...]) -> Result:

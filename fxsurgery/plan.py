@@ -1,12 +1,8 @@
 """What `optimize` will do and how long it will take, told before anything trains."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import nn
-from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from fxsurgery.analysis.cost import cost
@@ -15,17 +11,23 @@ from fxsurgery.deploy.timing import GLANCE
 from fxsurgery.errors import DeviceError, ExportError
 from fxsurgery.preparation import PreparedRun
 from fxsurgery.printable import lines, printable
-from fxsurgery.program import Program
 from fxsurgery.searchers.common.latency_model import LatencyModel
 from fxsurgery.searchers.common.widths import Space
-from fxsurgery.searchers.session import Stage, Trainer
-from fxsurgery.seeding import seeded
-from fxsurgery.training import Recipe, Task, evaluate, fit, sgd
-from fxsurgery.training.batches import Loader
+from fxsurgery.searchers.session import Session, Stage
+from fxsurgery.time_estimate import (
+    CALIBRATION_BATCHES,
+    BatchCounts,
+    Stopwatch,
+    forward_time,
+    latency_time,
+    score_time,
+    stage_time,
+    synthesis_time,
+    training_time,
+)
+from fxsurgery.training import Amount, Task
+from fxsurgery.training.batches import count, has_length
 from fxsurgery.training.progress import clock
-
-LONG_STEP_SECONDS = 2.0
-"""A first step that takes this long is measured well enough."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,14 @@ class Plan:
     seconds: float
     """Estimated for all of it, from some steps that were taken on a copy."""
     notes: tuple[str, ...] = ()
+    stage_seconds: tuple[float, ...] = ()
+    """Estimated for each stage; set-up, scores and latency measurements are the rest of `seconds`."""
 
     @override
     def __str__(self) -> str:
         page = [f"method: {self.method}", *map(str, self.reach)]
-        page += [f"stage {s.name}: {s.steps:,} steps" for s in self.stages]
+        times = [f", about {clock(seconds)}" for seconds in self.stage_seconds] or [""] * len(self.stages)
+        page += [f"stage {s.name}: {s.steps:,} steps{t}" for s, t in zip(self.stages, times, strict=True)]
         page.append(f"estimated time: {clock(self.seconds)} on this machine")
         return lines([*page, *(f"note: {note}" for note in self.notes)])
 
@@ -119,36 +124,40 @@ def check(ready: PreparedRun, found: Space | None) -> None:
         found.check(ready.budget, None if ready.latency is None else ready.latency.limit)
 
 
-def estimate(trainer: Trainer, task: Task, program: Program, stages: Sequence[Stage], *, val_batches: int) -> float:
-    """Seconds that the stages will take, by taking a few steps on a copy of the program.
+def estimate(
+    ready: PreparedRun,
+    session: Session,
+    timed: Task,
+    stages: Sequence[Stage],
+    space: Space | None,
+    *,
+    amount: Amount | None = None,
+    watch: Stopwatch | None = None,
+) -> tuple[tuple[float, ...], float]:
+    """Time a few steps on copies of the program and return the seconds of each stage, and of everything beside them.
 
     Args:
-        trainer: how it trains.
-        task: batches like those that it trains on.
-        program: the model.
-        stages: what is trained.
-        val_batches: batches that one validation pass scores.
+        ready: the checked request.
+        session: the training loop and the data, or stand-ins of the same number of batches.
+        timed: the data that steps are timed on.
+        stages: what the search trains.
+        space: the widths that the search chooses among; `None` for a search without such a space.
+        amount: the synthetic inputs that the first stage makes; `None` if there are data.
+        watch: times the steps.
     """
-    model = program.trainable_copy()
-    if not any(p.requires_grad for p in model.parameters()):
-        return 0.0
-    step_s = _timed(lambda: _steps(trainer, task, model, 1))
-    if step_s < LONG_STEP_SECONDS:
-        step_s = _timed(lambda: _steps(trainer, task, model, 3)) / 3
-    with seeded(trainer.seed, torch.device("cpu")):
-        first = next(iter(task.val_data))
-    one: Loader = DataLoader([first], batch_size=None)  # type: ignore[arg-type]
-    look_s = val_batches * _timed(lambda: evaluate(model, task, one, device=trainer.device))
-    many = sum(min(5, max(1, s.steps // 100)) if s.validations is None else s.validations for s in stages) + 3
-    return step_s * sum(stage.steps for stage in stages) + look_s * many
-
-
-def _steps(trainer: Trainer, task: Task, model: nn.Module, steps: int) -> None:
-    recipe = trainer.own(Recipe(steps=steps, optimizer=sgd(0.0), validations=0))
-    fit(model, task, recipe, seed=trainer.seed, device=trainer.device)
-
-
-def _timed(work: Callable[[], object]) -> float:
-    began = time.monotonic()
-    work()
-    return time.monotonic() - began
+    watch, trainer, program, task = watch or Stopwatch(), session.trainer, ready.program, session.task
+    step = training_time(watch, trainer, timed, program, ready.settings)
+    times = [step] * len(stages)
+    if amount is not None:
+        times[0] = synthesis_time(watch, trainer, program, amount)
+    forward = forward_time(watch, trainer, timed, program)
+    counts = BatchCounts(
+        train=len(task.train_data) if has_length(task.train_data) else CALIBRATION_BATCHES,
+        val=task.val_batches or count(task.val_data, "val_data"),
+        test=0 if task.test_data is None else count(task.test_data, "test_data"),
+    )
+    seconds = [stage_time(s, t, forward, counts, session.epoch) for s, t in zip(stages, times, strict=True)]
+    rest = score_time(forward, counts)
+    if ready.latency is not None:
+        rest += latency_time(watch, ready.latency, space, sum(stage.trainings for stage in stages) // 2)
+    return tuple(seconds), rest

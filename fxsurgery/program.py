@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import Argument, map_aggregate
 from typing_extensions import override
 
+from fxsurgery.calls import checked_construction
 from fxsurgery.errors import VerifyError, reason_of
 from fxsurgery.inputs import BatchDims, Inputs, tensors_in
 from fxsurgery.ops import registry
@@ -22,6 +23,7 @@ from fxsurgery.taps import tapped
 M = TypeVar("M", bound=nn.Module)
 
 
+@checked_construction
 @dataclass(frozen=True, eq=False)
 class Program:
     """A captured model with the inputs it was captured on, in eval mode.

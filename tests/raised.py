@@ -214,10 +214,10 @@ class Source:
         return _unique(returned, lambda n: self.read(n, home, function, depth))
 
 
-FACTORIES = {"offence": "OffenceError", "_offence": "OffenceError"}
+FACTORIES = {"unsupported": "UnsupportedCodeError", "_unsupported": "UnsupportedCodeError"}
 """Functions that make an error of texts that they are given."""
 
-PARTS = frozenset({"OffenceError", "UntraceableError", "_ObstacleError"})
+PARTS = frozenset({"UnsupportedCodeError", "UntraceableError", "_ObstacleError"})
 """Errors that never leave the package: one place catches them and writes the message around their text."""
 
 

@@ -5,6 +5,7 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
+import fxsurgery
 from fxsurgery import demo
 from fxsurgery.cli import app
 from nonempty import nonempty
@@ -33,8 +34,24 @@ def test_unreachable_budget_is_one_line_not_a_traceback():
     assert "Traceback" not in result.output
 
 
+def test_each_step_of_the_demo_has_a_line_before_it(monkeypatch):
+    def stop(*_args: object, **_options: object) -> None:
+        raise fxsurgery.BudgetError("that is enough; stop")
+
+    monkeypatch.setattr(demo, "optimize", stop)
+    result = CliRunner().invoke(app, ["demo"])
+    assert result.stderr.splitlines()[0] == "importing PyTorch"
+    assert "loading the digits data set of scikit-learn" in result.stderr
+    assert "capturing a residual network as a graph" in result.stderr.splitlines()[-2]
+
+
+def test_help_of_the_demo_announces_nothing():
+    result = CliRunner().invoke(app, ["demo", "--help"])
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
 @pytest.mark.slow
-def test_the_demo_halves_the_macs_and_keeps_the_accuracy(tmp_path):
+def test_the_demo_halves_the_macs_and_keeps_the_accuracy(tmp_path, capfd):
     console = Console(record=True, width=100)
     outcome = demo.run(tmp_path, console=console)
     before, after = outcome.result.cost
@@ -42,3 +59,7 @@ def test_the_demo_halves_the_macs_and_keeps_the_accuracy(tmp_path):
     assert outcome.result.metrics["test"].after > 0.95
     assert {p.name for p in tmp_path.iterdir()} == {"original.onnx", "result.onnx"}
     assert "latency" in console.export_text()
+    shown = capfd.readouterr().err
+    steps = ("loading the digits", "capturing", "weights: ", "architecture: ", "fine-tune: ", "exporting", "measuring")
+    places = [shown.index(step) for step in steps]
+    assert places == sorted(places)

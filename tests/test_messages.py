@@ -50,14 +50,14 @@ BUGS = {
 """What the user can only report: no remedy is asked for."""
 
 COMPLETED = {
-    ("saving/", "RunError", "damaged: "): ("saving/folders.py", "damage"),
+    ("saving/", "RunError", "damaged: "): ("saving/folders.py", "damage_reported"),
     ("saving/constructors.py", "SavingError", ""): ("saving/standalone/tree.py", "Tree._module"),
     ("deploy/exporters.py", "ExportError", "the exporter failed"): ("deploy/chain.py", "Chain._first_that_works"),
 }
 """(module, error, start of its text) of parts of a message -> the function that adds where it is, and the remedy."""
 
 ELSEWHERE = {
-    ("capture/preconditions.py", "require_takeable"): "the texts of `_REFUSALS`, which a test of their own reads",
+    ("capture/preconditions.py", "require_capturable"): "the texts of `_PROBLEMS`, which a test of their own reads",
     ("config/reading.py", "_config"): "the texts of `mistakes`, which tests of a config file read",
     ("config/reading.py", "_settings"): "as in `_config`",
     ("config/reading.py", "_optimizer"): "as in `_config`",
@@ -122,7 +122,7 @@ def test_no_message_breaks_off_where_another_error_says_nothing(package):
 
 
 def test_what_is_chosen_from_a_table_says_the_remedy_too(package):
-    refusals = package.constants["capture/preconditions.py"]["_REFUSALS"]
+    refusals = package.constants["capture/preconditions.py"]["_PROBLEMS"]
     texts = [text for name in refusals.elts for text in package.returned("capture/preconditions.py", name.id) if text]
     assert len(texts) >= len(refusals.elts)
     wrong = [f"{why}: {t!r}" for t in texts for why in (*_style(t), *_content(t, "CaptureError", relays=False))]
@@ -151,7 +151,7 @@ def test_exemptions_are_in_use(package):
 
 
 def sample(text: str) -> list[str]:
-    source = Source({"sample.py": text}, frozenset({"DataError", "OffenceError"}))
+    source = Source({"sample.py": text}, frozenset({"DataError", "UnsupportedCodeError"}))
     assert source.sites
     return [fault for site in source.sites for fault in faults(site)]
 

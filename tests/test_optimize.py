@@ -185,14 +185,14 @@ def test_what_capture_noted_is_told_before_training_and_in_the_summary(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     def noting(*args, **options):
-        return replace(capture(*args, **options), notes=("`5` is kept whole: a test",))
+        return replace(capture(*args, **options), notes=("`5` is kept as a leaf: a test",))
 
     monkeypatch.setattr(preparation, "capture", noting)
     result = quick(net(), verbose=True)
     shown = capsys.readouterr().err
-    assert 0 < shown.index("note: `5` is kept whole: a test") < shown.index("architecture: step")
-    assert result.notes[0] == "`5` is kept whole: a test"
-    assert "note: `5` is kept whole: a test" in result.summary()
+    assert 0 < shown.index("note: `5` is kept as a leaf: a test") < shown.index("architecture: step")
+    assert result.notes[0] == "`5` is kept as a leaf: a test"
+    assert "note: `5` is kept as a leaf: a test" in result.summary()
 
 
 def test_a_budget_in_milliseconds_is_met_as_measured(monkeypatch: pytest.MonkeyPatch):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from fxsurgery.ops import registry
-from fxsurgery.ops.fast.plain import broadcast
+from fxsurgery.ops.fast.meta_call import broadcast
 from fxsurgery.ops.joining import CAT
 from fxsurgery.ops.operator import Kind, Operator
 

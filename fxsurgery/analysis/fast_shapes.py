@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxsurgery.ops import registry
-from fxsurgery.ops.fast.plain import Meta, Plain
+from fxsurgery.ops.fast.meta_call import Meta, MetaCall
 from fxsurgery.ops.operator import Kind
 
 
-def plain_module(module: nn.Module, args: Sequence[Any], meta: Meta) -> Plain | Tensor | None:
+def plain_module(module: nn.Module, args: Sequence[Any], meta: Meta) -> MetaCall | Tensor | None:
     """What calling `module` on `args` does; its input where it does nothing, `None` where it has to be run."""
     if len(args) != 1 or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
         return None
@@ -24,7 +24,7 @@ def plain_module(module: nn.Module, args: Sequence[Any], meta: Meta) -> Plain | 
     return declared.fast_module(module, args[0], meta)
 
 
-def plain_function(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Plain | Tensor | None:  # noqa: ANN401
+def plain_function(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> MetaCall | Tensor | None:  # noqa: ANN401
     """What calling a function, or a method of `args[0]` by its name, does; `None` where it has to be run."""
     if not args or not isinstance(args[0], Tensor) or not args[0].is_meta:
         return None
@@ -34,7 +34,7 @@ def plain_function(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     if not spelling.in_place:
         return work_out(*args, **kwargs)
     found = None if spelling.operator.kind is Kind.MOVEMENT else work_out(*args, **kwargs)
-    return replace(found, result=args[0]) if isinstance(found, Plain) else found
+    return replace(found, result=args[0]) if isinstance(found, MetaCall) else found
 
 
 def computes_no_tensor(target: Any, args: Sequence[Any]) -> bool:  # noqa: ANN401

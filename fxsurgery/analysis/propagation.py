@@ -21,7 +21,7 @@ from fxsurgery.analysis.real_run import is_kept_whole, on_meta, real_run
 from fxsurgery.analysis.refit import is_resizable
 from fxsurgery.analysis.shapes import hides_its_shape, is_sized, target_name
 from fxsurgery.analysis.size_expressions import SizeExpressions, computed_slices
-from fxsurgery.ops.fast.plain import Plain
+from fxsurgery.ops.fast.meta_call import MetaCall
 from fxsurgery.ops.labels import Labels, along, varying
 from fxsurgery.ops.propagation_state import Attention, PropagationState, Work
 from fxsurgery.ops.rules.recurrent import end_shapes, recurrent
@@ -91,7 +91,7 @@ class Propagation(fx.Interpreter):
                 plain = None if kwargs else plain_module(self._module(str(node.target)), args, self._meta)
             else:
                 plain = plain_function(node.target, args, kwargs)
-            if isinstance(plain, Plain):
+            if isinstance(plain, MetaCall):
                 for step in (*plain.before, plain):
                     self.calls.meet(step.op, step.args, {}, step.result)
                 return plain.result

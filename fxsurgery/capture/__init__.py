@@ -1,8 +1,8 @@
-"""Takes a user's `nn.Module` as a `Program`, or says which of its lines stands in the way.
+"""Capture an `nn.Module` as a `Program`.
 
-Symbolic tracing of a private copy comes first, since its graph holds for any size of the inputs. Where it
-fails, the model is run and recorded (`fxsurgery.capture.trace_frontend`). Either graph is accepted only when it is
-checked against the model.
+A private copy is traced symbolically first: such a graph holds for any input size. If tracing fails, the model is run
+and its torch calls are recorded (`fxsurgery.capture.trace_frontend`). Either graph is accepted only after it has been
+compared with the model: outputs, gradients and buffers, in eval and in train mode.
 """
 
 import inspect
@@ -19,7 +19,7 @@ from fxsurgery.capture.build import check_unshared
 from fxsurgery.capture.capture_run import CaptureRun
 from fxsurgery.capture.checks import shapes
 from fxsurgery.capture.input_inference import guess_inputs
-from fxsurgery.capture.preconditions import require_takeable
+from fxsurgery.capture.preconditions import require_capturable
 from fxsurgery.errors import CaptureError, DataError
 from fxsurgery.example_inputs import ExampleInputs, inputs_of
 from fxsurgery.inputs import Inputs
@@ -40,63 +40,75 @@ def capture(
     example_kwargs: Mapping[str, Any] | None = None,
     batch_dims: Statement = None,
 ) -> Program:
-    """Take `model` as a program, checked to compute and to train as the model does.
+    """Capture `model` as a `Program` and verify that it computes and trains like the model.
 
-    The model is left exactly as it is, and so is the state of the random number generators. What a graph
-    cannot hold is kept whole with the smallest module around it, or as the function of yours that does it where
-    that module would be the model, and named in `Program.notes`.
+    The model and the states of the global random number generators are left unchanged. Code that a graph cannot
+    represent is kept as a leaf: the smallest module that contains it becomes one node. If that module would be the
+    model itself, the function that contains the code becomes the node. `Program.notes` lists the leaves with reasons.
 
     Args:
-        model: any module, in either mode; the program is in eval mode and shares no tensor with it.
-        example_inputs: what the model is called with: a tensor, a tuple of positional inputs, a dict of inputs by name,
-            or a `DataLoader`; arrays of numpy do as well. See `fxsurgery.example_inputs`.
-        more_inputs: further positional inputs, where the first is `example_inputs`: `capture(model, x, mask)`.
-        leaf_modules: types of modules to keep whole, as one node of the graph each.
-        example_kwargs: inputs by name, beside the others.
-        batch_dims: the dim of the inputs that is the batch, `batch_dims=1`; or of each input, by position or by name,
-            `None` for one without: `batch_dims={"text": None, "offsets": 0}`. Without it, it is inferred from what the
-            model's outputs follow: dim 0 of the first input, unless another dim fits and that does not.
+        model: any module, in either mode. The program is in eval mode and shares no tensor with it.
+        example_inputs: what the model is called with: a tensor, a tuple of positional inputs, a dict of keyword inputs,
+            or a `DataLoader`; NumPy arrays are accepted too. See `fxsurgery.example_inputs`.
+        more_inputs: further positional inputs if `example_inputs` is the first: `capture(model, x, mask)`.
+        leaf_modules: module types to keep as leaves, each call one node of the graph.
+        example_kwargs: keyword inputs in addition to the others.
+        batch_dims: the batch dim of all inputs (`batch_dims=1`), or of each input by position or by name, with `None`
+            for an input without one (`batch_dims={"text": None, "offsets": 0}`). By default it is inferred from how the
+            output shapes follow the input shapes: dim 0 of the first input, unless only another dim fits.
+
+    Returns:
+        The checked program; its `notes` say what was assumed, fixed or kept as a leaf.
 
     Raises:
-        CaptureError: the model cannot be taken as a graph; the message names the line or the module.
+        CaptureError: the model cannot be captured; the message names the line or the module.
         DataError: the example inputs do not fit the model.
+
+    Example:
+        >>> from torch import nn
+        >>> program = capture(nn.Sequential(nn.Linear(8, 4), nn.ReLU()), torch.randn(2, 8))
+        >>> [str(node.target) for node in program.graph.nodes if node.op == "call_module"]
+        ['0', '1']
     """
-    require_takeable(model)
+    require_capturable(model)
     positional = (example_inputs, *more_inputs) if more_inputs else example_inputs
     inputs = replace(inputs_of(model, positional, example_kwargs), batch_dims=None, samples=None)
     if not inputs.tensors:
-        raise DataError("no example inputs that are tensors: capture(model, x) wants what the model takes")
+        raise DataError("capture: no example input is a tensor; pass what forward takes, as in capture(model, x)")
     if any(x.is_meta for x in inputs.tensors):
-        raise DataError(f"an example input {shapes(inputs)} is on the meta device: give a tensor that holds numbers")
+        raise DataError(
+            f"capture: an example input {shapes(inputs)} is on the meta device; pass tensors that hold values"
+        )
     if any(x.layout is not torch.strided for x in inputs.tensors):
         raise DataError(
-            "an example input is a sparse tensor, which cannot be copied and compared: give it dense, with .to_dense()"
+            "capture: an example input is a sparse tensor, which cannot be copied and compared; "
+            "make it dense with .to_dense()"
         )
-    inputs = _ordered(model, inputs)
+    inputs = _in_signature_order(model, inputs)
     if batch_dims is not None:
         inputs = as_stated(inputs, batch_dims, inputs.names(model.forward))
-    with reference_runs.contained():
+    with reference_runs.isolated():
         run = CaptureRun(model, inputs.clone(), leaf_modules)
-        found = run.captured()
+        captured = run.capture()
         run.copies.restore()
-        check_unshared(found.graph_module, model)
-        notes = (*run.notes, *found.notes, *_scripted(found.graph_module))
+        check_unshared(captured.graph_module, model)
+        notes = (*run.notes, *captured.notes, *_script_module_notes(captured.graph_module))
         inputs = run.inputs
         return Program(
-            found.graph_module, inputs.args, (), inputs.kwargs, notes, type(model).__name__, inputs.batch_dims,
+            captured.graph_module, inputs.args, (), inputs.kwargs, notes, type(model).__name__, inputs.batch_dims,
             inputs.samples,
         )  # fmt: skip
 
 
-def _scripted(graph_module: fx.GraphModule) -> Iterator[str]:
+def _script_module_notes(graph_module: fx.GraphModule) -> Iterator[str]:
     called = dict.fromkeys(str(node.target) for node in graph_module.graph.nodes if node.op == "call_module")
     for path in called:
         if isinstance(graph_module.get_submodule(path), torch.jit.ScriptModule):
-            yield f"`{path}` (ScriptModule) is kept whole: compiled code cannot be looked into"
+            yield f"`{path}` (ScriptModule) is kept as a leaf: compiled TorchScript code cannot be traced"
 
 
-def _ordered(model: nn.Module, inputs: Inputs) -> Inputs:
-    """The named inputs in the order of the signature."""
+def _in_signature_order(model: nn.Module, inputs: Inputs) -> Inputs:
+    """Return the inputs with keyword inputs in the order of the signature of `forward`."""
     known = list(inspect.signature(model.forward).parameters)
     order = sorted(inputs.kwargs, key=lambda name: known.index(name) if name in known else len(known))
     return Inputs(inputs.args, {name: inputs.kwargs[name] for name in order})

@@ -1,12 +1,12 @@
-"""`nn.MultiheadAttention` written out, so that its heads are visible in the graph.
+"""`nn.MultiheadAttention` as explicit operations, so that its heads are visible in the graph.
 
-    attention(q, k, v) = softmax(q k^T / sqrt(d) + mask) v, for each of the heads, each d wide.
+    attention(q, k, v) = softmax(q k^T / sqrt(d) + mask) v, per head of width d.
 
-One projection gives queries, keys and values where all three are of the same input. The module's parameters
-stay where they are.
+If queries, keys and values share one input, one projection computes all three. The parameters stay in the module.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether `attention` computes what the module does."""
+    """Return True if `expanded` computes exactly what the module does."""
     return (
         type(module) is nn.MultiheadAttention
         and getattr(module, "in_proj_weight", None) is not None
@@ -24,8 +24,22 @@ def is_plain(module: nn.Module) -> bool:
     )
 
 
+def is_batched(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Return True if a call of the module has batched inputs, which `expanded` requires."""
+    query = args[0] if args else kwargs.get("query")
+    return isinstance(query, Tensor) and query.dim() == 3
+
+
 def expanded(module: nn.MultiheadAttention) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The module's forward, in operations on its parameters; batched inputs only."""
+    """Return a forward that runs the module as operations on its parameters.
+
+    Args:
+        module: a module for which `is_plain` holds.
+
+    Returns:
+        A function with the module's signature; its inputs must be batched, (batch, length, features) or, without
+        `batch_first`, (length, batch, features).
+    """
 
     def forward(  # noqa: PLR0913, PLR0917 -- the signature of the module's own
         query: Tensor,
@@ -49,7 +63,7 @@ def expanded(module: nn.MultiheadAttention) -> Callable[..., tuple[Tensor, Tenso
             dropout = module.dropout if module.training else 0.0
             mixed = F.scaled_dot_product_attention(q, k, v, None if causal else mask, dropout, causal)
             shown = None
-        # Length first whatever the inputs are, as the module does it: dropout draws in the order of memory.
+        # Length first regardless of batch_first, as the module does it: dropout draws in memory order.
         result = module.out_proj(mixed.permute(2, 0, 1, 3).flatten(2))
         return result.transpose(0, 1) if module.batch_first else result, shown
 
@@ -57,7 +71,7 @@ def expanded(module: nn.MultiheadAttention) -> Callable[..., tuple[Tensor, Tenso
 
 
 def _projected(module: nn.MultiheadAttention, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Queries, keys and values, (batch, heads, length, width of a head)."""
+    """Return queries, keys and values, each (batch, heads, length, head width)."""
     weight: Tensor = module.in_proj_weight
     bias: Tensor | None = module.in_proj_bias
     rows = inputs if module.batch_first else tuple(x.transpose(0, 1) for x in inputs)
@@ -73,7 +87,7 @@ def _projected(module: nn.MultiheadAttention, *inputs: Tensor) -> tuple[Tensor, 
 
 
 def _mask(module: nn.MultiheadAttention, attn: Tensor | None, padding: Tensor | None, like: Tensor) -> Tensor | None:
-    """What is added to the scores, broadcastable to (batch, heads, length, length)."""
+    """Return the additive mask, broadcastable to (batch, heads, length, length); None without one."""
     if attn is not None:
         attn = _additive(attn, like)
         attn = torch.unflatten(attn, 0, (-1, module.num_heads)) if attn.dim() == 3 else attn

@@ -1,4 +1,4 @@
-"""One spelling for what a torch call did: the one that symbolic tracing would give it."""
+"""Canonical node targets of torch calls: those that symbolic tracing would record."""
 
 import functools
 import sys
@@ -12,8 +12,8 @@ from fxsurgery.ops import registry
 from fxsurgery.ops.spelling import python_function
 
 
-def spelled(func: Callable[..., Any], name: str) -> tuple[str, Any] | None:
-    """The op and the target of the node for a call of `func`; `None` where generated code cannot name it."""
+def canonical_target(func: Callable[..., Any], name: str) -> tuple[str, Any] | None:
+    """Return the op and target of the node for a call of `func`; None if generated code cannot name it."""
     spelling = registry.spelling_of_method(name)
     if spelling is not None and (function := python_function(spelling)) is not None:
         return "call_function", function
@@ -24,16 +24,16 @@ def spelled(func: Callable[..., Any], name: str) -> tuple[str, Any] | None:
 
 
 def is_reflected(name: str) -> bool:
-    """Whether a method takes its two operands the other way round, as `__radd__` does."""
+    """Return True if a method takes its two operands in reverse order, as `__radd__` does."""
     spelling = registry.spelling_of_method(name)
     return spelling is not None and spelling.reflected
 
 
 @functools.cache
 def _is_importable(func: Callable[..., Any]) -> bool:
-    """Whether generated code can name a function."""
+    """Return True if generated code can refer to a function by its qualified name."""
     try:
-        root, *path = fx.node._get_qualified_name(func).split(".")  # noqa: SLF001 -- what the code will call it
+        root, *path = fx.node._get_qualified_name(func).split(".")  # noqa: SLF001 -- the name in the generated code
         found: object = functools.reduce(getattr, path, sys.modules[root])
     except (AttributeError, KeyError, RuntimeError):
         return False

@@ -1,34 +1,34 @@
-"""The example inputs at a smaller size, for checks whose result does not depend on it.
+"""A smaller version of the example inputs, for checks whose result does not depend on size.
 
-A graph that symbolic tracing made of a model has no size of the inputs in it, and nothing in the model's code decided
-by one. Whatever such a graph does other than the model, it does at each size that shows it.
+A graph from symbolic tracing contains no input size, and no branch in the model's code depended on one. If such a
+graph differs from the model, it differs at any size that is informative.
 """
 
 from dataclasses import replace
 
 from fxsurgery.capture import reference_runs
-from fxsurgery.capture.layer_trace import Watch
+from fxsurgery.capture.layer_trace import LayerTracer
 from fxsurgery.capture.model_copies import Scratch
-from fxsurgery.capture.size_variants import Dim, Variant, groups_of, near, resized
+from fxsurgery.capture.size_variants import Dim, Variant, adjacent_sizes, groups_of, resized
 from fxsurgery.inputs import Inputs
 
-SMALL = (64, 96)
-"""Sizes at which runs cost less."""
+PREFERRED_SIZES = (64, 96)
+"""Preferred sizes, at which runs are cheap."""
 
-LEAST = 48
-"""No size is made smaller than this."""
+MIN_SIZE = 48
+"""Lower bound for a reduced size."""
 
-SAVING = 0.7
-"""A size is made smaller where it becomes at most this share of what it is."""
+MAX_FRACTION = 0.7
+"""Upper bound for a reduced size as a fraction of the original size."""
 
-LEAST_MAP = 2
-"""How wide the smallest feature map must be: what a layer does between places shows in none that is alone."""
+MIN_MAP_WIDTH = 2
+"""Minimum width of the smallest feature map: at width 1, spatial effects of a layer do not show."""
 
 
 def compact_variant(scratch: Scratch, inputs: Inputs) -> Variant | None:
-    """The inputs with each large size made smaller that the model takes smaller; `None` where it takes none.
+    """Return the inputs with every large dim reduced as far as the model accepts it; None if it accepts none.
 
-    The model must give finite numbers there, and have no feature map of a single place.
+    At the reduced sizes, the outputs must be finite and no feature map may be of width 1.
 
     Args:
         scratch: copies of the model.
@@ -38,44 +38,44 @@ def compact_variant(scratch: Scratch, inputs: Inputs) -> Variant | None:
     for size, dims in groups_of(inputs).items():
         base = inputs if found is None else found.inputs
         changed = (*(() if found is None else found.dims), *dims)
-        tried = (_telling(scratch, resized(base, dims, n), changed) for n in _smaller(size))
+        tried = (_run_if_informative(scratch, resized(base, dims, n), changed) for n in _reduced_sizes(size))
         found = next((variant for variant in tried if variant is not None), found)
     return found
 
 
-def beside(scratch: Scratch, compact: Variant) -> tuple[Variant, ...]:
-    """Variants of a compact one, with a size one larger each, or one smaller where the model takes no larger one."""
+def neighbors(scratch: Scratch, compact: Variant) -> tuple[Variant, ...]:
+    """Return variants of `compact` with one reduced size larger by one each, or smaller by one as a fallback."""
     found = list[Variant | None]()
     for size, group in groups_of(compact.inputs).items():
         dims = tuple(dim for dim in group if dim in compact.dims)
-        tried = (_tried(scratch, resized(compact.inputs, dims, n), compact.dims) for n in near(size) if dims)
+        tried = (_run(scratch, resized(compact.inputs, dims, n), compact.dims) for n in adjacent_sizes(size) if dims)
         found.append(next((variant for variant in tried if variant is not None), None))
     return tuple(variant for variant in found if variant is not None)
 
 
 def with_batch(compact: Variant | None, inputs: Inputs) -> Variant | None:
-    """A compact variant of inputs whose batch dims have been found since; `None` where they are other ones."""
+    """Return `compact` with the batch dims of `inputs`; None if those differ from what it was run with."""
     if compact is None or compact.inputs.dims != inputs.dims:
         return None
     return replace(compact, inputs=replace(compact.inputs, batch_dims=inputs.batch_dims, samples=inputs.samples))
 
 
-def _smaller(size: int) -> list[int]:
-    sizes = (SMALL[0], size // 4, *SMALL[1:], size // 2)
-    return [n for n in dict.fromkeys(sizes) if LEAST <= n <= SAVING * size]
+def _reduced_sizes(size: int) -> list[int]:
+    sizes = (PREFERRED_SIZES[0], size // 4, *PREFERRED_SIZES[1:], size // 2)
+    return [n for n in dict.fromkeys(sizes) if MIN_SIZE <= n <= MAX_FRACTION * size]
 
 
-def _telling(scratch: Scratch, inputs: Inputs, dims: tuple[Dim, ...]) -> Variant | None:
-    """A run that shows as much as one at the size of the example; `None` where it does not, or fails."""
-    watch = Watch(scratch.copy())
-    with watch.listening():
-        variant = _tried(scratch, inputs, dims)
-    is_wide = watch.smallest_map is None or watch.smallest_map >= LEAST_MAP
+def _run_if_informative(scratch: Scratch, inputs: Inputs, dims: tuple[Dim, ...]) -> Variant | None:
+    """Return the variant with its outcome; None if it fails or shows less than the example inputs would."""
+    tracer = LayerTracer(scratch.copy())
+    with tracer.active():
+        variant = _run(scratch, inputs, dims)
+    is_wide = tracer.smallest_map is None or tracer.smallest_map >= MIN_MAP_WIDTH
     return variant if variant is not None and is_wide and variant.outcome.is_finite else None
 
 
-def _tried(scratch: Scratch, inputs: Inputs, dims: tuple[Dim, ...]) -> Variant | None:
+def _run(scratch: Scratch, inputs: Inputs, dims: tuple[Dim, ...]) -> Variant | None:
     try:
         return Variant(inputs, dims, reference_runs.run_eval(scratch.copy(), inputs))
-    except Exception:  # noqa: BLE001 -- a model refuses a size in any way it likes
+    except Exception:  # noqa: BLE001 -- a model may reject a size with any exception
         return None

@@ -1,4 +1,4 @@
-"""Turns what went wrong while tracing into words: the user's file and line, what happened, what to do."""
+"""Turns tracing failures into messages: the user's file and line, what happened, and the remedy."""
 
 import functools
 import linecache
@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from fxsurgery.argument_names import usage
-from fxsurgery.capture.trace import OffenceError
+from fxsurgery.capture.trace import UnsupportedCodeError
 from fxsurgery.capture.tracer import UntraceableError
 from fxsurgery.errors import CaptureError, typed_reason
 
-_KINDS = (
+_CAUSES = (
     (
         "used as inputs to control flow|__bool__",
         "a Python branch depends on the value or the shape of a tensor",
@@ -31,17 +31,17 @@ _KINDS = (
     (
         r"interpreted as an integer|(int|float|complex)\(\) argument|__(index|int|float)__",
         "a tensor value or size is converted to a Python number (int(), float(), range())",
-        "Keep it a tensor, or use the size as it is, without int()",
+        "Keep it a tensor, or use the size directly, without int()",
     ),
     (
         "__format__",
         "a tensor value is formatted as text",
-        "Take the print or the message out of forward",
+        "Remove the print or the message from forward",
     ),
     (
         "__array_|numpy|NumPy",
         "NumPy is called on a tensor",
-        "Use the torch function of the same name",
+        "Use the equivalent torch function",
     ),
     (
         "instead found type 'Proxy'|ScriptMethod|ScriptFunction",
@@ -50,29 +50,29 @@ _KINDS = (
     ),
     (
         "not installed as a submodule|not a member of this module",
-        "a module or parameter is used that is not registered in the model",
-        "Keep it as an attribute, in nn.ModuleList or in nn.ParameterList, not in a plain list",
+        "a module or parameter is used that is not registered with the model",
+        "Store it as an attribute, or in nn.ModuleList or nn.ParameterList instead of a plain list",
     ),
     (
         r"must be (a )?(Tensor|Number|real number)|invalid combination of arguments|Proxy",
-        "a function that is not torch's is called with a tensor",
+        "a function from outside torch is called with a tensor",
         "Use torch functions",
     ),
 )
 _PACKAGE = Path(__file__).parents[1]
-_OURS = (str(Path(torch.__file__).parent), str(_PACKAGE))
-_OF_MODELS = str(_PACKAGE / "nn")
-"""Modules of ours that are part of a model: what they do is the model's doing."""
-_WITH_TORCH = ("numpy", "sympy", "mpmath", "networkx")
-"""What torch itself runs on."""
+_LIBRARY_ROOTS = (str(Path(torch.__file__).parent), str(_PACKAGE))
+_MODEL_CODE = str(_PACKAGE / "nn")
+"""Modules of this package that become part of a model; their code counts as the model's."""
+_TORCH_DEPENDENCIES = ("numpy", "sympy", "mpmath", "networkx")
+"""Packages that torch itself depends on."""
 _STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"]
 
 
 def untraceable(error: Exception, model: nn.Module, path: str) -> CaptureError:
-    """The error to raise for `error`, met while the module at `path` was traced."""
+    """Return the error to raise for `error`, raised while the module at `path` was traced."""
     what, remedy = _explain(error)
     if name := _autograd_function(error):
-        what = f"the torch.autograd.Function {name} is called, whose backward tracing would silently drop"
+        what = f"the torch.autograd.Function {name} is called, and tracing would silently drop its backward"
         remedy = "Write it in differentiable torch operations"
     module = f"`{path}` ({_type_name(model, path)})" if path else f"the model ({_type_name(model, path)})"
     where = user_line(error)
@@ -80,37 +80,37 @@ def untraceable(error: Exception, model: nn.Module, path: str) -> CaptureError:
         f"the model cannot be traced: {what}.\n"
         f"  in {module}{where and f', {where}'}\n"
         f"  {typed_reason(error, short=True)}\n"
-        f"{remedy}{_keep_whole(model, path) if path or where else ''}."
+        f"{remedy}{_leaf_remedy(model, path) if path or where else ''}."
     )
 
 
-def offended(error: OffenceError, model: nn.Module) -> CaptureError:
-    """The error to raise for what a graph cannot hold, in the module that nothing can be kept whole around."""
+def unsupported_code(error: UnsupportedCodeError, model: nn.Module) -> CaptureError:
+    """Return the error to raise for code that a graph cannot represent and that no leaf can contain."""
     name = type(model).__name__
     where = user_line(error)
     return CaptureError(
-        f"the model cannot be taken as a graph: {error}.\n  in the model ({name}){where and f', {where}'}\n"
-        f"{error.remedy}, or move that code to a small module of its own, which is then kept whole."
+        f"the model cannot be captured as a graph: {error}.\n  in the model ({name}){where and f', {where}'}\n"
+        f"{error.remedy}, or move that code to a small submodule, which is then kept as a leaf."
     )
 
 
 def user_line(error: BaseException) -> str:
-    """`file:line: source` of the deepest frame in the user's code; empty where there is none."""
-    if isinstance(error, OffenceError) and error.line:
+    """Return `file:line: source` of the deepest frame in the user's code; empty without one."""
+    if isinstance(error, UnsupportedCodeError) and error.line:
         return error.line
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_users(f.filename)]
-    return shown(frames[-1].filename, frames[-1].lineno or 0) if frames else ""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_user_code(f.filename)]
+    return source_location(frames[-1].filename, frames[-1].lineno or 0) if frames else ""
 
 
 def running_line() -> str:
-    """`file:line: source` of the deepest frame in the user's code that is now running."""
-    frames = (frame for frame, _ in traceback.walk_stack(None) if is_users(frame.f_code.co_filename))
+    """Return `file:line: source` of the deepest user frame on the current call stack; empty without one."""
+    frames = (frame for frame, _ in traceback.walk_stack(None) if is_user_code(frame.f_code.co_filename))
     frame = next(frames, None)
-    return "" if frame is None else shown(frame.f_code.co_filename, frame.f_lineno)
+    return "" if frame is None else source_location(frame.f_code.co_filename, frame.f_lineno)
 
 
-def shown(file: str, line: int) -> str:
-    """`file:line: source`."""
+def source_location(file: str, line: int) -> str:
+    """Format a source location as `file:line: source`."""
     source = linecache.getline(file, line).strip()
     return f"{file}:{line}" + (f": `{source}`" if source else "")
 
@@ -118,17 +118,18 @@ def shown(file: str, line: int) -> str:
 def _explain(error: Exception) -> tuple[str, str]:
     if isinstance(error, UntraceableError):
         return str(error), error.remedy
-    for pattern, what, remedy in _KINDS:
+    for pattern, what, remedy in _CAUSES:
         if re.search(pattern, str(error)):
             return what, remedy
-    return "its forward raises on a traced tensor", "Rewrite that line in torch operations"
+    return "its forward raises on a proxy", "Rewrite that line in torch operations"
 
 
-def _keep_whole(model: nn.Module, path: str) -> str:
+def _leaf_remedy(model: nn.Module, path: str) -> str:
     if path:
-        return f", or keep the module whole with {usage(f'leaf_modules=({_type_name(model, path)},)', 'leaf_modules')}"
+        how = usage(f"leaf_modules=({_type_name(model, path)},)", "leaf_modules")
+        return f", or keep the module as a leaf with {how}"
     how = usage("leaf_modules=(ThatModule,)", "leaf_modules")
-    return f", or move that code to a small module of its own and keep it whole with {how}"
+    return f", or move that code to a small submodule and keep that as a leaf with {how}"
 
 
 def _type_name(model: nn.Module, path: str) -> str:
@@ -136,21 +137,21 @@ def _type_name(model: nn.Module, path: str) -> str:
 
 
 @functools.cache
-def is_users(file: str) -> bool:
-    """Whether a file is none of Python's, torch's or ours."""
-    in_library = in_standard_library(file) or any(f"/site-packages/{name}/" in file for name in _WITH_TORCH)
-    is_ours = any(file.startswith(f"{ours}/") for ours in _OURS) and not file.startswith(f"{_OF_MODELS}/")
+def is_user_code(file: str) -> bool:
+    """Return True if a file belongs neither to Python, nor to torch and its dependencies, nor to this package."""
+    in_library = in_standard_library(file) or any(f"/site-packages/{name}/" in file for name in _TORCH_DEPENDENCIES)
+    is_ours = any(file.startswith(f"{root}/") for root in _LIBRARY_ROOTS) and not file.startswith(f"{_MODEL_CODE}/")
     return not in_library and not is_ours
 
 
 @functools.cache
 def in_standard_library(file: str) -> bool:
-    """Whether a file is Python's own."""
+    """Return True if a file belongs to Python's standard library."""
     return (file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file) or file.startswith("<frozen")
 
 
 def _autograd_function(error: BaseException) -> str:
-    """The name of the `autograd.Function` whose forward the error came out of; empty without one."""
+    """Return the name of the `autograd.Function` whose forward raised the error; empty without one."""
     codes = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
     found = [f for f in _subclasses(torch.autograd.Function) if getattr(f.forward, "__code__", None) in codes]
     return found[0].__name__ if found else ""

@@ -1,4 +1,4 @@
-"""How far two runs of the same operations are apart, in units of what rounding explains."""
+"""Differences between two runs of the same operations, relative to what rounding explains."""
 
 import math
 from collections.abc import Mapping
@@ -18,103 +18,114 @@ TOLERANCE = {
     torch.float16: 1e-2,
     torch.bfloat16: 2e-2,
 }
-"""Largest difference between two runs of the same operations, relative to the largest absolute value."""
+"""Largest allowed difference between two runs of the same operations, relative to the largest absolute value."""
 
-FLOOR = 1e-4
-"""A gradient below this share of the largest one is compared on that scale: a bias before BatchNorm has none."""
+GRADIENT_FLOOR = 1e-4
+"""Gradients below this fraction of the largest are compared on that scale, such as those of a bias before BatchNorm."""
 
-CLEAR = 0.99
-"""A difference below this share of what is allowed needs no second look in float64."""
+CLEARLY_EQUAL = 0.99
+"""A difference below this fraction of the tolerance is accepted without comparing again in float64."""
 
-PART = 1 << 16
-"""Entries that are compared at a time, which stay in the cache."""
+CHUNK = 1 << 16
+"""Number of entries compared at a time; they fit in the cache."""
 
 
 class Difference(NamedTuple):
     """The largest difference between two runs."""
 
     excess: float
-    """In units of what is allowed; above 1 they are not equal."""
+    """The difference as a multiple of the tolerance; the runs are equal if it is at most 1."""
     where: str
 
 
 def difference(
-    got: ReferenceOutcome, wanted: ReferenceOutcome, gradients: Mapping[str, float] | None = None
+    got: ReferenceOutcome, expected: ReferenceOutcome, gradients: Mapping[str, float] | None = None
 ) -> Difference:
-    """The largest difference between the outputs, and where those agree, the gradients and the buffers.
+    """Return the largest difference between the outputs and, if those agree, the gradients and buffers.
 
-    Gradients and buffers are compared by the names they have in both: an alias is one tensor of two names. `gradients`
-    are the differences of those that were compared already.
+    Gradients and buffers are compared by the names that both runs have, since an alias is one tensor with two names.
+
+    Args:
+        got: the run to judge.
+        expected: the reference run.
+        gradients: differences of gradients that have already been compared, by name.
     """
-    if lone := sorted(got.outputs.keys() ^ wanted.outputs.keys()):
-        return Difference(torch.inf, f"{lone[0]} (only one of them has it)")
-    found = [Difference(_excess(got.outputs[k], wanted.outputs[k], 0.0), k) for k in got.outputs]
-    if any(excess > 1 for excess, _ in found):
-        return max(found)
-    compare = GradientComparison(wanted)
+    if unpaired := sorted(got.outputs.keys() ^ expected.outputs.keys()):
+        return Difference(torch.inf, f"{unpaired[0]} (missing in one of the runs)")
+    differences = [Difference(_relative_to_tolerance(got.outputs[k], expected.outputs[k], 0.0), k) for k in got.outputs]
+    if any(excess > 1 for excess, _ in differences):
+        return max(differences)
+    compare = GradientComparison(expected)
     for name, gradient in got.gradients.items():
         compare(name, gradient)
     excesses = compare.excesses | dict(gradients or {})
-    found += [Difference(excess, f"the gradient of {name}") for name, excess in excesses.items()]
-    for name in got.buffers.keys() & wanted.buffers.keys():
-        excess = _excess(got.buffers[name], wanted.buffers[name], 0.0)
-        found.append(Difference(excess, f"the buffer {name} after a step"))
-    return max(found, key=lambda item: item[0])
+    differences += [Difference(excess, f"the gradient of {name}") for name, excess in excesses.items()]
+    for name in got.buffers.keys() & expected.buffers.keys():
+        excess = _relative_to_tolerance(got.buffers[name], expected.buffers[name], 0.0)
+        differences.append(Difference(excess, f"the buffer {name} after a step"))
+    return max(differences, key=lambda item: item[0])
 
 
 class GradientComparison:
-    """Compares gradients with those of another run as they come; to be handed to `run_train`."""
+    """Compares gradients with those of a reference run as they are computed.
 
-    def __init__(self, wanted: ReferenceOutcome) -> None:
-        self._wanted = wanted.gradients
-        self._floor = FLOOR * max(scales(wanted).values(), default=0.0)
+    Pass an instance to `run_train` as `TrainStep.on_gradient`.
+    """
+
+    def __init__(self, expected: ReferenceOutcome) -> None:
+        self._expected = expected.gradients
+        self._floor = GRADIENT_FLOOR * max(scales(expected).values(), default=0.0)
         self.excesses = dict[str, float]()
-        """By name, in units of what is allowed."""
+        """Differences by name, as multiples of the tolerance."""
 
     def __call__(self, name: str, gradient: Tensor | None) -> None:
-        """Compare one, where the other run has it too."""
-        if name in self._wanted:
-            self.excesses[name] = _excess(gradient, self._wanted[name], self._floor)
+        """Compare one gradient if the reference run has it too."""
+        if name in self._expected:
+            self.excesses[name] = _relative_to_tolerance(gradient, self._expected[name], self._floor)
 
 
 def scales(outcome: ReferenceOutcome) -> Mapping[str, float]:
-    """The largest absolute value of each gradient."""
+    """Return the largest absolute value of each gradient by name."""
     return {name: _magnitude(g) for name, g in outcome.gradients.items() if g is not None}
 
 
-def _excess(got: object, wanted: object, floor: float) -> float:
-    if not (isinstance(got, Tensor) and isinstance(wanted, Tensor)):
-        same = type(got) is type(wanted) and repr(got) == repr(wanted)
+def _relative_to_tolerance(got: object, expected: object, floor: float) -> float:
+    if not (isinstance(got, Tensor) and isinstance(expected, Tensor)):
+        same = type(got) is type(expected) and repr(got) == repr(expected)
         return 0.0 if same else torch.inf
-    if (got.shape, got.dtype, got.requires_grad) != (wanted.shape, wanted.dtype, wanted.requires_grad):
+    if (got.shape, got.dtype, got.requires_grad) != (expected.shape, expected.dtype, expected.requires_grad):
         return torch.inf
-    limit = TOLERANCE.get(wanted.dtype, 0.0)
-    got, wanted = _real(got), _real(wanted)
-    if limit and wanted.dtype in _WIDE and (excess := _quick_error(got, wanted, floor) / limit) <= CLEAR:
+    limit = TOLERANCE.get(expected.dtype, 0.0)
+    got, expected = _real(got), _real(expected)
+    if (
+        limit
+        and expected.dtype in _PRECISE_DTYPES
+        and (excess := _quick_error(got, expected, floor) / limit) <= CLEARLY_EQUAL
+    ):
         return excess
-    error = absolute_error(got, wanted) / max(magnitude(wanted), floor, 1e-12)
+    error = absolute_error(got, expected) / max(magnitude(expected), floor, 1e-12)
     return error / limit if limit else (torch.inf if error else 0.0)
 
 
-_WIDE = {torch.float32, torch.float64}
-"""Types in which the difference of two close numbers has no rounding to speak of."""
+_PRECISE_DTYPES = {torch.float32, torch.float64}
+"""Dtypes in which subtracting two close numbers loses no precision that matters."""
 
 
-def _quick_error(got: Tensor, wanted: Tensor, floor: float) -> float:
-    """The relative error, worked out in the tensors' own type; infinite where that overflows or a number is NaN."""
+def _quick_error(got: Tensor, expected: Tensor, floor: float) -> float:
+    """Return the relative error, computed in the tensors' own dtype; infinite on overflow or NaN."""
     error = scale = 0.0
-    pairs = zip(*(torch.split(x.flatten(), PART) for x in (got, wanted)), strict=True) if got.numel() else ()
+    pairs = zip(*(torch.split(x.flatten(), CHUNK) for x in (got, expected)), strict=True) if got.numel() else ()
     for a, b in pairs:
-        off, size = _largest(a - b), _largest(b)
-        if not (math.isfinite(off) and math.isfinite(size)):
+        deviation, size = _largest(a - b), _largest(b)
+        if not (math.isfinite(deviation) and math.isfinite(size)):
             return torch.inf
-        error, scale = max(error, off), max(scale, size)
+        error, scale = max(error, deviation), max(scale, size)
     return error / max(scale, floor, 1e-12)
 
 
 def _magnitude(tensor: Tensor) -> float:
     tensor = _real(tensor)
-    largest = _largest(tensor) if tensor.dtype in _WIDE and tensor.numel() else torch.nan
+    largest = _largest(tensor) if tensor.dtype in _PRECISE_DTYPES and tensor.numel() else torch.nan
     return largest if math.isfinite(largest) else magnitude(tensor)
 
 

@@ -1,10 +1,10 @@
-"""Front end 2: run the model on real tensors and write down every torch call that is made.
+"""Front end 2: run the model on real tensors and record every torch call.
 
-A `TorchFunctionMode` sees each call of a torch function or method; calls of leaf modules are met in
-`nn.Module.__call__`. Python runs as it does, so branches, loops and numbers are those of this run: two runs
-at different batch sizes and one in train mode are aligned afterwards (`fxsurgery.capture.alignment`). What
-a graph cannot hold (a value read out of a tensor, an `autograd.Function`, a region that changes gradients)
-is an `OffenceError` that names the module it happened in, which can then be kept whole.
+A `TorchFunctionMode` sees each call of a torch function or method; calls of leaf modules are intercepted in
+`nn.Module.__call__`. Python runs normally, so branches, loops and numbers are those of this run: two runs
+at different batch sizes and one in train mode are aligned afterwards (`fxsurgery.capture.alignment`). Code that
+a graph cannot represent (a value read from a tensor, an `autograd.Function`, a region that changes gradients)
+raises an `UnsupportedCodeError` that names the module it ran in, which can then be kept as a leaf.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,18 +16,18 @@ from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from fxsurgery.capture import reference_runs
-from fxsurgery.capture.attention import expanded
-from fxsurgery.capture.canonical_ops import is_reflected, spelled
+from fxsurgery.capture.attention import expanded, is_batched
+from fxsurgery.capture.canonical_ops import canonical_target, is_reflected
 from fxsurgery.capture.diagnostics import running_line
-from fxsurgery.capture.draws import OUT_OF_WHOLE, REMEDY, has_numbers, python_draws, steers
+from fxsurgery.capture.draws import OUT_OF_LEAF, REMEDY, has_python_values, python_draws, random_control_flow
 from fxsurgery.capture.functions import Function, stand_ins
-from fxsurgery.capture.interception import listening
+from fxsurgery.capture.interception import intercepting
 from fxsurgery.capture.module_mode import IsLeaf, ModuleMode
 from fxsurgery.capture.outputs import plain_structure, unknown_types
 from fxsurgery.capture.size_tape import SizeTape, size_method
-from fxsurgery.capture.trace import REWRITE, OffenceError, Recording
+from fxsurgery.capture.trace import REWRITE, Recording, UnsupportedCodeError
 from fxsurgery.capture.traced_sizes import plain
-from fxsurgery.capture.unsupported_ops import goes_over, sized_by_values, unrepeatable
+from fxsurgery.capture.unsupported_ops import iterates, sized_by_values, unrepeatable
 from fxsurgery.capture.value_table import ValueTable, state_of
 from fxsurgery.inputs import Inputs
 
@@ -36,37 +36,40 @@ def record(
     model: nn.Module,
     inputs: Inputs,
     is_leaf: IsLeaf,
-    whole: Iterable[Function] = (),
+    leaf_functions: Iterable[Function] = (),
     *,
     trace_sizes: bool = True,
 ) -> Recording:
-    """Run `model`, a private copy in the mode that is asked about, and write down what it does.
+    """Run `model`, a private copy in the mode to record, and record what it does.
 
     Args:
         model: the copy.
-        inputs: what it runs on.
-        is_leaf: whether a module, at its path, is kept whole.
-        whole: functions that are kept whole.
-        trace_sizes: whether the sizes of tensors stay symbolic in the graph, rather than those of this run.
+        inputs: the inputs to run it on.
+        is_leaf: whether to keep a module, given with its path, as a leaf.
+        leaf_functions: functions to keep as leaves.
+        trace_sizes: whether tensor sizes stay symbolic in the graph; otherwise they are those of this run.
+
+    Returns:
+        The recording; its graph returns the flat list of outputs.
 
     Raises:
-        OffenceError: it does something that a graph cannot hold.
+        UnsupportedCodeError: the model does something that a graph cannot represent.
     """
     recorder = _Recorder(model, is_leaf, trace_sizes=trace_sizes)
     inputs = inputs.clone()
     for position, leaf in enumerate(inputs.leaves):
         recorder.values.bind(leaf, recorder.graph.placeholder(f"input_{position}"))
-    met = [place for function in whole for place in stand_ins(function, recorder.call_function)]
+    patches = [patch for function in leaf_functions for patch in stand_ins(function, recorder.call_function)]
     try:
         with (
-            listening(recorder.call, recorder.refuse_function, met),
+            intercepting(recorder.call, recorder.refuse_function, patches),
             python_draws(model, recorder.refuse_draw),
             recorder,
         ):
             returned = model(*inputs.args, **inputs.kwargs)
-        recorder.refuse_caught()
-        recorder.refuse_assigned()
-        leaves, spec = pytree.tree_flatten(plain_structure(returned, recorder.offence))
+        recorder.refuse_caught_draw()
+        recorder.refuse_assigned_state()
+        leaves, spec = pytree.tree_flatten(plain_structure(returned, recorder.unsupported))
         recorder.graph.output([recorder.values.node_for(leaf) for leaf in leaves])
     finally:
         recorder.close()
@@ -77,17 +80,19 @@ def record(
 def _notes(model: nn.Module, recorder: "_Recorder", returned: Any) -> tuple[str, ...]:
     modules = {path: model.get_submodule(path) for path in dict.fromkeys(recorder.entered)}
     hooked = [path for path, m in modules.items() if m._forward_hooks or m._forward_pre_hooks]  # noqa: SLF001
-    notes = [f"the output's {kind} comes as a dict, since pytree does not know it" for kind in unknown_types(returned)]
+    notes = [f"the output's {kind} becomes a dict: pytree does not know this type" for kind in unknown_types(returned)]
     if hooked:
         named = ", ".join(f"`{path}`" for path in hooked[:3]) + (f" and {len(hooked) - 3} more" if hooked[3:] else "")
-        notes.append(f"the forward hooks of {named} ran in the recording: what they did is in the graph")
+        notes.append(f"the forward hooks of {named} ran during capture: their operations are part of the graph")
     if recorder.sized:
-        notes.append(f"a size depends on the values of the inputs, and may hold for such as these: {recorder.sized[0]}")
+        notes.append(
+            f"a size depends on the values of the inputs, so the graph may fail on other values: {recorder.sized[0]}"
+        )
     return tuple(notes)
 
 
 class _Recorder(ModuleMode):
-    """Writes down one run."""
+    """Records one run."""
 
     def __init__(self, model: nn.Module, is_leaf: IsLeaf, *, trace_sizes: bool) -> None:
         super().__init__(model, is_leaf)
@@ -96,63 +101,63 @@ class _Recorder(ModuleMode):
         self.values = ValueTable(self.graph, model, self._made, lambda: self._inside[-1], self._tape)
         self.entered: list[str] = [""]
         self.sized = list[str]()
-        """Lines of the model's own forward where a size depends on the values of the inputs."""
+        """Lines of the model's own forward that give a tensor whose size depends on the values of the inputs."""
         self._gradients = torch.is_grad_enabled()
-        self._whole_ones = set[str]()
-        self._drew, self._drawn = False, list[OffenceError]()
+        self._called_leaves = set[str]()
+        self._drew, self._draw_errors = False, list[UnsupportedCodeError]()
 
     def close(self) -> None:
-        """End the recording: what it gave out and the user's code kept is plain from now on."""
+        """End the recording; numbers that the user's code has kept behave as plain ones from then on."""
         if self._tape is not None:
             self._tape.close()
 
-    def offence(self, what: str, remedy: str = REWRITE) -> OffenceError:
-        """The error for what a graph cannot hold, at the module that is running."""
-        return OffenceError(self._inside[-1], what, remedy)
+    def unsupported(self, what: str, remedy: str = REWRITE) -> UnsupportedCodeError:
+        """Return the error for code that a graph cannot represent, located at the running module."""
+        return UnsupportedCodeError(self._inside[-1], what, remedy)
 
     def refuse_function(self, name: str) -> None:
-        """Refuse an autograd function, unless it runs in a module that is kept whole."""
-        if self.quiet:
+        """Raise for an autograd function, unless it runs inside a leaf."""
+        if self.suspended:
             return
         if name == "BackwardHookFunction":
-            raise self.offence("backward hooks are registered, which would be lost", "Remove them before capture")
-        raise self.offence(f"the torch.autograd.Function {name} is called, whose backward would be lost")
+            raise self.unsupported("backward hooks are registered, which would be lost", "Remove them before capture")
+        raise self.unsupported(f"the torch.autograd.Function {name} is called, whose backward would be lost")
 
     def refuse_draw(self, source: str, line: str) -> None:
-        """Refuse a random number that comes to Python, unless that is within what is kept whole."""
+        """Raise for a random number that reaches Python, unless it stays inside a leaf."""
         self._drew = True
-        if not self.quiet:
-            self._drawn.append(OffenceError(self._inside[-1], steers(source), REMEDY, line))
-            raise self._drawn[0]
+        if not self.suspended:
+            self._draw_errors.append(UnsupportedCodeError(self._inside[-1], random_control_flow(source), REMEDY, line))
+            raise self._draw_errors[0]
 
-    def refuse_caught(self) -> None:
-        """Refuse a draw whose refusal the user's own code caught."""
-        if self._drawn:
-            raise self._drawn[0]
+    def refuse_caught_draw(self) -> None:
+        """Raise again for a random draw if the user's code caught the error."""
+        if self._draw_errors:
+            raise self._draw_errors[0]
 
-    def refuse_assigned(self) -> None:
-        """Refuse a run that put another tensor in the place of a buffer or parameter."""
+    def refuse_assigned_state(self) -> None:
+        """Raise if the run replaced a buffer or parameter with another tensor."""
         for name, tensor in state_of(self._model):
             path, _, own = name.rpartition(".")
-            in_whole = any(f"{path}.".startswith(f"{whole}.") for whole in self._whole_ones)
-            if not self.values.is_named(tensor) and not in_whole:
-                what = f"forward assigns the buffer `{own}`, and a graph would not"
-                raise OffenceError(path, what, f"Update it in place (self.{own}.copy_(...))")
+            in_leaf = any(f"{path}.".startswith(f"{leaf}.") for leaf in self._called_leaves)
+            if not self.values.is_named(tensor) and not in_leaf:
+                what = f"forward assigns the buffer `{own}`, which a graph cannot do"
+                raise UnsupportedCodeError(path, what, f"Update it in place (self.{own}.copy_(...))")
 
     @override
-    def meet_function(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def on_function(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if name in {"_set_grad_enabled", "set_grad_enabled"}:
             return func(*args, **kwargs)
         if reason := unrepeatable(func, name, args):
-            raise self.offence(*reason)
+            raise self.unsupported(*reason)
         before = None if name in {"__get__", "__set__"} else (self.values.node_for(args), self.values.node_for(kwargs))
         sized = self._is_sized(name, args, kwargs, before)
         given, args, kwargs = (args, kwargs), plain(args), plain(kwargs)
-        self.quiet += 1
+        self.suspended += 1
         try:
             out = func(*args, **kwargs)
         finally:
-            self.quiet -= 1
+            self.suspended -= 1
         if before is None:
             return self._attribute(func, args[0], out)
         if size_method(name) is not None and isinstance(args[0], Tensor):
@@ -160,7 +165,7 @@ class _Recorder(ModuleMode):
         if name != "__setitem__" and not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(out)):
             return out
         self._check_surroundings((args, kwargs))
-        node = self._spelled(func, name, before)
+        node = self._create_node(func, name, before)
         node.meta["sized"] |= sized
         if name == "__setitem__":
             return out
@@ -169,37 +174,39 @@ class _Recorder(ModuleMode):
         in_place = kwargs.get("inplace") or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
         return self._bound(out, node, () if in_place else (args, kwargs))
 
-    def _spelled(self, func: Any, name: str, given: tuple[Any, Any]) -> fx.Node:
-        spelling = spelled(func, name)
+    def _create_node(self, func: Any, name: str, given: tuple[Any, Any]) -> fx.Node:
+        spelling = canonical_target(func, name)
         if spelling is None:
-            raise self.offence(f"the function {name} of {getattr(func, '__module__', None)} cannot be named in a graph")
+            raise self.unsupported(
+                f"the function {name} of {getattr(func, '__module__', None)} cannot be referenced by name in a graph"
+            )
         args, kwargs = given
         return self._made(self.graph.create_node(*spelling, args[::-1] if is_reflected(name) else args, kwargs))
 
     def _is_sized(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], given: Any) -> bool:
-        """Whether the size of what a call gives depends on the values of the inputs, which a module may not do."""
+        """Return True if the size of a call's result depends on the values of the inputs; raise inside a submodule."""
         nodes = [n for n in pytree.tree_leaves(given) if isinstance(n, fx.Node)]
-        if goes_over(name, args, kwargs) and any(n.meta.get("sized") for n in nodes):
-            raise self.offence("Python goes over a tensor as long as the values of the inputs say")
+        if iterates(name, args, kwargs) and any(n.meta.get("sized") for n in nodes):
+            raise self.unsupported("Python iterates over a tensor whose length depends on the values of the inputs")
         if not sized_by_values(name, args) or not any(n.meta.get("varies") for n in nodes):
             return False
         if self._inside[-1]:
-            raise self.offence(f"the size of what {name} gives depends on the values of the inputs")
+            raise self.unsupported(f"the size of the result of {name} depends on the values of the inputs")
         self.sized.append(running_line())
         return True
 
     def _attribute(self, getter: Any, tensor: Tensor, out: Any) -> Any:
-        """`x.T`, `x.shape`: a tensor is recorded, anything else is a number of this run."""
+        """Handle an attribute read: `x.T` is recorded as a node, `x.shape` as sizes, anything else is a plain value."""
         name = getter.__self__.__name__
         if isinstance(out, Tensor) and name != "grad":
             if name == "data":
-                raise self.offence("Tensor.data is read, which takes it out of the graph of gradients")
+                raise self.unsupported("Tensor.data is read, which detaches the tensor from autograd")
             read = self.graph.create_node("call_function", getattr, (self.values.node_for(tensor), name))
             return self._bound(out, self._made(read), tensor)
         return self._sizes(name, tensor, (), out)
 
     def _sizes(self, name: str, tensor: Tensor, dim: tuple[int, ...], out: Any) -> Any:
-        """The sizes that were read of `tensor`, traced; `len()` gives Python a plain number."""
+        """Return sizes read from `tensor` as traced numbers; `len()` must give Python a plain one."""
         method = size_method(name)
         if self._tape is None or method is None:
             return out
@@ -219,45 +226,47 @@ class _Recorder(ModuleMode):
     def _check_surroundings(self, given: Any) -> None:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
-                raise self.offence("the forward pass enters an autocast region, which would be lost")
+                raise self.unsupported("forward enters an autocast region, which would be lost")
         if torch.is_grad_enabled() == self._gradients:
             return
         if any(isinstance(x, Tensor) and x.requires_grad for x in pytree.tree_leaves(given)):
-            raise self.offence("gradients are turned off or on, by torch.no_grad or by an autograd.Function")
+            raise self.unsupported("gradients are turned off or on, by torch.no_grad or by an autograd.Function")
 
     @override
-    def meet_module(
+    def on_module(
         self, run: Callable[..., Any], module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Record the call whole if the module is a leaf, what it does otherwise."""
+        """Record the call as one node if the module is a leaf, otherwise its operations."""
         if self._is_leaf(module, path):
-            return self._whole(run, path, args, kwargs)
-        if isinstance(module, nn.MultiheadAttention) and _is_batched(args, kwargs):
+            return self._call_leaf_module(run, path, args, kwargs)
+        if isinstance(module, nn.MultiheadAttention) and is_batched(args, kwargs):
             return expanded(module)(*args, **kwargs)
         self.entered.append(path)
         out = run(*args, **kwargs)
-        self.values.remember(out, path)
+        self.values.remember_producer(out, path)
         return out
 
     def call_function(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Meet a function that is kept whole."""
-        if self.quiet:
+        """Record the call of a leaf function as one node."""
+        if self.suspended:
             return function(*args, **kwargs)
 
         def node(*given: Any) -> fx.Node:
             made = self.graph.call_function(function, *given)
-            # Read back, a graph module is traced through its code: the function is to be left out of that too.
+            # Loading a graph module traces its code, which must not enter the function either.
             made.meta["is_wrapped"] = True
             return made
 
-        return self._run_whole(function, args, kwargs, node)
+        return self._run_leaf(function, args, kwargs, node)
 
-    def _whole(self, run: Callable[..., Any], path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._whole_ones.add(path)
+    def _call_leaf_module(
+        self, run: Callable[..., Any], path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        self._called_leaves.add(path)
         self._check_surroundings(list(self._model.get_submodule(path).parameters()))
-        return self._run_whole(run, args, kwargs, lambda *given: self.graph.call_module(path, *given))
+        return self._run_leaf(run, args, kwargs, lambda *given: self.graph.call_module(path, *given))
 
-    def _run_whole(
+    def _run_leaf(
         self,
         run: Callable[..., Any],
         args: tuple[Any, ...],
@@ -267,28 +276,23 @@ class _Recorder(ModuleMode):
         before = self.values.node_for(args), self.values.node_for(kwargs)
         self._check_surroundings((args, kwargs))
         args, kwargs = plain(args), plain(kwargs)
-        self.quiet += 1
+        self.suspended += 1
         self._drew, drawn_from = False, reference_runs.torch_states()
         try:
             out = run(*args, **kwargs)
             drew = self._drew or reference_runs.torch_states() != drawn_from
         finally:
-            self.quiet -= 1
-        if drew and has_numbers(out):
-            raise self.offence(steers(OUT_OF_WHOLE), REMEDY)
+            self.suspended -= 1
+        if drew and has_python_values(out):
+            raise self.unsupported(random_control_flow(OUT_OF_LEAF), REMEDY)
         return self._bound(out, self._made(node(*before)), (args, kwargs))
 
     def _bound(self, out: Any, node: fx.Node, given: Any) -> Any:
-        """`out`, bound to `node`, and told apart from what was given: in eval mode, dropout gives back its input."""
+        """Bind `out` to `node`; copy it where it is one of the inputs, as the output of dropout in eval mode is."""
         known = {id(leaf) for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor)}
         if any(id(leaf) in known for leaf in pytree.tree_leaves(out)):
-            self.quiet += 1
+            self.suspended += 1
             out = pytree.tree_map_only(Tensor, lambda x: x.view_as(x) if id(x) in known else x, out)
-            self.quiet -= 1
+            self.suspended -= 1
         self.values.bind(out, node)
         return out
-
-
-def _is_batched(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    query = args[0] if args else kwargs.get("query")
-    return isinstance(query, Tensor) and query.dim() == 3

@@ -1,4 +1,4 @@
-"""Functions that are kept whole: what a graph calls by its importable name, as it calls a torch function."""
+"""Functions that are kept as leaves: the graph calls them by their importable name, like a torch function."""
 
 import functools
 import inspect
@@ -7,24 +7,24 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
-from fxsurgery.capture.diagnostics import is_users
+from fxsurgery.capture.diagnostics import is_user_code
 
 Function = Callable[..., Any]
 Call = Callable[[Function, tuple[Any, ...], dict[str, Any]], Any]
-"""Called in place of a function, with it and its arguments."""
+"""Called in place of a function, with the function and its arguments."""
 
 
-def innermost(traceback: TracebackType | None) -> list[Function]:
-    """The functions of the user's (or a library's, not torch's) that were running, the innermost first.
+def innermost_functions(traceback: TracebackType | None) -> list[Function]:
+    """Return the running functions of the user or of a library other than torch, innermost first.
 
-    Only those that a graph can name: at the top of a module, under their own name.
+    Only functions that a graph can name are included: those at the top level of a module, under their own name.
     """
     found = list[Function]()
     while traceback is not None:
         frame, traceback = traceback.tb_frame, traceback.tb_next
         module = sys.modules.get(frame.f_globals.get("__name__", ""))
         known = getattr(module, frame.f_code.co_name, None)
-        if is_users(frame.f_code.co_filename) and _runs(known, frame.f_code):
+        if is_user_code(frame.f_code.co_filename) and _runs(known, frame.f_code):
             found.append(known)  # type: ignore[arg-type]
     return found[::-1]
 
@@ -34,17 +34,17 @@ def _runs(function: object, code: object) -> bool:
 
 
 def name_of(function: Function) -> str:
-    """Its importable name."""
+    """Return the qualified name of a function."""
     return f"{function.__module__}.{function.__qualname__}"
 
 
-def stand_ins(function: Function, meet: Call) -> Iterator[tuple[object, str, Function]]:
-    """Every module and name under which `function` is known, with what goes by `meet` instead."""
+def stand_ins(function: Function, on_call: Call) -> Iterator[tuple[object, str, Function]]:
+    """Yield a replacement that calls `on_call` for every module and name under which `function` is known."""
 
     @functools.wraps(function)
-    def met(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- any function
-        return meet(function, args, kwargs)
+    def replaced(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- any function
+        return on_call(function, args, kwargs)
 
     for module in list(sys.modules.values()):
         names = getattr(module, "__dict__", {})
-        yield from ((module, name, met) for name, value in list(names.items()) if value is function)
+        yield from ((module, name, replaced) for name, value in list(names.items()) if value is function)

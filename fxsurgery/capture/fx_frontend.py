@@ -1,4 +1,4 @@
-"""Front end 1, as a whole: trace in both modes, let what differs follow the mode, and build the graph module."""
+"""Front end 1: trace symbolically in both modes, make mode-dependent values follow the mode, and build the module."""
 
 from contextlib import suppress
 
@@ -7,11 +7,11 @@ from torch.utils import _pytree as pytree
 
 from fxsurgery.argument_names import usage
 from fxsurgery.capture.alignment import Alignment
-from fxsurgery.capture.build import build, check_unassigned, left_over
+from fxsurgery.capture.build import build, check_unassigned, unused_tensor_notes
 from fxsurgery.capture.diagnostics import untraceable
 from fxsurgery.capture.model_copies import ModelCopies
-from fxsurgery.capture.norms import lift, make_plain
-from fxsurgery.capture.trace import OffenceError, Recording
+from fxsurgery.capture.norms import lift_batch_norms, restore_plain_norms
+from fxsurgery.capture.trace import Recording, UnsupportedCodeError
 from fxsurgery.capture.trace_frontend import Recorded
 from fxsurgery.capture.tracer import CaptureTracer
 from fxsurgery.errors import CaptureError
@@ -24,19 +24,19 @@ def traced(
     leaf_modules: tuple[type[nn.Module], ...],
     trained: fx.Graph | None,
 ) -> Recorded:
-    """Trace a copy of `model` in eval mode, on so many positional inputs.
+    """Trace a copy of `model` in eval mode.
 
     Args:
-        copies: gives the copy.
-        model: stays as it is.
-        inputs: how many.
-        leaf_modules: types that are kept whole.
-        trained: the graph of train mode, as `traced_in_training` gives it.
+        copies: provides the copy.
+        model: the private model, left unchanged.
+        inputs: number of positional inputs.
+        leaf_modules: module types to keep as leaves.
+        trained: the train-mode graph, as `traced_in_training` returns it.
 
     Raises:
         CaptureError: it cannot be traced, or loses something; the message names the line.
     """
-    # train() first: a model may keep values worked out from its parameters until it is trained again.
+    # train() first: a model may cache values derived from its parameters until it is trained again.
     private = copies.take(model).train().eval()
     tracer = CaptureTracer(inputs, leaf_modules)
     try:
@@ -45,35 +45,35 @@ def traced(
         raise untraceable(error, model, next(reversed(tracer.inside), "")) from error
     if wrapped := [n for n in graph.nodes if n.op == "call_function" and not _is_of_torch(n)]:
         raise CaptureError(
-            f"the function {wrapped[0].target} is not torch's, and tracing does not look into it; pass "
-            f"{usage('leaf_modules=(ThatModule,)', 'leaf_modules')} to keep the module that calls it whole"
+            f"the function {wrapped[0].target} is wrapped for torch.fx, which does not trace into it; pass "
+            f"{usage('leaf_modules=(ThatModule,)', 'leaf_modules')} to keep the module that calls it as a leaf"
         )
     check_unassigned(private)
-    lifted = lift(graph, private)
-    # Where the modes do different things, nothing follows the mode, and the checks find out what that means.
-    with suppress(OffenceError):
+    lifted = lift_batch_norms(graph, private)
+    # If the modes run different operations, nothing follows the mode; the checks decide whether that matters.
+    with suppress(UnsupportedCodeError):
         eval_mode = _recording(graph)
         Alignment(eval_mode, eval_mode, _recording(trained or graph), eval_mode, batch=1, batched=(0, 0)).align()
-    make_plain(graph, private, lifted)
+    restore_plain_norms(graph, private, lifted)
     graph_module = build(private, graph, set(model.state_dict()))
-    return Recorded(graph_module, tuple(tracer.entered), left_over(graph_module, model, used_by(trained)))
+    return Recorded(graph_module, tuple(tracer.entered), unused_tensor_notes(graph_module, model, used_by(trained)))
 
 
 def traced_in_training(
     copies: ModelCopies, model: nn.Module, inputs: int, leaf_modules: tuple[type[nn.Module], ...]
 ) -> fx.Graph | None:
-    """The graph of train mode; `None` where it cannot be traced."""
+    """Return the train-mode graph; None if it cannot be traced."""
     private = copies.take(model).train()
     try:
         graph = CaptureTracer(inputs, leaf_modules).trace(private)
     except Exception:  # noqa: BLE001 - whatever the user's forward raises
         return None
-    lift(graph, private)
+    lift_batch_norms(graph, private)
     return graph
 
 
 def used_by(graph: fx.Graph | None) -> tuple[str, ...]:
-    """Paths of the modules and parameters that a graph uses."""
+    """Return the paths of the modules and parameters that a graph uses."""
     nodes = () if graph is None else graph.nodes
     return tuple(str(node.target) for node in nodes if node.op in {"call_module", "get_attr"})
 

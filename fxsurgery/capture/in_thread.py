@@ -1,7 +1,7 @@
-"""Replacements that hold in one thread: what every other thread calls is what it was.
+"""Patches that apply to one thread only; other threads call the original.
 
-While a model is traced or recorded, methods of `nn.Module` and functions of torch and the user are replaced, which the
-whole process sees. Another thread may be running a model of its own then.
+While a model is traced or recorded, methods of `nn.Module` and functions of torch and of the user are patched. Such
+patches are visible to the whole process, where another thread may be running a model of its own.
 """
 
 import builtins
@@ -18,19 +18,19 @@ from typing_extensions import override
 from fxsurgery.turns import TURNS
 
 
-def in_this_thread(new: Callable[..., Any], before: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that is `new` in the thread that calls `in_this_thread`, and `before` in every other."""
+def in_this_thread(new: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that calls `new` in the current thread and `before` in every other."""
     owner = threading.get_ident()
 
     @functools.wraps(new)
     def dispatched(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 -- any function
-        return (new if threading.get_ident() == owner else before)(*args, **kwargs)
+        return (new if threading.get_ident() == owner else original)(*args, **kwargs)
 
     return dispatched
 
 
 class TrueInThisThread:
-    """A flag that is true in the thread that makes it, and false in every other; it computes as a bool does."""
+    """A flag that is true in the thread that creates it and false in every other; it supports the operators of bool."""
 
     def __init__(self) -> None:
         self._owner = threading.get_ident()
@@ -64,20 +64,20 @@ class TrueInThisThread:
 
 @contextmanager
 def tracing_in_this_thread() -> Iterator[None]:
-    """While torch.fx traces in the block, what it replaces holds in this thread; other captures wait."""
+    """Context manager that confines the patches of torch.fx to this thread; other captures wait."""
     with TURNS.turn(), mock.patch.object(_symbolic_trace, "_Patcher", _Patcher):
         yield
 
 
-class _Patcher(_symbolic_trace._Patcher):  # noqa: SLF001 -- the one place through which torch.fx replaces anything
-    """Replaces functions and methods as torch.fx asks it to, in this thread alone."""
+class _Patcher(_symbolic_trace._Patcher):  # noqa: SLF001 -- torch.fx makes all its patches through this class
+    """Patches functions and methods for torch.fx, in this thread only."""
 
     @override
     def patch(
         self, frame_dict: dict[str, Any], name: str, new_fn: Callable[..., Any], deduplicate: bool = True
     ) -> None:
-        before = frame_dict.get(name, getattr(builtins, name, None))
-        super().patch(frame_dict, name, new_fn if before is None else in_this_thread(new_fn, before), deduplicate)
+        original = frame_dict.get(name, getattr(builtins, name, None))
+        super().patch(frame_dict, name, new_fn if original is None else in_this_thread(new_fn, original), deduplicate)
 
     @override
     def patch_method(self, cls: type, name: str, new_fn: Callable[..., Any], deduplicate: bool = True) -> None:

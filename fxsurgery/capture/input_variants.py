@@ -1,4 +1,4 @@
-"""Other values and numbers of samples for example inputs, for runs that must not depend on those."""
+"""Example inputs with other values or another batch size, for runs that must not depend on either."""
 
 import torch
 from torch import Tensor
@@ -9,19 +9,19 @@ SEED = 20_011
 
 
 def noisy(inputs: Inputs) -> Inputs:
-    """The inputs, with seeded noise on the floating-point ones; the values of the others are dealt anew."""
+    """Return the inputs with seeded noise added to floating-point tensors; other tensors are shuffled."""
     generator = torch.Generator().manual_seed(SEED)
-    return inputs.map(lambda x: _noisy(x, generator) if x.is_floating_point() else _dealt(x, inputs, generator))
+    return inputs.map(lambda x: _noisy(x, generator) if x.is_floating_point() else _shuffled(x, inputs, generator))
 
 
 def redrawn(inputs: Inputs) -> Inputs:
-    """Other inputs, each with the mean and the spread that it has; the values of the integer ones are dealt anew."""
+    """Return random inputs with the mean and standard deviation of each tensor; non-floating tensors are shuffled."""
     generator = torch.Generator().manual_seed(SEED)
-    return inputs.map(lambda x: _redrawn(x, generator) if x.is_floating_point() else _dealt(x, inputs, generator))
+    return inputs.map(lambda x: _redrawn(x, generator) if x.is_floating_point() else _shuffled(x, inputs, generator))
 
 
 def doubled(inputs: Inputs) -> Inputs:
-    """Twice the batch: the inputs and noisy ones after them, where they have a batch dimension."""
+    """Return twice the batch: the inputs followed by noisy ones, where they have a batch dim."""
     if inputs.batch and not inputs.is_divisible:
         return inputs.resized(2 * inputs.batch)
     return inputs.joined(noisy(inputs))
@@ -39,8 +39,8 @@ def _redrawn(x: Tensor, generator: torch.Generator) -> Tensor:
     return (values.mean() + noise * (values.std(correction=0) or 1.0)).to(x) if x.numel() else x
 
 
-def _dealt(x: Tensor, inputs: Inputs, generator: torch.Generator) -> Tensor:
+def _shuffled(x: Tensor, inputs: Inputs, generator: torch.Generator) -> Tensor:
     if inputs.holds_offsets(x):
-        return x  # in another order they are none
+        return x  # offsets in another order would be invalid
     order = torch.randperm(x.numel(), generator=generator).to(x.device)
     return x.flatten()[order].reshape(x.shape)

@@ -1,4 +1,4 @@
-"""What the runs share in which every torch call is seen: the call, and the module that it is made in."""
+"""A torch function mode that tracks which module each torch call is made in."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,16 +8,16 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
 IsLeaf = Callable[[nn.Module, str], bool]
-"""Whether a module, at its path, is kept whole."""
+"""Returns True for a module, given with its path, that is kept as a leaf."""
 
 
 class ModuleMode(TorchFunctionMode):
-    """One run of a model: torch calls go by `meet_function`, calls of its inner modules by `meet_module`."""
+    """One run of a model that passes torch calls to `on_function` and calls of submodules to `on_module`."""
 
     def __init__(self, model: nn.Module, is_leaf: IsLeaf) -> None:
         super().__init__()
-        self.quiet = 0
-        """Above 0, nothing is met."""
+        self.suspended = 0
+        """While above 0, calls run directly, without `on_function` and `on_module`."""
         self._model, self._is_leaf = model, is_leaf
         self._inside = [""]
         self._paths: dict[nn.Module, str] = {}
@@ -30,27 +30,27 @@ class ModuleMode(TorchFunctionMode):
     ) -> Any:
         del types
         kwargs = kwargs or {}
-        if self.quiet:
+        if self.suspended:
             return func(*args, **kwargs)
-        return self.meet_function(func, getattr(func, "__name__", str(func)), args, kwargs)
+        return self.on_function(func, getattr(func, "__name__", str(func)), args, kwargs)
 
     def call(self, run: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Meet a module call, as `interception.meeting_modules` hands it in."""
+        """Handle a module call; pass it to `interception.intercepting_modules` as `on_call`."""
         path = self._paths.get(module)
-        if self.quiet or path is None or module is self._model:
+        if self.suspended or path is None or module is self._model:
             return run(*args, **kwargs)
         self._inside.append(path)
         try:
-            return self.meet_module(run, module, path, args, kwargs)
+            return self.on_module(run, module, path, args, kwargs)
         finally:
             self._inside.pop()
 
-    def meet_function(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a torch function or method, and see to what it does."""
+    def on_function(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a torch function or method and process the call; return its result."""
         raise NotImplementedError
 
-    def meet_module(
+    def on_module(
         self, run: Callable[..., Any], module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Call the module at `path`, and see to what it does."""
+        """Call the module at `path` and process the call; return its result."""
         raise NotImplementedError

@@ -1,8 +1,8 @@
-"""Batch norms that a library wrote anew, with an activation in the same class, become torch's own.
+"""Replacement of a library's own batch norms, such as those with a built-in activation, by torch's.
 
-Where the forward of a subclass of `BatchNorm` calls `F.batch_norm` with the module's own tensors, that call is
-what `nn.BatchNorm2d.forward` does: the node calls the module, which is made a plain one, and counts batches and
-follows the mode by itself. What the subclass does before and after are nodes of their own.
+If the forward of a subclass of `BatchNorm` calls `F.batch_norm` with the module's own tensors, that call computes what
+`nn.BatchNorm2d.forward` does. The node then calls the module, whose class becomes torch's, so that it counts batches
+and follows the mode by itself. Operations of the subclass before and after the call are nodes of their own.
 """
 
 import inspect
@@ -17,13 +17,13 @@ _SIGNATURE = inspect.signature(F.batch_norm)
 _TENSORS = ("running_mean", "running_var", "weight", "bias")
 
 
-def lift(graph: fx.Graph, model: nn.Module) -> set[str]:
-    """Let the graph call the batch norms of `model` that it spells out; their paths are returned."""
+def lift_batch_norms(graph: fx.Graph, model: nn.Module) -> set[str]:
+    """Replace `F.batch_norm` calls by calls of the modules of `model` that own the tensors; return their paths."""
     lifted = set[str]()
     for node in list(graph.nodes):
         if node.target is F.batch_norm and (path := _owner(node, model)):
             with graph.inserting_before(node):
-                call = graph.call_module(path, (_bound(node)["input"],))
+                call = graph.call_module(path, (_call_arguments(node)["input"],))
             call.meta = node.meta
             node.replace_all_uses_with(call)
             graph.erase_node(node)
@@ -37,8 +37,8 @@ def lift(graph: fx.Graph, model: nn.Module) -> set[str]:
     return lifted
 
 
-def make_plain(graph: fx.Graph, model: nn.Module, lifted: set[str]) -> None:
-    """Make the lifted modules torch's own; what they have inside and no state moves beside them."""
+def restore_plain_norms(graph: fx.Graph, model: nn.Module, lifted: set[str]) -> None:
+    """Change the class of the lifted modules to torch's; move their stateless children next to them."""
     moved = dict[str, str]()
     for path in sorted(lifted):
         module = model.get_submodule(path)
@@ -56,8 +56,8 @@ def make_plain(graph: fx.Graph, model: nn.Module, lifted: set[str]) -> None:
 
 
 def _owner(node: fx.Node, model: nn.Module) -> str:
-    """The path of the module whose tensors and settings are all that the call has; empty where there is none."""
-    given = _bound(node)
+    """Return the path of the module whose tensors and settings the call uses; empty if there is none."""
+    given = _call_arguments(node)
     mean = given["running_mean"]
     path = str(mean.target).rpartition(".")[0] if isinstance(mean, fx.Node) and mean.op == "get_attr" else ""
     if not path or not isinstance(module := model.get_submodule(path), _BatchNorm):
@@ -67,7 +67,7 @@ def _owner(node: fx.Node, model: nn.Module) -> str:
     return path if own and same and isinstance(given["training"], bool) else ""
 
 
-def _bound(node: fx.Node) -> dict[str, Any]:
+def _call_arguments(node: fx.Node) -> dict[str, Any]:
     found = _SIGNATURE.bind(*node.args, **node.kwargs)
     found.apply_defaults()
     return found.arguments

@@ -1,14 +1,13 @@
-"""The sizes that a captured graph holds for, settled by running it beside the model at sizes that the model takes.
+"""Resolution of the sizes for which a captured graph holds, by running it next to the model at several sizes.
 
     a size that is the same in every run        becomes a constant of the graph;
     a guard of constants                        is dropped;
-    an exact guard that another size breaks     fixes the dims of the inputs that were changed;
-    a branch guard                              stays, with a message;
-    a text guard                                is exact where the graph is wrong for no other reason, else dropped;
-    a difference that no guard catches          fixes the dims of the inputs that were changed;
-    one that a joint change does not show       ties them: ids and their mask are as long as each other.
-
-    a size that the model refuses               is one at which the graph may not compute either.
+    an exact guard that another size breaks     fixes the input dims that were changed;
+    a branch guard                              stays, with an error message;
+    a text guard                                is exact if nothing else explains a wrong result, else dropped;
+    a wrong result that no guard explains       fixes the input dims that were changed;
+    a wrong result only if dims change alone    ties them: ids and their mask must have the same length;
+    a size that the model rejects               need not work in the graph either.
 
 Fixed and tied dims are checked before anything is computed: one error names the input, the size and the remedy.
 """
@@ -19,8 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx, nn
-from torch.utils import _pytree as pytree
+from torch import fx
 
 from fxsurgery.capture.size_tape import ASSERT
 from fxsurgery.capture.size_trials import SizeTrial
@@ -39,80 +37,83 @@ OPPOSITE: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class Settled:
-    """What a graph was made to hold for."""
+class ResolvedSizes:
+    """The sizes for which a graph holds after its guards were resolved."""
 
     notes: tuple[str, ...] = ()
-    """Which sizes are fixed and refused, and why."""
+    """Messages about fixed dims and remaining branch guards."""
     refused: tuple[Variant, ...] = ()
-    """Inputs that the model takes and the graph refuses, since a branch goes another way for them."""
+    """Inputs that the model accepts and the graph rejects, since a branch is taken differently for them."""
     is_right: bool = True
-    """Whether the graph computes what the model does on the example inputs; else nothing was settled."""
+    """Whether the graph agrees with the model on the example inputs; if not, nothing was resolved."""
 
 
-def settle_sizes(
+def resolve_sizes(
     graph_module: fx.GraphModule,
     names: list[str],
     trials: Sequence[SizeTrial],
     probes: Sequence[SizeTrial] = (),
     *,
     is_traced: bool = True,
-) -> Settled:
-    """Make a graph right, or refuse, at every size that its model takes.
+) -> ResolvedSizes:
+    """Make a graph compute the right result, or raise, at every size that its model accepts.
 
     Args:
         graph_module: changed in place.
-        names: what the user calls each leaf of the inputs, as `leaf_names` gives them.
-        trials: runs on the example inputs, then on inputs of other sizes, which the model takes.
-        probes: runs on inputs of other sizes, which the model refuses; none where it takes some along the same dims.
-        is_traced: whether the graph tells what forward does with sizes; else it may hold for the example's alone.
+        names: the user's name of each input leaf, as returned by `leaf_names`.
+        trials: runs on the example inputs, followed by runs on inputs of other sizes that the model accepts.
+        probes: runs on inputs of other sizes that the model rejects, for dims along which it accepts no other size.
+        is_traced: whether the graph contains size computations; otherwise it may hold for the example sizes only.
+
+    Returns:
+        The resolved sizes, with the messages to add to the notes.
     """
     example, *others = trials
-    settled = _Settlement(graph_module.graph, names, example.variant.inputs, [*trials, *probes])
+    resolver = _GuardResolver(graph_module.graph, names, example.variant.inputs, [*trials, *probes])
     if not example.agrees:
-        settled.drop_guards()
+        resolver.drop_guards()
         graph_module.recompile()
-        return Settled(is_right=False)
-    settled.fold()
-    settled.tie()
-    settled.settle_texts()
-    settled.drop_harmless()
-    notes = tuple(settled.fix("" if is_traced else "its sizes cannot be followed through forward"))
-    branches = {node.name for node in settled.guards("branch")}
+        return ResolvedSizes(is_right=False)
+    resolver.fold_constants()
+    resolver.tie_dims()
+    resolver.resolve_text_guards()
+    resolver.drop_harmless_guards()
+    notes = tuple(resolver.fix_dims("" if is_traced else "its sizes cannot be traced through forward"))
+    branches = {node.name for node in resolver.guards("branch")}
     missed = [trial.variant for trial in others if branches & set(trial.broken) and trial.dims]
-    notes = (*notes, *settled.word_branches())
-    settled.clean()
+    notes = (*notes, *resolver.finalize_branch_guards())
+    resolver.remove_unused_sizes()
     graph_module.graph.lint()
     graph_module.recompile()
-    return Settled(notes, tuple(missed))
+    return ResolvedSizes(notes, tuple(missed))
 
 
 @dataclass
-class _Settlement:
+class _GuardResolver:
     graph: fx.Graph
     names: list[str]
-    """What the user calls each leaf of the inputs."""
+    """The user's name of each input leaf."""
     inputs: Inputs
     trials: list[SizeTrial]
-    """The example's first."""
+    """The trial on the example inputs comes first."""
     fixed: dict[Dim, str] = field(default_factory=dict)
-    """The dims of the inputs that may have one size alone, and why."""
+    """Input dims that must keep their size, and why."""
 
     def guards(self, kind: str) -> Iterator[fx.Node]:
-        """The guards of a kind."""
+        """Yield the guards of a kind: "exact", "branch" or "text"."""
         yield from [n for n in self.graph.nodes if n.meta.get("guard") == kind]
 
     def drop_guards(self) -> None:
-        """Leave the graph without guards, for checks that tell what else is wrong with it."""
+        """Remove all guards, so that the checks find out what else is wrong with the graph."""
         for kind in ("exact", "branch", "text"):
             for node in self.guards(kind):
                 self.graph.erase_node(node)
 
-    def fold(self) -> None:
-        """Write the sizes that never change into the graph, and drop the guards that ask for nothing else."""
+    def fold_constants(self) -> None:
+        """Replace sizes that never change by constants, and drop guards that depend on nothing else."""
         for node in list(self.graph.nodes):
             if node.meta.get("size") and self._is_constant(node):
-                _put_in_place(node, self.trials[0].sizes[node.name])
+                _replace_by_constant(node, self.trials[0].sizes[node.name])
             elif node.meta.get("guard") and not isinstance(node.args[0], fx.Node):
                 self.graph.erase_node(node)
 
@@ -122,8 +123,8 @@ class _Settlement:
         values = [trial.sizes[node.name] for trial in self.trials if node.name in trial.sizes]
         return all(value == values[0] for value in values)
 
-    def tie(self) -> None:
-        """Tie dims for which the graph is right where all of them change, and wrong where one does."""
+    def tie_dims(self) -> None:
+        """Tie dims if the graph is right when all of them change together and wrong when one changes alone."""
         exact = {node.name for node in self.guards("exact")}
 
         def is_wrong(trial: SizeTrial) -> bool:
@@ -139,30 +140,30 @@ class _Settlement:
         (leaf, dim), *others = dims
         for other_leaf, other_dim in others:
             message = (
-                f"`{self.names[other_leaf]}` along dim {other_dim} must have the size of `{self.names[leaf]}` "
-                f"along dim {dim}, as at capture: the graph is right for no other"
+                f"`{self.names[other_leaf]}` must have the same size along dim {other_dim} as `{self.names[leaf]}` "
+                f"along dim {dim}, as at capture: the graph is wrong for different sizes"
             )
             self._insert_check((other_leaf, other_dim), (leaf, dim), message)
 
-    def settle_texts(self) -> None:
-        """Make the text guards exact that alone can tell why the graph is wrong, and drop the others.
+    def resolve_text_guards(self) -> None:
+        """Make text guards exact if only they can explain a wrong result; drop the others.
 
-        A text may be the key of a table, or a message that nobody reads.
+        A text may be the key of a table, or just a message.
         """
         texts = {node.name: node for node in self.guards("text")}
         wrong = [set(trial.broken) for trial in self.trials if not trial.agrees and trial.broken]
-        telling = set[str]().union(*(broken for broken in wrong if broken <= texts.keys()))
+        decisive = set[str]().union(*(broken for broken in wrong if broken <= texts.keys()))
         for name, node in texts.items():
-            if name in telling:
+            if name in decisive:
                 node.meta["guard"] = "exact"
             else:
                 self.graph.erase_node(node)
 
-    def drop_harmless(self) -> None:
-        """Drop the guards that only sizes break at which the graph is right all the same.
+    def drop_harmless_guards(self) -> None:
+        """Drop guards that are broken only by sizes for which the graph is right.
 
-        Those are other batch sizes, of which a few are tried as ever; the size 1 where it is the only one; and
-        sizes with another remainder, where two or more of them are right: "pad if it is no multiple".
+        These are other batch sizes, a few of which are always tried; size 1, if it is the only one; and sizes with
+        another remainder, if at least two of them are right, as with "pad if it is not a multiple".
         """
         seen = set[tuple[Any, ...]]()
         for node in [*self.guards("exact"), *self.guards("branch")]:
@@ -178,22 +179,27 @@ class _Settlement:
                 self.graph.erase_node(node)
             seen.add(key)
 
-    def fix(self, every: str) -> Iterator[str]:
-        """Fix the dims for which an exact guard, or the comparison with the model, finds one right size alone.
+    def fix_dims(self, reason_for_all: str) -> Iterator[str]:
+        """Fix the dims for which an exact guard or the comparison with the model leaves only one right size.
 
         Args:
-            every: why all dims of which the model takes other sizes are fixed; empty where they are not.
+            reason_for_all: why to fix every dim along which the model accepts other sizes; empty to fix only those.
+
+        Yields:
+            One message per fixed dim.
         """
         for node in self.guards("exact"):
             broken = [trial for trial in self.trials if node.name in trial.broken and trial.dims]
             if broken:
-                self._fix(broken, f"forward computes with this very number{_at(node)}")
+                self._fix(broken, f"forward uses this size as a Python number{_location(node)}")
                 self.graph.erase_node(node)
         unguarded = [t for t in self.trials if not t.agrees and t.dims and not t.broken]
-        self._fix([t for t in unguarded if not t.is_refused], "the graph is right for no other")
-        self._fix([t for t in unguarded if t.is_refused], "the model took no other that was tried")
-        if every:
-            self.fixed = dict.fromkeys((dim for trial in self.trials for dim in trial.dims), every) | self.fixed
+        self._fix([t for t in unguarded if not t.is_refused], "the graph is wrong for any other size")
+        self._fix([t for t in unguarded if t.is_refused], "the model accepted no other size that was tried")
+        if reason_for_all:
+            self.fixed = (
+                dict.fromkeys((dim for trial in self.trials for dim in trial.dims), reason_for_all) | self.fixed
+            )
         for (leaf, dim), why in self.fixed.items():
             yield self._check(leaf, dim, why)
 
@@ -208,11 +214,11 @@ class _Settlement:
         self._insert_check((leaf, dim), size, message)
         return message
 
-    def _insert_check(self, at: Dim, wanted: int | Dim, message: str) -> None:
+    def _insert_check(self, at: Dim, expected: int | Dim, message: str) -> None:
         inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
         checked = [n for n in self.graph.nodes if n.meta.get("input_check")]
         with self.graph.inserting_before((checked or inputs)[-1].next):
-            size = wanted if isinstance(wanted, int) else self._size_of(inputs, wanted)
+            size = expected if isinstance(expected, int) else self._size_of(inputs, expected)
             same = self.graph.call_function(operator.eq, (self._size_of(inputs, at), size))
             check = self.graph.call_function(ASSERT, (same, f"{message}; {REMEDY}"))
             check.meta["input_check"] = True
@@ -221,48 +227,51 @@ class _Settlement:
         leaf, dim = at
         return self.graph.call_method("size", (inputs[leaf], dim))
 
-    def word_branches(self) -> Iterator[str]:
-        """Give each guard that is left a message, in place of what it expects."""
+    def finalize_branch_guards(self) -> Iterator[str]:
+        """Replace the expected value of each remaining guard by an error message, and yield the messages to note."""
         shapes = ", ".join(
             f"`{name}` {tuple(leaf.shape)}"
             for name, leaf in zip(self.names, self.inputs.leaves, strict=True)
             if isinstance(leaf, torch.Tensor)
         )
-        told = dict[str, None]()
+        messages = dict[str, None]()
         for node in [*self.guards("exact"), *self.guards("branch")]:
             condition, expected = node.args
             if not expected:
                 assert isinstance(condition, fx.Node)
                 with self.graph.inserting_before(node):
                     condition = self.graph.call_function(OPPOSITE[condition.target], condition.args)
-            what = f"forward decides by a size{_at(node)}, and the graph holds where it decides as for {shapes}"
+            what = (
+                f"forward branches on a size{_location(node)}, and the graph holds only for sizes that take the same "
+                f"branch as {shapes}"
+            )
             node.args = (condition, f"{what}; {REMEDY}")
             del node.meta["guard"]
             taken = [t for t in self.trials if not t.is_refused and not set(t.dims) & self.fixed.keys()]
             if any(node.name in trial.broken for trial in taken):
-                told[what] = None
-        yield from told
+                messages[what] = None
+        yield from messages
 
-    def clean(self) -> None:
-        """Leave out the numbers that nothing uses."""
+    def remove_unused_sizes(self) -> None:
+        """Remove size computations that nothing uses."""
         for node in reversed(list(self.graph.nodes)):
             if node.meta.pop("size", False) and not node.users:
                 self.graph.erase_node(node)
 
 
-def _put_in_place(node: fx.Node, value: object) -> None:
-    """Let a value take the place of a node."""
+def _replace_by_constant(node: fx.Node, value: object) -> None:
+    """Replace a node by a constant in all its users, and erase it."""
 
-    def put(given: fx.Node) -> object:
-        return value if given is node else given
+    def substitute(operand: fx.Node) -> object:
+        return value if operand is node else operand
 
     for user in list(node.users):
-        user.args, user.kwargs = fx.node.map_arg((user.args, user.kwargs), put)  # type: ignore[arg-type]
+        user.args, user.kwargs = fx.node.map_arg((user.args, user.kwargs), substitute)  # type: ignore[arg-type]
     node.graph.erase_node(node)
 
 
 def _broken_by(condition: fx.Node, expected: object) -> set[int]:
-    """The sizes of 0, 1 and 2 that break a guard, where it compares one size of a tensor with a number up to 2."""
+    """Return which of the sizes 0, 1 and 2 break a guard that compares a tensor size with a number up to 2."""
     size, limit = condition.args
     if not isinstance(size, fx.Node) or size.op != "call_method" or not isinstance(limit, int) or limit > 2:
         return set()
@@ -272,23 +281,14 @@ def _broken_by(condition: fx.Node, expected: object) -> set[int]:
 
 
 def _is_remainder(condition: fx.Node) -> bool:
-    """Whether a guard compares the remainder of a division by a constant with 0."""
+    """Return True if a guard compares a remainder modulo a constant with 0."""
     value, limit = condition.args
     if not isinstance(value, fx.Node) or limit != 0 or condition.target not in {operator.eq, operator.ne}:
         return False
     return value.target is operator.mod and not isinstance(value.args[1], fx.Node)
 
 
-def _at(node: fx.Node) -> str:
+def _location(node: fx.Node) -> str:
     place, _, source = str(node.meta.get("line", "")).partition(": ")
     file = place.replace("\\", "/").rpartition("/")[-1]
     return f" ({file}: {source})" if source else f" ({file})" if file else ""
-
-
-def leaf_names(model: nn.Module, inputs: Inputs) -> list[str]:
-    """What the user calls each leaf of the inputs: `x`, `batch['mask']`."""
-    top = inputs.names(model.forward)
-    names = list[str]()
-    for name, value in zip(top, (*inputs.args, *inputs.kwargs.values()), strict=True):
-        names += [f"{name}{pytree.keystr(path)}" for path, _ in pytree.tree_flatten_with_path(value)[0]]
-    return names

@@ -1,4 +1,4 @@
-"""Runs of a captured graph, with its guards switched off, at sizes that its model takes or refuses."""
+"""Trial runs of a captured graph with its guards disabled, at sizes that its model accepts or rejects."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,46 +16,46 @@ from fxsurgery.inputs import Inputs
 
 @dataclass(frozen=True, eq=False)
 class SizeTrial:
-    """One run of the graph with its guards switched off."""
+    """One run of the graph with its guards disabled."""
 
     variant: Variant
-    """What it ran on."""
+    """The inputs, and the model's outcome for them."""
     sizes: dict[str, Any]
-    """The numbers that were computed, by node."""
+    """Values of the size nodes, by node name."""
     broken: tuple[str, ...]
-    """Guards that do not hold, by node."""
+    """Names of the guard nodes that do not hold."""
     agrees: bool
-    """Whether it gave what the model gives."""
+    """Whether the graph computed the same as the model."""
     is_refused: bool = False
-    """Whether the model refuses these inputs."""
+    """Whether the model rejects these inputs."""
 
     @property
     def dims(self) -> tuple[Dim, ...]:
-        """The dims of the inputs that differ from the example's; none where only the batch does."""
+        """The input dims that differ from the example; empty if only the batch size does."""
         return self.variant.dims
 
     @property
     def is_right(self) -> bool:
-        """Whether every guard holds and the graph gave what the model gives."""
+        """Return True if every guard holds and the graph computed the same as the model."""
         return self.agrees and not self.broken
 
 
 class SizeTrials:
-    """Runs a graph module, which stays as it is, beside what its model gave."""
+    """Runs a graph module, left unchanged, and compares it with outcomes of its model."""
 
     def __init__(self, copies: ModelCopies, graph_module: fx.GraphModule) -> None:
         self.scratch = Scratch(copies, graph_module)
-        """Copies of it, with lively values."""
+        """Copies of the graph module, with nonzero parameters."""
 
     def run(self, variant: Variant) -> SizeTrial:
-        """A run on inputs that the model takes."""
+        """Run on inputs that the model accepts."""
         run = _Run(self.scratch.copy().train().eval())
         outcome = run.outcome(variant.inputs)
         agrees = outcome is not None and difference(outcome, variant.outcome).excess <= 1
         return SizeTrial(variant, run.sizes, tuple(run.broken), agrees)
 
     def probe(self, variant: Variant) -> SizeTrial | None:
-        """A run on inputs that the model refuses; `None` where the operations of the graph refuse them as well."""
+        """Run on inputs that the model rejects; None if the operations of the graph reject them too."""
         run = _Run(self.scratch.copy().train().eval())
         if run.outcome(variant.inputs) is None:
             return None
@@ -63,7 +63,7 @@ class SizeTrials:
 
 
 class _Run(fx.Interpreter):
-    """Runs a graph to its end, whether or not its guards hold."""
+    """Runs a graph to its end even if its guards do not hold."""
 
     def __init__(self, graph_module: nn.Module) -> None:
         super().__init__(graph_module)
@@ -72,13 +72,13 @@ class _Run(fx.Interpreter):
         self.broken: list[str] = []
 
     def outcome(self, inputs: Inputs) -> reference_runs.ReferenceOutcome | None:
-        """Run the graph; `None` where it does not get to its end."""
+        """Return the outcome; None if an operation fails."""
         reference_runs.seed_all()
         try:
             with torch.no_grad():
                 output = self.run(*inputs.clone().leaves, enable_io_processing=False)
             return reference_runs.ReferenceOutcome(reference_runs.named_leaves(self.graph.process_outputs(output)))
-        except Exception:  # noqa: BLE001 -- whatever the operations raise at another size is the finding
+        except Exception:  # noqa: BLE001 -- any failure of an operation at another size is the finding
             return None
 
     @override

@@ -1,7 +1,7 @@
-"""Inputs of other sizes that a model takes: what a graph of it is tried on.
+"""Variants of the example inputs at other sizes that a model accepts, on which its graph is tried.
 
-The batch is not among these sizes. Dims of equal extent are first changed together (the length of ids and of
-their mask), then one by one (height, width).
+The batch size is varied separately. Dims of equal size are first changed together (the length of ids and of
+their mask), then one at a time (height, width).
 """
 
 import itertools
@@ -11,38 +11,39 @@ from functools import cached_property
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fxsurgery.capture import reference_runs
 from fxsurgery.capture.model_copies import Scratch
 from fxsurgery.inputs import Inputs
 
 Dim: TypeAlias = tuple[int, int]
-"""A leaf of the inputs, by position, and one of its dims."""
+"""Position of an input leaf, and one of its dims."""
 
-MOST_CHANGES = 12
-"""How many changes of a kind are tried."""
+MAX_CHANGES = 12
+"""Maximum number of changes of one kind to try."""
 
-LARGEST_STEP = 64
+MAX_STEP = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """Inputs of other sizes, and what the model gives for them."""
+    """Inputs of other sizes, and the model's outcome for them."""
 
     inputs: Inputs
     dims: tuple[Dim, ...]
-    """The dims that were changed; none where it is the batch."""
+    """The dims that were changed; empty if only the batch size was."""
     outcome: reference_runs.ReferenceOutcome
 
 
 class SizeVariants:
-    """The variants of the example inputs that a model takes in eval mode, found when they are asked for.
+    """The variants of the example inputs that a model accepts in eval mode, computed on demand.
 
     Args:
-        scratch: copies of the model, with lively values.
+        scratch: copies of the model, with nonzero parameters.
         inputs: the example inputs.
-        outcome: what such a copy gives for them; it is run where that is not known.
+        outcome: the outcome of such a copy for them; None to run it when it is needed.
     """
 
     def __init__(
@@ -53,35 +54,40 @@ class SizeVariants:
 
     @cached_property
     def example(self) -> Variant:
-        """The example inputs themselves."""
+        """The example inputs with their outcome."""
         return self._run(self._inputs) if self._outcome is None else Variant(self._inputs, (), self._outcome)
 
     @cached_property
     def few(self) -> tuple[Variant, ...]:
-        """Each extent a little and a good deal larger, or smaller where the model takes no larger one."""
+        """Each size changed by one and by a larger step: upward or, if the model rejects that, downward."""
         groups = groups_of(self._inputs).items()
-        return self._taken((dims, choice(size)) for size, dims in groups for choice in (near, _far))
+        return self._accepted(
+            (dims, choice(size)) for size, dims in groups for choice in (adjacent_sizes, _distant_sizes)
+        )
 
     @cached_property
     def all(self) -> tuple[Variant, ...]:
-        """Also extents of 1, one dim at a time, and other batch sizes."""
+        """`few`, and also sizes of 1, single dims changed alone, and other batch sizes."""
         groups = groups_of(self._inputs)
         ones = [(dims, [1]) for size, dims in groups.items() if size > 1]
         singles = [
-            ((dim,), [*near(size), *_far(size)]) for size, dims in groups.items() if len(dims) > 1 for dim in dims
+            ((dim,), [*adjacent_sizes(size), *_distant_sizes(size)])
+            for size, dims in groups.items()
+            if len(dims) > 1
+            for dim in dims
         ]
-        return (*self.few, *self._taken(ones), *self._taken(singles), *self._batches())
+        return (*self.few, *self._accepted(ones), *self._accepted(singles), *self._batches())
 
     @property
     def refused(self) -> tuple[Variant, ...]:
-        """Inputs that the model refused, without an outcome, along dims of which it took no other size in `all`."""
+        """Inputs that the model rejected, without an outcome, along dims for which `all` has no accepted size."""
         taken = {dim for variant in self.all for dim in variant.dims}
         return tuple(variant for variant in self._refused if not taken & set(variant.dims))
 
-    def _taken(self, changes: Iterable[tuple[tuple[Dim, ...], list[int]]]) -> tuple[Variant, ...]:
-        """One variant for each of `changes`, dims and the sizes to try, where the model takes one."""
+    def _accepted(self, changes: Iterable[tuple[tuple[Dim, ...], list[int]]]) -> tuple[Variant, ...]:
+        """Return one variant for each of `changes` (dims, sizes to try) of which the model accepts a size."""
         tried = (self._first(dims, [resized(self._inputs, dims, n) for n in sizes]) for dims, sizes in changes)
-        return tuple(variant for variant in itertools.islice(tried, MOST_CHANGES) if variant is not None)
+        return tuple(variant for variant in itertools.islice(tried, MAX_CHANGES) if variant is not None)
 
     def _batches(self) -> tuple[Variant, ...]:
         batch = self._inputs.batch
@@ -96,13 +102,13 @@ class SizeVariants:
         for changed in choices:
             try:
                 return self._run(changed, dims)
-            except Exception:  # noqa: BLE001 -- a model refuses a size in any way it likes
+            except Exception:  # noqa: BLE001 -- a model may reject a size with any exception
                 self._refused.append(Variant(changed, dims, reference_runs.ReferenceOutcome({})))
         return None
 
 
 def groups_of(inputs: Inputs) -> dict[int, tuple[Dim, ...]]:
-    """The dims of the inputs by their size, without those of the batch."""
+    """Return the input dims grouped by size, without batch dims and empty dims."""
     found = dict[int, tuple[Dim, ...]]()
     for position, leaf in enumerate(inputs.leaves):
         if isinstance(leaf, Tensor):
@@ -112,20 +118,20 @@ def groups_of(inputs: Inputs) -> dict[int, tuple[Dim, ...]]:
     return {size: dims for size, dims in found.items() if size > 0}
 
 
-def near(size: int) -> list[int]:
-    """The sizes next to `size`."""
+def adjacent_sizes(size: int) -> list[int]:
+    """Return the sizes directly above and below `size`."""
     return [n for n in (size + 1, size - 1) if n > 0]
 
 
-def _far(size: int) -> list[int]:
-    """Sizes that a strided network is more likely to take, and that change its smallest maps."""
-    step = min(size & -size, LARGEST_STEP)
+def _distant_sizes(size: int) -> list[int]:
+    """Return sizes further away, which strided networks are likely to accept and which change their smallest maps."""
+    step = min(size & -size, MAX_STEP)
     sizes = (size + step, 2 * size, size - step, size // 2)
     return [n for n in dict.fromkeys(sizes) if n > 0 and n not in {size - 1, size, size + 1}]
 
 
 def resized(inputs: Inputs, dims: tuple[Dim, ...], size: int) -> Inputs:
-    """The inputs with `size` entries along each of `dims`: the first ones, repeated where there are too few."""
+    """Return the inputs with `size` entries along each of `dims`: truncated, or repeated from the start."""
     order = iter([position for position, leaf in enumerate(inputs.leaves) if isinstance(leaf, Tensor)])
 
     def change(tensor: Tensor) -> Tensor:
@@ -137,3 +143,12 @@ def resized(inputs: Inputs, dims: tuple[Dim, ...], size: int) -> Inputs:
         return tensor
 
     return inputs.map(change)
+
+
+def leaf_names(model: nn.Module, inputs: Inputs) -> list[str]:
+    """Return the user's name of each input leaf, such as `x` or `batch['mask']`."""
+    top = inputs.names(model.forward)
+    names = list[str]()
+    for name, value in zip(top, (*inputs.args, *inputs.kwargs.values()), strict=True):
+        names += [f"{name}{pytree.keystr(path)}" for path, _ in pytree.tree_flatten_with_path(value)[0]]
+    return names

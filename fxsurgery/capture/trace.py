@@ -1,4 +1,4 @@
-"""What one run of a model did, and what it did that no graph can hold."""
+"""The recording of one run of a model, and the error for code that no graph can represent."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,8 +9,15 @@ from torch.utils import _pytree as pytree
 REWRITE = "Write it in differentiable torch operations"
 
 
-class OffenceError(Exception):
-    """A graph cannot hold what happened; `path` is the innermost of the user's modules where it did."""
+class UnsupportedCodeError(Exception):
+    """Forward did something that a graph cannot represent.
+
+    Args:
+        path: path of the innermost module in which it happened; "" for the model itself.
+        what: the fact.
+        remedy: what the user can do instead, as a sentence without a period.
+        line: the user's line as `file:line: source`; empty to take it from the traceback.
+    """
 
     def __init__(self, path: str, what: str, remedy: str = REWRITE, line: str = "") -> None:
         super().__init__(what)
@@ -19,14 +26,14 @@ class OffenceError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """What one run did."""
+    """The operations of one run."""
 
     graph: fx.Graph
-    """It returns the flat list of what the model returned."""
+    """The graph; it returns the flat list of outputs."""
     structure: pytree.TreeSpec
-    """The structure of what the model returned."""
+    """The pytree structure of the model's output."""
     constants: Mapping[str, Tensor]
-    """Tensors that no recorded call made, by the names under which the graph reads them."""
+    """Tensors that no recorded call created, by their attribute names in the graph."""
     entered: tuple[str, ...]
     """Paths of the modules whose code was recorded."""
     notes: tuple[str, ...] = ()

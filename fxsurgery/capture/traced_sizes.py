@@ -1,8 +1,8 @@
-"""Numbers that remember how forward computed them from the sizes of tensors.
+"""Numbers that record how forward computes them from tensor sizes.
 
-While a model is recorded, `x.shape` gives `TracedInt`s: what Python computes from them becomes nodes of the
-graph, so `x.view(n, h * w)` holds for every `h` and `w`. What they are written down on, and what happens where
-Python needs the plain value, is `fxsurgery.capture.size_tape`.
+While a model is recorded, `x.shape` returns `TracedInt`s. Python computations with them become nodes of the graph, so
+`x.view(n, h * w)` holds for every `h` and `w`. `fxsurgery.capture.size_tape` records them, and creates a guard where
+Python needs the plain value.
 """
 
 import math
@@ -18,37 +18,37 @@ from typing_extensions import override
 
 
 class Tape(Protocol):
-    """What traced numbers are written down on."""
+    """Interface of the tape that traced numbers are recorded on."""
 
     is_open: bool
 
     def compute(self, function: Callable[..., Any], *operands: Any) -> Any:
-        """Return `function(*operands)`, traced."""
+        """Return `function(*operands)` as a traced number."""
 
     def decide(self, function: Callable[..., Any], *operands: Any) -> bool:
-        """Return the truth value of a comparison, which becomes a branch guard."""
+        """Return the truth value of a comparison and record it as a branch guard."""
 
     def pin(self, number: "Traced") -> Any:
-        """Return the plain value of `number`, which becomes an exact guard."""
+        """Return the plain value of `number` and record it as an exact guard."""
 
-    def show(self, number: "Traced") -> Any:
-        """Return the plain value of `number`, to be written into a text."""
+    def format_value(self, number: "Traced") -> Any:
+        """Return the plain value of `number` for use in a text, and record a text guard."""
 
 
-def simple(value: Any) -> Any:
-    """A number of a plain type, where its type is derived from that: NumPy's floats, members of an IntEnum."""
+def to_builtin(value: Any) -> Any:
+    """Return a number as a builtin int or float if its type is derived from one (NumPy floats, IntEnum members)."""
     if isinstance(value, float):
         return float(value)
     return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def is_traced(value: object) -> "TypeGuard[Traced]":
-    """Whether `value` is a traced number."""
+    """Return True if `value` is a traced number."""
     return type(value) is TracedInt or type(value) is TracedFloat
 
 
 def plain(value: Any) -> Any:
-    """Return `value` with plain numbers for the traced ones in it; no guard is recorded."""
+    """Return `value` with traced numbers in it replaced by plain ones; records no guard."""
     if is_traced(value):
         return value.value_of
     if type(value) is slice:
@@ -67,7 +67,7 @@ def _plain_leaf(leaf: Any) -> Any:
 
 
 class Traced:
-    """What traced ints and floats share; they behave as the plain numbers of their type do."""
+    """Common base of traced ints and floats; they behave like plain numbers of their type."""
 
     value_of: Any
     node_of: fx.Node
@@ -80,13 +80,13 @@ class Traced:
     @property  # type: ignore[misc]
     @override
     def __class__(self) -> type:
-        """The plain type, so that `isinstance(n, int)` holds as it does without us."""
+        """The plain type, so that `isinstance(n, int)` holds as usual."""
         return self.plain_type
 
     @property
     def node(self) -> Any:
-        """The value as torch's C++ code reads it."""
-        return _Guarded(self)
+        """The `SymNode` that torch's C++ code reads the value from."""
+        return _GuardingNode(self)
 
     def __bool__(self) -> bool:
         return self.tape.decide(operator.ne, self, 0)
@@ -100,18 +100,18 @@ class Traced:
 
     @override
     def __repr__(self) -> str:
-        return repr(self.tape.show(self))
+        return repr(self.tape.format_value(self))
 
     @override
     def __str__(self) -> str:
-        return str(self.tape.show(self))
+        return str(self.tape.format_value(self))
 
     @override
     def __format__(self, spec: str) -> str:
-        return format(self.tape.show(self), spec)
+        return format(self.tape.format_value(self), spec)
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
-        """The plain value as NumPy's functions read it."""
+        """Return the plain value for NumPy functions."""
         del copy
         return np.asarray(self.tape.pin(self), dtype)
 
@@ -133,7 +133,7 @@ class Traced:
 
 
 class TracedInt(Traced, torch.SymInt):  # type: ignore[override]  # `node` is read only
-    """An int read from a shape or computed from one; a `torch.SymInt`, so that every torch function takes it."""
+    """An int read from a shape or computed from one; a `torch.SymInt`, so that every torch function accepts it."""
 
     plain_type = int
 
@@ -160,7 +160,7 @@ class TracedInt(Traced, torch.SymInt):  # type: ignore[override]  # `node` is re
 
 
 class TracedFloat(Traced, torch.SymFloat):  # type: ignore[override]  # `node` is read only
-    """A float computed from sizes: `h / 16`, `n ** 0.5`."""
+    """A float computed from sizes, such as `h / 16` or `n ** 0.5`."""
 
     plain_type = float
 
@@ -174,12 +174,12 @@ class TracedFloat(Traced, torch.SymFloat):  # type: ignore[override]  # `node` i
 
     @override
     def is_integer(self) -> bool:
-        """Return whether the value is whole, as `float.is_integer` does."""
+        """Return True if the value is integral, as `float.is_integer` does."""
         return self.tape.decide(operator.eq, self.tape.compute(operator.mod, self, 1), 0)
 
 
-class _Guarded:
-    """The value of a traced number as torch's C++ code reads it; each read is an exact guard."""
+class _GuardingNode:
+    """The node through which torch's C++ code reads a traced number; each read records an exact guard."""
 
     def __init__(self, number: Traced) -> None:
         self._number = number
@@ -209,7 +209,7 @@ class _Guarded:
 
 
 def _tape_of(number: Traced, other: Any) -> Tape:
-    """The recording that still goes on, of those that two operands come from."""
+    """Return the tape that is still open, of those of two operands."""
     return other.tape if is_traced(other) and not number.tape.is_open else number.tape
 
 
@@ -239,7 +239,7 @@ def _comparison(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
 
 
 def _install() -> None:
-    """Give the classes the methods of numbers, each of which records what it computes."""
+    """Add the methods of numbers to the classes; each records what it computes."""
     for name in "add sub mul truediv floordiv mod pow and or xor lshift rshift".split():
         function = getattr(operator, f"__{name}__")
         setattr(Traced, f"__{name}__", _binary(function))

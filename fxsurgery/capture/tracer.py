@@ -1,9 +1,9 @@
-"""Symbolic tracing that refuses what torch.fx would drop or bake in without a word.
+"""Symbolic tracing that raises for everything that torch.fx would silently drop or bake in.
 
-torch.fx inlines a module by running its `forward` on proxies. Whatever acts on the surroundings and not on a
-tensor leaves no node: a `no_grad` or autocast region, the backward of an `autograd.Function`, a hook, the
-value of `self.training` at that moment. The first three are met while nodes are made, and raise here; hooks
-are looked up before a module is entered; small modules that read `self.training` stay whole.
+torch.fx inlines a module by running its `forward` on proxies. Effects on the surroundings instead of on a tensor
+create no node: a `no_grad` or autocast region, the backward of an `autograd.Function`, a hook, the current value of
+`self.training`. The first two are detected when nodes are created; hooks are looked up before a module is entered;
+small modules that read `self.training` are kept as leaves.
 """
 
 import inspect
@@ -26,14 +26,14 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 def constructors() -> tuple[Callable[..., object], ...]:
-    """The functions that make a tensor of a size; torch.fx cannot see a traced size in them unless they are wrapped."""
+    """Return the functions that create a tensor of a given size; torch.fx sees traced sizes in them only if wrapped."""
     made = (spelling for o in registry.operators() if o.creates for spelling in registry.spellings(o))
     functions: list[Callable[..., object]] = [s.key for s in made if s.form == "function"]
     return tuple(f for f in functions if getattr(torch, f.__name__, None) is f)
 
 
 class UntraceableError(Exception):
-    """Tracing met something that it would lose. The traceback tells where; `remedy` what to do."""
+    """Tracing would lose something. The traceback shows where; `remedy` says what to do."""
 
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(what)
@@ -41,7 +41,7 @@ class UntraceableError(Exception):
 
 
 class CaptureTracer(fx.Tracer):
-    """Traces one model on a number of positional inputs, and remembers which modules it went into."""
+    """Traces a model with a given number of positional inputs, and records which modules it entered."""
 
     proxy_buffer_attributes = True
 
@@ -52,20 +52,20 @@ class CaptureTracer(fx.Tracer):
         self._leaf_modules = leaf_modules
         self._surroundings = _surroundings()
         self.entered: list[str] = []
-        """Paths of the modules that are inlined, in the order of their calls; "" is the model itself."""
+        """Paths of the inlined modules in call order; "" is the model itself."""
         self.inside: list[str] = []
-        """Paths of the modules now being called, outermost first; after an error, where it happened."""
+        """Paths of the modules being called, outermost first; after an error, the last one is where it happened."""
 
     @override
     def trace(
         self, root: nn.Module | Callable[..., object], concrete_args: dict[str, object] | None = None
     ) -> fx.Graph:
-        """The graph of `root`, which is let go afterwards. Other threads run their modules as ever."""
+        """Return the graph of `root`, without keeping a reference to it; other threads are not affected."""
         try:
             with tracing_in_this_thread():
                 return super().trace(root, concrete_args)
         finally:
-            # torch.fx leaves a closure behind that holds itself and this tracer.
+            # torch.fx leaves a closure in a reference cycle with this tracer.
             self.root, self.tensor_attrs, self.submodule_paths = nn.Module(), {}, None
 
     @override
@@ -77,7 +77,7 @@ class CaptureTracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., object], is_module: bool, concrete_args: object = None
     ) -> tuple[Callable[..., object], list[object]]:
-        # Defaults of arguments beyond the examples stay defaults: they never become placeholders.
+        # Arguments beyond the example inputs keep their defaults and never become placeholders.
         del is_module, concrete_args
         refuse_hooks(self.root, "")
         self.entered.append("")
@@ -106,7 +106,7 @@ class CaptureTracer(fx.Tracer):
 
     @override
     def create_arg(self, a: Any) -> fx.node.Argument:
-        # The code of a graph cannot name NumPy's types.
+        # Generated code cannot refer to NumPy's types.
         return super().create_arg(a.item() if isinstance(a, np.generic) else a)
 
     @override
@@ -129,15 +129,15 @@ class CaptureTracer(fx.Tracer):
         for name, state in _surroundings().items():
             if state != self._surroundings[name]:
                 raise UntraceableError(
-                    f"the forward pass enters a region of {name}, which tracing would silently drop",
-                    "Take it out of forward (to freeze a part, set requires_grad=False on its parameters)",
+                    f"forward enters a region of {name}, which tracing would silently drop",
+                    "Remove it from forward (to freeze a part, set requires_grad=False on its parameters)",
                 )
 
 
 def is_leaf(module: nn.Module, leaf_modules: tuple[type[nn.Module], ...]) -> bool:
-    """Whether a module is one node of the graph: torch's own layers, and what cannot be looked into.
+    """Return True if a module becomes one node of the graph: torch's own layers, and modules that cannot be traced.
 
-    Attention and transformer layers of torch are looked into, where what they do can be written out.
+    Attention and transformer layers of torch are traced if their computation can be expressed as operations.
     """
     if isinstance(module, (*leaf_modules, torch.jit.ScriptModule)) or is_parametrized(module):
         return True
@@ -145,8 +145,8 @@ def is_leaf(module: nn.Module, leaf_modules: tuple[type[nn.Module], ...]) -> boo
         return not is_plain(module) or any(getattr(module, kind) for kind in HOOKS)
     if isinstance(module, COMPOSED):
         return False
-    torchs = type(module).__module__.startswith(("torch.nn", "torch.ao.nn"))
-    return torchs or (_is_stateless(module) and reads_training(module))
+    is_torch_layer = type(module).__module__.startswith(("torch.nn", "torch.ao.nn"))
+    return is_torch_layer or (_is_stateless(module) and reads_training(module))
 
 
 COMPOSED = (
@@ -157,7 +157,11 @@ COMPOSED = (
 
 
 def refuse_hooks(module: nn.Module, path: str) -> None:
-    """Raise where a module that is about to be inlined carries hooks."""
+    """Raise if a module that is about to be inlined has hooks.
+
+    Raises:
+        UntraceableError: it names the kinds of hooks.
+    """
     hooks: list[dict[int, RemovableHandle]] = [getattr(module, kind) for kind in HOOKS]
     if any(hooks):
         where = f"`{path}`" if path else "the model itself"
@@ -169,7 +173,7 @@ def refuse_hooks(module: nn.Module, path: str) -> None:
 
 
 def reads_training(module: nn.Module) -> bool:
-    """Whether the module's `forward` reads an attribute called `training`."""
+    """Return True if the module's `forward` reads an attribute named `training`."""
     code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
     return isinstance(code, CodeType) and any("training" in part.co_names for part in _code_parts(code))
 

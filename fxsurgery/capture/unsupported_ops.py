@@ -1,4 +1,4 @@
-"""Torch calls that no graph can repeat, and what to do about each."""
+"""Torch calls that a graph cannot repeat, and the remedy for each."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,35 +10,35 @@ from torch.utils import _pytree as pytree
 from fxsurgery.ops import registry
 
 UNREGISTERED = (
-    "a module or parameter is used that is not registered in the model",
-    "Keep it as an attribute, in nn.ModuleList or in nn.ParameterList, not in a plain list",
+    "a module or parameter is used that is not registered with the model",
+    "Store it as an attribute, or in nn.ModuleList or nn.ParameterList instead of a plain list",
 )
-"""What a tensor tells that is a parameter and has no name."""
+"""The fact and remedy for a parameter without a name."""
 
 
 def unrepeatable(func: Any, name: str, args: tuple[Any, ...]) -> tuple[str, str] | None:
-    """Why a call of `func` cannot be a node, and what to do; `None` where it can."""
+    """Return why a call of `func` cannot be a node, and the remedy; None if it can."""
     operator = registry.of_function(func) or registry.of_method(name)
-    if operator is not None and operator.refused is not None:
-        return operator.refused.what, operator.refused.remedy
-    # To ask for the gradient of a value changes nothing of what is computed.
-    asks = name == "requires_grad_" or (name == "__set__" and func.__self__.__name__ == "requires_grad")
-    asks = asks and (len(args) == 1 or args[1] is True)
-    if name in {"__set__", "requires_grad_"} and not asks:
-        return f"Tensor.{name} is called, which acts on the tensor's own state", "Make a new tensor"
+    if operator is not None and operator.unsupported is not None:
+        return operator.unsupported.what, operator.unsupported.remedy
+    # Requesting the gradient of a value does not change what is computed.
+    only_requests = name == "requires_grad_" or (name == "__set__" and func.__self__.__name__ == "requires_grad")
+    only_requests = only_requests and (len(args) == 1 or args[1] is True)
+    if name in {"__set__", "requires_grad_"} and not only_requests:
+        return f"Tensor.{name} is called, which changes the tensor's own state", "Create a new tensor"
     return None
 
 
 def sized_by_values(name: str, args: tuple[Any, ...]) -> bool:
-    """Whether the size of a call's result depends on values: a mask picks, or non-zeros are looked for."""
+    """Return True if the size of a call's result depends on values, as with boolean masks and nonzero."""
     if name == "__getitem__":
         return any(isinstance(x, Tensor) and x.dtype is torch.bool for x in pytree.tree_leaves(args[1]))
     operator = registry.of_method(name)
     picks = operator is not None and operator.sized_by_values
-    return picks or name == "nms" or (name == "where" and len(args) == 1)  # torchvision's is known by its name alone
+    return picks or name == "nms" or (name == "where" and len(args) == 1)  # nms is torchvision's, known by name only
 
 
-def goes_over(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call gives each entry along the first dim of a tensor, as a loop over it does."""
+def iterates(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Return True if a call returns each entry along the first dim of a tensor, as a loop over it does."""
     dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
     return name == "__iter__" or (name == "unbind" and dim == 0)

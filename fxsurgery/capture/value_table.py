@@ -1,4 +1,4 @@
-"""Which node of a graph gives each value that Python holds while the graph is recorded."""
+"""Table of the node that produces each Python value while a graph is recorded."""
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
@@ -9,48 +9,52 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxsurgery.capture.outputs import CONSTANTS
+from fxsurgery.capture.outputs import CONSTANT_TYPES
 from fxsurgery.capture.size_tape import SizeTape
-from fxsurgery.capture.trace import OffenceError
+from fxsurgery.capture.trace import UnsupportedCodeError
 from fxsurgery.capture.traced_sizes import is_traced, plain
 from fxsurgery.capture.unsupported_ops import UNREGISTERED
 
 
 class ValueTable:
-    """The values of one run, each with the node that gives it.
+    """The values of one run, each with the node that produces it.
 
     Args:
-        graph: what is being recorded.
-        model: what runs; its parameters and buffers are read by name.
-        made: called with each new node.
-        inside: gives the path of the module that is running.
-        tape: records what is computed from sizes; `None` where sizes are plain numbers.
+        graph: the graph being recorded.
+        model: the running model; its parameters and buffers are read by name.
+        on_node: called with each new node.
+        module_path: returns the path of the running module.
+        tape: records computations with sizes; None if sizes are plain numbers.
     """
 
     def __init__(
         self,
         graph: fx.Graph,
         model: nn.Module,
-        made: Callable[[fx.Node], fx.Node],
-        inside: Callable[[], str],
+        on_node: Callable[[fx.Node], fx.Node],
+        module_path: Callable[[], str],
         tape: SizeTape | None,
     ) -> None:
         self.constants: dict[str, Tensor] = {}
-        """Tensors that no recorded call made, by the names under which the graph reads them."""
-        self._graph, self._made, self._inside, self._tape = graph, made, inside, tape
+        """Tensors that no recorded call created, by their attribute names in the graph."""
+        self._graph, self._on_node, self._module_path, self._tape = graph, on_node, module_path, tape
         self._named: dict[int, str] = {}
         for name, tensor in state_of(model):
             self._named.setdefault(id(tensor), name)
         self._nodes: dict[int, fx.Node] = {}
-        self._makers: dict[int, str] = {}
+        self._producers: dict[int, str] = {}
         self._alive: list[object] = []
 
     def is_named(self, tensor: Tensor) -> bool:
-        """Whether a tensor was a parameter or buffer of the model before the run."""
+        """Return True if a tensor was a parameter or buffer of the model before the run."""
         return id(tensor) in self._named
 
     def node_for(self, value: Any) -> Any:
-        """`value` with nodes for what the graph made."""
+        """Return `value` with nodes in place of everything that the graph produces.
+
+        Raises:
+            UnsupportedCodeError: it contains a value that no node can stand for.
+        """
         if is_traced(value) or isinstance(value, np.generic):
             return self._number(value)
         if id(value) in self._nodes:
@@ -59,16 +63,16 @@ class ValueTable:
             return self._named_tensor(value)
         if isinstance(value, (list, tuple, dict, slice)) or type(value) in pytree.SUPPORTED_NODES:
             return self._nested(value)
-        if isinstance(value, CONSTANTS):
+        if isinstance(value, CONSTANT_TYPES):
             return value
         if hasattr(value, "__index__") and not isinstance(value, nn.Module):
             return int(value)
-        what = f"a {type(value).__name__} is handed to a torch function or a module that is kept whole"
-        raise OffenceError(self._makers.get(id(value), self._inside()), what)
+        what = f"a {type(value).__name__} is passed to a torch function or to a leaf module"
+        raise UnsupportedCodeError(self._producers.get(id(value), self._module_path()), what)
 
     def _number(self, value: Any) -> Any:
         if isinstance(value, np.generic):
-            return value.item()  # the code of a graph cannot name NumPy's types
+            return value.item()  # generated code cannot refer to NumPy's types
         return plain(value) if self._tape is None else self._tape.operand(value)
 
     def _nested(self, value: Any) -> Any:
@@ -89,15 +93,13 @@ class ValueTable:
         name = self._named.get(id(tensor))
         if name is None:
             if isinstance(tensor, nn.Parameter):
-                raise OffenceError(self._inside(), *UNREGISTERED)
+                raise UnsupportedCodeError(self._module_path(), *UNREGISTERED)
             if tensor.requires_grad:
-                what = (
-                    "a tensor with gradients is made by no call that can be recorded (torch.func, a tensor subclass?)"
-                )
-                raise OffenceError(self._makers.get(id(tensor), self._inside()), what)
+                what = "no recorded call creates a tensor with gradients that is used (torch.func, a tensor subclass?)"
+                raise UnsupportedCodeError(self._producers.get(id(tensor), self._module_path()), what)
             name = f"_constant_{len(self.constants)}"
             self.constants[name] = tensor
-        # At the top: a constant that is written to in place must be read once.
+        # At the top of the graph: a constant that is modified in place must be read only once.
         self._alive.append(tensor)
         with self._graph.inserting_after(self._last_input()):
             node: fx.Node = self._graph.create_node("get_attr", name)
@@ -109,8 +111,8 @@ class ValueTable:
         return inputs[-1]
 
     def bind(self, value: Any, node: fx.Node) -> None:
-        """Let `value`, and what is in it, be what `node` gives."""
-        if isinstance(value, CONSTANTS):
+        """Bind `value`, and everything in it, to what `node` produces."""
+        if isinstance(value, CONSTANT_TYPES):
             return
         self._nodes[id(value)] = node
         self._alive.append(value)
@@ -124,18 +126,18 @@ class ValueTable:
         else:
             read, parts = getattr, getattr(value, "__dict__", {})
         for key, part in parts.items():
-            if not isinstance(part, CONSTANTS):
-                self.bind(part, self._made(self._graph.call_function(read, (node, key))))
+            if not isinstance(part, CONSTANT_TYPES):
+                self.bind(part, self._on_node(self._graph.call_function(read, (node, key))))
 
-    def remember(self, out: Any, path: str) -> None:
-        """Note what no recorded call made: only its module, kept whole, could give it to a graph."""
+    def remember_producer(self, out: Any, path: str) -> None:
+        """Remember which module produced unrecorded values: only as a leaf can it pass them to a graph."""
         for leaf in pytree.tree_leaves(out):
-            if not isinstance(leaf, CONSTANTS) and id(leaf) not in self._nodes and id(leaf) not in self._named:
-                self._makers.setdefault(id(leaf), path)
+            if not isinstance(leaf, CONSTANT_TYPES) and id(leaf) not in self._nodes and id(leaf) not in self._named:
+                self._producers.setdefault(id(leaf), path)
                 self._alive.append(leaf)
 
 
 def state_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The parameters and buffers of a model, by every name."""
+    """Yield the parameters and buffers of a model, under every name."""
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)

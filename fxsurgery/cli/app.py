@@ -20,7 +20,9 @@ SUMMARIES = {
     "bench": "Measure the latency of one sample, models side by side, through ONNX Runtime.",
     "export": "Export a result, or any model, to ONNX, and check the file against PyTorch.",
 }
-"""The first paragraph of what each command tells of itself."""
+"""First paragraph of the help of each command."""
+ANNOUNCED = {"demo": "importing PyTorch"}
+"""What to print before a command is imported, which takes seconds."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -72,8 +74,10 @@ class LazyCommand(TyperCommand):
         return typer.main.get_command(alone)
 
     @override
-    def make_context(self, *args: Any, **options: Any) -> Any:
-        return self.loaded().make_context(*args, **options)
+    def make_context(self, info_name: str | None, arguments: list[str], *args: Any, **options: Any) -> Any:
+        if self.name in ANNOUNCED and not {"-h", "--help"} & set(arguments):
+            typer.echo(ANNOUNCED[self.name], err=True)
+        return self.loaded().make_context(info_name, arguments, *args, **options)
 
 
 def _listed() -> None:

@@ -53,7 +53,9 @@ def bench(  # noqa: PLR0913 -- what can be said, each by a flag  # noqa: PLR0917
         if _are_files(what):
             report = _of_files(what, device, options, member)
         else:
-            report = member_of(_saved(what, original), member).benchmark(device, **options)
+            report = member_of(_saved(what, original), member).benchmark(
+                device, rounds=rounds, seconds=seconds, threads=threads, seed=seed
+            )
     give(report.to_dict() if as_json else report, as_json=as_json)
 
 

@@ -51,6 +51,10 @@ class FlagNames(ArgumentNames):
         return f"{flag(owner)} {name}={value}"
 
     @override
+    def command(self, name: str) -> str:
+        return f"fxsurgery {name}"
+
+    @override
     def usage(self, line: str, *names: str, call: bool = False) -> str:
         if names == ("example_inputs",):
             return "--example-shape 3,224,224, once for each input"

@@ -37,7 +37,7 @@ from fxsurgery.deploy.transforms import ToFloat16
 from fxsurgery.errors import ExportError, SpecError, reason_of
 from fxsurgery.example_inputs import ExampleInputs
 from fxsurgery.files import require_plain
-from fxsurgery.option_types import FilePath, checked
+from fxsurgery.option_types import FilePath, check_fields, checked
 from fxsurgery.seeding import seeded
 from fxsurgery.specs import parse_spec
 from fxsurgery.surroundings import plain_surroundings
@@ -72,6 +72,7 @@ class Chain:
     steps: tuple[DeployStep, ...]
 
     def __post_init__(self) -> None:
+        check_fields(self, SpecError)
         first, *rest = self.steps or (None,)
         between = rest[:-1] if rest and isinstance(rest[-1], Measure) else rest
         middle_ones = all(isinstance(step, FileStep) and not isinstance(step, Export) for step in between)

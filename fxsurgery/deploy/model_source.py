@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from fxsurgery.argument_names import named
 from fxsurgery.batch_layout import Statement, as_stated, by_running
 from fxsurgery.deploy.random_inputs import kept_values
 from fxsurgery.deploy.tensor_names import input_names, output_names
@@ -47,7 +48,7 @@ class Source:
         frozen = frozen_copy(model)
         inputs = frozen_inputs(frozen, example_inputs, example_kwargs)
         if not inputs.tensors:
-            raise ExportError("example_inputs= holds no tensor; pass at least one, such as example_inputs=(x,)")
+            raise ExportError(f"{named('example_inputs')} holds no tensor; pass at least one")
         inputs = located(frozen, inputs, batch_dims)
         kept = kept_values(inputs, partial(outputs_of, frozen))
         return cls(frozen, inputs, kept, tuple(input_names(frozen, inputs)))

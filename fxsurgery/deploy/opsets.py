@@ -2,6 +2,7 @@
 
 import functools
 
+from fxsurgery.argument_names import assigned
 from fxsurgery.errors import ExportError
 
 _IR_VERSION = 8
@@ -26,9 +27,9 @@ def require_opset(opset: int | None, exporter: str, *, runs: bool) -> None:
     if exporter == "legacy":
         newest = min(newest, newest_legacy)
     if not oldest <= opset <= newest:
-        which = "" if exporter == "auto" else f" with exporter={exporter!r}"
+        which = "" if exporter == "auto" else f" with {assigned('exporter', exporter)}"
         raise ExportError(
-            f"opset={opset} is not supported{which}: pass one from {oldest} to {newest}, or leave opset= out"
+            f"{assigned('opset', opset)} is not supported{which}; pass one from {oldest} to {newest}, or leave it out"
         ).at("opset")
 
 

@@ -20,7 +20,8 @@ from fxsurgery.deploy.latency_report import LatencyReport
 from fxsurgery.deploy.model_source import frozen_copy, frozen_inputs, outputs_of
 from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.targets import Target, compare_on, resolve_target
-from fxsurgery.errors import ExportError
+from fxsurgery.errors import DeviceError, ExportError
+from fxsurgery.option_types import checked
 from fxsurgery.program import Program
 
 ORIGINAL, CANDIDATE = "original", "candidate"
@@ -100,6 +101,7 @@ class Timer:
             return _first_that_runs(programs, pace.exporters, write, self.target, options)
 
 
+@checked(DeviceError)
 def compare_programs(programs: Mapping[str, Program], device: str, options: Mapping[str, Any]) -> LatencyReport:
     """Measure programs side by side on one sample, each checked against PyTorch; the first is what others compare to.
 

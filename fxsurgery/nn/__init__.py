@@ -1,1 +1,1 @@
-"""Modules of ours that live in a graph: gates, elastic layers."""
+"""Modules that this package inserts into graphs: gates and elastic layers."""

@@ -1,10 +1,10 @@
-"""Channel gates: what stands in the graph while a search decides which units stay (DNAL, SS layer).
+"""Channel gates: modules in the graph while a search decides which units to keep (DNAL, SS layer).
 
-    y = x * sigmoid(delta * s)        per unit, s = 0 at the start, delta a buffer that grows
+    y = x * sigmoid(delta * s)        per unit; s starts at 0, delta is a buffer that grows
 
-One `GateVector` holds s for every unit of the program and runs once a forward; a `GateApply` multiplies
-its share in at the input of each channel-mixing consumer, after everything pointwise, so that gate 0 is
-the removal of the channel whatever activation or offset comes before.
+One `GateVector` holds s for every unit of the program and runs once per forward. A `GateApply` multiplies the gates of
+its channels in at the input of each channel-mixing consumer, after all pointwise operations, so that gate 0 equals the
+removal of the channel whatever activation or offset comes before.
 """
 
 from typing import Literal
@@ -17,10 +17,14 @@ Mode = Literal["off", "soft", "hard"]
 
 
 class GateVector(nn.Module):
-    """The gates of all units: (1 + units,); entry 0 belongs to what is never gated and is 1."""
+    """The gates of all units, of shape (1 + units,); entry 0 belongs to channels that are never gated and is 1.
+
+    Args:
+        units: number of units.
+    """
 
     sharpness: Tensor
-    """delta, a scalar."""
+    """The scalar delta."""
 
     def __init__(self, units: int) -> None:
         super().__init__()
@@ -30,7 +34,7 @@ class GateVector(nn.Module):
 
     @override
     def forward(self) -> Tensor:
-        """The gates under the current mode: all 1 (off), sigmoid (soft), or 0 and 1 (hard)."""
+        """Return the gates in the current mode, shape (1 + units,): all 1 (off), sigmoid (soft), or 0 and 1 (hard)."""
         if self.mode == "off":
             gates = torch.ones_like(self.logits)
         elif self.mode == "hard":
@@ -45,10 +49,15 @@ class GateVector(nn.Module):
 
 
 class GateApply(nn.Module):
-    """Multiply the gates of its channels in, along one dim."""
+    """Multiplies an activation by the gates of its channels, along one dim.
+
+    Args:
+        index: entry of the gate vector for each channel, shape (channels,).
+        dim: the channel dim.
+    """
 
     index: Tensor
-    """(channels,) the entry of the gate vector for each channel."""
+    """Entry of the gate vector for each channel, shape (channels,)."""
 
     def __init__(self, index: Tensor, dim: int) -> None:
         super().__init__()
@@ -57,7 +66,12 @@ class GateApply(nn.Module):
 
     @override
     def forward(self, x: Tensor, gates: Tensor) -> Tensor:
-        """`x` with every channel times its gate."""
+        """Return `x` with every channel multiplied by its gate.
+
+        Args:
+            x: activation with the channels along `dim`.
+            gates: output of `GateVector`, shape (1 + units,).
+        """
         shape = [1] * x.dim()
         shape[self.dim] = -1
         return x * gates[self.index].reshape(shape).to(x.dtype)

@@ -1,4 +1,4 @@
-"""Operators: one declaration for each, with all its spellings and every fact that the rest of the package asks for.
+"""Operators: one declaration each, with all spellings and every fact that the rest of the package needs.
 
-`fxsurgery.ops.registry` says which operator a node calls, `fxsurgery.ops.operator` what a declaration holds.
+`fxsurgery.ops.registry` finds the operator that a node calls; `fxsurgery.ops.operator` defines a declaration.
 """

@@ -1,4 +1,4 @@
-"""Operators on the entries of several tensors, one by one under broadcasting."""
+"""Elementwise operators on several tensors, with broadcasting."""
 
 import torch
 
@@ -26,7 +26,7 @@ def _bitwise(dunder: str, sign: str, precedence: int, name: str) -> Operator:
 
 ADD = Operator(
     name="add",
-    fast_call=calls.joined(ATEN.add.Tensor),
+    fast_call=calls.elementwise(ATEN.add.Tensor),
     kind=Kind.ARITHMETIC,
     keeps_dtype=True,
     dunder="add",
@@ -41,7 +41,7 @@ SUB = Operator(
     reflected=(torch.rsub,),
     aten=("rsub",),
     cancels=True,
-    fast_call=calls.joined(ATEN.sub.Tensor),
+    fast_call=calls.elementwise(ATEN.sub.Tensor),
     infix=Infix("-", SUM),
 )
 MUL = Operator(
@@ -50,7 +50,7 @@ MUL = Operator(
     keeps_dtype=True,
     aliases=("multiply",),
     dunder="mul",
-    fast_call=calls.joined(ATEN.mul.Tensor),
+    fast_call=calls.elementwise(ATEN.mul.Tensor),
     infix=Infix("*", PRODUCT),
 )
 DIV = Operator(
@@ -60,7 +60,7 @@ DIV = Operator(
     dunder="truediv",
     keeps_dtype=True,
     cancels=True,
-    fast_call=calls.joined(ATEN.div.Tensor),
+    fast_call=calls.elementwise(ATEN.div.Tensor),
     infix=Infix("/", PRODUCT),
 )
 POW = Operator(name="pow", kind=Kind.ARITHMETIC, keeps_dtype=True, dunder="pow", infix=Infix("**", POWER))

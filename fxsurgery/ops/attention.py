@@ -1,4 +1,4 @@
-"""Attention, as one function or as a layer that is kept whole."""
+"""Attention as a function, and attention layers that are leaves of the graph."""
 
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch

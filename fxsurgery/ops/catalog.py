@@ -1,4 +1,4 @@
-"""Every operator that is declared; a declaration that is not listed here does not exist."""
+"""The list of all declared operators; a declaration that is not listed here has no effect."""
 
 from fxsurgery.ops import (
     arithmetic,

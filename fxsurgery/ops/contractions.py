@@ -77,7 +77,7 @@ CONVOLUTION = Operator(
     rule=parametric.convolution,
     macs=macs.convolution,
 )
-"""What convolutions of every rank run as, transposed ones too."""
+"""The ATen operation behind convolutions of every rank, including transposed ones."""
 
 
 def _product(name: str, count: macs.Macs | None = None, rule: Rule | None = None) -> Operator:

@@ -1,4 +1,4 @@
-"""Tensors made out of numbers, or of the sizes and type of another tensor."""
+"""Operators that create tensors from numbers, or with the size and dtype of another tensor."""
 
 from fxsurgery.ops.operator import Kind, Operator
 from fxsurgery.ops.rules.call import Rule

@@ -1,4 +1,4 @@
-"""What a declaration may say of an operator beside its spellings: plain data, read by analysis, passes and code."""
+"""Parts of an operator's declaration other than spellings: plain data for analysis, passes and code generation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ from torch import fx, nn
 
 @dataclass(frozen=True, slots=True)
 class OperandArgument:
-    """An argument of a call: by position or by name; a module has it as the attribute of the first name."""
+    """An argument of a call, given by position or keyword; a module stores it as the attribute `name`."""
 
     position: int
-    """Counted from the first input, which is 0."""
+    """Position, where the first input is 0."""
     name: str
     default: Any = None
     other_names: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every keyword under which PyTorch takes it."""
+        """Return every keyword that PyTorch accepts for it."""
         return (self.name, *self.other_names)
 
     def of_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:  # noqa: ANN401 -- an argument of any type
-        """Return its value in a call; the default where it is not given."""
+        """Return its value in a call, or the default if it is not given."""
         if 0 <= self.position < len(args):
             return args[self.position]
         return next((kwargs[name] for name in self.names if name in kwargs), self.default)
@@ -38,39 +38,39 @@ class OperandArgument:
         return getattr(module, self.name, self.default)
 
     def key(self, node: fx.Node) -> int | str:
-        """Return under which key `Editor.set_argument` replaces it: its position where it was given so."""
+        """Return the key for `Editor.set_argument`: the position if it was given by position, else the keyword."""
         if 0 <= self.position < len(node.args):
             return self.position
         return next((name for name in self.names if name in node.kwargs), self.name)
 
 
 Role = Literal["activation", "step", "identity"]
-"""Of a function of single entries: what networks put after a layer, a step of a formula, the identity in eval mode."""
+"""Role of a pointwise function: an activation after a layer, a step of a formula, or the identity in eval mode."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A tensor that weighs what an operator sums over."""
+    """The weight tensor of a contraction."""
 
     argument: OperandArgument
-    """Where a function call has it; a module keeps it as `weight`."""
+    """Argument of a function call; a module stores it as `weight`."""
     outputs: int | None
-    """Its dim with one entry for each output channel."""
+    """Dim of the output channels; None without one."""
     inputs: int | None
-    """Its dim with one entry for each input channel, of its group if there are groups."""
+    """Dim of the input channels, per group if there are groups; None without one."""
     bias: OperandArgument | None = None
     groups: OperandArgument | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The spatial windows of a convolution or pool."""
+    """The spatial windows of a convolution or pooling."""
 
     rank: int
-    """Spatial dims: 1, 2 or 3."""
+    """Number of spatial dims: 1, 2 or 3."""
     reduces: Literal["weighted sum", "average", "maximum", "power"]
     kernel: OperandArgument | None = None
-    """The window's size; `None` where the weight's shape has it, or the output's size chooses it."""
+    """Window size; None if the weight's shape or the output size determines it."""
     stride: OperandArgument | None = None
     padding: OperandArgument | None = None
     dilation: OperandArgument | None = None
@@ -79,66 +79,66 @@ class Window:
     divisor: OperandArgument | None = None
     returns_indices: OperandArgument | None = None
     output_size: OperandArgument | None = None
-    """Of an adaptive pool, whose windows follow from it."""
+    """Output size of an adaptive pooling, which determines its windows."""
     transposed: bool = False
 
     @property
     def is_adaptive(self) -> bool:
-        """Whether the output's size chooses the windows."""
+        """Return True for adaptive pooling, whose output size determines the windows."""
         return self.output_size is not None
 
 
 class SizeRule(StrEnum):
-    """How the arguments that hold sizes follow a tensor whose dims change."""
+    """How size arguments follow a tensor whose dims change."""
 
     SHAPE = "shape"
-    """One size a dim of the result: view, expand. Arguments: the sizes, as one sequence or one by one."""
+    """One size per dim of the result: view, expand. Arguments: the sizes, as one sequence or unpacked."""
     PIECES = "pieces"
     """Sizes of the pieces along a dim: split, chunk. Arguments: the sizes or their number, the dim."""
     INDEX = "index"
-    """An index, bounds included: `x[:, a:b]`. Arguments: the index."""
+    """An index with bounds: `x[:, a:b]`. Arguments: the index."""
     RANGE = "range"
-    """A part of one dim: narrow. Arguments: the dim, the start, the length."""
+    """A range of one dim: narrow. Arguments: the dim, the start, the length."""
     ENTRY = "entry"
-    """One entry of one dim: select. Arguments: the dim, the entry."""
+    """One entry of one dim: select. Arguments: the dim, the index."""
     UNFLATTENED = "unflattened"
-    """The sizes that one dim becomes. Arguments: the dim, the sizes."""
+    """The sizes that one dim is split into: unflatten. Arguments: the dim, the sizes."""
     PADDING = "padding"
-    """Entries added at both ends of the last dims. Arguments: the amounts."""
+    """Padding of the last dims. Arguments: the amounts."""
     NORMALIZED = "normalized"
-    """The sizes of the trailing dims. Arguments: the sizes."""
+    """The sizes of the trailing dims: layer norm. Arguments: the sizes."""
     GROUPS = "groups"
-    """The number of groups of channels. Arguments: the number."""
+    """The number of channel groups. Arguments: the number."""
     SCALE = "scale"
-    """A factor that depends on the last dim's size where it is not given. Arguments: the factor."""
+    """A factor whose default depends on the size of the last dim: attention. Arguments: the factor."""
     SHIFTS = "shifts"
-    """By how much entries go round along dims. Arguments: the shifts, the dims."""
+    """Shifts along dims: roll. Arguments: the shifts, the dims."""
 
 
 @dataclass(frozen=True, slots=True)
 class SizeArguments:
-    """The arguments of an operator that hold sizes, and how they follow its tensors."""
+    """The size arguments of an operator, and how they follow its tensors."""
 
     rule: SizeRule
     arguments: tuple[OperandArgument, ...]
     computed: bool = True
-    """Whether numbers that the graph computes are rewritten there as well as constants."""
+    """Whether sizes that the graph computes are rewritten too, not only constants."""
     needs_constants: bool = False
-    """Whether nothing is rewritten where one of the sizes is computed."""
+    """Whether nothing is rewritten if one of the sizes is computed by the graph."""
 
 
 @dataclass(frozen=True, slots=True)
 class Infix:
-    """An operator that Python writes between its two operands."""
+    """A binary operator of Python's syntax."""
 
     sign: str
     precedence: int
-    """Of Python's expression grammar: the higher, the tighter it binds."""
+    """Precedence in Python's grammar; a higher one binds more tightly."""
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """Why no graph can repeat a call, and what to write instead."""
+class Unsupported:
+    """Why a graph cannot contain a call, and what to write instead."""
 
     what: str
     remedy: str

@@ -1,21 +1,21 @@
-"""What hands values of a tensor to Python, or acts on a tensor's state: no graph can repeat it."""
+"""Operators that pass tensor values to Python, or change the state of a tensor; no graph can contain them."""
 
-from fxsurgery.ops.facets import Refused
+from fxsurgery.ops.facets import Unsupported
 from fxsurgery.ops.operator import Kind, Operator
 
-_NUMBER = Refused("a tensor value is converted to a Python number (item(), int(), float())", "Keep it a tensor")
-_NUMPY = Refused("NumPy is called on a tensor", "Use the torch function of the same name")
-_BRANCH_WORDS = "a Python branch depends on the value of a tensor"
-_BRANCH = Refused(_BRANCH_WORDS, "Write it with torch.where or torch.clamp")
+_NUMBER = Unsupported("a tensor value is converted to a Python number (item(), int(), float())", "Keep it a tensor")
+_NUMPY = Unsupported("NumPy is called on a tensor", "Use the equivalent torch function")
+_BRANCH_FACT = "a Python branch depends on the value of a tensor"
+_BRANCH = Unsupported(_BRANCH_FACT, "Write it with torch.where or torch.clamp")
 
 
-def _method(name: str, refused: Refused, *methods: str) -> Operator:
-    return Operator(name=name, kind=Kind.HOST, methods=methods, is_named=not methods, refused=refused)
+def _method(name: str, unsupported: Unsupported, *methods: str) -> Operator:
+    return Operator(name=name, kind=Kind.HOST, methods=methods, is_named=not methods, unsupported=unsupported)
 
 
 def _state(name: str) -> Operator:
-    refused = Refused(f"Tensor.{name} is called, which acts on the tensor's own state", "Make a new tensor")
-    return Operator(name=name, kind=Kind.HOST, refused=refused)
+    unsupported = Unsupported(f"Tensor.{name} is called, which changes the tensor's own state", "Create a new tensor")
+    return Operator(name=name, kind=Kind.HOST, unsupported=unsupported)
 
 
 DECLARED = (
@@ -25,10 +25,10 @@ DECLARED = (
     _method("array", _NUMPY, "__array__"),
     *(_method(name, _BRANCH) for name in ("equal", "allclose", "is_nonzero")),
     _method("truth", _BRANCH, "__bool__"),
-    _method("contains", Refused(_BRANCH_WORDS, "Write it with torch.isin and torch.where"), "__contains__"),
+    _method("contains", Unsupported(_BRANCH_FACT, "Write it with torch.isin and torch.where"), "__contains__"),
     _method(
         "format",
-        Refused("a tensor value is formatted as text", "Take the print or the message out of forward"),
+        Unsupported("a tensor value is formatted as text", "Remove the print or the message from forward"),
         "__format__",
     ),
     *map(_state, ("register_hook", "backward", "retain_grad", "set_", "share_memory_")),

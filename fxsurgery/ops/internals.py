@@ -1,4 +1,4 @@
-"""ATen operations that nobody writes: what PyTorch runs of its own accord, and what other libraries bring along."""
+"""ATen operations without a public function: those that PyTorch runs internally, and those of other libraries."""
 
 from fxsurgery.ops import macs
 from fxsurgery.ops.macs import Macs
@@ -75,6 +75,6 @@ WITHOUT_RULE = (
          "torchvision::nms torchvision::roi_align torchvision::roi_pool torchvision::ps_roi_align "
          "torchvision::ps_roi_pool"),
 )  # fmt: skip
-"""By kind: no MACs by the convention, and nothing is known of how labels pass."""
+"""Operations without counted MACs, for which label propagation is unknown, by kind."""
 
 DECLARED = (*CONTRACTIONS, COPIES, PRELU, *WITHOUT_RULE)

@@ -1,4 +1,4 @@
-"""Tensors beside each other or around: concatenation, stacking, padding."""
+"""Operators that join or extend tensors: concatenation, stacking, padding."""
 
 from functools import partial
 
@@ -40,7 +40,7 @@ PAD = Operator(
 
 
 def _mirrored(name: str, rank: int, module: type[nn.Module]) -> Operator:
-    """Padding with entries that are there, of the last dims."""
+    """Padding of the last dims with entries of the tensor itself."""
     return Operator(name=f"{name}{rank}d", kind=Kind.JOINING, modules=(module,), rank=rank, rule=windowed(rank))
 
 

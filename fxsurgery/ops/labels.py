@@ -1,8 +1,8 @@
-"""What is known of a tensor: along which dims its entries belong to which removable units.
+"""Labels of a tensor: which of its entries belong to which removable units.
 
-A tensor carries *planes*. A plane is an integer array with the tensor's number of dims, of size 1 along
-every dim on which the label does not depend; its entries are atoms. A conv's output (batch, channels,
-height, width) carries one plane of shape (1, channels, 1, 1).
+The labels of a tensor are *planes*. A plane is an integer array with as many dims as the tensor and size 1 along every
+dim on which the label does not depend; its entries are atoms (see `fxsurgery.ops.union_find`). The output of a
+convolution (batch, channels, height, width) has one plane of shape (1, channels, 1, 1).
 """
 
 from collections.abc import Sequence
@@ -13,39 +13,39 @@ from fxsurgery.ops.union_find import Ids
 
 @dataclass(slots=True)
 class Labels:
-    """The abstract value of one tensor: its shape and its planes, at most one for each dim in the end."""
+    """The abstract value of one tensor: its shape, and its planes, finally at most one per dim."""
 
     shape: tuple[int, ...]
     planes: list[Ids] = field(default_factory=list)
     version: int = -1
-    """The version of the atoms that the planes were last brought up to."""
+    """The version of the union-find up to which the planes are current."""
 
 
 def varying(plane: Ids) -> list[int]:
-    """The dims along which `plane` varies."""
+    """Return the dims along which `plane` varies."""
     return [dim for dim, size in enumerate(plane.shape) if size > 1]
 
 
 def is_vector(plane: Ids) -> bool:
-    """Whether `plane` varies along one dim at most."""
+    """Return True if `plane` varies along at most one dim."""
     return max(plane.shape, default=1) == plane.size
 
 
 def along(ids: Ids, dim: int, ndim: int) -> Ids:
-    """`ids` as a plane of `ndim` dims that varies along `dim` alone."""
+    """Return `ids` as a plane with `ndim` dims that varies along `dim` only."""
     return ids.reshape([-1 if d == dim else 1 for d in range(ndim)])
 
 
 def padded(plane: Ids, ndim: int) -> Ids:
-    """`plane` with leading dims of size 1, as broadcasting adds them."""
+    """Return `plane` with leading dims of size 1, as in broadcasting."""
     return plane.reshape([1] * (ndim - plane.ndim) + list(plane.shape))
 
 
 def first_along(plane: Ids, kept: Sequence[int]) -> Ids:
-    """The part of `plane` at index 0 of every dim but those `kept`."""
+    """Return `plane` at index 0 of every dim except those in `kept`."""
     return plane[tuple(slice(None) if d in kept else slice(0, 1) for d in range(plane.ndim))]
 
 
 def is_frozen(ids: Ids) -> bool:
-    """Whether roots `ids` are all frozen."""
+    """Return True if all `ids`, which must be roots, are frozen."""
     return not ids.any()

@@ -1,4 +1,4 @@
-"""The layers of PyTorch by what they compute, as the declarations have them: to build one, or to ask for its type."""
+"""PyTorch layer classes by function, taken from the declarations: to create a layer or to test its type."""
 
 from collections.abc import Callable, Mapping
 
@@ -11,7 +11,7 @@ from fxsurgery.ops import contractions, norms, pooling
 CONVOLUTIONS = tuple(operator.modules[0] for operator in contractions.CONVOLUTIONS)
 TRANSPOSED_CONVOLUTIONS = tuple(operator.modules[0] for operator in contractions.TRANSPOSED_CONVOLUTIONS)
 MIXING = (*contractions.LINEAR.modules, *CONVOLUTIONS)
-"""Layers whose weight is one matrix of outputs and inputs, or one for each tap."""
+"""Layer classes whose weight is a matrix of outputs and inputs, or one per kernel position."""
 BATCH_NORMS = tuple(kind for kind in norms.BATCH_NORM.modules[:3] if issubclass(kind, _BatchNorm))
 
 CONVOLUTION: Mapping[int, Callable[..., _ConvNd]] = dict(enumerate(CONVOLUTIONS, start=3))  # type: ignore[arg-type]
@@ -22,4 +22,4 @@ MAX_POOL: Mapping[int, Callable[..., nn.Module]] = {
     dims: operator.modules[0] for dims, operator in enumerate(pooling.MAXIMUM, start=3)
 }
 BATCH_NORM: Mapping[int, type[_BatchNorm]] = {2: BATCH_NORMS[0], **dict(enumerate(BATCH_NORMS, start=3))}
-"""By the number of dims of what a layer takes, the batch among them."""
+"""Layer class by the number of dims of its input, including the batch."""

@@ -1,4 +1,4 @@
-"""Entries that are picked or written by number or by value: embeddings, indexing, sorting."""
+"""Operators that select or write entries by index or value: embeddings, indexing, sorting."""
 
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
@@ -11,7 +11,7 @@ from fxsurgery.ops.rules.call import Rule
 
 _TABLE = Weight(OperandArgument(1, "weight"), outputs=1, inputs=None)
 
-# Under these names `torch` has functions that take the table first.
+# The functions with these names in `torch` take the table first.
 EMBEDDING = Operator(
     name="embedding",
     kind=Kind.LOOKUP,

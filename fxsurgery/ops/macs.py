@@ -1,6 +1,6 @@
-"""Multiply-accumulates of the ATen operations that contract: each takes the arguments and the first result.
+"""Multiply-accumulates (MACs) of ATen contractions, computed from the arguments and the first result.
 
-A MAC is one multiplication with its addition, so half of what `torch.utils.flop_counter` counts.
+One MAC is one multiplication with its addition, half of what `torch.utils.flop_counter` counts.
 """
 
 import math
@@ -14,7 +14,11 @@ Macs = Callable[[Args, Tensor], float]
 
 
 def product(left: int = 0) -> Macs:
-    """Return the MACs of a product whose left operand, with the summed dim last, stands at place `left`."""
+    """Return a counter for a matrix product.
+
+    Args:
+        left: position of the left operand, whose last dim is summed over.
+    """
 
     def count(args: Args, result: Tensor) -> float:
         return float(result.numel() * args[left].shape[-1])
@@ -23,12 +27,12 @@ def product(left: int = 0) -> Macs:
 
 
 def summed_product(args: Args, result: Tensor) -> float:
-    """Count `addbmm`: products of stacks of matrices, summed over the stack."""
+    """Count `addbmm`: a batched matrix product, summed over the batch."""
     return product(1)(args, result) * float(args[1].shape[0])
 
 
 def outer_product(args: Args, result: Tensor) -> float:
-    """Count `addr`: one MAC an entry."""
+    """Count `addr`: one MAC per entry."""
     del args
     return float(result.numel())
 
@@ -39,17 +43,17 @@ def linear(args: Args, result: Tensor) -> float:
 
 
 def convolution(args: Args, result: Tensor) -> float:
-    """Count a convolution that is told at place 6 whether it is transposed."""
+    """Count a convolution whose argument 6 says whether it is transposed."""
     return transposed_convolution(args, result) if args[6] else direct_convolution(args, result)
 
 
 def direct_convolution(args: Args, result: Tensor) -> float:
-    """Count a convolution: each output entry takes one kernel."""
+    """Count a convolution: one kernel per output entry."""
     return float(result.numel() * math.prod(args[1].shape[1:]))
 
 
 def transposed_convolution(args: Args, result: Tensor) -> float:
-    """Count a transposed convolution: each input entry takes one kernel."""
+    """Count a transposed convolution: one kernel per input entry."""
     del result
     return float(args[0].numel() * math.prod(args[1].shape[1:]))
 
@@ -60,7 +64,7 @@ def time_major_convolution(args: Args, result: Tensor) -> float:
 
 
 def attention(args: Args, result: Tensor) -> float:
-    """Count the two products of attention."""
+    """Count the two matrix products of attention."""
     del result
     query, key, value = args[:3]
     scores = math.prod(query.shape[:-1]) * key.shape[-2]
@@ -68,7 +72,7 @@ def attention(args: Args, result: Tensor) -> float:
 
 
 def trilinear(args: Args, result: Tensor) -> float:
-    """Count a bilinear form: the three factors, broadcast over the dims of each other, one MAC for each product."""
+    """Count a bilinear form: one MAC per product of its three factors after broadcasting."""
     del result
     sizes = [list(tensor.shape) for tensor in args[:3]]
     for size, expanded in zip(sizes, args[3:6], strict=True):
@@ -78,11 +82,11 @@ def trilinear(args: Args, result: Tensor) -> float:
 
 
 def recurrent(first: int, last: int | None) -> Macs:
-    """Return the MACs of a recurrent layer: each matrix is multiplied by once a step.
+    """Return a counter for a recurrent layer: each weight matrix is applied once per step.
 
     Args:
-        first: the place of its weights, each an argument; or of the list of all of them.
-        last: the place behind the last; `None` for a list.
+        first: position of the first weight argument, or of the list of all weights.
+        last: position after the last weight argument; None for a list.
     """
 
     def count(args: Args, result: Tensor) -> float:
@@ -95,7 +99,7 @@ def recurrent(first: int, last: int | None) -> Macs:
 
 
 def whole_attention(args: Args, result: Tensor) -> float:
-    """Count projections of query, key and value, the two products, and the projection of what comes out."""
+    """Count the input projections, the two products and the output projection of multi-head attention."""
     del result
     query, key = args[:2]
     width, rows, columns = args[3], query.numel() // query.shape[-1], key.numel() // key.shape[-1]
@@ -103,8 +107,8 @@ def whole_attention(args: Args, result: Tensor) -> float:
 
 
 def transformer_layer(args: Args, result: Tensor) -> float:
-    """Count attention and the perceptron behind it."""
+    """Count multi-head attention and the feed-forward network after it."""
     source, width = args[0], args[1]
     tokens = source.numel() // source.shape[-1]
-    perceptron = args[14].numel() + args[16].numel()
-    return whole_attention((source, source, source, width), result) + float(tokens * perceptron)
+    feed_forward = args[14].numel() + args[16].numel()
+    return whole_attention((source, source, source, width), result) + float(tokens * feed_forward)

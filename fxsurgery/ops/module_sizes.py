@@ -1,4 +1,4 @@
-"""The sizes that layers hold as attributes beside their tensors: one function a kind, which declarations name."""
+"""Size attributes of layers besides their tensors: one function per kind, referenced by the declarations."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,25 +9,25 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes that a module holds beside its tensors, where they changed."""
+    """Changed sizes of a module that its tensors do not determine; None for an unchanged one."""
 
     groups: int | None = None
     channels: int | None = None
     normalized: tuple[int, ...] | None = None
     unflattened: tuple[int, ...] | None = None
     rows: Tensor | None = None
-    """Which rows of a weight-normalized weight are left."""
+    """Indices of the remaining rows of a weight-normalized weight."""
 
     def __bool__(self) -> bool:
         return any(size is not None for size in (self.groups, self.channels, self.normalized, self.unflattened))
 
 
 SizeAttributes: TypeAlias = Callable[[Any, Sizes], Mapping[str, object]]
-"""The attributes of a module that hold sizes, by name, with the tensors that it now has and the sizes that changed."""
+"""Returns the size attributes of a module by name, given its current tensors and the changed sizes."""
 
 
 def linear(module: nn.Linear, sizes: Sizes) -> Mapping[str, object]:
-    """Return the numbers of features of a dense layer."""
+    """Return the numbers of features of a linear layer."""
     del sizes
     return {"out_features": module.weight.shape[0], "in_features": module.weight.shape[1]}
 
@@ -47,7 +47,7 @@ def transposed_convolution(module: Any, sizes: Sizes) -> Mapping[str, object]:  
 
 
 def statistics(module: Any, sizes: Sizes) -> Mapping[str, object]:  # noqa: ANN401 -- batch or instance norm
-    """Return the channels of a norm that has statistics for each."""
+    """Return the channels of a norm with per-channel statistics."""
     return {"num_features": sizes.channels or module.num_features}
 
 
@@ -57,12 +57,12 @@ def group_norm(module: nn.GroupNorm, sizes: Sizes) -> Mapping[str, object]:
 
 
 def trailing_norm(module: Any, sizes: Sizes) -> Mapping[str, object]:  # noqa: ANN401 -- layer or RMS norm
-    """Return the shape over which a norm runs."""
+    """Return the normalized shape of a norm over trailing dims."""
     return {"normalized_shape": sizes.normalized or module.normalized_shape}
 
 
 def unflatten(module: nn.Unflatten, sizes: Sizes) -> Mapping[str, object]:
-    """Return the sizes that a dim becomes."""
+    """Return the sizes that a dim is split into."""
     return {"unflattened_size": sizes.unflattened or module.unflattened_size}
 
 
@@ -85,7 +85,7 @@ def cell(module: Any, sizes: Sizes) -> Mapping[str, object]:  # noqa: ANN401 -- 
 
 
 def recurrent(module: nn.RNNBase, sizes: Sizes) -> Mapping[str, object]:
-    """Return the sizes of a recurrent layer, with those of its projection."""
+    """Return the sizes of a recurrent layer, including its projection."""
     del sizes
     inner, outer = module.get_parameter("weight_ih_l0"), module.get_parameter("weight_hh_l0")
     projected = getattr(module, "proj_size", 0) > 0

@@ -1,4 +1,4 @@
-"""Entries that keep their values: views, permutations, parts."""
+"""Operators that move entries without changing them: views, permutations, parts."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from fxsurgery.ops import module_sizes
 from fxsurgery.ops.facets import OperandArgument, SizeArguments, SizeRule
 from fxsurgery.ops.fast import calls, modules
-from fxsurgery.ops.fast.plain import FastCall
+from fxsurgery.ops.fast.meta_call import FastCall
 from fxsurgery.ops.operator import Kind, Operator
 from fxsurgery.ops.rules import movement as rules
 from fxsurgery.ops.rules.call import Rule
@@ -26,15 +26,15 @@ def moved(
     fast_call: FastCall | None = None,
     facts: str = "rearranges",
 ) -> Operator:
-    """Entries that go elsewhere; by rules that run the operation itself, none is computed.
+    """Return the declaration of an operator that moves entries, without computing anything if the rule is exact.
 
     Args:
-        name: of the operator.
+        name: name of the operator.
         aliases: other names.
-        rule: how labels follow.
-        aten: other names of its ATen operations.
-        fast_call: its shapes, without a run.
-        facts: which of `rearranges`, `picks` and `regroups` hold.
+        rule: how labels propagate.
+        aten: names of further ATen operations, separated by spaces.
+        fast_call: computes the result shapes without running the operation.
+        facts: which of `rearranges`, `picks` and `regroups` hold, separated by spaces.
     """
     return Operator(
         name=name,

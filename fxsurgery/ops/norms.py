@@ -1,4 +1,4 @@
-"""Normalization: by statistics over the batch, over groups of channels, or over the trailing dims."""
+"""Normalization with statistics over the batch, over groups of channels, or over trailing dims."""
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm

@@ -1,7 +1,8 @@
-"""One declaration for each operator: its spellings, and every fact about it that the package uses.
+"""The declaration of an operator: its spellings, and every fact about it that the package uses.
 
-An operator is what is computed; a spelling is how a program asks for it: a module (`nn.ReLU`), a function (`F.relu`,
-`torch.relu`, `operator.add`), a method (`x.relu()`), an attribute (`x.T`). What is true of one spelling is true of all.
+An operator is a computation; a spelling is one way to call it: a module (`nn.ReLU`), a function (`F.relu`,
+`torch.relu`, `operator.add`), a method (`x.relu()`), an attribute (`x.T`). A fact about the operator holds for all of
+its spellings.
 """
 
 from collections.abc import Callable
@@ -11,8 +12,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from fxsurgery.ops.facets import Infix, OperandArgument, Refused, Role, SizeArguments, Weight, Window
-from fxsurgery.ops.fast.plain import FastCall, FastModule
+from fxsurgery.ops.facets import Infix, OperandArgument, Role, SizeArguments, Unsupported, Weight, Window
+from fxsurgery.ops.fast.meta_call import FastCall, FastModule
 from fxsurgery.ops.macs import Macs
 from fxsurgery.ops.module_sizes import SizeAttributes
 from fxsurgery.ops.rules.call import Rule
@@ -21,48 +22,48 @@ Function = Callable[..., Any]
 
 
 class Kind(StrEnum):
-    """What an operator does to the entries of its inputs."""
+    """Kind of computation that an operator performs."""
 
     POINTWISE = "pointwise"
-    """A function of single entries of one tensor."""
+    """Elementwise function of one tensor."""
     ARITHMETIC = "arithmetic"
-    """Entries of several tensors meet one by one, under broadcasting."""
+    """Elementwise function of several tensors, with broadcasting."""
     CONTRACTION = "contraction"
-    """Sums products over a dim: convolutions, matrix products."""
+    """Sum of products over a dim: linear layers, convolutions, matrix products."""
     ATTENTION = "attention"
     NORM = "norm"
     POOLING = "pooling"
     RESAMPLING = "resampling"
-    """Values at other positions: interpolation, samples of a grid."""
+    """Values at other positions: interpolation, grid sampling."""
     MOVEMENT = "movement"
-    """Entries keep their values and change places; some may be left out or come several times."""
+    """Entries change places and keep their values; some may be dropped or repeated."""
     JOINING = "joining"
-    """Tensors beside each other or around: concatenation, stacking, padding."""
+    """Concatenation, stacking, padding."""
     REDUCTION = "reduction"
     SCAN = "scan"
-    """Each entry depends on the others of its dim: softmax, cumulative sums."""
+    """Each entry depends on others along a dim: softmax, cumulative sums."""
     LOOKUP = "lookup"
-    """Entries are picked, or written, by number or by value."""
+    """Entries are selected or written by index or value."""
     RECURRENT = "recurrent"
     RANDOM = "random"
     CREATION = "creation"
     TRANSFORM = "transform"
     """Fourier transforms, decompositions, solvers."""
     QUERY = "query"
-    """Sizes and types of a tensor, as Python values."""
+    """Sizes, dtype and other metadata of a tensor, as Python values."""
     FUSED = "fused"
-    """Several steps that PyTorch runs as one, of which nothing is known."""
+    """Several steps that PyTorch runs as one, without known facts."""
     HOST = "host"
-    """Hands values of a tensor to Python, or acts on its state: no graph can hold it."""
+    """Passes tensor values to Python or changes a tensor's state; no graph can contain it."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Operator:
     """An operator.
 
-    Everything under `name` and `aliases` in `torch`, `torch.nn.functional`, `torch.special` and `torch.Tensor` is a
-    spelling of it; so are the names with an underscore behind, which overwrite the first input. What is called
-    otherwise stands in `functions`, `methods` and `attributes`.
+    Everything named `name` or one of `aliases` in `torch`, `torch.nn.functional`, `torch.special` and `torch.Tensor` is
+    a spelling of it, and so are these names with a trailing underscore, which write to the first input. Spellings with
+    other names are listed in `functions`, `methods` and `attributes`.
 
     Example:
         >>> import torch
@@ -78,106 +79,106 @@ class Operator:
     functions: tuple[Function, ...] = ()
     methods: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
-    """What `getattr` reads of a tensor, as `x.T`."""
+    """Attributes of a tensor, such as `T` for `x.T`."""
     dunder: str = ""
-    """`add` for `__add__`, `__iadd__`, `__radd__` and the functions of `operator` behind them."""
+    """Base name of its special methods: `add` for `__add__`, `__iadd__`, `__radd__` and the functions of `operator`."""
     reflected: tuple[Function, ...] = ()
-    """Functions that take their two operands the other way round, such as `torch.rsub`."""
+    """Functions that take the two operands in reverse order, such as `torch.rsub`."""
     writes: bool = False
-    """Whether every spelling overwrites the first input, as `x[i] = y` does."""
+    """Whether every spelling writes to the first input, as `x[i] = y` does."""
     is_named: bool = True
-    """Whether what PyTorch has under `name` is this operator."""
+    """Whether the PyTorch functions and methods called `name` are this operator."""
     aten: tuple[str, ...] = ()
-    """Further ATen operations that compute it, which the dispatcher sees; of other libraries as `library::name`."""
+    """Further ATen operations that compute it; those of other libraries as `library::name`."""
 
     rule: Rule | None = None
-    """How labels pass through its ATen operations; of what works entry by entry, this follows from its kind."""
+    """How labels propagate through its ATen operations; elementwise operators need no rule of their own."""
     macs: Macs | None = None
     fast_module: FastModule | None = None
-    """The ATen operation of a module, where it is plain to see."""
+    """Returns the ATen operation of a module call without running it, where possible."""
     fast_call: FastCall | None = None
-    """The ATen operation of a function or method, where it is plain to see."""
+    """Returns the ATen operation of a function or method call without running it, where possible."""
     computes: bool = True
-    """Whether it computes anything: what does not is not named among what the MACs leave out."""
+    """Whether it computes anything; one that does not is not listed as uncounted by the MACs."""
     states_sizes: bool = False
-    """Whether its ATen operations are told sizes."""
+    """Whether its ATen operations have size arguments."""
     keeps_dtype: bool = False
-    """Whether its result has the type of its first input, where that is floating point."""
+    """Whether the result has the dtype of the first input if that is floating-point."""
 
     rank: int | None = None
-    """Spatial dims of an operator that comes for 1, 2 and 3 of them."""
+    """Number of spatial dims of an operator with variants for 1, 2 and 3."""
     role: Role | None = None
-    """Of a function of single entries: facts about it are worked out by running it on numbers."""
+    """Role of a pointwise function; further facts about it are found by running it on numbers."""
     weight: Weight | None = None
     size_attributes: SizeAttributes | None = None
-    """The attributes of its module that hold the sizes of its tensors, which follow when these are resized."""
+    """Returns the size attributes of its module, which must follow when its tensors are resized."""
     window: Window | None = None
     sizes: SizeArguments | None = None
     hides_sizes: bool = False
-    """Whether its arguments hold sizes in a form that no rewrite reaches."""
+    """Whether it has size arguments in a form that cannot be rewritten."""
     statistics: Literal["channel", "group", "trailing", "instance"] | None = None
-    """Of a norm: over what its statistics run. Channel: over all but the channels."""
+    """For a norm, what the statistics belong to; "channel" means that they run over all other dims."""
     draws: Literal["regularizes", "samples"] | None = None
-    """Random numbers: to regularize what it computes, or as its result."""
+    """Use of random numbers: to regularize the result, or as the result."""
     cancels: bool = False
-    """Whether f(x, x) is a constant: subtraction, division."""
+    """Whether f(x, x) is a constant, as for subtraction and division."""
     keeps_zero: bool | None = None
-    """Whether it gives zeros for zeros, in train mode as well; `None` where running it on numbers tells."""
+    """Whether it maps zeros to zeros, in train mode too; None if that is found by running it."""
     creates: bool = False
-    """Whether it makes a tensor out of numbers alone, such as the sizes of what it makes."""
+    """Whether it creates a tensor from numbers only, such as the sizes of the result."""
     extents: Literal["sizes", "count", "first", "rank"] | None = None
-    """Which sizes of its input it gives: all or one by number, their product, that of dim 0, or how many there are."""
+    """Which sizes of its input it returns: all or one by index, their product, that of dim 0, or the number of dims."""
     parts: OperandArgument | None = None
-    """Its result is several tensors, as many as this says; `unbind` gives one an entry."""
+    """Argument with the number or sizes of the tensors that it returns; `unbind` returns one per entry."""
     picks: bool = False
-    """Whether its result may leave entries of its input out."""
+    """Whether the result may omit entries of the input."""
     rearranges: bool = False
-    """Whether each entry of its result is one of its inputs', of whatever type, at a place that shapes alone tell."""
+    """Whether each entry of the result is one of the inputs', at a place that depends on shapes only."""
     regroups: bool = False
-    """Whether entries may come to lie along other dims: views, permutations."""
+    """Whether entries may move to other dims, as in views and permutations."""
     sized_by_values: bool = False
-    """Whether the size of its result depends on values."""
+    """Whether the size of the result depends on values."""
     takes_sizes_apart: bool = False
-    """Whether it takes the sizes of its result one by one as well as in a tuple."""
+    """Whether it accepts the sizes of the result unpacked as well as in a tuple."""
     infix: Infix | None = None
     prefix: str = ""
-    """The sign that Python writes before its only operand."""
-    refused: Refused | None = None
-    """Of what no graph can hold."""
+    """Python's unary operator for it."""
+    unsupported: Unsupported | None = None
+    """Why a graph cannot contain it, and the remedy; None if it can."""
 
     @property
     def is_entrywise(self) -> bool:
-        """Whether entries meet one by one: of one tensor, or of several under broadcasting."""
+        """Return True for elementwise functions of one or several tensors."""
         return self.kind in {Kind.POINTWISE, Kind.ARITHMETIC}
 
     @property
     def keeps_channels(self) -> bool:
-        """Whether the channels of its result are those of its first input, at the same dim."""
+        """Return True if the channels of the result are those of the first input, at the same dim."""
         alone = self.kind is Kind.POINTWISE or self.role is not None
         return alone or self.kind is Kind.POOLING or self.statistics is not None
 
     @property
     def multiplies(self) -> bool:
-        """Whether it sums products: without a formula its MACs are unknown, where those of others count as none."""
+        """Return True for sums of products, whose MACs are unknown without a formula; those of others count as 0."""
         return self.kind in {Kind.CONTRACTION, Kind.ATTENTION, Kind.RECURRENT, Kind.TRANSFORM}
 
     @property
     def is_pool(self) -> bool:
-        """Whether it takes averages or maxima over windows, adaptive ones as well."""
+        """Return True for average and max pooling, including adaptive ones."""
         return self.window is not None and self.window.reduces in {"average", "maximum"}
 
     @property
     def is_convolution(self) -> bool:
-        """Whether it is a convolution, transposed or not."""
+        """Return True for convolutions, transposed or not."""
         return self.window is not None and self.weight is not None
 
     @property
     def is_mixing_layer(self) -> bool:
-        """Whether it mixes channels with a weight, as a layer does: linear, or a convolution."""
+        """Return True for layers that mix channels with a weight: linear layers and convolutions."""
         return self.kind is Kind.CONTRACTION and self.weight is not None and bool(self.modules)
 
     def is_exactly(self, module: nn.Module) -> bool:
-        """Whether the type of `module` is one of its own, and no subclass."""
+        """Return True if the type of `module` is one of its own, not a subclass."""
         return type(module) in self.modules
 
 
@@ -186,13 +187,13 @@ Form = Literal["module", "function", "method", "attribute", "aten"]
 
 @dataclass(frozen=True)
 class Spelling:
-    """One way to write an operator."""
+    """One way to call an operator."""
 
     operator: Operator
     form: Form
     key: Any
-    """The module's type, the function, or the name of the method, attribute or ATen operation."""
+    """The module type, the function, or the name of the method, attribute or ATen operation."""
     in_place: bool = False
-    """Whether it overwrites its first input."""
+    """Whether it writes to its first input."""
     reflected: bool = False
-    """Whether its operands come the other way round."""
+    """Whether its operands are in reverse order."""

@@ -1,4 +1,4 @@
-"""Functions of the single entries of one tensor: activations, the steps of formulas, tests of entries."""
+"""Elementwise functions of one tensor: activations, arithmetic steps, tests of entries."""
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ _FAST = {
         for name in ("relu hardtanh hardswish hardsigmoid silu gelu sigmoid tanh leaky_relu elu mish softplus").split()
     },
 }
-"""The ATen operations of functions that take one tensor, and keep its shape and type."""
+"""ATen operations of functions that take one tensor and keep its shape and dtype."""
 
 
 def _function(name: str, role: Role | None, *aliases: str, module: type[nn.Module] | None = None) -> Operator:
@@ -94,7 +94,7 @@ _OTHERS = {
     "polygamma": "", "rad2deg": "", "reciprocal": "", "round": "", "rsqrt": "", "sgn": "", "sign": "", "signbit": "",
     "sinc": "", "sinh": "", "tan": "", "trunc": "fix",
 }  # fmt: skip
-"""Functions about whose values nothing is asked, by name, with their other names."""
+"""Functions without further facts, by name, with their other names."""
 
 TESTS_AND_ROUNDING = tuple(_function(name, None, *others.split()) for name, others in _OTHERS.items())
 
@@ -108,6 +108,6 @@ PRELU = Operator(
     rule=prelu,
     weight=Weight(OperandArgument(1, "weight"), outputs=0, inputs=None),
 )
-"""One slope for all channels, or one for each."""
+"""Leaky ReLU with one learned slope for all channels or one per channel."""
 
 DECLARED = (*ACTIVATIONS, *STEPS, *IDENTITIES, *TESTS_AND_ROUNDING, INVERTED, PRELU)

@@ -1,4 +1,4 @@
-"""Pooling over windows, and values at other positions: interpolation and sampling of grids."""
+"""Pooling over windows, and resampling: interpolation and grid sampling."""
 
 from dataclasses import replace
 from itertools import chain
@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
 from fxsurgery.ops.facets import OperandArgument, Window
-from fxsurgery.ops.fast.modules import maximum, to_one_place
+from fxsurgery.ops.fast.modules import global_average, maximum
 from fxsurgery.ops.macs import product
 from fxsurgery.ops.operator import Function, Kind, Operator
 from fxsurgery.ops.rules.lookup import sampling
@@ -29,12 +29,12 @@ def _pool(name: str, module: type[nn.Module], window: Window) -> Operator:
 
 
 def _with_indices(name: str, window: Window, *others: Function) -> Operator:
-    """A maximum that always gives the places of what it takes, too."""
+    """Return the variant of a max pooling that always returns indices too."""
     return Operator(
         name=f"{name}_with_indices",
         kind=Kind.POOLING,
         functions=others,
-        # Of an adaptive one, the operation behind it has the shorter name.
+        # For adaptive pooling, the ATen operation has the shorter name.
         aten=(name,) if window.is_adaptive else (),
         rank=window.rank,
         window=replace(window, returns_indices=OperandArgument(-1, "return_indices", True)),  # noqa: FBT003
@@ -73,7 +73,7 @@ def _maximum(rank: int, module: type[nn.Module]) -> tuple[Operator, Operator]:
 
 def _adaptive_average(rank: int, module: type[nn.Module]) -> Operator:
     pool = _pool(f"adaptive_avg_pool{rank}d", module, Window(rank, "average", output_size=_OUTPUT))
-    return replace(pool, aten=(f"_{pool.name}",), fast_module=to_one_place(rank))
+    return replace(pool, aten=(f"_{pool.name}",), fast_module=global_average(rank))
 
 
 def _adaptive_maximum(rank: int, module: type[nn.Module]) -> tuple[Operator, Operator]:
@@ -115,7 +115,7 @@ def _fractional(rank: int, module: type[nn.Module]) -> Operator:
 
 def _fractional_with_indices(rank: int) -> Operator:
     name = f"fractional_max_pool{rank}d"
-    bare = getattr(torch._C._nn, name)  # noqa: SLF001 -- it goes by the shorter name there
+    bare = getattr(torch._C._nn, name)  # noqa: SLF001 -- it has the shorter name there
     return Operator(
         name=f"{name}_with_indices",
         kind=Kind.POOLING,
@@ -131,7 +131,7 @@ def _unpooling(rank: int, module: type[nn.Module]) -> Operator:
 
 
 def _upsampling(name: str, rank: int) -> Operator:
-    """What interpolation runs as."""
+    """Return the ATen operation that interpolation runs as."""
     return Operator(name=name, kind=Kind.RESAMPLING, rank=rank, rule=windowed(rank))
 
 

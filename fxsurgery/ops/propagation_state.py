@@ -1,6 +1,6 @@
-"""The state of one analysis: the atoms, what each tensor is labeled with, and what was noticed on the way.
+"""State of one label propagation: the union-find of atoms, and the findings so far.
 
-The rules (`fxsurgery.ops.rules`) talk to it and to nothing else.
+Rules (`fxsurgery.ops.rules`) read and change only this state.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,12 +13,12 @@ from fxsurgery.ops.labels import Labels, along, first_along, is_frozen, is_vecto
 from fxsurgery.ops.union_find import FROZEN, Ids, UnionFind
 
 Attention = Literal["heads", "head_dim"]
-"""What attention can lose: whole heads, or the same channels of every head."""
+"""Removable units of attention: whole heads, or the same channels of every head."""
 
 
 @dataclass(frozen=True, slots=True)
 class Freeze:
-    """`count` units may not be removed, since `op` at `node` needs them all."""
+    """`count` units cannot be removed, since `op` at `node` needs all of them."""
 
     node: str
     op: str
@@ -27,7 +27,7 @@ class Freeze:
 
 @dataclass(frozen=True, slots=True)
 class Contraction:
-    """`node` sums over the labeled dim `dim` of its first input, weighted: a channel-mixing consumer."""
+    """A channel-mixing consumer: `node` computes a weighted sum over the labeled dim `dim` of its first input."""
 
     node: str
     dim: int
@@ -36,7 +36,7 @@ class Contraction:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Multiply-accumulates for one sample; they scale with the surviving share of each of `dims`."""
+    """MACs per sample, which scale with the surviving fraction of each of `dims`."""
 
     node: str
     op: str
@@ -46,11 +46,11 @@ class Work:
 
 @dataclass
 class PropagationState:
-    """Mutable while the analysis runs; `Structure` is what is kept of it."""
+    """Mutable state during the analysis; `Structure` stores the result."""
 
     atoms: UnionFind = field(default_factory=UnionFind)
     attention: Attention = "heads"
-    """What batched products keep apart where labels run over heads and the channels of each."""
+    """Which units batched products keep separate when labels vary over heads and channels of heads."""
     node: str = ""
     op: str = ""
     freezes: list[Freeze] = field(default_factory=list)
@@ -66,35 +66,35 @@ class PropagationState:
     _later: list[tuple[str, str, Callable[[], None]]] = field(default_factory=list)
 
     def union(self, left: Ids, right: Ids) -> None:
-        """Tie `left` to `right`, element by element; units frozen by it are logged with the current op."""
+        """Unite `left` with `right` elementwise; log the units that this freezes under the current op."""
         if froze := self.atoms.union(left, right):
             self.freezes.append(Freeze(self.node, self.op, froze))
 
     def freeze(self, ids: Ids) -> None:
-        """Nothing of `ids` may be removed."""
+        """Mark all units in `ids` as not removable."""
         self.union(ids, FROZEN)
 
     def freeze_all(self, labels: Labels) -> None:
-        """Nothing of a tensor may be removed."""
+        """Mark all units of a tensor as not removable."""
         for plane in labels.planes:
             self.freeze(plane)
         labels.planes = []
 
     def later(self, action: Callable[[], None]) -> None:
-        """Run `action` when all nodes are known: a choice that a later consumer may make first."""
+        """Postpone `action` until all nodes are processed, since a later consumer may decide first."""
         self._later.append((self.node, self.op, action))
 
     def run_later(self) -> None:
-        """Run what was put off, under the name of the op that put it off."""
+        """Run the postponed actions, attributed to the ops that postponed them."""
         for node, op, action in self._later:
             self.node, self.op = node, op
             action()
         self._later.clear()
 
     def canonical(self, plane: Ids) -> Ids | None:
-        """`plane` in roots, without the dims along which it is constant; `None` when nothing is left.
+        """Return `plane` with roots as entries and without constant dims; None if nothing is left.
 
-        A dim whose entries are all one unit cannot lose it: the unit is frozen.
+        A dim whose entries all belong to one unit cannot lose it, so the unit is frozen.
         """
         plane = self.atoms.find(plane)
         if not plane.size:
@@ -109,7 +109,7 @@ class PropagationState:
         return None if is_frozen(plane) else plane
 
     def refresh(self, labels: Labels) -> None:
-        """Bring the planes of a tensor up to date with the unions so far, their entries not always to roots."""
+        """Update the planes of a tensor after unions; their entries are not necessarily roots."""
         if labels.version == self.atoms.version:
             return
         if not all(map(self._is_alive, labels.planes)):
@@ -117,7 +117,7 @@ class PropagationState:
         labels.version = self.atoms.version
 
     def stale(self, several: Iterable[Labels]) -> list[Labels]:
-        """Those with a plane that is frozen, constant or varies along several dims; the others are up to date."""
+        """Return the labels with a plane that is frozen, constant or varies along several dims."""
         found, vectors, firsts, lasts = list[Labels](), list[Labels](), list[int](), list[int]()
         for labels in several:
             if all(plane.size > 1 and is_vector(plane) for plane in labels.planes):
@@ -130,16 +130,16 @@ class PropagationState:
         return [*found, *(vectors[i] for i in np.flatnonzero((first == 0) | (first == last)))]
 
     def _is_alive(self, plane: Ids) -> bool:
-        """Whether a plane plainly is as it should be, though not in roots: it starts free and ends otherwise."""
+        """Return True if a quick check shows that a plane is current: its first entry is free and not its last."""
         if not is_vector(plane) or plane.size <= 1:
             return False
         first = self.atoms.find_one(plane.item(0))
         return first != 0 and first != self.atoms.find_one(plane.item(-1))
 
     def resolved(self, plane: Ids, prefer: Sequence[int] = ()) -> Ids | None:
-        """Tie entries until `plane` varies along one dim: one of `prefer` if it can, else the longest.
+        """Unite entries until `plane` varies along one dim: one of `prefer` if possible, else the longest.
 
-        Dim 0 is the last choice: where it carries labels, the batch is folded into it.
+        Dim 0 is the last choice: if it has labels, the batch is folded into it.
         """
         known = self.canonical(plane)
         if known is None or len(varying(known)) <= 1:
@@ -150,7 +150,7 @@ class PropagationState:
         return self.canonical(first_along(known, [kept]))
 
     def resolve(self, labels: Labels, prefer: Sequence[int] = ()) -> None:
-        """`resolved` for each plane of a tensor."""
+        """Apply `resolved` to each plane of a tensor."""
         self.refresh(labels)
         if all(map(is_vector, labels.planes)):
             return
@@ -158,7 +158,7 @@ class PropagationState:
         labels.planes = [plane for plane in planes if plane is not None]
 
     def vector(self, labels: Labels, dim: int) -> Ids:
-        """The roots along `dim`, all frozen where it carries no label. Resolves the tensor towards `dim`."""
+        """Return the roots along `dim`, all frozen if it has no label. Resolves the tensor toward `dim`."""
         dim %= len(labels.shape)
         self.resolve(labels, [dim])
         along_it = [plane for plane in labels.planes if plane.shape[dim] > 1 and varying(plane) == [dim]]
@@ -169,7 +169,7 @@ class PropagationState:
         return self.atoms.find(along_it[0].ravel())
 
     def labeled(self, shape: Iterable[int], vectors: Mapping[int, Ids]) -> Labels:
-        """A tensor of `shape` labeled along each dim of `vectors`."""
+        """Return the labels of a tensor of `shape`, labeled along each dim of `vectors`."""
         labels = Labels(tuple(shape))
         for dim, ids in vectors.items():
             if len(ids) == 1:
@@ -180,7 +180,7 @@ class PropagationState:
         return labels
 
     def without_overlap(self, labels: Labels) -> Labels:
-        """Keep at most one plane for each dim: of two that share one, the smaller is frozen."""
+        """Keep at most one plane per dim: of two planes that share a dim, the smaller is frozen."""
         self.refresh(labels)
         kept = list[Ids]()
         taken = set[int]()
@@ -194,14 +194,14 @@ class PropagationState:
         return labels
 
     def mark_inexact(self, ids: Ids) -> None:
-        """Removing any of `ids` changes what is computed on the others (a norm or mean over them)."""
+        """Record that removing any of `ids` changes the results for the others, as with a norm or mean over them."""
         self.inexact.append(ids.ravel())
         self.inexact_nodes[self.node] = None
 
     def mark_ungateable(self, ids: Ids) -> None:
-        """`ids` are consumed where no gate can stand in front."""
+        """Record that `ids` are consumed at a place where no gate can be inserted."""
         self.ungateable.append(ids.ravel())
 
     def scales_with(self, *dims: Ids) -> None:
-        """The current op's work scales with the surviving share of each of `dims`."""
+        """Record that the work of the current op scales with the surviving fraction of each of `dims`."""
         self.work_dims = dims

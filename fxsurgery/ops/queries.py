@@ -1,4 +1,4 @@
-"""Sizes and types of a tensor: what gives Python values that do not depend on the tensor's own."""
+"""Operators that return Python values which do not depend on a tensor's entries: sizes, dtype, device."""
 
 import builtins
 
@@ -16,7 +16,7 @@ DECLARED = (
     Operator(name="numel", kind=Kind.QUERY, aliases=("nelement",), extents="count"),
     Operator(name="len", kind=Kind.QUERY, functions=(builtins.len,), methods=("__len__",), extents="first"),
     Operator(name="dim", kind=Kind.QUERY, aliases=("ndimension",), attributes=("ndim",), extents="rank"),
-    Operator(name="assert", kind=Kind.QUERY, functions=(torch._assert,)),  # noqa: SLF001 -- what guards of sizes call
+    Operator(name="assert", kind=Kind.QUERY, functions=(torch._assert,)),  # noqa: SLF001 -- called by size guards
     Operator(name="dtype", kind=Kind.QUERY, attributes=("dtype",), is_named=False),
     Operator(name="device", kind=Kind.QUERY, attributes=("device",), is_named=False),
     Operator(name="layout", kind=Kind.QUERY, attributes=("layout",), is_named=False),

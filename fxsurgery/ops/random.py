@@ -1,4 +1,4 @@
-"""Random numbers: dropout and its kin, which are the identity in eval mode, and draws."""
+"""Random operators: dropout variants, which are the identity in eval mode, and sampling."""
 
 from torch import nn
 

@@ -1,11 +1,11 @@
-"""Entries that keep their values: copies, casts, rearrangements, views that are told sizes."""
+"""Operators that keep values: copies, casts, rearrangements, and views with sizes that cannot be rewritten."""
 
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
-from fxsurgery.ops.facets import OperandArgument, Refused, SizeArguments, SizeRule
+from fxsurgery.ops.facets import OperandArgument, SizeArguments, SizeRule, Unsupported
 from fxsurgery.ops.fast import calls
-from fxsurgery.ops.fast.plain import FastCall
+from fxsurgery.ops.fast.meta_call import FastCall
 from fxsurgery.ops.movement import moved
 from fxsurgery.ops.operator import Kind, Operator
 from fxsurgery.ops.rules import movement as rules
@@ -133,13 +133,15 @@ HIDING = (
         name="resize",
         kind=Kind.MOVEMENT,
         hides_sizes=True,
-        refused=Refused("Tensor.resize_ is called, which acts on the tensor's own state", "Make a new tensor"),
+        unsupported=Unsupported(
+            "Tensor.resize_ is called, which changes the tensor's own state", "Create a new tensor"
+        ),
     ),
     _hiding("resize_as"),
     _hiding("view_copy"),
     _hiding("expand_copy"),
     _hiding("as_strided_copy"),
 )
-"""They are told sizes in a way that nothing rewrites."""
+"""Views with size arguments that cannot be rewritten."""
 
 DECLARED = (*COPIES, *REARRANGING, *HIDING)

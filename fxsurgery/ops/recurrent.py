@@ -1,4 +1,4 @@
-"""Recurrent layers and their cells."""
+"""Recurrent layers and cells."""
 
 import torch
 from torch import nn

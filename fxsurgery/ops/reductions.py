@@ -1,4 +1,4 @@
-"""Values over whole dims: sums, means, extremes; and scans, where each entry depends on others of its dim."""
+"""Reductions over dims (sums, means, extremes) and scans, in which each entry depends on others of its dim."""
 
 from torch import nn
 

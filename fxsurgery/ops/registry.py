@@ -1,4 +1,4 @@
-"""Which operator a module, function, method, attribute or node is: the one table of all that are declared."""
+"""Registry of operators: finds the operator of a module, function, method, attribute or node."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +19,7 @@ from fxsurgery.ops.spelling import spellings_of
 
 
 class Registry:
-    """The declared operators; it never changes: one more operator makes another registry."""
+    """An immutable set of operators; `with_operator` returns a new registry."""
 
     def __init__(self, operators: Iterable[Operator]) -> None:
         self.operators: tuple[Operator, ...] = ()
@@ -31,7 +31,7 @@ class Registry:
             self._add(operator)
 
     def with_operator(self, operator: Operator) -> "Registry":
-        """Return a registry that has `operator` as well.
+        """Return a registry extended by `operator`.
 
         Raises:
             OperatorError: its name or one of its spellings is taken.
@@ -40,37 +40,37 @@ class Registry:
 
     def _add(self, operator: Operator) -> None:
         if operator.name in self._by_name:
-            raise OperatorError(f"an operator is called {operator.name!r} already; choose another name")
+            raise OperatorError(f"the operator name {operator.name!r} is taken; choose another name")
         for spelling in spellings_of(operator):
             taken = self._known[spelling.form].setdefault(spelling.key, spelling)
             if taken is not spelling:
                 raise OperatorError(
-                    f"the {spelling.form} {spelling.key!r} cannot be a spelling of {operator.name!r}: it is one of "
-                    f"{taken.operator.name!r}; leave it out of one of the two"
+                    f"the {spelling.form} {spelling.key!r} cannot be a spelling of {operator.name!r}: it already "
+                    f"belongs to {taken.operator.name!r}; remove it from one of the two"
                 )
         self._by_name[operator.name] = operator
         self.operators += (operator,)
 
     def named(self, name: str) -> Operator:
-        """Return the operator of that name.
+        """Return the operator with the given name.
 
         Raises:
             OperatorError: there is none.
         """
         if name not in self._by_name:
-            raise OperatorError(f"no operator is called {name!r}; declare it, or look through `operators()`")
+            raise OperatorError(f"no operator is named {name!r}; declare it, or look it up in `operators()`")
         return self._by_name[name]
 
     def spelling(self, form: Form, key: Any) -> Spelling | None:  # noqa: ANN401 -- any function
-        """Return the spelling for a module type, function, or name of a method or attribute.
+        """Return the spelling for a module type, a function, or the name of a method or attribute; None without one.
 
-        A module's type counts as the nearest of its bases that is declared.
+        A module type without a declaration counts as the nearest declared base class.
         """
         if form == "module":
             return self._of_type(key)
         try:
             return self._known[form].get(key)
-        except TypeError:  # a callable that cannot be hashed is none of ours
+        except TypeError:  # an unhashable callable is never declared
             return None
 
     def _of_type(self, kind: type) -> Spelling | None:
@@ -80,8 +80,8 @@ class Registry:
         return self._types[kind]
 
     def aten(self, op: OpOverload) -> tuple[Operator | None, Rule | None, OpOverload]:
-        """Return the operator of an ATen operation, how labels pass through it, and the operation."""
-        # Hashing an overload runs Python code, and every operation of an analysis is looked up several times.
+        """Return the operator of an ATen operation, its label rule, and the operation."""
+        # Hashing an overload runs Python code, and an analysis looks up every operation several times.
         if (found := self._overloads.get(id(op))) is None:
             declared = _operator(self._known["aten"].get(base_name(op)))
             entrywise = torch.Tag.pointwise in op.tags if declared is None else declared.is_entrywise
@@ -106,12 +106,15 @@ def _put(registry: Registry) -> None:
 
 
 def version() -> int:
-    """Return a number that is another after each declaration, for what keeps facts that rest on the registry."""
+    """Return a number that changes with each declaration, for caches of facts that depend on the registry."""
     return _VERSION
 
 
 def declare(operator: Operator) -> None:
-    """Add an operator for the rest of this process; jobs in other processes declare it in theirs.
+    """Add an operator for the rest of this process; jobs in other processes must declare it themselves.
+
+    Args:
+        operator: the operator.
 
     Raises:
         OperatorError: its name or one of its spellings is taken.
@@ -122,7 +125,7 @@ def declare(operator: Operator) -> None:
 
 @contextmanager
 def declared(operator: Operator) -> Iterator[Operator]:
-    """Add an operator while the block runs.
+    """Context manager that adds an operator while the block runs.
 
     Raises:
         OperatorError: its name or one of its spellings is taken.
@@ -146,12 +149,12 @@ def declared(operator: Operator) -> Iterator[Operator]:
 
 
 def operators(kind: Kind | None = None) -> tuple[Operator, ...]:
-    """Return the declared operators, or those of a kind."""
+    """Return the declared operators, optionally only those of one kind."""
     return tuple(o for o in _DECLARED.operators if kind is None or o.kind is kind)
 
 
 def named(name: str) -> Operator:
-    """Return the operator of that name.
+    """Return the operator with the given name.
 
     Raises:
         OperatorError: there is none.
@@ -165,62 +168,62 @@ def spellings(operator: Operator) -> tuple[Spelling, ...]:
 
 
 def function_of(operator: Operator) -> Function | None:
-    """Return a function that computes `operator` and overwrites nothing; `None` where it is no function."""
+    """Return a function that computes `operator` without writing to its inputs; None without one."""
     plain = (s.key for s in spellings(operator) if s.form == "function" and not s.in_place and not s.reflected)
     return next(plain, None)
 
 
 def of_module(module: nn.Module) -> Operator | None:
-    """Return the operator that `module`, or the nearest base of its type that is declared, computes."""
+    """Return the operator of `module`, found by its type or the nearest declared base class; None without one."""
     return _operator(_DECLARED.spelling("module", type(module)))
 
 
 def spelling_of_method(name: str) -> Spelling | None:
-    """Return how a tensor's method of that name writes an operator."""
+    """Return the spelling of a tensor method; None without one."""
     return _DECLARED.spelling("method", name)
 
 
 def of_function(function: Callable[..., Any]) -> Operator | None:
-    """Return the operator of a function."""
+    """Return the operator of a function; None without one."""
     return _operator(_DECLARED.spelling("function", function))
 
 
 def of_method(name: str) -> Operator | None:
-    """Return the operator of a tensor's method."""
+    """Return the operator of a tensor method; None without one."""
     return _operator(_DECLARED.spelling("method", name))
 
 
 def of_attribute(name: str) -> Operator | None:
-    """Return the operator that reading a tensor's attribute computes."""
+    """Return the operator of a tensor attribute; None without one."""
     return _operator(_DECLARED.spelling("attribute", name))
 
 
 def of_aten(op: OpOverload) -> Operator | None:
-    """Return the operator that an ATen operation, or one of another library, computes."""
+    """Return the operator of an ATen operation or an operation of another library; None without one."""
     return _DECLARED.aten(op)[0]
 
 
 def rule_of(op: OpOverload) -> Rule | None:
-    """Return how labels pass through an ATen operation; `None` where nothing is known of it."""
+    """Return the label rule of an ATen operation; None if nothing is known about it."""
     return _DECLARED.aten(op)[1]
 
 
 def of(node: fx.Node, module: nn.Module | None = None) -> Operator | None:
-    """Return the operator that `node` calls.
+    """Return the operator that `node` calls; None without one.
 
     Args:
         node: any node.
-        module: what it calls, where it calls a module.
+        module: the module that the node calls; None for other nodes.
     """
     return _operator(spelling_of(node, module))
 
 
 def spelling_of(node: fx.Node, module: nn.Module | None = None) -> Spelling | None:
-    """Return how `node` writes the operator that it calls; `None` where that is not declared.
+    """Return the spelling by which `node` calls an operator; None without one.
 
     Args:
         node: any node.
-        module: what it calls, where it calls a module.
+        module: the module that the node calls; None for other nodes.
     """
     if node.op == "call_module":
         return None if module is None else _DECLARED.spelling("module", type(module))
@@ -228,7 +231,7 @@ def spelling_of(node: fx.Node, module: nn.Module | None = None) -> Spelling | No
 
 
 def spelling_of_target(target: object, args: Sequence[object] = ()) -> Spelling | None:
-    """Return how a function, or a method by its name, writes an operator; of `getattr`, the attribute that it reads."""
+    """Return the spelling of a function or of a method name; for `getattr`, that of the attribute in `args`."""
     if isinstance(target, str):
         return _DECLARED.spelling("method", target)
     if target is getattr:
@@ -237,7 +240,7 @@ def spelling_of_target(target: object, args: Sequence[object] = ()) -> Spelling 
 
 
 def overwritten(node: fx.Node, module: nn.Module | None = None) -> Any:  # noqa: ANN401 -- an argument of any type
-    """Return the first argument of `node` where it is overwritten with what the node gives, else `None`."""
+    """Return the first argument of `node` if the call writes to it, else None."""
     if not node.args or node.op not in {"call_module", "call_function", "call_method"}:
         return None
     if node.op == "call_module":
@@ -248,18 +251,18 @@ def overwritten(node: fx.Node, module: nn.Module | None = None) -> Any:  # noqa:
 
 
 def _is_marked(node: fx.Node) -> bool:
-    """Whether the name of what is called says that it overwrites, as PyTorch's names do."""
+    """Return True if the name of the target marks an in-place operation, as PyTorch's names do."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
 
 
 def argument(node: fx.Node, module: nn.Module | None, asked: OperandArgument | None) -> Any:  # noqa: ANN401
-    """Return an argument of what `node` calls: a module's attribute, or what a call was given.
+    """Return the value of an argument of the operator that `node` calls.
 
     Args:
         node: the node.
-        module: what it calls, where it calls a module.
-        asked: the argument; `None`, of which there is no value, gives `None`.
+        module: the module that the node calls, whose attribute is read; None for other nodes.
+        asked: the argument; None returns None.
     """
     if asked is None:
         return None

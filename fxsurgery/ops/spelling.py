@@ -1,4 +1,4 @@
-"""Every spelling of an operator, worked out from its names."""
+"""Derivation of all spellings of an operator from its names."""
 
 import builtins
 import operator as python
@@ -13,53 +13,53 @@ from fxsurgery.ops.operator import Function, Operator, Spelling
 from fxsurgery.ops.rules.call import plain_name
 
 NAMESPACES = (torch, F, torch.special, torch._C._VariableFunctions, torch._C._nn)  # noqa: SLF001 -- what F is made of
-"""Where PyTorch keeps the functions that one name means one operator in."""
+"""Namespaces in which functions of the same name are the same operator."""
 
 _PYTHON = {"and": "and_", "or": "or_", "div": "truediv"}
-"""Names in Python's `operator` for dunders that differ."""
+"""Names in Python's `operator` module that differ from the special method."""
 
 
 def spellings_of(operator: Operator) -> Iterator[Spelling]:
-    """Yield every spelling of `operator`; none twice.
+    """Yield every spelling of `operator` once.
 
     Raises:
-        OperatorError: PyTorch has nothing under one of its aliases, or there is no spelling at all.
+        OperatorError: an alias does not exist in PyTorch, or there is no spelling at all.
     """
     found = dict[tuple[str, object], Spelling]()
-    for spelling in (*_stated(operator), *_named(operator), *_dunders(operator)):
+    for spelling in (*_explicit_spellings(operator), *_named_spellings(operator), *_special_methods(operator)):
         found.setdefault((spelling.form, spelling.key), spelling)
     if not found:
         raise OperatorError(
-            f"the operator {operator.name!r} has no spelling: PyTorch has nothing of that name; give modules, "
+            f"the operator {operator.name!r} has no spelling: PyTorch has nothing with this name; pass modules, "
             "functions or methods"
         )
     yield from found.values()
 
 
-def _stated(operator: Operator) -> Iterator[Spelling]:
+def _explicit_spellings(operator: Operator) -> Iterator[Spelling]:
     writes = operator.writes
     yield from (Spelling(operator, "module", kind) for kind in operator.modules)
     yield from (Spelling(operator, "function", f, writes) for f in operator.functions)
     yield from (Spelling(operator, "function", f, reflected=True) for f in operator.reflected)
-    yield from (Spelling(operator, "method", name, writes or _overwrites(name)) for name in operator.methods)
+    yield from (Spelling(operator, "method", name, writes or _is_in_place(name)) for name in operator.methods)
     yield from (Spelling(operator, "attribute", name) for name in operator.attributes)
     yield from (Spelling(operator, "aten", name) for name in operator.aten)
 
 
-def _named(operator: Operator) -> Iterator[Spelling]:
+def _named_spellings(operator: Operator) -> Iterator[Spelling]:
     for name in (operator.name,) * operator.is_named + operator.aliases:
-        known = [*_under(operator, name), *_under(operator, f"{name}_")]
+        known = [*_pytorch_spellings(operator, name), *_pytorch_spellings(operator, f"{name}_")]
         if not known and name in operator.aliases:
             raise OperatorError(
-                f"the operator {operator.name!r} has the alias {name!r}, and PyTorch has nothing of that name; give "
-                "what is called otherwise as functions or methods"
+                f"the operator {operator.name!r} has the alias {name!r}, which does not exist in PyTorch; give "
+                "spellings with other names as functions or methods"
             )
         yield from known
 
 
-def _under(operator: Operator, name: str) -> Iterator[Spelling]:
-    """What PyTorch has under a name: functions and a method."""
-    in_place = operator.writes or _overwrites(name)
+def _pytorch_spellings(operator: Operator, name: str) -> Iterator[Spelling]:
+    """Yield the functions, method and ATen operation that PyTorch has under a name."""
+    in_place = operator.writes or _is_in_place(name)
     for space in NAMESPACES:
         if callable(function := getattr(space, name, None)) and not isinstance(function, type):
             yield Spelling(operator, "function", function, in_place)
@@ -69,11 +69,11 @@ def _under(operator: Operator, name: str) -> Iterator[Spelling]:
         yield Spelling(operator, "aten", plain_name(name))
 
 
-def _overwrites(name: str) -> bool:
+def _is_in_place(name: str) -> bool:
     return name.endswith("_") and not name.endswith("__")
 
 
-def _dunders(operator: Operator) -> Iterator[Spelling]:
+def _special_methods(operator: Operator) -> Iterator[Spelling]:
     if not operator.dunder:
         return
     names = [operator.dunder] + ["div"] * (operator.dunder == "truediv")
@@ -94,7 +94,7 @@ def _has_two_operands(name: str) -> bool:
 
 
 def python_function(spelling: Spelling) -> Function | None:
-    """Return the function of `operator` or `builtins` that a dunder method stands for; `None` for any other spelling.
+    """Return the function of `operator` or `builtins` for a special method; None for any other spelling.
 
     Example:
         >>> from fxsurgery.ops import registry

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fxsurgery.argument_names import assigned
+from fxsurgery.argument_names import assigned, command
 from fxsurgery.errors import RunError
 from fxsurgery.files import write_whole, writing
 from fxsurgery.runs.differences import differences
@@ -83,8 +83,8 @@ def result_directory(path: Path) -> Path:
         return path
     if not (path / RESULT).is_dir():
         raise RunError(
-            f"{path} holds a run that has not finished, so there is no result to load; call optimize again and "
-            f"pass {assigned('resume', value=True)} with the same arguments to finish it"
+            f"{path} holds a run that has not finished, so there is no result to load; run "
+            f"{command('optimize')} again with the same arguments and {assigned('resume', value=True)} to finish it"
         )
     return path / RESULT
 

@@ -1,4 +1,4 @@
-"""Models on disk: graphs as JSON, weights as safetensors, code to read; nothing that runs when it is read."""
+"""Saving of models: graphs as JSON, weights as safetensors, readable code. Reading them executes nothing."""
 
 from fxsurgery.saving.programs import load_program, save_program
 from fxsurgery.saving.results import open_result, save_result

@@ -1,8 +1,8 @@
-"""A torch module as its class and the arguments that make it again, proven by making it.
+"""Description of a torch module as its class and constructor arguments, verified by building it.
 
-The arguments are read off the attributes of the same names, those that are the default are left out, and (3, 3) is 3
-where that gives the same. Then the module is built, on the meta device, and compared with the one there is: every
-attribute, and the shape of every tensor. Hooks and attributes that stand in for methods refute it.
+The arguments are read from the attributes of the same names. Arguments equal to their default are omitted, and (3, 3)
+is written as 3 if that is equivalent. The module is then built on the meta device and compared with the original: every
+attribute, and the shape of every tensor. A module with hooks or replaced methods has no such description.
 """
 
 import inspect
@@ -27,62 +27,62 @@ CLASSES: Mapping[str, type[nn.Module]] = {
         if isinstance(c, type) and issubclass(c, nn.Module) and c not in {nn.Module, nn.DataParallel}
     },
 }
-"""Torch's own modules, by name."""
+"""Module classes of `torch.nn` by name."""
 
 PLAIN_TREES: Mapping[str, type[nn.Module]] = {
     "Module": nn.Module, "Sequential": nn.Sequential, "ModuleList": nn.ModuleList, "ModuleDict": nn.ModuleDict,
 }  # fmt: skip
-"""Modules that are no more than what is registered with them."""
+"""Module classes without behavior beyond their registered children and tensors."""
 
-_MADE_BY_STATE = {"_parameters", "_buffers", "_modules", "training", "_flat_weights", "_flat_weight_refs"}
-_REFUSED = (
+_STATE_ATTRIBUTES = {"_parameters", "_buffers", "_modules", "training", "_flat_weights", "_flat_weight_refs"}
+_CONSTRUCTOR_ERRORS = (
     TypeError, ValueError, RuntimeError, AttributeError, AssertionError, LookupError, ArithmeticError,
     NotImplementedError,
 )  # fmt: skip
-"""What modules of torch raise on arguments that they do not take."""
-_NO_ARGUMENTS = {"self", "device", "dtype"}
+"""Exceptions that torch modules raise on invalid arguments."""
+_IGNORED_PARAMETERS = {"self", "device", "dtype"}
 _OPTIONS = {"dim", "n_power_iterations", "eps"}
-_TENSORS_ASKED = {"bias": ("bias", "in_proj_bias"), "add_bias_kv": ("bias_k",)}
-"""Arguments that ask for a tensor: the attributes that hold it."""
+_TENSOR_FLAGS = {"bias": ("bias", "in_proj_bias"), "add_bias_kv": ("bias_k",)}
+"""Arguments that request a tensor, with the attributes that hold it."""
 
 
 @dataclass(frozen=True)
-class Described:
-    """How a module is made."""
+class ConstructorCall:
+    """A constructor call that builds a torch module."""
 
     name: str
-    """The class within `torch.nn`."""
+    """Name of the class in `torch.nn`."""
     arguments: Mapping[str, Any]
-    norms: tuple["Parametrized", ...] = ()
+    norms: tuple["Parametrization", ...] = ()
 
     @property
     def kind(self) -> type[nn.Module]:
-        """The class."""
+        """The module class."""
         return CLASSES[self.name]
 
     def build(self) -> nn.Module:
-        """The module, its tensors on the meta device.
+        """Build the module with its tensors on the meta device.
 
         Raises:
-            SavingError: torch does not make it so.
+            SavingError: torch rejects the arguments.
         """
         try:
-            with torch.device("meta"), without_warnings():  # such as that a dropout of one layer does nothing
+            with torch.device("meta"), without_warnings():  # such as the warning that one layer makes no use of dropout
                 module = self.kind(**self.arguments)
                 for norm in self.norms:
                     norm.apply(module)
-        except _REFUSED as error:
+        except _CONSTRUCTOR_ERRORS as error:
             what = str(dict(self.arguments))[:200]
             raise SavingError(
-                f"torch.nn.{self.name} cannot be made of {what}: {reason_of(error)[:400]}; load it with the version of "
-                "PyTorch that saved it"
+                f"torch.nn.{self.name} cannot be built with {what}: {reason_of(error)[:400]}; load it with the "
+                "version of PyTorch that saved it"
             ) from error
         return module.eval()
 
 
 @dataclass(frozen=True)
-class Parametrized:
-    """A tensor of a module that is computed from others: `torch.nn.utils.parametrizations`."""
+class Parametrization:
+    """A tensor of a module that is computed from others by `torch.nn.utils.parametrizations`."""
 
     function: str
     """`weight_norm` or `spectral_norm`."""
@@ -90,35 +90,39 @@ class Parametrized:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def apply(self, module: nn.Module) -> None:
-        """Parametrize `module`."""
+        """Apply the parametrization to `module`.
+
+        Raises:
+            SavingError: the parametrization is unknown or does not fit the module.
+        """
         known: dict[str, Any] = {
             "weight_norm": parametrizations.weight_norm,
             "spectral_norm": parametrizations.spectral_norm,
         }
         if self.function not in known:
-            raise SavingError(f"no parametrization is called {self.function!r}; load it with the version that saved it")
+            raise SavingError(f"unknown parametrization {self.function!r}; load it with the version that saved it")
         if self.tensor not in module._parameters or not self.options.keys() <= _OPTIONS:  # noqa: SLF001
             raise SavingError(
-                f"no {self.function} of {self.tensor!r} has {', '.join(self.options)}; load it with the version that "
-                "saved it"
+                f"{self.function} of {self.tensor!r} does not accept {', '.join(self.options)}; load it with the "
+                "version that saved it"
             )
         known[self.function](module, self.tensor, **self.options)
 
 
-def describe(module: nn.Module) -> Described:
-    """How `module` is made.
+def constructor_call(module: nn.Module) -> ConstructorCall:
+    """Return the constructor call that builds `module`.
 
     Raises:
-        SavingError: it cannot be told, and why.
+        SavingError: no constructor call reproduces it; the message says why.
     """
     kind = type(module).__mro__[1] if is_parametrized(module) else type(module)
     if CLASSES.get(kind.__name__) is not kind:
-        raise SavingError(f"its class {kind.__module__}.{kind.__qualname__} is none of torch's")
+        raise SavingError(f"its class {kind.__module__}.{kind.__qualname__} is not part of torch.nn")
     norms = tuple(_norms(module)) if is_parametrized(module) else ()
     given = _arguments(module, kind)
     reasons = list[str]()
     for arguments in (_shortened(given), given):
-        found = Described(kind.__name__, _beyond_defaults(kind, arguments), norms)
+        found = ConstructorCall(kind.__name__, _without_defaults(kind, arguments), norms)
         try:
             difference = _difference(found.build(), module)
         except SavingError as error:
@@ -130,9 +134,11 @@ def describe(module: nn.Module) -> Described:
 
 
 def parameters_of(kind: type[nn.Module]) -> list[inspect.Parameter]:
-    """What the constructor takes, without what a description has no use for."""
+    """Return the constructor parameters of a module class, without those that a description never uses."""
     signature = inspect.signature(nn.RNNBase.__init__ if issubclass(kind, nn.RNNBase) else kind.__init__)
-    found = [p for p in signature.parameters.values() if p.name not in _NO_ARGUMENTS and not p.name.startswith("_")]
+    found = [
+        p for p in signature.parameters.values() if p.name not in _IGNORED_PARAMETERS and not p.name.startswith("_")
+    ]
     if issubclass(kind, nn.RNNBase):
         found = [p for p in found if p.name != "mode"]
         if kind is nn.RNN:
@@ -144,13 +150,13 @@ def _arguments(module: nn.Module, kind: type[nn.Module]) -> dict[str, Any]:
     arguments = dict[str, Any]()
     for parameter in parameters_of(kind):
         name = parameter.name
-        places = [a for a in _TENSORS_ASKED.get(name, ()) if hasattr(module, a)]
-        if places and not isinstance(getattr(module, places[-1]), bool):
-            arguments[name] = getattr(module, places[-1]) is not None
+        holders = [a for a in _TENSOR_FLAGS.get(name, ()) if hasattr(module, a)]
+        if holders and not isinstance(getattr(module, holders[-1]), bool):
+            arguments[name] = getattr(module, holders[-1]) is not None
         elif hasattr(module, name):
             arguments[name] = getattr(module, name)
         elif parameter.default is parameter.empty:
-            raise SavingError(f"the argument {name!r} of torch.nn.{kind.__name__} cannot be told from its attributes")
+            raise SavingError(f"its attributes do not determine the argument {name!r} of torch.nn.{kind.__name__}")
     return arguments
 
 
@@ -162,50 +168,52 @@ def _shortened(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: short(value) for name, value in arguments.items()}
 
 
-def _beyond_defaults(kind: type[nn.Module], arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _without_defaults(kind: type[nn.Module], arguments: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {p.name: p.default for p in parameters_of(kind)}
     return {n: v for n, v in arguments.items() if not (type(v) is type(defaults[n]) and v == defaults[n])}
 
 
-def _norms(module: nn.Module) -> Iterable[Parametrized]:
+def _norms(module: nn.Module) -> Iterable[Parametrization]:
     for tensor, steps in module.parametrizations.items():  # type: ignore[operator, union-attr]
         step: Any = steps[0] if len(steps) == 1 else None
         match type(step).__name__:
             case "_WeightNorm":
-                yield Parametrized("weight_norm", tensor, {"dim": None if step.dim == -1 else step.dim})
+                yield Parametrization("weight_norm", tensor, {"dim": None if step.dim == -1 else step.dim})
             case "_SpectralNorm":
                 options = {name: getattr(step, name) for name in ("n_power_iterations", "eps", "dim")}
-                yield Parametrized("spectral_norm", tensor, options)
+                yield Parametrization("spectral_norm", tensor, options)
             case _:
                 raise SavingError(f"its {tensor} is parametrized by {', '.join(type(s).__name__ for s in steps)}")
 
 
 def _difference(built: nn.Module, module: nn.Module) -> str:
-    """What tells the two apart; empty where nothing does."""
+    """Return a description of the first difference between the two; empty without one."""
     pairs = dict(built.named_modules()), dict(module.named_modules())
     if pairs[0].keys() != pairs[1].keys():
-        return f"it has modules {', '.join(sorted(pairs[0].keys() ^ pairs[1].keys()))} that its class does not explain"
+        return f"its class does not explain the modules {', '.join(sorted(pairs[0].keys() ^ pairs[1].keys()))}"
     for path, twin in pairs[0].items():
         if found := _attributes_differ(twin, pairs[1][path]):
             return f"`{path}`: {found}" if path else found
     shapes = [{n: t.shape for n, t in (*m.named_parameters(), *m.named_buffers())} for m in (built, module)]
     if shapes[0] != shapes[1]:
         odd = next(n for n in shapes[0].keys() | shapes[1].keys() if shapes[0].get(n) != shapes[1].get(n))
-        return f"its {odd} is {shapes[1].get(odd)}, and would be {shapes[0].get(odd)}"
+        return f"its {odd} has shape {shapes[1].get(odd)}, but the constructor gives {shapes[0].get(odd)}"
     return ""
 
 
 def _attributes_differ(built: nn.Module, module: nn.Module) -> str:
-    ours, theirs = ({k: v for k, v in vars(m).items() if k not in _MADE_BY_STATE} for m in (built, module))
-    for name, value in ours.items():
+    built_attributes, own_attributes = (
+        {k: v for k, v in vars(m).items() if k not in _STATE_ATTRIBUTES} for m in (built, module)
+    )
+    for name, value in built_attributes.items():
         if name == "_load_state_dict_pre_hooks" and is_parametrized(module):
-            continue  # they read checkpoints of the older weight_norm, and are there with every newer one
-        if name not in theirs or not _same(value, theirs[name]):
+            continue  # these hooks load checkpoints of the older weight_norm, and every newer one has them
+        if name not in own_attributes or not _same(value, own_attributes[name]):
             if name.endswith("_hooks"):
                 return f"it has {name.strip('_')}"
-            return f"its {name} is {str(theirs.get(name))[:60]}, and would be {str(value)[:60]}"
-    odd = [n for n in theirs.keys() - ours.keys() if hasattr(type(module), n)]
-    return f"its {', '.join(odd)} was replaced on the object" if odd else ""
+            return f"its {name} is {str(own_attributes.get(name))[:60]}, but the constructor gives {str(value)[:60]}"
+    odd = [n for n in own_attributes.keys() - built_attributes.keys() if hasattr(type(module), n)]
+    return f"its {', '.join(odd)} was replaced on the instance" if odd else ""
 
 
 def _same(left: object, right: object) -> bool:

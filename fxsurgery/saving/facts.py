@@ -1,4 +1,4 @@
-"""What is saved field by field of a dataclass, and the check that what is read has these fields, of these types."""
+"""Dataclasses saved field by field, and the check that a file has exactly these fields with these types."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
@@ -15,8 +15,8 @@ def schema_of(kind: type[Any], **changed: Any) -> Any:  # noqa: ANN401 -- a type
     """Return the schema of a dataclass that is saved field by field.
 
     Args:
-        kind: the dataclass. Private fields are not saved, and fields with a default may be missing.
-        changed: types of fields that are saved as something else; `None` for a field that is not saved.
+        kind: the dataclass. Private fields are not saved; fields with a default may be missing from a file.
+        changed: types of fields that are saved in another form; None for a field that is not saved.
     """
     kinds = {**get_type_hints(kind), **changed}
     saved = [f for f in fields(kind) if not f.name.startswith("_") and kinds[f.name] is not None]
@@ -26,10 +26,10 @@ def schema_of(kind: type[Any], **changed: Any) -> Any:  # noqa: ANN401 -- a type
 
 
 def require_types(folder: Path, facts: Mapping[str, Any], schema: type[BaseModel]) -> None:
-    """Refuse facts of unknown names, and of other types than are saved.
+    """Check that saved facts have the names and types of a schema.
 
     Raises:
-        RunError: it says which.
+        RunError: one has an unknown name or another type.
     """
     try:
         schema.model_validate(facts)

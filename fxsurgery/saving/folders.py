@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all, and never in the place of something else."""
+"""Atomic creation and replacement of folders, which never overwrites foreign files."""
 
 import shutil
 import tempfile
@@ -9,25 +9,25 @@ from pathlib import Path
 from fxsurgery.errors import RunError, typed_reason
 from fxsurgery.files import settle, writing
 
-_SIGN_WITHIN = 2**16
-"""Bytes at the beginning of a file of ours that show whose it is."""
+_MARKER_WITHIN = 2**16
+"""Number of bytes at the start of a file in which its marker must appear."""
 
 
 @contextmanager
-def new_folder(path: Path, ours: Sequence[str], sign: str) -> Iterator[Path]:
-    """A folder to write into that takes the place of `path` once all is written.
+def new_folder(path: Path, owned: Sequence[str], marker: str) -> Iterator[Path]:
+    """Context manager that yields a new folder and moves it to `path` once everything is written.
 
     Args:
-        path: where it goes.
-        ours: the names that a folder may hold which is replaced; the first must be there.
-        sign: what the first of them says somewhere, if it is of ours.
+        path: the target.
+        owned: names that a folder to be replaced may contain; the first one must exist.
+        marker: text near the start of the first owned file that identifies it as written by fxsurgery.
 
     Raises:
-        RunError: the system refuses, or `path` holds something else.
+        RunError: the system denies access, or `path` holds something else.
     """
     with writing(path):
-        if path.exists() and (stray := _stray(path, ours, sign)):
-            raise RunError(f"{path} holds something else ({stray}): give an empty folder, or a new one")
+        if path.exists() and (stray := _stray(path, owned, marker)):
+            raise RunError(f"{path} contains other files ({stray}); give an empty or a new folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -39,26 +39,26 @@ def new_folder(path: Path, ours: Sequence[str], sign: str) -> Iterator[Path]:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _stray(path: Path, ours: Sequence[str], sign: str) -> str:
-    """What keeps `path` from being replaced: the name of something in it that was not written here."""
+def _stray(path: Path, owned: Sequence[str], marker: str) -> str:
+    """Return the name of an entry that forbids replacing `path`; empty if it may be replaced."""
     if not path.is_dir():
         return path.name
-    there = {part.name for part in path.iterdir()}
-    if stray := sorted(there - {*ours, "__pycache__"}):
+    existing = {part.name for part in path.iterdir()}
+    if stray := sorted(existing - {*owned, "__pycache__"}):
         return stray[0]
-    first = path / ours[0]
-    is_ours = first.is_file() and sign in _beginning(first)
-    return "" if is_ours or not there else min(there)
+    first = path / owned[0]
+    is_owned = first.is_file() and marker in _beginning(first)
+    return "" if is_owned or not existing else min(existing)
 
 
 def _beginning(path: Path) -> str:
-    """The first part of a text, however large the file is."""
+    """Return the start of a text file, however large it is."""
     with path.open("rb") as file:
-        return file.read(_SIGN_WITHIN).decode(errors="replace")
+        return file.read(_MARKER_WITHIN).decode(errors="replace")
 
 
 def _swap(fresh: Path, path: Path) -> None:
-    """Put `fresh` in the place of `path`. What was there is moved away first, and back if that fails."""
+    """Move `fresh` to `path`. An existing folder is moved away first, and back if that fails."""
     settle(fresh)
     if not path.exists():
         fresh.rename(path)
@@ -75,24 +75,24 @@ def _swap(fresh: Path, path: Path) -> None:
     settle(path.parent)
 
 
-_DAMAGES = (
+_DAMAGE_ERRORS = (
     LookupError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError, RuntimeError, SyntaxError,
 )  # fmt: skip
-"""What Python and torch raise on a graph that somebody changed."""
+"""Exceptions that Python and torch raise on a graph from a modified file."""
 DAMAGED = "damaged: "
-"""What an error begins with that does not know the folder."""
+"""Prefix of an error that does not know the folder yet."""
 
 
 @contextmanager
-def damage(folder: Path) -> Iterator[None]:
-    """Turn what goes wrong with a file that somebody changed into an error of ours."""
+def damage_reported(folder: Path) -> Iterator[None]:
+    """Context manager that turns errors caused by a damaged or modified folder into a `RunError` that names it."""
     try:
         yield
     except RunError as error:
         if not str(error).startswith(DAMAGED):
             raise
         raise RunError(f"{folder} is {error}; restore an intact copy, or save it again") from error
-    except _DAMAGES as error:
+    except _DAMAGE_ERRORS as error:
         raise RunError(
             f"{folder} is damaged: {typed_reason(error)[:400]}; restore an intact copy, or save it again"
         ) from error

@@ -1,4 +1,4 @@
-"""A graph as JSON, and back. What generated code would be made of is checked to be names and nothing else."""
+"""Conversion of a graph to JSON and back. Text that ends up in generated code is checked to be plain names."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,32 +9,32 @@ from torch.utils import _pytree as pytree
 
 from fxsurgery.errors import RunError, SavingError, reason_of
 from fxsurgery.inputs import Inputs
-from fxsurgery.saving.function_refs import check_call, check_method, name_of, named
+from fxsurgery.saving.function_refs import check_call, check_method, function_named, name_of
+from fxsurgery.saving.original_calls import OriginalCalls, runs_user_code
 from fxsurgery.saving.output_structure import read_structure, structure_of
 from fxsurgery.saving.schema import NodeEntry, OpaqueTarget, SavedGraph, identifier, module_path
 from fxsurgery.saving.values import decoded, encoded
-from fxsurgery.saving.witness import Witness, is_kept
 
 Plain = dict[str, Any]
 _RESERVED = {"self", "torch", "pytree", "fx_pytree"}
-"""Names that mean something else in the code that torch.fx generates."""
+"""Names with another meaning in the code that torch.fx generates."""
 
 
 def graph_as_json(graph: fx.Graph) -> Plain:
-    """The nodes, and how they are called.
+    """Return the nodes and the input and output structure as JSON.
 
     Raises:
-        SavingError: a node cannot be written; it says which.
+        SavingError: a node cannot be saved; the message names it.
     """
     plain: Plain = {"nodes": [_node(node) for node in graph.nodes]}
-    codegen = graph._codegen  # noqa: SLF001 -- how the inputs are taken apart
+    codegen = graph._codegen  # noqa: SLF001 -- it defines how the inputs are flattened
     if isinstance(codegen, _PyTreeCodeGen):
         info = codegen.pytree_info
         plain["inputs"] = list(info.orig_args)
         plain["outputs"] = None if info.out_spec is None else structure_of(info.out_spec)
     elif type(codegen) is not fx.graph.CodeGen:
         raise SavingError(
-            f"a graph that is called in a way of its own ({type(codegen).__name__}) cannot be saved; capture the "
+            f"the graph has the custom code generator {type(codegen).__name__}, which cannot be saved; capture the "
             "model again"
         )
     return plain
@@ -73,82 +73,88 @@ def _target(node: fx.Node) -> str | Plain:
         return {"opaque": [function.__module__, function.__qualname__]}
 
 
-def graph_from_json(saved: SavedGraph, inputs: Inputs, witness: Witness, is_own: Callable[[str], bool]) -> fx.Graph:
-    """The graph.
+def graph_from_json(
+    saved: SavedGraph, inputs: Inputs, original_calls: OriginalCalls, is_own: Callable[[str], bool]
+) -> fx.Graph:
+    """Build the graph.
 
     Args:
-        saved: what `graph_as_json` wrote, and the modules.
+        saved: the graph that `graph_as_json` wrote, with the module entries.
         inputs: the example inputs, whose structure the graph takes.
-        witness: tells of what is the user's own whether the user's model has it there.
-        is_own: whether the module at a path is the user's.
+        original_calls: the calls that the user's model makes.
+        is_own: returns True for the path of a module that comes from the user's model.
 
     Raises:
-        RunError: it is damaged.
-        SavingError: it calls what a saved graph may not call.
+        RunError: the file is damaged.
+        SavingError: the graph calls a function that a saved graph may not call.
     """
-    graph, made = fx.Graph(), dict[str, fx.Node]()
+    graph, nodes = fx.Graph(), dict[str, fx.Node]()
     for entry in saved.nodes:
-        node = _made(entry, graph, made, witness)
+        node = _create_node(entry, graph, nodes, original_calls)
         if node.name != entry.name:
-            raise RunError(f"damaged: no second node, and no other one, can be called {entry.name!r}")
-        if is_kept(node, is_own):
-            witness.require(node)
-        made[entry.name] = node
-    _check_ends(graph, inputs)
+            raise RunError(f"damaged: the node name {entry.name!r} is a duplicate or not allowed")
+        if runs_user_code(node, is_own):
+            original_calls.require(node)
+        nodes[entry.name] = node
+    _check_inputs_and_output(graph, inputs)
     if saved.inputs is not None:
         _set_structure(graph, saved, inputs)
     elif inputs.kwargs or len(inputs.args) != len(inputs.leaves):
-        raise RunError("damaged: inputs in structures, or by name, are not named")
+        raise RunError("damaged: nested or keyword inputs have no names")
     return graph
 
 
-def _check_ends(graph: fx.Graph, inputs: Inputs) -> None:
-    """Refuse a graph that does not take the example inputs, or does not end with its output."""
+def _check_inputs_and_output(graph: fx.Graph, inputs: Inputs) -> None:
+    """Check that a graph takes the example inputs and ends with its output."""
     ops = [node.op for node in graph.nodes]
     names = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
     if len(names) != len(inputs.leaves) or ops[: len(names)].count("placeholder") < len(names):
-        raise RunError(f"damaged: the graph takes {len(names)} inputs, and there are {len(inputs.leaves)}")
+        raise RunError(
+            f"damaged: the graph takes {len(names)} inputs, but there are {len(inputs.leaves)} example inputs"
+        )
     _require_distinct(names)
     if not ops or ops[-1] != "output" or ops.count("output") > 1:
-        raise RunError("damaged: the graph does not end with its one output")
+        raise RunError("damaged: the graph does not end with its only output node")
 
 
 def _require_distinct(names: list[str]) -> None:
     if len(set(names)) < len(names) or not _RESERVED.isdisjoint(names):
-        raise RunError(f"damaged: inputs cannot be called {', '.join(names)[:60]}")
+        raise RunError(f"damaged: the input names {', '.join(names)[:60]} are duplicate or reserved")
 
 
 def _set_structure(graph: fx.Graph, saved: SavedGraph, inputs: Inputs) -> None:
     names = list(saved.inputs or ())
     _require_distinct(names)
     if len(names) != len(inputs.args) + len(inputs.kwargs):
-        raise RunError(f"damaged: {', '.join(names)[:60]} are the inputs' names, and the examples are others")
+        raise RunError(f"damaged: the input names {', '.join(names)[:60]} do not match the example inputs")
     structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))[1]
     outputs = None if saved.outputs is None else read_structure(saved.outputs)
     given = next(reversed(graph.nodes)).args[0]
     count = len(given) if isinstance(given, (list, tuple)) else 1
     if outputs is not None and outputs.num_leaves != count:
-        raise RunError(f"damaged: the graph gives {count} things, and the output is made of {outputs.num_leaves}")
+        raise RunError(f"damaged: the graph returns {count} values, but the output structure has {outputs.num_leaves}")
     graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, structure, outputs)))
 
 
-def _made(entry: NodeEntry, graph: fx.Graph, made: Mapping[str, fx.Node], witness: Witness) -> fx.Node:
+def _create_node(
+    entry: NodeEntry, graph: fx.Graph, nodes: Mapping[str, fx.Node], original_calls: OriginalCalls
+) -> fx.Node:
     def node_of(other: str) -> fx.Node:
-        if other not in made:
-            raise RunError(f"damaged: the node `{entry.name}` reads {other[:60]!r}, which is not there yet")
-        return made[other]
+        if other not in nodes:
+            raise RunError(f"damaged: the node `{entry.name}` reads {other[:60]!r}, which is not defined before it")
+        return nodes[other]
 
     args = tuple(decoded(a, {"node": node_of}) for a in entry.args)
     kwargs = {k: decoded(v, {"node": node_of}) for k, v in entry.kwargs.items()}
     _check_arguments(entry, args, kwargs)
-    target = _checked_target(entry, args, kwargs, witness)
+    target = _checked_target(entry, args, kwargs, original_calls)
     node = graph.create_node(entry.op, target, args, kwargs, entry.name)
     node.meta["inside"] = entry.inside
     return node
 
 
 def _check_arguments(entry: NodeEntry, args: tuple[Any, ...], kwargs: Plain) -> None:
-    """Refuse arguments of what is not called, and a method of what is not computed."""
+    """Check that a node has as many arguments as its op allows, and that a method is called on a node."""
     most = {"placeholder": 1, "get_attr": 0, "output": 1}.get(entry.op)
     least = entry.op in {"output", "call_method"}
     if (most is not None and (len(args) > most or kwargs)) or len(args) < least:
@@ -157,12 +163,12 @@ def _check_arguments(entry: NodeEntry, args: tuple[Any, ...], kwargs: Plain) -> 
         raise RunError(f"damaged: the node `{entry.name}` calls a method of a constant")
 
 
-def _checked_target(entry: NodeEntry, args: tuple[Any, ...], kwargs: Plain, witness: Witness) -> Any:  # noqa: ANN401
+def _checked_target(entry: NodeEntry, args: tuple[Any, ...], kwargs: Plain, original_calls: OriginalCalls) -> Any:  # noqa: ANN401
     target = entry.target
     if isinstance(target, OpaqueTarget):
         if entry.op != "call_function":
-            raise RunError(f"damaged: the node `{entry.name}` is no call of a function")
-        return witness.function(entry.name, *target.opaque)
+            raise RunError(f"damaged: the node `{entry.name}` is not a function call")
+        return original_calls.function(entry.name, *target.opaque)
     try:
         match entry.op:
             case "placeholder":
@@ -173,7 +179,7 @@ def _checked_target(entry: NodeEntry, args: tuple[Any, ...], kwargs: Plain, witn
             case "call_module" | "get_attr":
                 return module_path(target)
             case "call_function":
-                function = named(target)
+                function = function_named(target)
                 check_call(function, args, kwargs)
                 return function
             case _:

@@ -1,6 +1,7 @@
-"""A program as a folder: `graph.json`, `weights.safetensors`, `examples.safetensors`. Nothing of it is run to read it.
+"""Saving of a program as a folder: `graph.json`, `weights.safetensors`, `examples.safetensors`.
 
-What is written is read again before it is put in its place, and must compute what the program does, bit for bit.
+Reading executes no code from the folder. Before a new folder is moved into place, it is read again, and the loaded
+program must compute the same outputs, bit for bit.
 """
 
 import json
@@ -16,9 +17,10 @@ from fxsurgery.errors import RunError, SavingError
 from fxsurgery.files import write_whole
 from fxsurgery.inputs import BatchDims, Inputs
 from fxsurgery.program import Program
-from fxsurgery.saving.folders import damage, new_folder
+from fxsurgery.saving.folders import damage_reported, new_folder
 from fxsurgery.saving.graphs import graph_as_json, graph_from_json
-from fxsurgery.saving.module_refs import build, is_taken, is_tree, specs, submodule
+from fxsurgery.saving.module_refs import build, is_reserved, is_tree, specs, submodule
+from fxsurgery.saving.original_calls import OriginalCalls, captures_of
 from fxsurgery.saving.output_structure import read_structure
 from fxsurgery.saving.schema import (
     FORMAT,
@@ -32,7 +34,6 @@ from fxsurgery.saving.schema import (
 from fxsurgery.saving.state import add_state, check_sizes, check_targets
 from fxsurgery.saving.tensors import first_names, named_state, read_header, read_tensors, write_tensors
 from fxsurgery.saving.values import decoded, encoded, tensors_as
-from fxsurgery.saving.witness import Witness, captures
 from fxsurgery.seeding import seeded
 from fxsurgery.surroundings import plain_surroundings
 
@@ -43,11 +44,24 @@ Plain = dict[str, Any]
 
 @plain_surroundings()
 def save_program(program: Program, folder: str | Path) -> None:
-    """Write `program` as a folder, which is there whole or not at all; one that was there is replaced.
+    """Save `program` as a folder, atomically; an existing saved program is replaced.
+
+    Args:
+        program: the program to save.
+        folder: the target folder.
 
     Raises:
-        SavingError: something of the program cannot be written; it says what.
-        RunError: the folder cannot be written to, or holds something else.
+        SavingError: a part of the program cannot be saved; the message names it.
+        RunError: the folder cannot be written, or contains other files.
+
+    Example:
+        >>> import tempfile
+        >>> from fxsurgery import capture
+        >>> program = capture(nn.Linear(8, 4), torch.randn(2, 8))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_program(program, Path(folder) / "linear")
+        ...     load_program(Path(folder) / "linear").name
+        'Linear'
     """
     with new_folder(Path(folder), (GRAPH, WEIGHTS, EXAMPLES), '"format"') as fresh:
         write_program(program, fresh)
@@ -55,23 +69,26 @@ def save_program(program: Program, folder: str | Path) -> None:
 
 @plain_surroundings()
 def load_program(folder: str | Path, *, original: nn.Module | None = None) -> Program:
-    """The program that `save_program` wrote there, on the CPU.
+    """Load a program that `save_program` wrote, on the CPU.
 
     Args:
         folder: the folder.
-        original: your model, where modules or functions of it were kept whole: they are taken from it, modules as
-            copies. It is captured anew on the saved example inputs, and what it does not call in the same way is
-            refused.
+        original: your model, needed if modules or functions of it are leaves of the graph: they are taken from it,
+            modules as copies. The model is captured again on the saved example inputs; a leaf call that it does
+            not make in the same way is rejected.
+
+    Returns:
+        The program.
 
     Raises:
-        RunError: there is no program, it is damaged or of a later version, or it wants `original`.
-        SavingError: it asks for what loading does not do.
+        RunError: there is no program, it is damaged, it has a newer format, or it needs `original`.
+        SavingError: it needs something that loading does not support.
     """
     return read_program(Path(folder), original)
 
 
 def write_program(program: Program, folder: Path) -> None:
-    """Write the files of `program` into `folder`, and read them again to prove them."""
+    """Write the files of `program` into `folder`, and verify them by reading them again."""
     graph_module, examples = program.graph_module, dict[str, Tensor]()
     state = named_state(graph_module)
     first = first_names(state)
@@ -90,9 +107,9 @@ def write_program(program: Program, folder: Path) -> None:
     }
     write_tensors(folder / WEIGHTS, {name: tensor for name, tensor in state if first[name] == name})
     write_tensors(folder / EXAMPLES, examples)
-    whole = with_digests(GRAPH, plain, {name: folder / name for name in (WEIGHTS, EXAMPLES)})
-    write_whole(folder / GRAPH, json.dumps(whole, indent=1).encode())
-    _prove(program, folder)
+    content = with_digests(GRAPH, plain, {name: folder / name for name in (WEIGHTS, EXAMPLES)})
+    write_whole(folder / GRAPH, json.dumps(content, indent=1).encode())
+    _verify(program, folder)
 
 
 def _entry(root: nn.Module, name: str, tensor: Tensor, first: str) -> Plain:
@@ -106,22 +123,20 @@ def _entry(root: nn.Module, name: str, tensor: Tensor, first: str) -> Plain:
     return entry if name == first else {**entry, "of": first}
 
 
-def _prove(program: Program, folder: Path) -> None:
-    """Raise unless what was written gives the outputs of `program`; its opaque parts are taken from itself."""
+def _verify(program: Program, folder: Path) -> None:
+    """Raise unless the written program computes the outputs of `program`, with leaves taken from `program` itself."""
     try:
-        witness = Witness()
-        witness.hear([program])
-        again = read_program(folder, program.graph_module, witness)
+        original_calls = OriginalCalls()
+        original_calls.add_captures([program])
+        again = read_program(folder, program.graph_module, original_calls)
     except RunError as error:
-        raise SavingError(f"what was written cannot be read again: {error}; report this model") from error
+        raise SavingError(f"the written program cannot be read again: {error}; report this model") from error
     devices = {t.device.type for t in (*program.examples.tensors, *program.graph_module.parameters())}
     if devices - {"cpu"}:
-        return  # what is read back is on the CPU, where nothing rounds the same
+        return  # the loaded program is on the CPU, which rounds differently
     pairs = list(zip(_outputs(program), _outputs(again), strict=True))
     if odd := [i for i, (ours, theirs) in enumerate(pairs) if not _equal(ours, theirs)]:
-        raise SavingError(
-            f"what was written does not compute what the program does: outputs {odd} differ; report this model"
-        )
+        raise SavingError(f"the written program and the original differ in outputs {odd}; report this model")
 
 
 def _outputs(program: Program) -> list[Tensor]:
@@ -136,26 +151,28 @@ def _equal(left: Tensor, right: Tensor) -> bool:
     )
 
 
-def read_program(folder: Path, original: nn.Module | None, witness: Witness | None = None) -> Program:
-    """The program in `folder`; what was kept whole is taken from `original`.
+def read_program(folder: Path, original: nn.Module | None, original_calls: OriginalCalls | None = None) -> Program:
+    """Read the program in `folder`, with leaf modules and functions taken from `original`.
 
     Args:
-        folder: where it is.
+        folder: the folder.
         original: the user's model.
-        witness: tells what the user's model does where code of it was kept whole; else it is captured to see.
+        original_calls: the calls that the user's model makes to its own code; by default it is captured to find them.
     """
     saved, plain = read_saved(folder / GRAPH, SavedGraph)
-    kept = read_tensors(folder / EXAMPLES)
-    with damage(folder):
-        _ask_for_original(saved, original)
-        inputs = _inputs(saved, kept)
+    tensors = read_tensors(folder / EXAMPLES)
+    with damage_reported(folder):
+        _require_original(saved, original)
+        inputs = _inputs(saved, tensors)
         root = fx.GraphModule(nn.Module(), fx.Graph())
         own = _add_modules(root, saved, original)
         resized = {s.path for s in saved.modules if s.kind == "opaque" and s.sizes}
         check_sizes(root, saved.state, read_header(folder / WEIGHTS), resized)
-        witness = witness or Witness()
-        witness.hear(captures(original, inputs, [s.path for s in saved.modules if s.kind in {"opaque", "torch"}]))
-        graph = graph_from_json(saved, inputs, witness, lambda path: id(submodule(root, path)) in own)
+        original_calls = original_calls or OriginalCalls()
+        original_calls.add_captures(
+            captures_of(original, inputs, [s.path for s in saved.modules if s.kind in {"opaque", "torch"}])
+        )
+        graph = graph_from_json(saved, inputs, original_calls, lambda path: id(submodule(root, path)) in own)
         add_state(root, saved.state, read_tensors(folder / WEIGHTS))
         check_targets(root, graph)
         require_digests(folder / GRAPH, plain, {name: folder / name for name in (WEIGHTS, EXAMPLES)})
@@ -168,17 +185,17 @@ def read_program(folder: Path, original: nn.Module | None, witness: Witness | No
         )  # fmt: skip
 
 
-def _inputs(saved: SavedGraph, kept: Mapping[str, Tensor]) -> Inputs:
-    """The example inputs: `(args, kwargs)`, in which every tensor of the file stands."""
+def _inputs(saved: SavedGraph, tensors: Mapping[str, Tensor]) -> Inputs:
+    """Return the example inputs; every tensor of the examples file must be part of them."""
     used = set[str]()
 
     def tensor(name: str) -> Tensor:
         used.add(name)
-        return kept[name]
+        return tensors[name]
 
     found = decoded(saved.examples, {"tensor": tensor})
-    if used != kept.keys():
-        raise RunError(f"damaged: no example input is {', '.join(sorted(kept.keys() - used))[:60]}")
+    if used != tensors.keys():
+        raise RunError(f"damaged: unused example tensors {', '.join(sorted(tensors.keys() - used))[:60]}")
     args, kwargs = found if isinstance(found, tuple) and len(found) == 2 else (None, None)
     if not isinstance(args, tuple) or not isinstance(kwargs, dict):
         raise RunError("damaged: the example inputs are not (args, kwargs)")
@@ -187,50 +204,50 @@ def _inputs(saved: SavedGraph, kept: Mapping[str, Tensor]) -> Inputs:
 
 
 def _batch(saved: SavedGraph, tensors: list[Tensor]) -> tuple[BatchDims | None, int | None]:
-    """Batch dims and number of samples; `None` in files from before these were written."""
+    """Return batch dims and number of samples; None for files written before these existed."""
     if saved.batch_dims is None:
         return None, None
     dims = tuple(saved.batch_dims)
     if len(dims) != len(tensors):
         raise RunError(f"damaged: batch_dims {dims} do not fit the {len(tensors)} example inputs")
-    placed = [(x, dim) for x, dim in zip(tensors, dims, strict=True) if dim is not None]
-    if any(dim >= x.dim() for x, dim in placed) or len({x.size(dim) for x, dim in placed}) > 1:
+    with_batch = [(x, dim) for x, dim in zip(tensors, dims, strict=True) if dim is not None]
+    if any(dim >= x.dim() for x, dim in with_batch) or len({x.size(dim) for x, dim in with_batch}) > 1:
         raise RunError(f"damaged: batch_dims {dims} do not fit the shapes of the example inputs")
     return dims, saved.samples
 
 
 def _unknown_outputs(saved: SavedGraph) -> Iterator[str]:
-    stand_ins = set[str]()
+    replaced = set[str]()
     if saved.outputs is not None:
-        read_structure(saved.outputs, stand_ins)
-    for name in sorted(stand_ins):
-        yield f"the output's {name} comes as a plain dict or tuple: import {name.partition('.')[0]} before loading"
+        read_structure(saved.outputs, replaced)
+    for name in sorted(replaced):
+        yield f"the output's {name} becomes a plain dict or tuple: import {name.partition('.')[0]} before loading"
 
 
-def _ask_for_original(saved: SavedGraph, original: nn.Module | None) -> None:
+def _require_original(saved: SavedGraph, original: nn.Module | None) -> None:
     opaque = [f"`{s.path}` ({s.class_name}: {s.reason})" for s in saved.modules if s.kind == "opaque"]
     opaque += [".".join(n.target.opaque) for n in saved.nodes if isinstance(n.target, OpaqueTarget)]
     if opaque and original is None:
         raise RunError(
-            f"parts of your model were kept whole, and their code is not saved: {', '.join(opaque)}. Build the model "
-            f"as you did for the search, and pass it: {usage('load(folder, original=your_model)', 'original')}"
+            f"the program contains code of your model, which is not saved: {', '.join(opaque)}. Build the model "
+            f"as for the search, and pass it: {usage('load(folder, original=your_model)', 'original')}"
         )
 
 
 def _add_modules(root: nn.Module, saved: SavedGraph, original: nn.Module | None) -> set[int]:
-    """Build every module; what of them comes from `original`, by id."""
+    """Build every module; return the ids of those that come from `original`."""
     own = set[int]()
     for entry in saved.modules:
         parent, _, leaf = entry.path.rpartition(".")
         owner = submodule(root, parent)
         if owner is None or (parent and not is_tree(owner)) or leaf in vars(owner)["_modules"]:
-            raise RunError(f"damaged: `{entry.path}` is there twice, or part of what has no such part")
-        if is_taken(owner, leaf):
-            raise RunError(f"damaged: no module can be called `{entry.path}`: a {type(owner).__name__} has one already")
+            raise RunError(f"damaged: `{entry.path}` is a duplicate, or its parent cannot have children")
+        if is_reserved(owner, leaf):
+            raise RunError(f"damaged: `{entry.path}` is an attribute name of {type(owner).__name__}, not of a module")
         module = submodule(root, entry.first) if entry.kind == "same" else build(entry, original, len(saved.state))
         if module is None:
-            raise RunError(f"damaged: `{entry.path}` is another name of what is not there")
-        owner._modules[leaf] = module  # noqa: SLF001 -- add_module refuses more
+            raise RunError(f"damaged: `{entry.path}` is an alias of a module that does not exist")
+        owner._modules[leaf] = module  # noqa: SLF001 -- add_module rejects some valid names
         if entry.kind == "opaque":
             own |= {id(part) for part in module.modules()}
     return own

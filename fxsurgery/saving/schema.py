@@ -1,7 +1,7 @@
-"""What `graph.json` and `result.json` may hold: every key, its type and how large it may be. Nothing else is read.
+"""Schema of `graph.json` and `result.json`: every key with its type and maximum size. Nothing else is accepted.
 
-Values of node arguments are checked when they are decoded (`fxsurgery.saving.values`), names when they are met here:
-they become attributes and local variables of code that is generated.
+Node arguments are checked when they are decoded (`fxsurgery.saving.values`). Names are checked here, since they become
+attributes and local variables of generated code.
 """
 
 import hashlib
@@ -17,66 +17,66 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, Valid
 
 from fxsurgery.errors import RunError
 from fxsurgery.files import writing
-from fxsurgery.saving.values import DEEPEST
+from fxsurgery.saving.values import MAX_DEPTH
 from fxsurgery.strict_json import read_json, require_regular
 
 FORMAT = 1
-LARGEST = 2**28
-"""Bytes of JSON."""
-LONGEST = 4096
-"""Characters of a name."""
-DEEPEST_MODULE = 100
-_MAX_DEPTH = 2 * DEEPEST + 20
+MAX_BYTES = 2**28
+"""Maximum size of a JSON file in bytes."""
+MAX_NAME_LENGTH = 4096
+"""Maximum length of a name in characters."""
+MAX_MODULE_DEPTH = 100
+_MAX_DEPTH = 2 * MAX_DEPTH + 20
 _DIGEST = "sha256"
 
 Read = TypeVar("Read", bound=BaseModel)
 
 
 def identifier(name: str) -> str:
-    """Return `name`, which code can use as a variable, an argument or an attribute.
+    """Return `name` if code can use it as a variable, an argument or an attribute.
 
     Raises:
-        ValueError: it cannot, or Python takes it for another name, or for one of its own.
+        ValueError: it cannot, or Python would normalize it to another name or reserves it.
     """
-    plain = name.isidentifier() and unicodedata.normalize("NFKC", name) == name and len(name) <= LONGEST
+    plain = name.isidentifier() and unicodedata.normalize("NFKC", name) == name and len(name) <= MAX_NAME_LENGTH
     if not plain or keyword.iskeyword(name) or name.startswith("__"):
-        raise ValueError(f"{name[:60]!r} is no name")
+        raise ValueError(f"{name[:60]!r} is not a valid name")
     return name
 
 
 def module_path(path: str) -> str:
-    """Return `path`, which names a module or tensor.
+    """Return `path` if it is a valid path of a module or tensor.
 
     Raises:
-        ValueError: no module or tensor can have that path.
+        ValueError: it is not.
     """
     parts = path.split(".")
     plain = re.fullmatch(r"[\w -]+(\.[\w -]+)*", path) and unicodedata.normalize("NFKC", path) == path
-    short = len(path) <= LONGEST and len(parts) <= DEEPEST_MODULE
+    short = len(path) <= MAX_NAME_LENGTH and len(parts) <= MAX_MODULE_DEPTH
     if not plain or not short or any(keyword.iskeyword(part) or part.startswith("__") for part in parts):
-        raise ValueError(f"{path[:60]!r} is no name")
+        raise ValueError(f"{path[:60]!r} is not a valid path")
     return path
 
 
 Identifier = Annotated[str, AfterValidator(identifier)]
 ModulePath = Annotated[str, AfterValidator(module_path)]
 Inside = Annotated[str, AfterValidator(lambda path: path and module_path(path))]
-ClassName = Annotated[str, Field(max_length=LONGEST)]
+ClassName = Annotated[str, Field(max_length=MAX_NAME_LENGTH)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Plain = Any
-"""What `fxsurgery.saving.values` decodes."""
+"""A value that `fxsurgery.saving.values` decodes."""
 
 
 class _Strict(BaseModel):
-    """No type is converted, and no key is unknown."""
+    """Base of all entries: types are not converted, and unknown keys are rejected."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class OpaqueTarget(_Strict):
-    """A function of the user's, by module and qualified name."""
+    """A function of the user's code, by module and qualified name."""
 
-    opaque: Annotated[list[Annotated[str, Field(max_length=LONGEST)]], Field(min_length=2, max_length=2)]
+    opaque: Annotated[list[Annotated[str, Field(max_length=MAX_NAME_LENGTH)]], Field(min_length=2, max_length=2)]
 
 
 class NodeEntry(_Strict):
@@ -84,14 +84,14 @@ class NodeEntry(_Strict):
 
     name: Identifier
     op: Literal["placeholder", "get_attr", "call_module", "call_function", "call_method", "output"]
-    target: Annotated[str, Field(max_length=LONGEST)] | OpaqueTarget
+    target: Annotated[str, Field(max_length=MAX_NAME_LENGTH)] | OpaqueTarget
     args: list[Plain]
     kwargs: dict[Identifier, Plain]
     inside: Inside = ""
 
 
 class SameEntry(_Strict):
-    """Another name of a module before."""
+    """Another name of a module in an earlier entry."""
 
     path: ModulePath
     kind: Literal["same"]
@@ -99,7 +99,7 @@ class SameEntry(_Strict):
 
 
 class TreeEntry(_Strict):
-    """A container, or a gate or switch of ours."""
+    """A container, gate or switch, whose children have entries of their own."""
 
     path: ModulePath
     kind: Literal["tree"]
@@ -134,14 +134,14 @@ class TorchEntry(_Strict):
 
 
 class OpaqueEntry(_Strict):
-    """A module of the user's."""
+    """A module of the user's model, which is not saved."""
 
     path: ModulePath
     kind: Literal["opaque"]
     class_name: Annotated[ClassName, Field(alias="class")]
     reason: str
     sizes: dict[Identifier, Plain] = {}
-    """Attributes that hold sizes of it, of a layer that passes resize."""
+    """Attributes with layer sizes that passes have changed."""
 
 
 ModuleEntry = Annotated[SameEntry | TreeEntry | DepthEntry | TorchEntry | OpaqueEntry, Field(discriminator="kind")]
@@ -158,11 +158,11 @@ class StateEntry(_Strict):
 
 
 class SavedGraph(_Strict):
-    """`graph.json`."""
+    """The content of `graph.json`."""
 
     format: int
     torch: str
-    name: Annotated[str, Field(max_length=LONGEST)]
+    name: Annotated[str, Field(max_length=MAX_NAME_LENGTH)]
     log: list[str]
     notes: list[str]
     batch_dims: list[Annotated[int, Field(ge=0)] | None] | None = None
@@ -177,7 +177,7 @@ class SavedGraph(_Strict):
 
 
 class SavedCost(_Strict):
-    """What a program takes."""
+    """The cost of a program."""
 
     params: Annotated[int, Field(ge=0)]
     macs: Annotated[int, Field(ge=0)]
@@ -186,28 +186,31 @@ class SavedCost(_Strict):
 
 
 class SavedResult(_Strict):
-    """`result.json`."""
+    """The content of `result.json`."""
 
     format: int
     programs: list[Annotated[str, Field(pattern=r"^[a-z]+(/[0-9]+)?$")]]
     facts: dict[Identifier, Plain]
     costs: dict[str, SavedCost] | None = None
-    """Not written by early versions."""
+    """Missing in files of early versions."""
     sha256: dict[str, Digest] | None = None
 
 
 def read_saved(path: Path, kind: type[Read]) -> tuple[Read, dict[str, Any]]:
-    """Read a file, as its schema has it and as plain JSON.
+    """Read a JSON file and validate it.
+
+    Returns:
+        The validated content, and the same as parsed JSON.
 
     Raises:
-        RunError: it is not there, of a later version, or no such file.
+        RunError: the file is missing, of a newer format, or not written by fxsurgery.
     """
-    plain = read_json(path, max_bytes=LARGEST, max_depth=_MAX_DEPTH)
+    plain = read_json(path, max_bytes=MAX_BYTES, max_depth=_MAX_DEPTH)
     found = plain.get("format") if isinstance(plain, dict) else None
     if type(found) is not int or found < 1:
-        raise RunError(f"{path} is nothing that fxsurgery wrote; name the folder of a saved result")
+        raise RunError(f"{path} was not written by fxsurgery; pass the folder of a saved result")
     if found > FORMAT:
-        raise RunError(f"{path} is of format {found}, and this fxsurgery reads up to {FORMAT}: update it")
+        raise RunError(f"{path} has format {found}, but this fxsurgery reads formats up to {FORMAT}; update fxsurgery")
     return _validated(path, kind, plain), plain
 
 
@@ -219,16 +222,16 @@ def _validated(path: Path, kind: type[Read], plain: object) -> Read:
 
 
 def first_fault(error: ValidationError | RecursionError) -> str:
-    """Say what is wrong, and where, of the first thing that is."""
+    """Return what is wrong, and where, for the first fault of a validation error."""
     if isinstance(error, RecursionError):
-        return "it nests too deep"
+        return "it is nested too deeply"
     found = error.errors(include_url=False, include_input=False, include_context=False)[0]
     where = ".".join(map(str, found["loc"]))
     return f"{where[:200]}: {found['msg'].removeprefix('Value error, ')}"
 
 
 def digest_of(plain: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of JSON, whichever way it is laid out; what it says of digests aside."""
+    """Return the SHA-256 of JSON content, independent of layout and without its own digest entries."""
     rest = {name: value for name, value in plain.items() if name != _DIGEST}
     return hashlib.sha256(json.dumps(rest, separators=(",", ":")).encode()).hexdigest()
 
@@ -237,7 +240,7 @@ def digest_of_file(path: Path) -> str:
     """Return the SHA-256 of a file.
 
     Raises:
-        RunError: it is not there, or is no regular file.
+        RunError: it is missing, or not a regular file.
     """
     with writing(path):
         require_regular(path)
@@ -246,37 +249,38 @@ def digest_of_file(path: Path) -> str:
 
 
 def require_digests(path: Path, plain: Mapping[str, Any], others: Mapping[str, Path]) -> None:
-    """Refuse a file, or others beside it, that is not what was written; a file of an early version has no digests.
+    """Check the digests of a JSON file and of the files next to it. Files of early versions have none.
 
     Args:
         path: the JSON file.
         plain: its content.
-        others: by the name under which `path` has their digest.
+        others: the other files by the name under which `path` stores their digest.
 
     Raises:
-        RunError: a digest differs, or is not there.
+        RunError: a digest differs or is missing.
     """
     digests = plain.get(_DIGEST)
     if digests is None:
         return
     if digests.keys() != {path.name, *others}:
         raise RunError(
-            f"{path} is damaged: it has digests of {', '.join(sorted(digests))}; restore an intact copy, or save it "
-            "again"
+            f"{path} is damaged: it has the wrong set of digests ({', '.join(sorted(digests))}); restore an intact "
+            "copy, or save it again"
         )
     for name, file in others.items():
         if digests[name] != digest_of_file(file):
             raise RunError(
-                f"{file} is damaged: its SHA-256 is not the one in {path.name}; restore an intact copy, or save it "
-                "again"
+                f"{file} is damaged: its SHA-256 differs from the one in {path.name}; restore an intact copy, or "
+                "save it again"
             )
     if digests[path.name] != digest_of(plain):
         raise RunError(
-            f"{path} is damaged: its SHA-256 is not the one that was written; restore an intact copy, or save it again"
+            f"{path} is damaged: its SHA-256 differs from the one that was saved; restore an intact copy, or save "
+            "it again"
         )
 
 
 def with_digests(name: str, plain: dict[str, Any], others: Mapping[str, Path]) -> dict[str, Any]:
-    """Return JSON with the digests of itself, as the file `name`, and of files beside it."""
+    """Return JSON content extended by the digests of itself, as the file `name`, and of the other files."""
     digests = {other: digest_of_file(path) for other, path in others.items()}
     return {**plain, _DIGEST: {name: digest_of(plain), **digests}}

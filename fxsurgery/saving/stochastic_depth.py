@@ -1,8 +1,8 @@
-"""Stochastic depth, which several libraries have as a module without parameters, each its own.
+"""Stochastic depth, which several libraries implement as a module without parameters.
 
-    y = x * m / (1 - p),    m ~ Bernoulli(1 - p) for each sample (or for the batch), in train mode; y = x in eval mode
+    y = x * m / (1 - p),    m ~ Bernoulli(1 - p) per sample (or per batch), in train mode; y = x in eval mode
 
-A module counts as such when it does this in both modes, whichever way it draws m.
+A module is recognized by behavior: it must compute this in both modes, however it draws m.
 """
 
 import copy
@@ -19,7 +19,7 @@ _SAMPLES, _RUNS = 500, 100
 
 
 class StochasticDepth(nn.Module):
-    """Leave the input out at random, sample by sample (`mode="row"`) or all at once (`mode="batch"`)."""
+    """Randomly drop the input per sample (`mode="row"`) or for the whole batch (`mode="batch"`)."""
 
     def __init__(self, p: float, mode: str = "row") -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class StochasticDepth(nn.Module):
 
 
 def depth_of(module: nn.Module) -> StochasticDepth | None:
-    """What computes the same as `module`, where that is stochastic depth; `None` for anything else."""
+    """Return a `StochasticDepth` equivalent to `module`; None if `module` is something else."""
     if isinstance(module, StochasticDepth):
         return module
     named = any(word in type(module).__name__.lower() for word in ("droppath", "stochasticdepth", "drop_path"))
@@ -61,7 +61,7 @@ def _candidates(module: nn.Module) -> Iterator[StochasticDepth]:
 
 
 def _agree(module: nn.Module, twin: StochasticDepth) -> bool:
-    """Whether every sample is 0 or scaled as it should be, and as many are 0 as should be."""
+    """Return True if every sample is either 0 or scaled correctly, and the fraction of zeros is plausible."""
     x = torch.linspace(0.5, 2.0, _SAMPLES * 4, dtype=torch.float64).reshape(_SAMPLES, 2, 2)
     module = copy.deepcopy(module)
     with seeded(0, x.device), torch.no_grad():

@@ -1,7 +1,7 @@
-"""Node arguments and other plain values as JSON, and back, each of the type that it had.
+"""Conversion of node arguments and other plain values to JSON and back, preserving their types.
 
-`int`, `bool`, `str`, `None`, lists and finite floats are themselves; anything else is an object of one key, its kind:
-`{"tuple": [1, 2]}`, `{"dtype": "float32"}`, `{"node": "relu_1"}`.
+`int`, `bool`, `str`, `None`, lists and finite floats are written directly. Any other value is an object with one key,
+its kind: `{"tuple": [1, 2]}`, `{"dtype": "float32"}`, `{"node": "relu_1"}`.
 """
 
 import math
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from fxsurgery.errors import RunError, SavingError, reason_of
 
-DEEPEST = 40
-"""How far values may nest."""
-LARGEST = 10**1000
-"""How far integers may go: Python refuses to write much longer ones."""
+MAX_DEPTH = 40
+"""Maximum nesting depth of values."""
+MAX_INTEGER = 10**1000
+"""Upper bound for integers; Python refuses to print much longer ones."""
 
 Plain = Any
-"""What the json module writes."""
+"""A value that the json module can write."""
 
 
 def _torch_names(kind: type) -> dict[Any, str]:
@@ -36,14 +36,14 @@ _BY_NAME: Mapping[str, Mapping[str, Any]] = {
 
 
 def encoded(value: object, special: Callable[[object], Plain | None] = lambda _: None) -> Plain:
-    """`value` as JSON.
+    """Convert `value` to JSON.
 
     Args:
-        value: tuples, lists, dicts and slices of constants, and of what `special` knows.
-        special: gives the JSON of a value of other types, such as a node; `None` for what it does not know.
+        value: tuples, lists, dicts and slices of constants and of values that `special` handles.
+        special: returns the JSON for values of other types, such as nodes; None for a value that it does not handle.
 
     Raises:
-        SavingError: there is no way to write it.
+        SavingError: the value cannot be saved.
     """
     if value is None or type(value) in {bool, int, str} or (type(value) is float and math.isfinite(value)):
         return value
@@ -63,8 +63,7 @@ def encoded(value: object, special: Callable[[object], Plain | None] = lambda _:
 def _sequence(value: tuple[Any, ...] | list[Any], special: Callable[[object], Plain | None]) -> Plain:
     if hasattr(value, "_fields"):
         raise SavingError(
-            f"a {type(value).__name__} cannot be written: named tuples are known to Python alone; use a dict or tuple "
-            "instead"
+            f"a value of type {type(value).__name__}, a named tuple, cannot be saved; use a dict or tuple instead"
         )
     items = [encoded(v, special) for v in value]
     if isinstance(value, torch.Size):
@@ -85,38 +84,38 @@ def _constant(value: object) -> Plain:
     if isinstance(value, complex):
         return {"complex": [repr(value.real), repr(value.imag)]}
     raise SavingError(
-        f"a value of type {type(value).__module__}.{type(value).__qualname__} cannot be written; use numbers, "
+        f"a value of type {type(value).__module__}.{type(value).__qualname__} cannot be saved; use numbers, "
         "strings, tuples, lists, dicts or tensors instead"
     )
 
 
 def decoded(plain: Plain, special: Mapping[str, Callable[[Any], Any]] | None = None, depth: int = 0) -> Any:  # noqa: ANN401
-    """What `encoded` wrote.
+    """Convert JSON written by `encoded` back to the value.
 
     Args:
         plain: the JSON.
-        special: by kind: what makes the value of what stands there.
-        depth: how deep in another value it is.
+        special: constructors of the values that `encoded` passed to its own `special`, by kind.
+        depth: current nesting depth.
 
     Raises:
-        RunError: it is no such JSON.
+        RunError: it is not valid JSON of this form.
     """
-    if depth > DEEPEST:
-        raise RunError(f"damaged: values nest deeper than {DEEPEST}")
-    if plain is None or type(plain) in {bool, float, str} or (type(plain) is int and abs(plain) < LARGEST):
+    if depth > MAX_DEPTH:
+        raise RunError(f"damaged: values are nested deeper than {MAX_DEPTH}")
+    if plain is None or type(plain) in {bool, float, str} or (type(plain) is int and abs(plain) < MAX_INTEGER):
         return plain
     if isinstance(plain, list):
         return [decoded(v, special, depth + 1) for v in plain]
     if not isinstance(plain, dict) or len(plain) != 1:
-        raise RunError(f"damaged: {str(plain)[:60]!r} is no value")
+        raise RunError(f"damaged: {str(plain)[:60]!r} is not a value")
     [(kind, content)] = plain.items()
     try:
-        return _made(kind, content, special, depth + 1)
+        return _decode_kind(kind, content, special, depth + 1)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise RunError(f"damaged: {str(plain)[:60]!r} is no value: {reason_of(error)[:200]}") from error
+        raise RunError(f"damaged: {str(plain)[:60]!r} is not a value: {reason_of(error)[:200]}") from error
 
 
-def _made(kind: str, content: Any, special: Mapping[str, Callable[[Any], Any]] | None, depth: int) -> Any:  # noqa: ANN401
+def _decode_kind(kind: str, content: Any, special: Mapping[str, Callable[[Any], Any]] | None, depth: int) -> Any:  # noqa: ANN401
     if special and kind in special:
         return special[kind](_text(content))
     if kind in _BY_NAME:
@@ -124,38 +123,38 @@ def _made(kind: str, content: Any, special: Mapping[str, Callable[[Any], Any]] |
     if kind in _SIMPLE:
         return _SIMPLE[kind](content)
     if not isinstance(content, list):
-        raise TypeError("a list is wanted")
+        raise TypeError("a list is expected")
     if kind == "dict":
         pairs = [(decoded(k, None, depth), decoded(v, special, depth)) for k, v in content]
         found = dict(pairs)
         if len(found) < len(pairs):
-            raise ValueError("a key stands twice")
+            raise ValueError("a key is duplicate")
         return found
     return _SEQUENCES[kind]([decoded(v, special, depth) for v in content])
 
 
 def _text(content: object) -> str:
     if not isinstance(content, str):
-        raise TypeError("a string is wanted")
+        raise TypeError("a string is expected")
     return content
 
 
 def _float(content: object) -> float:
     found = float(_text(content))
     if repr(found) != content:
-        raise ValueError(f"no float is written as {str(content)[:60]!r}")
+        raise ValueError(f"{str(content)[:60]!r} is not the repr of a float")
     return found
 
 
 def _complex(content: object) -> complex:
     if not isinstance(content, list) or len(content) != 2:
-        raise TypeError("two floats are wanted")
+        raise TypeError("two floats are expected")
     return complex(_float(content[0]), _float(content[1]))
 
 
 def _ellipsis(content: object) -> object:
     if content is not True:
-        raise ValueError("it is no ellipsis")
+        raise ValueError("it is not an ellipsis")
     return ...
 
 
@@ -174,7 +173,7 @@ _SEQUENCES: Mapping[str, Callable[[list[Any]], Any]] = {"tuple": tuple, "slice":
 
 
 def tensors_as(kept: dict[str, Tensor]) -> Callable[[object], Plain | None]:
-    """For `encoded`: tensors go to `kept`, under numbers."""
+    """Return a `special` for `encoded` that stores tensors in `kept` under consecutive numbers."""
 
     def special(value: object) -> Plain | None:
         if not isinstance(value, Tensor):
@@ -187,7 +186,7 @@ def tensors_as(kept: dict[str, Tensor]) -> Callable[[object], Plain | None]:
 
 
 def plain_numbers(value: Any) -> Any:  # noqa: ANN401 -- any plain value
-    """`value` with the numbers of NumPy and of tensors as Python's."""
+    """Return `value` with NumPy values and tensors converted to Python numbers and lists."""
     if isinstance(value, Mapping):
         return {k: plain_numbers(v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):

@@ -131,7 +131,7 @@ def stages(config: Prune, session: Session, *, trained: bool) -> list[Stage]:
         if config.importance == "taylor":
             plan.append((_named("importance", number, config), config.taylor_batches))
         plan.append((_named("fine-tune", number, config), session.steps(config, _epochs(number, config))))
-    return [Stage(name, steps) for name, steps in plan if steps]
+    return [Stage(name, steps, recalibrates=name.startswith("fine-tune")) for name, steps in plan if steps]
 
 
 def needs_data(config: Prune) -> str | None:

@@ -101,6 +101,10 @@ class Stage:
     """Optimizer steps."""
     validations: int | None = None
     """Number of validation passes; `None` follows the training loop's default."""
+    trainings: int = 1
+    """Number of separate trainings that the steps are spread over."""
+    recalibrates: bool = False
+    """Whether batch norms are re-estimated before the stage."""
 
 
 @dataclass(frozen=True, eq=False)

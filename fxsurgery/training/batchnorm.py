@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxsurgery.argument_names import named
-from fxsurgery.errors import DataError
+from fxsurgery.errors import DataError, DeviceError, TrainingError
+from fxsurgery.option_types import Count, Seed, checked
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.batches import epoch_of
 from fxsurgery.training.device import Device, on_device
@@ -22,8 +23,9 @@ from fxsurgery.training.random_state import repeatable
 from fxsurgery.training.task import Task
 
 
+@checked(TrainingError, device=DeviceError)
 @plain_surroundings()
-def recalibrate(model: nn.Module, task: Task, *, batches: int = 100, seed: int = 0, device: Device = None) -> int:
+def recalibrate(model: nn.Module, task: Task, *, batches: Count = 100, seed: Seed = 0, device: Device = None) -> int:
     """Re-estimate the batch norms of `model`, in place, on training batches.
 
     Args:

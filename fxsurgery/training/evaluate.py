@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from fxsurgery.argument_names import named
-from fxsurgery.errors import DataError
+from fxsurgery.errors import DataError, DeviceError
+from fxsurgery.option_types import checked
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.batches import Loader, ending, has_length, set_epoch
 from fxsurgery.training.device import Device, on_device
@@ -34,6 +35,7 @@ class Score:
     """Every number that the metric gives, by name."""
 
 
+@checked(DataError, device=DeviceError)
 @plain_surroundings()
 def evaluate(model: nn.Module, task: Task, data: Loader | None = None, *, device: Device = None) -> Score:
     """Score `model` in eval mode on `data`, the validation data unless said.

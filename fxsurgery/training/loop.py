@@ -19,6 +19,7 @@ from torch import nn
 
 from fxsurgery.argument_names import entry
 from fxsurgery.errors import DivergedError, TrainingError
+from fxsurgery.option_types import Seed, checked
 from fxsurgery.seeding import mix, reseed
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.batch_stream import Stream
@@ -66,13 +67,14 @@ class FitReport:
     seconds: float
 
 
+@checked(TrainingError)
 @plain_surroundings()
 def fit(  # noqa: PLR0913 -- each by name; what searchers add is grouped in `Hooks`
     model: nn.Module,
     task: Task,
     recipe: Recipe,
     *,
-    seed: int = 0,
+    seed: Seed = 0,
     stage: str = "training",
     parameters: Iterable[nn.Parameter] | None = None,
     hooks: Hooks | None = None,

@@ -5,12 +5,14 @@ from typing import TypeVar
 
 from accelerate.utils import broadcast_object_list
 
-from fxsurgery.errors import SurgeryError
+from fxsurgery.errors import DeviceError, SurgeryError, TrainingError
+from fxsurgery.option_types import checked
 from fxsurgery.training.device import Device, join, processes, resolve
 
 T = TypeVar("T")
 
 
+@checked(TrainingError, device=DeviceError)
 def from_rank_zero(make: Callable[[], T], device: Device = None) -> T:
     """What `make` gives in the first process, in every process; an error of ours is raised in all of them.
 

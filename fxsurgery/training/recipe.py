@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from fxsurgery.calls import checked_construction
 from fxsurgery.errors import TrainingError, reason_of
-from fxsurgery.option_types import Range, check_fields, checked
+from fxsurgery.option_types import Fraction, Range, check_fields, checked
 from fxsurgery.training.batches import count
 from fxsurgery.training.random_state import repeatable
 from fxsurgery.training.task import Task
@@ -80,7 +80,8 @@ def constant() -> Schedule:
     return lambda _: 1.0
 
 
-def cosine(warmup: float = 0.05) -> Schedule:
+@checked(TrainingError)
+def cosine(warmup: Fraction = 0.05) -> Schedule:
     """A linear rise for that share of the training, then half a cosine wave down to 0."""
 
     def factor(progress: float) -> float:
@@ -91,7 +92,8 @@ def cosine(warmup: float = 0.05) -> Schedule:
     return factor
 
 
-def steps_at(milestones: Sequence[float], factor: float = 0.1) -> Schedule:
+@checked(TrainingError)
+def steps_at(milestones: Sequence[Fraction], factor: _NotNegative = 0.1) -> Schedule:
     """The rate times `factor` once more at each milestone, a share of the training."""
     return lambda progress: factor ** sum(progress >= m for m in milestones)
 
@@ -148,11 +150,12 @@ class Recipe:
         return made
 
 
+@checked(TrainingError)
 def steps_for(
     task: Task,
     epochs: float,
     *,
-    accumulate: int = 1,
+    accumulate: Accumulate = 1,
     max_steps: int | None = MAX_STEPS,
     min_steps: int = MIN_STEPS,
 ) -> int:

@@ -6,7 +6,7 @@ and read as `fxsurgery.training.encoding` does.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from fxsurgery.training.encoding import decode, encode
 FORMAT = 2
 
 
+@runtime_checkable
 class Checkpointer(Protocol):
     """Keeps the snapshots of one training. In a distributed run every process has one and asks it alike."""
 

@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader
 from fxsurgery.argument_names import named
 from fxsurgery.batch_layout import Statement, as_stated, by_target, is_ambiguous, sample_count
 from fxsurgery.calls import checked_construction
-from fxsurgery.errors import DataError
+from fxsurgery.errors import ArgumentError, DataError
 from fxsurgery.example_inputs import TARGETS
 from fxsurgery.inputs import Inputs
 from fxsurgery.option_types import Count, Seed, check_fields, checked
+from fxsurgery.suggestions import hint
 from fxsurgery.training.accumulating import Accumulating
 from fxsurgery.training.array_loader import ArrayLoader
 from fxsurgery.training.array_loader import samples as row_count
@@ -91,7 +92,7 @@ class Task:
     """Which dim of the model's inputs is the batch, as `capture` takes it: `batch_dims=1`; or `{0: None, 1: 0}`, by
     position, or by name where the batch is a dict. Inferred unless given: dim 0 of the first that is as long as the
     target."""
-    val_batches: int | None = None
+    val_batches: Count | None = None
     """How many batches of the validation data are scored; all unless given, which takes a loader that ends."""
     _moved: dict[tuple[str, torch.device], Any] = field(default_factory=dict, init=False, repr=False)
     """Copies of a loss and a metric that are modules with tensors, one a device."""
@@ -103,8 +104,6 @@ class Task:
         for name in ("train_data", "val_data", "test_data"):
             if not isinstance(data := getattr(self, name), DataLoader | None):
                 raise DataError(f"{name} of a Task is a DataLoader, not {describe(data)}; make one with Task.of")
-        if self.val_batches is not None and self.val_batches < 1:
-            raise DataError(f"val_batches={self.val_batches}: it must be at least 1")
         _require_callable("loss", self.loss)
         metric = accuracy if self.metric is None and self.loss is cross_entropy else self.metric
         if isinstance(metric, type) or not isinstance(metric, Accumulating | None):
@@ -143,7 +142,9 @@ class Task:
         """
         known = [f.name for f in fields(cls) if f.init]
         if unknown := [name for name in options if name not in known]:
-            raise DataError(f"Task has no field {unknown[0]!r}; it has: {', '.join(known)}")
+            raise ArgumentError(f"Task.of: there is no argument {unknown[0]}=; {hint(unknown[0], known)}").at(
+                unknown[0]
+            )
         made = {"train_data": train_data, "val_data": val_data, "test_data": options.pop("test_data", None)}
         for name, data in made.items():
             if data is not None:

@@ -44,6 +44,6 @@ def taken(model, *args, leaf_modules=(), **kwargs):
     return program
 
 
-def kept_whole(program):
-    """The paths of the modules that a note says are kept whole."""
-    return [note.split("`")[1] for note in program.notes if "is kept whole" in note]
+def leaf_paths(program):
+    """The paths of the modules that the notes list as leaves."""
+    return [note.split("`")[1] for note in program.notes if "is kept as a leaf" in note]

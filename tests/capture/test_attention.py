@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from capture.parity import assert_same, kept_whole, taken
+from capture.parity import assert_same, leaf_paths, taken
 from nonempty import nonempty
 
 X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
@@ -85,7 +85,7 @@ def test_torchs_encoder_is_looked_into(norm_first, masks):
     program = taken(model, X, **masks)
     assert not list(program.calls(nn.TransformerEncoderLayer, nn.MultiheadAttention))
     assert program.graph_module.state_dict().keys() == model.state_dict().keys()
-    assert not kept_whole(program)
+    assert not leaf_paths(program)
 
 
 def test_torchs_whole_transformer_is_looked_into():

@@ -45,11 +45,11 @@ def test_an_input_called_like_the_new_name_of_another_is_told_apart() -> None:
 @pytest.mark.parametrize("name", ["torch", "fx_pytree"])
 def test_an_input_by_name_that_the_code_needs_is_refused(name: str) -> None:
     net = calling(f"*, {name}", name)
-    with pytest.raises(CaptureError, match=f"input by the name '{name}', which the code of a graph cannot give it"):
+    with pytest.raises(CaptureError, match=f"keyword input '{name}', which generated code cannot use as a name"):
         capture(net, example_kwargs={name: torch.randn(2, 4)})
 
 
 def test_a_keyword_as_the_name_of_an_input_is_refused() -> None:
     net = calling("**named", "named['class']")
-    with pytest.raises(CaptureError, match="input by the name 'class'"):
+    with pytest.raises(CaptureError, match="keyword input 'class'"):
         capture(net, example_kwargs={"class": torch.randn(2, 4)})

@@ -239,9 +239,9 @@ def test_an_update_of_a_buffer_in_place_is_kept():
 
 
 def test_no_inputs_or_wrong_inputs_are_a_data_error():
-    with pytest.raises(DataError, match="no example inputs"):
+    with pytest.raises(DataError, match="no example input is a tensor"):
         capture(Net())
-    with pytest.raises(DataError, match="no example inputs"):
+    with pytest.raises(DataError, match="no example input is a tensor"):
         capture(Net(), [1.0])
     with pytest.raises(DataError, match=r"\(2, 5, 6, 6\).*expected input\[2, 5, 6, 6\] to have 4 channels"):
         capture(Net(), torch.randn(2, 5, 6, 6))
@@ -263,7 +263,7 @@ def test_a_copy_that_shares_its_tensors_is_refused():
         def __deepcopy__(self, memo):
             return copy.copy(self)
 
-    with pytest.raises(CaptureError, match="copying the model shares"):
+    with pytest.raises(CaptureError, match="shares memory for"):
         capture(Sharing(), image())
 
 
@@ -272,7 +272,7 @@ def test_an_output_without_a_tensor_is_refused():
         def forward(self, x):
             return "a cat", None
 
-    with pytest.raises(CaptureError, match="output is not a tensor: str, NoneType"):
+    with pytest.raises(CaptureError, match=r"output contains no tensor \(str, NoneType\)"):
         capture(Talking(), image())
 
 
@@ -359,5 +359,5 @@ def test_numbers_of_numpy_become_plain_ones(recorded):
 
 
 def test_an_example_without_numbers_is_refused():
-    with pytest.raises(DataError, match=r"\(2, 3\) is on the meta device: give a tensor"):
+    with pytest.raises(DataError, match=r"\(2, 3\) is on the meta device; pass tensors"):
         capture(nn.Linear(3, 2), torch.randn(2, 3, device="meta"))

@@ -9,7 +9,7 @@ from torch import nn
 
 from capture.parity import taken
 from fxsurgery.capture import capture
-from fxsurgery.capture.diagnostics import is_users
+from fxsurgery.capture.diagnostics import is_user_code
 from fxsurgery.errors import CaptureError
 from fxsurgery.nn import gates
 from fxsurgery.ops import registry
@@ -67,7 +67,7 @@ def assert_names(message, function):
 def test_a_module_that_reads_values_is_kept_whole_and_named(function, what):
     program = taken(nn.Sequential(nn.Linear(3, 3), Stage(function)), torch.randn(2, 3))
     (note,) = program.notes
-    assert note.startswith("`1.layers.1` (Offender) is kept whole: ")
+    assert note.startswith("`1.layers.1` (Offender) is kept as a leaf: ")
     assert what in note
     assert_names(note, function)
     assert len(list(program.calls(Offender))) == 1
@@ -79,7 +79,7 @@ def test_the_model_itself_is_named_where_no_module_is(function, what):
         capture(Offender(function), torch.randn(2, 3))
     assert "in the model (Offender)" in str(caught.value)
     assert_names(str(caught.value), function)
-    assert "move that code to a small module" in str(caught.value)
+    assert "move that code to a small submodule" in str(caught.value)
     assert caught.value.__cause__ is not None
 
 
@@ -115,7 +115,7 @@ def test_a_buffer_that_is_assigned_is_named():
 
     model = nn.Sequential(nn.Linear(3, 3), Counting())
     program = taken(model, torch.randn(2, 3))
-    assert program.notes[0].startswith("`1` (Counting) is kept whole: forward assigns the buffer `count`")
+    assert program.notes[0].startswith("`1` (Counting) is kept as a leaf: forward assigns the buffer `count`")
     with pytest.raises(CaptureError, match=r"assigns the buffer `count`(.|\n)*in the model \(Counting"):
         capture(Counting(), torch.randn(2, 3))
 
@@ -131,7 +131,7 @@ def test_what_only_symbolic_tracing_cannot_do_is_recorded():
 
 
 def test_code_of_ours_is_no_users_but_that_of_our_modules():
-    assert not is_users(registry.__file__)
-    assert not is_users(torch.nn.functional.__file__)
-    assert is_users(gates.__file__)
-    assert is_users(__file__)
+    assert not is_user_code(registry.__file__)
+    assert not is_user_code(torch.nn.functional.__file__)
+    assert is_user_code(gates.__file__)
+    assert is_user_code(__file__)

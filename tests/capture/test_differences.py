@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fxsurgery.capture.differences import FLOOR, TOLERANCE, GradientComparison, difference
+from fxsurgery.capture.differences import GRADIENT_FLOOR, TOLERANCE, GradientComparison, difference
 from fxsurgery.capture.reference_runs import ReferenceOutcome, TrainStep, run_train
 from fxsurgery.inputs import Inputs
 from nonempty import nonempty
@@ -54,9 +54,9 @@ def test_integers_must_be_equal():
 
 
 def test_a_small_gradient_is_compared_on_the_scale_of_the_largest():
-    wanted = ReferenceOutcome({}, {"large": torch.ones(3), "small": torch.full((3,), FLOOR / 10)})
+    wanted = ReferenceOutcome({}, {"large": torch.ones(3), "small": torch.full((3,), GRADIENT_FLOOR / 10)})
     compare = GradientComparison(wanted)
-    compare("small", torch.full((3,), FLOOR / 10 * (1 + 1e-6)))
+    compare("small", torch.full((3,), GRADIENT_FLOOR / 10 * (1 + 1e-6)))
     compare("large", torch.ones(3) * (1 + 1e-3))
     assert compare.excesses["small"] < 1
     assert compare.excesses["large"] == pytest.approx(100, rel=0.01)
@@ -82,7 +82,7 @@ def test_gradients_that_come_one_by_one_are_those_that_come_together():
 
     model, inputs, met = Net(), Inputs((torch.randn(2, 3),)), {}
     wanted = run_train(model, inputs).gradients
-    assert run_train(model, inputs, TrainStep(meet=met.__setitem__)).gradients == {}
+    assert run_train(model, inputs, TrainStep(on_gradient=met.__setitem__)).gradients == {}
     assert met.keys() == wanted.keys()
     assert {"input 0", "first.weight", "tied.weight", "rows.weight", "unused.bias"} <= met.keys()
     torch.testing.assert_close(met, wanted, rtol=0, atol=0)

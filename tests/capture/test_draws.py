@@ -99,21 +99,21 @@ IN_TORCH = {
 @pytest.mark.parametrize("function", IN_PYTHON.values(), ids=IN_PYTHON)
 def test_a_draw_in_python_keeps_its_module_whole_and_is_named(function):
     (note,) = capture(Net(function).eval(), X).notes
-    assert note.startswith("`block` (Block) is kept whole: random numbers control Python code (")
+    assert note.startswith("`block` (Block) is kept as a leaf: random numbers control Python code (")
     assert f"{__file__}:" in note
 
 
 @pytest.mark.parametrize("function", IN_NUMPY.values(), ids=IN_NUMPY)
 def test_a_draw_in_numpy_keeps_its_module_whole_and_is_named(function):
     (note,) = capture(Net(function).eval(), X).notes
-    assert note.startswith("`block` (Block) is kept whole: random numbers control Python code (")
+    assert note.startswith("`block` (Block) is kept as a leaf: random numbers control Python code (")
     assert f"{__file__}:" in note
 
 
 @pytest.mark.parametrize("function", IN_TORCH.values(), ids=IN_TORCH)
 def test_a_value_that_is_read_out_of_a_draw_keeps_its_module_whole(function):
     (note,) = capture(Net(function).eval(), X).notes
-    assert note.startswith("`block` (Block) is kept whole: ")
+    assert note.startswith("`block` (Block) is kept as a leaf: ")
     assert f"{__file__}:" in note
 
 
@@ -191,7 +191,7 @@ def caught(_: nn.Module) -> bool:
     ids=["torch", "random", "NumPy", "a function", "a module", "caught"],
 )
 def test_layer_drop_in_the_model_itself_is_refused_with_the_line(draw):
-    with pytest.raises(CaptureError, match="the model cannot be taken as a graph: ") as raised:
+    with pytest.raises(CaptureError, match="the model cannot be captured as a graph: ") as raised:
         capture(LayerDrop(draw).eval(), X)
     assert f"in the model (LayerDrop), {__file__}:" in str(raised.value)
 
@@ -210,7 +210,7 @@ def test_a_function_that_draws_is_kept_whole_and_stays_random():
             return x + stochastic_depth(self.layer(x), 0.5, self.training)
 
     program = capture(Model().eval(), X)
-    assert f"the function `{__name__}.stochastic_depth` is kept whole: random numbers control" in program.notes[0]
+    assert f"the function `{__name__}.stochastic_depth` is kept as a leaf: random numbers control" in program.notes[0]
     model = program.graph_module.train()
     assert len({tuple(model(X).flatten().tolist()) for _ in range(40)}) == 2
 

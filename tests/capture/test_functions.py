@@ -47,8 +47,8 @@ class Detects(nn.Module):
 
 def test_the_innermost_function_is_kept_whole_and_named():
     program = taken(Picks(), torch.randn(5, 6))
-    (note,) = [n for n in program.notes if "kept whole" in n]
-    assert note.startswith(f"the function `{__name__}.longest` is kept whole: a tensor value is converted")
+    (note,) = [n for n in program.notes if "kept as a leaf" in n]
+    assert note.startswith(f"the function `{__name__}.longest` is kept as a leaf: a tensor value is converted")
     assert "`kept = [row for row, score in zip" in note
     assert [n.target for n in program.nodes if n.target is longest] == [longest]
     assert not [n for n in program.nodes if n.target is twice_removed]

@@ -114,7 +114,7 @@ def test_lively_values_are_in_the_copy_alone():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     nn.init.zeros_(model[1].weight)
     private, copies = copies_of(model)
-    twin = copies.take(private, lively=True)
+    twin = copies.take(private, nonzero=True)
     assert twin[1].weight.detach().any()
     assert twin[0].weight.data_ptr() == private[0].weight.data_ptr()
     assert not private[1].weight.detach().any()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from fxsurgery.capture.module_copy import copied
+from fxsurgery.capture.module_copy import copy_module
 
 
 class Shared(nn.Module):
@@ -36,7 +36,7 @@ class Own(nn.Module):
 
 def test_what_parts_share_stays_shared():
     model = Shared()
-    twin = copied(model, {})
+    twin = copy_module(model, {})
     assert twin is not model
     assert twin.cache is twin.again is not model.cache
     assert twin.me[0] is twin
@@ -51,13 +51,13 @@ def test_what_parts_share_stays_shared():
 def test_what_stands_for_an_object_is_taken():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     weight = nn.Parameter(torch.zeros(2, 2))
-    twin = copied(model, {id(model[0].weight): weight})
+    twin = copy_module(model, {id(model[0].weight): weight})
     assert twin[0].weight is weight
     assert twin[1].running_mean is not model[1].running_mean
 
 
 def test_a_module_with_a_way_of_its_own_is_copied_so():
-    assert copied(nn.Sequential(Own()), {})[0].is_own
+    assert copy_module(nn.Sequential(Own()), {})[0].is_own
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_module_with_a_way_of_its_own_is_copied_so():
     ],
 )  # fmt: skip
 def test_modules_of_torch_are_copied_as_ever(model):
-    twin, wanted = copied(model, {}), copy.deepcopy(model)
+    twin, wanted = copy_module(model, {}), copy.deepcopy(model)
     assert type(twin) is type(wanted)
     assert vars(twin).keys() == vars(wanted).keys()
     assert twin.state_dict().keys() == model.state_dict().keys()
@@ -79,7 +79,7 @@ def test_modules_of_torch_are_copied_as_ever(model):
 
 def test_a_graph_module_is_copied_without_its_graph():
     model = fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
-    twin, x = copied(model, {}), torch.randn(3, 2)
+    twin, x = copy_module(model, {}), torch.randn(3, 2)
     assert twin.graph is model.graph
     assert twin.get_submodule("0") is not model.get_submodule("0")
     assert torch.equal(twin(x), model(x))

@@ -70,28 +70,28 @@ def old_norm(norm) -> nn.Module:
     return model
 
 
-EXPORTED = r"comes from torch\.export and takes batches of 4 alone .*dynamic_shapes="
+EXPORTED = r"comes from torch\.export and accepts only a batch size of 4 .*dynamic_shapes="
 REFUSED = {
-    "masks before a forward": (masked, r"`0` is under a mask .*prune\.remove\(model\.get_submodule\('0'\), 'weight'\)"),
-    "masks after a forward": (lambda: masked(run=True), r"`0` is under a mask of torch\.nn\.utils\.prune"),
-    "masks after a forward without gradients": (lambda: masked(run=True, gradients=False), r"`0` is under a mask"),
-    "quantized dynamically": (dynamically_quantized, r"`0` \(Linear\) is quantized.*before it was quantized"),
+    "masks before a forward": (masked, r"`0` has a mask .*prune\.remove\(model\.get_submodule\('0'\), 'weight'\)"),
+    "masks after a forward": (lambda: masked(run=True), r"`0` has a mask of torch\.nn\.utils\.prune"),
+    "masks after a forward without gradients": (lambda: masked(run=True, gradients=False), r"`0` has a mask"),
+    "quantized dynamically": (dynamically_quantized, r"`0` \(Linear\) is quantized.*float model from before"),
     "quantized statically": (statically_quantized, r"`0` \(Quantize\) is quantized"),
     "exported for one batch size": (lambda: torch.export.export(net(), (X,)).module(), EXPORTED),
     "a part that was exported": (lambda: within(torch.export.export(net(), (X,)).module()), EXPORTED),
     "an exported program": (lambda: torch.export.export(net(), (X,)), r"ExportedProgram.*pass its \.module\(\)"),
     "a compiled part": (lambda: within(torch.compile(net())), r"`0` comes from torch\.compile.*`0\._orig_mod`"),
     "a compiled forward": (lambda: within(CompiledForward()), r"the forward of `0` comes from torch\.compile"),
-    "data parallel": (lambda: nn.DataParallel(net()), r"the model is wrapped in DataParallel: use its `\.module`"),
+    "data parallel": (lambda: nn.DataParallel(net()), r"the model is wrapped in DataParallel; use its `\.module`"),
     "a data parallel part": (lambda: within(nn.DataParallel(net())), r"`0` is wrapped in DataParallel"),
     "a part without numbers": (lambda: within(nn.Linear(12, 3, device="meta")), r"meta device \(`0\.weight`\)"),
     "lazy buffers": (lambda: nn.Sequential(nn.LazyBatchNorm1d(affine=False)), "lazy parameters"),
     "old weight norm": (lambda: old_norm(nn.utils.weight_norm), r"parametrizations\.weight_norm"),
     "old spectral norm": (lambda: old_norm(nn.utils.spectral_norm), r"remove_spectral_norm"),
     "a tensor with history": (
-        lambda: holding("cache", net()(X)), r"`0\.cache` is a tensor that was computed with gradients",
+        lambda: holding("cache", net()(X)), r"`0\.cache` is a tensor with gradient history",
     ),
-    "a lock": (lambda: holding("lock", threading.Lock()), r"deep-copied.*`0\.lock` is a lock .*take it off the model"),
+    "a lock": (lambda: holding("lock", threading.Lock()), r"deep-copied.*`0\.lock` is a lock .*remove it from"),
     "a generator": (lambda: holding("numbers", (i for i in range(3))), r"`0\.numbers` is a generator"),
 }  # fmt: skip
 

@@ -64,7 +64,7 @@ def test_outputs_come_in_the_users_structure(wrap, kind, kwargs):
 def test_a_dataclass_that_pytorch_does_not_know_comes_as_a_dict_with_a_note():
     program = capture(Net(Unknown), X)
     assert program(X).keys() == {"scores", "hidden"}
-    assert any("Unknown comes as a dict" in note for note in program.notes)
+    assert any("Unknown becomes a dict" in note for note in program.notes)
 
 
 def test_named_inputs_go_by_name_in_the_order_of_the_signature():
@@ -151,9 +151,9 @@ def test_a_cache_in_the_output_gets_its_own_error():
     class TokenCache:
         pass
 
-    with pytest.raises(CaptureError, match=r"holds a TokenCache.*use_cache=False"):
+    with pytest.raises(CaptureError, match=r"contains a TokenCache.*use_cache=False"):
         capture(Net(lambda s, h: (s, TokenCache())), X)
-    with pytest.raises(CaptureError, match=r"the output holds a object, which is neither"):
+    with pytest.raises(CaptureError, match=r"the output contains an object of type object, which is neither"):
         capture(Net(lambda s, h: (s, object())), X)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from capture.parity import assert_same, kept_whole, taken
+from capture.parity import assert_same, leaf_paths, taken
 from fxsurgery.capture import capture
 from fxsurgery.errors import CaptureError
 
@@ -87,7 +87,7 @@ MODELS = [
 def test_a_model_is_taken_with_nothing_kept_whole(name, config, settings, inputs):
     model = built(name, config, settings)
     program = taken(model, **inputs)
-    assert not kept_whole(program)
+    assert not leaf_paths(program)
     assert isinstance(program(**inputs), hf.utils.ModelOutput)
     assert_same(program, model, **{key: torch.cat([value, value[:1]]) for key, value in inputs.items()})
 
@@ -95,7 +95,7 @@ def test_a_model_is_taken_with_nothing_kept_whole(name, config, settings, inputs
 @pytest.mark.parametrize("name", ["BertModel", "LlamaForCausalLM"])
 def test_attention_spelled_out_is_taken_too(name):
     _, config, settings, inputs = next(m for m in MODELS if m[0] == name)
-    assert not kept_whole(taken(built(name, config, settings, attn_implementation="eager"), **inputs))
+    assert not leaf_paths(taken(built(name, config, settings, attn_implementation="eager"), **inputs))
 
 
 def test_a_model_that_returns_its_cache_says_how_not_to():
@@ -107,7 +107,7 @@ def test_a_model_that_returns_its_cache_says_how_not_to():
 def test_layers_that_are_skipped_at_random_are_kept_whole():
     _, config, settings, inputs = MODELS[-1]
     program = capture(built("Wav2Vec2Model", config, {**settings, "layerdrop": 0.5}), example_kwargs=inputs)
-    assert kept_whole(program) == ["encoder"]
+    assert leaf_paths(program) == ["encoder"]
 
 
 @pytest.mark.parametrize(("name", "config", "settings", "inputs"), MODELS[:6], ids=[m[0] for m in MODELS[:6]])

@@ -171,7 +171,7 @@ def test_what_was_kept_whole_is_taken_from_the_users_model(here: Path, give, see
     assert "pass it: --original MODULE:NAME" in refused.stderr
     inspected = give("inspect", "small", "--original", *model)
     assert inspected.exit_code == 0, inspected.output
-    assert "`second.odd` (Odd) is kept whole" in inspected.stdout
+    assert "`second.odd` (Odd) is kept as a leaf" in inspected.stdout
 
 
 def test_any_model_can_be_exported(here: Path, give):

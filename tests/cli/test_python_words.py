@@ -24,7 +24,7 @@ ARGUMENTS = {*arguments_of(RunConfig), *OTHERS, "config", "verbose"}
 SETTINGS = {field.name for method in METHODS.values() for field in fields(method.settings)}
 SPELLED = re.compile(
     rf"(?<![\w.-])(?:{'|'.join(sorted(ARGUMENTS | SETTINGS, key=len, reverse=True))})=(?!=)"
-    r"|\b(?:Budget|Spend|Dnal|Prune|Ectonas)\("
+    r"|\b(?:Budget|Spend|Dnal|Prune|Ectonas)\(|\bfxsurgery\.(?:optimize|plan|inspect|load)\b"
 )
 """An argument that has a flag, or a setting, as Python writes it."""
 WRITERS = {"named", "keyword", "assigned", "entry", "usage"}
@@ -35,9 +35,9 @@ NOT_REACHED = {
     "searchers/methods.py": "arguments of `optimize` by name; the config file has checks of its own",
     "searchers/common/widths.py": "`align` is checked with the settings",
     "searchers/ectonas/settings.py": "a text where a list is to be: the config file has it checked before",
+    "suggestions.py": "wrong names in a call of Python",
     "request.py": "arguments of `optimize` of another type; the config file has checks of its own",
     "capture/preconditions.py": "a model that is no module; the commands check it before",
-    "deploy/chain.py": "no example inputs at all; the commands give some",
     "saving/standalone/": "code that is written",
     "capture/draws.py": "a line of the user's model, which is Python",
     "surroundings.py": "a line of the user's model, which is Python",
@@ -88,6 +88,7 @@ def test_each_exemption_is_in_use(name: str):
         ('x = "pass leaf_modules=(Net,)"', True),
         ('x = f"{a}; lower align="', True),
         ('x = "such as Budget(macs=0.5)"', True),
+        ('x = "fxsurgery.inspect shows it"', True),
         ('x = usage("leaf_modules=(Net,)", "leaf_modules")', False),
         ('a = "leaf_modules=(Net,)"\nx = usage(f"{a}", "leaf_modules")', False),
         ('x = "give drop_last=False"', False),

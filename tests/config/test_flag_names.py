@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 import fxsurgery
-from fxsurgery.argument_names import assigned, entry, keyword, named, naming_by, usage
+from fxsurgery.argument_names import assigned, command, entry, keyword, named, naming_by, usage
 from fxsurgery.config import FlagNames, origins_of
 
 
@@ -24,6 +24,7 @@ from fxsurgery.config import FlagNames, origins_of
         (lambda: assigned("dynamic_batch", value=False), "--fixed-batch"),
         (lambda: entry("settings", "importance", "taylor"), "--set importance=taylor"),
         (lambda: entry("budget", "macs", 0.5), "--budget macs=0.5"),
+        (lambda: command("inspect"), "fxsurgery inspect"),
         (lambda: assigned("rounds", 10**12), "--rounds 1000000000000"),
         (lambda: usage("load(folder, original=your_model)", "original"), "--original MODULE:NAME"),
         (lambda: usage("f(x)", "train_data", "val_data", call=True), "pass --train-data DATA --val-data DATA"),

@@ -21,7 +21,7 @@ from zoo import ZOO, example, lively
 
 DRAWS = 12
 SLOW_DRAWS = 60
-REFUSAL = ("must have", "decides by a size")
+REFUSAL = ("must have", "branches on a size")
 
 
 class Recorded(nn.Module):

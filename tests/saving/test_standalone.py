@@ -87,7 +87,7 @@ def test_the_proof_runs_in_a_process_without_fxsurgery(tmp_path: Path) -> None:
 
 def test_wrong_code_is_never_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = source(program("Plain")).replace("return self.head(", "return 2 * self.head(")
-    monkeypatch.setattr("fxsurgery.saving.standalone.model_code", lambda _: wrong)
+    monkeypatch.setattr("fxsurgery.saving.standalone.source", lambda _: wrong)
     with pytest.raises(SavingError, match="output 0 differs"):
         write_standalone(program("Plain"), tmp_path / "alone")
     assert not list(tmp_path.iterdir())
@@ -99,13 +99,13 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (folder / "__pycache__").mkdir()
     write_standalone(given, folder)
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(RunError, match=r"holds something else \(notes\.txt\)"):
+    with pytest.raises(RunError, match=r"contains other files \(notes\.txt\)"):
         write_standalone(given, folder)
     assert (folder / "notes.txt").read_text() == "mine"
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     (theirs / "model.py").write_text("class Mine: ...")
-    with pytest.raises(RunError, match=r"holds something else \(model\.py\)"):
+    with pytest.raises(RunError, match=r"contains other files \(model\.py\)"):
         write_standalone(given, theirs)
     assert (theirs / "model.py").read_text() == "class Mine: ..."
 

@@ -82,7 +82,8 @@ def test_trains_what_it_said(importance: str, rounds: int, trained: bool):
     said = stages(config, session, trained=trained)
     search(start, Budget(macs=0.5), config, session, trained=trained)
     done = {record["stage"]: record["steps"] for record in session.trainer.progress.history}
-    assert [Stage(name, steps) for name, steps in done.items()] == said
+    assert [(stage.name, stage.steps) for stage in said] == list(done.items())
+    assert sum(stage.recalibrates for stage in said) == rounds
 
 
 def test_rounds_share_the_epochs_of_fine_tuning():

@@ -1,12 +1,12 @@
-"""What stands in the graph of a supernet: units, blocks and kernels that can be switched off (SparseNAS, section 4).
+"""Modules in the graph of a supernet that switch units, blocks and kernel sizes off (SparseNAS, section 4).
 
-    width    `UnitMask`      x * [place < limit]     at the input of each mixing consumer, as gates are
+    width    `UnitMask`      x * [place < limit]     at the input of each mixing consumer, like gates
     depth    `BlockSwitch`   x + f(x)  or  x + 0     on the branch of a residual block
     kernel   `ElasticConv`   the center of its weight W, times a learned matrix:
                              W5 = center(W7) M75 (25 x 25),  W3 = center(W5) M53 (9 x 9),  M = 1 at the start
 
-A `Subnet` says which are on, and `activate` makes it so; all begin at their largest, where the supernet computes
-what the program before did. Each module knows the choices that it takes part in, so a supernet needs no register.
+A `Subnet` selects one configuration, and `activate` applies it. A supernet starts at its largest configuration, which
+computes the same as the original program. Each module stores its own choices, so a supernet needs no registry.
 """
 
 from fxsurgery.nn.elastic.kernels import ELASTIC_CONVS, ElasticConv, KernelMatrices, Size, center, margins
@@ -15,7 +15,7 @@ from fxsurgery.nn.elastic.space import Choices, ElasticSpace, Picks, Subnet
 from fxsurgery.nn.elastic.switches import BlockSwitch, UnitMask
 
 ELASTIC = "fxsurgery_elastic"
-"""Where these modules are kept in the model; the convs stay where they were."""
+"""Name of the submodule that contains these modules; elastic convolutions stay in place."""
 
 __all__ = [
     "ELASTIC",

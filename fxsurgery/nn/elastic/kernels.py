@@ -1,8 +1,8 @@
-"""Convolutions whose kernel can be the transformed center of their own.
+"""Convolutions that can run with the transformed center of their kernel.
 
     W5 = center(W7) M75,    W3 = center(W5) M53,    M = 1 at the start
 
-Kernels are flattened; both steps together are one matrix T, which `KernelMatrices` gives and `ElasticConv` takes.
+Kernels are flattened. All steps together are one matrix T, which `KernelMatrices` computes and `ElasticConv` applies.
 """
 
 import math
@@ -21,10 +21,15 @@ Size = tuple[int, ...]
 
 
 class KernelMatrices(nn.Module):
-    """The learned matrices of one elastic conv, and the kernel size that is active."""
+    """The learned matrices of one elastic convolution, and its active kernel size."""
 
     def __init__(self, conv: str, sizes: tuple[Size, ...]) -> None:
-        """The matrices of the conv at path `conv`, whose kernels take `sizes`, the largest first."""
+        """Create identity matrices.
+
+        Args:
+            conv: path of the convolution.
+            sizes: kernel sizes, largest first.
+        """
         super().__init__()
         self.conv = conv
         self.sizes = sizes
@@ -34,7 +39,10 @@ class KernelMatrices(nn.Module):
 
     @override
     def forward(self) -> Tensor:
-        """(places of the largest kernel, places of the active one): W_active = W T; empty at the largest."""
+        """Return T with W_active = W T, shape (entries of the largest kernel, entries of the active one).
+
+        For the largest kernel, the result is an empty tensor.
+        """
         first = self.get_parameter(_matrix(self.sizes[-1]))
         if self.size == self.sizes[0]:
             return first.new_empty(0, 0)
@@ -57,32 +65,32 @@ def _matrix(size: Size) -> str:
 
 
 def center(larger: Size, smaller: Size) -> tuple[slice, ...]:
-    """Where in a kernel the smaller one in its middle is."""
+    """Return the slices of the centered smaller kernel within a larger one."""
     return tuple(slice((a - b) // 2, (a + b) // 2) for a, b in zip(larger, smaller, strict=True))
 
 
 class ElasticConv(_ConvNd):
-    """A conv that can run on a transformed, smaller kernel; its parameters are those of the conv it replaces.
+    """A convolution that can run with a smaller, transformed kernel; it shares the parameters of the original.
 
-    It computes what the whole conv would with zeros around the small kernel: padding shrinks with it.
+    The result equals that of the full convolution with zeros around the small kernel: padding shrinks with the kernel.
     """
 
     sizes: tuple[Size, ...]
 
     @classmethod
     def of(cls, conv: _ConvNd, sizes: tuple[Size, ...]) -> Self:
-        """An elastic conv on the parameters of `conv`, which is left alone."""
+        """Return an elastic convolution with the parameters of `conv`, which is left unchanged."""
         new = cls.__new__(cls)
         vars(new).update(_state(conv), sizes=sizes)
         return new
 
     @override
     def forward(self, input: Tensor, transform: Tensor) -> Tensor:
-        """The conv with the kernel W T; with its own where T is empty.
+        """Apply the convolution with the kernel W T, or with W if T is empty.
 
         Args:
-            input: (batch, channels, *places), the batch being optional.
-            transform: of `KernelMatrices`.
+            input: (batch, channels, *spatial); the batch dim is optional.
+            transform: output of `KernelMatrices`.
         """
         if not transform.numel():
             whole: Tensor = super().forward(input)
@@ -96,7 +104,11 @@ class ElasticConv(_ConvNd):
         return convolve(input, weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
     def plain(self, transform: Tensor) -> _ConvNd:
-        """The conv of PyTorch that computes the same, on a kernel of its own where that is smaller."""
+        """Return an equivalent PyTorch convolution, with a new weight if the kernel is smaller.
+
+        Args:
+            transform: output of `KernelMatrices`.
+        """
         kind = next(k for k in type(self).__mro__ if k in {nn.Conv1d, nn.Conv2d, nn.Conv3d})
         new: _ConvNd = kind.__new__(kind)
         vars(new).update(_state(self))
@@ -110,21 +122,21 @@ class ElasticConv(_ConvNd):
         return new
 
     def _smaller(self, transform: Tensor) -> tuple[Size, tuple[int, ...]]:
-        """The kernel size that `transform` makes, and by how much less each side is padded then."""
+        """Return the kernel size that `transform` produces, and the reduction of the padding per side."""
         size = next(s for s in self.sizes if math.prod(s) == transform.shape[1])
         return size, margins(self, size)
 
 
 class ElasticConv1d(ElasticConv, nn.Conv1d):  # type: ignore[misc]
-    """`Conv1d` of elastic kernel size."""
+    """`Conv1d` with elastic kernel size."""
 
 
 class ElasticConv2d(ElasticConv, nn.Conv2d):  # type: ignore[misc]
-    """`Conv2d` of elastic kernel size."""
+    """`Conv2d` with elastic kernel size."""
 
 
 class ElasticConv3d(ElasticConv, nn.Conv3d):  # type: ignore[misc]
-    """`Conv3d` of elastic kernel size."""
+    """`Conv3d` with elastic kernel size."""
 
 
 ELASTIC_CONVS: Mapping[type[nn.Module], type[ElasticConv]] = {
@@ -132,13 +144,13 @@ ELASTIC_CONVS: Mapping[type[nn.Module], type[ElasticConv]] = {
     nn.Conv2d: ElasticConv2d,
     nn.Conv3d: ElasticConv3d,
 }
-"""By kind of conv, what makes its kernel elastic."""
+"""The elastic class for each convolution class."""
 
 _CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def margins(conv: _ConvNd, size: Size) -> tuple[int, ...]:
-    """By how much less each side of the input is padded under a kernel of `size`."""
+    """Return the reduction of the padding per side of each spatial dim for a kernel of `size`."""
     pairs = zip(conv.dilation, conv.kernel_size, size, strict=True)
     return tuple(dilation * (whole - small) // 2 for dilation, whole, small in pairs)
 
@@ -150,16 +162,16 @@ def _padding(conv: _ConvNd, less: tuple[int, ...]) -> str | tuple[int, ...]:
 
 
 def _sides(conv: _ConvNd, less: tuple[int, ...]) -> list[int]:
-    """The padding of each side, as `F.pad` takes it: from the last dim to the first."""
+    """Return the padding of each side in the order of `F.pad`: last dim first."""
     both = [margin for margin in reversed(less) for _ in range(2)]
     return [pad - margin for pad, margin in zip(conv._reversed_padding_repeated_twice, both, strict=True)]  # noqa: SLF001
 
 
 def _transformed(weight: Tensor, transform: Tensor, size: Size) -> Tensor:
-    """(out, in, *size): every kernel of `weight`, flattened, times `transform`."""
+    """Return every kernel of `weight`, flattened and multiplied by `transform`, in shape (out, in, *size)."""
     return (weight.flatten(2) @ transform.to(weight.dtype)).reshape(*weight.shape[:2], *size)
 
 
 def _state(module: nn.Module) -> dict[str, object]:
-    """The attributes of a module, for a twin that shares its tensors."""
+    """Return the attributes of a module for a copy that shares its tensors."""
     return {name: value.copy() if isinstance(value, dict) else value for name, value in vars(module).items()}

@@ -1,4 +1,4 @@
-"""Which choices a supernet has, and making it run in one configuration."""
+"""Reading the choices of a supernet, and activating one configuration."""
 
 from torch import nn
 
@@ -9,7 +9,7 @@ from fxsurgery.program import Program
 
 
 def elastic_space(supernet: Program | nn.Module) -> ElasticSpace:
-    """The choices that a supernet has, in the order in which they were made; none for any other program."""
+    """Return the choices of a supernet in the order in which they were created; empty for any other program."""
     root = supernet.graph_module if isinstance(supernet, Program) else supernet
     widths, depths, kernels = dict[str, tuple[int, ...]](), dict[str, tuple[int, ...]](), dict[str, tuple[int, ...]]()
     for module in root.modules():
@@ -23,7 +23,7 @@ def elastic_space(supernet: Program | nn.Module) -> ElasticSpace:
 
 
 def is_whole(supernet: nn.Module) -> bool:
-    """Whether a supernet runs in its largest configuration, the one in which its structure can be analyzed."""
+    """Return True if a supernet runs in its largest configuration, the only one whose structure can be analyzed."""
     for module in supernet.modules():
         if isinstance(module, UnitMask) and not bool((module.place < module.limit).all()):
             return False
@@ -35,12 +35,14 @@ def is_whole(supernet: nn.Module) -> bool:
 
 
 def activate(supernet: nn.Module, subnet: Subnet) -> None:
-    """Make `supernet`, a trainable copy of a program that `elasticize` made, run as `subnet` from now on.
+    """Activate one configuration of a supernet, without writing to any parameter.
 
-    No tensor is written to. What `subnet` does not name is at its largest.
+    Args:
+        supernet: a trainable copy of a program that `elasticize` created.
+        subnet: the configuration; choices that it does not name are set to their largest option.
 
     Raises:
-        SpecError: `subnet` names what the supernet does not have.
+        SpecError: `subnet` names a choice or option that the supernet does not have.
     """
     full = elastic_space(supernet).complete(subnet)
     widths, depths, kernels = dict(full.widths), dict(full.depths), dict(full.kernels)

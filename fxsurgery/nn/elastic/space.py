@@ -1,4 +1,4 @@
-"""A configuration of a supernet, and the space of all of them: plain values."""
+"""Configurations of a supernet, and the space of all of them, as plain values."""
 
 import math
 from collections.abc import Callable
@@ -9,26 +9,26 @@ import torch
 from fxsurgery.errors import SpecError
 
 Picks = tuple[tuple[str, int], ...]
-"""By name of a choice, the option that is picked."""
+"""Pairs of a choice's name and the selected option."""
 Choices = tuple[tuple[str, tuple[int, ...]], ...]
-"""By name of a choice, its options, smallest first."""
+"""Pairs of a choice's name and its options, smallest first."""
 
 
 @dataclass(frozen=True)
 class Subnet:
-    """A configuration of a supernet: literals only, so that it can be the field of a pass or a line in a journal."""
+    """A configuration of a supernet: literals only, so that it can be a field of a pass or a line in a journal."""
 
     widths: Picks = ()
-    """By channel group, how many units it keeps: the most important ones."""
+    """Number of units to keep per channel group: the most important ones."""
     depths: Picks = ()
-    """By stage, how many of its blocks it keeps: the first ones."""
+    """Number of blocks to keep per stage: the first ones."""
     kernels: Picks = ()
-    """By conv, the size of its kernel: the largest side of one that is not square."""
+    """Kernel size per convolution: the largest side of a kernel that is not square."""
 
 
 @dataclass(frozen=True)
 class ElasticSpace:
-    """Every choice of a supernet."""
+    """All choices of a supernet."""
 
     widths: Choices = ()
     depths: Choices = ()
@@ -36,28 +36,28 @@ class ElasticSpace:
 
     @property
     def size(self) -> int:
-        """The number of configurations; those that differ in blocks that are off alone are counted as well."""
+        """Number of configurations, including those that differ only in blocks that are off."""
         return math.prod(len(options) for _, options in (*self.widths, *self.depths, *self.kernels))
 
     @property
     def largest(self) -> Subnet:
-        """The program before, and what a supernet starts at."""
+        """The largest configuration: the original program, and the initial state of a supernet."""
         return self._each(lambda options: options[-1])
 
     @property
     def smallest(self) -> Subnet:
-        """Every choice at its least."""
+        """The smallest configuration."""
         return self._each(lambda options: options[0])
 
     def sample(self, generator: torch.Generator) -> Subnet:
-        """A configuration drawn uniformly: each choice on its own."""
+        """Return a random configuration; each choice is drawn uniformly and independently."""
         return self._each(lambda options: options[int(torch.randint(len(options), (), generator=generator))])
 
     def complete(self, subnet: Subnet) -> Subnet:
-        """`subnet` with the choices that it does not name at their largest, in the order of this space.
+        """Return `subnet` completed by the largest option of every missing choice, in the order of this space.
 
         Raises:
-            SpecError: it names a choice or an option that there is not.
+            SpecError: it names a choice or option that does not exist.
         """
         largest = self.largest
         return Subnet(

@@ -1,4 +1,4 @@
-"""What switches units and blocks off."""
+"""Modules that switch units and blocks off."""
 
 from collections.abc import Mapping
 
@@ -10,16 +10,21 @@ from fxsurgery.nn.elastic.space import Choices
 
 
 class UnitMask(nn.Module):
-    """Silence the units that are beyond the active widths, along one dim.
+    """Zeroes the units beyond the active widths, along one dim.
 
-    The units of the groups of this site are numbered on from group to group, by importance in each. The two
-    buffers run along the channels, so that they are pruned with them.
+    Units are numbered across the groups of this site, by importance within each group. Both buffers have one entry per
+    channel, so they are pruned together with the channels.
+
+    Args:
+        groups: names of the channel groups with their width options.
+        place: number of each channel's unit, shape (channels,).
+        dim: the channel dim.
     """
 
     place: Tensor
-    """(channels,) the number of each channel's unit; -1 for what is always on."""
+    """Number of each channel's unit, shape (channels,); -1 for channels that are always on."""
     limit: Tensor
-    """(channels,) a channel is on while its `place` is below this."""
+    """Upper bound per channel, shape (channels,): a channel is on while its `place` is below."""
 
     def __init__(self, groups: Choices, place: Tensor, dim: int) -> None:
         super().__init__()
@@ -40,7 +45,7 @@ class UnitMask(nn.Module):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        """`x` with the channels that are off at 0."""
+        """Return `x` with the channels that are off set to 0."""
         keep = (self.place < self.limit).to(x.dtype)
         for _ in range(x.dim() - self.dim % x.dim() - 1):
             keep = keep.unsqueeze(-1)
@@ -52,19 +57,25 @@ class UnitMask(nn.Module):
 
 
 class BlockSwitch(nn.Module):
-    """Give on what a residual branch computes, or 0: then the block is the identity."""
+    """Passes on the output of a residual branch, or zeros, which makes the block the identity.
+
+    Args:
+        stage: name of the stage.
+        position: position of the block in its stage, from 0.
+        options: allowed numbers of active blocks in the stage.
+    """
 
     def __init__(self, stage: str, position: int, options: tuple[int, ...]) -> None:
         super().__init__()
         self.stage = stage
         self.position = position
-        """Of the block in its stage, from 0."""
+        """Position of the block in its stage, from 0."""
         self.options = options
         self.is_on = True
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        """`x`, or zeros, which a sum may write into; no gradient reaches a branch that is off."""
+        """Return `x`, or new zeros; no gradient reaches a branch that is off."""
         return x if self.is_on else torch.zeros_like(x)
 
     @override

@@ -1,5 +1,5 @@
-"""Calls whose ATen operation and result shape are plain to see: no run through PyTorch's dispatcher is needed.
+"""Fast path for calls whose ATen operation and result shape are known without PyTorch's dispatcher.
 
-Running a module on meta tensors costs up to a millisecond, most of it Python that works out a shape. What
-stands here is what such a run would show, for the operators that networks are made of; all else is run.
+Running a module on meta tensors takes up to a millisecond, mostly for Python code that computes a shape. The functions
+here return what such a run would show, for common operators; all others are run.
 """

@@ -1,4 +1,4 @@
-"""What calling a function or method on meta tensors does."""
+"""ATen operations and result shapes of function and method calls on meta tensors."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,58 +7,58 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxsurgery.ops.fast.plain import FastCall, Plain, broadcast
+from fxsurgery.ops.fast.meta_call import FastCall, MetaCall, broadcast
 
 ATEN = torch.ops.aten
 
 
-def joined(op: Any) -> FastCall:  # noqa: ANN401 -- an ATen operation
-    """A function of the entries of two tensors of one type, or of a tensor and a number."""
+def elementwise(op: Any) -> FastCall:  # noqa: ANN401 -- an ATen operation
+    """Return the fast call of an elementwise function of two tensors of one dtype, or of a tensor and a number."""
 
-    def work_out(left: Tensor, right: Any = None, **rest: Any) -> Plain | None:  # noqa: ANN401
+    def fast_call(left: Tensor, right: Any = None, **rest: Any) -> MetaCall | None:  # noqa: ANN401
         if rest or not left.is_floating_point():
             return None
         if isinstance(right, (int, float)) and not isinstance(right, bool):
-            return Plain(op, (left, right), left.new_empty(left.shape))
+            return MetaCall(op, (left, right), left.new_empty(left.shape))
         if not isinstance(right, Tensor) or right.dtype != left.dtype or not right.is_meta:
             return None
-        return Plain(op, (left, right), left.new_empty(broadcast(left.shape, right.shape)))
+        return MetaCall(op, (left, right), left.new_empty(broadcast(left.shape, right.shape)))
 
-    return work_out
+    return fast_call
 
 
 def reshaped(reshape: Callable[..., Tensor]) -> FastCall:
-    """What gives all entries in their order."""
+    """Return the fast call of a function that keeps all entries in order, which is a view."""
 
-    def work_out(x: Tensor, *args: Any, **kwargs: Any) -> Plain | None:  # noqa: ANN401
+    def fast_call(x: Tensor, *args: Any, **kwargs: Any) -> MetaCall | None:  # noqa: ANN401
         result = reshape(x, *args, **kwargs)
         if result.dtype != x.dtype:
             return None
-        return Plain(ATEN.view.default, (x, list(result.shape)), result)
+        return MetaCall(ATEN.view.default, (x, list(result.shape)), result)
 
-    return work_out
+    return fast_call
 
 
-def permute(x: Tensor, *dims: Any, **rest: Any) -> Plain | None:  # noqa: ANN401
-    """Dims in another order."""
+def permute(x: Tensor, *dims: Any, **rest: Any) -> MetaCall | None:  # noqa: ANN401
+    """Return the call of a permutation of dims."""
     if rest:
         return None
     order = list(dims[0]) if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else list(dims)
-    return Plain(ATEN.permute.default, (x, order), x.permute(order))
+    return MetaCall(ATEN.permute.default, (x, order), x.permute(order))
 
 
-def transpose(x: Tensor, *dims: Any, **rest: Any) -> Plain | None:  # noqa: ANN401
-    """Two dims exchanged."""
+def transpose(x: Tensor, *dims: Any, **rest: Any) -> MetaCall | None:  # noqa: ANN401
+    """Return the call of a transposition of two dims."""
     if rest:
         return None
-    return Plain(ATEN.transpose.int, (x, *dims), x.transpose(*dims))
+    return MetaCall(ATEN.transpose.int, (x, *dims), x.transpose(*dims))
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Plain | None:
-    """A linear layer."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> MetaCall | None:
+    """Return the call of a linear layer; None if the shapes or dtypes need a run."""
     if weight.dim() != 2 or x.dtype != weight.dtype or x.shape[-1] != weight.shape[1]:
         return None
-    return Plain(ATEN.linear.default, (x, weight, bias), x.new_empty((*x.shape[:-1], weight.shape[0])))
+    return MetaCall(ATEN.linear.default, (x, weight, bias), x.new_empty((*x.shape[:-1], weight.shape[0])))
 
 
 def layer_norm(
@@ -67,19 +67,19 @@ def layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-) -> Plain | None:
-    """A layer norm."""
+) -> MetaCall | None:
+    """Return the call of a layer norm; None if the shapes do not match."""
     shape = list(normalized_shape)
     if list(x.shape[-len(shape) :]) != shape:
         return None
-    return Plain(ATEN.layer_norm.default, (x, shape, weight, bias, eps), x.new_empty(x.shape))
+    return MetaCall(ATEN.layer_norm.default, (x, shape, weight, bias, eps), x.new_empty(x.shape))
 
 
-def softmax(x: Tensor, dim: int | None = None, *more: Any, **rest: Any) -> Plain | None:  # noqa: ANN401
-    """A softmax that keeps the type."""
+def softmax(x: Tensor, dim: int | None = None, *more: Any, **rest: Any) -> MetaCall | None:  # noqa: ANN401
+    """Return the call of a softmax that keeps the dtype."""
     if dim is None or more or rest.keys() - {"_stacklevel"} or not x.is_floating_point():
         return None
-    return Plain(ATEN._softmax.default, (x, dim, False), x.new_empty(x.shape))  # noqa: SLF001
+    return MetaCall(ATEN._softmax.default, (x, dim, False), x.new_empty(x.shape))  # noqa: SLF001
 
 
 def mean(
@@ -87,18 +87,18 @@ def mean(
     dim: int | Sequence[int] | None = None,
     keepdim: bool = False,  # noqa: FBT001, FBT002 -- as PyTorch has it
     **rest: Any,  # noqa: ANN401
-) -> Plain | None:
-    """A mean over some dims."""
+) -> MetaCall | None:
+    """Return the call of a mean over some dims."""
     if rest or dim is None or dim == () or not x.is_floating_point():
         return None
     dims = [d % x.dim() for d in (dim if isinstance(dim, Sequence) else (dim,))]
     shape = [1 if d in dims else n for d, n in enumerate(x.shape) if keepdim or d not in dims]
-    return Plain(ATEN.mean.dim, (x, dims, keepdim), x.new_empty(shape))
+    return MetaCall(ATEN.mean.dim, (x, dims, keepdim), x.new_empty(shape))
 
 
-def unbind(x: Tensor, dim: int = 0) -> Plain:
-    """The entries along a dim."""
-    return Plain(ATEN.unbind.int, (x, dim), x.unbind(dim))
+def unbind(x: Tensor, dim: int = 0) -> MetaCall:
+    """Return the call that splits a tensor into its entries along a dim."""
+    return MetaCall(ATEN.unbind.int, (x, dim), x.unbind(dim))
 
 
 def attention(  # noqa: PLR0913, PLR0917 -- as PyTorch has it
@@ -111,8 +111,8 @@ def attention(  # noqa: PLR0913, PLR0917 -- as PyTorch has it
     *,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> Plain | None:
-    """Two batched products with a softmax between them: softmax(q kᵀ) v, the heads being part of the batch."""
+) -> MetaCall | None:
+    """Return attention as two batched products with a softmax in between: softmax(q kᵀ) v, with heads in the batch."""
     del is_causal, scale
     *batch, rows, width = query.shape
     columns, out = key.shape[-2], value.shape[-1]
@@ -121,11 +121,11 @@ def attention(  # noqa: PLR0913, PLR0917 -- as PyTorch has it
         return None
     if attn_mask is not None and broadcast((*batch, rows, columns), attn_mask.shape) != (*batch, rows, columns):
         return None
-    steps, heads, new = list[Plain](), math.prod(batch), query.new_empty
+    steps, heads, new = list[MetaCall](), math.prod(batch), query.new_empty
 
     def run(op: Any, *args: Any, shape: Sequence[int]) -> Tensor:  # noqa: ANN401
         result = new(shape)
-        steps.append(Plain(op, args, result))
+        steps.append(MetaCall(op, args, result))
         return result
 
     def view(x: Tensor, *shape: int) -> Tensor:
@@ -140,30 +140,30 @@ def attention(  # noqa: PLR0913, PLR0917 -- as PyTorch has it
     stacks = view(weights, heads, rows, columns), view(value, heads, columns, out)
     view(run(ATEN.bmm.default, *stacks, shape=(heads, rows, out)), *batch, rows, out)
     *before, last = steps
-    return Plain(last.op, last.args, last.result, tuple(before))
+    return MetaCall(last.op, last.args, last.result, tuple(before))
 
 
-def contiguous(x: Tensor, **rest: Any) -> Plain | None:  # noqa: ANN401
-    """The same entries, laid out in their order."""
-    return None if rest else Plain(ATEN.clone.default, (x,), x.contiguous())
+def contiguous(x: Tensor, **rest: Any) -> MetaCall | None:  # noqa: ANN401
+    """Return the call of a contiguous copy."""
+    return None if rest else MetaCall(ATEN.clone.default, (x,), x.contiguous())
 
 
-def channel_shuffle(x: Tensor, groups: int) -> Plain:
-    """Channels dealt out in groups, which PyTorch runs as several steps where it is called by its other name."""
-    return Plain(ATEN.channel_shuffle.default, (x, groups), x.new_empty(x.shape))
+def channel_shuffle(x: Tensor, groups: int) -> MetaCall:
+    """Return the call of a channel shuffle, which PyTorch runs as several steps under its other name."""
+    return MetaCall(ATEN.channel_shuffle.default, (x, groups), x.new_empty(x.shape))
 
 
 def applied(op: Any) -> FastCall:  # noqa: ANN401 -- an ATen operation
-    """A function of single entries that keeps their type."""
+    """Return the fast call of an elementwise function that keeps the dtype."""
 
-    def work_out(x: Tensor, *_: Any, inplace: bool = False, **rest: Any) -> Plain | None:  # noqa: ANN401
+    def fast_call(x: Tensor, *_: Any, inplace: bool = False, **rest: Any) -> MetaCall | None:  # noqa: ANN401
         del rest
-        return Plain(op, (x,), x if inplace else x.new_empty(x.shape)) if x.is_floating_point() else None
+        return MetaCall(op, (x,), x if inplace else x.new_empty(x.shape)) if x.is_floating_point() else None
 
-    return work_out
+    return fast_call
 
 
 def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor | None:  # noqa: FBT001, FBT002
-    """Dropout as PyTorch has it."""
+    """Return the input in eval mode; None in train mode, which needs a run."""
     del p, inplace
     return None if training else x

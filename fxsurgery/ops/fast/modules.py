@@ -1,17 +1,17 @@
-"""What calling a module on one tensor does, in eval mode."""
+"""ATen operations and result shapes of module calls on one meta tensor, in eval mode."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fxsurgery.ops.fast.plain import FastModule, Meta, Plain
+from fxsurgery.ops.fast.meta_call import FastModule, Meta, MetaCall
 
 ATEN = torch.ops.aten
 
 
-def convolution(module: Any, x: Tensor, meta: Meta) -> Plain | None:  # noqa: ANN401
-    """A convolution that pads with zeros, on a batch."""
+def convolution(module: Any, x: Tensor, meta: Meta) -> MetaCall | None:  # noqa: ANN401
+    """Return the call of a convolution with zero padding on batched input."""
     weight, padding = module.weight, module.padding
     if module.padding_mode != "zeros" or isinstance(padding, str) or x.dim() != weight.dim():
         return None
@@ -26,54 +26,54 @@ def convolution(module: Any, x: Tensor, meta: Meta) -> Plain | None:  # noqa: AN
     ]
     rest = (list(module.stride), list(padding), list(module.dilation), False, [0] * len(space), module.groups)
     result = x.new_empty((x.shape[0], weight.shape[0], *space))
-    return Plain(ATEN.convolution.default, (x, meta(weight), meta(module.bias), *rest), result)
+    return MetaCall(ATEN.convolution.default, (x, meta(weight), meta(module.bias), *rest), result)
 
 
-def batch_norm(module: Any, x: Tensor, meta: Meta) -> Plain | None:  # noqa: ANN401
-    """A batch norm with running statistics."""
+def batch_norm(module: Any, x: Tensor, meta: Meta) -> MetaCall | None:  # noqa: ANN401
+    """Return the call of a batch norm with running statistics."""
     if module.running_mean is None or x.dim() < 2 or x.shape[1] != module.num_features:
         return None
     vectors = map(meta, (module.weight, module.bias, module.running_mean, module.running_var))
     args = (x, *vectors, module.momentum, module.eps)
-    return Plain(ATEN._native_batch_norm_legit_no_training.default, args, x.new_empty(x.shape))  # noqa: SLF001
+    return MetaCall(ATEN._native_batch_norm_legit_no_training.default, args, x.new_empty(x.shape))  # noqa: SLF001
 
 
-def linear(module: Any, x: Tensor, meta: Meta) -> Plain | None:  # noqa: ANN401
-    """A linear layer."""
+def linear(module: Any, x: Tensor, meta: Meta) -> MetaCall | None:  # noqa: ANN401
+    """Return the call of a linear layer."""
     weight = module.weight
     if "weight" not in module._parameters or x.dtype != weight.dtype or x.shape[-1] != weight.shape[1]:  # noqa: SLF001
         return None
     result = x.new_empty((*x.shape[:-1], weight.shape[0]))
-    return Plain(ATEN.linear.default, (x, meta(weight), meta(module.bias)), result)
+    return MetaCall(ATEN.linear.default, (x, meta(weight), meta(module.bias)), result)
 
 
-def layer_norm(module: Any, x: Tensor, meta: Meta) -> Plain | None:  # noqa: ANN401
-    """A layer norm."""
+def layer_norm(module: Any, x: Tensor, meta: Meta) -> MetaCall | None:  # noqa: ANN401
+    """Return the call of a layer norm."""
     shape = list(module.normalized_shape)
     if list(x.shape[-len(shape) :]) != shape:
         return None
     args = (x, shape, meta(module.weight), meta(module.bias), module.eps)
-    return Plain(ATEN.layer_norm.default, args, x.new_empty(x.shape))
+    return MetaCall(ATEN.layer_norm.default, args, x.new_empty(x.shape))
 
 
-def to_one_place(rank: int) -> FastModule:
-    """Adaptive average pooling to size 1 is a mean, and PyTorch runs it as one."""
+def global_average(rank: int) -> FastModule:
+    """Return the fast call of adaptive average pooling to size 1, which PyTorch runs as a mean."""
 
-    def work_out(module: Any, x: Tensor, meta: Meta) -> Plain | None:  # noqa: ANN401
+    def fast_module(module: Any, x: Tensor, meta: Meta) -> MetaCall | None:  # noqa: ANN401
         del meta
         wanted = module.output_size if isinstance(module.output_size, tuple) else (module.output_size,) * rank
         if x.dim() != rank + 2 or any(size != 1 for size in wanted):
             return None
-        return Plain(ATEN.mean.dim, (x, list(range(-rank, 0)), True), x.new_empty((*x.shape[:2], *wanted)))
+        return MetaCall(ATEN.mean.dim, (x, list(range(-rank, 0)), True), x.new_empty((*x.shape[:2], *wanted)))
 
-    return work_out
+    return fast_module
 
 
 def maximum(rank: int) -> FastModule | None:
-    """Max pooling over a batch; the one in one dim goes through that in two, and is run."""
+    """Return the fast call of max pooling in 2 or 3 dims; None for 1 dim, which PyTorch runs in 2 dims."""
     op = {2: ATEN.max_pool2d_with_indices.default, 3: ATEN.max_pool3d_with_indices.default}.get(rank)
 
-    def work_out(module: Any, x: Tensor, meta: Meta) -> Plain | None:  # noqa: ANN401
+    def fast_module(module: Any, x: Tensor, meta: Meta) -> MetaCall | None:  # noqa: ANN401
         del meta
         if module.return_indices or module.ceil_mode or x.dim() != rank + 2:
             return None
@@ -83,29 +83,29 @@ def maximum(rank: int) -> FastModule | None:
             (size + 2 * pad - spread * (wide - 1) - 1) // step + 1
             for size, pad, spread, wide, step in zip(x.shape[2:], padding, dilation, kernel, stride, strict=True)
         ]
-        return Plain(op, (x, kernel, stride, padding, dilation), x.new_empty((*x.shape[:2], *space)))
+        return MetaCall(op, (x, kernel, stride, padding, dilation), x.new_empty((*x.shape[:2], *space)))
 
-    return None if op is None else work_out
+    return None if op is None else fast_module
 
 
-def flattened(module: Any, x: Tensor, meta: Meta) -> Plain:  # noqa: ANN401
-    """Dims joined to one."""
+def flattened(module: Any, x: Tensor, meta: Meta) -> MetaCall:  # noqa: ANN401
+    """Return the call that flattens dims into one."""
     del meta
     result = x.flatten(module.start_dim, module.end_dim)
-    return Plain(ATEN.view.default, (x, list(result.shape)), result)
+    return MetaCall(ATEN.view.default, (x, list(result.shape)), result)
 
 
 def applied(op: Any) -> FastModule:  # noqa: ANN401 -- an ATen operation
-    """A function of single entries."""
+    """Return the fast call of an elementwise function."""
 
-    def work_out(module: Any, x: Tensor, meta: Meta) -> Plain:  # noqa: ANN401
+    def fast_module(module: Any, x: Tensor, meta: Meta) -> MetaCall:  # noqa: ANN401
         del module, meta
-        return Plain(op, (x,), x.new_empty(x.shape))
+        return MetaCall(op, (x,), x.new_empty(x.shape))
 
-    return work_out
+    return fast_module
 
 
 def nothing(module: Any, x: Tensor, meta: Meta) -> Tensor:  # noqa: ANN401
-    """The input: what a dropout gives."""
+    """Return the input, as dropout does in eval mode."""
     del module, meta
     return x

@@ -1,5 +1,5 @@
-"""How labels pass through ATen operations, what these tie and what they freeze: one function for each kind.
+"""Rules for label propagation through ATen operations: which units they unite and which they freeze.
 
-The declarations name them. An operation without a rule that is pointwise by its own tag takes the pointwise rule; any
-other freezes all of its inputs and is named in the report.
+The declarations of operators refer to these functions. An operation without a rule that is tagged pointwise uses the
+pointwise rule; any other freezes all of its inputs and is listed in the report.
 """

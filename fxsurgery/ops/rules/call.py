@@ -1,4 +1,4 @@
-"""One execution of an ATen operation, as the rules see it."""
+"""One executed ATen operation, as rules see it."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from fxsurgery.ops.propagation_state import PropagationState
 
 @dataclass(frozen=True, slots=True)
 class AtenCall:
-    """`op(*args, **kwargs)`: tensors among the arguments are `Labels`, the results are meta tensors."""
+    """A call `op(*args, **kwargs)`: tensor arguments are `Labels`, results are meta tensors."""
 
     op: OpOverload
     args: tuple[Any, ...]
@@ -23,16 +23,16 @@ class AtenCall:
 
     @property
     def name(self) -> str:
-        """The operation's name, without namespace and in-place mark."""
+        """Return the operation's name without namespace and in-place suffix."""
         return base_name(self.op)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the first result."""
+        """Return the shape of the first result."""
         return tuple(self.results[0].shape)
 
     def argument(self, name: str, default: Any = None) -> Any:  # noqa: ANN401
-        """An argument by the name it has in the operation's schema."""
+        """Return an argument by its name in the operation's schema."""
         if name in self.kwargs:
             return self.kwargs[name]
         for index, parameter in enumerate(self.op._schema.arguments):  # noqa: SLF001
@@ -41,7 +41,7 @@ class AtenCall:
         return default
 
     def tensors(self) -> list[Labels]:
-        """Every tensor among the arguments, lists included."""
+        """Return every tensor among the arguments, including those in lists."""
         found = list[Labels]()
         for value in (*self.args, *self.kwargs.values()):
             members = value if isinstance(value, (list, tuple)) else [value]
@@ -50,23 +50,23 @@ class AtenCall:
 
 
 Rule = Callable[[PropagationState, AtenCall], Sequence[Labels]]
-"""Gives the labels of each result tensor, in order."""
+"""Returns the labels of each result tensor, in order."""
 
 
 @functools.cache
 def base_name(op: OpOverload) -> str:
-    """`relu` for `aten::relu_.default`; a leading underscore is kept, and so is the namespace of another library."""
+    """Return `relu` for `aten::relu_.default`; keeps leading underscores and the namespace of other libraries."""
     space, name = op._schema.name.split("::")  # noqa: SLF001
     return plain_name(name) if space == "aten" else f"{space}::{name}"
 
 
 def plain_name(name: str) -> str:
-    """The name of an ATen operation without the underscore behind that says that it overwrites."""
+    """Return the name of an ATen operation without the trailing underscore of in-place variants."""
     return name if name.startswith("_") else name.rstrip("_")
 
 
 def dims_of(dims: int | Sequence[int] | None, ndim: int) -> list[int]:
-    """A dim argument as a list of non-negative dims; none given means all."""
+    """Return a dim argument as a list of non-negative dims; None or an empty list means all dims."""
     if dims is None or dims == []:
         return list(range(ndim))
     return [d % ndim for d in (dims if isinstance(dims, (list, tuple)) else [dims])]  # type: ignore[operator]

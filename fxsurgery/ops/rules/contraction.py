@@ -1,8 +1,8 @@
-"""Matrix products: one dim of each operand is summed over, and lives and dies as one.
+"""Matrix products: the summed dims of both operands have common units.
 
-A batched product keeps the labels of its batch dims: attention loses whole heads, and all of a head's
-channels are one unit. Where there is but one head, its channels are units of their own; with
-`attention="head_dim"` they are so everywhere, the same channel of each head being one unit.
+A batched product keeps the labels of its batch dims: attention loses whole heads, and all channels of a head form one
+unit. With a single head, its channels are separate units; with `attention="head_dim"` they always are, and the same
+channel of every head forms one unit.
 """
 
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from fxsurgery.ops.union_find import Ids
 
 
 def product(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """`x @ y` for matrices, with a bias for addmm: the inner dim is contracted."""
+    """Propagate through `x @ y` for matrices, with a bias for addmm: the inner dim is contracted."""
     bias, x, y = call.args[:3] if call.name == "addmm" else (None, *call.args[:2])
-    inner, leaving = state.vector(x, 1), state.vector(y, 1)
+    inner, outputs = state.vector(x, 1), state.vector(y, 1)
     state.union(inner, state.vector(y, 0))
-    return [_contracted(state, call, (x, inner), bias, leaving)]
+    return [_contracted(state, call, (x, inner), bias, outputs)]
 
 
 def linear(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """`x @ weight.T + bias` over the last dim."""
+    """Propagate through `x @ weight.T + bias` over the last dim."""
     x, weight = call.args[:2]
     bias = call.args[2] if len(call.args) > 2 else None
     inner = state.vector(x, -1)
@@ -32,21 +32,21 @@ def linear(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
 
 
 def _contracted(
-    state: PropagationState, call: AtenCall, entering: tuple[Labels, Ids], bias: Labels | None, leaving: Ids
+    state: PropagationState, call: AtenCall, inputs: tuple[Labels, Ids], bias: Labels | None, outputs: Ids
 ) -> Labels:
-    x, inner = entering
+    x, inner = inputs
     last = len(call.shape) - 1
     state.contractions.append(Contraction(state.node, -1, inner))
-    state.produced.append((state.node, leaving))
+    state.produced.append((state.node, outputs))
     state.refresh(x)
     passing = [p for p in x.planes if varying(p) != [last]]
-    state.scales_with(inner, leaving, *(p.ravel() for p in passing))
-    planes = [*passing, *state.labeled(call.shape, {last: leaving}).planes]
+    state.scales_with(inner, outputs, *(p.ravel() for p in passing))
+    planes = [*passing, *state.labeled(call.shape, {last: outputs}).planes]
     return _with_bias(state, call, planes, bias)
 
 
 def batched_product(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """`x @ y` for stacks of matrices (batch, rows, inner) and (batch, inner, columns)."""
+    """Propagate through `x @ y` for batches of matrices (batch, rows, inner) and (batch, inner, columns)."""
     bias, x, y = call.args[:3] if call.name == "baddbmm" else (None, *call.args[:2])
     for operand in (x, y):
         state.resolve(operand, [0] if state.attention == "heads" else [1, 2])

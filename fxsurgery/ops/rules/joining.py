@@ -1,4 +1,4 @@
-"""Operations that put tensors beside each other or around: concatenation, stacking, padding, indexing."""
+"""Operations that join or extend tensors: concatenation, stacking, padding."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ from fxsurgery.ops.union_find import Ids
 
 
 def concatenation(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """Labels along the joined dim follow each other; along any other dim they must agree."""
+    """Propagate through a concatenation: labels are concatenated along its dim and must agree along any other."""
     ndim = len(call.shape)
     parts: list[Labels] = [p for p in call.args[0] if len(p.shape) == ndim]
     return [_joined(state, parts, call.argument("dim", 0) % ndim, call.shape)]
 
 
 def stacking(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """Concatenation along a new dim."""
+    """Propagate through a concatenation along a new dim."""
     dim = call.argument("dim", 0) % len(call.shape)
     parts = [
         Labels((*p.shape[:dim], 1, *p.shape[dim:]), [np.expand_dims(q, dim) for q in p.planes]) for p in call.args[0]
@@ -27,7 +27,7 @@ def stacking(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
 
 
 def _joined(state: PropagationState, parts: list[Labels], dim: int, shape: tuple[int, ...]) -> Labels:
-    """Labels over several dims, as (heads, channels), stay so where every part has them: a consumer decides."""
+    """Join labels; those over several dims, such as (heads, channels), are kept if every part has them."""
     along = [_along(part, dim) for part in parts]
     dims = {tuple(varying(p)) for planes in along for p in planes}
     if len(dims) > 1 or (any(len(d) > 1 for d in dims) and not all(len(planes) == 1 for planes in along)):
@@ -51,7 +51,7 @@ def _along(part: Labels, dim: int) -> list[Ids]:
 
 
 def _agreed(state: PropagationState, others: list[list[Ids]]) -> list[Ids]:
-    """Planes that every part has on the same dims, tied; any other is frozen."""
+    """Return the planes that every part has on the same dims, united; all others are frozen."""
     agreed = list[Ids]()
     wanted = {tuple(varying(p)) for planes in others for p in planes}
     for dims in sorted(wanted):
@@ -68,7 +68,7 @@ def _agreed(state: PropagationState, others: list[list[Ids]]) -> list[Ids]:
 
 
 def padding(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """Padding a labeled dim with new entries: they may go on their own."""
+    """Propagate through padding: new entries along a labeled dim are separate units."""
     source: Labels = call.args[0]
     amounts: Sequence[int] = call.args[1]
     ndim, planes = len(source.shape), list[Ids]()
@@ -86,6 +86,6 @@ def padding(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
 
 
 def _amounts(amounts: Sequence[int], ndim: int, dim: int) -> tuple[int, int]:
-    """What is added before and after `dim`; the last dim comes first in `amounts`."""
+    """Return the amounts of padding before and after `dim`; `amounts` starts with the last dim."""
     start = 2 * (ndim - 1 - dim)
     return (amounts[start], amounts[start + 1]) if start < len(amounts) else (0, 0)

@@ -1,6 +1,6 @@
-"""Operations that pick entries by number: embeddings, indexing, sorting.
+"""Operations that select entries by index: embeddings, indexing, sorting.
 
-Along a dim that is picked from nothing may go, since nobody can tell which entries are asked for.
+No entry can be removed along a dim that is indexed, since the requested entries are unknown.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from fxsurgery.ops.union_find import Ids
 
 
 def embedding(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """Rows are picked; the width is the weight's."""
+    """Propagate through an embedding: rows are frozen, the width is that of the weight."""
     weight: Labels = call.args[0]
     state.freeze(state.vector(weight, 0))
     for other in call.tensors()[1:]:
@@ -26,24 +26,24 @@ def embedding(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
 
 
 def bag(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """Sums or means of picked rows."""
+    """Propagate through sums or means of embedding rows."""
     first, *rest = call.results
     [labels] = embedding(state, AtenCall(call.op, call.args, call.kwargs, (first,)))
     return [labels, *(Labels(tuple(r.shape)) for r in rest)]
 
 
 def indexing(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """`x[..., indices, ...]`: the other dims pass, in the order that indexing gives them."""
+    """Propagate through `x[..., indices, ...]`: other dims keep their labels, in the order that indexing gives them."""
     source: Labels = call.args[0]
-    given: Sequence[Labels | None] = call.args[1]
-    indices = [*given, *[None] * (len(source.shape) - len(given))]
+    index_arguments: Sequence[Labels | None] = call.args[1]
+    indices = [*index_arguments, *[None] * (len(source.shape) - len(index_arguments))]
     for index in indices:
         if index is not None:
             state.freeze_all(index)
-    picked = [d for d, index in enumerate(indices) if index is not None]
+    indexed_dims = [d for d, index in enumerate(indices) if index is not None]
     planes = list[Ids]()
     for plane in source.planes:
-        if set(varying(plane)) & set(picked):
+        if set(varying(plane)) & set(indexed_dims):
             state.freeze(plane)
         else:
             planes.append(_indexed(plane, indices))
@@ -51,23 +51,23 @@ def indexing(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
 
 
 def _indexed(plane: Ids, indices: Sequence[Labels | None]) -> Ids:
-    """The plane after indexing along dims on which it does not vary."""
+    """Return the plane after indexing along dims on which it does not vary."""
     zeros = [None if i is None else torch.zeros((1,) * len(i.shape), dtype=torch.long) for i in indices]
     moved: Ids = torch.ops.aten.index.Tensor(torch.from_numpy(np.ascontiguousarray(plane)), zeros).numpy()
     return moved
 
 
 def index_select(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """One dim is picked from, by a vector."""
+    """Propagate through indexing of one dim by a vector."""
     source: Labels = call.args[0]
     _freeze_along(state, source, [int(call.args[1]) % len(source.shape)])
     return [Labels(call.shape, list(source.planes))]
 
 
 def gathering(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """Entries of one dim are picked for each place: `gather`, `sort` and `topk` along it.
+    """Propagate through `gather`, `sort` and `topk`, which select entries along one dim.
 
-    Indices that are handed in have sizes of their own, which do not shrink.
+    Index tensors among the arguments have sizes of their own, which do not shrink.
     """
     source: Labels = call.args[0]
     ndim = len(source.shape)
@@ -76,7 +76,7 @@ def gathering(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
     for other in call.tensors()[1:]:
         state.freeze_all(other)
         _freeze_along(state, source, [d for d, size in enumerate(other.shape) if size > 1])
-    if len(call.shape) < ndim:  # one entry of the dim is picked, and the dim goes
+    if len(call.shape) < ndim:  # the dim is reduced to one entry
         return [Labels(tuple(r.shape), [p.squeeze(dim) for p in source.planes]) for r in call.results]
     kept = [p for p in source.planes if all(call.shape[d] == source.shape[d] for d in varying(p))]
     for plane in source.planes:
@@ -86,14 +86,14 @@ def gathering(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
 
 
 def transform(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """Fourier transforms mix what lies along their dims."""
+    """Propagate through Fourier transforms, which mix the entries along their dims."""
     source: Labels = call.args[0]
     _freeze_along(state, source, dims_of(call.argument("dim"), len(source.shape)))
     return [Labels(call.shape, list(source.planes))]
 
 
 def sampling(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """`grid_sample`: channels pass, places are picked."""
+    """Propagate through `grid_sample`: channels keep their labels, positions are selected."""
     source, grid = call.args[:2]
     state.freeze_all(grid)
     channels = state.vector(source, 1)

@@ -1,4 +1,4 @@
-"""Operations that only move data: the same operation, run on the planes, moves the labels."""
+"""Operations that only move entries: running the same operation on the planes moves the labels."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +13,7 @@ from fxsurgery.ops.union_find import Ids
 
 
 def same(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """The labels of the input."""
+    """Return the labels of the input."""
     del state
     return [Labels(tuple(r.shape), list(call.args[0].planes)) for r in call.results]
 
@@ -29,7 +29,7 @@ def move(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
 
 
 def rotation(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """Roll: the labels go round with the entries."""
+    """Propagate through `roll`: labels are rolled with the entries."""
     source: Labels = call.args[0]
     shifts, dims = call.args[1], dims_of(call.argument("dims"), len(source.shape))
     labels = Labels(call.shape)
@@ -43,7 +43,7 @@ def rotation(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
 
 
 def viewing(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """`view`: labels are reshaped within the runs of dims that become runs of dims; the other dims stay of size 1."""
+    """Propagate through `view`: labels are reshaped within matching runs of dims; other dims keep size 1."""
     source: Labels = call.args[0]
     runs = _runs(source.shape, call.shape)
     return [
@@ -55,7 +55,7 @@ _Run = tuple[range, range]
 
 
 def _runs(old: Sequence[int], new: Sequence[int]) -> list[_Run]:
-    """The shortest runs of dims of `old` and of `new` that hold the same entries, in order."""
+    """Return the shortest runs of dims of `old` and `new` that contain the same entries, in order."""
     runs, i, j = list[_Run](), 0, 0
     while i < len(old) or j < len(new):
         start, left, right = (i, j), 1, 1
@@ -82,7 +82,7 @@ def _viewed(plane: Ids, old: Sequence[int], new: Sequence[int], runs: Sequence[_
 
 
 def selection(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """One entry of a dim, picked by number: that entry stays."""
+    """Propagate through `select`: the selected entry is frozen."""
     source: Labels = call.args[0]
     dim, index = call.argument("dim") % len(source.shape), call.argument("index")
     for plane in source.planes:
@@ -92,16 +92,16 @@ def selection(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
 
 
 def channel_shuffle(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """Channels are dealt out in `groups` hands: the same channel goes from each."""
+    """Propagate through a channel shuffle: the same channel of every group forms one unit."""
     source: Labels = call.args[0]
-    hands = state.vector(source, 1).reshape(int(call.args[1]), -1)
-    state.union(hands, hands[:1])
+    groups = state.vector(source, 1).reshape(int(call.args[1]), -1)
+    state.union(groups, groups[:1])
     state.refresh(source)
     return move(state, call)
 
 
 def gated_halves(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """GLU: one half of a dim gates the other."""
+    """Propagate through GLU: one half of a dim gates the other."""
     source: Labels = call.args[0]
     dim = int(call.argument("dim", -1)) % len(source.shape)
     first, second = np.split(state.vector(source, dim), 2)
@@ -112,7 +112,7 @@ def gated_halves(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
 
 
 def tiling(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """`repeat`: the labels of a dim follow each other as often as its entries do."""
+    """Propagate through `repeat`: labels are repeated with the entries."""
     del state
     source, counts = call.args[:2]
     labels = Labels(call.shape)
@@ -123,7 +123,7 @@ def tiling(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
 
 
 def mirroring(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """`flip`: the labels turn round with the entries."""
+    """Propagate through `flip`: labels are flipped with the entries."""
     del state
     source: Labels = call.args[0]
     dims = dims_of(call.args[1], len(source.shape))
@@ -131,14 +131,14 @@ def mirroring(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
 
 
 def pixel_shuffle(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """`pixel_shuffle`, `fold`: the channels that are the places of one patch are one."""
+    """Propagate through `pixel_shuffle` and `fold`: the input channels of one patch form one unit."""
     rows = _channels_alone(state, call.args[0]).reshape(call.shape[1], -1)
     state.union(rows, rows[:, :1])
     return [state.labeled(call.shape, {1: rows[:, 0]})]
 
 
 def patches(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """`unfold`, `pixel_unshuffle`: each channel becomes as many as there are places in a patch."""
+    """Propagate through `unfold` and `pixel_unshuffle`: each channel becomes one channel per patch entry."""
     channels = _channels_alone(state, call.args[0])
     return [state.labeled(call.shape, {1: np.repeat(channels, call.shape[1] // len(channels))})]
 
@@ -152,14 +152,14 @@ def _channels_alone(state: PropagationState, source: Labels) -> Ids:
 
 
 def windows(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """`Tensor.unfold`: windows along an unlabeled dim, in a new last dim."""
+    """Propagate through `Tensor.unfold`: windows along an unlabeled dim, in a new last dim."""
     source: Labels = call.args[0]
     _freeze_along(state, source, [int(call.args[1]) % len(source.shape)])
     return [Labels(call.shape, [plane[..., None] for plane in source.planes])]
 
 
 def to_complex(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """`view_as_complex`: the two parts of a number are one."""
+    """Propagate through `view_as_complex`: real and imaginary parts form one unit."""
     source: Labels = call.args[0]
     last = len(source.shape) - 1
     for plane in source.planes:
@@ -170,21 +170,21 @@ def to_complex(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
 
 
 def to_real(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """`view_as_real`: two parts in a new last dim."""
+    """Propagate through `view_as_real`: real and imaginary parts are in a new last dim."""
     del state
     source: Labels = call.args[0]
     return [Labels(call.shape, [plane[..., None] for plane in source.planes])]
 
 
 def draw(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """Random numbers, as many as the input has entries: of fewer, all are others, and nothing can be compared."""
+    """Propagate through random tensors shaped like the input: with fewer entries, all numbers would change."""
     for labels in call.tensors():
         state.freeze_all(labels)
     return creation(state, call)
 
 
 def creation(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """A new tensor carries no label."""
+    """Return labels without planes for a new tensor."""
     del state
     return [Labels(tuple(r.shape)) for r in call.results]
 
@@ -201,8 +201,8 @@ def _mover(call: AtenCall) -> Callable[[Tensor], Tensor | Sequence[Tensor]]:
 
 
 def _moved(plane: Ids, shape: tuple[int, ...], mover: Callable[[Tensor], Tensor | Sequence[Tensor]]) -> list[Ids]:
-    """The planes of each result; a dim that stays broadcast (stride 0) stays of size 1."""
-    # NumPy calls a flipped dim of size 1 contiguous; PyTorch takes no negative stride.
+    """Return the planes of each result; a broadcast dim (stride 0) keeps size 1."""
+    # NumPy treats a flipped dim of size 1 as contiguous, but PyTorch accepts no negative stride.
     is_flipped = any(stride < 0 for stride in plane.strides)
     own = plane.copy() if is_flipped else np.require(plane, requirements=["C", "W"])
     moved = mover(torch.from_numpy(own).expand(shape))

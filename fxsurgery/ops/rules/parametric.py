@@ -1,7 +1,7 @@
-"""Convolutions and norms: where channels end and new ones begin.
+"""Convolutions and norms, the operations with parameters per channel.
 
-A grouped convolution can lose whole groups, or the same inner channels of every group. Whole groups when
-there are at least as many groups as channels in one (depthwise always), inner channels otherwise.
+A grouped convolution can lose whole groups or the same inner channels of every group: whole groups if there are at
+least as many groups as channels per group (always for depthwise), inner channels otherwise.
 """
 
 from collections.abc import Sequence
@@ -16,58 +16,58 @@ from fxsurgery.ops.union_find import Ids
 
 
 def convolution(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """Input channels are contracted with the weight's, output channels are the weight's own."""
+    """Propagate through a convolution: input channels are contracted, output channels are those of the weight."""
     source, weight, bias = call.args[:3]
     transposed, groups = bool(call.args[6]), int(call.args[8])
     if any(varying(plane)[-1] > 1 for plane in weight.planes):
         for dim in range(2, len(weight.shape)):
             state.freeze(state.vector(weight, dim))
-    entering = state.vector(source, 1)
+    inputs = state.vector(source, 1)
     passing = [*_along_space(state, call, source), *(p for p in source.planes if varying(p) == [0])]
     own_in, own_out = (0, 1) if transposed else (1, 0)
     w_in, w_out = state.vector(weight, own_in), state.vector(weight, own_out)
     if groups == 1:
-        state.union(entering, w_in)
-        leaving = w_out
+        state.union(inputs, w_in)
+        outputs = w_out
         state.scales_with(w_in, w_out)
     else:
-        leaving = _grouped(state, entering, (w_in, w_out), groups, transposed=transposed)
+        outputs = _grouped(state, inputs, (w_in, w_out), groups, transposed=transposed)
     state.scales_with(*state.work_dims, *(p.ravel() for p in passing))
-    if groups == 1 or len(entering) > groups:
-        state.contractions.append(Contraction(state.node, 1, entering))
-        state.produced.append((state.node, leaving))
+    if groups == 1 or len(inputs) > groups:
+        state.contractions.append(Contraction(state.node, 1, inputs))
+        state.produced.append((state.node, outputs))
     if isinstance(bias, Labels):
-        state.union(state.vector(bias, 0), leaving)
-    planes = [*state.labeled(call.shape, {1: leaving}).planes, *passing]
+        state.union(state.vector(bias, 0), outputs)
+    planes = [*state.labeled(call.shape, {1: outputs}).planes, *passing]
     return [state.without_overlap(Labels(call.shape, planes))]
 
 
-def _grouped(state: PropagationState, entering: Ids, weights: tuple[Ids, Ids], groups: int, *, transposed: bool) -> Ids:
+def _grouped(state: PropagationState, inputs: Ids, weights: tuple[Ids, Ids], groups: int, *, transposed: bool) -> Ids:
     w_in, w_out = weights
-    channels = entering.reshape(groups, -1)
+    channels = inputs.reshape(groups, -1)
     width = channels.shape[1]
-    inside, leaving = (w_in.reshape(groups, -1), w_out) if transposed else (w_in, w_out.reshape(groups, -1))
-    per_group = len(w_out) if transposed else leaving.shape[1]
+    inside, outputs = (w_in.reshape(groups, -1), w_out) if transposed else (w_in, w_out.reshape(groups, -1))
+    per_group = len(w_out) if transposed else outputs.shape[1]
     if width == 1 or groups >= max(width, per_group):
         state.group_width[state.node] = width
         state.union(channels, channels[:, :1])
-        state.union(inside if transposed else leaving, channels[:, :1])
-        state.freeze(leaving if transposed else inside)
-        state.scales_with(entering)
+        state.union(inside if transposed else outputs, channels[:, :1])
+        state.freeze(outputs if transposed else inside)
+        state.scales_with(inputs)
         return np.repeat(channels[:, 0], per_group) if transposed else w_out
     if transposed:
         state.union(channels, channels[:1])
         state.union(inside, channels[:1])
-        state.scales_with(entering, w_out)
+        state.scales_with(inputs, w_out)
         return np.tile(w_out, groups)
     state.union(channels, inside)
-    state.union(leaving, leaving[:1])
+    state.union(outputs, outputs[:1])
     state.scales_with(w_in, w_out)
     return w_out
 
 
 def _along_space(state: PropagationState, call: AtenCall, source: Labels) -> list[Ids]:
-    """Labels along convolved dims: neighbors change with each removal, so they pass only where the size stays."""
+    """Return labels along convolved dims; removal changes neighbors, so they pass only if the size is unchanged."""
     passing = list[Ids]()
     for plane in source.planes:
         if (dims := varying(plane)) == [1] or dims == [0]:
@@ -82,7 +82,7 @@ def _along_space(state: PropagationState, call: AtenCall, source: Labels) -> lis
 
 
 def channel_norm(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """Batch norm: every statistic and affine vector belongs to the channel."""
+    """Propagate through batch norm: all statistics and affine vectors belong to the channels."""
     source: Labels = call.args[0]
     channels = state.vector(source, 1)
     vectors = call.tensors()[1:]
@@ -102,7 +102,7 @@ def channel_norm(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
 
 
 def group_norm(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """Whole groups may go; within a single group the statistics change with every channel."""
+    """Propagate through group norm: whole groups can be removed; with one group, any removal is inexact."""
     source, weight, bias = call.args[:3]
     groups = int(call.argument("group", call.argument("num_groups", 1)))
     channels = state.vector(source, 1)
@@ -120,9 +120,9 @@ def group_norm(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
 
 
 def layer_norm(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """Statistics run over the trailing dims: removing there is inexact.
+    """Propagate through layer norm: removal along the trailing dims is inexact, since statistics run over them.
 
-    Where labels vary along those dims and others, as over (heads, width), a later consumer decides first.
+    If labels vary along those dims and others, such as (heads, width), a later consumer decides first.
     """
     source: Labels = call.args[0]
     first = len(source.shape) - len(call.args[1])
@@ -148,7 +148,7 @@ def _normalized(state: PropagationState, call: AtenCall) -> None:
 
 
 def weight_norm(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """`g * v / |v|` with the norm over all dims but one: `resize` makes up for what the norm loses."""
+    """Propagate through `g * v / |v|` with the norm over all dims but one; `resize` compensates for the lost norm."""
     direction, magnitude = call.args[:2]
     dim = int(call.argument("dim", 0)) % len(direction.shape)
     state.union(state.vector(magnitude, dim), state.vector(direction, dim))
@@ -157,7 +157,7 @@ def weight_norm(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
 
 
 def prelu(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """One slope for all, or one a channel."""
+    """Propagate through PReLU, with one slope for all channels or one per channel."""
     source, weight = call.args[:2]
     if len(weight.shape) == 1 and weight.shape[0] > 1:
         slopes = along(state.vector(weight, 0), 1, len(source.shape))

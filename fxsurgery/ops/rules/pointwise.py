@@ -1,7 +1,7 @@
-"""Pointwise operations: what meets element by element lives and dies together.
+"""Pointwise operations: entries that are combined form one unit.
 
-Under broadcasting, a label that meets an unlabeled extent of the other operand freezes along it: that
-operand would not shrink.
+Under broadcasting, a label is frozen along dims in which the other operand has extent but no label, since that operand
+would not shrink.
 """
 
 from collections.abc import Sequence
@@ -32,12 +32,18 @@ def pointwise(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
 def join(
     state: PropagationState, left: tuple[Sequence[int], list[Ids]], right: tuple[Sequence[int], list[Ids]]
 ) -> list[Ids]:
-    """Planes of the broadcast combination of two operands, each a (shape, planes) pair of equal rank."""
-    (left_shape, left_planes), (right_shape, waiting) = left, right
+    """Return the planes of the broadcast combination of two operands.
+
+    Args:
+        state: the analysis.
+        left: shape and planes of one operand.
+        right: shape and planes of the other operand, of the same rank.
+    """
+    (left_shape, left_planes), (right_shape, unmatched_right) = left, right
     joined = list[Ids]()
     for start in left_planes:
         plane, met, rest = state.canonical(start), False, list[Ids]()
-        for candidate in waiting:
+        for candidate in unmatched_right:
             other = state.canonical(candidate)
             if plane is None or other is None or not set(varying(plane)) & set(varying(other)):
                 rest.append(candidate)
@@ -49,17 +55,17 @@ def join(
                 continue
             state.union(plane, other)
             plane = state.canonical(plane)
-        waiting = rest
+        unmatched_right = rest
         if plane is not None:
-            joined += [plane] if met else alone(state, plane, right_shape)
-    for candidate in waiting:
+            joined += [plane] if met else unmatched(state, plane, right_shape)
+    for candidate in unmatched_right:
         if (other := state.canonical(candidate)) is not None:
-            joined += alone(state, other, left_shape)
+            joined += unmatched(state, other, left_shape)
     return joined
 
 
-def alone(state: PropagationState, plane: Ids, other_shape: Sequence[int]) -> list[Ids]:
-    """What is left of a plane that meets no label: it is tied along the dims where the other has extent."""
+def unmatched(state: PropagationState, plane: Ids, other_shape: Sequence[int]) -> list[Ids]:
+    """Return what remains of a plane without a matching label: it is united along dims where the other has extent."""
     free = [d for d in varying(plane) if other_shape[d] == 1]
     if len(free) == len(varying(plane)):
         return [plane]
@@ -72,7 +78,7 @@ def alone(state: PropagationState, plane: Ids, other_shape: Sequence[int]) -> li
 
 
 def _decide_later(state: PropagationState, left: tuple[Sequence[int], Ids], right: tuple[Sequence[int], Ids]) -> None:
-    """A plane over (heads, width) meets one over (width): a consumer may yet resolve the larger."""
+    """Postpone the union of a plane over (heads, width) with one over (width): a consumer may resolve the larger."""
 
     def decide() -> None:
         a, b = state.canonical(left[1]), state.canonical(right[1])
@@ -80,8 +86,8 @@ def _decide_later(state: PropagationState, left: tuple[Sequence[int], Ids], righ
             state.union(a, b)
             return
         if a is not None:
-            alone(state, a, right[0])
+            unmatched(state, a, right[0])
         if b is not None:
-            alone(state, b, left[0])
+            unmatched(state, b, left[0])
 
     state.later(decide)

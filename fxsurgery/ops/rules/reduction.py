@@ -1,6 +1,6 @@
 """Operations that reduce or scan dims: sums, means, pooling, softmax.
 
-A reduced label ends here. Only a sum does not notice that a silenced entry is gone.
+Labels end at reduced dims. Only a sum is unaffected by the removal of an entry that is zero.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from fxsurgery.ops.union_find import Ids
 
 
 def reduction(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """Labels along reduced dims end; the others pass."""
+    """Propagate through a reduction: labels along reduced dims end, the others are kept."""
     if call.name in {"max", "min"} and len(call.args) > 1 and isinstance(call.args[1], Labels):
         return pointwise(state, call)
     source: Labels = call.args[0]
@@ -40,7 +40,7 @@ def _after(state: PropagationState, call: AtenCall, plane: Ids, reduced: list[in
 
 
 def scan(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
-    """Softmax and cumulative sums over a labeled dim depend on every entry of it; another dim is kept if it can."""
+    """Propagate through softmax and cumulative sums, whose entries depend on the whole dim."""
     source: Labels = call.args[0]
     dim = call.args[1] % max(len(source.shape), 1)
     for plane in source.planes:
@@ -55,7 +55,7 @@ def scan(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
 
 
 def windowed(rank: int) -> Rule:
-    """Return the rule of pooling and resampling over the last `rank` dims: channels pass, labels on those freeze."""
+    """Return the rule of pooling and resampling over the last `rank` dims: labels on them are frozen."""
 
     def rule(state: PropagationState, call: AtenCall) -> Sequence[Labels]:
         source: Labels = call.args[0]

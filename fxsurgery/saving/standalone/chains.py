@@ -1,4 +1,4 @@
-"""Which containers are plain sequences: every part called once, one right after the other, each on what came before."""
+"""Detection of containers that are plain sequences: each part is called once, directly on the output before."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class ModuleChain:
 
 
 def chains(program: Program) -> dict[str, ModuleChain]:
-    """The containers that can be an `nn.Sequential`, the outer ones first."""
+    """Return the containers that can be written as `nn.Sequential`, by path, outer ones first."""
     calls = dict[str, list[fx.Node]]()
     for node, _ in program.calls(nn.Module):
         calls.setdefault(str(node.target), []).append(node)
@@ -26,53 +26,55 @@ def chains(program: Program) -> dict[str, ModuleChain]:
     found = dict[str, ModuleChain]()
     for path, module in program.graph_module.named_modules():
         names = [name for name, _ in module.named_children()]
-        # A sequence of one reads worse than the part under its name, unless it is called as a part of another one.
-        alone = len(names) == 1 and names != ["0"] and not any(outer in found for outer in _around(path))
-        blocked = alone or path in shared or any(r.startswith(f"{path}.") for r in read)
+        # A sequence of one part is clearer as the part itself, unless an outer sequence calls it.
+        is_single = len(names) == 1 and names != ["0"] and not any(outer in found for outer in _enclosing_paths(path))
+        blocked = is_single or path in shared or any(r.startswith(f"{path}.") for r in read)
         if path and not blocked and is_tree(module) and (span := _span(path, module, calls)) is not None:
             found[path] = ModuleChain(tuple(span))
     return found
 
 
 def ordered(module: nn.Module, path: str, used: Collection[str]) -> list[tuple[str, nn.Module]]:
-    """The parts of a module: by number where numbers are their names, else in the order in which they are used.
+    """Return the children of a module: sorted by number if all names are numbers, else by first use.
 
     Args:
         module: the module.
-        path: where it is.
-        used: paths of modules and tensors, in the order of their first use.
+        path: its path.
+        used: paths of modules and tensors in order of first use.
     """
     parts = [(name, part) for name, part in vars(module)["_modules"].items() if part is not None]
     if all(name.isdigit() for name, _ in parts):
         return sorted(parts, key=lambda entry: int(entry[0]))
-    begins = [f"{path}.{name}." if path else f"{name}." for name, _ in parts]
-    places = {begin: next((i for i, u in enumerate(used) if f"{u}.".startswith(begin)), len(used)) for begin in begins}
-    order = sorted(range(len(parts)), key=lambda i: places[begins[i]])
+    prefixes = [f"{path}.{name}." if path else f"{name}." for name, _ in parts]
+    first_uses = {
+        prefix: next((i for i, u in enumerate(used) if f"{u}.".startswith(prefix)), len(used)) for prefix in prefixes
+    }
+    order = sorted(range(len(parts)), key=lambda i: first_uses[prefixes[i]])
     return [parts[i] for i in order]
 
 
 def is_tree(module: nn.Module) -> bool:
-    """Whether a module is no more than what is registered with it."""
+    """Return True if a module has no behavior beyond its registered children and tensors."""
     return type(module) in PLAIN_TREES.values()
 
 
 def _shared(root: nn.Module) -> set[str]:
-    """The paths of modules that have several, and of what is around them."""
+    """Return the paths of modules with several paths, and of all modules around them."""
     paths = dict[int, list[str]]()
     for path, module in root.named_modules(remove_duplicate=False):
         paths.setdefault(id(module), []).append(path)
     several = [path for found in paths.values() if len(found) > 1 for path in found]
-    return {outer for path in several for outer in _around(path)}
+    return {outer for path in several for outer in _enclosing_paths(path)}
 
 
-def _around(path: str) -> Iterator[str]:
+def _enclosing_paths(path: str) -> Iterator[str]:
     while path:
         yield path
         path = path.rpartition(".")[0]
 
 
 def _span(path: str, module: nn.Module, calls: Mapping[str, list[fx.Node]]) -> list[fx.Node] | None:
-    """The nodes of a module; `None` where they are not in a row."""
+    """Return the nodes of a module; None if they are not consecutive."""
     if path in calls or not is_tree(module):
         nodes = calls.get(path, [])
         return nodes if len(nodes) == 1 and _is_plain(nodes[0]) else None

@@ -1,4 +1,4 @@
-"""The names of values in the generated forward: which are free, and which one a new value takes."""
+"""Variable names in the generated forward."""
 
 import keyword
 import re
@@ -7,58 +7,60 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from fxsurgery.saving.standalone.signature import TAKEN
+from fxsurgery.saving.standalone.signature import RESERVED
 
-LONGEST_NAME = 24
+MAX_NAME_LENGTH = 24
 
 
 @dataclass
 class Names:
-    """The names in use while the statements are written, and who still wants them."""
+    """The names in use while statements are generated."""
 
     last: Mapping[fx.Node, int]
-    """For each node, the number of the last statement that reads it."""
+    """Index of the last statement that reads each node."""
     of: dict[fx.Node, str] = field(default_factory=dict)
     age: dict[str, int] = field(default_factory=dict)
-    lasting: set[str] = field(default_factory=set)
-    """Names that no value may take: arguments that parts are read of, and what stands for a part of the model."""
+    reserved: set[str] = field(default_factory=set)
+    """Names that values may not take: arguments whose parts are read, and aliases of sections."""
     trunks: set[str] = field(default_factory=lambda: {"x"})
-    """Names that go on through the network."""
+    """Names that are passed on along the trunk of the network."""
 
-    def give(self, node: fx.Node, hint: str, at: int, reads: list[fx.Node]) -> str:
-        """A name for `node`: that of a value which ends here, or a new one.
+    def assign(self, node: fx.Node, hint: str, position: int, reads: list[fx.Node]) -> str:
+        """Return a name for `node`: that of an input which is not read again, or a new one.
 
-        A layer with weights on a branch names what it gives; any other goes on under the name of its input. What a
-        layer makes of an argument is the trunk.
+        A layer with weights on a branch starts a new name; any other operation keeps the name of its input. The output
+        of a layer applied to an argument starts the trunk.
         """
-        ending = [r for r in reads if r in self.of and self.last.get(r, -1) <= at and self.of[r] not in self.lasting]
-        free = [self.of[r] for r in ending if not self._is_wanted(self.of[r], at, r)]
-        kept = min(free, key=lambda n: self.age.get(n, 0), default="")
-        if node.op == "call_module" and self.age.get(kept) == -1 and kept not in self.trunks:
-            hint, kept = "x", ""
-        if kept and kept not in self.trunks and hint.startswith("="):
-            kept = ""
-        name = kept or self._fresh(hint.removeprefix("="), at)
-        self.age.setdefault(name, at)
+        unused_inputs = [
+            r for r in reads if r in self.of and self.last.get(r, -1) <= position and self.of[r] not in self.reserved
+        ]
+        free = [self.of[r] for r in unused_inputs if not self._is_read_later(self.of[r], position, r)]
+        inherited = min(free, key=lambda n: self.age.get(n, 0), default="")
+        if node.op == "call_module" and self.age.get(inherited) == -1 and inherited not in self.trunks:
+            hint, inherited = "x", ""
+        if inherited and inherited not in self.trunks and hint.startswith("="):
+            inherited = ""
+        name = inherited or self._fresh(hint.removeprefix("="), position)
+        self.age.setdefault(name, position)
         self.of[node] = name
         return name
 
-    def _is_wanted(self, name: str, at: int, but: fx.Node) -> bool:
-        return any(n is not but and self.of[n] == name and self.last.get(n, -1) > at for n in self.of)
+    def _is_read_later(self, name: str, position: int, but: fx.Node) -> bool:
+        return any(n is not but and self.of[n] == name and self.last.get(n, -1) > position for n in self.of)
 
-    def _fresh(self, hint: str, at: int) -> str:
-        busy = {name for node, name in self.of.items() if self.last.get(node, -1) > at} | self.lasting | TAKEN
+    def _fresh(self, hint: str, position: int) -> str:
+        busy = {name for node, name in self.of.items() if self.last.get(node, -1) > position} | self.reserved | RESERVED
         number, name = 1, hint
         while name in busy or keyword.iskeyword(name):
             number += 1
             name = f"{hint}{'_' if hint[-1].isdigit() else ''}{number}"
-        self.age[name] = at
+        self.age[name] = position
         return name
 
 
-def fitting(name: str) -> str:
-    """`name` as a local variable: short, and nothing that the language has."""
+def variable_name(name: str) -> str:
+    """Convert `name` to a short local variable name that is not a keyword."""
     name = re.sub(r"\W", "_", name, flags=re.ASCII).strip("_").lower()
-    if len(name) > LONGEST_NAME:
-        name = "_".join(name.split("_")[-2:])[-LONGEST_NAME:].strip("_")
+    if len(name) > MAX_NAME_LENGTH:
+        name = "_".join(name.split("_")[-2:])[-MAX_NAME_LENGTH:].strip("_")
     return name if name.isidentifier() and not keyword.iskeyword(name) else "x"

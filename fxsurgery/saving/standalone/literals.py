@@ -1,4 +1,4 @@
-"""Constants as Python code, and what stands for a call: an expression with its precedence."""
+"""Python code of constants, and expressions with their precedence."""
 
 import keyword
 import math
@@ -15,25 +15,25 @@ ATOM, POWER, UNARY, NOT, LOOSE = 20, 18, 17, 6, 0
 
 @dataclass(frozen=True)
 class Code:
-    """A piece of Python; the higher its precedence, the less it wants parentheses."""
+    """A Python expression; one with a higher precedence needs fewer parentheses."""
 
     text: str
     precedence: int = ATOM
 
     def within(self, precedence: int) -> str:
-        """The text, in parentheses where it binds no tighter than what is around it."""
+        """Return the text, in parentheses if it binds less tightly than `precedence`."""
         return self.text if self.precedence >= precedence else f"({self.text})"
 
 
 Show = Callable[[Any], Code | None]
-"""The code of values that are no constants, such as nodes."""
+"""Returns the code of a value that is not a constant, such as a node; None for any other."""
 
 
-def shown(value: Any, special: Show = lambda _: None) -> Code:  # noqa: ANN401 -- any argument of a node
-    """`value` as code.
+def to_code(value: Any, special: Show = lambda _: None) -> Code:  # noqa: ANN401 -- any argument of a node
+    """Return the code of `value`.
 
     Raises:
-        SavingError: there is no code for it.
+        SavingError: it cannot be written as code.
     """
     if (found := special(value)) is not None:
         return found
@@ -43,34 +43,32 @@ def shown(value: Any, special: Show = lambda _: None) -> Code:  # noqa: ANN401 -
         return Code(repr(value))
     if isinstance(value, str):
         return Code(text(value))
-    return _number(value) if isinstance(value, (int, float)) else _torchs(value)
+    return _number(value) if isinstance(value, (int, float)) else _torch_constant(value)
 
 
 def text(value: str) -> str:
-    """A string as code: `repr`, in double quotes where that needs no escape."""
+    """Return a string literal, in double quotes if it needs no escapes, else its `repr`."""
     exact = str.__str__(value)
     return f'"{exact}"' if exact.isprintable() and {'"', "\\"}.isdisjoint(exact) else repr(exact)
 
 
 def name(value: object) -> str:
-    """An identifier as code.
+    """Return an identifier as code.
 
     Raises:
-        SavingError: it is none.
+        SavingError: it is not an identifier.
     """
     if not isinstance(value, str) or not value.isidentifier() or keyword.iskeyword(value):
-        raise SavingError(
-            f"{str(value)[:60]!r} cannot be written as code: it is no identifier; keep the result with `save`"
-        )
+        raise SavingError(f"{str(value)[:60]!r} cannot be written as code: it is not an identifier; use `save` instead")
     return str.__str__(value)
 
 
 def _structure(value: Any, special: Show) -> str:  # noqa: ANN401 -- a tuple, list, dict or slice
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{shown(k, special).text}: {shown(v, special).text}' for k, v in value.items())}}}"
+        return f"{{{', '.join(f'{to_code(k, special).text}: {to_code(v, special).text}' for k, v in value.items())}}}"
     if isinstance(value, slice):
-        return f"slice({', '.join(shown(v, special).text for v in (value.start, value.stop, value.step))})"
-    items = [shown(v, special).text for v in value]
+        return f"slice({', '.join(to_code(v, special).text for v in (value.start, value.stop, value.step))})"
+    items = [to_code(v, special).text for v in value]
     if isinstance(value, list):
         return f"[{', '.join(items)}]"
     return f"({items[0]},)" if len(items) == 1 else f"({', '.join(items)})"
@@ -83,7 +81,7 @@ def _number(value: float) -> Code:
     return Code(plain.replace("e+", "e"), UNARY if plain.startswith("-") else ATOM)
 
 
-def _torchs(value: object) -> Code:
+def _torch_constant(value: object) -> Code:
     if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
         return Code(str(value))
     if isinstance(value, torch.device):
@@ -92,11 +90,11 @@ def _torchs(value: object) -> Code:
         return Code("...")
     if isinstance(value, complex):
         return Code(f"complex({value.real!r}, {value.imag!r})")
-    raise SavingError(f"a value of type {type(value).__name__} cannot be written as code; keep the result with `save`")
+    raise SavingError(f"a value of type {type(value).__name__} cannot be written as code; use `save` instead")
 
 
 def index(value: Any, special: Show) -> str:  # noqa: ANN401 -- any index
-    """`value` as it stands between square brackets."""
+    """Return the code of `value` as an index, without brackets."""
     if isinstance(value, tuple) and value:
         items = [_one_index(v, special) for v in value]
         return f"{items[0]}," if len(items) == 1 else ", ".join(items)
@@ -105,9 +103,9 @@ def index(value: Any, special: Show) -> str:  # noqa: ANN401 -- any index
 
 def _one_index(value: Any, special: Show) -> str:  # noqa: ANN401 -- any index
     if not isinstance(value, slice):
-        return shown(value, special).text
-    bounds = [None if v is None else shown(v, special) for v in (value.start, value.stop, value.step)]
-    # A formatter sets off bounds that are no simple names or numbers.
+        return to_code(value, special).text
+    bounds = [None if v is None else to_code(v, special) for v in (value.start, value.stop, value.step)]
+    # A formatter puts spaces around slice bounds that are not simple names or numbers.
     simple = all(b is None or b.text.lstrip("-").replace("_", "").isalnum() for b in bounds)
     start, stop, step = ("" if b is None else b.text for b in bounds)
     if simple:

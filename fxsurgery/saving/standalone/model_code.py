@@ -1,4 +1,4 @@
-"""The text of `model.py`."""
+"""Source code of `model.py`."""
 
 import builtins
 import keyword
@@ -10,7 +10,7 @@ from torch import Tensor
 from fxsurgery.program import Program
 from fxsurgery.saving.standalone.chains import chains
 from fxsurgery.saving.standalone.forward import Forward
-from fxsurgery.saving.standalone.literals import shown
+from fxsurgery.saving.standalone.literals import to_code
 from fxsurgery.saving.standalone.signature import (
     ForwardArgument,
     arguments_of,
@@ -22,13 +22,13 @@ from fxsurgery.saving.standalone.signature import (
 from fxsurgery.saving.standalone.tree import Tree
 from fxsurgery.saving.standalone.wrapping import wrapped
 
-PARAMETRISATIONS = ("spectral_norm", "weight_norm")
+PARAMETRIZATIONS = ("spectral_norm", "weight_norm")
 
 GLOBALS = {
     *dir(builtins), "Any", "F", "Group", "OrderedDict", "Path", "StochasticDepth", "Tensor", "_TYPES", "json", "load",
     "math", "model", "nn", "operator", "output", "read_tensors", "torch",
 }  # fmt: skip
-"""What is called so at the top of the file, or may be."""
+"""Names that the generated file uses, or may use, at module level."""
 
 READER = '''
 _TYPES = {
@@ -46,7 +46,7 @@ _TYPES = {
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name."""
+    """Read the tensors of a safetensors file, by name."""
     content = Path(path).read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
@@ -65,7 +65,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 LOAD = '''
 def load(folder: str | Path = Path(__file__).parent) -> {name}:
-    """The model with its weights, in eval mode."""
+    """Return the model with its weights, in eval mode."""
     model = {name}()
     own = dict(model.named_parameters(remove_duplicate=False))
     own |= dict(model.named_buffers(remove_duplicate=False))
@@ -78,7 +78,7 @@ def load(folder: str | Path = Path(__file__).parent) -> {name}:
 
 GROUP = '''
 class Group(nn.Module):
-    """Modules, parameters and buffers under their names."""
+    """A container of named modules, parameters and buffers."""
 
     def __init__(self, /, **parts: nn.Module | Tensor) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Group(nn.Module):
 
 DEPTH = '''
 class StochasticDepth(nn.Module):
-    """In training, leave the input out at random, sample by sample or all at once."""
+    """Randomly drop the input in train mode, per sample or for the whole batch."""
 
     def __init__(self, p: float, mode: str = "row") -> None:
         super().__init__()
@@ -108,31 +108,33 @@ class StochasticDepth(nn.Module):
 
 
 def source(program: Program) -> str:
-    """The file.
+    """Return the source code of `model.py`.
 
     Raises:
-        SavingError: a module or a value cannot be written as code; it says which.
+        SavingError: a module or value cannot be written as code; the message names it.
     """
     sequences = chains(program)
     tree = Tree(program, sequences)
     body = [line for statement in tree.statements() for line in wrapped(statement, 8)]
-    given = arguments_of(program)
-    forward = Forward(program, tree, sequences, given)
-    steps = [*(f"        {line}" for line in renamings(given)), *_forward(forward)]
+    arguments = arguments_of(program)
+    forward = Forward(program, tree, sequences, arguments)
+    steps = [*(f"        {line}" for line in renamings(arguments)), *_forward(forward)]
     name = class_name(program.name, tree.helpers)
     parts = [
-        _top(program, name, tree, forward, given, "\n".join(steps)),
+        _top(program, name, tree, forward, arguments, "\n".join(steps)),
         *(text for helper, text in (("Group", GROUP), ("StochasticDepth", DEPTH)) if helper in tree.helpers),
-        _class(f"{name}({tree.base})", body, wrapped(header(given, gives_tensor=forward.gives_tensor()), 4), steps),
+        _class(
+            f"{name}({tree.base})", body, wrapped(header(arguments, returns_tensor=forward.returns_tensor()), 4), steps
+        ),
         LOAD.format(name=name),
         READER,
-        _main(given, GLOBALS | tree.helpers | {name}),
+        _main(arguments, GLOBALS | tree.helpers | {name}),
     ]
     return "\n\n".join(part.strip("\n") + "\n" for part in parts)
 
 
 def class_name(wanted: str, helpers: set[str]) -> str:
-    """A class name out of the user's."""
+    """Return a valid class name based on the name of the user's model."""
     name = re.sub(r"\W", "_", wanted, flags=re.ASCII)
     usable = name.isidentifier() and not keyword.iskeyword(name)
     taken = GLOBALS | helpers
@@ -140,26 +142,26 @@ def class_name(wanted: str, helpers: set[str]) -> str:
 
 
 def _top(  # noqa: PLR0917 -- all that is imported for
-    program: Program, name: str, tree: Tree, forward: Forward, given: list[ForwardArgument], text: str
+    program: Program, name: str, tree: Tree, forward: Forward, arguments: list[ForwardArgument], text: str
 ) -> str:
     plain = ["import json"]
     plain += [f"import {module}" for module in ("math", "operator") if module in forward.uses]
     if "OrderedDict" in tree.helpers:
         plain.append("from collections import OrderedDict")
     plain.append("from pathlib import Path")
-    if any(a.is_renamed for a in given):
+    if any(a.is_renamed for a in arguments):
         plain.append("from typing import Any")
     torchs = ["import torch", "from torch import Tensor, nn"]
     if re.search(r"\bF\.", text):
         torchs.append("from torch.nn import functional as F")
-    norms = [norm for norm in PARAMETRISATIONS if norm in tree.helpers]
+    norms = [norm for norm in PARAMETRIZATIONS if norm in tree.helpers]
     if norms:
         torchs.append(f"from torch.nn.utils.parametrizations import {', '.join(norms)}")
     passes = len(program.log)
     made = f", after {passes} step{'s' if passes > 1 else ''} of surgery" if passes else ""
     words = (
         f'"""{name}{made}, in plain PyTorch.\n\n'
-        "`load()` gives it in eval mode, with the weights of weights.safetensors beside this file.\n"
+        "`load()` returns it in eval mode, with the weights from weights.safetensors next to this file.\n"
         '"""'
     )
     return "\n".join([words, "", *plain, "", *torchs])
@@ -188,30 +190,30 @@ def _forward(forward: Forward) -> list[str]:
     return lines
 
 
-def _main(given: list[ForwardArgument], taken: set[str]) -> str:
+def _main(arguments: list[ForwardArgument], taken: set[str]) -> str:
     lines = ['if __name__ == "__main__":', "    model = load()"]
-    arguments, variables = list[str](), free_names([a.name for a in given], taken)
-    for argument in given:
-        shown_value = example_code(argument.value).text
-        if isinstance(argument.value, Tensor) or len(shown_value) > 20:
+    passed, variables = list[str](), free_names([a.name for a in arguments], taken)
+    for argument in arguments:
+        value = example_code(argument.value).text
+        if isinstance(argument.value, Tensor) or len(value) > 20:
             variable = variables[argument.name]
-            lines += wrapped(f"{variable} = {shown_value}", 4)
-            shown_value = variable
-        arguments.append(_passed(argument, shown_value))
+            lines += wrapped(f"{variable} = {value}", 4)
+            value = variable
+        passed.append(_passed(argument, value))
     lines += ["    with torch.no_grad():"]
-    lines += wrapped(f"output = model({', '.join(arguments)})", 8)
+    lines += wrapped(f"output = model({', '.join(passed)})", 8)
     lines += ["    print(output.shape if isinstance(output, Tensor) else output)"]
     return "\n".join(lines)
 
 
 def _passed(argument: ForwardArgument, value: str) -> str:
-    if not argument.by_name:
+    if not argument.by_keyword:
         return value
-    name = argument.given
+    name = argument.user_name
     plain = name.isidentifier() and not keyword.iskeyword(name)
-    return f"{name}={value}" if plain else f"**{{{shown(name).text}: {value}}}"
+    return f"{name}={value}" if plain else f"**{{{to_code(name).text}: {value}}}"
 
 
 def requirements() -> str:
-    """What the file needs, and what it was proven with."""
+    """Return the requirements of the file, with the torch version that it was verified with."""
     return f"torch  # {torch.__version__.partition('+')[0]} when this was written\n"

@@ -1,4 +1,4 @@
-"""The modules of a model as constructor calls, and how code reaches them."""
+"""Constructor calls of a model's modules, and the code that accesses them."""
 
 import keyword
 from collections.abc import Iterator, Mapping
@@ -10,20 +10,20 @@ from torch import Tensor, nn
 from fxsurgery.argument_names import usage
 from fxsurgery.errors import SavingError
 from fxsurgery.program import Program
-from fxsurgery.saving.constructors import Described, Parametrized, describe, parameters_of
+from fxsurgery.saving.constructors import ConstructorCall, Parametrization, constructor_call, parameters_of
 from fxsurgery.saving.standalone.chains import ModuleChain, is_tree, ordered
-from fxsurgery.saving.standalone.literals import shown, text
+from fxsurgery.saving.standalone.literals import text, to_code
 from fxsurgery.saving.stochastic_depth import depth_of
 
 GROUP_ATTRIBUTES = set(dir(nn.ModuleDict))
 
 
 class Tree:
-    """The constructors of a model, and the helpers that they want."""
+    """The constructor calls of a model, and the helpers that they need."""
 
     def __init__(self, program: Program, chains: Mapping[str, ModuleChain]) -> None:
         self.helpers = set[str]()
-        """Of the generated file: `Group`, `StochasticDepth`; and what it imports: `OrderedDict`, `weight_norm`, ..."""
+        """Helpers to define (`Group`, `StochasticDepth`) or import (`OrderedDict`, `weight_norm`, ...) in the file."""
         self._root, self._chains = program.graph_module, chains
         self._used = list(dict.fromkeys(str(n.target) for n in program.nodes if n.op in {"call_module", "get_attr"}))
         self._late = list[str]()
@@ -31,7 +31,7 @@ class Tree:
         self._kinds = {path: self._kind(path, m) for path, m in self._root.named_modules() if is_tree(m) or not path}
 
     def statements(self) -> list[str]:
-        """The body of `__init__`."""
+        """Return the body of `__init__`."""
         made = [(name, self._module(name, module)) for name, module in ordered(self._root, "", self._used)]
         lines = [self._tensor_statement("", name, tensor) for name, tensor in _tensors(self._root)]
         match self._kinds[""]:
@@ -46,11 +46,11 @@ class Tree:
 
     @property
     def base(self) -> str:
-        """What the model's class derives from: its parts may have numbers for names."""
+        """The base class of the model's class; its children may have numbers as names."""
         return {"list": "nn.Sequential", "dict": "nn.ModuleDict"}.get(self._kinds[""], "nn.Module")
 
     def access(self, path: str) -> str:
-        """The code for the module or tensor at `path`."""
+        """Return the code that accesses the module or tensor at `path`."""
         code, at = "self", ""
         for part in path.split("."):
             kind = self._kinds.get(at, "leaf")
@@ -59,12 +59,11 @@ class Tree:
         return code
 
     def _kind(self, path: str, module: nn.Module) -> str:
-        """How the parts of a container are kept: `list` by position, `dict` by key, `named` as attributes."""
+        """Return how children of a container are accessed: "list" by index, "dict" by key, "named" by attribute."""
         names = [name for name, _ in (*ordered(module, path, self._used), *_tensors(module))]
         if not all(part.replace("_", "").replace("-", "").replace(" ", "").isalnum() for part in names):
             raise SavingError(
-                f"`{path}` has parts with names that code cannot have: {names}; rename them, or keep the result with "
-                "`save`"
+                f"`{path}` has child names that cannot be written as code: {names}; rename them, or use `save` instead"
             )
         numbered = names == [str(i) for i in range(len(names))] and not list(_tensors(module))
         if names and numbered:
@@ -73,7 +72,7 @@ class Tree:
         return "named" if plain else "dict"
 
     def _module(self, path: str, module: nn.Module) -> str:
-        """The constructor call; empty for another name of a module, which is set later."""
+        """Return the constructor call; a placeholder for an alias of another module, which is assigned later."""
         if id(module) in self._known:
             self._late.append(f"{self.access(path)} = {self.access(self._known[id(module)])}")
             return "nn.Module()"
@@ -82,10 +81,10 @@ class Tree:
             return self._container(path, module)
         if (depth := depth_of(module)) is not None:
             self.helpers.add("StochasticDepth")
-            mode = "" if depth.mode == "row" else f", mode={shown(depth.mode).text}"
-            return f"StochasticDepth({shown(depth.p).text}{mode})"
+            mode = "" if depth.mode == "row" else f", mode={to_code(depth.mode).text}"
+            return f"StochasticDepth({to_code(depth.p).text}{mode})"
         try:
-            found = describe(module)
+            found = constructor_call(module)
         except SavingError as error:
             kind = f"{type(module).__module__}.{type(module).__qualname__}"
             raise SavingError(
@@ -94,16 +93,16 @@ class Tree:
             ) from error
         return self._layer(found)
 
-    def _layer(self, found: Described) -> str:
+    def _layer(self, found: ConstructorCall) -> str:
         name = "Linear" if found.name == "NonDynamicallyQuantizableLinear" else found.name
         code = f"nn.{name}({_arguments(found)})"
         for norm in found.norms:
             code = self._parametrized(norm, code)
         return code
 
-    def _parametrized(self, norm: Parametrized, code: str) -> str:
+    def _parametrized(self, norm: Parametrization, code: str) -> str:
         self.helpers.add(norm.function)
-        options = "".join(f", {name}={shown(value).text}" for name, value in norm.options.items())
+        options = "".join(f", {name}={to_code(value).text}" for name, value in norm.options.items())
         return f"{norm.function}({code}, {text(norm.tensor)}{options})"
 
     def _container(self, path: str, module: nn.Module) -> str:
@@ -121,18 +120,18 @@ class Tree:
             self._late += [s for n, t in tensors if (s := self._tensor_statement(path, n, t))]
             return f"nn.ModuleDict({{{keyed}}})"
         self.helpers.add("Group")
-        late = module._non_persistent_buffers_set  # noqa: SLF001 -- no other way to ask
+        late = module._non_persistent_buffers_set  # noqa: SLF001 -- there is no public way
         self._late += [self._tensor_statement(path, n, t) for n, t in tensors if n in late]
-        named = [(name, _made(tensor)) for name, tensor in tensors if name not in late]
+        named = [(name, _tensor_code(tensor)) for name, tensor in tensors if name not in late]
         return f"Group({', '.join(f'{name}={code}' for name, code in (*named, *parts))})"
 
     def _tensor_statement(self, parent: str, name: str, tensor: Tensor) -> str:
         place = self.access(parent) if parent else "self"
         if isinstance(tensor, nn.Parameter):
-            return f"{place}.{name} = {_made(tensor)}"
+            return f"{place}.{name} = {_tensor_code(tensor)}"
         owner = self._root.get_submodule(parent)
         persistent = "" if name not in owner._non_persistent_buffers_set else ", persistent=False"  # noqa: SLF001
-        return f"{place}.register_buffer({text(name)}, {_made(tensor)}{persistent})"
+        return f"{place}.register_buffer({text(name)}, {_tensor_code(tensor)}{persistent})"
 
     def _ties(self) -> Iterator[str]:
         first = dict[int, str]()
@@ -147,7 +146,7 @@ class Tree:
                     yield f"{self.access(place)} = {self.access(known)}"
 
     def _frozen(self) -> Iterator[str]:
-        """Parameters that do not train, where torch would have made ones that do."""
+        """Yield statements for parameters without gradients where torch creates ones with gradients."""
         parameters = dict(self._root.named_parameters())
         frozen = [name for name, p in parameters.items() if not p.requires_grad and p.is_floating_point()]
         if frozen and len(frozen) == len(parameters):
@@ -162,8 +161,8 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return ((n, t) for n, t in (*own["_parameters"].items(), *own["_buffers"].items()) if t is not None)
 
 
-def _made(tensor: Tensor) -> str:
-    """A tensor of that size, or a parameter."""
+def _tensor_code(tensor: Tensor) -> str:
+    """Return code that creates a tensor or parameter of the same size."""
     size = ", ".join(map(str, tensor.shape)) or "()"
     code = f"torch.zeros({size}{_dtype(tensor)})"
     if not isinstance(tensor, nn.Parameter):
@@ -175,9 +174,9 @@ def _dtype(tensor: Tensor) -> str:
     return "" if tensor.dtype is torch.float32 else f", dtype={tensor.dtype}"
 
 
-def _arguments(found: Described) -> str:
-    """Arguments without a default by position, the others by name."""
+def _arguments(found: ConstructorCall) -> str:
+    """Return the code of the arguments: required ones by position, the others by keyword."""
     required = [p.name for p in parameters_of(found.kind) if p.default is p.empty]
     given = dict(found.arguments)
-    positional = [shown(given.pop(name)).text for name in required if name in given]
-    return ", ".join([*positional, *(f"{name}={shown(value).text}" for name, value in given.items())])
+    positional = [to_code(given.pop(name)).text for name in required if name in given]
+    return ", ".join([*positional, *(f"{name}={to_code(value).text}" for name, value in given.items())])

@@ -1,4 +1,4 @@
-"""Runs a written folder in a process of its own, where neither fxsurgery nor safetensors can be imported."""
+"""Verification of an exported folder in a separate process that cannot import fxsurgery or safetensors."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ from fxsurgery.saving.tensors import write_tensors
 from fxsurgery.saving.values import encoded, tensors_as
 from fxsurgery.seeding import seeded
 
-SECONDS = 600
+TIMEOUT_S = 600
 
 SCRIPT = """
 import importlib.util, json, sys
@@ -53,11 +53,11 @@ def tensors(found):
             yield from tensors(part)
 
 model = module.load(folder)
-assert not model.training, "load gives a model in train mode"
+assert not model.training, "load() returns a model in train mode"
 assert sorted(model.state_dict()) == sorted(asked["keys"]), "other state_dict keys: %s" % sorted(
     set(model.state_dict()) ^ set(asked["keys"]))
 own = dict(model.named_parameters(remove_duplicate=False))
-assert sorted(n for n, p in own.items() if p.requires_grad) == asked["trains"], "other parameters train"
+assert sorted(n for n, p in own.items() if p.requires_grad) == asked["trains"], "requires_grad differs"
 args, kwargs = value(asked["call"])
 torch.manual_seed(0)
 with torch.no_grad():
@@ -75,31 +75,30 @@ if asked["train"]:
 """
 
 
-def prove(program: Program, folder: Path) -> None:
-    """Raise unless the code in `folder` computes what `program`, on the CPU, does.
+def verify(program: Program, folder: Path) -> None:
+    """Check that the code in `folder` computes what `program`, on the CPU, does.
 
     Raises:
-        SavingError: it does not load, has other tensors, gives other outputs or cannot train.
+        SavingError: it does not load, has other tensors, returns other outputs, or cannot train.
     """
     with tempfile.TemporaryDirectory(prefix="fxsurgery-") as name:
         work = Path(name)
-        (work / "asked.json").write_text(json.dumps(_asked(program, work)), encoding="utf-8")
+        (work / "asked.json").write_text(json.dumps(_expectations(program, work)), encoding="utf-8")
         command = [sys.executable, "-I", "-B", "-c", SCRIPT, str(folder.resolve()), str(work)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired as error:
             raise SavingError(
-                f"the code that was written does not end within {SECONDS} s; report this model, and keep the result "
-                "with `save`"
+                f"the exported code did not finish within {TIMEOUT_S} s; report this model, and use `save` instead"
             ) from error
     if done.returncode:
         raise SavingError(
-            f"the code that was written does not do what the model does: {done.stderr.strip()[-800:]}; report this "
-            "model, and keep the result with `save`"
+            f"the exported code differs from the model: {done.stderr.strip()[-800:]}; report this model, and use "
+            "`save` instead"
         )
 
 
-def _asked(program: Program, work: Path) -> dict[str, Any]:
+def _expectations(program: Program, work: Path) -> dict[str, Any]:
     inputs = dict[str, Tensor]()
     call = encoded((program.example_inputs, dict(program.example_kwargs)), tensors_as(inputs))
     write_tensors(work / "inputs.safetensors", {name: tensor.clone() for name, tensor in inputs.items()})
@@ -117,7 +116,7 @@ def _asked(program: Program, work: Path) -> dict[str, Any]:
 
 
 def _trains(model: nn.Module, program: Program) -> bool:
-    """Whether the program itself takes a backward step on its examples: a batch norm wants two values a channel."""
+    """Return True if the program can run a backward pass on its examples; batch norm needs two values per channel."""
     inputs = program.examples.clone()
     try:
         with seeded(0, torch.device("cpu")):

@@ -1,4 +1,4 @@
-"""Long lines of generated code, broken in their brackets as a formatter does it."""
+"""Line wrapping of generated code at brackets, as a formatter does it."""
 
 from collections.abc import Iterator
 
@@ -7,9 +7,12 @@ _OPEN, _CLOSE = "([{", ")]}"
 
 
 def wrapped(line: str, indent: int, room: int = 0) -> list[str]:
-    """`line`, a statement or a part of one, as lines of at most `WIDTH` columns where brackets allow it.
+    """Wrap a statement, or a part of one, to lines of at most `WIDTH` columns where brackets allow it.
 
-    `room` columns are left at the end, for a comma.
+    Args:
+        line: the code.
+        indent: number of spaces before it.
+        room: number of columns to leave free at the end, for a comma.
     """
     pad = " " * indent
     if len(pad) + len(line) + room <= WIDTH or (found := _last_group(line)) is None:
@@ -30,19 +33,19 @@ def wrapped(line: str, indent: int, room: int = 0) -> list[str]:
 
 
 def _is_hugged(part: str) -> bool:
-    """Whether a sole argument is a bracket itself, after which a formatter puts no comma."""
+    """Return True if a single argument is itself a bracket, after which a formatter puts no comma."""
     return part[:1] in _OPEN or part.startswith("**")
 
 
 def _last_group(line: str) -> tuple[int, int] | None:
-    """Where the last outermost bracket of `line` opens and closes, if there is something in it."""
+    """Return where the last nonempty outermost bracket of `line` opens and closes; None without one."""
     depth, start, found = 0, 0, None
-    for position, sign in _code(line):
-        if sign in _OPEN:
+    for position, character in _code(line):
+        if character in _OPEN:
             if not depth:
                 start = position
             depth += 1
-        elif sign in _CLOSE:
+        elif character in _CLOSE:
             depth -= 1
             if not depth and position > start + 1:
                 found = start, position
@@ -50,11 +53,11 @@ def _last_group(line: str) -> tuple[int, int] | None:
 
 
 def _parts(body: str) -> Iterator[str]:
-    """What the outermost commas separate."""
+    """Yield the parts between outermost commas."""
     depth = begun = 0
-    for position, sign in _code(body):
-        depth += (sign in _OPEN) - (sign in _CLOSE)
-        if sign == "," and not depth:
+    for position, character in _code(body):
+        depth += (character in _OPEN) - (character in _CLOSE)
+        if character == "," and not depth:
             yield body[begun:position].strip()
             begun = position + 1
     if rest := body[begun:].strip():
@@ -62,15 +65,15 @@ def _parts(body: str) -> Iterator[str]:
 
 
 def _code(line: str) -> Iterator[tuple[int, str]]:
-    """The characters outside of string literals, with their positions."""
+    """Yield the characters outside of string literals, with their positions."""
     quote, skipped = "", False
-    for position, sign in enumerate(line):
+    for position, character in enumerate(line):
         if skipped:
             skipped = False
         elif quote:
-            skipped = sign == "\\"
-            quote = "" if sign == quote else quote
-        elif sign in "'\"":
-            quote = sign
+            skipped = character == "\\"
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
         else:
-            yield position, sign
+            yield position, character

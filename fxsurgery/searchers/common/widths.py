@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fxsurgery.analysis.cost import cost, cost_after
 from fxsurgery.analysis.elastic_widths import aligned_step, elastic_groups, residual_streams
 from fxsurgery.analysis.structure import ChannelGroup, Mask, structure
-from fxsurgery.argument_names import assigned, keyword
+from fxsurgery.argument_names import assigned, command, keyword
 from fxsurgery.budget import Budget, Cost
 from fxsurgery.errors import BudgetError, StructureError
 from fxsurgery.passes import PruneChannels
@@ -79,7 +79,7 @@ class Space:
                 raise BudgetError(
                     f"{limit:,.0f} {name} ({limit / whole:.3f} of the original) cannot be reached: the least is "
                     f"{least:,} ({least / whole:.3f}), with every width at its smallest multiple of {self.align}; "
-                    f"{self._further(name, limit)}fxsurgery.inspect shows what holds the "
+                    f"{self._further(name, limit)}{command('inspect')} shows what holds the "
                     f"rest{_left_out(name, original)}. Raise the limit, or lower {keyword('settings', 'align')}"
                 )
         if budget.latency_ms is None:

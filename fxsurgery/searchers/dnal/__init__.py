@@ -115,7 +115,7 @@ def stages(config: Dnal, session: Session, *, trained: bool) -> list[Stage]:
         "architecture": 0 if config.random else max(session.steps(config, config.architecture_epochs), 1),
         "fine-tune": session.steps(config, config.finetune_epochs),
     }
-    return [Stage(name, count) for name, count in steps.items() if count]
+    return [Stage(name, count, recalibrates=name == "fine-tune") for name, count in steps.items() if count]
 
 
 def _ranked(

@@ -95,7 +95,12 @@ def stages(config: Ectonas, session: Session, *, trained: bool) -> list[Stage]:
     warm_up = 0 if trained else session.steps(config, config.weights_epochs)
     rest = 0 if purse.allowed is None else max(int(purse.left) - warm_up, 0)
     plan = {"warm-up": warm_up, "search": rest, "fine-tune": purse.reserved}
-    return [Stage(name, steps, validations=round(steps / session.epoch)) for name, steps in plan.items() if steps]
+    matches = max(1, rest // max(1, session.steps(config, config.match_epochs)))
+    return [
+        Stage(name, steps, round(steps / session.epoch), trainings=matches if name == "search" else 1)
+        for name, steps in plan.items()
+        if steps
+    ]
 
 
 def plan_notes(program: Program, config: Ectonas, session: Session, *, trained: bool) -> tuple[str, ...]:

@@ -1,9 +1,9 @@
-"""What of a saved graph is the user's own code, and the proof that it is what the user's model does there.
+"""Check that a saved graph calls user code only where the user's own model does.
 
-A function or module that was kept whole is not in the folder: loading takes it from the user's model. The folder says
-where, and may have been changed. So a call of one counts only where capturing the model anew gives the same call: the
-very same function object at a node of the same name, or the same module, with the same constants among the arguments.
-Until then nothing of the graph has run.
+The code of a leaf module or function is not in the folder: loading takes it from the user's model. The folder says
+where it is called, and may have been modified. Therefore such a call is accepted only if capturing the model again
+yields the same call: the same function object at a node of the same name, or the same module, with the same constants
+among the arguments. Nothing of the graph runs before that.
 """
 
 import json
@@ -23,39 +23,39 @@ from fxsurgery.saving.module_refs import submodule
 from fxsurgery.saving.values import encoded
 
 
-class Witness:
-    """The user's model as captures of it show it, each of which is made once those before do not have what is asked."""
+class OriginalCalls:
+    """The calls that the user's model makes, according to captures that are made on demand."""
 
     def __init__(self) -> None:
         self._captures: Iterator[Program] = iter(())
         self._nodes = list[fx.Node]()
 
-    def hear(self, captures: Iterable[Program]) -> None:
-        """Take these captures into account as well."""
+    def add_captures(self, captures: Iterable[Program]) -> None:
+        """Add further captures to search."""
         self._captures = chain(self._captures, captures)
 
-    def function(self, name: str, home: str, own_name: str) -> Function:
-        """The function that the node `name` calls, by the module and the name it was saved under.
+    def function(self, name: str, home: str, qualified_name: str) -> Function:
+        """Return the user function that the node `name` calls, identified by module and qualified name.
 
         Raises:
-            RunError: the user's model calls no such function there.
+            RunError: the user's model does not call such a function there.
         """
 
         def calls_it(node: fx.Node) -> bool:
             found = getattr(node.target, "__module__", None), getattr(node.target, "__qualname__", None)
-            is_there = node.op == "call_function" and node.name == name and found == (home, own_name)
-            return is_there and is_kept(node, _none)
+            is_there = node.op == "call_function" and node.name == name and found == (home, qualified_name)
+            return is_there and runs_user_code(node, _none)
 
         node = self._find(calls_it)
         if node is None:
             raise RunError(
-                f"the graph calls the function {home[:60]}.{own_name[:60]} at `{name}`, and the model given does not: "
+                f"the graph calls the function {home[:60]}.{qualified_name[:60]} at `{name}`, but original= does not; "
                 "pass the model that was optimized"
             )
         return node.target  # type: ignore[return-value]
 
     def require(self, node: fx.Node) -> None:
-        """Refuse a call of something kept whole that the user's model does not make so.
+        """Check that the user's model makes the same call of a leaf.
 
         Raises:
             RunError: it does not.
@@ -69,8 +69,8 @@ class Witness:
 
         if self._find(is_same) is None:
             raise RunError(
-                f"the node `{node.name}` calls code of your model that was kept whole, and the model given does not "
-                "call it so: pass the model that was optimized"
+                f"the node `{node.name}` calls code of your model in a way that original= does not; "
+                "pass the model that was optimized"
             )
 
     def _find(self, matches: Callable[[fx.Node], bool]) -> fx.Node | None:
@@ -82,12 +82,12 @@ class Witness:
         return found
 
 
-def is_kept(node: fx.Node, is_own: Callable[[str], bool]) -> bool:
-    """Whether a node runs code that is not torch's own.
+def runs_user_code(node: fx.Node, is_own: Callable[[str], bool]) -> bool:
+    """Return True if a node runs code from outside torch.
 
     Args:
         node: the node.
-        is_own: whether the module at a path is the user's.
+        is_own: returns True for the path of a module that comes from the user's model.
     """
     if node.op == "call_module":
         return is_own(str(node.target))
@@ -105,7 +105,7 @@ def _none(_: str) -> bool:
 
 
 def _constants(node: fx.Node) -> str | None:
-    """The arguments of a call as JSON, each node among them as any other; `None` where they cannot be written."""
+    """Return the arguments of a call as JSON, with all nodes alike; None if they cannot be saved."""
     try:
         found = encoded((node.args, dict(node.kwargs)), lambda v: {"node": ""} if isinstance(v, fx.Node) else None)
     except SavingError:
@@ -113,29 +113,29 @@ def _constants(node: fx.Node) -> str | None:
     return json.dumps(found)
 
 
-def captures(original: nn.Module | None, inputs: Inputs, kept: Iterable[str]) -> Iterator[Program]:
-    """Capture the user's model anew: as it is, then with the types of the modules at `kept` kept whole.
+def captures_of(original: nn.Module | None, inputs: Inputs, leaf_paths: Iterable[str]) -> Iterator[Program]:
+    """Capture the user's model again: unchanged, then with the types of the modules at `leaf_paths` as leaves.
 
     Raises:
-        RunError: it cannot be captured either way.
+        RunError: it can be captured in neither way.
     """
     if original is None:
         return
     problems = list[SurgeryError]()
-    for leaf_modules in ((), _leaf_types(original, kept)):
+    for leaf_modules in ((), _leaf_types(original, leaf_paths)):
         try:
             yield capture(original, inputs, leaf_modules=leaf_modules, batch_dims=statement_of(inputs))
         except SurgeryError as error:
             problems.append(error)
     if len(problems) == 2:
         raise RunError(
-            f"the model given cannot be captured as it was: {problems[0]}; pass the model that was optimized, unchanged"
+            f"original= cannot be captured as before: {problems[0]}; pass the model that was optimized, unchanged"
         ) from problems[0]
 
 
-def _leaf_types(original: nn.Module, kept: Iterable[str]) -> tuple[type[nn.Module], ...]:
-    """The types at `kept` that capture would look into, unless it is asked not to."""
-    found = [module for path in kept if (module := submodule(original, path)) is not None]
+def _leaf_types(original: nn.Module, leaf_paths: Iterable[str]) -> tuple[type[nn.Module], ...]:
+    """Return the types at `leaf_paths` that capture would trace unless they are passed as leaf modules."""
+    found = [module for path in leaf_paths if (module := submodule(original, path)) is not None]
     asked = (*COMPOSED, nn.MultiheadAttention)
     own = [m for m in found if not type(m).__module__.startswith("torch.") or isinstance(m, asked)]
     return tuple({type(module): None for module in own})
