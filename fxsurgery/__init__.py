@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fxsurgery.errors import (
         ArgumentError,
         BudgetError,
+        CallbackError,
         CaptureError,
         DataError,
         DeviceError,
@@ -38,12 +39,14 @@ if TYPE_CHECKING:
     from fxsurgery.searchers.dnal import Dnal
     from fxsurgery.searchers.ectonas import Ectonas
     from fxsurgery.searchers.prune import Prune
-    from fxsurgery.training import Task
+    from fxsurgery.training import Callback, Task
 
 __all__ = [
     "ArgumentError",
     "Budget",
     "BudgetError",
+    "Callback",
+    "CallbackError",
     "CaptureError",
     "Cost",
     "DataError",
@@ -81,6 +84,7 @@ _HOMES = {
     "errors": (
         "ArgumentError",
         "BudgetError",
+        "CallbackError",
         "CaptureError",
         "DataError",
         "DeviceError",
@@ -105,7 +109,7 @@ _HOMES = {
     "searchers.dnal": ("Dnal",),
     "searchers.ectonas": ("Ectonas",),
     "searchers.prune": ("Prune",),
-    "training": ("Task",),
+    "training": ("Callback", "Task"),
 }
 """Modules of the package -> the public names that they define. Each is imported when a name of it is first used."""
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -6,10 +6,11 @@ import torch
 
 from fxsurgery.analysis.cost import cost
 from fxsurgery.preparation import PreparedRun
-from fxsurgery.searchers.session import Stage, Trainer
+from fxsurgery.searchers.session import Stage
+from fxsurgery.searchers.trainer import Trainer
 from fxsurgery.training import Task
 from fxsurgery.training.bn_inversion import Amount, noise, synthetic_inputs
-from fxsurgery.training.distillation import commonest_answer, distilled_task, outputs_of
+from fxsurgery.training.distillation import commonest_answer, distilled_task
 
 MONOTONOUS = 0.9
 """Share of the inputs in one class from which on agreement is no measure."""
@@ -27,14 +28,6 @@ def made_task(ready: PreparedRun, trainer: Trainer) -> tuple[Task, str]:
         return task, str(made)
     alike = f"the original puts {share:.0%} of them into one class, so agreement with it says little"
     return task, f"{made}; {alike}"
-
-
-def gradient_clip(ready: PreparedRun) -> float | None:
-    """The largest norm of the gradients; none where all outputs are class scores.
-
-    The share of the variance that is missed is as steep as the variance is small, without bound.
-    """
-    return None if all(output.classes is not None for output in outputs_of(ready.program)) else 1.0
 
 
 def foreseen_task(ready: PreparedRun) -> tuple[Task, Task, Stage, Amount]:

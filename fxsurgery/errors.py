@@ -73,7 +73,14 @@ class TrainingError(SurgeryError):
 
 
 class DivergedError(TrainingError):
-    """A loss, or a weight after the last step, is not finite: another learning rate may do."""
+    """A loss, or a weight after the last step, is not finite."""
+
+    retriable: bool = True
+    """Whether a lower learning rate may help: not where the data or the initial weights are at fault."""
+
+
+class CallbackError(SurgeryError):
+    """A callback or a logger raised; the message names it, and the cause is chained."""
 
 
 class WorkerError(SurgeryError):

@@ -8,7 +8,7 @@ from pathlib import Path
 from fxsurgery.analysis.cost import unknown_macs_notes
 from fxsurgery.analysis.structure import structure
 from fxsurgery.argument_names import assigned
-from fxsurgery.datafree import foreseen_task, gradient_clip, made_task
+from fxsurgery.datafree import foreseen_task, made_task
 from fxsurgery.errors import BudgetError, SavingError
 from fxsurgery.plan import CostRange, Plan, check, estimate, reach, space_of
 from fxsurgery.preparation import PreparedRun, prepare
@@ -18,7 +18,8 @@ from fxsurgery.runs.layout import REPORT
 from fxsurgery.runs.records import is_text
 from fxsurgery.searchers.common.best_model import unwritable, unwritten
 from fxsurgery.searchers.common.widths import Space
-from fxsurgery.searchers.session import SearchOutcome, Session, Stage, Trainer
+from fxsurgery.searchers.session import SearchOutcome, Session, Stage
+from fxsurgery.searchers.trainer import Trainer
 from fxsurgery.searchers.training_mode import plain_mode, with_fastest_mode
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.time_estimate import Stopwatch
@@ -60,12 +61,24 @@ def _optimized(ready: PreparedRun) -> Result:
         ready.progress.note(f"going on with {ready.run.path}: {done} steps of its journal are recalled")
     _announce(ready, found)
     check(ready, found)
-    session, notes = _session(ready)
-    outcome = ready.method.search(ready.program, ready.budget, ready.settings, session, trained=ready.request.trained)
-    _require_fast(ready, outcome)
-    result = _result(ready, session, outcome, notes)
+    with ready.progress.callbacks.run(ready.method.name, ready.asked) as scalars:
+        session, notes = _session(ready)
+        trained = ready.request.trained
+        outcome = ready.method.search(ready.program, ready.budget, ready.settings, session, trained=trained)
+        _require_fast(ready, outcome)
+        result = _result(ready, session, outcome, notes)
+        scalars.update(_scalars(result))
     unsaved = ready.run.finish(lambda folder: _kept(result, folder), ready.progress.note)
     return result if unsaved is None else replace(result, notes=(*result.notes, unsaved))
+
+
+def _scalars(result: Result) -> dict[str, float]:
+    """Return the scores and costs of a result by name, for callbacks."""
+    before, after = result.cost
+    scalars = {f"{split}/{result.metric_name}": pair.after for split, pair in result.metrics.items()}
+    for name in ("params", "macs"):
+        scalars |= {name: getattr(after, name), f"{name}_ratio": getattr(after, name) / max(getattr(before, name), 1)}
+    return {**scalars, **({"latency_ms": result.latency["ms"]} if result.latency else {})}
 
 
 def _kept(result: Result, folder: Path) -> str | None:
@@ -141,13 +154,15 @@ def _announce(ready: PreparedRun, found: Space | None) -> None:
 
 def _session(ready: PreparedRun) -> tuple[Session, tuple[str, ...]]:
     """What the search works with; and notes on data that had to be made, and on a training mode that was measured."""
-    trainer, task, notes, clip = _trainer(ready), ready.task, list[str](), None
+    trainer, task, notes = _trainer(ready), ready.task, list[str]()
     if task is None:
         task, note = made_task(ready, trainer)
-        clip = gradient_clip(ready)
         notes.append(note)
     trainer, chosen = _in_fastest_mode(trainer, ready, task)
-    session = Session(task, trainer, ready.latency, clip, spend=ready.request.spend, workshop=ready.workshop)
+    session = Session(
+        task, trainer, ready.latency, spend=ready.request.spend, workshop=ready.workshop,
+        finetune=ready.tuning.finetune, objective=ready.tuning.objective,
+    )  # fmt: skip
     return session, (*notes, *chosen)
 
 
@@ -174,12 +189,13 @@ def _foreseen(
         counted, timed, making, amount = foreseen_task(ready)
         made = (making,)
     trainer, chosen = _in_fastest_mode(replace(_trainer(ready), progress=Progress.quiet()), ready, timed)
-    session = Session(counted, trainer, ready.latency, spend=request.spend)
+    session = Session(counted, trainer, ready.latency, spend=request.spend, finetune=request.finetune)
     found = ready.method.stages(ready.settings, session, trained=request.trained)
     stages = (*made, *found)
     stage_seconds, rest_s = estimate(ready, session, timed, stages, space, amount=amount, watch=watch)
     plan_notes = ready.method.plan_notes(ready.program, ready.settings, session, trained=request.trained)
-    return stages, stage_seconds, rest_s, (*chosen, *plan_notes)
+    own = () if request.finetune is None else ("the estimated time does not include your finetune function",)
+    return stages, stage_seconds, rest_s, (*chosen, *plan_notes, *own)
 
 
 def _result(ready: PreparedRun, session: Session, outcome: SearchOutcome, notes: tuple[str, ...]) -> Result:

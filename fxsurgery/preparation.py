@@ -1,7 +1,9 @@
 """What a user asks of `optimize`, made ready before anything trains: checked, captured, with its run directory open."""
 
+import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -18,6 +20,7 @@ from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
 from fxsurgery.request import OptimizeRequest
 from fxsurgery.run_identity import identity_of
+from fxsurgery.runs.layout import LOGS
 from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.searchers.common.latency_model import LatencyModel
 from fxsurgery.searchers.common.settings import Settings
@@ -28,6 +31,8 @@ from fxsurgery.training.device import join, processes, require_real
 from fxsurgery.training.evaluate import require_ends
 from fxsurgery.training.finite import not_finite, wrong_values
 from fxsurgery.training.invocation import addressed
+from fxsurgery.training.trackers import tracker_callbacks
+from fxsurgery.tuning import Tuning, check_tuning, tuning_of
 
 _DATA_LINE = "fxsurgery.optimize(model, {}train_data=(images, labels), val_data=(images, labels))"
 
@@ -50,7 +55,8 @@ class PreparedRun:
     workshop: JobRunner
     asked: Mapping[str, Any]
     """What was asked for as plain JSON."""
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
+    tuning: Tuning
 
 
 def prepare(request: OptimizeRequest) -> PreparedRun:
@@ -62,25 +68,25 @@ def prepare(request: OptimizeRequest) -> PreparedRun:
     beside = (f.name for f in fields(OptimizeRequest))
     method, settings = method_of(request.method, request.config, request.settings, beside)
     _check_evolving(request, method)
+    check_tuning(request, settings)
     budget = _budget(request, method, settings)
     workshop = _workshop(request)
     timed = getattr(settings, "front", None) == "latency_ms" or (budget is not None and budget.latency_ms is not None)
     device = resolve_target(request.target) if timed else None
-    task = _task(request, method, settings)
-    if task is not None:
-        require_ends(task)
+    task = _with_end(_task(request, method, settings))
     examples, notes = _examples(request, task)
-    progress = Progress(verbose=request.verbose)
+    observers = (*request.callbacks, *tracker_callbacks(request.loggers, _log_folder(request)))
+    progress = Progress(verbose=request.verbose, callbacks=observers)
     for note in notes:
         progress.note(f"note: {note}")
     said = request.batch_dims if task is None else task.batch_dims
     program = _captured(request.model, examples, request.leaf_modules, said, guessed=notes)
     task = _located(request, task, program)
     _require_trainable(program, settings, trained=request.trained)
-    is_given = task is None or request.example_inputs is not None
-    _require_answers(program, "the example inputs" if is_given else named("train_data"))
+    _require_answers(program, request, task)
     spend = (request.spend or DEFAULT_SPEND) if method.evolves else None
     target = request.target if timed else None
+    tuning = tuning_of(request, settings, program, task)
     resolved = {"method": method.name, "config": settings, "budget": budget, "spend": spend, "target": target}
     asked = identity_of(request, resolved, program, task)
     run = _run(request, asked)
@@ -88,7 +94,16 @@ def prepare(request: OptimizeRequest) -> PreparedRun:
     if device is not None:
         latency = LatencyModel(timer=Timer(device, program, request.seed), original=program, budget=budget, run=run)
     notes = (*notes, *run.notes)
-    return PreparedRun(request, method, settings, budget, program, task, progress, run, latency, workshop, asked, notes)
+    return PreparedRun(
+        request, method, settings, budget, program, task, progress, run, latency, workshop, asked, notes, tuning
+    )
+
+
+def _log_folder(request: OptimizeRequest) -> Path:
+    """Return where loggers write that need a folder: in the run directory, else one for each run in the current one."""
+    if request.run_dir is not None:
+        return Path(request.run_dir) / LOGS
+    return Path("fxsurgery-logs") / datetime.datetime.now(tz=datetime.UTC).strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def _workshop(request: OptimizeRequest) -> JobRunner:
@@ -157,6 +172,13 @@ def _task(request: OptimizeRequest, method: Method, settings: Settings) -> Task 
         data = f"{named('train_data')} and {named('val_data')}"
         raise DataError(f"{_listed(given)} without {data}: leave them out, or {line}").at(given[0])
     return None
+
+
+def _with_end(task: Task | None) -> Task | None:
+    """Return the task, whose validation and test data were checked to end."""
+    if task is not None:
+        require_ends(task)
+    return task
 
 
 def _given(request: OptimizeRequest, *names: str) -> list[str]:
@@ -233,8 +255,10 @@ def _require_trainable(program: Program, settings: Settings, *, trained: bool) -
         )
 
 
-def _require_answers(program: Program, source: str) -> None:
+def _require_answers(program: Program, request: OptimizeRequest, task: Task | None) -> None:
     """Refuse example inputs that are not finite and make the outputs so."""
+    is_given = task is None or request.example_inputs is not None
+    source = "the example inputs" if is_given else named("train_data")
     wrong = wrong_values(tuple(program.examples.tensors))
     if wrong and any(map(wrong_values, program.run_examples())):
         raise DataError(

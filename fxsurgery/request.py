@@ -7,7 +7,7 @@ from the fields of `Arguments` and from those of each method's settings.
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypeVar, get_type_hints
 
@@ -27,8 +27,9 @@ from fxsurgery.searchers.dnal import Dnal
 from fxsurgery.searchers.ectonas import EvolutionSettings
 from fxsurgery.searchers.methods import MethodName
 from fxsurgery.searchers.prune import Prune
-from fxsurgery.training import Accumulate, MemoryFormat, MixedPrecision
+from fxsurgery.training import Accumulate, Callback, MemoryFormat, MixedPrecision
 from fxsurgery.training.probe import Auto
+from fxsurgery.training.trackers import Logger
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -135,9 +136,12 @@ class Arguments(PlainArguments):
 
     `output` is just what the model gives; the default takes it, or its `logits`."""
     metric: Annotated[Any, Argument("with the task")] = None
-    """`metric(output, target)`, higher is better, or an object with `update` and `compute`.
+    """What networks are compared by: a name, a function, or an object with `update` and `compute`.
 
-    Accuracy for the default loss; else the loss."""
+    Names: `accuracy`, `top5` (`top3`, ...), `mse`, `rmse`, `mae`, `r2`, `f1`, or any class of torchmetrics, such as
+    `MulticlassF1Score` (extra `torchmetrics`). A function is called as `metric(output, target)`; higher is better
+    unless it has an attribute `higher_is_better` that is false. By default accuracy for the default loss, else the
+    loss."""
     config: Annotated[Settings | None, Argument("resolved")] = None
     """The method's own settings, `Dnal(...)`, `Prune(...)` or `Ectonas(...)`; it says the method, too."""
     example_inputs: Annotated[ExampleInputs | None, Argument("with the program", error=DataError)] = None
@@ -152,6 +156,23 @@ class Arguments(PlainArguments):
     `batch_dims=1` for all of them, or by input, `{"text": None, "offsets": 0}`, as for `fxsurgery.capture`."""
     leaf_modules: Annotated[tuple[type[nn.Module], ...], Argument("with the program", error=CaptureError)] = ()
     """Classes of modules to keep whole."""
+    finetune: Annotated[Callable[[Any], Any] | None, Argument("resolved")] = None
+    """Your own function in place of the last fine-tune stage: `finetune(model)` trains in place, or returns the model.
+
+    It must keep layers and shapes. It gets the pruned network in train mode, on the device of the run, and is called
+    once: a resumed run reads its weights back. Works without data, too."""
+    teacher: Annotated[nn.Module | Literal["original"] | None, Argument("resolved")] = None
+    """A trained network to distill from while fine-tuning, or `original`, the model itself before surgery.
+
+    Its outputs must have the shapes of the model's. The settings `distillation_weight` and `distillation_temperature`
+    say how."""
+    callbacks: Annotated[Sequence[Callback], Argument()] = ()
+    """Observers of the run, instances of `fxsurgery.Callback`, which get its stages, steps and scores as numbers."""
+    loggers: Annotated[Logger | Sequence[Logger], Argument()] = ()
+    """Where to log losses, scores and costs: `tensorboard`, `wandb`, `mlflow`, or a tracker of Accelerate.
+
+    One or several; names take an extra of the same name. TensorBoard writes to `logs` in the run directory, or to
+    `fxsurgery-logs` in the current directory without one."""
     verbose: Annotated[bool, Argument()] = True
     """Show progress."""
 
@@ -239,6 +260,13 @@ def _check_objects(request: Arguments) -> None:
         raise BudgetError(
             f"spend={shown(request.spend)} is no spend; name the limit, such as spend=Spend(epochs=300)"
         ).at("spend")
+    callbacks: object = request.callbacks
+    wrong = [c for c in callbacks if not isinstance(c, Callback)] if isinstance(callbacks, Sequence) else [callbacks]
+    if wrong:
+        is_class = isinstance(wrong[0], type) and issubclass(wrong[0], Callback)
+        remedy = f"give an instance: {wrong[0].__name__}()" if is_class else "derive its class from fxsurgery.Callback"
+        what = f"the class {wrong[0].__name__}" if is_class else shown(wrong[0])
+        raise SurgeryError(f"callbacks must be a list of callbacks, not {what}; {remedy}").at("callbacks")
     require_form(request.example_inputs)
 
 

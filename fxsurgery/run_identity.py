@@ -6,11 +6,12 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from torch import nn
 
 from fxsurgery.budget import Budget, Spend
 from fxsurgery.program import Program
 from fxsurgery.request import OptimizeRequest, arguments_of
-from fxsurgery.runs.identity import fingerprint, to_plain
+from fxsurgery.runs.identity import fingerprint, to_plain, weights_fingerprint
 from fxsurgery.runs.layout import ENVIRONMENT
 from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.training import Task, resolve
@@ -33,7 +34,11 @@ def identity_of(
     """
     recorded = {name: argument.recorded for name, argument in arguments_of(OptimizeRequest).items()}
     return {
-        **{KEYS.get(name, name): _plain(resolved[name]) for name, how in recorded.items() if how == "resolved"},
+        **{
+            KEYS.get(name, name): _plain(resolved[name] if name in resolved else getattr(request, name))
+            for name, how in recorded.items()
+            if how == "resolved"
+        },
         **{name: getattr(request, name) for name, how in recorded.items() if how == "as given"},
         "data_free": task is None,
         "task": {} if task is None else _told_task(task),
@@ -54,7 +59,9 @@ def _plain(value: object) -> object:
         return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Budget | Spend):
         return {name: limit for name, limit in asdict(value).items() if limit is not None}
-    return value
+    if isinstance(value, nn.Module):
+        return weights_fingerprint(value)
+    return to_plain(value) if callable(value) else value
 
 
 def _told_task(task: Task) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from fxsurgery.program import Program
 from fxsurgery.searchers.common.latency_model import LatencyModel
 from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.common.widths import Space
-from fxsurgery.searchers.session import Stage, Trainer
+from fxsurgery.searchers.session import Stage
+from fxsurgery.searchers.trainer import Trainer
 from fxsurgery.training import Hooks, Recipe, StepInfo, Task, evaluate, fit
 from fxsurgery.training.batches import count
 from fxsurgery.training.bn_inversion import Amount, synthetic_inputs
@@ -120,7 +121,7 @@ def training_time(watch: Stopwatch, trainer: Trainer, task: Task, program: Progr
         return StepTime()
 
     def take(steps: int, after_step: Callable[[StepInfo], None]) -> None:
-        recipe = Recipe(steps=steps, optimizer=settings.own_optimizer, schedule=lambda _: 0.0, validations=0)
+        recipe = Recipe(steps=steps, optimizer=settings.optimizer_at(None), schedule=lambda _: 0.0, validations=0)
         hooks = Hooks(after_step=after_step)
         fit(model, task, trainer.own(recipe), seed=trainer.seed, device=trainer.device, hooks=hooks)
 

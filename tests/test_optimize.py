@@ -18,7 +18,7 @@ from fxsurgery.analysis.cost import cost
 from fxsurgery.comparison import relative_error
 from fxsurgery.errors import BudgetError, CaptureError, DataError, DeviceError, StructureError, TrainingError
 from fxsurgery.passes import replay
-from fxsurgery.searchers import dnal, session
+from fxsurgery.searchers import dnal, session, trainer
 from fxsurgery.searchers.common import latency_model
 from fxsurgery.training import Amount, Recipe, Task
 from fxsurgery.training.task import accuracy
@@ -245,7 +245,7 @@ def test_what_can_be_reached_is_told_before_training(capsys: pytest.CaptureFixtu
 
 
 def test_nothing_trains_when_the_budget_cannot_be_reached(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(session, "fit", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(trainer, "fit", lambda *_, **__: pytest.fail("trained"))
     monkeypatch.setattr(session, "recalibrate", lambda *_, **__: pytest.fail("trained"))
     for data in ({}, {"train_data": None, "val_data": None, "example_inputs": (images(2)[0],)}):
         with pytest.raises(BudgetError, match="cannot be reached: the least is"):
@@ -313,14 +313,14 @@ def test_without_data_values_are_learned_with_clipped_gradients(
 ):
     """The variance that is missed is steep: without, models of images to images diverge at the usual rate."""
     seen = list[float | None]()
-    real = session.fit
+    real = trainer.fit
 
     def watched(model, task, recipe, **options):
         if options["stage"] == "fine-tune":
             seen.append(recipe.gradient_clip)
         return real(model, task, recipe, **options)
 
-    monkeypatch.setattr(session, "fit", watched)
+    monkeypatch.setattr(trainer, "fit", watched)
     model = nn.Sequential(net(), nn.Unflatten(1, (1, -1))) if values else net()
     optimize(model, config=replace(QUICK, gradient_clip=said), verbose=False)
     assert seen == [clip]
@@ -472,13 +472,13 @@ def test_the_same_run_by_another_loss_is_refused(tmp_path: Path):
 
 def test_precision_and_accumulation_reach_the_training(monkeypatch: pytest.MonkeyPatch):
     seen = list[Recipe]()
-    real = session.fit
+    real = trainer.fit
 
     def watched(model, task, recipe, **options):
         seen.append(recipe)
         return real(model, task, recipe, **options)
 
-    monkeypatch.setattr(session, "fit", watched)
+    monkeypatch.setattr(trainer, "fit", watched)
     result = quick(net(), mixed_precision="bf16", accumulate=2)
     assert {(recipe.mixed_precision, recipe.accumulate) for recipe in seen} == {("bf16", 2)}
     assert {p.dtype for p in result.model.parameters()} == {torch.float32}
@@ -638,7 +638,8 @@ def test_malformed_budgets_are_refused(limits: dict[str, float]):
 
 def test_public_names_are_these():
     assert sorted(fxsurgery.__all__) == [
-        "ArgumentError", "Budget", "BudgetError", "CaptureError", "Cost", "DataError", "DeviceError", "DivergedError",
+        "ArgumentError", "Budget", "BudgetError", "Callback", "CallbackError", "CaptureError", "Cost", "DataError",
+        "DeviceError", "DivergedError",
         "Dnal",
         "Ectonas", "ExportError", "Inspection", "MissingExtraError", "PassCrashedError", "Plan", "Program", "Prune",
         "Result", "RunError", "SavingError", "SpecError", "Spend", "StructureError", "SurgeryError", "Task",

@@ -61,7 +61,7 @@ def test_the_config_has_every_plain_argument_as_it_is_and_a_text_for_every_objec
         assert own[one.name].default == one.default
         assert text_of(one.name) == summary(docs_of(Arguments)[one.name])
     unnamed = set(NAMES) - set(own)
-    assert unnamed == {"config", "example_kwargs", "batch_dims", "verbose"}
+    assert unnamed == {"config", "example_kwargs", "batch_dims", "callbacks", "verbose"}
 
 
 def test_the_flags_have_the_names_texts_and_defaults():

@@ -48,6 +48,26 @@ def callable_of(text: str, what: str) -> Any:  # noqa: ANN401 -- a function, or 
     return called(found, text, what) if isinstance(found, type) else found
 
 
+def function_of(text: str, what: str) -> Any:  # noqa: ANN401 -- a function of the user's
+    """Return the object that `text` names, as it is.
+
+    Raises:
+        ConfigError: the text has no known form.
+        SourceError: it cannot be imported.
+    """
+    return named(text, what)
+
+
+def metric_of(text: str, what: str) -> Any:  # noqa: ANN401 -- a name, a function, or an object that accumulates
+    """Return the metric that `text` names: the user's own if it is `module:name`, else the name itself.
+
+    Raises:
+        ConfigError: the text has no known form.
+        SourceError: the user's metric cannot be imported or made.
+    """
+    return text if ":" not in text or text.startswith("torchmetrics:") else callable_of(text, what)
+
+
 def _arrays(path: Path, what: str) -> Any:  # noqa: ANN401
     """`(x, y)` where a file has just these; all its arrays by name otherwise. Nothing in it is executed."""
     try:

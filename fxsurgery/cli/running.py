@@ -8,10 +8,10 @@ from typing import Any
 from typing_extensions import override
 
 import fxsurgery
-from fxsurgery.cli.data import callable_of, data_of
+from fxsurgery.cli.data import callable_of, data_of, function_of, metric_of
 from fxsurgery.cli.errors import resumable, say
 from fxsurgery.cli.export import line
-from fxsurgery.cli.sources import Wanted, module_class
+from fxsurgery.cli.sources import Wanted, module_class, teacher_of
 from fxsurgery.cli.validation import check_data, check_outputs, check_task
 from fxsurgery.config import RunConfig, flag
 from fxsurgery.deploy import OnnxModel
@@ -131,12 +131,14 @@ def _arguments(config: RunConfig, settings: Settings) -> tuple[Any, dict[str, An
     }
     check_task(config, data)
     plain = {f.name: said for f in fields(PlainArguments) if (said := getattr(config, f.name)) != f.default}
-    called = {name: callable_of(text, flag(name)) for name in ("loss", "metric") if (text := getattr(config, name))}
+    readers = {"loss": callable_of, "metric": metric_of, "finetune": function_of, "teacher": teacher_of}
+    called = {name: read(text, flag(name)) for name, read in readers.items() if (text := getattr(config, name))}
     return loaded.model, {
         **plain,
         **data,
         **called,
         "config": settings,
+        "loggers": config.loggers,
         "leaf_modules": tuple(map(module_class, config.leaf_modules)),
         "example_inputs": None if inputs is None else inputs.args,
         "example_kwargs": None if inputs is None else inputs.kwargs,

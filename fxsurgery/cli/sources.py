@@ -204,6 +204,19 @@ def member_of(result: Result, number: int | None) -> Result:
         raise ConfigError(f"--member: {error}") from error
 
 
+def teacher_of(text: str, what: str) -> Any:  # noqa: ANN401 -- a module, or a name that is passed on
+    """Return the teacher that `text` names: a module, what a function gives, or the name `original`.
+
+    Raises:
+        ConfigError: the text has no known form.
+        SourceError: it cannot be imported or made.
+    """
+    if text == "original":
+        return text
+    found = named(text, what)
+    return found if isinstance(found, nn.Module) else called(found, text, what)
+
+
 def module_class(text: str) -> type[nn.Module]:
     """The class of modules that `text` names.
 

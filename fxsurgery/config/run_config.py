@@ -49,7 +49,14 @@ class RunConfig(PlainArguments):
     val_data: Annotated[str | None, Argument(panel=DATA, metavar="DATA")] = None
     test_data: Annotated[str | None, Argument(panel=DATA, metavar="DATA")] = None
     loss: Annotated[str | None, Argument(panel=DATA, metavar="MODULE:NAME")] = None
-    metric: Annotated[str | None, Argument(panel=DATA, metavar="MODULE:NAME")] = None
+    metric: Annotated[str | None, Argument(panel=DATA, metavar="NAME")] = None
+    """What networks are compared by: accuracy, top5, mse, r2, f1, a torchmetrics class such as MulticlassF1Score, or
+    your own as module:name."""
+
+    finetune: Annotated[str | None, Argument(panel="Training", metavar="MODULE:NAME")] = None
+    """Function of the model that fine-tunes it, in place of the last fine-tune stage."""
+    teacher: Annotated[str | None, Argument(panel="Training", metavar="MODULE:NAME")] = None
+    """Trained network to distill from while fine-tuning; or original, the model itself before surgery."""
 
     settings: Annotated[dict[str, Any], Argument(panel=GOAL, metavar="NAME=VALUE", flags=("--set", "-s"))] = field(
         default_factory=dict
@@ -57,6 +64,8 @@ class RunConfig(PlainArguments):
     """A setting of the method, e.g. learning_rate=0.01; --print-config shows them all."""
 
     run_dir: Annotated[Path | None, Argument(panel=KEEPING, metavar="DIR")] = None
+    loggers: Annotated[tuple[str, ...], Argument(panel=KEEPING, metavar="NAME", flags=("--logger",))] = ()
+    """Log to tensorboard, wandb or mlflow, also several; each takes the extra of its name."""
     out: Annotated[Path | None, Argument(panel=KEEPING, metavar="DIR", flags=("--out", "-o"))] = None
     """Save the result here, for the other commands."""
     standalone: Annotated[Path | None, Argument(panel=KEEPING, metavar="DIR")] = None

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from fxsurgery.program import Program
-from fxsurgery.training import Recipe
+from fxsurgery.training import Objective, Recipe, task_objective
 from fxsurgery.training.snapshot import put_back
 
 
@@ -23,6 +23,8 @@ class Job:
     work: float = 0.0
     """How much there is to do, in a unit of the batch's own. Processes begin with the longest jobs, so that at the end
     none works while the others wait; what a job comes to is the same."""
+    objective: Objective = task_objective
+    """How a batch becomes a loss."""
 
 
 def _nothing() -> None:
@@ -41,8 +43,15 @@ class JobResult:
     """Whether that was by the clock."""
     weights: Callable[[], Mapping[str, Tensor]]
     """Every parameter and buffer by name: read from the run directory where there is one."""
+    is_recalled: bool = False
+    """Whether it ended in the run that this one resumes."""
     forget: Callable[[], None] = _nothing
     """Gives the weights up, for good: for those that were never asked for and never will be."""
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the training failed, and was not stopped by the clock."""
+        return self.failure is not None and not self.stopped
 
     def trained(self, program: Program) -> Program:
         """The job's program with the weights that it ended with.

@@ -204,7 +204,7 @@ class _Batch:
             else:
                 require_curve(place.record["records"], job.name)
                 self.lost.append(place.record.get("lost", 0))
-                self._tell(number)
+                self._tell(number, is_recalled=True)
         return left
 
     def end(self, number: int, report: Report, lost: int = 0, *, stopped: bool = False) -> None:
@@ -218,11 +218,11 @@ class _Batch:
         """What the jobs came to, in their order."""
         return [self._ended[number] for number in range(len(self.jobs))]
 
-    def _tell(self, number: int) -> None:
+    def _tell(self, number: int, *, is_recalled: bool = False) -> None:
         place = self.places[number]
         record = place.record or {}
         self._ended[number] = JobResult(
-            tuple(record["records"]), record["failure"], record["stopped"], place.weights, place.forget
+            tuple(record["records"]), record["failure"], record["stopped"], place.weights, is_recalled, place.forget
         )
         if self.on_end is not None:
             self.on_end(number, self._ended[number])

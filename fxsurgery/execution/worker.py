@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,9 +35,10 @@ def work_on(
         SurgeryError: what `fxsurgery.training.fit` raises, but that the training diverged.
     """
     model, progress = job.program.trainable_copy(), Progress.quiet()
+    own = replace(hooks or Hooks(), objective=job.objective)
     try:
         fit(
-            model, task, job.recipe, seed=job.seed, stage=job.name, hooks=hooks, progress=progress, device=device,
+            model, task, job.recipe, seed=job.seed, stage=job.name, hooks=own, progress=progress, device=device,
             keeper=keeper,
         )  # fmt: skip
     except DivergedError as error:

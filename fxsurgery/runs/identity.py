@@ -39,6 +39,16 @@ def fingerprint(program: Program) -> dict[str, str]:
     return {name: digest.hexdigest()[:16] for name, digest in digests.items()}
 
 
+def weights_fingerprint(module: nn.Module) -> str:
+    """Return a hash of a module's class, layers and weights."""
+    layers = ((name, type(child).__qualname__) for name, child in module.named_modules())
+    digest = hashlib.sha256(repr(list(layers)).encode())
+    for name, tensor in sorted(tensors_of(module).items()):
+        digest.update(name.encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()[:16]
+
+
 def structural_hash(program: Program) -> str:
     """A hash of what a program computes: the same for two that differ in the names of nodes and modules alone.
 

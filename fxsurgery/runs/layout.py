@@ -14,7 +14,7 @@ from fxsurgery.runs.differences import differences
 from fxsurgery.strict_json import read_json
 
 CONFIG, JOURNAL, STAGES, BEST, RESULT = "config.json", "journal.jsonl", "stages", "best", "result"
-REPORT = "report.html"
+REPORT, LOGS = "report.html", "logs"
 FORMAT = 1
 MOST_CONFIG_BYTES, MOST_CONFIG_DEPTH = 2**26, 256
 ENVIRONMENT = "environment"
@@ -99,7 +99,7 @@ def _require_kinds(path: Path) -> None:
         for name in (CONFIG, JOURNAL, REPORT):
             if os.path.lexists(path / name) and not (path / name).is_file():
                 raise RunError(f"{path / name} is not a regular file; remove it, or start in another directory")
-        for name in (STAGES, BEST, RESULT):
+        for name in (STAGES, BEST, RESULT, LOGS):
             if os.path.lexists(path / name) and not (path / name).is_dir():
                 raise RunError(f"{path / name} is not a directory; remove it, or start in another directory")
 

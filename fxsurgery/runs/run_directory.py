@@ -6,6 +6,7 @@
     best/            the best model so far that the budget admits
     result/          the result, for `fxsurgery.load`
     report.html      the same as a page to read
+    logs/            what loggers write
 
 A search is a function of its settings and seed, so it is resumed by running it again: each finished stage gives the
 weights it ended with, each measured value is the one of the journal, the stage under way goes on from its last

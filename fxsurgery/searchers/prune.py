@@ -86,7 +86,10 @@ def search(program: Program, budget: Budget | None, config: Prune, session: Sess
     for number, goal in enumerate(approach, 1):
         smaller = session.recalibrated(_cutter(current, goal, config, session, number)(goal.latency))
         middle = session.score(smaller, _named("pruned", number, config))
-        current = session.trained(smaller, config, _named("fine-tune", number, config), _epochs(number, config))
+        current = session.trained(
+            smaller, config, _named("fine-tune", number, config), _epochs(number, config), start=middle,
+            reference=before,
+        )  # fmt: skip
         session.score(current, _named("fine-tuned", number, config))
 
     def finish(cut: Program, time: int) -> Program:
@@ -96,7 +99,8 @@ def search(program: Program, budget: Budget | None, config: Prune, session: Sess
         smaller = session.recalibrated(cut)
         middle = session.score(smaller, _named("pruned", config.rounds, config) + again)
         epochs = _epochs(config.rounds, config)
-        tuned = session.trained(smaller, config, _named("fine-tune", config.rounds, config) + again, epochs)
+        stage = _named("fine-tune", config.rounds, config) + again
+        tuned = session.trained(smaller, config, stage, epochs, start=middle, reference=before, is_last=True)
         after = session.score(tuned, _named("fine-tuned", config.rounds, config) + again)
         session.offer(smaller, middle)
         session.offer(tuned, after)
@@ -130,7 +134,8 @@ def stages(config: Prune, session: Session, *, trained: bool) -> list[Stage]:
     for number in range(1, config.rounds + 1):
         if config.importance == "taylor":
             plan.append((_named("importance", number, config), config.taylor_batches))
-        plan.append((_named("fine-tune", number, config), session.steps(config, _epochs(number, config))))
+        steps = session.last_steps if number == config.rounds else session.steps
+        plan.append((_named("fine-tune", number, config), steps(config, _epochs(number, config))))
     return [Stage(name, steps, recalibrates=name.startswith("fine-tune")) for name, steps in plan if steps]
 
 

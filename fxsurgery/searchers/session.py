@@ -1,8 +1,4 @@
-"""What every stage of one search shares, and what a search comes to.
-
-All that trains goes through `Trainer.fit`, which is the one training loop plus the run directory: a stage that was
-finished before a kill is recalled, one that was under way goes on from its last snapshot.
-"""
+"""The state that the stages of one search share, and the outcome of a search."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,79 +13,34 @@ from fxsurgery.budget import CostEstimate, Spend
 from fxsurgery.errors import TrainingError
 from fxsurgery.execution import Job, JobResult, JobRunner
 from fxsurgery.program import Program
-from fxsurgery.runs.records import require_curve
-from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.searchers.common.best_model import keep_best
 from fxsurgery.searchers.common.cost_oracle import CostOracle
 from fxsurgery.searchers.common.latency_model import LatencyLimit, LatencyModel
 from fxsurgery.searchers.common.pareto import ParetoMember
 from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.common.trials import SearchRecord
+from fxsurgery.searchers.stage_training import StageTrainer
+from fxsurgery.searchers.trainer import Trainer
+from fxsurgery.searchers.user_finetune import user_fine_tuned
 from fxsurgery.training import (
     Hooks,
-    Progress,
+    Objective,
     Recipe,
     Score,
     Task,
-    cosine,
     evaluate,
-    fit,
     recalibrate,
     steps_for,
+    task_objective,
 )
 from fxsurgery.training.batches import Loader
-from fxsurgery.training.probe import PLAIN, TrainingMode
+from fxsurgery.training.finetune import Finetune
 from fxsurgery.training.rank_zero import from_rank_zero
 from fxsurgery.training.snapshot import Checkpointer
 from fxsurgery.training.snapshot_schema import is_score
 
 REFERENCES = ("original", "trained")
 """What the scores that all others are compared with are called."""
-
-
-@dataclass(frozen=True, eq=False)
-class Trainer:
-    """The training loop with what every stage of a run shares."""
-
-    seed: int = 0
-    progress: Progress = field(default_factory=Progress.quiet)
-    device: str | None = None
-    """Where to train: the GPU where there is one, unless said."""
-    mode: TrainingMode = PLAIN
-    accumulate: int = 1
-    """Batches per optimizer step."""
-    run: RunDir = field(default_factory=RunDir)
-
-    def own(self, recipe: Recipe) -> Recipe:
-        """The recipe as this run follows it."""
-        return replace(self.mode.of(recipe), accumulate=self.accumulate)
-
-    def fit(
-        self,
-        model: nn.Module,
-        task: Task,
-        recipe: Recipe,
-        stage: str,
-        *,
-        parameters: list[nn.Parameter] | None = None,
-        hooks: Hooks | None = None,
-    ) -> None:
-        """Train `model` in place, or give it the weights that it had after this stage before a kill."""
-        recipe = self.own(recipe)
-
-        def work(keeper: Checkpointer | None) -> list[Any]:
-            before = len(self.progress.history)
-            fit(
-                model, task, recipe, seed=self.seed, stage=stage, parameters=parameters, hooks=hooks,
-                progress=self.progress, device=self.device, keeper=keeper,
-            )  # fmt: skip
-            records = self.progress.history[before:]
-            del self.progress.history[before:]
-            return records
-
-        records = self.run.stage(stage, model, work)
-        require_curve(records, stage)
-        self.progress.history.extend(records)
 
 
 @dataclass(frozen=True)
@@ -140,13 +91,17 @@ class Session:
     trainer: Trainer = field(default_factory=Trainer)
     latency: LatencyModel | None = None
     """For budgets of latency; recalls what it measured before a kill."""
-    gradient_clip: float | None = None
-    """Of the weights and fine-tune stages, where the settings do not say."""
     spend: Spend | None = None
     """What a search may spend that goes on until it is spent."""
+    finetune: Finetune | None = None
+    """The user's own function in place of the last fine-tune stage."""
+    objective: Objective = task_objective
+    """How a batch becomes a loss in fine-tuning."""
     workshop: JobRunner = field(default_factory=JobRunner)
     """Runs the trainings that stand alone."""
     notes: list[str] = field(default_factory=list)
+    rates: dict[str, float] = field(default_factory=dict)
+    """Learning rates that were found, by kind of stage."""
     offered: list[tuple[Score, Program]] = field(default_factory=list)
     """What the budget admits, as it came up."""
 
@@ -208,9 +163,14 @@ class Session:
     def scored(self, program: Program, name: str, data: Loader | None = None) -> Score:
         """The score of a program on `data`, the validation data unless said; as it was before a kill."""
         trainer = self.trainer
-        found = trainer.run.recall(
-            name, lambda: asdict(evaluate(program.graph_module, self.task, data, device=trainer.device)), is_score
-        )
+
+        def compute() -> dict[str, Any]:
+            score = evaluate(program.graph_module, self.task, data, device=trainer.device)
+            if data is None:
+                trainer.progress.callbacks.validation(name.removeprefix("score of "), self.task.metric_name, score)
+            return asdict(score)
+
+        found = trainer.run.recall(name, compute, is_score)
         return Score(**found)
 
     def fit(
@@ -230,7 +190,16 @@ class Session:
     ) -> list[JobResult]:
         """Run trainings that stand alone; what each came to, in their order."""
         whole = [replace(job, recipe=self.trainer.own(job.recipe)) for job in jobs]
-        return self.workshop.run(whole, self.task, self.trainer.run, deadline=deadline, on_end=on_end)
+
+        def report(number: int, end: JobResult) -> None:
+            if end.is_recalled:
+                self.trainer.progress.callbacks.skip(end.records)
+            else:
+                self.trainer.progress.callbacks.job(jobs[number].name, self.task.metric_name, end.records, end.failure)
+            if on_end is not None:
+                on_end(number, end)
+
+        return self.workshop.run(whole, self.task, self.trainer.run, deadline=deadline, on_end=report)
 
     def recalibrated(self, program: Program) -> Program:
         """The program with its batch norms estimated anew."""
@@ -243,21 +212,48 @@ class Session:
         trainer.run.stage("batch norms", model, work)
         return program.with_weights(model)
 
-    def trained(self, program: Program, settings: Settings, stage: str, epochs: float) -> Program:
-        """The program after so many epochs of a stage."""
+    def trained(
+        self,
+        program: Program,
+        settings: Settings,
+        stage: str,
+        epochs: float,
+        *,
+        start: Score | None = None,
+        reference: Score | None = None,
+        is_last: bool = False,
+    ) -> Program:
+        """Return the program after a stage that trains its weights.
+
+        Args:
+            program: the network at the start of the stage, left as it is.
+            settings: how it trains.
+            stage: the name of the stage.
+            epochs: passes over the training data; 0 returns the program as it is.
+            start: the score of `program`, if it is known.
+            reference: the score before the surgery; `None` for a network that is not trained yet.
+            is_last: whether the user's own fine-tune function takes the place of the stage, if there is one.
+
+        Raises:
+            DivergedError: training diverges.
+        """
+        if is_last and self.finetune is not None:
+            return user_fine_tuned(self.finetune, program, self.trainer, stage, self.task.metric_name)
         steps = self.steps(settings, epochs)
         if not steps:
             return program
-        model = program.trainable_copy()
-        recipe = Recipe(
-            steps=steps, optimizer=settings.own_optimizer, schedule=cosine(), gradient_clip=self.clip(settings)
-        )
-        self.fit(model, recipe, stage)
-        return program.with_weights(model)
+        if start is None and settings.finds_rate:
+            start = self.scored(program, f"score before {stage}")
+        return self.stage_trainer.train(program, settings, stage, steps, start=start, reference=reference)
 
-    def clip(self, settings: Settings) -> float | None:
-        """The largest norm of the gradients in stages that train weights."""
-        return self.gradient_clip if settings.gradient_clip is None else settings.gradient_clip
+    def last_steps(self, settings: Settings, epochs: float) -> int:
+        """Return the optimizer steps of the last fine-tune stage; 0 if the user's own function takes its place."""
+        return 0 if self.finetune is not None else self.steps(settings, epochs)
+
+    @property
+    def stage_trainer(self) -> StageTrainer:
+        """Trains weights at safe learning rates."""
+        return StageTrainer(self.trainer, self.task, self.notes, self.rates, self.objective)
 
     def offer(self, program: Program, score: Score) -> None:
         """Take a program that the budget admits into account for the end; the best one lies in the run directory."""

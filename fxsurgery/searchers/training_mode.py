@@ -5,7 +5,7 @@ from dataclasses import astuple, replace
 from fxsurgery.program import Program
 from fxsurgery.runs.records import is_choice_of
 from fxsurgery.searchers.common.settings import Settings
-from fxsurgery.searchers.session import Trainer
+from fxsurgery.searchers.trainer import Trainer
 from fxsurgery.training import MemoryFormat, MixedPrecision, Recipe, Task
 from fxsurgery.training.probe import AUTO, STEPS, Auto, Probe, TrainingMode, choose, modes
 
@@ -41,7 +41,7 @@ def with_fastest_mode(
     if AUTO not in asked:
         return replace(trainer, mode=candidates[0]), ()
     recipe = trainer.own(
-        Recipe(steps=STEPS, optimizer=settings.own_optimizer, gradient_clip=settings.gradient_clip, validations=0)
+        Recipe(steps=STEPS, optimizer=settings.optimizer_at(None), gradient_clip=settings.gradient_clip, validations=0)
     )
     probe = Probe(program.trainable_copy, task, recipe, trainer.seed, trainer.device)
 

@@ -2,11 +2,12 @@
 
 from fxsurgery.training.batchnorm import recalibrate
 from fxsurgery.training.bn_inversion import Amount, Synthetic, synthetic_inputs
+from fxsurgery.training.callbacks import Callback
 from fxsurgery.training.device import resolve
 from fxsurgery.training.distillation import distilled_task
 from fxsurgery.training.evaluate import Score, evaluate
 from fxsurgery.training.feature_distillation import FeatureDistillation
-from fxsurgery.training.loop import FitReport, fit
+from fxsurgery.training.loop import fit
 from fxsurgery.training.objective import Batch, Objective, Terms, task_objective
 from fxsurgery.training.optimizer_transfer import transfer_optimizer_state
 from fxsurgery.training.progress import Progress
@@ -19,18 +20,26 @@ from fxsurgery.training.recipe import (
     MixedPrecision,
     OptimizerFactory,
     Recipe,
-    Schedule,
     adamw,
-    constant,
-    cosine,
     sgd,
-    steps_at,
     steps_for,
 )
 from fxsurgery.training.sandwich import SandwichObjective
+from fxsurgery.training.schedules import (
+    Schedule,
+    ScheduleName,
+    constant,
+    cosine,
+    linear,
+    one_cycle,
+    require_factors,
+    schedule_of,
+    steps_at,
+)
 from fxsurgery.training.snapshot import Checkpointer
 from fxsurgery.training.step import Hooks, StepInfo
 from fxsurgery.training.task import Task
+from fxsurgery.training.training_run import FitReport
 
 __all__ = [
     "MAX_STEPS",
@@ -38,6 +47,7 @@ __all__ = [
     "Accumulate",
     "Amount",
     "Batch",
+    "Callback",
     "Checkpointer",
     "FeatureDistillation",
     "FitReport",
@@ -50,6 +60,7 @@ __all__ = [
     "Recipe",
     "SandwichObjective",
     "Schedule",
+    "ScheduleName",
     "Score",
     "StepInfo",
     "Synthetic",
@@ -62,8 +73,12 @@ __all__ = [
     "evaluate",
     "fit",
     "from_rank_zero",
+    "linear",
+    "one_cycle",
     "recalibrate",
+    "require_factors",
     "resolve",
+    "schedule_of",
     "sgd",
     "steps_at",
     "steps_for",

@@ -36,7 +36,8 @@ from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.training.batches import Loader, loader_of
 from fxsurgery.training.distillation import outputs_of
 from fxsurgery.training.objective import Batch, Terms
-from fxsurgery.training.recipe import Recipe, cosine
+from fxsurgery.training.recipe import Recipe
+from fxsurgery.training.schedules import cosine
 from fxsurgery.training.step import Hooks
 from fxsurgery.training.task import Task
 
@@ -44,7 +45,7 @@ from fxsurgery.training.task import Task
 class Train(Protocol):
     """Trains a module in place on a task: `fit`, with all else settled."""
 
-    def __call__(self, model: nn.Module, task: Task, recipe: Recipe, stage: str, *, hooks: Hooks) -> None:
+    def __call__(self, model: nn.Module, task: Task, recipe: Recipe, stage: str, *, hooks: Hooks) -> object:
         """Train in the stage of that name."""
 
 

@@ -32,7 +32,7 @@ def cross_entropy(output: Any, target: Tensor) -> Tensor:  # noqa: ANN401
         TypeError: the output is no tensor and has no `logits`.
         ValueError: this is no classification; PyTorch would give 0 for a single class, and take any number as one.
     """
-    logits = _logits(output)
+    logits = logits_of(output)
     if logits.dim() < 2 or logits.shape[1] < 2:
         raise ValueError(f"cross-entropy wants outputs (batch, classes, ...) of two classes at least; {_otherwise()}")
     if target.is_floating_point() and target.shape == logits.shape:
@@ -52,7 +52,7 @@ def accuracy(output: Any, target: Tensor, ignore_index: int = IGNORED) -> Tensor
 
     Targets of `ignore_index` are left out; within a `Task` it is the loss's own. NaN where none is left.
     """
-    chosen = _logits(output).argmax(1)
+    chosen = logits_of(output).argmax(1)
     if target.is_floating_point():
         return (chosen == target.argmax(1)).double().mean()
     if chosen.shape != target.shape:
@@ -60,7 +60,12 @@ def accuracy(output: Any, target: Tensor, ignore_index: int = IGNORED) -> Tensor
     return (chosen == target)[target != ignore_index].double().mean()
 
 
-def _logits(output: Any) -> Tensor:  # noqa: ANN401
+def logits_of(output: Any) -> Tensor:  # noqa: ANN401
+    """Return the output itself if it is a tensor, else its `logits`.
+
+    Raises:
+        TypeError: it has none.
+    """
     found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
     if not isinstance(found, Tensor):
         line = 'loss=lambda output, target: functional.cross_entropy(output["out"], target), and metric= likewise'

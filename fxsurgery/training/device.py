@@ -106,7 +106,7 @@ def accelerated(
         return
     target = resolve(device)
     require_real(target)
-    with _own_accelerate_state(target):
+    with own_accelerate_state(target):
         try:
             accelerator = Accelerator(
                 cpu=target.type == "cpu",
@@ -153,7 +153,7 @@ def _leave_the_group() -> None:
 
 
 @contextmanager
-def _own_accelerate_state(device: torch.device) -> Iterator[None]:
+def own_accelerate_state(device: torch.device) -> Iterator[None]:
     """Forget what Accelerate has set up; of a distributed run, all but the processes that belong to it."""
     kinds: list[Any] = [AcceleratorState, GradientState]
     if processes() == 1:

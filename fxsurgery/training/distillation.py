@@ -103,7 +103,7 @@ def _classes_dim(place: InputPath, tensor: Tensor) -> int | None:
 
 
 @dataclass(frozen=True, eq=False)
-class Likeness:
+class OutputMatch:
     """How like the original's outputs some outputs are: the loss and the metric of distillation.
 
     The target is the original's outputs by their number, `{"0": ..., "1": ...}`.
@@ -186,13 +186,13 @@ def distilled_task(  # noqa: PLR0913 -- each by name
             raise DataError(
                 f"{name}: the original's outputs on them cannot be learned: {wrong}; check whether its weights overflow"
             )
-    likeness = Likeness(tuple(_measured(kind, answer) for kind, answer in zip(kinds, train[1].values(), strict=True)))
+    match = OutputMatch(tuple(_measured(kind, answer) for kind, answer in zip(kinds, train[1].values(), strict=True)))
     return Task(
         loader_of(train, batch_size, seed, "train_inputs"),
         loader_of(val, batch_size, None, "val_inputs"),
-        loss=likeness.loss,
-        metric=likeness.metric,
-        metric_name=f"{likeness.name} on {on}",
+        loss=match.loss,
+        metric=match.metric,
+        metric_name=f"{match.name} on {on}",
         split=_Rebuilt(train_inputs),
     )
 

@@ -24,7 +24,8 @@ from fxsurgery.training.device import Device
 from fxsurgery.training.distributed import BatchSharding, Shard
 from fxsurgery.training.memory_format import conv_weights
 from fxsurgery.training.objective import Batch, Terms
-from fxsurgery.training.recipe import MemoryFormat, MixedPrecision, Recipe, constant
+from fxsurgery.training.recipe import MemoryFormat, MixedPrecision, Recipe
+from fxsurgery.training.schedules import constant
 from fxsurgery.training.set_up import set_up
 from fxsurgery.training.step import Hooks, Stepper
 from fxsurgery.training.task import Task

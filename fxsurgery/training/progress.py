@@ -1,7 +1,7 @@
 """What is seen of a training: a live line on a terminal, an occasional line elsewhere, and its history."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -12,6 +12,8 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from fxsurgery.printable import printable
+from fxsurgery.training.callback_runner import CallbackRunner
+from fxsurgery.training.callbacks import Callback
 from fxsurgery.training.device import leads
 
 _SECONDS_OF_BAR = 0.1
@@ -57,15 +59,24 @@ class Progress:
     name, where the objective names parts of its loss.
     """
 
-    def __init__(self, *, verbose: bool = True, console: Console | None = None, interval: float = 5.0) -> None:
+    def __init__(
+        self,
+        *,
+        verbose: bool = True,
+        console: Console | None = None,
+        interval: float = 5.0,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
         """Show things when `verbose`, and not from the other processes of a distributed run.
 
         Args:
             verbose: whether to show anything at all.
             console: where; standard error unless said.
             interval: seconds between lines where there is no terminal.
+            callbacks: observers of the run.
         """
         self.history = list[dict[str, Any]]()
+        self.callbacks = CallbackRunner(tuple(callbacks))
         self._console = console or Console(stderr=True, highlight=False)
         self._shown = verbose and leads()
         self._interval = interval

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -12,14 +12,13 @@ from torch.optim import Optimizer
 
 from fxsurgery.calls import checked_construction
 from fxsurgery.errors import TrainingError, reason_of
-from fxsurgery.option_types import Fraction, Range, check_fields, checked
+from fxsurgery.option_types import Range, check_fields, checked
 from fxsurgery.training.batches import count
 from fxsurgery.training.random_state import repeatable
+from fxsurgery.training.schedules import Schedule, constant
 from fxsurgery.training.task import Task
 
 OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
-Schedule: TypeAlias = Callable[[float], float]
-"""Factor of the learning rate when that share of the training, 0 to 1, is over."""
 MixedPrecision: TypeAlias = Literal["no", "bf16", "fp16"]
 MemoryFormat: TypeAlias = Literal["contiguous", "channels_last"]
 """How the weights of 2-D and 3-D convolutions lie in memory, which the maps between them follow."""
@@ -75,29 +74,6 @@ def _groups(parameters: Iterable[nn.Parameter], weight_decay: float, *, decay_no
     return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
 
 
-def constant() -> Schedule:
-    """The same rate throughout."""
-    return lambda _: 1.0
-
-
-@checked(TrainingError)
-def cosine(warmup: Fraction = 0.05) -> Schedule:
-    """A linear rise for that share of the training, then half a cosine wave down to 0."""
-
-    def factor(progress: float) -> float:
-        if progress < warmup:
-            return progress / warmup
-        return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / max(1 - warmup, 1e-12)))
-
-    return factor
-
-
-@checked(TrainingError)
-def steps_at(milestones: Sequence[Fraction], factor: _NotNegative = 0.1) -> Schedule:
-    """The rate times `factor` once more at each milestone, a share of the training."""
-    return lambda progress: factor ** sum(progress >= m for m in milestones)
-
-
 @checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -120,8 +96,11 @@ class Recipe:
     """Of the weights of convolutions while they train; `None` leaves them as they are. The result is equal up to
     rounding, and up to which entries of a map a dropout between convolutions draws."""
     validations: int | tuple[int, ...] | None = None
-    """How often to look at the validation data, evenly, at the end too; or after which steps, counted from 1; `None` is
-    once an epoch, 5 at most."""
+    """Number of validation passes, spread evenly and one at the end; or the steps after which to validate, counted from
+    1. `None` is once an epoch: with `early_stopping` always, else 5 times at most."""
+    early_stopping: Annotated[int | None, Range(least=1, below=2**31)] = None
+    """Validations without improvement after which the training ends, with the weights of the best one; `None` trains
+    for all steps and keeps the last weights."""
 
     def __post_init__(self) -> None:
         check_fields(self, TrainingError)

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from fxsurgery.errors import RunError, TrainingError, reason_of
 from fxsurgery.training.encoding import decode, encode
 
-FORMAT = 2
+FORMAT = 3
 
 
 @runtime_checkable

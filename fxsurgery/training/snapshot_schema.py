@@ -85,6 +85,18 @@ def _are_tensors(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(t, Tensor) for t in value.values())
 
 
+def _is_early_stopping(value: object) -> bool:
+    """Whether it holds the state of an `EarlyStopping`."""
+    if not isinstance(value, dict) or value.keys() != {"waited", "best", "step", "tensors"}:
+        return False
+    return (
+        is_count(value["waited"])
+        and is_count(value["step"])
+        and (value["best"] is None or is_score(value["best"]))
+        and _are_tensors(value["tensors"])
+    )
+
+
 def _are_numbers(value: object) -> bool:
     return isinstance(value, list) and all(map(is_number, value))
 
@@ -104,4 +116,5 @@ _FIELDS: Mapping[str, _Field] = {
     "score": lambda value: value is None or is_score(value),
     "records": is_curve,
     "seconds": is_number,
+    "early_stopping": lambda value: value is None or _is_early_stopping(value),
 }

@@ -21,6 +21,7 @@ from fxsurgery.training.distributed import BatchSharding, rows_of
 from fxsurgery.training.finite import wrong_values
 from fxsurgery.training.objective import TASK, Batch, Objective, evaluated, task_objective
 from fxsurgery.training.recipe import Recipe
+from fxsurgery.training.schedules import is_factor
 from fxsurgery.training.task import Task
 
 
@@ -102,7 +103,7 @@ class Stepper:
             DivergedError: the loss is not finite.
             TrainingError: it is not a scalar, or does not depend on what trains.
         """
-        factor = self.recipe.schedule((number + 0.5) / self.recipe.steps)
+        factor = self._factor((number + 0.5) / self.recipe.steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self._forget_gradients()
@@ -110,7 +111,7 @@ class Stepper:
         total, rate = terms.pop(""), float(self.optimizer.param_groups[0]["lr"])
         info = StepInfo(self.stage, number, self.recipe.steps, epoch, terms.pop(TASK, total), rate, terms)
         if not math.isfinite(total):
-            raise DivergedError(self._blamed(info, total))
+            raise self._diverged(info, total)
         if all(p.grad is None for p in self.trained):
             raise TrainingError(
                 f"{_where(info)}: the loss does not depend on any parameter that trains; "
@@ -120,6 +121,16 @@ class Stepper:
         self.sharing.agree(self.model.buffers())
         return info
 
+    def _factor(self, progress: float) -> float:
+        """Return the factor of the learning rate at a fraction of the training."""
+        factor = self.recipe.schedule(progress)
+        if not is_factor(factor):
+            raise TrainingError(
+                f"stage {self.stage!r}: the schedule gives {factor!r} at {progress:.3g} of the training; it must give "
+                "a finite number of at least 0"
+            )
+        return factor
+
     def _forget_gradients(self) -> None:
         if self._has_plain_zero_grad:
             for parameter in self.trained:
@@ -127,17 +138,22 @@ class Stepper:
         else:
             self.optimizer.zero_grad()
 
-    def _blamed(self, info: StepInfo, total: float) -> str:
-        """What to tell of a loss that is not finite."""
+    def _diverged(self, info: StepInfo, total: float) -> DivergedError:
+        """Return the error for a loss that is not finite; it blames the data where they are at fault."""
         parts = ", ".join(f"{name}={value:.4g}" for name, value in info.terms.items())
-        told = f"{_where(info)}: the loss is {total} at learning rate {info.learning_rate:.3g}"
-        told = f"{told} ({parts})" if parts else told
+        fact = f"{_where(info)}: the loss is {total} at learning rate {info.learning_rate:.3g}"
+        fact = f"{fact} ({parts})" if parts else fact
         for portion in self._taken:
             if wrong := wrong_values(portion.batch):
                 where = f"of {named('train_data')}, batch {portion.number} of epoch {portion.epoch}"
-                return f"{told}, since {where}, {wrong}; clean the data"
-        return (
-            f"{told}; lower the learning rate, clip the gradients with {entry('settings', 'gradient_clip', 1.0)}, "
+                return _hopeless(f"{fact}, since {where}, {wrong}; clean the data")
+        if info.step == 0:
+            return _hopeless(
+                f"{fact}, before anything was trained; look for NaN or huge weights in the model, or for a loss that "
+                "is not finite on data that are"
+            )
+        return DivergedError(
+            f"{fact}; lower the learning rate, clip the gradients with {entry('settings', 'gradient_clip', 1.0)}, "
             "or look for a loss that is not finite on data that are"
         )
 
@@ -215,6 +231,13 @@ class Stepper:
 
     def _finite(self) -> bool:
         return all(bool(p.grad.isfinite().all()) for p in self.trained if p.grad is not None)
+
+
+def _hopeless(text: str) -> DivergedError:
+    """Return an error that no other learning rate avoids."""
+    error = DivergedError(text)
+    error.retriable = False
+    return error
 
 
 def _where(info: StepInfo) -> str:

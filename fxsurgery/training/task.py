@@ -14,15 +14,16 @@ from fxsurgery.argument_names import named
 from fxsurgery.batch_layout import Statement, as_stated, by_target, is_ambiguous, sample_count
 from fxsurgery.calls import checked_construction
 from fxsurgery.errors import ArgumentError, DataError
-from fxsurgery.example_inputs import TARGETS
 from fxsurgery.inputs import Inputs
 from fxsurgery.option_types import Count, Seed, check_fields, checked
 from fxsurgery.suggestions import hint
 from fxsurgery.training.accumulating import Accumulating
 from fxsurgery.training.array_loader import ArrayLoader
 from fxsurgery.training.array_loader import samples as row_count
+from fxsurgery.training.batch_split import by_convention
 from fxsurgery.training.batches import Loader, describe, describe_inputs, epoch_of, loader_of
 from fxsurgery.training.classification import Counting, accuracy, counting_of, cross_entropy
+from fxsurgery.training.metrics import direction_of, metric_named
 from fxsurgery.training.random_state import repeatable
 
 Loss: TypeAlias = Callable[[Any, Any], Any]
@@ -30,26 +31,7 @@ Loss: TypeAlias = Callable[[Any, Any], Any]
 Metric: TypeAlias = Callable[[Any, Any], Any] | Accumulating
 """`metric(output, target)`: a number, or several in a dict; or an object with `update` and `compute`."""
 Split: TypeAlias = Callable[[Any], tuple[Any, Any]]
-
-
-def by_convention(batch: Any) -> tuple[Any, Any]:  # noqa: ANN401
-    """Split a tuple or list before its last; a dict at its one key of `TARGETS`.
-
-    The inputs are a tuple, given to the model by position, or a dict, given by name.
-
-    Raises:
-        DataError: it is anything else.
-    """
-    keys = [key for key in TARGETS if key in batch] if isinstance(batch, Mapping) else []
-    if len(keys) == 1 < len(batch):
-        return {key: value for key, value in batch.items() if key != keys[0]}, batch[keys[0]]
-    if not isinstance(batch, tuple | list) or len(batch) < 2:
-        raise DataError(
-            f"cannot tell inputs from target in a batch that is {describe(batch)}; "
-            "build the data with Task.of(train, val, split=lambda batch: ((batch['image'],), batch['class']))"
-        )
-    inputs = tuple(batch[:-1])
-    return inputs[0] if len(inputs) == 1 and isinstance(inputs[0], Mapping) else inputs, batch[-1]
+"""Takes a batch apart into (inputs of the model, target)."""
 
 
 @checked_construction
@@ -79,11 +61,13 @@ class Task:
     val_data: Loader
     test_data: Loader | None = None
     loss: Loss = cross_entropy
-    metric: Metric | None = None
+    metric: Metric | str | None = None
+    """A function, an object with `update` and `compute`, or a name such as `accuracy`, `top5`, `mse`, `r2` or that of a
+    torchmetrics class."""
     metric_name: str = ""
-    """What the metric is called; its own name unless said."""
-    higher_is_better: bool = True
-    """What a metric says of itself in an attribute of this name goes before; a loss is better when lower."""
+    """Name of the metric in reports; by default its own."""
+    higher_is_better: bool | None = None
+    """Direction of a metric that has no attribute of this name; higher by default. Of a loss, lower is better."""
     split: Split = by_convention
     """Takes a batch apart into (inputs of the model, target); a tuple of inputs goes in by position, a dict by name."""
     select: str | None = None
@@ -105,14 +89,29 @@ class Task:
             if not isinstance(data := getattr(self, name), DataLoader | None):
                 raise DataError(f"{name} of a Task is a DataLoader, not {describe(data)}; make one with Task.of")
         _require_callable("loss", self.loss)
+        metric = self._resolved_metric()
+        check_fields(self, DataError)
+        name = self.metric_name or self.select or (self.metric if isinstance(self.metric, str) else _name_of(metric))
+        resolved = {"metric": metric, "metric_name": name, "higher_is_better": self._is_higher_better(metric)}
+        for field_name, value in resolved.items():
+            object.__setattr__(self, field_name, value)
+
+    def _resolved_metric(self) -> Any:  # noqa: ANN401 -- a function, or an object that accumulates
+        if isinstance(self.metric, str):
+            return metric_named(self.metric, self.counting)
         metric = accuracy if self.metric is None and self.loss is cross_entropy else self.metric
         if isinstance(metric, type) or not isinstance(metric, Accumulating | None):
             _require_callable("metric", metric)
-        check_fields(self, DataError)
-        name = self.metric_name or self.select or _name_of(metric)
-        higher = metric is not None and self.higher_is_better and getattr(metric, "higher_is_better", None) is not False
-        for field_name, value in {"metric": metric, "metric_name": name, "higher_is_better": higher}.items():
-            object.__setattr__(self, field_name, value)
+        return metric
+
+    def _is_higher_better(self, metric: object) -> bool:
+        """Return the direction of a metric: lower if the metric or the user says so; of a loss always."""
+        if metric is None or self.higher_is_better is False:
+            return False
+        stated = (
+            getattr(metric, "higher_is_better", None) if self.higher_is_better else direction_of(metric, self.select)
+        )
+        return stated is not False
 
     @classmethod
     @checked(DataError)

@@ -18,7 +18,8 @@ from fxsurgery.searchers import dnal
 from fxsurgery.searchers.common.widths import space
 from fxsurgery.searchers.dnal import search
 from fxsurgery.searchers.dnal.gate_penalty import GatePenalty
-from fxsurgery.searchers.session import Session, Trainer
+from fxsurgery.searchers.session import Session
+from fxsurgery.searchers.trainer import Trainer
 from fxsurgery.training import Hooks, Progress, Recipe, Score, evaluate, fit, sgd
 from nonempty import nonempty
 

@@ -19,7 +19,8 @@ from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.searchers.common.latency_model import LatencyModel
 from fxsurgery.searchers.common.widths import space
 from fxsurgery.searchers.prune import IMPORTANCES, Prune, _require_finite, needs_data, search, stages, widths
-from fxsurgery.searchers.session import SearchOutcome, Session, Stage, Trainer
+from fxsurgery.searchers.session import SearchOutcome, Session
+from fxsurgery.searchers.trainer import Trainer
 from nonempty import nonempty
 from programs import program
 from zoo import CLASSES, example

@@ -9,7 +9,7 @@ from torch import nn
 from fxsurgery import Budget, Prune, optimize, plan
 from fxsurgery.errors import RunError, SurgeryError
 from fxsurgery.runs.journal import Journal
-from fxsurgery.searchers import session
+from fxsurgery.searchers import trainer
 from fxsurgery.training import Amount, probe
 from fxsurgery.training.probe import Measured, Probe
 from nonempty import nonempty
@@ -45,13 +45,13 @@ def quick(**options):
 @pytest.fixture
 def recipes(monkeypatch: pytest.MonkeyPatch) -> list:
     """The recipes of the stages that trained."""
-    seen, real = [], session.fit
+    seen, real = [], trainer.fit
 
     def watched(model, task, recipe, **options):
         seen.append(recipe)
         return real(model, task, recipe, **options)
 
-    monkeypatch.setattr(session, "fit", watched)
+    monkeypatch.setattr(trainer, "fit", watched)
     return seen
 
 
@@ -114,7 +114,7 @@ def test_a_resumed_run_trains_as_it_began(tmp_path: Path, recipes, probes, monke
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(session, "fit", kill)
+        patch.setattr(trainer, "fit", kill)
         with pytest.raises(Killed):
             quick(memory_format="auto", run_dir=tmp_path / "run")
     monkeypatch.setattr(Probe, "measure", kill)

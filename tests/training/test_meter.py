@@ -263,8 +263,8 @@ mean_error.higher_is_better = False
     ("metric", "name", "higher"),
     [
         (mean_error, "mean_error", False),
-        (partial(torch.nn.functional.l1_loss, reduction="mean"), "l1_loss", True),
-        (nn.L1Loss(), "L1Loss", True),
+        (partial(torch.nn.functional.l1_loss, reduction="mean"), "l1_loss", False),
+        (nn.L1Loss(), "L1Loss", False),
         (lambda o, t: 0.0, "metric", True),
     ],
 )

@@ -90,7 +90,15 @@ def search(program: Program, budget: Budget | None, config: Dnal, session: Sessi
         smaller = session.recalibrated(cut)
         middle = session.score(smaller, f"pruned{again}")
         session.offer(smaller, middle)
-        tuned = session.trained(smaller, config, f"fine-tune{again}", config.finetune_epochs)
+        tuned = session.trained(
+            smaller,
+            config,
+            f"fine-tune{again}",
+            config.finetune_epochs,
+            start=middle,
+            reference=before,
+            is_last=True,
+        )
         session.offer(tuned, session.score(tuned, f"fine-tuned{again}"))
         return session.best[1]
 
@@ -113,7 +121,7 @@ def stages(config: Dnal, session: Session, *, trained: bool) -> list[Stage]:
     steps = {
         "weights": 0 if trained else session.steps(config, config.weights_epochs),
         "architecture": 0 if config.random else max(session.steps(config, config.architecture_epochs), 1),
-        "fine-tune": session.steps(config, config.finetune_epochs),
+        "fine-tune": session.last_steps(config, config.finetune_epochs),
     }
     return [Stage(name, count, recalibrates=name == "fine-tune") for name, count in steps.items() if count]
 

@@ -120,14 +120,14 @@ def plan_notes(program: Program, config: Ectonas, session: Session, *, trained: 
 
 
 def _purse(config: Ectonas, session: Session) -> SpendTracker:
-    reserved = session.steps(config, config.finetune_epochs)
+    reserved = session.last_steps(config, config.finetune_epochs)
     return SpendTracker(session.spend or DEFAULT_SPEND, session.epoch, session.trainer.run, reserved)
 
 
 def _school(
     program: Program, budget: Budget | None, config: Ectonas, session: Session, *, trained: bool
 ) -> SearchState:
-    higher, purse = session.task.higher_is_better, _purse(config, session)
+    higher, purse = bool(session.task.higher_is_better), _purse(config, session)
     warm_up = 0 if trained else session.steps(config, config.weights_epochs)
     if warm_up > purse.left:
         fixed = " and ".join(

@@ -43,6 +43,7 @@ class EvolutionLoop:
         [start] = self.parents = school.population.everyone[:1]
         assert start.program is not None  # it is new
         start.status = start.reason = "parent"
+        school.find_rate(start.program, trained=trained)
         steps = 0 if trained else session.steps(config, config.weights_epochs)
         if not steps:
             start.score = session.score(start.program, "original" if trained else "start").metric

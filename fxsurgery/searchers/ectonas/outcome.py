@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from fxsurgery.argument_names import assigned
+from fxsurgery.argument_names import assigned, keyword
 from fxsurgery.searchers.common.pareto import ParetoMember
 from fxsurgery.searchers.common.trials import SearchRecord
 from fxsurgery.searchers.ectonas.evolution_loop import EvolutionLoop
@@ -32,7 +32,7 @@ def record_of(school: SearchState, chosen: State, tuning: int) -> SearchRecord:
         duplicates=school.population.duplicates,
         lost_workers=school.session.lost_workers,
         axis=school.config.front,
-        higher_is_better=school.session.task.higher_is_better,
+        higher_is_better=bool(school.session.task.higher_is_better),
     )
 
 
@@ -46,6 +46,10 @@ def told_of(school: SearchState) -> tuple[str, ...]:
     """Notes on the moves that came to nothing."""
     rejected, crashes = school.population.rejected, school.population.crashes
     bugs = tuple(f"please report this: {crash}" for crash in dict.fromkeys(crashes[:3]))
+    if school.repeated:
+        many = f"{school.repeated} training{'s' * (school.repeated > 1)}"
+        repeated = f"{many} diverged and were repeated at a tenth of the learning rate"
+        bugs = (*bugs, f"{repeated}; pass {keyword('settings', 'learning_rate')} to set it")
     if not rejected:
         return bugs
     most = "; ".join(f"{why} ({many})" for why, many in rejected.most_common(3))
@@ -68,12 +72,16 @@ def out_of_reach(evolving: EvolutionLoop, chosen: State) -> str:
 def fine_tuned(school: SearchState, chosen: State) -> int:
     """Train the winner on, and offer what comes of it; how many steps that took."""
     session = school.session
+    if session.finetune is not None:
+        tuned = session.trained(chosen.program, school.config, "fine-tune", 0, is_last=True)
+        session.offer(tuned, session.score(tuned, "fine-tuned"))
+        return 0
     if not school.purse.reserved:
         return 0
-    tuned, end = school.fine_tune(chosen)
-    if tuned is None:
-        session.notes.append(f"the fine-tuning came to nothing, and is left out: {end.failure}")
-        return 0 if end.stopped else school.purse.reserved
+    trained, end, spent = school.fine_tune(chosen)
+    if trained is None:
+        session.notes.append(f"the fine-tuning failed, and is left out: {end.failure}")
+        return spent
     session.trainer.progress.history.extend(dict(record) for record in end.records)
-    session.offer(tuned, session.score(tuned, "fine-tuned"))
-    return school.purse.reserved
+    session.offer(trained, session.score(trained, "fine-tuned"))
+    return spent

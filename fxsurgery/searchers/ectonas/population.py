@@ -41,6 +41,8 @@ class Individual:
     scores: list[tuple[int, float]] = field(default_factory=list)
     """After each of its own epochs: steps trained, and validation metric."""
     records: list[Mapping[str, Any]] = field(default_factory=list)
+    slowdowns: int = 0
+    """Reductions of the learning rate since the start, by it and by its ancestors, each after a training diverged."""
 
     @property
     def figures(self) -> Figures:
@@ -193,6 +195,7 @@ class Population:
         individual = Individual(
             trial.number, parent, trial.generation, trial.operation, trial.move, program, costs, trial.status,
             trial.reason, 0 if parent is None else parent.steps,
+            slowdowns=0 if parent is None else parent.slowdowns,
         )  # fmt: skip
         self.everyone.append(individual)
         return individual

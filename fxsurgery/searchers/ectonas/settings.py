@@ -1,7 +1,7 @@
 """What can be said of an evolutionary search."""
 
-from dataclasses import dataclass, replace
-from typing import Annotated, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from typing_extensions import override
 
@@ -10,8 +10,8 @@ from fxsurgery.calls import checked_construction
 from fxsurgery.errors import SurgeryError
 from fxsurgery.option_types import MOST_UNITS, Fraction, Range
 from fxsurgery.searchers.common.moves import OPERATIONS
-from fxsurgery.searchers.common.settings import Epochs, OptionalRate, Rate, Settings, Steps
-from fxsurgery.training import OptimizerFactory
+from fxsurgery.searchers.common.settings import Epochs, OptionalRate, Settings, Steps
+from fxsurgery.training import Schedule, ScheduleName
 
 Selection: TypeAlias = Literal["fitness", "random"]
 _WHOLE = ": it must be a whole number, at least 1 and less than"
@@ -73,12 +73,29 @@ class Ectonas(EvolutionSettings):
     """Of the winner, after the search, at a rate that falls to 0; they are part of the spend."""
     fewest_steps: Steps = 0
     """No training is shorter, however little data there is."""
-    learning_rate: Rate = 0.1
-    """The same throughout, but for the fine-tune. Lower it for a trained model, whose score would fall at once."""
+    learning_rate: OptionalRate = None
+    """Learning rate of the warm-up and of all matches, found by a range test on the start by default.
+
+    It is at most 0.1, and at most 0.01 for a trained model, whose score would fall at once. A training that diverges is
+    repeated at a tenth of the rate, within the spend, and the networks that descend from it keep that rate. The paper's
+    is 0.1. The test itself is not part of the spend. A rate that you give is kept."""
     momentum: Annotated[float, Range(least=0, below=1)] = 0.0
-    """Of SGD. Each match begins with a fresh optimizer."""
+    """Momentum of SGD. Each match begins with a fresh optimizer."""
     weight_decay: Annotated[float, Range(least=0)] = 0.0
-    """Of SGD."""
+    """Weight decay of SGD."""
+    schedule: ScheduleName | Schedule = "cosine"
+    """Learning-rate schedule of the fine-tuning: `cosine`, `linear`, `step`, `one-cycle`, `constant`, or a function.
+
+    The warm-up and the matches train at a constant rate. A function maps the fraction of the fine-tuning that is over,
+    0 to 1, to a factor of the learning rate."""
+    warmup: Annotated[float, Range(least=0, below=1)] = 0.05
+    """Fraction of the fine-tuning over which the rate rises from 0; `one-cycle` and functions have their own rise."""
+    early_stopping: Annotated[int | None, Range(least=1, below=2**31)] = None
+    """Validations without improvement after which the warm-up and the fine-tuning end, with their best weights; off by
+    default. Only the steps that ran are charged to the spend."""
+
+    highest_rate: ClassVar[float] = 0.1
+    highest_trained_rate: ClassVar[float] = 0.01
 
     @override
     def __post_init__(self) -> None:
@@ -96,8 +113,3 @@ class Ectonas(EvolutionSettings):
         for name in self.operations or ("none at all",):
             if name not in OPERATIONS:
                 raise SurgeryError(f"operations: there is no {name!r}; there are: {', '.join(OPERATIONS)}")
-
-    @property
-    def finetune_optimizer(self) -> OptimizerFactory:
-        """The one that trains the winner."""
-        return replace(self, learning_rate=self.finetune_learning_rate or self.learning_rate).own_optimizer

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,8 +20,9 @@ from fxsurgery.searchers.ectonas.fitness import Figures, Fitness, Worth
 from fxsurgery.searchers.ectonas.population import Individual, Population
 from fxsurgery.searchers.ectonas.settings import Ectonas
 from fxsurgery.searchers.session import Session
+from fxsurgery.searchers.stage_training import RETRIES, SLOWDOWN, recipe_of
 from fxsurgery.seeding import mix
-from fxsurgery.training import Recipe, constant, cosine
+from fxsurgery.training import Recipe, constant
 from fxsurgery.training.progress import TrainingProgress
 
 
@@ -81,7 +82,11 @@ class SearchState:
     trainings: int = 0
     """Rounds of them."""
     shown: int = 0
-    """Steps that the screen tells of."""
+    """Steps that the progress line has counted."""
+    rate: float | None = None
+    """Learning rate that a range test found; `None` if the settings give one, or an optimizer."""
+    repeated: int = 0
+    """Trainings that diverged and were repeated at a lower learning rate."""
 
     def length(self) -> tuple[int, str]:
         """How long the search is, for the screen, in epochs or else in seconds; and what is measured."""
@@ -115,46 +120,94 @@ class SearchState:
         known = OPERATIONS.get(operation)
         return 0 if known is None else math.ceil(known.recuperation * self.session.epoch)
 
+    def find_rate(self, start: Program, *, trained: bool) -> None:
+        """Find the learning rate of the search by a range test on the start, unless the settings give one."""
+        highest = self.config.highest_trained_rate if trained else self.config.highest_rate
+        self.rate = self.session.stage_trainer.rate(start, self.config, "search", highest)
+
     def warm_up(self, start: Individual, steps: int) -> JobResult:
         """Train the start."""
-        [ended] = self._train([start], "warm-up", [steps], self.config.weights_epochs)
+        patience = self.config.early_stopping
+        [ended] = self._train([start], "warm-up", [steps], self.config.weights_epochs, patience)
         return ended
 
     def train(self, individuals: Sequence[Individual], where: str) -> list[JobResult]:
-        """Let each go through a match; what each came to, in this order."""
+        """Run a match of each individual, and return the results in this order."""
         return self._train(individuals, where, list(map(self.match_steps, individuals)), self.config.match_epochs)
 
-    def fine_tune(self, state: State) -> tuple[Program | None, JobResult]:
-        """Train a network on, at a rate that falls to 0: what it comes to, `None` where that is nothing."""
-        recipe = Recipe(
-            steps=self.purse.reserved,
-            optimizer=self.config.finetune_optimizer,
-            schedule=cosine(),
-            gradient_clip=self.session.clip(self.config),
-        )
-        job = Job("fine-tune", state.program, recipe, self.session.seed)
-        [end] = self.session.run_jobs([job], self.purse.deadline())
-        return None if end.failure is not None else end.trained(state.program), end
+    def fine_tune(self, state: State) -> tuple[Program | None, JobResult, int]:
+        """Fine-tune a network; return it, `None` if that failed, the last result, and the steps that were spent."""
+        config, spent, slowdowns = self.config, 0, state.individual.slowdowns
+        while True:
+            rate = config.finetune_learning_rate or self._rate(slowdowns)
+            recipe = replace(recipe_of(config, self.purse.reserved, None), optimizer=config.optimizer_at(rate))
+            name = "fine-tune" if slowdowns == state.individual.slowdowns else f"fine-tune at {rate:.3g}"
+            job = Job(name, state.program, recipe, self.session.seed, objective=self.session.objective)
+            [end] = self.session.run_jobs([job], self.purse.deadline())
+            spent += steps_run(end, recipe.steps)
+            tried = slowdowns - state.individual.slowdowns
+            can_repeat = self.rate is not None and config.finetune_learning_rate is None and tried < RETRIES
+            if not end.diverged or not can_repeat or spent > self.purse.left:
+                break
+            slowdowns, self.repeated = slowdowns + 1, self.repeated + 1
+        return None if end.failure is not None else end.trained(state.program), end, spent
 
-    def _train(self, individuals: Sequence[Individual], where: str, steps: list[int], epochs: float) -> list[JobResult]:
-        jobs = [self._job(i, where, n, epochs) for i, n in zip(individuals, steps, strict=True)]
+    def _train(
+        self,
+        individuals: Sequence[Individual],
+        where: str,
+        steps: list[int],
+        epochs: float,
+        patience: int | None = None,
+    ) -> list[JobResult]:
+        """Train individuals; those that diverge again at a lower learning rate, as far as that can be paid for."""
+        jobs = [self._job(i, where, n, epochs, patience) for i, n in zip(individuals, steps, strict=True)]
         self.trainings += 1
-        ended = self.session.run_jobs(jobs, self.purse.deadline(), lambda at, end: self._show(where, jobs[at], end))
+        ended, names = self._run(where, jobs), [job.name for job in jobs]
+        for attempt in range(1, RETRIES + 1):
+            again = self._repeatable(jobs, ended)
+            for number in again:
+                individuals[number].slowdowns += 1
+                optimizer = self.config.optimizer_at(self._rate(individuals[number].slowdowns))
+                recipe = replace(jobs[number].recipe, optimizer=optimizer)
+                jobs[number] = replace(jobs[number], name=f"{names[number]}, retry {attempt}", recipe=recipe)
+            if not again:
+                break
+            self.repeated += len(again)
+            for number, end in zip(again, self._run(where, [jobs[number] for number in again]), strict=True):
+                ended[number] = end
         for individual, job, end in zip(individuals, jobs, ended, strict=True):
             self._take(individual, job, end)
         return ended
 
-    def _job(self, individual: Individual, where: str, steps: int, epochs: float) -> Job:
+    def _run(self, where: str, jobs: list[Job]) -> list[JobResult]:
+        """Run jobs, and charge what they ran."""
+        ended = self.session.run_jobs(jobs, self.purse.deadline(), lambda at, end: self._show(where, jobs[at], end))
+        self.purse.spent += sum(steps_run(end, job.recipe.steps) for job, end in zip(jobs, ended, strict=True))
+        return ended
+
+    def _repeatable(self, jobs: Sequence[Job], ended: Sequence[JobResult]) -> list[int]:
+        """Return the numbers of the jobs that diverged, the first ones that can be paid for once more."""
+        failed = [n for n, end in enumerate(ended) if end.diverged] if self.rate is not None else []
+        totals = np.cumsum([jobs[number].recipe.steps for number in failed])
+        return failed[: int(np.searchsorted(totals, self.purse.left, side="right"))]
+
+    def _rate(self, slowdowns: int) -> float | None:
+        """Return the learning rate after a number of reductions; `None` if the settings give one."""
+        return None if self.rate is None else self.rate * SLOWDOWN**slowdowns
+
+    def _job(self, individual: Individual, where: str, steps: int, epochs: float, patience: int | None) -> Job:
         known = self.latest.get(individual)
         program = individual.program if known is None else known.program
-        assert program is not None  # whoever trains has weights
+        assert program is not None  # what trains has weights
         own = self.session.steps(self.config, epochs)
         recipe = Recipe(
             steps=steps,
-            optimizer=self.config.own_optimizer,
+            optimizer=self.config.optimizer_at(self._rate(individual.slowdowns)),
             schedule=constant(),
-            gradient_clip=self.session.clip(self.config),
+            gradient_clip=self.config.gradient_clip,
             validations=validation_steps(steps, own, epochs),
+            early_stopping=patience,
         )
         name = f"{where}: {individual.operation} #{individual.number}"
         work = steps * individual.costs["macs"].value
@@ -164,7 +217,7 @@ class SearchState:
         """Take over what a training came to."""
         if end.stopped:
             return
-        self.purse.spent += job.recipe.steps
+        steps = steps_run(end, job.recipe.steps)
         if end.failure is not None:
             self.population.rejected[f"{individual.operation}: training diverged"] += 1
             self.drop(individual, "failed", f"diverged: {end.failure}")
@@ -173,8 +226,8 @@ class SearchState:
             if record["metric"] is not None:
                 individual.scores.append((individual.steps + record["step"], record["metric"]))
         individual.records += end.records
-        individual.steps += job.recipe.steps
-        individual.own_steps += job.recipe.steps
+        individual.steps += steps
+        individual.own_steps += steps
         last = individual.scores[-self.config.rolling_epochs :]
         individual.score = sum(metric for _, metric in last) / len(last)
         self.remember(individual, job.program, end)
@@ -208,7 +261,7 @@ class SearchState:
         """Where the search is, on the screen."""
         if end.stopped:
             return
-        self.shown += job.recipe.steps
+        self.shown += steps_run(end, job.recipe.steps)
         total, _ = self.length()
         gone = self.shown / self.purse.epoch if self.purse.spend.epochs else self.purse.seconds
         last: dict[str, Any] = {
@@ -229,6 +282,13 @@ class SearchState:
             seconds=self.purse.seconds,
         )
         self.session.trainer.progress.show(standing)
+
+
+def steps_run(end: JobResult, steps: int) -> int:
+    """Return the steps that a training of `steps` steps is charged: fewer if it was stopped early."""
+    if end.stopped:
+        return 0
+    return int(end.records[-1]["step"]) if end.failure is None and end.records else steps
 
 
 def validation_steps(steps: int, own: int, epochs: float) -> tuple[int, ...]:

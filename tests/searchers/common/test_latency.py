@@ -19,7 +19,8 @@ from fxsurgery.searchers.common.width_selection import evenly, select_widths
 from fxsurgery.searchers.common.widths import pruning, space
 from fxsurgery.searchers.dnal import search as dnal
 from fxsurgery.searchers.prune import search as prune
-from fxsurgery.searchers.session import Session, Trainer
+from fxsurgery.searchers.session import Session
+from fxsurgery.searchers.trainer import Trainer
 from fxsurgery.training import Task
 
 X = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))

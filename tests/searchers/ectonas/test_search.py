@@ -442,7 +442,7 @@ def test_fine_tuning_that_diverges_is_left_out(monkeypatch: pytest.MonkeyPatch):
     plain = evolved(cnn(), epochs=26)
     monkeypatch.setattr(fxsurgery.preparation, "JobRunner", Failing)
     result = evolved(cnn(), replace(QUICK, finetune_epochs=4), 30)
-    assert any("fine-tuning came to nothing, and is left out: the loss is nan" in note for note in result.notes)
+    assert any("fine-tuning failed, and is left out: the loss is nan" in note for note in result.notes)
     assert all(torch.equal(tensor, weights(result)[name]) for name, tensor in nonempty(weights(plain).items()))
 
 
