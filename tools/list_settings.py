@@ -72,7 +72,9 @@ def sections() -> list[type[Settings]]:
 
 def _rows(settings: type[Settings]) -> list[str]:
     defaults = {f.name: f.default for f in fields(settings)}
-    return [f"| `{name}` | `{defaults[name]!r}` | {text} |" for name, text in texts_of(settings).items()]
+    return [
+        f"| `{name}` | `{defaults[name]!r}` | {text} |" for name, text in texts_of(settings).items() if name in defaults
+    ]
 
 
 def _title(settings: type[Settings]) -> str:
