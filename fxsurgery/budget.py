@@ -70,7 +70,7 @@ class Cost:
 
     params: int
     macs: int
-    uncounted: tuple[str, ...] = ()
+    uncounted: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     """Operations on tensors that the MACs leave out, by name: elementwise work, pooling, norms, and `unknown_macs`."""
     unknown_macs: tuple[str, ...] = ()
     """Those of them that may take multiply-accumulates of which nobody knows how many: `macs` is then too low."""

@@ -8,6 +8,7 @@ from typing_extensions import override
 from fxsurgery.analysis.cost import cost
 from fxsurgery.deploy import Timer, resolve_target
 from fxsurgery.deploy.timing import GLANCE
+from fxsurgery.display import bar, card, listing, table
 from fxsurgery.errors import DeviceError, ExportError
 from fxsurgery.preparation import PreparedRun
 from fxsurgery.printable import lines, printable
@@ -41,14 +42,22 @@ class CostRange:
     target: float | None
     """What the budget allows; `None` where it says nothing."""
 
+    def figures(self) -> tuple[str, str, str]:
+        """Return `original`, `least` and `target` as text, empty where there is none."""
+        form = "{:,.0f}" if self.name != "latency_ms" else "{:.3g}"
+        original, least, target = (
+            "" if value is None else form.format(value) for value in (self.original, self.least, self.target)
+        )
+        return original, least, target
+
     @override
     def __str__(self) -> str:
-        form = "{:,.0f}" if self.name != "latency_ms" else "{:.3g}"
-        parts = [f"{form.format(self.original)} now"]
-        if self.least is not None:
-            parts.append(f"{form.format(self.least)} at the least")
-        if self.target is not None:
-            parts.append(f"budget {form.format(self.target)}")
+        original, least, target = self.figures()
+        parts = [
+            f"{original} now",
+            *([f"{least} at the least"] if least else []),
+            *([f"budget {target}"] if target else []),
+        ]
         return printable(f"{self.name}: {', '.join(parts)}")
 
 
@@ -64,6 +73,27 @@ class Plan:
     notes: tuple[str, ...] = ()
     stage_seconds: tuple[float, ...] = ()
     """Estimated for each stage; set-up, scores and latency measurements are the rest of `seconds`."""
+
+    @override
+    def __repr__(self) -> str:
+        steps = sum(stage.steps for stage in self.stages)
+        stages = f"{len(self.stages)} stage{'' if len(self.stages) == 1 else 's'}"
+        return printable(f"<Plan for {self.method}: {stages}, {steps:,} steps, about {clock(self.seconds)}>")
+
+    def _repr_html_(self) -> str:
+        costs = [(one.name, *one.figures()) for one in self.reach]
+        longest = max(self.stage_seconds, default=0.0) or 1.0
+        seconds = self.stage_seconds or [0.0] * len(self.stages)
+        stages = [
+            (stage.name, f"{stage.steps:,}", bar(s / longest, f"about {clock(s)}"))
+            for stage, s in zip(self.stages, seconds, strict=True)
+        ]
+        return card(
+            f"Plan for {self.method}: about {clock(self.seconds)} on this machine",
+            table(("", "now", "least", "budget"), costs),
+            table(("stage", "steps", "time"), stages),
+            listing("notes", self.notes),
+        )
 
     @override
     def __str__(self) -> str:

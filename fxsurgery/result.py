@@ -41,7 +41,7 @@ class BeforeAfter:
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
+class Result(report.NotebookView):
     """The end of an optimization. Everything here is plain data or plain modules."""
 
     program: Program

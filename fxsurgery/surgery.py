@@ -54,6 +54,12 @@ class PassResult:
     origins: Mapping[str, Origin] = field(default_factory=dict)
     """Parameters made of entries of an earlier one, by name, as `training.transfer_optimizer_state` takes them."""
 
+    @override
+    def __repr__(self) -> str:
+        counts = {"change": self.changes, "refusal": len(self.refusals)}
+        numbers = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
+        return f"<PassResult: {numbers}, {self.effect.value}; {self.program!r}>"
+
 
 class Pass(ABC):
     """A step from one program to another. Calling it never changes its input."""

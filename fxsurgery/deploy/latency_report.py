@@ -24,14 +24,17 @@ from fxsurgery.deploy.interleave import Measure, Models
 from fxsurgery.deploy.measurement import Measurement
 from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.ort_session import CPU
+from fxsurgery.display import bar, card, table
 from fxsurgery.errors import DeviceError
 from fxsurgery.example_inputs import ExampleInputs, inputs_of
 from fxsurgery.option_types import FilePath, checked
-from fxsurgery.printable import lines
+from fxsurgery.printable import lines, printable
 from fxsurgery.surroundings import plain_surroundings
 
 Times = NDArray[np.float64]
 
+MAX_NAMED = 4
+"""Number of models that `repr` names."""
 CONTENDED_BELOW = 0.95
 """Processor time over wall time, per thread, of a run that had its processors to itself."""
 
@@ -90,15 +93,37 @@ class LatencyReport:
         return asdict(self)
 
     @override
+    def __repr__(self) -> str:
+        times = ", ".join(f"{m.name} {m.p50_ms:.3f} ms" for m in self.models[:MAX_NAMED])
+        more = f" and {len(self.models) - MAX_NAMED} more" if len(self.models) > MAX_NAMED else ""
+        ratio = f", ratio {self.models[-1].ratio:.3f}" if len(self.models) == 2 else ""
+        return printable(f"<LatencyReport: {times}{more}{ratio}; batch {self.batch} on {self.device}>")
+
+    def _repr_html_(self) -> str:
+        slowest = max((m.p50_ms for m in self.models), default=1.0) or 1.0
+        rows = [
+            (
+                m.name, bar(m.p50_ms / slowest, f"{m.p50_ms:.3f} ms"), f"{m.p90_ms:.3f}", f"{m.min_ms:.3f}",
+                f"{m.ratio:.3f}", f"{m.ratio_low:.3f} to {m.ratio_high:.3f}",
+            )
+            for m in self.models
+        ]  # fmt: skip
+        return card(
+            "Latency", table(("", "p50", "p90, ms", "min, ms", "ratio", "95 % interval"), rows), self._circumstances()
+        )
+
+    def _circumstances(self) -> str:
+        busy = "; the machine was busy" if self.contended else ""
+        return f"{self.device}, {self.threads} thread(s), batch {self.batch}, {self.runtime}, {self.date}{busy}"
+
+    @override
     def __str__(self) -> str:
         width = max(12, *(len(m.name) + 1 for m in self.models))
         rows = [f"{'':<{width}}{'p50 ms':>10}{'p90 ms':>10}{'min ms':>10}{'ratio':>8}  95 % interval"]
         for m in self.models:
             times = f"{m.p50_ms:>10.3f}{m.p90_ms:>10.3f}{m.min_ms:>10.3f}{m.ratio:>8.3f}"
             rows.append(f"{m.name:<{width}}{times}  {m.ratio_low:.3f} to {m.ratio_high:.3f}")
-        busy = "; the machine was busy" if self.contended else ""
-        rows.append(f"{self.device}, {self.threads} thread(s), batch {self.batch}, {self.runtime}, {self.date}{busy}")
-        return lines(rows)
+        return lines([*rows, self._circumstances()])
 
 
 @checked(DeviceError, apart=("example_inputs",))

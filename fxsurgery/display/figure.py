@@ -54,7 +54,9 @@ class Figure:
     def svg(self) -> str:
         """The picture as an SVG document on a white background."""
         back = element("rect", width=WIDTH, height=self.height, fill="#ffffff")
-        return self._document(back, f'xmlns="http://www.w3.org/2000/svg" width="{WIDTH:g}" height="{self.height:g}"', "#1a2026")
+        return self._document(
+            back, f'xmlns="http://www.w3.org/2000/svg" width="{WIDTH:g}" height="{self.height:g}"', "#1a2026"
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write the picture to an SVG file.
@@ -94,9 +96,7 @@ class Figure:
 
 def element(name: str, content: str = "", /, **attributes: float | str) -> str:
     """Return an SVG element; `content` is markup, and underscores in the names of attributes are hyphens."""
-    written = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{_value(value)}"' for key, value in attributes.items()
-    )
+    written = "".join(f' {key.rstrip("_").replace("_", "-")}="{_value(value)}"' for key, value in attributes.items())
     return f"<{name}{written}>{content}</{name}>" if content else f"<{name}{written}/>"
 
 
