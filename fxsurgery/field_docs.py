@@ -32,7 +32,7 @@ def own_docs(owner: type[Any]) -> Mapping[str, str]:
     [body] = [node.body for node in tree.body if isinstance(node, ast.ClassDef)]
     found = dict[str, str]()
     for statement, after in zip(body, [*body[1:], None], strict=True):
-        if isinstance(statement, ast.AnnAssign):
+        if isinstance(statement, ast.AnnAssign) and "ClassVar" not in ast.unparse(statement.annotation):
             found[ast.unparse(statement.target)] = _text(after)
     return found
 

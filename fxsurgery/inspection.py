@@ -60,6 +60,7 @@ class Inspection:
     """Which parts of a model can shrink. `print` shows a page, a notebook shows tables.
 
     Example:
+        >>> import torch
         >>> found = inspect(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.ones(1, 4))
         >>> found
         <Inspection of Sequential: 100.0% of 48 MACs editable, 1 width of 8 removable units in all>

@@ -14,7 +14,8 @@ from fxsurgery import Budget, Dnal, Ectonas, Prune, Spend, time_estimate
 from fxsurgery.plan import Plan
 from fxsurgery.searchers.common.latency_model import LatencyModel
 from fxsurgery.searchers.common.widths import space
-from fxsurgery.searchers.session import Stage, Trainer
+from fxsurgery.searchers.session import Stage
+from fxsurgery.searchers.trainer import Trainer
 from fxsurgery.time_estimate import (
     LONG_STEP_SECONDS,
     MAX_STEPS,

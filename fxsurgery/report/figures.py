@@ -37,7 +37,7 @@ def plot(source: ReportInput, name: str) -> Figure:
     found = draw(source)
     if found is None:
         there = ", ".join(repr(other) for other, draw_other in FIGURES.items() if draw_other(source) is not None)
-        raise SurgeryError(f"plot({name!r}): {_WHY_NONE[name]}; this result has: {there}")
+        raise SurgeryError(f"plot({name!r}): {_WHY_NONE[name]}; use one of: {there}")
     return found
 
 
@@ -146,7 +146,8 @@ def evolution(source: ReportInput) -> Figure | None:
         parts += [panel.line(part.path), *([panel.dots(part.dots)] if part.dots else [])]
         words.append(f"{part.title}: {part.summary}")
         top = panel.bottom + GAP
-    parts += panel.across(found.epochs, "epochs that the winner and its ancestors trained")
+        if number + 1 == len(found.plots):
+            parts += panel.across(found.epochs, "epochs that the winner and its ancestors trained")
     return Figure("Evolution of the winner", ". ".join(words), top + 28, "".join(parts))
 
 

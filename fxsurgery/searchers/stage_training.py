@@ -171,12 +171,13 @@ class _Goal:
         """Return why a stage that ends with a metric has collapsed; `None` if it has not."""
         start, name = self.start.metric, self.task.metric_name
         fact = f"validation {name} went from {start:.4g} to {metric:.4g}"
+        tolerance = FALL if self.task.higher_is_better else LOSS_RISE
         gained = self.worth(metric) - self.worth(start)
-        if math.isnan(metric) or gained < -abs(start) * (FALL if self.task.higher_is_better else LOSS_RISE):
+        if math.isnan(metric) or gained < -tolerance * abs(start):
             return None if math.isnan(start) else fact
         if self.reference is None:
             return f"{fact}, no better than untrained" if gained <= 0 else None
         gap = self.worth(self.reference.metric) - self.worth(start)
-        if gap > FALL * abs(self.reference.metric) and gained < RECOVERY * gap:
+        if gap > tolerance * abs(self.reference.metric) and gained < RECOVERY * gap:
             return f"{fact}, where it was {self.reference.metric:.4g} before the surgery"
         return None

@@ -123,8 +123,8 @@ def _made(name: str, folder: Path) -> GeneralTracker:
     if name not in map(str, get_available_trackers()):
         package = f"'fxsurgery[{name}]'" if name in EXTRAS else name
         raise MissingExtraError(
-            f"{assigned('loggers', name)} requires the package of this logger, which is not installed; run: pip install "
-            f"{package}"
+            f"{assigned('loggers', name)} requires the package of this logger, which is not installed; "
+            f"run: pip install {package}"
         ).at("loggers")
     kind = LOGGER_TYPE_TO_CLASS[name]
     if kind.requires_logging_directory:

@@ -105,7 +105,7 @@ def test_it_validates_once_an_epoch_however_many_there_are():
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
 def test_an_interrupted_training_ends_the_same(at):
     values = [0.1, 0.5, 0.4, 0.45, 0.3, 0.9]
-    whole, report, weights = trained(Scripted(values), 3)
+    whole, report, _ = trained(Scripted(values), 3)
     keeper = Kept(at)
 
     def stop(info):
