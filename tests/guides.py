@@ -44,9 +44,9 @@ class Guide:
 
     blocks: tuple[Block, ...]
     space: dict[str, object]
-    """What its code has defined."""
+    """The names that its code has defined."""
     printed: list[tuple[str, Block]] = field(default_factory=list)
-    """What a block of Python printed, beside the block that shows it."""
+    """The output of a block of Python, with the block that shows it."""
 
 
 def page_of(name: str) -> str:

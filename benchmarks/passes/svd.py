@@ -45,8 +45,8 @@ def main(seeds: Sequence[int], images: int) -> None:
     columns = {"units": "d", **dict.fromkeys(names, ".3f"), **{f"{name}: accuracy": ".3f" for name in names}}
     whole = [run["as it is"] for run in runs]
     notes = (
-        "The hidden layer (7,056 -> 32, ReLU, 10) of the network of the pooling trial, shrunk to the given number of units. The "
-        "first columns: error of the class scores on 2,000 test images, |y' - y| / |y| over all. Then test "
+        "The hidden layer (7,056 -> 32, ReLU, 10) of the network of the pooling trial, shrunk to the given number of "
+        "units. The first columns: error of the class scores on 2,000 test images, |y' - y| / |y| over all. Then test "
         f"accuracy; the network as it is: {sum(whole) / len(whole):.3f}. Signs, covariances and fits from {EXAMPLES} "
         "training images; `whitened` and `refitted` have signs from data, too. At 32 units no rank is lost: all of the "
         "error is that of ReLU in another basis. `pruned` is the control, `prune-channels` on those units that the "
