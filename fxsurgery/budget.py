@@ -163,9 +163,7 @@ def _number(name: str, text: str) -> object:
     try:
         return amount(text)
     except ValueError as error:
-        raise BudgetError(f"Budget: {name}={shown(text)}: {reason_of(error)}; pass a number such as 0.5").at(
-            name
-        ) from error
+        raise BudgetError(f"{name}={shown(text)}: {reason_of(error)}; pass a number such as 0.5").at(name) from error
 
 
 @checked_construction

@@ -19,7 +19,8 @@ from fxsurgery.deploy import LatencyReport, OnnxModel, export_onnx
 from fxsurgery.extras import requires
 from fxsurgery.optimize import optimize
 from fxsurgery.printable import printable
-from fxsurgery.result import BeforeAfter, Result
+from fxsurgery.result import Result
+from fxsurgery.result_facts import BeforeAfter
 from fxsurgery.searchers.dnal import Dnal
 from fxsurgery.training import Progress
 

@@ -41,7 +41,7 @@ _NUMBERS = "biufc"
 def inputs_of(
     model: nn.Module | None, example_inputs: ExampleInputs | None, example_kwargs: Mapping[str, Any] | None = None
 ) -> Inputs:
-    """Return example inputs as the model is called with them.
+    """Return example inputs as the model is called with them; their batch dims are still to be found.
 
     Args:
         model: decides whether a dict is given by name or as one input, and the device of the tensors; without a model
@@ -61,15 +61,23 @@ def inputs_of(
         raise DataError(f"example_kwargs={shown(example_kwargs)}: it must be a dict of inputs by name")
     found = _call_of(example_inputs)
     if model is not None:
-        found = by_parameters(found, model.forward)
+        found = by_parameters(found, model.forward, example_kwargs)
     by_name = dict(example_kwargs or {})
     if twice := [name for name in by_name if name in found.kwargs]:
         raise DataError(f"{twice[0]!r} is in {named('example_inputs')} and in example_kwargs; pass it once")
-    both = (found.args, {**found.kwargs, **by_name})
-    args, kwargs = pytree.tree_map_only(np.ndarray, tensor_of, both)
-    found = Inputs(args, kwargs, found.batch_dims, found.samples)
-    device = None if model is None else next((t.device for t in (*model.parameters(), *model.buffers())), None)
+    args, kwargs = pytree.tree_map_only(np.ndarray, tensor_of, (found.args, {**found.kwargs, **by_name}))
+    if model is None:
+        return Inputs(args, kwargs)
+    found = Inputs(args, _in_order(kwargs, model.forward))
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), None)
     return found if device is None else found.map(lambda x: _moved(x, device))
+
+
+def _in_order(kwargs: Mapping[str, Any], forward: Callable[..., Any]) -> Mapping[str, Any]:
+    """Return keyword inputs in the order of the signature of `forward`."""
+    known = list(inspect.signature(forward).parameters) if kwargs else []
+    order = sorted(kwargs, key=lambda name: known.index(name) if name in known else len(known))
+    return {name: kwargs[name] for name in order}
 
 
 def _moved(x: Tensor, device: torch.device) -> Tensor:
@@ -122,8 +130,13 @@ def _first_inputs(data: DataLoader[Any] | Dataset[Any]) -> Any:  # noqa: ANN401
     return inputs[0] if len(inputs) == 1 and isinstance(inputs[0], Mapping) else inputs
 
 
-def by_parameters(inputs: Inputs, forward: Callable[..., Any]) -> Inputs:
-    """Return inputs by name as one dict where `forward` has no such parameters, but takes one thing.
+def by_parameters(inputs: Inputs, forward: Callable[..., Any], others: Mapping[str, Any] | None = None) -> Inputs:
+    """Return keyword inputs as one dict if `forward` has no such parameters but accepts one positional input.
+
+    Args:
+        inputs: the inputs.
+        forward: the model's forward.
+        others: further keyword inputs that `forward` is called with.
 
     Raises:
         DataError: some entries are parameters of `forward`, and others are not.
@@ -134,7 +147,7 @@ def by_parameters(inputs: Inputs, forward: Callable[..., Any]) -> Inputs:
     if not (extra := unknown_names(whole, forward)):
         return inputs
     known = list(inspect.signature(forward).parameters)
-    if len(extra) == len(whole) and _takes_one(forward, whole):
+    if len(extra) == len(whole) and _takes_one(forward, whole, others or {}):
         return Inputs((whole,), {}, inputs.batch_dims, inputs.samples)
     raise DataError(
         f"forward has no parameter {', '.join(map(repr, extra))}, it takes {', '.join(known)}; leave these entries out "
@@ -165,9 +178,9 @@ def unknown_names(names: Mapping[str, Any], forward: Callable[..., Any]) -> list
     return [name for name in names if name not in parameters]
 
 
-def _takes_one(forward: Callable[..., Any], value: object) -> bool:
+def _takes_one(forward: Callable[..., Any], value: object, others: Mapping[str, Any]) -> bool:
     try:
-        inspect.signature(forward).bind(value)
+        inspect.signature(forward).bind(value, **others)
     except TypeError:
         return False
     return True

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from fxsurgery.analysis.cost import cost, unknown_macs_notes
 from fxsurgery.analysis.frozen_reasons import KEPT, FrozenReasons, module_name
-from fxsurgery.analysis.propagation import KEPT_WHOLE
+from fxsurgery.analysis.propagation import LEAF
 from fxsurgery.analysis.structure import Structure, structure
 from fxsurgery.batch_layout import Statement
 from fxsurgery.budget import Cost
@@ -52,7 +52,7 @@ class Fixed:
     macs: float
     """Multiply-accumulates for one sample."""
     reason: str
-    """What keeps its outputs and inputs."""
+    """Reason why its outputs and inputs stay."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ class Inspection:
     fixed: tuple[Fixed, ...]
     """Layers that cannot shrink, the largest first."""
     notes: tuple[str, ...]
-    """Modules that are kept whole and why, operations without a rule, checks that were impossible."""
+    """Leaf modules with the reason, operations without a rule, checks that were impossible."""
 
     @override
     def __repr__(self) -> str:
@@ -163,7 +163,7 @@ def inspect(
             or a `DataLoader`; arrays of numpy do as well. Inferred from the model by default, if it takes one input; a
             note says what was assumed.
         example_kwargs: inputs by name, beside the others.
-        leaf_modules: types of modules to keep whole.
+        leaf_modules: module types to keep as leaves.
         batch_dims: which dim of the inputs is the batch, as for `fxsurgery.capture`; inferred by default.
 
     Raises:
@@ -193,7 +193,7 @@ def inspect_program(program: Program) -> Inspection:
         if not free:
             stuck[part.node] = stuck.get(part.node, 0.0) + part.macs
     reasons = FrozenReasons(program) if stuck else None
-    leaves = {part.node for part, _ in work if part.op == KEPT_WHOLE}
+    leaves = {part.node for part, _ in work if part.op == LEAF}
     why = {node: KEPT if node in leaves else reasons.of(node) for node in stuck if reasons}
     fixed = [Fixed(module_name(program, node), macs, why[node]) for node, macs in stuck.items() if macs]
     unknown = tuple(

@@ -1,4 +1,4 @@
-"""Reads what `Result.save` wrote."""
+"""Loading of saved results."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +10,8 @@ from fxsurgery.budget import Cost
 from fxsurgery.errors import RunError, reason_of
 from fxsurgery.option_types import FilePath, checked
 from fxsurgery.program import Program
-from fxsurgery.result import BeforeAfter, Result
-from fxsurgery.result_facts import PROGRAMS, member_folder
+from fxsurgery.result import Result
+from fxsurgery.result_facts import PROGRAMS, BeforeAfter, member_folder
 from fxsurgery.runs.layout import result_directory
 from fxsurgery.saving import open_result
 from fxsurgery.saving.facts import require_types, schema_of
@@ -25,18 +25,25 @@ from fxsurgery.training import Score
 @checked(RunError)
 @plain_surroundings()
 def load(folder: FilePath, *, original: nn.Module | None = None) -> Result:
-    """What `Result.save` wrote, on the CPU. Nothing of the folder is run.
+    """Load a result that `Result.save` wrote, on the CPU. No code in the folder is executed.
 
     Args:
-        folder: the folder, or the directory of a run that has ended.
-        original: your model, where modules or functions of it were kept whole: these are taken from it, modules as
-            copies with the saved weights. It is captured anew on the saved example inputs, and what it does not call
-            in the same way is refused.
+        folder: the folder, or the directory of a finished run.
+        original: your model, required if modules or functions of it were captured as leaves: these are taken from it,
+            modules as copies with the saved weights. It is captured again on the saved example inputs, and must call
+            them in the same way.
+
+    Returns:
+        The result, with everything that was saved.
 
     Raises:
         RunError: there is no result, since the run has not finished or the folder is another; it is damaged or of a
-            later version; or it needs `original`. The message says what to do.
-        SavingError: it asks for what loading does not do.
+            later version; or `original` is required. The message says what to do.
+        SavingError: the folder requires an operation that loading does not perform.
+
+    Example:
+        result = fxsurgery.load("runs/a")
+        result.export_onnx("small.onnx")
     """
     folder = result_directory(Path(folder))
     opened = open_result(folder)
@@ -57,10 +64,10 @@ def load(folder: FilePath, *, original: nn.Module | None = None) -> Result:
 
 
 def _costs(folder: Path, saved: SavedResult, programs: Mapping[str, Program]) -> tuple[Cost | None, Cost | None]:
-    """What the file says that original and result take.
+    """Return the saved costs of original and result.
 
     Raises:
-        RunError: the parameters are others.
+        RunError: the numbers of parameters differ from those of the saved programs.
     """
     found = list[Cost | None]()
     for name in ("original", "program"):
@@ -93,4 +100,4 @@ _FACTS = schema_of(
     search=schema_of(SearchRecord, trials=GenericAlias(list, (_TRIAL,))),
     pareto=GenericAlias(list, (_MEMBER,)),
 )
-"""What `result.json` says beside the programs."""
+"""Types of the fields of `result.json` other than the programs."""

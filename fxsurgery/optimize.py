@@ -1,4 +1,4 @@
-"""The front door: a model in, a smaller one out."""
+"""`optimize` and `plan`, the main functions of the package."""
 
 import datetime
 from collections.abc import Mapping
@@ -13,7 +13,8 @@ from fxsurgery.errors import BudgetError, SavingError
 from fxsurgery.plan import CostRange, Plan, check, estimate, reach, space_of
 from fxsurgery.preparation import PreparedRun, prepare
 from fxsurgery.request import OptimizeRequest, Signature, front_door
-from fxsurgery.result import BeforeAfter, Result
+from fxsurgery.result import Result
+from fxsurgery.result_facts import BeforeAfter
 from fxsurgery.runs.layout import REPORT
 from fxsurgery.runs.records import is_text
 from fxsurgery.searchers.common.best_model import unwritable, unwritten
@@ -29,26 +30,42 @@ from fxsurgery.training import Progress, Score, Task
 @front_door(Signature)
 @plain_surroundings()
 def optimize(request: OptimizeRequest) -> Result:
-    """Make `model` smaller, or better for what it takes. The model passed in is left bit for bit as it was.
+    """Make `model` smaller, or more accurate at its cost. The model passed in is not modified.
 
-    Without any data, `optimize(model)` works on inputs that it makes of the model: of a shape inferred from the first
-    layer, with the statistics that the model's batch norms remember. It learns from the original's own outputs, and
-    the result says how well it agrees with them. Fine-tune such a result on your data.
+    Without data, `optimize(model)` synthesizes inputs from the model: their shape is inferred from the first layer, and
+    they match the running statistics of its batch norms. It is trained on the outputs of the original, and the result
+    reports how well both agree. Fine-tune such a result on your data.
 
     Args:
         request: the arguments that `fxsurgery.request.Arguments` declares, and single settings by name.
 
     Returns:
-        The new model with its costs, scores and log.
+        The new model with its cost, metrics and surgery log.
 
     Raises:
-        CaptureError: the model cannot be taken as a graph; the message names file and line.
+        ArgumentError: an argument does not exist; the message names the one meant.
+        CaptureError: the model cannot be captured as a graph; the message names file and line.
         BudgetError: the budget cannot be reached; the message says what can.
-        StructureError: nothing of the model can be removed, and why.
+        StructureError: nothing can be removed from the model; the message says why.
         DataError: the data does not fit the model.
         TrainingError: training failed, e.g. the loss is not finite.
-        DeviceError: there is no such device.
-        RunError: the run directory cannot be written, holds another run, or another process is at work there.
+        DeviceError: the device does not exist.
+        RunError: the run directory cannot be written, holds another run, or is in use by another process.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from fxsurgery import Budget
+        >>> images, labels = torch.randn(8, 3, 8, 8), torch.arange(8) % 4
+        >>> model = nn.Sequential(
+        ...     nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)
+        ... )
+        >>> result = optimize(
+        ...     model, train_data=(images, labels), val_data=(images, labels), budget=Budget(macs="50%"), verbose=False,
+        ...     fewest_steps=1, most_steps=1,
+        ... )
+        >>> result.model(images).shape
+        torch.Size([8, 4])
     """
     ready = prepare(request)
     with ready.run:
@@ -58,7 +75,7 @@ def optimize(request: OptimizeRequest) -> Result:
 def _optimized(ready: PreparedRun) -> Result:
     found = space_of(ready)
     if done := ready.run.done:
-        ready.progress.note(f"going on with {ready.run.path}: {done} steps of its journal are recalled")
+        ready.progress.note(f"resuming {ready.run.path}: {done} steps of its journal are reused")
     _announce(ready, found)
     check(ready, found)
     with ready.progress.callbacks.run(ready.method.name, ready.asked) as scalars:
@@ -82,7 +99,7 @@ def _scalars(result: Result) -> dict[str, float]:
 
 
 def _kept(result: Result, folder: Path) -> str | None:
-    """Keep the result and its page; what to tell a user where the model cannot be written."""
+    """Save the result and its report; return a note for the user if the model cannot be saved."""
     unsaved = None
     try:
         result.save(folder)
@@ -96,19 +113,22 @@ def _kept(result: Result, folder: Path) -> str | None:
 @front_door(Signature)
 @plain_surroundings()
 def plan(request: OptimizeRequest) -> Plan:
-    """Say what `optimize` would do with the same arguments, and about how long that takes here. Nothing is trained.
+    """Return what `optimize` would do with the same arguments, and estimate how long it would take. Nothing is trained.
 
-    A run directory is not touched.
+    A run directory is checked as `optimize` checks it, and left as it is.
 
     Args:
         request: the arguments that `fxsurgery.request.Arguments` declares, and single settings by name.
 
+    Returns:
+        The stages, the costs that can be reached, and the estimated time; `print` shows them as a page.
+
     Raises:
-        SurgeryError: as `optimize` does before it trains: e.g. the budget cannot be reached.
+        SurgeryError: whatever `optimize` raises before it trains, e.g. if the budget cannot be reached.
     """
     watch = Stopwatch()
     began = watch.clock()
-    ready = prepare(replace(request, run_dir=None, resume=False))
+    ready = prepare(request, is_planned=True)
     found = space_of(ready)
     prepared = watch.clock()
     told = list(reach(ready, found, measured=True))
@@ -133,6 +153,7 @@ def plan(request: OptimizeRequest) -> Plan:
             *ready.notes,
             *ready.program.notes,
             *_left_alone(ready),
+            *(() if found is None else found.notes()),
             *(r for r in told if isinstance(r, str)),
         ),
         stage_seconds,
@@ -140,7 +161,7 @@ def plan(request: OptimizeRequest) -> Plan:
 
 
 def _announce(ready: PreparedRun, found: Space | None) -> None:
-    """Say what there is, what can be reached and what is wanted, before anything is trained."""
+    """Report the cost of the model, what can be reached and the budget, before anything is trained."""
     progress = ready.progress
     for line in reach(ready, found, measured=progress.shown):
         progress.note(str(line))
@@ -149,25 +170,25 @@ def _announce(ready: PreparedRun, found: Space | None) -> None:
     if ready.run.path is not None and (unsaved := unwritable(ready.program, ready.run.path)):
         progress.note(f"note: {unsaved}")
     if ready.request.trained:
-        progress.note(f"taking the weights as trained; pass {assigned('trained', value=False)} to train them first")
+        progress.note(f"the weights are assumed to be trained; pass {assigned('trained', value=False)} to train first")
 
 
 def _session(ready: PreparedRun) -> tuple[Session, tuple[str, ...]]:
-    """What the search works with; and notes on data that had to be made, and on a training mode that was measured."""
+    """Return the session of the search, and notes on synthesized data and on a training mode that was measured."""
     trainer, task, notes = _trainer(ready), ready.task, list[str]()
     if task is None:
         task, note = made_task(ready, trainer)
         notes.append(note)
     trainer, chosen = _in_fastest_mode(trainer, ready, task)
     session = Session(
-        task, trainer, ready.latency, spend=ready.request.spend, workshop=ready.workshop,
+        task, trainer, ready.latency, spend=ready.request.spend, constraints=ready.constraints, workshop=ready.workshop,
         finetune=ready.tuning.finetune, objective=ready.tuning.objective,
     )  # fmt: skip
     return session, (*notes, *chosen)
 
 
 def _trainer(ready: PreparedRun) -> Trainer:
-    """Trains as asked for, plainly where that is still to be measured."""
+    """Return the trainer of the request, in the plain mode where `auto` is still to be measured."""
     request = ready.request
     mode = plain_mode(request.memory_format, request.mixed_precision)
     return Trainer(request.seed, ready.progress, request.device, mode, request.accumulate, ready.run)
@@ -189,7 +210,9 @@ def _foreseen(
         counted, timed, making, amount = foreseen_task(ready)
         made = (making,)
     trainer, chosen = _in_fastest_mode(replace(_trainer(ready), progress=Progress.quiet()), ready, timed)
-    session = Session(counted, trainer, ready.latency, spend=request.spend, finetune=request.finetune)
+    session = Session(
+        counted, trainer, ready.latency, spend=request.spend, constraints=ready.constraints, finetune=request.finetune
+    )
     found = ready.method.stages(ready.settings, session, trained=request.trained)
     stages = (*made, *found)
     stage_seconds, rest_s = estimate(ready, session, timed, stages, space, amount=amount, watch=watch)
@@ -233,22 +256,22 @@ def _result(ready: PreparedRun, session: Session, outcome: SearchOutcome, notes:
 
 
 def _figures(task: Task, split: str, before: Score, after: Score) -> dict[str, BeforeAfter]:
-    """The numbers of a metric that gives several, but for the one that counts."""
+    """Return the values of a metric that returns several, except the selected one."""
     counted = _counted(task, after)
     shared = {name: value for name, value in before.figures.items() if name in after.figures and name != counted}
     return {f"{name} ({split})": BeforeAfter(value, after.figures[name]) for name, value in shared.items()}
 
 
 def _counted(task: Task, score: Score) -> str:
-    """The number that counts, of a metric that gives several."""
+    """Return the name of the selected value of a metric that returns several."""
     return task.select or next(iter(score.figures), "")
 
 
 def _require_fast(ready: PreparedRun, outcome: SearchOutcome) -> None:
-    """Whatever the method: what was not verified to hold the budget of latency is not returned.
+    """Refuse a result, of whichever method, that was not verified to be within the latency budget.
 
     Raises:
-        BudgetError: it does not.
+        BudgetError: it is not.
     """
     limit = None if ready.latency is None else ready.latency.limit
     if limit is None or ready.latency is None:
@@ -258,7 +281,7 @@ def _require_fast(ready: PreparedRun, outcome: SearchOutcome) -> None:
 
 
 def _latency(ready: PreparedRun, outcome: SearchOutcome) -> dict[str, float]:
-    """What a budget of latency was held by."""
+    """Return the verified latency of the result; empty if the budget does not limit it."""
     if ready.latency is None or outcome.latency is None or ready.latency.limit_ms is None:
         return {}
     whole, limit_ms, found = ready.latency.original_ms, ready.latency.limit_ms, outcome.latency
@@ -277,9 +300,9 @@ def _latency_note(found: Mapping[str, float]) -> tuple[str, ...]:
 
 
 def _left_alone(ready: PreparedRun) -> tuple[str, ...]:
-    """What of the model cannot shrink or be counted, and why.
+    """Return notes on what cannot shrink or be counted, and why.
 
-    Of a method that tells of each move that it could not make, only what cannot be counted.
+    An evolutionary method reports each move that it could not make, so only what cannot be counted is listed.
     """
     uncounted = unknown_macs_notes(ready.program, ready.budget)
     if ready.method.evolves:
@@ -289,7 +312,7 @@ def _left_alone(ready: PreparedRun) -> tuple[str, ...]:
     fixed = sum(w.macs for w in facts.work if not any(ids.any() for ids in w.dims))
     share = (f"{fixed / total:.1%} of the MACs cannot shrink",) if fixed / total > 0.001 else ()
     unknown = tuple(
-        f"operation {op!r} (at {', '.join(nodes[:3])}) has no rule: what flows into it keeps its width"
+        f"operation {op!r} (at {', '.join(nodes[:3])}) has no rule: its inputs keep their width"
         for op, nodes in facts.unknown.items()
     )
     return (*share, *unknown, *uncounted)

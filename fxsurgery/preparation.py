@@ -1,15 +1,15 @@
-"""What a user asks of `optimize`, made ready before anything trains: checked, captured, with its run directory open."""
+"""Preparation of a run before anything trains: arguments checked, model captured, run directory opened."""
 
 import datetime
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from fxsurgery.argument_names import assigned, entry, keyword, named, usage
-from fxsurgery.batch_layout import Statement, by_position, statement_of
+from fxsurgery.argument_names import assigned, entry, keyword, named
+from fxsurgery.batch_layout import Statement
 from fxsurgery.budget import Budget
 from fxsurgery.capture import capture, guess_inputs
 from fxsurgery.deploy import Timer, resolve_target
@@ -19,27 +19,27 @@ from fxsurgery.execution import JobRunner
 from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
 from fxsurgery.request import OptimizeRequest
+from fxsurgery.request_task import located, task_of
 from fxsurgery.run_identity import identity_of
+from fxsurgery.runs.examination import require_startable
 from fxsurgery.runs.layout import LOGS
 from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.searchers.common.latency_model import LatencyModel
 from fxsurgery.searchers.common.settings import Settings
+from fxsurgery.searchers.common.width_constraints import WidthConstraints
 from fxsurgery.searchers.ectonas import DEFAULT_SPEND
 from fxsurgery.searchers.methods import METHODS, Method, method_of
 from fxsurgery.training import Progress, Task, resolve
 from fxsurgery.training.device import join, processes, require_real
-from fxsurgery.training.evaluate import require_ends
 from fxsurgery.training.finite import not_finite, wrong_values
 from fxsurgery.training.invocation import addressed
 from fxsurgery.training.trackers import tracker_callbacks
 from fxsurgery.tuning import Tuning, check_tuning, tuning_of
 
-_DATA_LINE = "fxsurgery.optimize(model, {}train_data=(images, labels), val_data=(images, labels))"
-
 
 @dataclass(frozen=True, eq=False)
 class PreparedRun:
-    """What was asked for, made ready."""
+    """A request that was checked, with the captured model and the open run directory."""
 
     request: OptimizeRequest
     method: Method
@@ -47,33 +47,41 @@ class PreparedRun:
     budget: Budget | None
     program: Program
     task: Task | None
-    """`None` where there are no data: the task is then made of the model."""
+    """`None` without data: the task is then synthesized from the model."""
     progress: Progress
     run: RunDir
     latency: LatencyModel | None
-    """The latency on the target, where it matters; as it was measured before a kill."""
+    """Latency on the target if the run needs it; a resumed run reuses what was measured before."""
     workshop: JobRunner
     asked: Mapping[str, Any]
-    """What was asked for as plain JSON."""
+    """Identity of the run as plain JSON."""
+    constraints: WidthConstraints
+    """The widths that the user fixed."""
     notes: tuple[str, ...]
     tuning: Tuning
 
 
-def prepare(request: OptimizeRequest) -> PreparedRun:
-    """Check what can be checked, capture the model, and open the run directory.
+def prepare(request: OptimizeRequest, *, is_planned: bool = False) -> PreparedRun:
+    """Check the arguments, capture the model, and open the run directory.
+
+    Args:
+        request: the arguments.
+        is_planned: only check that the run could start in the run directory, and leave the directory as it is.
 
     Raises:
         SurgeryError: one of its children, for each thing that does not fit.
     """
-    beside = (f.name for f in fields(OptimizeRequest))
-    method, settings = method_of(request.method, request.config, request.settings, beside)
+    method, settings = method_of(
+        request.method, request.config, request.settings, (f.name for f in fields(OptimizeRequest))
+    )
     _check_evolving(request, method)
     check_tuning(request, settings)
     budget = _budget(request, method, settings)
+    method.require_goal(budget, settings, has_ratios=bool(request.ratios))
     workshop = _workshop(request)
     timed = getattr(settings, "front", None) == "latency_ms" or (budget is not None and budget.latency_ms is not None)
     device = resolve_target(request.target) if timed else None
-    task = _with_end(_task(request, method, settings))
+    task = task_of(request, method, settings)
     examples, notes = _examples(request, task)
     observers = (*request.callbacks, *tracker_callbacks(request.loggers, _log_folder(request)))
     progress = Progress(verbose=request.verbose, callbacks=observers)
@@ -81,22 +89,27 @@ def prepare(request: OptimizeRequest) -> PreparedRun:
         progress.note(f"note: {note}")
     said = request.batch_dims if task is None else task.batch_dims
     program = _captured(request.model, examples, request.leaf_modules, said, guessed=notes)
-    task = _located(request, task, program)
+    task = located(request, task, program)
     _require_trainable(program, settings, trained=request.trained)
     _require_answers(program, request, task)
+    constraints = _constraints(request, program, has_goal=budget is not None or _is_penalized(settings))
     spend = (request.spend or DEFAULT_SPEND) if method.evolves else None
     target = request.target if timed else None
     tuning = tuning_of(request, settings, program, task)
-    resolved = {"method": method.name, "config": settings, "budget": budget, "spend": spend, "target": target}
+    resolved = {
+        "method": method.name, "config": settings, "budget": budget, "spend": spend, "target": target,
+        "keep": list(constraints.keep), "ratios": list(map(list, constraints.ratios.items())),
+    }  # fmt: skip
     asked = identity_of(request, resolved, program, task)
-    run = _run(request, asked)
+    run = _run(request, asked, is_planned=is_planned)
     latency = None
     if device is not None:
         latency = LatencyModel(timer=Timer(device, program, request.seed), original=program, budget=budget, run=run)
-    notes = (*notes, *run.notes)
+    notes = (*notes, *run.notes, *constraints.notes(program))
     return PreparedRun(
-        request, method, settings, budget, program, task, progress, run, latency, workshop, asked, notes, tuning
-    )
+        request, method, settings, budget, program, task, progress, run, latency, workshop, asked, constraints, notes,
+        tuning,
+    )  # fmt: skip
 
 
 def _log_folder(request: OptimizeRequest) -> Path:
@@ -106,8 +119,13 @@ def _log_folder(request: OptimizeRequest) -> Path:
     return Path("fxsurgery-logs") / datetime.datetime.now(tz=datetime.UTC).strftime("%Y-%m-%d_%H-%M-%S")
 
 
+def _constraints(request: OptimizeRequest, program: Program, *, has_goal: bool) -> WidthConstraints:
+    """Return the layers that `keep` and `ratios` stand for; `has_goal`: whether the other widths are to shrink."""
+    return WidthConstraints.of(request.model, program, request.kept, request.ratios, has_goal=has_goal)
+
+
 def _workshop(request: OptimizeRequest) -> JobRunner:
-    """Where jobs run, on devices that are there."""
+    """Return the runner of jobs, after checking that its devices exist."""
     where = resolve(request.device)
     workshop = JobRunner(request.executor, request.workers, request.device)
     workshop.check()
@@ -117,15 +135,24 @@ def _workshop(request: OptimizeRequest) -> JobRunner:
     return workshop
 
 
-def _run(request: OptimizeRequest, asked: Mapping[str, Any]) -> RunDir:
+def _run(request: OptimizeRequest, asked: Mapping[str, Any], *, is_planned: bool) -> RunDir:
     if request.resume and request.run_dir is None:
         resume = assigned("resume", value=True)
         raise SurgeryError(f"{resume} continues the run of a directory: pass {keyword('run_dir')} as well").at("resume")
-    return RunDir() if request.run_dir is None else RunDir.open(request.run_dir, asked, resume=request.resume)
+    if request.run_dir is None:
+        return RunDir()
+    if is_planned:
+        return RunDir(notes=require_startable(Path(request.run_dir), asked, resume=request.resume))
+    return RunDir.open(request.run_dir, asked, resume=request.resume)
 
 
 def _check_evolving(request: OptimizeRequest, method: Method) -> None:
-    """Refuse what only a method that trains many networks can follow."""
+    """Refuse arguments that apply only to methods that train many networks."""
+    if request.ratios and method.evolves:
+        raise SurgeryError(
+            f"{keyword('ratios')} is not for {assigned('method', method.name)}, which grows and shrinks widths move by "
+            f"move: leave it out; {keyword('keep')} works"
+        ).at("ratios")
     given = [n for n in ("spend", "executor", "workers") if getattr(request, n) != getattr(OptimizeRequest, n)]
     if given and not method.evolves:
         others = ", ".join(assigned("method", m.name) for m in METHODS.values() if m.evolves)
@@ -141,76 +168,15 @@ def _check_evolving(request: OptimizeRequest, method: Method) -> None:
 
 
 def _budget(request: OptimizeRequest, method: Method, settings: Settings) -> Budget | None:
-    """What was given; half the MACs where a method needs one."""
-    if request.budget is not None or method.evolves or getattr(settings, "penalty", None) is not None:
+    """Return the budget that was given; else half the MACs if the method needs a budget and there are no ratios."""
+    if request.budget is not None or method.evolves or _is_penalized(settings) or request.ratios:
         return request.budget
     return Budget(macs=0.5)
 
 
-def _task(request: OptimizeRequest, method: Method, settings: Settings) -> Task | None:
-    if isinstance(request.train_data, Task):
-        if given := _given(request, "val_data", "test_data", "loss", "metric", "batch_dims"):
-            raise DataError(
-                f"{named('train_data')} is a Task, which holds these already: leave {_listed(given)} out"
-            ).at(given[0])
-        return request.train_data
-    if not request.data_free:
-        _require_data(request)
-        task = Task.of(
-            request.train_data, request.val_data, test_data=request.test_data, loss=request.loss,
-            metric=request.metric, batch_size=request.batch_size, seed=request.seed,
-        )  # fmt: skip
-        return task if request.batch_dims is None else _stated(request, task)
-    line = _data_line(request, method, settings)
-    if reason := method.needs_data(settings):
-        raise DataError(f"{reason}. With data: {line}")
-    if not request.trained:
-        raise DataError(f"{assigned('trained', value=False)} trains the weights, which needs data: {line}").at(
-            "trained"
-        )
-    if given := _given(request, "test_data", "loss", "metric"):
-        data = f"{named('train_data')} and {named('val_data')}"
-        raise DataError(f"{_listed(given)} without {data}: leave them out, or {line}").at(given[0])
-    return None
-
-
-def _with_end(task: Task | None) -> Task | None:
-    """Return the task, whose validation and test data were checked to end."""
-    if task is not None:
-        require_ends(task)
-    return task
-
-
-def _given(request: OptimizeRequest, *names: str) -> list[str]:
-    return [name for name in names if getattr(request, name) is not None]
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(map(named, names))
-
-
-def _data_line(request: OptimizeRequest, method: Method, settings: Settings) -> str:
-    """How to call with data."""
-    method_named = "" if request.method is None else f'method="{method.name}", '
-    beside = method_named if request.config is None else f"config={type(settings).__name__}(...), "
-    return usage(_DATA_LINE.format(beside), "train_data", "val_data", call=True)
-
-
-def _stated(request: OptimizeRequest, task: Task) -> Task:
-    """The task with the batch where the user states it, by the names of the model's parameters too."""
-    inputs, _ = task.take_apart(task.first_batch())
-    names = inputs.names(request.model.forward)[: len(inputs.args)]
-    return replace(task, batch_dims=by_position(request.batch_dims, names))
-
-
-def _require_data(request: OptimizeRequest) -> None:
-    missing = [name for name in ("train_data", "val_data") if getattr(request, name) is None]
-    if missing:
-        line = usage(_DATA_LINE.format(""), "train_data", "val_data", call=True)
-        raise DataError(
-            f"{named(missing[0])} is missing: {line}, each a tuple of tensors, a Dataset or a DataLoader; or give "
-            "neither, to work without data"
-        ).at(missing[0])
+def _is_penalized(settings: Settings) -> bool:
+    """Return True if a fixed penalty takes the place of the budget."""
+    return getattr(settings, "penalty", None) is not None
 
 
 def _examples(request: OptimizeRequest, task: Task | None) -> tuple[Inputs, tuple[str, ...]]:
@@ -222,28 +188,12 @@ def _examples(request: OptimizeRequest, task: Task | None) -> tuple[Inputs, tupl
     return guessed, (how,)
 
 
-def _located(request: OptimizeRequest, task: Task | None, program: Program) -> Task | None:
-    """The task with the batch where the captured model has it, of the same inputs; as stated where it is."""
-    if (
-        task is None
-        or task.batch_dims is not None
-        or request.example_inputs is not None
-        or request.example_kwargs is not None
-    ):
-        return task
-    if program.batch_dims is None or program.batch_dims == replace(program.examples, batch_dims=None).dims:
-        return task
-    said = statement_of(program.examples)
-    by_name = task.capture_examples().kwargs and not program.example_kwargs
-    return replace(task, batch_dims=said[0] if by_name else said)  # a dict by name may be the model's one input
-
-
 def _require_trainable(program: Program, settings: Settings, *, trained: bool) -> None:
     if broken := not_finite(program.graph_module):
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
         raise TrainingError(
             f"the model's weights are not numbers (NaN): {', '.join(broken[:3])}{more} hold NaN or infinite values; "
-            "load a checkpoint that is whole"
+            "load an intact checkpoint"
         )
     if trained and settings.finetune_epochs <= 0:
         return
@@ -256,7 +206,7 @@ def _require_trainable(program: Program, settings: Settings, *, trained: bool) -
 
 
 def _require_answers(program: Program, request: OptimizeRequest, task: Task | None) -> None:
-    """Refuse example inputs that are not finite and make the outputs so."""
+    """Refuse example inputs with NaN or infinite values that make the outputs not finite."""
     is_given = task is None or request.example_inputs is not None
     source = "the example inputs" if is_given else named("train_data")
     wrong = wrong_values(tuple(program.examples.tensors))
@@ -279,4 +229,4 @@ def _captured(
     except CaptureError as error:
         if not guessed:
             raise
-        raise CaptureError(f"{error}\n  What it is called with was a guess: {'; '.join(guessed)}") from error
+        raise CaptureError(f"{error}\n  The example inputs were inferred: {'; '.join(guessed)}") from error

@@ -42,7 +42,7 @@ class Program:
     example_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """By name."""
     notes: tuple[str, ...] = ()
-    """What a user should know of the capture: modules kept whole and why, checks that could not be made."""
+    """What a user should know of the capture: leaf modules with the reason, checks that could not be made."""
     name: str = "Model"
     """The class of the user's model."""
     batch_dims: BatchDims | None = None
@@ -128,7 +128,7 @@ class Program:
             A module that is called as the program is, and gives (outputs, {name: value at that node}).
 
         Raises:
-            SpecError: there is no such node, or it is inside a module that was kept whole.
+            SpecError: there is no such node, or it is inside a leaf module.
         """
         return tapped(self.draft(), nodes)
 

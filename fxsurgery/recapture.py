@@ -5,7 +5,7 @@ from torch import nn
 from fxsurgery.argument_names import keyword
 from fxsurgery.batch_layout import statement_of
 from fxsurgery.capture import capture
-from fxsurgery.capture.attention import is_plain
+from fxsurgery.capture.attention import is_expandable
 from fxsurgery.capture.tracer import COMPOSED
 from fxsurgery.errors import CaptureError, SpecError
 from fxsurgery.inputs import Inputs
@@ -13,9 +13,9 @@ from fxsurgery.program import Program
 
 
 def captured_as(wanted: Program, model: nn.Module, examples: Inputs) -> Program:
-    """Capture `model` with those of its modules kept whole that are in `wanted`.
+    """Capture `model` with the same leaf modules as in `wanted`.
 
-    A module that cannot be looked into is kept whole without being asked for, and others of its type are not.
+    A module that cannot be traced becomes a leaf by itself, which other modules of its type need not be.
 
     Raises:
         CaptureError: it cannot be captured.
@@ -25,7 +25,7 @@ def captured_as(wanted: Program, model: nn.Module, examples: Inputs) -> Program:
         "the model cannot be captured as the one that was saved; pass the model that was optimized as "
         f"{keyword('original')}"
     )
-    for leaf_modules in ((), _kept_whole(wanted)):
+    for leaf_modules in ((), _leaf_types(wanted)):
         try:
             found = capture(
                 model, examples, leaf_modules=leaf_modules, batch_dims=statement_of(examples),
@@ -39,15 +39,15 @@ def captured_as(wanted: Program, model: nn.Module, examples: Inputs) -> Program:
     return found
 
 
-def _kept_whole(program: Program) -> tuple[type[nn.Module], ...]:
-    """The types of module that the capture did not look into, beside torch's own layers."""
+def _leaf_types(program: Program) -> tuple[type[nn.Module], ...]:
+    """Return the types of leaf modules other than torch's own layers."""
     kinds = dict[type[nn.Module], None]()
     for _, module in program.calls(nn.Module):
         torchs = type(module).__module__.startswith("torch.")
         if (
             not torchs
             or isinstance(module, COMPOSED)
-            or (isinstance(module, nn.MultiheadAttention) and is_plain(module))
+            or (isinstance(module, nn.MultiheadAttention) and is_expandable(module))
         ):
             kinds[type(module)] = None
     return tuple(kinds)

@@ -1,13 +1,13 @@
-"""The one declaration of what a user may ask of `optimize`: each argument with its type, bounds, default and text.
+"""The arguments of `optimize`, each declared once with its type, bounds, default and help text.
 
-The signatures of `optimize` and `plan`, the config file, the flags of the command line and the identity of a run follow
-from the fields of `Arguments` and from those of each method's settings.
+The signatures of `optimize` and `plan`, the keys of the config file, the flags of the command line and the identity of
+a run are derived from the fields of `Arguments` and of each method's settings.
 """
 
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypeVar, get_type_hints
 
@@ -16,12 +16,13 @@ from torch import nn
 from fxsurgery.batch_layout import Statement
 from fxsurgery.budget import Budget, Spend
 from fxsurgery.calls import bound
-from fxsurgery.errors import BudgetError, CaptureError, DataError, DeviceError, RunError, SurgeryError
+from fxsurgery.errors import BudgetError, CaptureError, DataError, DeviceError, RunError, SpecError, SurgeryError
 from fxsurgery.example_inputs import ExampleInputs, require_form
 from fxsurgery.execution import Executor, Workers
 from fxsurgery.field_docs import docs_of, one_line
 from fxsurgery.option_text import shown
 from fxsurgery.option_types import Count, OptionalFilePath, Seed, check_fields, hints_of
+from fxsurgery.searchers.common.layer_names import require_layers
 from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.dnal import Dnal
 from fxsurgery.searchers.ectonas import EvolutionSettings
@@ -35,106 +36,106 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 ARGUMENTS = "request: the arguments that `fxsurgery.request.Arguments` declares, and single settings by name."
-"""What stands in a docstring for the arguments and their texts."""
+"""Placeholder in a docstring that `front_door` replaces by the arguments and their texts."""
 Panel: TypeAlias = Literal["Model and inputs", "Data", "What to make", "Training", "What to keep"]
-"""Where the help of the command line shows a flag."""
+"""Section of the command-line help that lists a flag."""
 Recorded: TypeAlias = Literal["as given", "resolved", "with the task", "with the program", "environment", "not"]
-"""How the identity of a run holds an argument: with its value, with what it comes to, or by its part in something."""
+"""How the identity of a run includes an argument: its value, its resolved value, or as part of something else."""
 
 
 @dataclass(frozen=True)
 class Argument:
-    """What there is to declare of an argument beside its type: metadata of `Annotated`."""
+    """Declaration of an argument apart from its type: metadata of `Annotated`."""
 
     recorded: Recorded = "not"
     panel: Panel | None = None
-    """`None` where the command line has no flag for it."""
+    """Section of the help; `None` if the command line has no flag for the argument."""
     metavar: str | None = None
-    """What stands for the value in the help; empty where there is none."""
+    """Placeholder of the value in the help; empty for a switch."""
     flags: tuple[str, ...] = ()
-    """As the command line writes it, the long form first; the name with `-` unless given."""
+    """Flags, the long form first; by default the name with `-` for `_`."""
     error: type[SurgeryError] = SurgeryError
-    """What a wrong value raises."""
+    """Error that an invalid value raises."""
     help: str | None = None
-    """What the flag does, if it is the opposite of the argument."""
+    """Help of the flag if the flag negates the argument."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlainArguments:
-    """The arguments that are numbers and texts: the same in Python, in a config file and as flags."""
+    """Arguments that are numbers or strings: the same in Python, in a config file and as flags."""
 
     method: Annotated[MethodName | None, Argument("resolved", "What to make", flags=("--method", "-m"))] = None
-    """How to search: `dnal` (learned gates, the default), `prune` (a simple importance) or `ectonas` (evolution).
+    """Search method: `dnal` (learned gates, the default), `prune` (a simple importance) or `ectonas` (evolution).
 
-    `prune` ranks by magnitude, BN-gamma, Taylor or random importance; `ectonas` grows and shrinks, and trains many
-    networks."""
+    `prune` ranks channels by magnitude, BN-gamma, Taylor or random importance; `ectonas` grows and shrinks the network,
+    and trains many candidates."""
     budget: Annotated[Budget | None, Argument("resolved", "What to make", "NAME=AMOUNT", ("--budget", "-b"))] = None
-    """What the result may take at most: params, macs or latency_ms; half the MACs by default, but for `ectonas`."""
+    """Upper limits on params, macs or latency_ms of the result; half the MACs by default, except for `ectonas`."""
     spend: Annotated[Spend | None, Argument("resolved", "What to make", "NAME=AMOUNT")] = None
-    """What `ectonas` may spend at most: epochs, over all its networks, or seconds; 1000 epochs by default."""
+    """Search budget of `ectonas`: epochs, summed over all its networks, or seconds; 1000 epochs by default."""
     target: Annotated[str, Argument("resolved", "What to make", "TARGET", error=DeviceError)] = "local"
-    """Where a budget of latency_ms is measured: `local` or `cuda`.
+    """Device on which a budget of latency_ms is measured: `local` or `cuda`.
 
-    It is measured for one sample, through ONNX Runtime: the original once, every other network in turns with the
-    original. Such a result depends on the measurements, not on the seed alone; it holds the budget by the upper bound
-    of its 95 % interval, or is refused."""
+    Latency is measured for one sample, through ONNX Runtime: the original once, every other network interleaved with
+    the original. Such a result depends on the measurements, not on the seed alone. The upper bound of its 95 % interval
+    is within the budget; otherwise an error is raised."""
     trained: Annotated[
         bool,
         Argument("as given", "Training", "", ("--not-trained",), help="The weights are not trained: train them first."),
     ] = True
-    """Whether the weights are trained; if not, they are trained first."""
+    """Whether the weights are trained already; if not, they are trained first."""
     batch_size: Annotated[Count, Argument("as given", "Data", "N", error=DataError)] = 64
-    """Samples of a batch, for data that are not a `DataLoader`."""
+    """Batch size for data that are not a `DataLoader`."""
     device: Annotated[str | None, Argument("environment", "Training", "DEVICE", error=DeviceError)] = None
-    """Where to train: `cpu` or `cuda`; the GPU if there is one, by default."""
+    """Device to train on: `cpu` or `cuda`; by default the GPU if there is one."""
     seed: Annotated[Seed, Argument("as given", "Training", "N")] = 0
-    """Seed of everything random: the same seed gives the same result on the same machine."""
+    """Random seed: the same seed gives the same result on the same machine."""
     mixed_precision: Annotated[MixedPrecision | Auto | None, Argument("as given", "Training")] = None
-    """Number format of the training; that of `accelerate launch` by default.
+    """Mixed precision of the training; the setting of `accelerate launch` by default.
 
-    `auto` is `bf16` where 12 steps on copies of the model take at most 0.9 of the time so, and their losses differ by
-    2 % at most. Such a result depends on the measurement, not on the seed alone."""
+    `auto` chooses `bf16` if it reduces the time of 12 steps on copies of the model to 0.9 or less and changes their
+    losses by at most 2 %. Such a result depends on the measurement, not on the seed alone."""
     memory_format: Annotated[MemoryFormat | Auto | None, Argument("as given", "Training")] = None
-    """How the weights of 2-D and 3-D convolutions lie in memory while they train; as they are by default.
+    """Memory format of 2-D and 3-D convolution weights during training; unchanged by default.
 
-    `auto` is `channels_last` where that is as much faster and the losses differ by 0.1 % at most. With both
-    `auto`, all four combinations are measured. The choice is noted, and kept in the run directory."""
+    `auto` chooses `channels_last` if it is as much faster and changes the losses by at most 0.1 %. If both arguments
+    are `auto`, all four combinations are measured. The choice is noted, and kept in the run directory."""
     accumulate: Annotated[Accumulate, Argument("as given", "Training", "N")] = 1
-    """Batches per optimizer step, whose gradients are added up."""
+    """Gradient accumulation: number of batches per optimizer step."""
     executor: Annotated[Executor, Argument("not", "Training")] = "in-process"
-    """Where `ectonas` trains its networks: one by one in-process, in several processes, or on a Ray cluster.
+    """Where `ectonas` trains its networks: one after another in-process, in several processes, or on a Ray cluster.
 
-    The result is the same. `processes` forks a process for each network that trains at once."""
+    The result is the same. `processes` forks one process for each network that trains concurrently."""
     workers: Annotated[Workers | None, Argument("not", "Training", "N")] = None
-    """How many networks `processes` or `ray` train at once; as many as there are cores by default."""
+    """Number of networks that `processes` or `ray` train concurrently; the number of cores by default."""
     run_dir: Annotated[OptionalFilePath, Argument("not", "What to keep", "DIR", error=RunError)] = None
-    """Keep the run here as it goes; a killed run can go on from it.
+    """Directory that records the run, so that a killed run can be resumed.
 
     It holds settings, journal, snapshots, the best model, the result and a report."""
     resume: Annotated[bool, Argument("not", "What to keep", "")] = False
-    """Go on with the run in the run directory, to the same end; begin it if there is none."""
+    """Resume the run in the run directory, with the same result; start it if there is none."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Arguments(PlainArguments):
-    """Every argument of `optimize` but the single settings."""
+    """Every argument of `optimize` except single settings by name."""
 
     model: Annotated[nn.Module, Argument("with the program")] = field(kw_only=False)
-    """Any module that `fxsurgery.capture` can take; it is left bit for bit as it was."""
+    """Any module that `fxsurgery.capture` accepts; it is not modified."""
     train_data: Annotated[Any, Argument("with the task")] = None
-    """What to train on.
+    """Training data.
 
-    A `DataLoader`, a `Dataset`, tensors or arrays `(inputs, targets)`, or a dict of them; or a ready
-    `fxsurgery.training.Task`, which then carries validation data, loss and metric too. Batches may be dicts, with a key
-    `labels`, `label`, `targets`, `target` or `y`: the model is called by name with the rest."""
+    A `DataLoader`, a `Dataset`, tensors or arrays `(inputs, targets)`, or a dict of them; or a
+    `fxsurgery.Task`, which also holds validation data, loss and metric. Batches may be dicts with a key
+    `labels`, `label`, `targets`, `target` or `y`: the other entries are passed to the model by name."""
     val_data: Annotated[Any, Argument("with the task")] = None
-    """What everything is selected on."""
+    """Validation data, used for every choice that the search makes."""
     test_data: Annotated[Any, Argument("with the task")] = None
-    """What the result is tested on, once."""
+    """Test data, used once, for the result."""
     loss: Annotated[Callable[..., Any] | None, Argument("with the task", error=DataError)] = None
-    """`loss(output, target)`, a scalar or several by name; cross-entropy by default.
+    """`loss(output, target)`, which returns a scalar or a dict of scalars; cross-entropy by default.
 
-    `output` is just what the model gives; the default takes it, or its `logits`."""
+    `output` is what the model returns; the default uses it, or its `logits`."""
     metric: Annotated[Any, Argument("with the task")] = None
     """What networks are compared by: a name, a function, or an object with `update` and `compute`.
 
@@ -142,20 +143,31 @@ class Arguments(PlainArguments):
     `MulticlassF1Score` (extra `torchmetrics`). A function is called as `metric(output, target)`; higher is better
     unless it has an attribute `higher_is_better` that is false. By default accuracy for the default loss, else the
     loss."""
+    keep: Annotated[str | nn.Module | Collection[str | nn.Module], Argument("resolved", error=SpecError)] = ()
+    """Layers that keep their number of output units, by name, pattern or module: `("head", "stem.*")`.
+
+    A name is a module's path in the model, or that of a width as `fxsurgery.inspect` lists it; it covers all layers
+    inside. A pattern is one of `fnmatch`. Layers that share channels with a kept layer, as through a residual sum, keep
+    theirs too. A kept layer is never removed, grown or given gates."""
+    ratios: Annotated[Mapping[str | nn.Module, float] | None, Argument("resolved", error=SpecError)] = None
+    """Fraction of their units that some layers keep: `{"layer4.*": 0.5}`; names and patterns as in `keep`.
+
+    Rounded to a multiple of `align`. The rest of the network meets the budget; without `budget`, nothing else shrinks.
+    An exact name takes precedence over a pattern, and the last one of several patterns counts. Not for `ectonas`."""
     config: Annotated[Settings | None, Argument("resolved")] = None
-    """The method's own settings, `Dnal(...)`, `Prune(...)` or `Ectonas(...)`; it says the method, too."""
+    """Settings of the method: `Dnal(...)`, `Prune(...)` or `Ectonas(...)`; it implies `method`."""
     example_inputs: Annotated[ExampleInputs | None, Argument("with the program", error=DataError)] = None
     """Inputs to capture the model on; from the training data by default.
 
-    A tensor, a tuple of positional inputs, a dict of inputs by name, or a `DataLoader`; arrays of numpy do as well."""
+    A tensor, a tuple of positional inputs, a dict of keyword inputs, or a `DataLoader`; NumPy arrays are accepted."""
     example_kwargs: Annotated[Mapping[str, Any] | None, Argument("with the program", error=DataError)] = None
-    """Inputs to capture the model on, by name, beside `example_inputs`."""
+    """Keyword inputs to capture the model on, in addition to `example_inputs`."""
     batch_dims: Annotated[Statement, Argument("with the task")] = None
-    """Which dim of the inputs is the batch; inferred from data and model by default.
+    """Batch dim of the inputs; inferred from data and model by default.
 
-    `batch_dims=1` for all of them, or by input, `{"text": None, "offsets": 0}`, as for `fxsurgery.capture`."""
+    `batch_dims=1` for all inputs, or one for each input, `{"text": None, "offsets": 0}`, as in `fxsurgery.capture`."""
     leaf_modules: Annotated[tuple[type[nn.Module], ...], Argument("with the program", error=CaptureError)] = ()
-    """Classes of modules to keep whole."""
+    """Module classes to keep as leaves: one node of the graph per call, never changed."""
     finetune: Annotated[Callable[[Any], Any] | None, Argument("resolved")] = None
     """Your own function in place of the last fine-tune stage: `finetune(model)` trains in place, or returns the model.
 
@@ -174,7 +186,7 @@ class Arguments(PlainArguments):
     One or several; names take an extra of the same name. TensorBoard writes to `logs` in the run directory, or to
     `fxsurgery-logs` in the current directory without one."""
     verbose: Annotated[bool, Argument()] = True
-    """Show progress."""
+    """Whether to show progress."""
 
     def __post_init__(self) -> None:
         _check_objects(self)
@@ -182,32 +194,37 @@ class Arguments(PlainArguments):
         check_fields(self, SurgeryError, name="optimize", **kinds)
 
     @property
+    def kept(self) -> tuple[str | nn.Module, ...]:
+        """What `keep` holds, one or several."""
+        return (self.keep,) if isinstance(self.keep, str | nn.Module) else tuple(self.keep)
+
+    @property
     def data_free(self) -> bool:
-        """Whether there is nothing but the model."""
+        """Whether neither training nor validation data were passed."""
         return self.train_data is None and self.val_data is None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class OptimizeRequest(Arguments):
-    """What is asked of `optimize`."""
+    """A call of `optimize`: all its arguments."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Single settings of the method by name, in place of `config`: `greediness=0.5`."""
+    """Settings of the method by name, instead of `config`: `greediness=0.5`."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Signature(Dnal, Prune, EvolutionSettings, Arguments):
-    """What a type checker sees of `optimize`: each argument, and each setting of every method by name.
+    """Signature of `optimize` for type checkers: each argument, and each setting of every method by name.
 
-    The default of a setting is that of the method in use; where methods differ, a type checker shows that of `dnal`.
+    The default of a setting is that of the method in use; if methods differ, a type checker shows that of `dnal`.
     """
 
 
 def front_door(signature: Callable[P, object]) -> Callable[[Callable[[OptimizeRequest], R]], Callable[P, R]]:
-    """Let a function of a request be called with the arguments themselves, and give it their signature and texts.
+    """Let a function of an `OptimizeRequest` be called with the arguments themselves, with their signature and texts.
 
     Args:
-        signature: what a type checker takes the signature from.
+        signature: class whose signature type checkers use.
     """
     del signature
     types, keywords = get_type_hints(Arguments), inspect.Parameter.KEYWORD_ONLY
@@ -236,7 +253,7 @@ def front_door(signature: Callable[P, object]) -> Callable[[Callable[[OptimizeRe
 
 
 def arguments_of(owner: type[Any]) -> Mapping[str, Argument]:
-    """Return what is declared of each field of a class that has a declaration, in the order of the fields."""
+    """Return the declaration of each field of a class that has one, in the order of the fields."""
     hints = hints_of(owner)
     found = {f.name: getattr(hints[f.name], "__metadata__", ()) for f in fields(owner)}
     return {
@@ -249,29 +266,31 @@ def _is_argument(metadata: object) -> bool:
 
 
 def _check_objects(request: Arguments) -> None:
-    """Refuse what is no such object at all, in words of its own."""
+    """Refuse arguments of the wrong type that deserve a more helpful message than `check_fields` has."""
     if not isinstance(request.model, nn.Module):
         raise SurgeryError(f"optimize takes a torch.nn.Module, not a {type(request.model).__name__}").at("model")
     if not isinstance(request.budget, Budget | None):
         raise BudgetError(
-            f"budget={shown(request.budget)} is no budget; name the limit, such as budget=Budget(macs=0.5)"
+            f"budget={shown(request.budget)} is not a Budget; name the limit, such as budget=Budget(macs=0.5)"
         ).at("budget")
     if not isinstance(request.spend, Spend | None):
         raise BudgetError(
-            f"spend={shown(request.spend)} is no spend; name the limit, such as spend=Spend(epochs=300)"
+            f"spend={shown(request.spend)} is not a Spend; name the limit, such as spend=Spend(epochs=300)"
         ).at("spend")
     callbacks: object = request.callbacks
     wrong = [c for c in callbacks if not isinstance(c, Callback)] if isinstance(callbacks, Sequence) else [callbacks]
     if wrong:
-        is_class = isinstance(wrong[0], type) and issubclass(wrong[0], Callback)
-        remedy = f"give an instance: {wrong[0].__name__}()" if is_class else "derive its class from fxsurgery.Callback"
-        what = f"the class {wrong[0].__name__}" if is_class else shown(wrong[0])
+        first = wrong[0]
+        what, remedy = shown(first), "derive its class from fxsurgery.Callback"
+        if isinstance(first, type) and issubclass(first, Callback):
+            what, remedy = f"the class {first.__name__}", f"give an instance: {first.__name__}()"
         raise SurgeryError(f"callbacks must be a list of callbacks, not {what}; {remedy}").at("callbacks")
+    require_layers(request.keep, request.ratios)
     require_form(request.example_inputs)
 
 
 def _documented(function: Callable[..., object]) -> str:
-    """The docstring with the text of each argument where it refers to the declaration."""
+    """Return the docstring with the text of each argument in place of `ARGUMENTS`."""
     texts = docs_of(OptimizeRequest)
     rows = (f"{name}: {one_line(texts[name])}" for name in ("model", *(name for name in texts if name != "model")))
     indent, rest = " " * 4, " " * 8

@@ -1,4 +1,4 @@
-"""What `optimize` gives back: the model, what it costs and scores, and how it came about."""
+"""The result of `optimize`: the model, its cost and metrics, and how it was found."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ from fxsurgery.option_types import FilePath, checked
 from fxsurgery.passes import replay
 from fxsurgery.program import Program
 from fxsurgery.recapture import captured_as, require_same
-from fxsurgery.result_facts import facts_of, programs_of
+from fxsurgery.result_facts import BeforeAfter, cost_of_member, facts_of, programs_of
 from fxsurgery.saving import save_result, write_standalone
 from fxsurgery.searchers.common.pareto import ParetoMember
 from fxsurgery.searchers.common.trials import SearchRecord
@@ -28,51 +28,44 @@ from fxsurgery.training.device import leads
 
 
 @dataclass(frozen=True, eq=False)
-class BeforeAfter:
-    """One figure of the original and of the result."""
-
-    before: float
-    after: float
-
-    @property
-    def ratio(self) -> float:
-        """After over before."""
-        return self.after / self.before if self.before else float("nan")
-
-
-@dataclass(frozen=True, eq=False)
 class Result(report.NotebookView):
-    """The end of an optimization. Everything here is plain data or plain modules."""
+    """Result of an optimization: plain data and plain modules.
+
+    Example:
+        result = fxsurgery.optimize(model, train_data=train, val_data=val)
+        print(result.summary())
+        result.export_onnx("small.onnx")
+    """
 
     program: Program
-    """The program that was found: its graph, example inputs and log."""
+    """The program that was found: graph, example inputs and surgery log."""
     original: Program
     """The user's model as it was captured."""
     metric_name: str
     metrics: Mapping[str, BeforeAfter]
-    """The metric of the original, trained, and of the result: `val`, and `test` where test data was given.
+    """Metric of the trained original and of the result: `val`, and `test` if test data were passed.
 
-    `val, not fine-tuned`, which an evolutionary search has not, has the result's right after the surgery instead."""
+    `val, not fine-tuned` has the metric right after the surgery; evolutionary methods do not have it."""
     figures: Mapping[str, BeforeAfter] = field(default_factory=dict)
-    """The other numbers that the metric gives, where it gives several: `pixel accuracy (val)`."""
+    """Further values of a metric that returns several: `pixel accuracy (val)`."""
     notes: tuple[str, ...] = ()
-    """What a user should know: widths that stayed, gates that were undecided, parts left alone and why."""
+    """Notes for the user: widths that stayed, gates that were undecided, parts that were left alone, and why."""
     history: tuple[Mapping[str, Any], ...] = ()
-    """The training curves, one record a report."""
+    """Training curves, one record for each report of progress."""
     gates: tuple[float, ...] = ()
     seed: int = 0
     asked: Mapping[str, Any] = field(default_factory=dict)
-    """What was asked for, plain JSON: `method`, `settings`, `budget`, `trained`, `data_free`, `environment`, ..."""
+    """Arguments of the run as plain JSON: `method`, `settings`, `budget`, `trained`, `data_free`, `environment`, ..."""
     search: SearchRecord | None = None
-    """The trials of a search that trains many networks, such as ECToNAS."""
+    """Trials of a search that trains many networks, such as ECToNAS."""
     pareto: tuple[ParetoMember, ...] = ()
-    """What an evolutionary search found on the way that no other network beats at its cost, the cheapest first."""
+    """Pareto front of an evolutionary search, the cheapest network first."""
     latency: Mapping[str, float] = field(default_factory=dict)
-    """What a budget of `latency_ms` was held by, measured side by side on the target: `original_ms`, `ms`, `low_ms`
-    and `high_ms` of the result (a 95 % interval), `limit_ms`, and the `batch` size that was measured: 1, unless the
-    model takes another one only. Empty where the budget has no such limit."""
+    """Latency, measured side by side on the target: `original_ms`, `ms`, `low_ms` and `high_ms` of the result (a 95 %
+    interval), `limit_ms`, and the `batch` size: 1, unless the model accepts only another. Empty if the budget does
+    not limit `latency_ms`."""
     _saved_costs: tuple[Cost | None, Cost | None] | None = field(default=None, repr=False)
-    """Of a result that was loaded, what was saved of `costs`: `None` for what was not."""
+    """`costs` of a loaded result as they were saved; `None` for a cost that was not."""
 
     @property
     def model(self) -> fx.GraphModule:
@@ -81,30 +74,30 @@ class Result(report.NotebookView):
 
     @property
     def cost(self) -> tuple[Cost, Cost]:
-        """What the original takes, and what the result takes."""
+        """Costs of the original and of the result."""
         return cost(self.original), cost(self.program)
 
     @property
     def costs(self) -> tuple[Cost | None, Cost | None]:
-        """The same without running anything of a result that was loaded: as it was saved.
+        """Costs of the original and of the result; of a loaded result as they were saved, without running anything.
 
-        `None` where it was not, by an early version; `cost` counts it.
+        `None` for a cost that an early version did not save; `cost` counts it.
         """
         return self.cost if self._saved_costs is None else self._saved_costs
 
     @property
     def log(self) -> tuple[str, ...]:
-        """The passes that lead from the original's graph to the result's."""
+        """The passes that turn the original's graph into the result's."""
         return self.program.log
 
     @property
     def example_inputs(self) -> tuple[Any, ...]:
-        """Inputs that the model takes by position."""
+        """Positional example inputs of the model."""
         return self.program.example_inputs
 
     @property
     def example_kwargs(self) -> Mapping[str, Any]:
-        """Inputs that it takes by name."""
+        """Keyword example inputs of the model."""
         return self.program.example_kwargs
 
     @override
@@ -116,17 +109,20 @@ class Result(report.NotebookView):
         return f"<Result: {after.params:,} of {before.params:,} parameters, {after.macs:,} of {before.macs:,} MACs>"
 
     def summary(self) -> str:
-        """A table of before, after and ratio, that of the Pareto front where there is one, and the notes."""
+        """Return a table of before, after and ratio, the Pareto front if there is one, and the notes."""
         return report.summary(self)
 
     @checked(SurgeryError)
     def member(self, number: int) -> "Result":
-        """The result as it would be with `pareto[number]` as its end: to report, export, measure or save that one.
+        """Return the result for `pareto[number]`, to report, export, measure or save that network.
 
-        It has no test figures, since the test data were looked at for the one that was chosen, and no history.
+        It has no test metrics, since the test data were used for the selected network, and no history.
+
+        Args:
+            number: index into `pareto`.
 
         Raises:
-            SurgeryError: there is no such member.
+            SurgeryError: the index is out of range.
         """
         if not 0 <= number < len(self.pareto):
             last = len(self.pareto) - 1
@@ -142,19 +138,22 @@ class Result(report.NotebookView):
             history=(),
             latency={},
             search=self.search and self.search.ending_with(member.trial),
-            _saved_costs=self._saved_costs and (self._saved_costs[0], _cost_of(member)),
+            _saved_costs=self._saved_costs and (self._saved_costs[0], cost_of_member(member)),
         )
 
     @checked(RunError)
     @plain_surroundings()
     def save(self, folder: FilePath) -> None:
-        """Write everything as a folder that `fxsurgery.load` reads; a result that was there is replaced.
+        """Save the result as a folder that `fxsurgery.load` reads; a result that is there is replaced.
 
-        Of a distributed run the first process alone writes, here and in the other methods that do.
+        In a distributed run only the first process writes, here and in the other methods that write.
+
+        Args:
+            folder: where the result is saved; missing directories are created.
 
         Raises:
-            SavingError: something of the models cannot be written; it says what.
-            RunError: the folder cannot be written to, or holds something else.
+            SavingError: part of a model cannot be saved; the message says which.
+            RunError: the folder cannot be written, or holds something else.
         """
         if not leads():
             return
@@ -164,16 +163,19 @@ class Result(report.NotebookView):
     @checked(RunError)
     @plain_surroundings()
     def save_standalone(self, folder: FilePath) -> None:
-        """Write the model as Python code of its own, `model.py`, with its weights: it needs torch and nothing else.
-
-        The folder is proven in a process of its own: same outputs, same parameter names, and a backward step runs.
+        """Save the model as Python code, `model.py`, with its weights; it requires only torch.
 
             from model import load
             model = load()
 
+        The folder is verified in a separate process: same outputs, same parameter names, and a backward step runs.
+
+        Args:
+            folder: where the code is saved; missing directories are created.
+
         Raises:
-            SavingError: a module of the model is code of yours, which is not copied; it says which.
-            RunError: the folder cannot be written to, or holds something else.
+            SavingError: a module of the model is your own code, which is not copied; the message says which.
+            RunError: the folder cannot be written, or holds something else.
         """
         if leads():
             write_standalone(self.program, Path(folder))
@@ -181,12 +183,15 @@ class Result(report.NotebookView):
     @checked(CaptureError)
     @plain_surroundings()
     def replay(self, original: nn.Module) -> nn.Module:
-        """The same surgery on another copy of your model, such as a later checkpoint; `original` is left alone.
+        """Apply the same surgery to another copy of your model, such as a later checkpoint, and return the new model.
 
-        The tensors are those of `original`, cut alike, so `load_state_dict(result.model.state_dict())` fits.
+        Its tensors are those of `original`, sliced, so that `load_state_dict(result.model.state_dict())` fits.
+
+        Args:
+            original: a model of the same architecture; it is not modified.
 
         Raises:
-            SpecError: `original` is another architecture; it says where they differ.
+            SpecError: `original` is another architecture; the message says where they differ.
             CaptureError: it cannot be captured.
         """
         taken = captured_as(self.original, original, self.original.examples)
@@ -287,8 +292,3 @@ class Result(report.NotebookView):
             "rounds": rounds, "warmup": warmup, "threads": threads, "seconds": seconds, "seed": seed, "loads": loads,
         }  # fmt: skip
         return compare_programs({"original": self.original, "result": self.program}, device, options)
-
-
-def _cost_of(member: ParetoMember) -> Cost:
-    """What a member takes, as it was noted in the search."""
-    return Cost(params=int(member.trial.costs["params"]), macs=int(member.trial.costs["macs"]))

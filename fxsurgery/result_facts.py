@@ -1,12 +1,27 @@
-"""What a saved result holds: its programs by folder, and all other fields as plain values."""
+"""Conversion of a result into what is saved: its programs by folder, and all other fields as plain values."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
+from fxsurgery.budget import Cost
 from fxsurgery.program import Program
-from fxsurgery.searchers.common.pareto import member_to_plain
+from fxsurgery.searchers.common.pareto import ParetoMember, member_to_plain
 from fxsurgery.searchers.common.trials import to_plain
+
+
+@dataclass(frozen=True, eq=False)
+class BeforeAfter:
+    """A value of the original and of the result."""
+
+    before: float
+    after: float
+
+    @property
+    def ratio(self) -> float:
+        """`after` divided by `before`; NaN if `before` is 0."""
+        return self.after / self.before if self.before else float("nan")
+
 
 PROGRAMS = ("program", "original")
 """Fields of a result that hold programs."""
@@ -39,3 +54,8 @@ def facts_of(result: Any) -> Mapping[str, Any]:  # noqa: ANN401 -- as above
 def member_folder(number: int) -> str:
     """Return the folder of a member of the Pareto front, relative to that of the result."""
     return f"pareto/{number}"
+
+
+def cost_of_member(member: ParetoMember) -> Cost:
+    """Return the cost of a member as the search recorded it."""
+    return Cost(params=int(member.trial.costs["params"]), macs=int(member.trial.costs["macs"]))

@@ -36,7 +36,7 @@ def tapped(model: fx.GraphModule, nodes: Sequence[str]) -> fx.GraphModule:
         A module that is called as `model` is, and gives (outputs of `model`, {name: value at that node}).
 
     Raises:
-        SpecError: there is no such node, or it is inside a module that was kept whole.
+        SpecError: there is no such node, or it is inside a leaf module.
 
     Example:
         >>> import torch
@@ -114,8 +114,8 @@ def _require_node(model: fx.GraphModule, name: str) -> None:
         raise SpecError(f"no node is named {name!r}, which is a module; name the node that calls it: {caller!r}")
     if outer := next((path for path in called if _is_inside(model.get_submodule(path), path, name)), None):
         raise SpecError(
-            f"{name!r} is inside the module {outer!r}, which was kept whole, so its inner values are in no graph; name "
-            f"{called[outer]!r}, or capture the model without keeping it whole"
+            f"{name!r} is inside {outer!r}, a leaf module, whose inner values are not in the graph; name "
+            f"{called[outer]!r}, or capture the model without this leaf"
         )
     known = [n.name for n in model.graph.nodes if n.op != "output"]
     near = difflib.get_close_matches(name, known, n=3) or known[:3]

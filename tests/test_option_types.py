@@ -150,7 +150,6 @@ def test_options_of_a_benchmark(name: str, value: object):
         ({"path": None}, "path=None"), ({"model": 5}, "model=5"), ({"opset": "18"}, "opset='18'"),
         ({"opset": -1}, "opset=-1"), ({"dynamic_batch": 1}, "dynamic_batch=1"),
         ({"exporter": "fast"}, "exporter='fast'"), ({"check": "no"}, "check='no'"),
-        ({"example_inputs": None}, "example_inputs=None"),
         ({"example_kwargs": [1]}, "example_kwargs="),
     ],
 )  # fmt: skip

@@ -163,9 +163,9 @@ def _finish(journal: Journal, model: nn.Module, program: Program, removal: Remov
 
 def _captured(model: nn.Module, inputs: Inputs) -> Program:
     if not inputs.kwargs:
-        return capture(model, *inputs.args)
+        return capture(model, inputs.args)
     if "example_kwargs" in inspect.signature(capture).parameters:
-        return capture(model, *inputs.args, example_kwargs=dict(inputs.kwargs))
+        return capture(model, inputs.args, example_kwargs=dict(inputs.kwargs))
     bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
     return capture(model, *bound.args, **bound.kwargs)
 

@@ -230,7 +230,7 @@ def _why(row: Row) -> str:
 
 
 def _opaque(row: Row) -> str:
-    return "; ".join(note for note in row.notes if "kept whole" in note)
+    return "; ".join(note for note in row.notes if "kept as a leaf" in note)
 
 
 def _rounding(row: Row) -> str:

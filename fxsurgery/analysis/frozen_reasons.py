@@ -7,7 +7,7 @@ from fxsurgery.analysis.propagation import Propagation
 from fxsurgery.ops.union_find import Ids, TracedUnionFind
 from fxsurgery.program import Program
 
-KEPT = "it is kept whole"
+KEPT = "it is a leaf module"
 _NONE: Ids = np.zeros(0, np.int64)
 
 
@@ -21,7 +21,7 @@ class FrozenReasons:
         self._propagation.walk()
 
     def of(self, name: str) -> str:
-        """Return why the work of a node, or of a module that is kept whole, cannot shrink."""
+        """Return why the work of a node or leaf module cannot shrink."""
         node = self._nodes.get(name) or next((n for n in self._program.nodes if str(n.target) == name), None)
         if node is None or (node.op == "call_module" and not self._weight(node) and self._has_state(node)):
             return KEPT

@@ -41,6 +41,11 @@ class GatePlan:
         found = (position < len(self.units)) & (self.units[np.minimum(position, len(self.units) - 1)] == ids)
         return torch.from_numpy(np.where(found, position + 1, 0))
 
+    def without(self, units: Ids) -> "GatePlan":
+        """Return the plan with no gate for some units, and without the sites that then have none."""
+        left = self.units[~np.isin(self.units, units)]
+        return GatePlan(tuple(site for site in self.sites if np.isin(site.ids, left).any()), left)
+
 
 @cached
 def gate_plan(program: Program) -> GatePlan:

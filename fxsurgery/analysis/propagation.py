@@ -2,7 +2,7 @@
 
 The operations are met under a `TorchDispatchMode`, so the rules know ATen alone, while whatever they
 notice is booked under the node of the user's graph that is being run. What cannot run on meta tensors (a
-module kept whole, an operation without shapes) is looked up in one real run; what flows into it freezes.
+leaf module, an operation without shapes) is looked up in one real run; what flows into it freezes.
 """
 
 import copy
@@ -28,8 +28,8 @@ from fxsurgery.ops.rules.recurrent import end_shapes, recurrent
 from fxsurgery.ops.union_find import Ids, UnionFind
 from fxsurgery.program import Program
 
-KEPT_WHOLE = "kept whole"
-"""The operation of work that was counted in a real run."""
+LEAF = "leaf module"
+"""Operation name for the work of a leaf module, which is counted in a real run."""
 
 META = torch.device("meta")
 
@@ -146,7 +146,7 @@ class Propagation(fx.Interpreter):
         if isinstance(module, nn.RNNBase) and isinstance(args[0], Tensor) and is_resizable(module):
             return self._recurrent(module, args, kwargs)
         if is_kept_whole(module):
-            raise NotImplementedError(f"{type(module).__name__} is kept whole")
+            raise NotImplementedError(f"{type(module).__name__} is a leaf module")
         return super().call_module(target, args, kwargs)
 
     def _recurrent(self, module: nn.RNNBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -172,7 +172,7 @@ class Propagation(fx.Interpreter):
         self.state.unknown.setdefault(self.state.op, []).append(node.name)
         recorded = real_run(self._program)
         if macs := recorded.macs[node.name]:
-            self.state.work.append(Work(node.name, KEPT_WHOLE, macs, ()))
+            self.state.work.append(Work(node.name, LEAF, macs, ()))
         for op in recorded.unknown[node.name]:
             self.calls.unknown_macs.setdefault(op, {})[node.name] = None
         return recorded.values[node.name]

@@ -1,4 +1,4 @@
-"""A run on real tensors, for what cannot run on meta tensors: shapes, and the work of what is kept whole."""
+"""A run on real tensors, for what cannot run on meta tensors: shapes, and the work of leaf modules."""
 
 from dataclasses import dataclass
 from typing import Any

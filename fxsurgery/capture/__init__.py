@@ -5,9 +5,7 @@ and its torch calls are recorded (`fxsurgery.capture.trace_frontend`). Either gr
 compared with the model: outputs, gradients and buffers, in eval and in train mode.
 """
 
-import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,7 +25,7 @@ from fxsurgery.option_types import checked
 from fxsurgery.program import Program
 from fxsurgery.surroundings import plain_surroundings
 
-__all__ = ["capture", "guess_inputs"]
+__all__ = ["Inputs", "capture", "guess_inputs"]
 
 
 @checked(CaptureError, apart=("model", "example_inputs"), example_kwargs=DataError)
@@ -67,12 +65,12 @@ def capture(
     Example:
         >>> from torch import nn
         >>> program = capture(nn.Sequential(nn.Linear(8, 4), nn.ReLU()), torch.randn(2, 8))
-        >>> [str(node.target) for node in program.graph.nodes if node.op == "call_module"]
+        >>> [str(node.target) for node in program.nodes if node.op == "call_module"]
         ['0', '1']
     """
     require_capturable(model)
     positional = (example_inputs, *more_inputs) if more_inputs else example_inputs
-    inputs = replace(inputs_of(model, positional, example_kwargs), batch_dims=None, samples=None)
+    inputs = inputs_of(model, positional, example_kwargs)
     if not inputs.tensors:
         raise DataError("capture: no example input is a tensor; pass what forward takes, as in capture(model, x)")
     if any(x.is_meta for x in inputs.tensors):
@@ -84,7 +82,6 @@ def capture(
             "capture: an example input is a sparse tensor, which cannot be copied and compared; "
             "make it dense with .to_dense()"
         )
-    inputs = _in_signature_order(model, inputs)
     if batch_dims is not None:
         inputs = as_stated(inputs, batch_dims, inputs.names(model.forward))
     with reference_runs.isolated():
@@ -105,10 +102,3 @@ def _script_module_notes(graph_module: fx.GraphModule) -> Iterator[str]:
     for path in called:
         if isinstance(graph_module.get_submodule(path), torch.jit.ScriptModule):
             yield f"`{path}` (ScriptModule) is kept as a leaf: compiled TorchScript code cannot be traced"
-
-
-def _in_signature_order(model: nn.Module, inputs: Inputs) -> Inputs:
-    """Return the inputs with keyword inputs in the order of the signature of `forward`."""
-    known = list(inspect.signature(model.forward).parameters)
-    order = sorted(inputs.kwargs, key=lambda name: known.index(name) if name in known else len(known))
-    return Inputs(inputs.args, {name: inputs.kwargs[name] for name in order})

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxsurgery.capture.trace import Recording, UnsupportedCodeError
+from fxsurgery.capture.trace import REWRITE, Recording, UnsupportedCodeError
 
 Four = tuple[Any, Any, Any, Any]
 """One argument in the recordings `first`, `larger`, `trained` and `redrawn`, in this order."""
@@ -82,14 +82,15 @@ class Alignment:
             )
         if not _same(one, versions[3]):
             what = f"an argument of {node.target} depends on the values of the inputs ({one} or {versions[3]})"
-            raise _unsupported(node, what)
+            raise _unsupported(node, what, "Compute it with tensor operations")
         if not _same(one, versions[1]):
             return self._number(node, one, versions[1])
         return one if _same(one, versions[2]) else self._flag(node, one, versions[2])
 
     def _number(self, node: fx.Node, one: Any, other: Any) -> fx.Node:
         if not all(isinstance(v, int) and not isinstance(v, bool) for v in (one, other)):
-            raise _unsupported(node, f"an argument of {node.target} depends on the batch size ({one} or {other})")
+            what = f"an argument of {node.target} depends on the batch size ({one} or {other})"
+            raise _unsupported(node, what, "Compute it from x.shape in integer arithmetic")
         slope = other - one
         offset = one - slope * self.batch
         place, dim = self.batched
@@ -103,7 +104,8 @@ class Alignment:
         path = _module_path(node)
         is_rate = isinstance(one, (int, float)) and one == 0.0 and isinstance(other, float)
         if (one, other) != (False, True) and not is_rate:
-            raise _unsupported(node, f"an argument of {node.target} is {one} in eval mode and {other} in train mode")
+            what = f"an argument of {node.target} is {one} in eval mode and {other} in train mode"
+            raise _unsupported(node, what, "Use one value in both modes, or self.training itself")
         target = f"{path}.training" if path else "training"
         flag = self._once(target, lambda g, _: g.create_node("get_attr", target))
         if isinstance(other, bool):
@@ -150,8 +152,8 @@ def _same(one: Any, other: Any) -> bool:
     return both_nan or bool(one == other)
 
 
-def _unsupported(node: fx.Node, what: str) -> UnsupportedCodeError:
-    return UnsupportedCodeError(_module_path(node), what, line=str(node.meta.get("line", "")))
+def _unsupported(node: fx.Node, what: str, remedy: str = REWRITE) -> UnsupportedCodeError:
+    return UnsupportedCodeError(_module_path(node), what, remedy, str(node.meta.get("line", "")))
 
 
 def _module_path(node: fx.Node) -> str:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 -- as everywhere in torch
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Return True if `expanded` computes exactly what the module does."""
+def is_expandable(module: nn.Module) -> bool:
+    """Return True if `as_operations` computes exactly what the module does."""
     return (
         type(module) is nn.MultiheadAttention
         and getattr(module, "in_proj_weight", None) is not None
@@ -25,16 +25,16 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def is_batched(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Return True if a call of the module has batched inputs, which `expanded` requires."""
+    """Return True if a call of the module has batched inputs, which `as_operations` requires."""
     query = args[0] if args else kwargs.get("query")
     return isinstance(query, Tensor) and query.dim() == 3
 
 
-def expanded(module: nn.MultiheadAttention) -> Callable[..., tuple[Tensor, Tensor | None]]:
+def as_operations(module: nn.MultiheadAttention) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """Return a forward that runs the module as operations on its parameters.
 
     Args:
-        module: a module for which `is_plain` holds.
+        module: a module for which `is_expandable` holds.
 
     Returns:
         A function with the module's signature; its inputs must be batched, (batch, length, features) or, without

@@ -12,15 +12,15 @@ from fxsurgery.capture import reference_runs
 from fxsurgery.capture.build import check_unshared
 from fxsurgery.capture.checks import Comparison, shapes
 from fxsurgery.capture.compact_inputs import compact_variant, neighbors, with_batch
-from fxsurgery.capture.fx_frontend import traced, traced_in_training, used_by
-from fxsurgery.capture.model_copies import ModelCopies, Scratch
-from fxsurgery.capture.preconditions import is_exported, uncopiable
+from fxsurgery.capture.fx_frontend import trace_graph, trace_in_train_mode, used_paths
+from fxsurgery.capture.model_copies import ModelCopies, ScratchCopy
+from fxsurgery.capture.preconditions import is_exported, uncopiable_attribute
 from fxsurgery.capture.random_control_flow import RandomControlFlowWatch
 from fxsurgery.capture.reference_runs import ReferenceOutcome
 from fxsurgery.capture.size_guards import ResolvedSizes, resolve_sizes
 from fxsurgery.capture.size_trials import SizeTrials
 from fxsurgery.capture.size_variants import SizeVariants, Variant, leaf_names
-from fxsurgery.capture.trace_frontend import Recorded, recorded
+from fxsurgery.capture.trace_frontend import CapturedGraph, record_graph
 from fxsurgery.capture.tracer import is_leaf
 from fxsurgery.errors import CaptureError, DataError, TrainOnlyError, first_line, reason_of, typed_reason
 from fxsurgery.example_inputs import remedy_for
@@ -46,7 +46,7 @@ class CaptureRun:
         self._model = _copied(model)
         check_unshared(self._model, model)
         self.copies = ModelCopies(self._model, model)
-        self._scratch = Scratch(self.copies, self._model)
+        self._scratch = ScratchCopy(self.copies, self._model)
         self._watch = RandomControlFlowWatch(lambda module, _: is_leaf(module, leaf_modules))
         outcome = self._reference_outcome(inputs)
         compact = compact_variant(self._scratch, inputs)
@@ -60,7 +60,7 @@ class CaptureRun:
         if is_exported(self._model):
             self._require_any_batch()
 
-    def capture(self) -> Recorded:
+    def capture(self) -> CapturedGraph:
         """Return the checked graph from symbolic tracing or, if that fails, from recording.
 
         Raises:
@@ -70,10 +70,10 @@ class CaptureRun:
         reached = tuple[str, ...]()
         if _is_positional(self.inputs):
             count = len(self.inputs.args)
-            trained = traced_in_training(self.copies, self._model, count, self._leaf_modules)
-            reached = used_by(trained)
+            trained = trace_in_train_mode(self.copies, self._model, count, self._leaf_modules)
+            reached = used_paths(trained)
             try:
-                captured = traced(self.copies, self._model, count, self._leaf_modules, trained)
+                captured = trace_graph(self.copies, self._model, count, self._leaf_modules, trained)
                 self._watch.refuse(self._model)
                 return self._check_traced(captured)
             except CaptureError as error:
@@ -149,12 +149,12 @@ class CaptureRun:
                 "export it with dynamic_shapes=({0: torch.export.Dim('batch')},), or pass the module that was exported"
             ) from error
 
-    def _check_traced(self, captured: Recorded) -> Recorded:
+    def _check_traced(self, captured: CapturedGraph) -> CapturedGraph:
         """Check a symbolically traced graph at the example size and, where possible, more deeply at a compact size."""
         trials = SizeTrials(self.copies, captured.graph_module)
         example, compact = trials.run(self._sizes.example), self._compact
         others = [] if compact is None else [trials.run(v) for v in (compact, *neighbors(self._scratch, compact))]
-        if not others or not all(trial.is_right for trial in others):
+        if not others or not all(trial.is_correct for trial in others):
             compact, others = None, [trials.run(variant) for variant in self._sizes.few]
         resolved = resolve_sizes(captured.graph_module, self._names, [example, *others])
         keeps_state = self._scratch.keeps_state or trials.scratch.keeps_state
@@ -163,7 +163,7 @@ class CaptureRun:
         )
         return self._checked(captured, resolved, comparison, compact)
 
-    def _record(self, reached: tuple[str, ...]) -> Recorded:
+    def _record(self, reached: tuple[str, ...]) -> CapturedGraph:
         """Record with symbolic sizes; fall back to the sizes of the inputs if forward does not work with symbolic ones.
 
         If a branch is taken differently at other sizes, a recording at such a size may hold for all of them.
@@ -175,7 +175,7 @@ class CaptureRun:
                 return self._attempt(self._sizes.example, reached, trace_sizes=False)[0]
             except CaptureError:
                 raise error from None
-        for variant in resolved.refused[:1]:
+        for variant in resolved.rejected[:1]:
             with suppress(CaptureError):
                 wider, again = self._attempt(variant, reached)
                 if not again.notes:
@@ -184,30 +184,32 @@ class CaptureRun:
 
     def _attempt(
         self, base: Variant, reached: tuple[str, ...], *, trace_sizes: bool = True
-    ) -> tuple[Recorded, ResolvedSizes]:
+    ) -> tuple[CapturedGraph, ResolvedSizes]:
         sizes = self._sizes
-        captured = recorded(self.copies, self._model, base.inputs, self._leaf_modules, reached, trace_sizes=trace_sizes)
+        captured = record_graph(
+            self.copies, self._model, base.inputs, self._leaf_modules, reached, trace_sizes=trace_sizes
+        )
         others = tuple(variant for variant in sizes.all if variant is not base)
         if base is not sizes.example:
             others = (*others, replace(sizes.example, dims=base.dims))
         trials = SizeTrials(self.copies, captured.graph_module)
         runs = [trials.run(variant) for variant in (base, *others)]
-        probes = [trial for variant in sizes.refused if (trial := trials.probe(variant)) is not None]
+        probes = [trial for variant in sizes.rejected if (trial := trials.probe(variant)) is not None]
         resolved = resolve_sizes(captured.graph_module, self._names, runs, probes, is_traced=trace_sizes)
         comparison = Comparison(self.copies, self._model, captured.graph_module, captured.entered)
         return self._checked(captured, resolved, comparison), resolved
 
     def _checked(
-        self, captured: Recorded, resolved: ResolvedSizes, comparison: Comparison, compact: Variant | None = None
-    ) -> Recorded:
+        self, captured: CapturedGraph, resolved: ResolvedSizes, comparison: Comparison, compact: Variant | None = None
+    ) -> CapturedGraph:
         notes = comparison.check(self.inputs, None if compact is None else compact.inputs)
-        if not resolved.is_right:
+        if not resolved.is_correct:
             raise CaptureError(
                 "the graph and the model differ on the example inputs by more than rounding. Does forward keep a value "
                 "from call to call? Keep that module as a leaf with "
                 f"{usage('leaf_modules=(ThatModule,)', 'leaf_modules')}"
             )
-        return Recorded(captured.graph_module, captured.entered, (*captured.notes, *resolved.notes, *notes))
+        return CapturedGraph(captured.graph_module, captured.entered, (*captured.notes, *resolved.notes, *notes))
 
     @property
     def _names(self) -> list[str]:
@@ -225,5 +227,5 @@ def _copied(model: nn.Module) -> nn.Module:
     except Exception as error:
         raise CaptureError(
             "the model cannot be deep-copied, which capture requires: "
-            f"{uncopiable(model) or f'{reason_of(error)}; remove what cannot be copied from the model'}"
+            f"{uncopiable_attribute(model) or f'{reason_of(error)}; remove what cannot be copied from the model'}"
         ) from error

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from fxsurgery.capture import reference_runs
 from fxsurgery.capture.layer_trace import LayerTracer
-from fxsurgery.capture.model_copies import Scratch
+from fxsurgery.capture.model_copies import ScratchCopy
 from fxsurgery.capture.size_variants import Dim, Variant, adjacent_sizes, groups_of, resized
 from fxsurgery.inputs import Inputs
 
@@ -25,7 +25,7 @@ MIN_MAP_WIDTH = 2
 """Minimum width of the smallest feature map: at width 1, spatial effects of a layer do not show."""
 
 
-def compact_variant(scratch: Scratch, inputs: Inputs) -> Variant | None:
+def compact_variant(scratch: ScratchCopy, inputs: Inputs) -> Variant | None:
     """Return the inputs with every large dim reduced as far as the model accepts it; None if it accepts none.
 
     At the reduced sizes, the outputs must be finite and no feature map may be of width 1.
@@ -43,7 +43,7 @@ def compact_variant(scratch: Scratch, inputs: Inputs) -> Variant | None:
     return found
 
 
-def neighbors(scratch: Scratch, compact: Variant) -> tuple[Variant, ...]:
+def neighbors(scratch: ScratchCopy, compact: Variant) -> tuple[Variant, ...]:
     """Return variants of `compact` with one reduced size larger by one each, or smaller by one as a fallback."""
     found = list[Variant | None]()
     for size, group in groups_of(compact.inputs).items():
@@ -65,7 +65,7 @@ def _reduced_sizes(size: int) -> list[int]:
     return [n for n in dict.fromkeys(sizes) if MIN_SIZE <= n <= MAX_FRACTION * size]
 
 
-def _run_if_informative(scratch: Scratch, inputs: Inputs, dims: tuple[Dim, ...]) -> Variant | None:
+def _run_if_informative(scratch: ScratchCopy, inputs: Inputs, dims: tuple[Dim, ...]) -> Variant | None:
     """Return the variant with its outcome; None if it fails or shows less than the example inputs would."""
     tracer = LayerTracer(scratch.copy())
     with tracer.active():
@@ -74,7 +74,7 @@ def _run_if_informative(scratch: Scratch, inputs: Inputs, dims: tuple[Dim, ...])
     return variant if variant is not None and is_wide and variant.outcome.is_finite else None
 
 
-def _run(scratch: Scratch, inputs: Inputs, dims: tuple[Dim, ...]) -> Variant | None:
+def _run(scratch: ScratchCopy, inputs: Inputs, dims: tuple[Dim, ...]) -> Variant | None:
     try:
         return Variant(inputs, dims, reference_runs.run_eval(scratch.copy(), inputs))
     except Exception:  # noqa: BLE001 -- a model may reject a size with any exception

@@ -36,7 +36,7 @@ _MAX_DEPTH = 3
 """How many levels of attributes and entries to search for a generator below a module."""
 
 
-def random_control_flow(source: str) -> str:
+def draw_message(source: str) -> str:
     """Return the error text for a draw from `source`."""
     return f"random numbers control Python code ({source}), and a graph would always repeat one outcome"
 

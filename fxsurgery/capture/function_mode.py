@@ -16,17 +16,17 @@ from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from fxsurgery.capture import reference_runs
-from fxsurgery.capture.attention import expanded, is_batched
+from fxsurgery.capture.attention import as_operations, is_batched
 from fxsurgery.capture.canonical_ops import canonical_target, is_reflected
 from fxsurgery.capture.diagnostics import running_line
-from fxsurgery.capture.draws import OUT_OF_LEAF, REMEDY, has_python_values, python_draws, random_control_flow
-from fxsurgery.capture.functions import Function, stand_ins
+from fxsurgery.capture.draws import OUT_OF_LEAF, REMEDY, draw_message, has_python_values, python_draws
+from fxsurgery.capture.functions import Function, patches_for
 from fxsurgery.capture.interception import intercepting
 from fxsurgery.capture.module_mode import IsLeaf, ModuleMode
 from fxsurgery.capture.outputs import plain_structure, unknown_types
 from fxsurgery.capture.size_tape import SizeTape, size_method
-from fxsurgery.capture.trace import REWRITE, Recording, UnsupportedCodeError
-from fxsurgery.capture.traced_sizes import plain
+from fxsurgery.capture.trace import DETACH, NO_AUTOCAST, NO_LOOP, REWRITE, Recording, UnsupportedCodeError
+from fxsurgery.capture.traced_sizes import untraced
 from fxsurgery.capture.unsupported_ops import iterates, sized_by_values, unrepeatable
 from fxsurgery.capture.value_table import ValueTable, state_of
 from fxsurgery.inputs import Inputs
@@ -59,7 +59,7 @@ def record(
     inputs = inputs.clone()
     for position, leaf in enumerate(inputs.leaves):
         recorder.values.bind(leaf, recorder.graph.placeholder(f"input_{position}"))
-    patches = [patch for function in leaf_functions for patch in stand_ins(function, recorder.call_function)]
+    patches = [patch for function in leaf_functions for patch in patches_for(function, recorder.call_function)]
     try:
         with (
             intercepting(recorder.call, recorder.refuse_function, patches),
@@ -84,9 +84,9 @@ def _notes(model: nn.Module, recorder: "_Recorder", returned: Any) -> tuple[str,
     if hooked:
         named = ", ".join(f"`{path}`" for path in hooked[:3]) + (f" and {len(hooked) - 3} more" if hooked[3:] else "")
         notes.append(f"the forward hooks of {named} ran during capture: their operations are part of the graph")
-    if recorder.sized:
+    if recorder.dynamic:
         notes.append(
-            f"a size depends on the values of the inputs, so the graph may fail on other values: {recorder.sized[0]}"
+            f"a size depends on the values of the inputs, so the graph may fail on other values: {recorder.dynamic[0]}"
         )
     return tuple(notes)
 
@@ -97,10 +97,10 @@ class _Recorder(ModuleMode):
     def __init__(self, model: nn.Module, is_leaf: IsLeaf, *, trace_sizes: bool) -> None:
         super().__init__(model, is_leaf)
         self.graph = fx.Graph()
-        self._tape = SizeTape(self.graph, self._made) if trace_sizes else None
-        self.values = ValueTable(self.graph, model, self._made, lambda: self._inside[-1], self._tape)
+        self._tape = SizeTape(self.graph, self._annotate) if trace_sizes else None
+        self.values = ValueTable(self.graph, model, self._annotate, lambda: self._inside[-1], self._tape)
         self.entered: list[str] = [""]
-        self.sized = list[str]()
+        self.dynamic = list[str]()
         """Lines of the model's own forward that give a tensor whose size depends on the values of the inputs."""
         self._gradients = torch.is_grad_enabled()
         self._called_leaves = set[str]()
@@ -127,7 +127,7 @@ class _Recorder(ModuleMode):
         """Raise for a random number that reaches Python, unless it stays inside a leaf."""
         self._drew = True
         if not self.suspended:
-            self._draw_errors.append(UnsupportedCodeError(self._inside[-1], random_control_flow(source), REMEDY, line))
+            self._draw_errors.append(UnsupportedCodeError(self._inside[-1], draw_message(source), REMEDY, line))
             raise self._draw_errors[0]
 
     def refuse_caught_draw(self) -> None:
@@ -151,61 +151,63 @@ class _Recorder(ModuleMode):
         if reason := unrepeatable(func, name, args):
             raise self.unsupported(*reason)
         before = None if name in {"__get__", "__set__"} else (self.values.node_for(args), self.values.node_for(kwargs))
-        sized = self._is_sized(name, args, kwargs, before)
-        given, args, kwargs = (args, kwargs), plain(args), plain(kwargs)
+        dynamic = self._has_dynamic_size(name, args, kwargs, before)
+        arguments, args, kwargs = (args, kwargs), untraced(args), untraced(kwargs)
         self.suspended += 1
         try:
             out = func(*args, **kwargs)
         finally:
             self.suspended -= 1
         if before is None:
-            return self._attribute(func, args[0], out)
+            return self._on_attribute(func, args[0], out)
         if size_method(name) is not None and isinstance(args[0], Tensor):
-            return self._sizes(name, args[0], (*args[1:], *kwargs.values()), out)
+            return self._traced_sizes(name, args[0], (*args[1:], *kwargs.values()), out)
         if name != "__setitem__" and not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(out)):
             return out
         self._check_surroundings((args, kwargs))
         node = self._create_node(func, name, before)
-        node.meta["sized"] |= sized
+        node.meta["dynamic"] |= dynamic
         if name == "__setitem__":
             return out
         if self._tape is not None:
-            self._tape.pin_count(name, *given, self.values.node_for)
+            self._tape.pin_count(name, *arguments, self.values.node_for)
         in_place = kwargs.get("inplace") or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
-        return self._bound(out, node, () if in_place else (args, kwargs))
+        return self._bind(out, node, () if in_place else (args, kwargs))
 
-    def _create_node(self, func: Any, name: str, given: tuple[Any, Any]) -> fx.Node:
+    def _create_node(self, func: Any, name: str, arguments: tuple[Any, Any]) -> fx.Node:
         spelling = canonical_target(func, name)
         if spelling is None:
             raise self.unsupported(
                 f"the function {name} of {getattr(func, '__module__', None)} cannot be referenced by name in a graph"
             )
-        args, kwargs = given
-        return self._made(self.graph.create_node(*spelling, args[::-1] if is_reflected(name) else args, kwargs))
+        args, kwargs = arguments
+        return self._annotate(self.graph.create_node(*spelling, args[::-1] if is_reflected(name) else args, kwargs))
 
-    def _is_sized(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], given: Any) -> bool:
+    def _has_dynamic_size(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Any) -> bool:
         """Return True if the size of a call's result depends on the values of the inputs; raise inside a submodule."""
-        nodes = [n for n in pytree.tree_leaves(given) if isinstance(n, fx.Node)]
-        if iterates(name, args, kwargs) and any(n.meta.get("sized") for n in nodes):
-            raise self.unsupported("Python iterates over a tensor whose length depends on the values of the inputs")
+        nodes = [n for n in pytree.tree_leaves(arguments) if isinstance(n, fx.Node)]
+        if iterates(name, args, kwargs) and any(n.meta.get("dynamic") for n in nodes):
+            raise self.unsupported(
+                "Python iterates over a tensor whose length depends on the values of inputs", NO_LOOP
+            )
         if not sized_by_values(name, args) or not any(n.meta.get("varies") for n in nodes):
             return False
         if self._inside[-1]:
             raise self.unsupported(f"the size of the result of {name} depends on the values of the inputs")
-        self.sized.append(running_line())
+        self.dynamic.append(running_line())
         return True
 
-    def _attribute(self, getter: Any, tensor: Tensor, out: Any) -> Any:
+    def _on_attribute(self, getter: Any, tensor: Tensor, out: Any) -> Any:
         """Handle an attribute read: `x.T` is recorded as a node, `x.shape` as sizes, anything else is a plain value."""
         name = getter.__self__.__name__
         if isinstance(out, Tensor) and name != "grad":
             if name == "data":
                 raise self.unsupported("Tensor.data is read, which detaches the tensor from autograd")
             read = self.graph.create_node("call_function", getattr, (self.values.node_for(tensor), name))
-            return self._bound(out, self._made(read), tensor)
-        return self._sizes(name, tensor, (), out)
+            return self._bind(out, self._annotate(read), tensor)
+        return self._traced_sizes(name, tensor, (), out)
 
-    def _sizes(self, name: str, tensor: Tensor, dim: tuple[int, ...], out: Any) -> Any:
+    def _traced_sizes(self, name: str, tensor: Tensor, dim: tuple[int, ...], out: Any) -> Any:
         """Return sizes read from `tensor` as traced numbers; `len()` must give Python a plain one."""
         method = size_method(name)
         if self._tape is None or method is None:
@@ -217,20 +219,22 @@ class _Recorder(ModuleMode):
             return self._tape.pin(self._tape.read(method, node, 0, value=out))
         return self._tape.read(method, node, *dim, value=out)
 
-    def _made(self, node: fx.Node) -> fx.Node:
+    def _annotate(self, node: fx.Node) -> fx.Node:
         node.meta["inside"], node.meta["line"] = self._inside[-1], running_line()
-        node.meta["sized"] = any(n.meta.get("sized") for n in node.all_input_nodes)
+        node.meta["dynamic"] = any(n.meta.get("dynamic") for n in node.all_input_nodes)
         node.meta["varies"] = any(n.op == "placeholder" or n.meta.get("varies") for n in node.all_input_nodes)
         return node
 
-    def _check_surroundings(self, given: Any) -> None:
+    def _check_surroundings(self, arguments: Any) -> None:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
-                raise self.unsupported("forward enters an autocast region, which would be lost")
+                raise self.unsupported("forward enters an autocast region, which would be lost", NO_AUTOCAST)
         if torch.is_grad_enabled() == self._gradients:
             return
-        if any(isinstance(x, Tensor) and x.requires_grad for x in pytree.tree_leaves(given)):
-            raise self.unsupported("gradients are turned off or on, by torch.no_grad or by an autograd.Function")
+        if any(isinstance(x, Tensor) and x.requires_grad for x in pytree.tree_leaves(arguments)):
+            raise self.unsupported(
+                "gradients are turned off or on, by torch.no_grad or by an autograd.Function", DETACH
+            )
 
     @override
     def on_module(
@@ -238,9 +242,9 @@ class _Recorder(ModuleMode):
     ) -> Any:
         """Record the call as one node if the module is a leaf, otherwise its operations."""
         if self._is_leaf(module, path):
-            return self._call_leaf_module(run, path, args, kwargs)
+            return self._call_leaf(run, path, args, kwargs)
         if isinstance(module, nn.MultiheadAttention) and is_batched(args, kwargs):
-            return expanded(module)(*args, **kwargs)
+            return as_operations(module)(*args, **kwargs)
         self.entered.append(path)
         out = run(*args, **kwargs)
         self.values.remember_producer(out, path)
@@ -251,20 +255,18 @@ class _Recorder(ModuleMode):
         if self.suspended:
             return function(*args, **kwargs)
 
-        def node(*given: Any) -> fx.Node:
-            made = self.graph.call_function(function, *given)
+        def node(*arguments: Any) -> fx.Node:
+            made = self.graph.call_function(function, *arguments)
             # Loading a graph module traces its code, which must not enter the function either.
             made.meta["is_wrapped"] = True
             return made
 
         return self._run_leaf(function, args, kwargs, node)
 
-    def _call_leaf_module(
-        self, run: Callable[..., Any], path: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def _call_leaf(self, run: Callable[..., Any], path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._called_leaves.add(path)
         self._check_surroundings(list(self._model.get_submodule(path).parameters()))
-        return self._run_leaf(run, args, kwargs, lambda *given: self.graph.call_module(path, *given))
+        return self._run_leaf(run, args, kwargs, lambda *arguments: self.graph.call_module(path, *arguments))
 
     def _run_leaf(
         self,
@@ -275,7 +277,7 @@ class _Recorder(ModuleMode):
     ) -> Any:
         before = self.values.node_for(args), self.values.node_for(kwargs)
         self._check_surroundings((args, kwargs))
-        args, kwargs = plain(args), plain(kwargs)
+        args, kwargs = untraced(args), untraced(kwargs)
         self.suspended += 1
         self._drew, drawn_from = False, reference_runs.torch_states()
         try:
@@ -284,12 +286,12 @@ class _Recorder(ModuleMode):
         finally:
             self.suspended -= 1
         if drew and has_python_values(out):
-            raise self.unsupported(random_control_flow(OUT_OF_LEAF), REMEDY)
-        return self._bound(out, self._made(node(*before)), (args, kwargs))
+            raise self.unsupported(draw_message(OUT_OF_LEAF), REMEDY)
+        return self._bind(out, self._annotate(node(*before)), (args, kwargs))
 
-    def _bound(self, out: Any, node: fx.Node, given: Any) -> Any:
+    def _bind(self, out: Any, node: fx.Node, arguments: Any) -> Any:
         """Bind `out` to `node`; copy it where it is one of the inputs, as the output of dropout in eval mode is."""
-        known = {id(leaf) for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor)}
+        known = {id(leaf) for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)}
         if any(id(leaf) in known for leaf in pytree.tree_leaves(out)):
             self.suspended += 1
             out = pytree.tree_map_only(Tensor, lambda x: x.view_as(x) if id(x) in known else x, out)

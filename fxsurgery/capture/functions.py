@@ -38,7 +38,7 @@ def name_of(function: Function) -> str:
     return f"{function.__module__}.{function.__qualname__}"
 
 
-def stand_ins(function: Function, on_call: Call) -> Iterator[tuple[object, str, Function]]:
+def patches_for(function: Function, on_call: Call) -> Iterator[tuple[object, str, Function]]:
     """Yield a replacement that calls `on_call` for every module and name under which `function` is known."""
 
     @functools.wraps(function)

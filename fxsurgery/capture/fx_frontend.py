@@ -12,18 +12,18 @@ from fxsurgery.capture.diagnostics import untraceable
 from fxsurgery.capture.model_copies import ModelCopies
 from fxsurgery.capture.norms import lift_batch_norms, restore_plain_norms
 from fxsurgery.capture.trace import Recording, UnsupportedCodeError
-from fxsurgery.capture.trace_frontend import Recorded
+from fxsurgery.capture.trace_frontend import CapturedGraph
 from fxsurgery.capture.tracer import CaptureTracer
 from fxsurgery.errors import CaptureError
 
 
-def traced(
+def trace_graph(
     copies: ModelCopies,
     model: nn.Module,
     inputs: int,
     leaf_modules: tuple[type[nn.Module], ...],
     trained: fx.Graph | None,
-) -> Recorded:
+) -> CapturedGraph:
     """Trace a copy of `model` in eval mode.
 
     Args:
@@ -31,7 +31,7 @@ def traced(
         model: the private model, left unchanged.
         inputs: number of positional inputs.
         leaf_modules: module types to keep as leaves.
-        trained: the train-mode graph, as `traced_in_training` returns it.
+        trained: the train-mode graph, as `trace_in_train_mode` returns it.
 
     Raises:
         CaptureError: it cannot be traced, or loses something; the message names the line.
@@ -56,10 +56,12 @@ def traced(
         Alignment(eval_mode, eval_mode, _recording(trained or graph), eval_mode, batch=1, batched=(0, 0)).align()
     restore_plain_norms(graph, private, lifted)
     graph_module = build(private, graph, set(model.state_dict()))
-    return Recorded(graph_module, tuple(tracer.entered), unused_tensor_notes(graph_module, model, used_by(trained)))
+    return CapturedGraph(
+        graph_module, tuple(tracer.entered), unused_tensor_notes(graph_module, model, used_paths(trained))
+    )
 
 
-def traced_in_training(
+def trace_in_train_mode(
     copies: ModelCopies, model: nn.Module, inputs: int, leaf_modules: tuple[type[nn.Module], ...]
 ) -> fx.Graph | None:
     """Return the train-mode graph; None if it cannot be traced."""
@@ -72,7 +74,7 @@ def traced_in_training(
     return graph
 
 
-def used_by(graph: fx.Graph | None) -> tuple[str, ...]:
+def used_paths(graph: fx.Graph | None) -> tuple[str, ...]:
     """Return the paths of the modules and parameters that a graph uses."""
     nodes = () if graph is None else graph.nodes
     return tuple(str(node.target) for node in nodes if node.op in {"call_module", "get_attr"})

@@ -79,7 +79,7 @@ class ModelCopies:
         return type(parameter) is nn.Parameter and parameter.untyped_storage().data_ptr() in self._shared
 
 
-class Scratch:
+class ScratchCopy:
     """A reusable copy of a model in eval mode with nonzero parameters; replaced if a run changed it."""
 
     def __init__(self, copies: ModelCopies, model: nn.Module) -> None:

@@ -61,7 +61,7 @@ def is_exported(model: nn.Module) -> bool:
     return any(type(module).__mro__[1].__module__.startswith("torch.export") for module in model.modules())
 
 
-def uncopiable(model: nn.Module) -> str:
+def uncopiable_attribute(model: nn.Module) -> str:
     """Return a description of the first attribute of `model` that cannot be copied; empty if all can."""
     for path, module in model.named_modules():
         for name, value in vars(module).items():

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from fxsurgery.capture import reference_runs
 from fxsurgery.capture.diagnostics import running_line, unsupported_code
-from fxsurgery.capture.draws import OUT_OF_LEAF, REMEDY, has_python_values, python_draws, random_control_flow
+from fxsurgery.capture.draws import OUT_OF_LEAF, REMEDY, draw_message, has_python_values, python_draws
 from fxsurgery.capture.interception import intercepting_modules
 from fxsurgery.capture.module_mode import IsLeaf, ModuleMode
 from fxsurgery.capture.trace import UnsupportedCodeError
@@ -60,7 +60,7 @@ class _Watch(ModuleMode):
         """Record that Python received a random number."""
         self._drew_in_python = True
         if not self.suspended and self.error is None:
-            self.error = UnsupportedCodeError(self._inside[-1], random_control_flow(source), REMEDY, line)
+            self.error = UnsupportedCodeError(self._inside[-1], draw_message(source), REMEDY, line)
 
     @override
     def on_module(

@@ -42,9 +42,9 @@ class ResolvedSizes:
 
     notes: tuple[str, ...] = ()
     """Messages about fixed dims and remaining branch guards."""
-    refused: tuple[Variant, ...] = ()
+    rejected: tuple[Variant, ...] = ()
     """Inputs that the model accepts and the graph rejects, since a branch is taken differently for them."""
-    is_right: bool = True
+    is_correct: bool = True
     """Whether the graph agrees with the model on the example inputs; if not, nothing was resolved."""
 
 
@@ -73,7 +73,7 @@ def resolve_sizes(
     if not example.agrees:
         resolver.drop_guards()
         graph_module.recompile()
-        return ResolvedSizes(is_right=False)
+        return ResolvedSizes(is_correct=False)
     resolver.fold_constants()
     resolver.tie_dims()
     resolver.resolve_text_guards()
@@ -127,11 +127,11 @@ class _GuardResolver:
         """Tie dims if the graph is right when all of them change together and wrong when one changes alone."""
         exact = {node.name for node in self.guards("exact")}
 
-        def is_wrong(trial: SizeTrial) -> bool:
+        def is_incorrect(trial: SizeTrial) -> bool:
             return bool(exact & set(trial.broken)) or (not trial.agrees and not trial.broken)
 
-        joint = {t.dims: not is_wrong(t) for t in self.trials if len(t.dims) > 1 and t.agrees}
-        apart = {t.dims[0] for t in self.trials if len(t.dims) == 1 and is_wrong(t)}
+        joint = {t.dims: not is_incorrect(t) for t in self.trials if len(t.dims) > 1 and t.agrees}
+        apart = {t.dims[0] for t in self.trials if len(t.dims) == 1 and is_incorrect(t)}
         for dims in [dims for dims, right in joint.items() if right and apart & set(dims)]:
             self.trials = [t for t in self.trials if not (set(t.dims) & set(dims) and t.dims != dims)]
             self._insert_tie(dims)
@@ -194,8 +194,8 @@ class _GuardResolver:
                 self._fix(broken, f"forward uses this size as a Python number{_location(node)}")
                 self.graph.erase_node(node)
         unguarded = [t for t in self.trials if not t.agrees and t.dims and not t.broken]
-        self._fix([t for t in unguarded if not t.is_refused], "the graph is wrong for any other size")
-        self._fix([t for t in unguarded if t.is_refused], "the model accepted no other size that was tried")
+        self._fix([t for t in unguarded if not t.is_rejected], "the graph is wrong for any other size")
+        self._fix([t for t in unguarded if t.is_rejected], "the model accepted no other size that was tried")
         if reason_for_all:
             self.fixed = (
                 dict.fromkeys((dim for trial in self.trials for dim in trial.dims), reason_for_all) | self.fixed
@@ -247,7 +247,7 @@ class _GuardResolver:
             )
             node.args = (condition, f"{what}; {REMEDY}")
             del node.meta["guard"]
-            taken = [t for t in self.trials if not t.is_refused and not set(t.dims) & self.fixed.keys()]
+            taken = [t for t in self.trials if not t.is_rejected and not set(t.dims) & self.fixed.keys()]
             if any(node.name in trial.broken for trial in taken):
                 messages[what] = None
         yield from messages

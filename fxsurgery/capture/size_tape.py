@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
-from fxsurgery.capture.traced_sizes import Traced, TracedFloat, TracedInt, is_traced, plain, to_builtin
+from fxsurgery.capture.traced_sizes import Traced, TracedFloat, TracedInt, is_traced, to_builtin, untraced
 from fxsurgery.ops import registry
 from fxsurgery.ops.facets import OperandArgument
 from fxsurgery.ops.movement import UNBIND
@@ -63,7 +63,7 @@ class SizeTape:
 
     def compute(self, function: Callable[..., Any], *operands: Any) -> Any:
         """Return `function(*operands)` as a traced number; as a plain value if it is neither int nor float."""
-        value = function(*map(plain, operands))
+        value = function(*map(untraced, operands))
         if not self.is_open:
             return value
         if not isinstance(value, (int, float)):
@@ -76,7 +76,7 @@ class SizeTape:
 
     def decide(self, function: Callable[..., Any], *operands: Any) -> bool:
         """Return the truth value of a comparison and record it as a branch guard."""
-        value = bool(function(*map(plain, operands)))
+        value = bool(function(*map(untraced, operands)))
         if self.is_open:
             self._guard("branch", function, *operands, expected=value)
         return value
@@ -114,7 +114,7 @@ class SizeTape:
 
     def operand(self, value: Any) -> Any:
         """Return the node of a number traced on this tape; the plain value of any other."""
-        return value.node_of if is_traced(value) and value.tape is self else to_builtin(plain(value))
+        return value.node_of if is_traced(value) and value.tape is self else to_builtin(untraced(value))
 
     def _guard(self, kind: str, function: Callable[..., Any], *operands: Any, expected: bool) -> None:
         condition = self._on_node(self._graph.call_function(function, tuple(map(self.operand, operands))))

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from fxsurgery.capture import reference_runs
 from fxsurgery.capture.differences import difference
-from fxsurgery.capture.model_copies import ModelCopies, Scratch
+from fxsurgery.capture.model_copies import ModelCopies, ScratchCopy
 from fxsurgery.capture.size_variants import Dim, Variant
 from fxsurgery.inputs import Inputs
 
@@ -26,7 +26,7 @@ class SizeTrial:
     """Names of the guard nodes that do not hold."""
     agrees: bool
     """Whether the graph computed the same as the model."""
-    is_refused: bool = False
+    is_rejected: bool = False
     """Whether the model rejects these inputs."""
 
     @property
@@ -35,7 +35,7 @@ class SizeTrial:
         return self.variant.dims
 
     @property
-    def is_right(self) -> bool:
+    def is_correct(self) -> bool:
         """Return True if every guard holds and the graph computed the same as the model."""
         return self.agrees and not self.broken
 
@@ -44,7 +44,7 @@ class SizeTrials:
     """Runs a graph module, left unchanged, and compares it with outcomes of its model."""
 
     def __init__(self, copies: ModelCopies, graph_module: fx.GraphModule) -> None:
-        self.scratch = Scratch(copies, graph_module)
+        self.scratch = ScratchCopy(copies, graph_module)
         """Copies of the graph module, with nonzero parameters."""
 
     def run(self, variant: Variant) -> SizeTrial:
@@ -59,7 +59,7 @@ class SizeTrials:
         run = _Run(self.scratch.copy().train().eval())
         if run.outcome(variant.inputs) is None:
             return None
-        return SizeTrial(variant, run.sizes, tuple(run.broken), agrees=False, is_refused=True)
+        return SizeTrial(variant, run.sizes, tuple(run.broken), agrees=False, is_rejected=True)
 
 
 class _Run(fx.Interpreter):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxsurgery.capture import reference_runs
-from fxsurgery.capture.model_copies import Scratch
+from fxsurgery.capture.model_copies import ScratchCopy
 from fxsurgery.inputs import Inputs
 
 Dim: TypeAlias = tuple[int, int]
@@ -47,7 +47,7 @@ class SizeVariants:
     """
 
     def __init__(
-        self, scratch: Scratch, inputs: Inputs, outcome: reference_runs.ReferenceOutcome | None = None
+        self, scratch: ScratchCopy, inputs: Inputs, outcome: reference_runs.ReferenceOutcome | None = None
     ) -> None:
         self._scratch, self._inputs, self._outcome = scratch, inputs, outcome
         self._refused = list[Variant]()
@@ -79,7 +79,7 @@ class SizeVariants:
         return (*self.few, *self._accepted(ones), *self._accepted(singles), *self._batches())
 
     @property
-    def refused(self) -> tuple[Variant, ...]:
+    def rejected(self) -> tuple[Variant, ...]:
         """Inputs that the model rejected, without an outcome, along dims for which `all` has no accepted size."""
         taken = {dim for variant in self.all for dim in variant.dims}
         return tuple(variant for variant in self._refused if not taken & set(variant.dims))

@@ -7,6 +7,10 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 REWRITE = "Write it in differentiable torch operations"
+NO_AUTOCAST = "Remove it from forward, and enter autocast where the model is called"
+NO_LOOP = "Write the loop as tensor operations"
+DETACH = "Remove it from forward: call detach() on tensors, or set requires_grad=False on parameters"
+"""Remedies for code that a graph cannot represent, as sentences without a period."""
 
 
 class UnsupportedCodeError(Exception):

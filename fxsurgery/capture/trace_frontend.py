@@ -29,7 +29,7 @@ MAX_LEAVES = 40
 
 
 @dataclass(frozen=True, eq=False)
-class Recorded:
+class CapturedGraph:
     """A captured graph module, with notes for the user."""
 
     graph_module: fx.GraphModule
@@ -83,7 +83,7 @@ class _Search:
         return (*modules, *functions_text)
 
 
-def recorded(
+def record_graph(
     copies: ModelCopies,
     model: nn.Module,
     inputs: Inputs,
@@ -91,7 +91,7 @@ def recorded(
     reached: tuple[str, ...] = (),
     *,
     trace_sizes: bool = True,
-) -> Recorded:
+) -> CapturedGraph:
     """Record a copy of `model`.
 
     Args:
@@ -119,7 +119,7 @@ def recorded(
     )
 
 
-def _attempt(search: _Search, inputs: Inputs, own: set[str], reached: tuple[str, ...]) -> Recorded:
+def _attempt(search: _Search, inputs: Inputs, own: set[str], reached: tuple[str, ...]) -> CapturedGraph:
     model, notes = search.model, list[str]()
     model.train().eval()
     first, batch = _first(search, inputs)
@@ -145,7 +145,7 @@ def _attempt(search: _Search, inputs: Inputs, own: set[str], reached: tuple[str,
     train_nodes = () if trained is None else trained.graph.nodes
     reached = (*reached, *(str(n.target) for n in train_nodes if n.op in {"call_module", "get_attr"}))
     notes += [*search.notes(first.graph), *first.notes, *unused_tensor_notes(graph_module, model, reached)]
-    return Recorded(graph_module, first.entered, tuple(notes))
+    return CapturedGraph(graph_module, first.entered, tuple(notes))
 
 
 def _batched(inputs: Inputs) -> tuple[int, int]:

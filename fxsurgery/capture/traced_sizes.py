@@ -47,23 +47,23 @@ def is_traced(value: object) -> "TypeGuard[Traced]":
     return type(value) is TracedInt or type(value) is TracedFloat
 
 
-def plain(value: Any) -> Any:
+def untraced(value: Any) -> Any:
     """Return `value` with traced numbers in it replaced by plain ones; records no guard."""
     if is_traced(value):
         return value.value_of
     if type(value) is slice:
-        return slice(plain(value.start), plain(value.stop), plain(value.step))
+        return slice(untraced(value.start), untraced(value.stop), untraced(value.step))
     if type(value) is torch.Size:
-        return torch.Size([plain(v) for v in value])
+        return torch.Size([untraced(v) for v in value])
     if type(value) in {tuple, list}:
-        return type(value)(map(plain, value))
+        return type(value)(map(untraced, value))
     if type(value) is dict:
-        return {k: plain(v) for k, v in value.items()}
+        return {k: untraced(v) for k, v in value.items()}
     return pytree.tree_map(_plain_leaf, value) if type(value) in pytree.SUPPORTED_NODES else value
 
 
 def _plain_leaf(leaf: Any) -> Any:
-    return plain(leaf) if is_traced(leaf) or type(leaf) is slice else leaf
+    return untraced(leaf) if is_traced(leaf) or type(leaf) is slice else leaf
 
 
 class Traced:

@@ -18,7 +18,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from fxsurgery.capture.attention import expanded, is_plain
+from fxsurgery.capture.attention import as_operations, is_expandable
 from fxsurgery.capture.in_thread import tracing_in_this_thread
 from fxsurgery.ops import registry
 
@@ -99,7 +99,7 @@ class CaptureTracer(fx.Tracer):
             refuse_hooks(m, path)
             self.entered.append(path)
             if isinstance(m, nn.MultiheadAttention):
-                forward = expanded(m)
+                forward = as_operations(m)
         result: object = super().call_module(m, forward, args, kwargs)
         del self.inside[depth:]
         return result
@@ -142,7 +142,7 @@ def is_leaf(module: nn.Module, leaf_modules: tuple[type[nn.Module], ...]) -> boo
     if isinstance(module, (*leaf_modules, torch.jit.ScriptModule)) or is_parametrized(module):
         return True
     if isinstance(module, nn.MultiheadAttention):
-        return not is_plain(module) or any(getattr(module, kind) for kind in HOOKS)
+        return not is_expandable(module) or any(getattr(module, kind) for kind in HOOKS)
     if isinstance(module, COMPOSED):
         return False
     is_torch_layer = type(module).__module__.startswith(("torch.nn", "torch.ao.nn"))

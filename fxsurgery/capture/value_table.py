@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from fxsurgery.capture.outputs import CONSTANT_TYPES
 from fxsurgery.capture.size_tape import SizeTape
 from fxsurgery.capture.trace import UnsupportedCodeError
-from fxsurgery.capture.traced_sizes import is_traced, plain
+from fxsurgery.capture.traced_sizes import is_traced, untraced
 from fxsurgery.capture.unsupported_ops import UNREGISTERED
 
 
@@ -73,7 +73,7 @@ class ValueTable:
     def _number(self, value: Any) -> Any:
         if isinstance(value, np.generic):
             return value.item()  # generated code cannot refer to NumPy's types
-        return plain(value) if self._tape is None else self._tape.operand(value)
+        return untraced(value) if self._tape is None else self._tape.operand(value)
 
     def _nested(self, value: Any) -> Any:
         if isinstance(value, slice):

@@ -24,7 +24,7 @@ SUMMARIES = {
 ANNOUNCED = {"demo": "importing PyTorch"}
 """What to print before a command is imported, which takes seconds."""
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 
 def _version(wanted: bool) -> None:  # noqa: FBT001 -- as typer calls it
@@ -74,10 +74,11 @@ class LazyCommand(TyperCommand):
         return typer.main.get_command(alone)
 
     @override
-    def make_context(self, info_name: str | None, arguments: list[str], *args: Any, **options: Any) -> Any:
-        if self.name in ANNOUNCED and not {"-h", "--help"} & set(arguments):
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        is_run = not (extra.get("resilient_parsing") or {"-h", "--help"} & set(args))
+        if self.name in ANNOUNCED and is_run:
             typer.echo(ANNOUNCED[self.name], err=True)
-        return self.loaded().make_context(info_name, arguments, *args, **options)
+        return self.loaded().make_context(info_name, args, parent, **extra)
 
 
 def _listed() -> None:

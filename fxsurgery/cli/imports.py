@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import fxsurgery
+from fxsurgery.cli.model_names import missing_arguments
 from fxsurgery.errors import ConfigError, SourceError, SurgeryError
 
 _OWN = Path(fxsurgery.__file__).parent
@@ -34,11 +35,9 @@ def named(text: str, what: str) -> Any:  # noqa: ANN401 -- whatever the user mad
         ConfigError: the text has no such form.
         SourceError: there is no such module or attribute, or importing it fails.
     """
-    module_name, colon, attribute = text.rpartition(":")
-    if not colon or not module_name or not attribute:
-        raise ConfigError(
-            f"{what}: {text!r} is neither there nor of the form module:name{_advice(text)}; give one of these"
-        )
+    if not is_named(text):
+        raise ConfigError(f"{what}: {text!r} is neither a file here nor of the form module:name{_advice(text)}")
+    module_name, _, attribute = text.rpartition(":")
     found: Any = _module(module_name, what)
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -47,12 +46,25 @@ def named(text: str, what: str) -> Any:  # noqa: ANN401 -- whatever the user mad
     return found
 
 
+def is_named(text: str) -> bool:
+    """Return whether a text has the form `module:attribute`.
+
+    Example:
+        >>> is_named("nets.py:Net"), is_named("nets.py")
+        (True, False)
+    """
+    module_name, colon, attribute = text.rpartition(":")
+    return bool(colon and module_name and attribute)
+
+
 def called(function: Callable[..., Any], text: str, what: str, arguments: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401
-    """What the user's function gives.
+    """Return the result of the user's function.
 
     Raises:
-        SourceError: it fails; the message names the user's line.
+        SourceError: it needs other arguments, or fails; the message names the user's line.
     """
+    if why := missing_arguments(function, arguments or {}, "--model-args" if what == "MODEL" else None):
+        raise SourceError(f"{what}: {text} {why}")
     with _blamed(f"{what}: {text}({', '.join(arguments or {})}) failed"):
         return function(**(arguments or {}))
 
@@ -134,13 +146,14 @@ def _relative(filename: str) -> str:
 
 
 def _advice(text: str) -> str:
+    """How to name data, a loss, a metric or a class; empty if the text gives no hint."""
     path = Path(text)
     if path.suffix == ".py" and path.is_file():
         return f"; name what is in it: {text}:NAME"
     if "." in text and not path.suffix.strip(".").isdigit() and not path.parent.name:
         module_name, _, attribute = text.rpartition(".")
         return f"; perhaps {module_name}:{attribute}"
-    return ""
+    return "; name what you mean as module:name or file.py:name"
 
 
 def _others(found: object, name: str) -> str:

@@ -12,7 +12,7 @@ from fxsurgery.cli.errors import ending, give, say
 from fxsurgery.cli.options import AsJson, option, parameters
 from fxsurgery.cli.running import Done, as_plain, dry, run
 from fxsurgery.cli.sources import model_arguments
-from fxsurgery.config import FlagNames, RunConfig, assignments, effective, flag, origins_of, read
+from fxsurgery.config import FlagNames, RunConfig, assignments, effective, flag, layer_ratios, origins_of, read
 
 _MODEL = "[cyan]module:factory[/cyan], [cyan]file.py:factory[/cyan] or a saved directory; or the config file says it."
 _CONFIG = "A .toml or .json file of all that flags can say; flags go before it."
@@ -68,8 +68,8 @@ def optimize(
     macs=50%. Anything larger is absolute: params=1.2M, latency_ms=2.5.
 
     [bold]The config file[/bold] has the same names with _ for -, and tables \[budget],
-    \[spend], \[settings] and \[model_args]. Flags go before it: --budget and --spend
-    replace their tables, --set and --model-args change single entries.
+    \[spend], \[ratios], \[settings] and \[model_args]. Flags go before it: --budget, --spend and
+    --ratio replace their tables, --set and --model-args change single entries.
     """
     with ending(as_json=as_json):
         flags = _said({"model": model, **asked})
@@ -96,6 +96,8 @@ def _said(asked: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("budget", "spend"):
         if limits := said.get(name):
             said[name] = assignments(limits, flag(name), raw=True)
+    if ratios := said.get("ratios"):
+        said["ratios"] = layer_ratios(ratios, flag("ratios"))
     if settings := said.get("settings"):
         said["settings"] = assignments(settings, flag("settings"))
     if arguments := said.get("model_args"):

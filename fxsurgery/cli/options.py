@@ -2,23 +2,35 @@
 
 import inspect
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
 import typer
 
 from fxsurgery.config import RunConfig, flag, text_of
+from fxsurgery.config.mistakes import dataclass_of
 from fxsurgery.option_types import hints_of
 from fxsurgery.request import Panel, arguments_of
+from fxsurgery.searchers.methods import METHODS
 
 _DECLARED = arguments_of(RunConfig)
 _AS_THEY_ARE = (int, Path, str)
 
 
-def option(panel: str | None, metavar: str | None, text: str, *names: str) -> Any:  # noqa: ANN401 -- typer's
-    """Return an option in a panel of the help; a flag if there is nothing to say, `metavar=""`."""
-    return typer.Option(*names, metavar=metavar, help=text, rich_help_panel=panel)
+def option(panel: str | None, metavar: str | None, text: str, *names: str, completions: Sequence[str] = ()) -> Any:  # noqa: ANN401
+    """Return an option.
+
+    Args:
+        panel: the panel of the help that shows it.
+        metavar: stands for the value in the help; empty for a flag without a value.
+        text: the help.
+        names: the flag, and shorter forms of it.
+        completions: values that the shell offers.
+    """
+    complete = (lambda: list(completions)) if completions else None
+    return typer.Option(*names, metavar=metavar, help=text, rich_help_panel=panel, autocompletion=complete)
 
 
 def key(name: str) -> Any:  # noqa: ANN401 -- typer's
@@ -26,8 +38,16 @@ def key(name: str) -> Any:  # noqa: ANN401 -- typer's
     declared, default = _DECLARED[name], getattr(RunConfig, name, None)
     text = (declared.help or text_of(name)).replace("`", "").removesuffix(".")
     text += f"; {default} by default" if type(default) is int else ""
-    metavar = "|".join(_choices(hints_of(RunConfig)[name])) or declared.metavar
-    return option(declared.panel, metavar, f"{text}.", *(declared.flags or (flag(name),)))
+    choices = _choices(hints_of(RunConfig)[name])
+    metavar, completions = "|".join(choices) or declared.metavar, choices or _entries(name)
+    return option(declared.panel, metavar, f"{text}.", *(declared.flags or (flag(name),)), completions=completions)
+
+
+def _entries(name: str) -> tuple[str, ...]:
+    """The entries of a table, as a flag takes them: `macs=`; empty if the names are the user's."""
+    table = dataclass_of(hints_of(RunConfig)[name])
+    owners = [method.settings for method in METHODS.values()] if name == "settings" else [table] if table else []
+    return tuple(dict.fromkeys(f"{field.name}=" for owner in owners for field in fields(owner)))
 
 
 def parameters() -> Iterator[inspect.Parameter]:
@@ -68,11 +88,11 @@ def _kinds(hint: Any) -> Iterator[Any]:  # noqa: ANN401 -- any annotation
 
 
 def _choices(hint: Any) -> tuple[str, ...]:  # noqa: ANN401 -- any annotation
-    """The texts that an annotation admits; empty if it is no choice of some."""
+    """The texts that an annotation admits, of all its literals; empty if it has none."""
     kind, inner = get_origin(hint), get_args(hint)
     if kind is Literal:
         return inner
-    return next((found for one in inner if (found := _choices(one))), ()) if kind is not tuple else ()
+    return () if kind is tuple else tuple(choice for one in inner for choice in _choices(one))
 
 
 Model: TypeAlias = Annotated[

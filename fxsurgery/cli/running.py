@@ -12,7 +12,7 @@ from fxsurgery.cli.data import callable_of, data_of, function_of, metric_of
 from fxsurgery.cli.errors import resumable, say
 from fxsurgery.cli.export import line
 from fxsurgery.cli.sources import Wanted, module_class, teacher_of
-from fxsurgery.cli.validation import check_data, check_outputs, check_task
+from fxsurgery.cli.validation import check_outputs
 from fxsurgery.config import RunConfig, flag
 from fxsurgery.deploy import OnnxModel
 from fxsurgery.errors import SurgeryError
@@ -117,7 +117,6 @@ def _evolved(result: Result) -> dict[str, Any]:
 
 def _arguments(config: RunConfig, settings: Settings) -> tuple[Any, dict[str, Any]]:
     """The model, and the other arguments of `fxsurgery.optimize`: those that are plain as they are."""
-    check_data(config)
     check_outputs(config)
     loaded = Wanted(
         config.model, config.model_args, config.weights, config.example_shape, config.example_inputs, config.seed,
@@ -129,7 +128,6 @@ def _arguments(config: RunConfig, settings: Settings) -> tuple[Any, dict[str, An
         for name in ("train_data", "val_data", "test_data")
         if (text := getattr(config, name)) is not None
     }
-    check_task(config, data)
     plain = {f.name: said for f in fields(PlainArguments) if (said := getattr(config, f.name)) != f.default}
     readers = {"loss": callable_of, "metric": metric_of, "finetune": function_of, "teacher": teacher_of}
     called = {name: read(text, flag(name)) for name, read in readers.items() if (text := getattr(config, name))}
@@ -139,6 +137,8 @@ def _arguments(config: RunConfig, settings: Settings) -> tuple[Any, dict[str, An
         **called,
         "config": settings,
         "loggers": config.loggers,
+        "keep": config.keep,
+        "ratios": config.ratios or None,
         "leaf_modules": tuple(map(module_class, config.leaf_modules)),
         "example_inputs": None if inputs is None else inputs.args,
         "example_kwargs": None if inputs is None else inputs.kwargs,

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 import fxsurgery
 from fxsurgery.capture.input_inference import guess_inputs
 from fxsurgery.cli.data import data_of
-from fxsurgery.cli.imports import called, named
+from fxsurgery.cli.imports import called, is_named, named
+from fxsurgery.cli.model_names import remedy_for, remedy_for_directory
 from fxsurgery.config import assignments, shapes
 from fxsurgery.errors import ConfigError, SourceError, SurgeryError, reason_of
 from fxsurgery.files import NO_TENSORS
 from fxsurgery.inputs import Inputs
 from fxsurgery.result import Result
-from fxsurgery.runs.layout import JOURNAL, RESULT
+from fxsurgery.runs.layout import JOURNAL
+from fxsurgery.saving.results import RESULT as SAVED
 from fxsurgery.seeding import seeded
 
 
@@ -96,6 +98,8 @@ class Wanted:
         return Loaded(result.model, self._inputs() or result.program.examples, result)
 
     def _made(self) -> nn.Module:
+        if not is_named(self.model):
+            raise ConfigError(f"MODEL: {remedy_for(self.model)}")
         # Importing draws numbers, too: what the factory draws shall not depend on what was imported before.
         with seeded(self.seed, torch.device("cpu")):
             found = named(self.model, "MODEL")
@@ -177,7 +181,7 @@ def saved_result(folder: Path, original: str | None = None, arguments: Mapping[s
 
     Args:
         folder: the directory.
-        original: what names the user's model, from which modules that were kept whole are taken.
+        original: names the user's model, from which leaf modules are taken.
         arguments: what that is called with.
 
     Raises:
@@ -185,11 +189,12 @@ def saved_result(folder: Path, original: str | None = None, arguments: Mapping[s
         RunError: there is none, or it cannot be read.
     """
     if not folder.is_dir():
-        raise SourceError(f"there is no directory {folder}; name the directory of a saved result")
-    if (folder / JOURNAL).is_file() and not (folder / RESULT).is_dir():
-        raise SourceError(f"{folder} holds a run that has not ended: continue it with --resume")
+        what = f"{folder} is a file" if folder.is_file() else f"there is no directory {folder}"
+        raise SourceError(f"{what}; name the directory of a saved result or of a run, which --out or --run-dir made")
+    if not ((folder / SAVED).is_file() or (folder / JOURNAL).is_file()):
+        raise SourceError(remedy_for_directory(folder))
     model = None if original is None else Wanted(original, arguments).load().model
-    return fxsurgery.load(folder / RESULT if (folder / RESULT).is_dir() else folder, original=model)
+    return fxsurgery.load(folder, original=model)
 
 
 def member_of(result: Result, number: int | None) -> Result:

@@ -2,7 +2,7 @@
 
 from fxsurgery.config.flag_names import FlagNames
 from fxsurgery.config.parsers import shapes
-from fxsurgery.config.reading import assignments, effective, origins_of, read
+from fxsurgery.config.reading import assignments, effective, layer_ratios, origins_of, read
 from fxsurgery.config.run_config import RunConfig, flag, text_of
 from fxsurgery.config.source_locations import Origins
 
@@ -13,6 +13,7 @@ __all__ = [
     "assignments",
     "effective",
     "flag",
+    "layer_ratios",
     "origins_of",
     "read",
     "shapes",

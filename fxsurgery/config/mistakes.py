@@ -1,16 +1,16 @@
 """What is wrong in a config, in the words that the declaration of each value has for it; each with its place."""
 
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
 from fxsurgery.config.source_locations import KeyPath, Origins
+from fxsurgery.config.unknown_names import unknown, unknown_key
 from fxsurgery.option_text import demand, shown
 from fxsurgery.option_types import hints_of
-from fxsurgery.suggestions import meant_by
 from fxsurgery.type_check import BOUNDS
 
 _UNKNOWN = {"extra_forbidden", "unexpected_keyword_argument"}
@@ -34,12 +34,24 @@ def mistakes(error: ValidationError, origins: Origins, at: KeyPath, declared: Ma
             yield _mistake(found, origins, (*at, *place), hint, declared)
 
 
-def unknown(name: str, known: Iterable[str], what: str) -> str:
-    """Say that nothing has a name, and what has one that is like it."""
-    names = list(known)
-    meant = meant_by(name, names)
-    remedy = f"there are: {', '.join(names)}" if meant is None else f"did you mean {meant.partition('=')[0]!r}?"
-    return f"{name!r} is no {what}; {remedy}"
+def conversions(table: Mapping[str, Any], made: object, origins: Origins, at: KeyPath) -> Iterator[str]:
+    """Yield a mistake for each text in place of a number, and each value in place of true or false.
+
+    Pydantic converts these: "no" would be false, and "8" a number.
+
+    Args:
+        table: the values as they were given.
+        made: the validated dataclass.
+        origins: where each entry came from.
+        at: the path of the table.
+    """
+    hints = hints_of(type(made))
+    for name, value in table.items():
+        result = getattr(made, name, None)
+        is_text = isinstance(value, str) and isinstance(result, int | float)
+        if is_text or (isinstance(result, bool) and not isinstance(value, bool)):
+            where = origins.tell((*at, name))
+            yield f"{where}{demand(hints[name], value, is_bound=False)}, and is {shown(value)}"
 
 
 def _mistake(found: Any, origins: Origins, place: KeyPath, hint: Any, declared: Mapping[str, Any]) -> str:  # noqa: ANN401
@@ -49,8 +61,10 @@ def _mistake(found: Any, origins: Origins, place: KeyPath, hint: Any, declared: 
     where = origins.tell(place)
     if kind in _UNKNOWN:
         inner = dataclass_of(hint)
-        known, what = ([f.name for f in fields(inner)], "limit") if inner is not None else (declared, "key")
-        return f"{where}: {unknown(str(place[-1]), known, what)}"
+        name = str(place[-1])
+        if inner is not None:
+            return f"{where}: {unknown(name, [f.name for f in fields(inner)], 'limit')}"
+        return f"{where}: {unknown_key(name, declared) if len(place) == 1 else unknown(name, declared, 'key')}"
     if kind in _MISSING:
         return f"{where}: {found['msg']}"
     if kind == "value_error":

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from collections.abc import Mapping
 
 from fxsurgery.budget import amount
 
@@ -30,6 +31,30 @@ def shapes(given: object) -> object:
     if isinstance(given, list | tuple):
         return [_shape(part) if isinstance(part, str) else part for part in given]
     return given
+
+
+def names(given: object) -> object:
+    """Return several names as they are, and a single one as a list of it."""
+    return [given] if isinstance(given, str) else given
+
+
+def flat_ratios(given: object) -> object:
+    """Return a table of ratios by the whole names of layers: `layer4.conv1 = 0.5` in TOML is a table in a table.
+
+    Raises:
+        ValueError: a text is no ratio.
+
+    Example:
+        >>> flat_ratios({"layer4": {"conv1": 0.5, "conv2": "25%"}, "layer1.*": 1})
+        {'layer4.conv1': 0.5, 'layer4.conv2': 0.25, 'layer1.*': 1}
+    """
+    if not isinstance(given, Mapping):
+        return given
+    flat = dict[str, object]()
+    for name, ratio in given.items():
+        inner = flat_ratios(ratio)
+        flat |= {f"{name}.{key}": value for key, value in inner.items()} if isinstance(inner, dict) else {name: inner}
+    return {name: amount(ratio) for name, ratio in flat.items()}
 
 
 def _shape(text: str) -> list[int]:

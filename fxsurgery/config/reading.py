@@ -16,10 +16,11 @@ from pydantic import TypeAdapter, ValidationError, validate_call
 from fxsurgery.argument_names import naming_by
 from fxsurgery.budget import amount
 from fxsurgery.config.flag_names import FlagNames
-from fxsurgery.config.mistakes import mistakes, unknown
+from fxsurgery.config.mistakes import conversions, mistakes
 from fxsurgery.config.parsers import assigned, value, whole_amount
 from fxsurgery.config.run_config import RunConfig
 from fxsurgery.config.source_locations import Origins
+from fxsurgery.config.unknown_names import unknown_setting
 from fxsurgery.errors import ConfigError, SurgeryError, reason_of
 from fxsurgery.option_types import hints_of
 from fxsurgery.searchers.common.settings import Settings
@@ -96,6 +97,32 @@ def assignments(texts: Iterable[str], flag: str, *, raw: bool = False) -> dict[s
     return table
 
 
+def layer_ratios(texts: Iterable[str], flag: str) -> dict[str, object]:
+    """Return what several `layer=ratio` say, by layer; a name keeps its dots.
+
+    Args:
+        texts: the ratios.
+        flag: that they were given to.
+
+    Raises:
+        ConfigError: one is not of this form.
+
+    Example:
+        >>> layer_ratios(["layer4.*=0.5", "layer3=25%"], "--ratio")
+        {'layer4.*': 0.5, 'layer3': 0.25}
+    """
+    ratios = dict[str, object]()
+    for text in texts:
+        name, _, ratio = (part.strip() for part in text.rpartition("="))
+        if not name or not ratio:
+            raise ConfigError(f"{flag}: {text!r} is not of the form layer=ratio; write it as layer4.*=0.5")
+        try:
+            ratios[name] = amount(ratio)
+        except ValueError as error:
+            raise ConfigError(f"{flag}: {text!r}: {reason_of(error)}; write it as layer4.*=0.5") from error
+    return ratios
+
+
 def _merged(below: Table, above: Table) -> dict[str, Any]:
     both = dict(below)
     for name, said in above.items():
@@ -147,6 +174,7 @@ def _config(table: Table, origins: Origins) -> RunConfig:
         raise ConfigError("; ".join([*found, *mistakes(error, origins, (), hints_of(RunConfig))])) from error
     except SurgeryError as error:
         raise ConfigError(f"{origins.tell(error.path)}: {error}") from error
+    found += conversions(plain, config, origins, ())
     if found:
         raise ConfigError("; ".join(found))
     return config
@@ -169,9 +197,7 @@ def _settings(config: RunConfig, origins: Origins) -> Settings:
     known = [f.name for f in fields(method.settings)]
     for name in config.settings:
         if name not in known:
-            raise ConfigError(
-                f"{origins.tell(('settings', name))}: {unknown(name, known, f'setting of {method.name}')}"
-            )
+            raise ConfigError(f"{origins.tell(('settings', name))}: {unknown_setting(name, known, method.name)}")
     table = dict(config.settings)
     if "optimizer" in table:
         table["optimizer"] = _optimizer(table["optimizer"], origins)
@@ -182,6 +208,8 @@ def _settings(config: RunConfig, origins: Origins) -> Settings:
         raise ConfigError("; ".join(mistakes(error, origins, ("settings",), declared))) from error
     except SurgeryError as error:
         raise ConfigError(f"{origins.tell(('settings', *error.path))}: {error}") from error
+    if found := list(conversions(table, made, origins, ("settings",))):
+        raise ConfigError("; ".join(found))
     return made
 
 

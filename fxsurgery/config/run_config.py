@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, TypeAlias
 
 from pydantic import BeforeValidator, ConfigDict
 
-from fxsurgery.config.parsers import shapes
+from fxsurgery.config.parsers import flat_ratios, names, shapes
 from fxsurgery.field_docs import docs_of, summary
 from fxsurgery.option_text import Wording
 from fxsurgery.option_types import Count
@@ -15,6 +15,8 @@ from fxsurgery.request import Argument, Arguments, PlainArguments, arguments_of
 Shapes: TypeAlias = Annotated[
     tuple[tuple[Count, ...], ...], BeforeValidator(shapes), Wording(": write 3,224,224, without the batch")
 ]
+Names: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(names)]
+Ratios: TypeAlias = Annotated[dict[str, float], BeforeValidator(flat_ratios)]
 INPUTS, DATA, GOAL, KEEPING = "Model and inputs", "Data", "What to make", "What to keep"
 
 
@@ -43,7 +45,7 @@ class RunConfig(PlainArguments):
     leaf_modules: Annotated[
         tuple[str, ...], Argument(panel=INPUTS, metavar="MODULE:CLASS", flags=("--leaf-module",))
     ] = ()
-    """Class of modules to keep whole; once for each class."""
+    """Class of modules to keep as leaves; repeat the option for several."""
 
     train_data: Annotated[str | None, Argument(panel=DATA, metavar="DATA")] = None
     val_data: Annotated[str | None, Argument(panel=DATA, metavar="DATA")] = None
@@ -58,6 +60,10 @@ class RunConfig(PlainArguments):
     teacher: Annotated[str | None, Argument(panel="Training", metavar="MODULE:NAME")] = None
     """Trained network to distill from while fine-tuning; or original, the model itself before surgery."""
 
+    keep: Annotated[Names, Argument(panel=GOAL, metavar="LAYER")] = ()
+    ratios: Annotated[Ratios, Argument(panel=GOAL, metavar="LAYER=RATIO", flags=("--ratio",))] = field(
+        default_factory=dict
+    )
     settings: Annotated[dict[str, Any], Argument(panel=GOAL, metavar="NAME=VALUE", flags=("--set", "-s"))] = field(
         default_factory=dict
     )

@@ -51,7 +51,7 @@ def newest_runnable() -> int:
         opset = [helper.make_opsetid("", version)]
         if _loads(helper.make_model(graph, opset_imports=opset, ir_version=_IR_VERSION).SerializeToString()):
             return version
-    raise ExportError("ONNX Runtime loads no graph of any operator set; install onnxruntime again")
+    raise ExportError("opset= cannot be checked: ONNX Runtime loads no graph of any version; install onnxruntime again")
 
 
 def _loads(file: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""What a notebook shows of a result: a card with the figures that matter most, and its pictures by name."""
+"""The notebook view of a result: a card with its most important numbers, and its pictures by name."""
 
 import math
 from collections.abc import Iterator, Sequence

@@ -121,7 +121,7 @@ class _Walk(fx.Interpreter):
                 return module(*args, **kwargs)
             return getattr(self, node.op)(node.target, args, kwargs)
         except Exception as error:
-            # A module kept whole, or an assertion, may raise any exception.
+            # A leaf module, or an assertion, may raise any exception.
             raise ObstacleError(node, f"it cannot process the changed map: {first_line(error)}") from error
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +36,39 @@ def begin(path: Path, requested: Mapping[str, Any], *, resume: bool) -> list[str
     Raises:
         RunError: the directory holds a run and `resume` is False, or a run with other settings; or it is damaged.
     """
-    _require_kinds(path)
+    found = examine(path, requested, resume=resume)
     _clear(path)
+    if not found.is_resumed:
+        with writing(path):
+            (path / JOURNAL).unlink(missing_ok=True)
+        write_whole(path / CONFIG, json.dumps(found.settings, indent=2).encode())
+    return found.notes
+
+
+@dataclass(frozen=True)
+class Examined:
+    """The outcome of checking a directory for a run."""
+
+    settings: Mapping[str, Any]
+    """The settings of the run, as `CONFIG` holds them."""
+    is_resumed: bool
+    """Whether the run in the directory would be resumed."""
+    notes: list[str] = field(default_factory=list)
+
+
+def examine(path: Path, requested: Mapping[str, Any], *, resume: bool) -> Examined:
+    """Check whether a run may start in a directory, or the run in it be resumed, and change nothing.
+
+    Raises:
+        RunError: as `begin` does.
+    """
+    _require_kinds(path)
     before = _config(path / CONFIG)
     now: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **requested}))
     changed = [] if before is None else differences(_identity(before), _identity(now))
-    if (changed or not resume) and not _has_trained(path):
-        # A run that was refused before it trained, such as for its budget, leaves nothing to protect.
-        before = None
-        with writing(path):
-            (path / JOURNAL).unlink(missing_ok=True)
-    if before is None:
-        write_whole(path / CONFIG, json.dumps(now, indent=2).encode())
-        return []
+    # A run that was refused before it trained, such as for its budget, leaves nothing to protect.
+    if before is None or ((changed or not resume) and not _has_trained(path)):
+        return Examined(now, is_resumed=False)
     if not resume:
         raise RunError(
             f"{path} holds a run already: pass {assigned('resume', value=True)} to continue it, or another directory"
@@ -58,7 +79,21 @@ def begin(path: Path, requested: Mapping[str, Any], *, resume: bool) -> list[str
             f"{path} holds a run with other settings (recorded -> requested):\n{listed}\n"
             "restore the recorded values to resume it, or start in another directory"
         )
-    return _environment(before, now)
+    return Examined(now, is_resumed=True, notes=_environment(before, now))
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a path that is not a directory, or could not be made one.
+
+    Raises:
+        RunError: it names the path that stands in the way.
+    """
+    with writing(path):
+        existing = next(one for one in (path.absolute(), *path.absolute().parents) if os.path.lexists(one))
+    if not existing.is_dir():
+        raise RunError(f"{existing} is not a directory; choose another directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise RunError(f"{existing} cannot be written to; choose a directory that you may write to")
 
 
 def require_ours(path: Path) -> None:

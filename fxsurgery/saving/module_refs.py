@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from fxsurgery.analysis.refit import size_attributes
-from fxsurgery.argument_names import keyword
+from fxsurgery.argument_names import keyword, named
 from fxsurgery.errors import RunError, SavingError
 from fxsurgery.nn.elastic.kernels import ElasticConv, ElasticConv1d, ElasticConv2d, ElasticConv3d, KernelMatrices
 from fxsurgery.nn.elastic.switches import BlockSwitch, UnitMask
@@ -212,8 +212,8 @@ def _take_opaque(entry: OpaqueEntry, original: nn.Module | None) -> nn.Module:
     found = submodule(original, entry.path)
     if found is None:
         raise RunError(
-            f"original= has no module `{entry.path}`, which must be a {entry.class_name}; pass the model that was "
-            "optimized"
+            f"{named('original')} has no module `{entry.path}`, which must be a {entry.class_name}; pass the model "
+            "that was optimized"
         )
     kind = type(found)
     if (
@@ -221,8 +221,8 @@ def _take_opaque(entry: OpaqueEntry, original: nn.Module | None) -> nn.Module:
         and f"{kind.__module__}.{kind.__qualname__}" != entry.class_name
     ):
         raise RunError(
-            f"original= has a {kind.__qualname__} at `{entry.path}` instead of a {entry.class_name}; pass the "
-            "model that was optimized"
+            f"{named('original')} has a {kind.__qualname__} at `{entry.path}` instead of a {entry.class_name}; pass "
+            "the model that was optimized"
         )
     module, sizes = copy.deepcopy(found).eval(), {name: decoded(value) for name, value in entry.sizes.items()}
     if sizes.keys() - size_attributes(module).keys() or not is_sizes(tuple(_as_tuple(v) for v in sizes.values())):

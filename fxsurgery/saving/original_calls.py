@@ -12,6 +12,7 @@ from itertools import chain
 
 from torch import fx, nn
 
+from fxsurgery.argument_names import named
 from fxsurgery.batch_layout import statement_of
 from fxsurgery.capture import capture
 from fxsurgery.capture.tracer import COMPOSED
@@ -49,8 +50,8 @@ class OriginalCalls:
         node = self._find(calls_it)
         if node is None:
             raise RunError(
-                f"the graph calls the function {home[:60]}.{qualified_name[:60]} at `{name}`, but original= does not; "
-                "pass the model that was optimized"
+                f"the graph calls the function {home[:60]}.{qualified_name[:60]} at `{name}`, but "
+                f"{named('original')} does not; pass the model that was optimized"
             )
         return node.target  # type: ignore[return-value]
 
@@ -69,7 +70,7 @@ class OriginalCalls:
 
         if self._find(is_same) is None:
             raise RunError(
-                f"the node `{node.name}` calls code of your model in a way that original= does not; "
+                f"the node `{node.name}` calls code of your model in a way that {named('original')} does not; "
                 "pass the model that was optimized"
             )
 
@@ -129,7 +130,8 @@ def captures_of(original: nn.Module | None, inputs: Inputs, leaf_paths: Iterable
             problems.append(error)
     if len(problems) == 2:
         raise RunError(
-            f"original= cannot be captured as before: {problems[0]}; pass the model that was optimized, unchanged"
+            f"{named('original')} cannot be captured as before: {problems[0]}; pass the model that was "
+            "optimized, unchanged"
         ) from problems[0]
 
 

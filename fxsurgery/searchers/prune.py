@@ -27,9 +27,11 @@ from fxsurgery.errors import BudgetError, StructureError, TrainingError
 from fxsurgery.option_types import Count, Range
 from fxsurgery.program import Program
 from fxsurgery.searchers.common.latency_model import LatencyLimit, hold
+from fxsurgery.searchers.common.reachable import require_reachable
 from fxsurgery.searchers.common.settings import Narrowing
+from fxsurgery.searchers.common.width_constraints import FREE, WidthConstraints
 from fxsurgery.searchers.common.width_selection import evenly, select_widths
-from fxsurgery.searchers.common.widths import Scores, Space, alignment_note, pruned, space
+from fxsurgery.searchers.common.widths import Restriction, Scores, Space, pruned, space
 from fxsurgery.searchers.session import SearchOutcome, Session, Stage
 from fxsurgery.training import Hooks, Recipe, StepInfo, constant, sgd
 
@@ -74,14 +76,16 @@ def search(program: Program, budget: Budget | None, config: Prune, session: Sess
         StructureError: no width of the program can change, or it has no batch norm to rank by.
         TrainingError: the loss is not finite.
     """
-    if budget is None:
+    if budget is None and not session.constraints.targets:
         raise BudgetError(f"{assigned('method', 'prune')} needs a budget, e.g. {entry('budget', 'macs', 0.5)}")
-    found = widths(program, config)
-    found.check(budget, session.latency_limit)
+    found = widths(program, config, session.constraints)
+    found.require_targets()
+    if budget is not None:
+        require_reachable(found, budget, session.latency_limit)
     if not trained:
         program = session.trained(program, config, "weights", config.weights_epochs)
     before = middle = session.score(program, "original" if trained else "trained")
-    current, notes = program, (*alignment_note(found), *_left_out(found, config))
+    current, notes = program, (*found.notes(), *_left_out(found, config))
     *approach, last = _approach(program, budget, config, session)
     for number, goal in enumerate(approach, 1):
         smaller = session.recalibrated(_cutter(current, goal, config, session, number)(goal.latency))
@@ -110,22 +114,27 @@ def search(program: Program, budget: Budget | None, config: Prune, session: Sess
     return replace(session.outcome(program, before, middle, (*session.notes, *notes)), latency=verified)
 
 
-def widths(program: Program, config: Prune) -> Space:
+def widths(program: Program, config: Prune, constraints: WidthConstraints = FREE) -> Space:
     """The widths that `search` chooses among: all that can change; for BN-gamma, those that a batch norm scales.
 
     Raises:
         StructureError: there is none.
     """
-    found = space(program, align=config.align, inner_only=config.inner_only, exact=False)
+    found = _all_widths(program, config, constraints)
     if config.importance != "bn-gamma":
         return found
     gammas = bn_gamma(program)
-    scaled = tuple(c for c in found.choices if np.isfinite(gammas[c.group.units]).all())
-    if not scaled:
-        names = ", ".join(c.group.name for c in found.choices[:3])
+    names = ", ".join(c.group.name for c in found.choices[:3])
+    scaled = Restriction(lambda g: bool(np.isfinite(gammas[g.units]).all()), "no batch norm scales its channels")
+    if not (restricted := found.restricted(scaled)).choices:
         setting = entry("settings", "importance", "magnitude")
         raise StructureError(f"no batch norm scales the channels of {names}; pass {setting} or 'taylor'")
-    return replace(found, choices=scaled)
+    return restricted
+
+
+def _all_widths(program: Program, config: Prune, constraints: WidthConstraints) -> Space:
+    """Return the widths that can change at all."""
+    return space(program, align=config.align, inner_only=config.inner_only, exact=False, constraints=constraints)
 
 
 def stages(config: Prune, session: Session, *, trained: bool) -> list[Stage]:
@@ -166,15 +175,20 @@ def _epochs(number: int, config: Prune) -> float:
 class _Goal:
     """What a round may leave, absolutely."""
 
-    budget: Budget
+    budget: Budget | None
     latency: LatencyLimit | None
+    constraints: WidthConstraints
 
 
-def _approach(program: Program, budget: Budget, config: Prune, session: Session) -> Iterator[_Goal]:
+def _approach(program: Program, budget: Budget | None, config: Prune, session: Session) -> Iterator[_Goal]:
     """What each round may leave."""
     original, limit = cost(program), session.latency_limit
     for number in range(1, config.rounds + 1):
         share = number / config.rounds
+        constraints = session.constraints if number == 1 else session.constraints.reached()
+        if budget is None:
+            yield _Goal(None, None, constraints)
+            continue
         counted = {
             name: math.floor(_between(getattr(original, name), amount, share))
             for name, amount in budget.limits(original)
@@ -182,7 +196,7 @@ def _approach(program: Program, budget: Budget, config: Prune, session: Session)
         latency = limit
         if limit is not None and session.latency is not None:
             latency = replace(limit, limit_ms=_between(session.latency.original_ms, limit.limit_ms, share))
-        yield _Goal(Budget(**counted, latency_ms=budget.latency_ms), latency)
+        yield _Goal(Budget(**counted, latency_ms=budget.latency_ms), latency, constraints)
 
 
 def _between(whole: float, wanted: float, share: float) -> float:
@@ -212,10 +226,10 @@ def _cutter(
 
 def _cut(program: Program, goal: _Goal, config: Prune, scores: Scores) -> Program:
     """The program pruned to a goal."""
-    _require_finite(program, scores, config)
-    if _within(program, goal):
+    if not goal.constraints.targets and _within(program, goal):
         return program
-    found = widths(program, config)
+    found = widths(program, config, goal.constraints)
+    _require_finite(found, scores, config)
     if config.scope == "local":
         scores = evenly(found, scores)
     elif config.normalize:
@@ -225,7 +239,8 @@ def _cut(program: Program, goal: _Goal, config: Prune, scores: Scores) -> Progra
 
 def _within(program: Program, goal: _Goal) -> bool:
     now = cost(program)
-    return goal.budget.holds(now, now) and (goal.latency is None or goal.latency.holds(program))
+    holds = goal.budget is None or goal.budget.holds(now, now)
+    return holds and (goal.latency is None or goal.latency.holds(program))
 
 
 def _scores(program: Program, config: Prune, session: Session, number: int) -> Scores:
@@ -238,10 +253,9 @@ def _scores(program: Program, config: Prune, session: Session, number: int) -> S
     return np.random.default_rng((session.seed, number)).random(structure(program).size)
 
 
-def _require_finite(program: Program, scores: Scores, config: Prune) -> None:
+def _require_finite(found: Space, scores: Scores, config: Prune) -> None:
     """Refuse a ranking by importances that are not finite."""
-    kept = widths(program, config).choices
-    if wrong := [c.group.name for c in kept if not np.isfinite(scores[c.group.units]).all()]:
+    if wrong := [c.group.name for c in found.choices if not np.isfinite(scores[c.group.units]).all()]:
         raise TrainingError(
             f"the {config.importance} importance of the channels of {', '.join(wrong[:3])} is not finite: do gradients "
             "or powers of the weights overflow? Take another importance, or a lower order"
@@ -268,7 +282,7 @@ def _left_out(found: Space, config: Prune) -> tuple[str, ...]:
     """What to tell of widths that BN-gamma cannot rank."""
     if config.importance != "bn-gamma":
         return ()
-    everything = space(found.program, align=config.align, inner_only=config.inner_only, exact=False).choices
+    everything = _all_widths(found.program, config, found.constraints).choices
     known = {c.group.name for c in found.choices}
     left = [c.group.name for c in everything if c.group.name not in known]
     shown = ", ".join(left[:3])

@@ -19,6 +19,7 @@ from fxsurgery.searchers.common.latency_model import LatencyLimit, LatencyModel
 from fxsurgery.searchers.common.pareto import ParetoMember
 from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.common.trials import SearchRecord
+from fxsurgery.searchers.common.width_constraints import FREE, WidthConstraints
 from fxsurgery.searchers.stage_training import StageTrainer
 from fxsurgery.searchers.trainer import Trainer
 from fxsurgery.searchers.user_finetune import user_fine_tuned
@@ -97,6 +98,7 @@ class Session:
     """The user's own function in place of the last fine-tune stage."""
     objective: Objective = task_objective
     """How a batch becomes a loss in fine-tuning."""
+    constraints: WidthConstraints = FREE
     workshop: JobRunner = field(default_factory=JobRunner)
     """Runs the trainings that stand alone."""
     notes: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Batches of tensors in memory, taken by index: what `DataLoader` gives, in a fraction of its time."""
+"""Batches of tensors in memory by index: those of a `DataLoader`, in a fraction of its time."""
 
 import math
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ from fxsurgery.seeding import mix
 
 
 def samples(batch: object) -> int:
-    """How many samples a batch has: the length of its first tensor. `Task.samples` knows inputs from target."""
+    """Return the length of the first tensor of a batch. `Task.samples` distinguishes inputs and target."""
     return next((len(x) for _, x in tensors_in(batch) if x.dim()), 1)
 
 
 class Arrays(Dataset[Any]):
-    """Tensors of equal length, in tuples and dicts, read a whole batch at a time."""
+    """Tensors of equal length in tuples and dicts, read one batch at a time."""
 
     def __init__(self, tensors: Any) -> None:  # noqa: ANN401
         self.tensors = tensors
@@ -34,12 +34,12 @@ class Arrays(Dataset[Any]):
         return _indexed(self.tensors, index)
 
     def __getitems__(self, indices: list[int]) -> Any:  # noqa: ANN401
-        """The batch itself: nothing is left to collate."""
+        """Return the whole batch, which needs no collation."""
         return _indexed(self.tensors, torch.as_tensor(indices))
 
 
 def _indexed(value: Any, index: int | Tensor) -> Any:  # noqa: ANN401
-    """The rows of tensors in plain tuples and dicts."""
+    """Return rows of the tensors in plain tuples and dicts."""
     if isinstance(value, Tensor):
         return value[index]
     if isinstance(value, dict):
@@ -48,7 +48,7 @@ def _indexed(value: Any, index: int | Tensor) -> Any:  # noqa: ANN401
 
 
 class Batches(Sampler[list[int]]):
-    """The indices of each batch; `set_epoch` says which order a shuffled one takes."""
+    """Indices of each batch; `set_epoch` selects the order if they are shuffled."""
 
     drop_last = False
 
@@ -56,7 +56,7 @@ class Batches(Sampler[list[int]]):
         self.samples, self.batch_size, self.seed, self.epoch = samples, batch_size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the order of that epoch from now on."""
+        """Use the order of an epoch."""
         self.epoch = epoch
 
     @override
@@ -65,7 +65,7 @@ class Batches(Sampler[list[int]]):
             yield indices.tolist()
 
     def arrays(self) -> Iterator[NDArray[np.int64]]:
-        """The same as arrays of numpy, which tensors are indexed with sooner."""
+        """Yield the indices as NumPy arrays, which index tensors faster than lists."""
         order = np.arange(self.samples)
         if self.seed is not None:
             order = np.random.default_rng(mix(self.seed, self.epoch)).permutation(self.samples)
@@ -77,7 +77,7 @@ class Batches(Sampler[list[int]]):
 
 
 class ArrayLoader(DataLoader[Any]):
-    """Reads batches of `Arrays` itself: the machinery of `DataLoader` takes as long as a small network's forward."""
+    """A `DataLoader` that reads batches of `Arrays` directly: its own overhead equals a small forward pass."""
 
     def __init__(self, arrays: Arrays, order: Batches) -> None:
         super().__init__(arrays, batch_sampler=order, collate_fn=_as_is)

@@ -11,10 +11,10 @@ from fxsurgery.training.batches import describe
 def by_convention(batch: Any) -> tuple[Any, Any]:  # noqa: ANN401
     """Split a tuple or list before its last entry, a dict at its one key of `TARGETS`.
 
-    The inputs are a tuple, given to the model by position, or a dict, given by name.
+    The inputs are a tuple, passed to the model by position, or a dict, passed by name.
 
     Raises:
-        DataError: it is anything else.
+        DataError: the batch has another structure.
     """
     keys = [key for key in TARGETS if key in batch] if isinstance(batch, Mapping) else []
     if len(keys) == 1 < len(batch):

@@ -1,4 +1,4 @@
-"""Batches: loaders made from tensors and data sets, and the endless stream of them that training reads.
+"""Loaders made of tensors and datasets, and the batches of an epoch.
 
 The order of a shuffled epoch is a function of the seed and the epoch alone.
 """
@@ -22,21 +22,21 @@ from fxsurgery.training.array_loader import ArrayLoader, Arrays, Batches, sample
 
 Loader: TypeAlias = DataLoader[Any]
 COUNTED_BATCHES = 1000
-"""How far a loader without a length is read to learn how long it is, and where validation refuses to go on."""
+"""Number of batches that a loader without a length is read for, to count them or to validate."""
 
 
 @checked(DataError)
 def loader_of(data: object, batch_size: Count, seed: int | None, name: str) -> Loader:
-    """A loader of `data`; shuffled when a seed is given. A `DataLoader` is taken as it is.
+    """Return a loader of `data`, shuffled if there is a seed. A `DataLoader` is returned as it is.
 
     Args:
         data: a `DataLoader`, a `Dataset`, or tensors or arrays in a tuple, the last one the target, or in a dict.
-        batch_size: for anything but a `DataLoader`.
-        seed: of the shuffle; `None` keeps the order.
-        name: what messages call the data.
+        batch_size: batch size of anything but a `DataLoader`.
+        seed: seed of the shuffle; `None` keeps the order.
+        name: name of the data in messages.
 
     Raises:
-        DataError: it is none of these, has no samples, or its arrays differ in length.
+        DataError: the data are of another type, have no samples, or their arrays differ in length.
     """
     if isinstance(data, DataLoader):
         return data
@@ -63,7 +63,7 @@ def _order(data: object, batch_size: int, seed: int | None, name: str) -> Batche
 
 @dataclass(frozen=True)
 class _Collate:
-    """PyTorch's way of making a batch of samples, with an error that names the data."""
+    """PyTorch's default collation, with an error that names the data."""
 
     name: str
 
@@ -79,7 +79,7 @@ class _Collate:
 
 
 def _tensors(data: tuple[Any, ...] | list[Any] | Mapping[str, Any], name: str) -> Any:  # noqa: ANN401
-    """The arrays as tensors, in plain tuples and dicts; inputs may be a dict within a tuple."""
+    """Return the arrays as tensors in plain tuples and dicts; inputs may be a dict within a tuple."""
     if len(data) < 2:
         raise DataError(f"{named(name)} must hold inputs and a target, (x, y); got {describe(data)}")
     parts = data.values() if isinstance(data, Mapping) else data
@@ -113,7 +113,7 @@ def _plain(data: Any) -> Any:  # noqa: ANN401
 
 
 def has_length(loader: Loader) -> bool:
-    """Whether a loader knows how many batches an epoch has."""
+    """Return whether a loader has a length."""
     try:
         len(loader)
     except TypeError:
@@ -122,10 +122,10 @@ def has_length(loader: Loader) -> bool:
 
 
 def count(loader: Loader, name: str) -> int:
-    """How many batches an epoch has; at most `COUNTED_BATCHES` where the loader does not know.
+    """Return the number of batches per epoch; of a loader without a length at most `COUNTED_BATCHES`.
 
     Raises:
-        DataError: it is empty.
+        DataError: the loader is empty.
     """
     length = len(loader) if has_length(loader) else sum(1 for _ in islice(loader, COUNTED_BATCHES))
     if not length:
@@ -134,10 +134,10 @@ def count(loader: Loader, name: str) -> int:
 
 
 def ending(loader: Loader, most: int | None, name: str) -> Iterator[Any]:
-    """The batches of a loader that is to be read to its end, or the first `most` of them.
+    """Yield the batches of a loader to its end, or the first `most` of them.
 
     Raises:
-        DataError: it gives more batches than its length says, or than `COUNTED_BATCHES` where it has none.
+        DataError: there are more batches than the length of the loader, or than `COUNTED_BATCHES` without a length.
     """
     if most is not None:
         yield from islice(loader, most)
@@ -155,7 +155,7 @@ def ending(loader: Loader, most: int | None, name: str) -> Iterator[Any]:
 
 @dataclass(slots=True)
 class Drawn:
-    """A batch, and where in the data it stands."""
+    """A batch and its epoch."""
 
     epoch: int
     batch: Any
@@ -163,13 +163,13 @@ class Drawn:
 
 
 def epoch_of(loader: Loader, epoch: int, name: str, size_of: Callable[[Any], int] = samples) -> Iterator[Drawn]:
-    """The batches of one epoch. A single sample left over at its end is skipped: norms cannot train on it.
+    """Yield the batches of one epoch. A single sample left over at its end is skipped: norms cannot train on it.
 
     Args:
         loader: the data.
-        epoch: which of its orders.
-        name: what messages call the data.
-        size_of: how many samples a batch has.
+        epoch: index of the epoch, which determines the order.
+        name: name of the data in messages.
+        size_of: function that counts the samples of a batch.
 
     Raises:
         DataError: there is no batch.
@@ -187,14 +187,14 @@ def epoch_of(loader: Loader, epoch: int, name: str, size_of: Callable[[Any], int
 
 
 def set_epoch(loader: Loader, epoch: int) -> None:
-    """Tell samplers and data sets that ask for it which epoch it is."""
+    """Call `set_epoch` of samplers and datasets that have it."""
     for part in (loader.dataset, loader.sampler, loader.batch_sampler):
         if callable(tell := getattr(part, "set_epoch", None)):
             tell(epoch)
 
 
 def describe(value: object) -> str:
-    """Types, shapes and dtypes, for messages."""
+    """Return types, shapes and dtypes of a value, for messages."""
     if isinstance(value, Tensor | np.ndarray):
         return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, tuple | list) and len(value) <= 6:
@@ -205,6 +205,6 @@ def describe(value: object) -> str:
 
 
 def describe_inputs(inputs: Inputs) -> str:
-    """The same of what a model is called with."""
+    """Return types, shapes and dtypes of a model's inputs, for messages."""
     by_name = [f"{name}={describe(value)}" for name, value in inputs.kwargs.items()]
     return f"({', '.join([*map(describe, inputs.args), *by_name])})"

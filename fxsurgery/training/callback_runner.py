@@ -144,7 +144,7 @@ class CallbackRunner:
 
 
 def _call(callback: Callback, name: str, event: Event) -> None:
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     with random_states_kept(devices), torch.set_grad_enabled(torch.is_grad_enabled()):
         try:
             getattr(callback, name)(event)

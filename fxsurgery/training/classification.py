@@ -1,11 +1,11 @@
-"""The default loss and metric, of classification, and which targets such a loss counts.
+"""The default loss and metric, which are those of classification, and the targets that such a loss counts.
 
-PyTorch's cross-entropy is a mean over the targets other than `ignore_index`, each weighed by its class where there are
-class weights. So the loss of several batches is
+PyTorch's cross-entropy is a mean over the targets other than `ignore_index`, each weighted by its class if there are
+class weights. So the loss over several batches is
 
     L = sum_b W_b L_b / sum_b W_b,      W_b = sum of the weights of the targets of batch b that count,
 
-and the accuracy is the share of hits among the targets that count. A batch in which none does weighs nothing.
+and the accuracy is the fraction of correct predictions among the targets that count. A batch without one has weight 0.
 """
 
 from collections.abc import Mapping
@@ -19,18 +19,23 @@ from torch import Tensor, nn
 from fxsurgery.argument_names import usage
 
 IGNORED = -100
-"""The target that PyTorch's losses leave out unless given another."""
+"""Default `ignore_index` of PyTorch's losses."""
 
 
 def cross_entropy(output: Any, target: Tensor) -> Tensor:  # noqa: ANN401
-    """The loss of classification: `output` (batch, classes, ...), `target` (batch, ...) of class numbers.
+    """Return the cross-entropy of outputs (batch, classes, ...) and targets (batch, ...) of class indices.
 
-    An output that is an object or a dict is taken by its `logits`. `target` may be probabilities of the output's shape.
-    Targets of -100 are left out.
+    Of an output that is an object or a dict, its `logits` are used. `target` may also hold probabilities in the shape
+    of the output. Targets of -100 are ignored.
 
     Raises:
-        TypeError: the output is no tensor and has no `logits`.
-        ValueError: this is no classification; PyTorch would give 0 for a single class, and take any number as one.
+        TypeError: the output is not a tensor and has no `logits`.
+        ValueError: the problem is not classification; PyTorch would return 0 for a single class, and accept any number
+            as a probability.
+
+    Example:
+        >>> float(cross_entropy(torch.tensor([[0.0, 0.0]]), torch.tensor([1])))
+        0.693147...
     """
     logits = logits_of(output)
     if logits.dim() < 2 or logits.shape[1] < 2:
@@ -48,9 +53,10 @@ def _otherwise() -> str:
 
 
 def accuracy(output: Any, target: Tensor, ignore_index: int = IGNORED) -> Tensor:  # noqa: ANN401
-    """Share of `target` (batch, ...) that the largest of `output` (batch, classes, ...) hits; or of its `logits`.
+    """Return the fraction of targets (batch, ...) that equal the class with the largest output (batch, classes, ...).
 
-    Targets of `ignore_index` are left out; within a `Task` it is the loss's own. NaN where none is left.
+    Of an output that is an object or a dict, its `logits` are used. Targets of `ignore_index` are ignored; in a `Task`
+    it is that of the loss. NaN if no target counts.
     """
     chosen = logits_of(output).argmax(1)
     if target.is_floating_point():
@@ -78,13 +84,13 @@ def logits_of(output: Any) -> Tensor:  # noqa: ANN401
 
 @dataclass(frozen=True)
 class Counting:
-    """Which targets a loss of classification counts, and what each weighs."""
+    """The targets that a classification loss counts, and their weights."""
 
     ignore_index: int = IGNORED
     class_weights: Tensor | None = None
 
     def loss_weight(self, target: object) -> float | None:
-        """What the mean over the targets of a batch divides by; `None` where they are no classes."""
+        """Return the divisor of the mean over the targets of a batch; `None` if they are not classes."""
         if not isinstance(target, Tensor):
             return None
         if target.is_floating_point():
@@ -95,7 +101,7 @@ class Counting:
         return float(self.class_weights.to(counted.device)[counted.long()].sum())
 
     def targets(self, target: object) -> float | None:
-        """Number of targets that count; of probabilities (batch, classes, ...) each sums to one target."""
+        """Return the number of targets that count; probabilities (batch, classes, ...) have one for each position."""
         if not isinstance(target, Tensor):
             return None
         if target.is_floating_point():
@@ -104,9 +110,9 @@ class Counting:
 
 
 def counting_of(loss: object) -> Counting | None:
-    """What a loss counts; `None` for one that is no mean over classes as PyTorch has it.
+    """Return the targets that a loss counts; `None` for one that is not a mean over classes as in PyTorch.
 
-    A loss of the user's own that has an `ignore_index` is taken to be one.
+    A user's loss with an attribute `ignore_index` is treated as such a mean.
     """
     options = dict[str, Any]()
     while isinstance(loss, partial):

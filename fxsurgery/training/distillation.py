@@ -1,12 +1,12 @@
-"""Learning to answer as the original does: its outputs are the targets, so no labels are needed.
+"""Distill the outputs of the original network: they are the targets, so no labels are needed.
 
-For class scores z (the original's t) at temperature T the loss is `T^2 KL(softmax(t / T) || softmax(z / T))`
-(Hinton et al. 2015, Eq. 2-4); for any other output it is the share of the variance that is missed,
+For class scores z (those of the original are t) at temperature T the loss is `T^2 KL(softmax(t / T) || softmax(z / T))`
+(Hinton et al. 2015, Eq. 2-4); for any other output it is the unexplained fraction of the variance,
 `mean((z - t)^2) / var(t)`. The loss is the mean over the outputs.
 
-What counts as class scores is told by structure alone: an entry called `logits` or `out`, else a single output of
-two dims, (batch, classes), with two classes at least. The classes are in dim 1, but for `logits` of three dims,
-(batch, tokens, classes). `classes=False` says that such an output is none.
+Class scores are recognized by their structure alone: an entry named `logits` or `out`, else a single output of two
+dims, (batch, classes), with at least two classes. The classes are in dim 1, except for `logits` of three dims,
+(batch, tokens, classes). `classes=False` declares that such an output holds no class scores.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,31 +41,31 @@ class Output:
 
     place: InputPath
     classes: int | None = None
-    """The dim that the classes are in; `None` where it holds other values."""
+    """Dim of the classes; `None` if the output holds other values."""
     probabilities: bool = False
-    """The classes' values are probabilities already, not logits."""
+    """Whether the values of the classes are probabilities, not logits."""
     variance: float = 1.0
-    """Over the samples, mean over everything else."""
+    """Variance over the samples, averaged over everything else."""
 
     def logits(self, scores: Tensor) -> Tensor:
-        """Class scores (samples, classes), up to a constant a sample."""
+        """Return class scores (samples, classes), up to a constant for each sample."""
         scores = scores.float().movedim(self.classes or 1, -1).flatten(0, -2)
         return scores.clamp_min(_LEAST).log() if self.probabilities else scores
 
     def missed(self, output: Tensor, target: Tensor) -> Tensor:
-        """Share of the target's variance that the output misses: 1 for a constant answer, its mean."""
+        """Return the unexplained fraction of the target's variance: 1 for a constant output equal to its mean."""
         return nn.functional.mse_loss(output.float(), target.float()) / self.variance
 
 
 def outputs_of(program: Program, *, classes: bool | None = None) -> tuple[Output, ...]:
-    """The outputs of `program` that can be learned, in their order, without their statistics.
+    """Return the outputs of `program` that can be learned, in order, without their statistics.
 
     Args:
-        program: what is run, on its examples.
-        classes: whether a single output of two dims holds class scores; told from its shape unless said.
+        program: the network, which is run on its examples.
+        classes: whether a single output holds class scores; by default if it has two dims.
 
     Raises:
-        DataError: no output is a floating tensor with the batch in dim 0, or the inputs have it elsewhere.
+        DataError: no output is a floating-point tensor with the batch in dim 0, or the inputs have it elsewhere.
     """
     sizes = [examples.batch or 0 for examples in (program.examples, program.examples.grown())]
     try:
@@ -104,9 +104,9 @@ def _classes_dim(place: InputPath, tensor: Tensor) -> int | None:
 
 @dataclass(frozen=True, eq=False)
 class OutputMatch:
-    """How like the original's outputs some outputs are: the loss and the metric of distillation.
+    """Loss and metric of distillation: how well outputs match those of the original.
 
-    The target is the original's outputs by their number, `{"0": ..., "1": ...}`.
+    The target holds the original's outputs by their index, `{"0": ..., "1": ...}`.
     """
 
     outputs: tuple[Output, ...]
@@ -114,16 +114,16 @@ class OutputMatch:
 
     @property
     def scores(self) -> int | None:
-        """Which of the outputs holds class scores."""
+        """Index of the output that holds class scores; `None` if there is none."""
         return next((i for i, output in enumerate(self.outputs) if output.classes is not None), None)
 
     @property
     def name(self) -> str:
-        """What the metric measures."""
+        """Name of the metric."""
         return "variance explained of the original's outputs" if self.scores is None else "agreement with the original"
 
     def loss(self, output: Any, target: Mapping[str, Tensor]) -> Tensor:  # noqa: ANN401
-        """Mean over the outputs; a scalar."""
+        """Return the mean loss over the outputs, a scalar."""
         losses = [self._loss(*item) for item in zip(self.outputs, self._found(output), target.values(), strict=True)]
         return torch.stack(losses).mean()
 
@@ -137,7 +137,7 @@ class OutputMatch:
         return self.temperature**2 * divergence
 
     def metric(self, output: Any, target: Mapping[str, Tensor]) -> Tensor:  # noqa: ANN401
-        """Share of equal classes; of other outputs the share of variance explained, 0 where it is negative."""
+        """Return the fraction of equal classes; for other outputs the explained variance, 0 if it is negative."""
         found, wanted = self._found(output), list(target.values())
         if (i := self.scores) is not None:
             chosen, goal = (self.outputs[i].logits(x).argmax(-1) for x in (found[i], wanted[i]))
@@ -162,17 +162,17 @@ def distilled_task(  # noqa: PLR0913 -- each by name
     classes: bool | None = None,
     on: str = "synthetic inputs",
 ) -> Task:
-    """A task whose targets are what `program` answers: computed once, in eval mode, and kept in memory.
+    """Return a task whose targets are the outputs of `program`, computed once in eval mode and kept in memory.
 
     Args:
-        program: the original.
+        program: the original network.
         train_inputs: all training inputs as one batch, synthetic ones or a user's own without labels.
-        val_inputs: others of the same structure.
-        batch_size: samples a batch.
-        seed: of the shuffle of the training batches.
-        device: where the original runs; `None` is where it is.
+        val_inputs: validation inputs of the same structure.
+        batch_size: samples per batch.
+        seed: seed of the shuffle of the training batches.
+        device: device to run the original on; `None` is its own.
         classes: whether the output holds class scores; see the module.
-        on: what the inputs are, for the metric's name.
+        on: description of the inputs, for the name of the metric.
 
     Raises:
         DataError: the inputs are empty or do not fit the program, or it has no output that can be learned, or one
@@ -198,7 +198,7 @@ def distilled_task(  # noqa: PLR0913 -- each by name
 
 
 def _as_captured(program: Program, inputs: Inputs) -> Inputs:
-    """The inputs with the batch where the program has it, unless they say where it is."""
+    """Return the inputs with the batch dims of the program, unless they have their own."""
     dims = program.batch_dims
     if dims is None or inputs.batch_dims is not None or len(inputs.tensors) != len(dims):
         return inputs
@@ -207,9 +207,9 @@ def _as_captured(program: Program, inputs: Inputs) -> Inputs:
 
 
 def commonest_answer(program: Program, task: Task) -> float | None:
-    """The share of the validation inputs of a `distilled_task` that fall into the class that most of them fall into.
+    """Return the fraction of the validation inputs of a `distilled_task` in the most frequent class.
 
-    Near 1, agreement with it says nothing. `None` where no output holds class scores.
+    Near 1, agreement is not informative. `None` if no output holds class scores.
     """
     kinds = outputs_of(program)
     scored = next((i for i, kind in enumerate(kinds) if kind.classes is not None), None)
@@ -222,7 +222,7 @@ def commonest_answer(program: Program, task: Task) -> float | None:
 
 @dataclass(frozen=True, eq=False)
 class _Rebuilt:
-    """Puts the tensors of a batch, samples first, back into the structure of the inputs."""
+    """Restores the structure of the inputs from the tensors of a batch, samples first."""
 
     template: Inputs
 
@@ -241,7 +241,7 @@ class _Rebuilt:
 def _answered(
     program: Program, inputs: Inputs, kinds: Sequence[Output], batch_size: int, device: Device
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Inputs that have a batch dim, samples first, and the program's answers, by their number."""
+    """Return the inputs that have a batch dim, samples first, and the program's outputs, by their index."""
     if not inputs.batch:
         raise DataError(
             f"no tensor among the inputs has samples: {describe_inputs(inputs)}; "
@@ -265,7 +265,7 @@ def _answered(
 
 
 def _measured(kind: Output, answers: Tensor) -> Output:
-    """The output with the statistics of the original's answers to the training inputs."""
+    """Return the output with the statistics of the original's outputs on the training inputs."""
     values = answers.double()
     variance = float(values.var(0, correction=0).mean()) or float(values.square().mean()) or 1.0
     normed = kind.classes is not None and bool(

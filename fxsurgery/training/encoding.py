@@ -1,12 +1,12 @@
-"""Plain data with tensors as bytes, and back bit for bit. What is read runs no code, and no changed bit goes unseen.
+"""Encode plain data with tensors as bytes, and decode them bit for bit. Reading runs no code and detects changed bits.
 
-    fxsurgery state 1 SHA256        of all that follows
+    fxsurgery state 1 SHA256        of everything below
     {"tensors": [...], "tree": ...} one line of JSON
     the bytes of the tensors, one after the other
 
-In the tree, numbers, strings, `None` and lists are themselves; `{"tuple": [...]}`, `{"dict": [[key, value], ...]}` and
-`{"tensor": number}` are the rest. A tensor is `[dtype, shape, strides]`; the file has as many bytes as these come to,
-so a tensor never takes more memory than the file.
+In the tree, numbers, strings, `None` and lists represent themselves; the other nodes are `{"tuple": [...]}`,
+`{"dict": [[key, value], ...]}` and `{"tensor": index}`. A tensor is `[dtype, shape, strides]`; the size of the file
+must match these, so a tensor never takes more memory than the file.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from fxsurgery.errors import RunError, TrainingError, reason_of
 from fxsurgery.strict_json import parse_json
 
 MAX_DEPTH = 32
-"""How deep dicts, lists and tuples may nest."""
+"""Maximum nesting depth of dicts, lists and tuples."""
 _JSON_DEPTH = 3 * MAX_DEPTH + 8
 _MAX_DIMS, _MAX_SIZE = 64, 2**60
 _HEAD = re.compile(rb"fxsurgery state 1 ([0-9a-f]{64})\n")
@@ -37,10 +37,14 @@ _DTYPES = {
 
 
 def encode(content: Mapping[str, Any]) -> bytes:
-    """Write plain data: dicts, lists, tuples, strings, numbers, `None` and tensors.
+    """Encode plain data: dicts, lists, tuples, strings, numbers, `None` and tensors.
 
     Raises:
-        TrainingError: there is something else in it, or it nests too deep.
+        TrainingError: the data hold another type, or are nested too deeply.
+
+    Example:
+        >>> decode(encode({"step": 3, "rates": (0.1, None)}), "the snapshot")
+        {'step': 3, 'rates': (0.1, None)}
     """
     writer = _Writer()
     tree = writer.tree(content, "state", 0)
@@ -50,19 +54,19 @@ def encode(content: Mapping[str, Any]) -> bytes:
 
 
 def checksum(encoded: bytes) -> str:
-    """The SHA-256 that `encoded` begins with."""
+    """Return the SHA-256 checksum in encoded data."""
     return encoded[18:82].decode()
 
 
 def decode(encoded: bytes, where: str) -> dict[str, Any]:
-    """Read what `encode` gave; tensors are on the CPU, on memory of their own.
+    """Decode the bytes of `encode`; tensors are on the CPU, each in its own memory.
 
     Args:
         encoded: the bytes.
-        where: what the error calls them.
+        where: name of the bytes in messages.
 
     Raises:
-        RunError: a bit was changed, or they were never given by `encode`.
+        RunError: the bytes were changed, or do not come from `encode`.
     """
     head = _HEAD.match(encoded)
     if head is None:
@@ -85,7 +89,7 @@ def _damaged(where: str, why: str) -> RunError:
 
 @dataclass(eq=False)
 class _Writer:
-    """Takes the tensors out of a tree."""
+    """Separates the tensors from a tree."""
 
     described: list[tuple[str, list[int], list[int]]] = field(default_factory=list)
     parts: list[bytes] = field(default_factory=list)
@@ -128,7 +132,7 @@ class _Writer:
 
 @dataclass(eq=False)
 class _Reader:
-    """Puts the tensors back into a tree; whatever `encode` would not have written is a `ValueError`."""
+    """Restores the tensors of a tree; raises `ValueError` for anything that `encode` does not write."""
 
     plain: Any
     content: memoryview
@@ -190,7 +194,7 @@ def _is_key(value: object) -> bool:
 
 
 def _size(described: Any) -> int:  # noqa: ANN401
-    """The bytes of a tensor."""
+    """Return the size of a tensor in bytes."""
     if not isinstance(described, list) or len(described) != 3:
         raise ValueError("a tensor is not told by dtype, shape and strides")
     name, shape, strides = described
@@ -208,12 +212,12 @@ def _is_sizes(value: Any) -> bool:  # noqa: ANN401
 
 
 def _order(shape: Any, strides: Any) -> list[int]:  # noqa: ANN401
-    """The dims from the outermost in memory to the innermost."""
+    """Return the dims from the outermost to the innermost in memory."""
     return sorted(range(len(shape)), key=lambda dim: (-strides[dim], shape[dim] > 1))
 
 
 def _is_dense(shape: Any, strides: Any) -> bool:  # noqa: ANN401
-    """Whether a tensor fills its memory, each element once; dims of size 1 may have any stride."""
+    """Return whether a tensor fills its memory, each element once; dims of size 1 may have any stride."""
     if 0 in shape:
         return True
     step = 1
@@ -228,7 +232,7 @@ def _is_dense(shape: Any, strides: Any) -> bool:  # noqa: ANN401
 def _tensors(described: list[Any], sizes: list[int], content: memoryview) -> Iterator[Tensor]:
     begin = 0
     for (name, shape, strides), size in zip(described, sizes, strict=True):
-        # Memory of torch's own: kernels round by how memory is aligned.
+        # Memory that PyTorch allocates: the alignment affects the rounding of kernels.
         tensor = torch.empty_strided(shape, strides, dtype=_DTYPES[name])
         if size:
             order = _order(shape, strides)

@@ -1,4 +1,4 @@
-"""Score a model on data, leaving it as it is."""
+"""Score a model on data without changing it."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -25,32 +25,32 @@ from fxsurgery.turns import TURNS
 
 @dataclass(frozen=True)
 class Score:
-    """Means over the samples, of classification over the targets that count; a metric that accumulates is of all."""
+    """Means over the samples, or in classification over the targets that count; a metric may accumulate instead."""
 
     metric: float
-    """The task's metric, of several numbers the selected one; equal to `loss` where it has none."""
+    """Value of the task's metric, of several the selected one; equal to `loss` if the task has no metric."""
     loss: float
     samples: int
     figures: Mapping[str, float] = field(default_factory=dict)
-    """Every number that the metric gives, by name."""
+    """Every value of the metric, by name."""
 
 
 @checked(DataError, device=DeviceError)
 @plain_surroundings()
 def evaluate(model: nn.Module, task: Task, data: Loader | None = None, *, device: Device = None) -> Score:
-    """Score `model` in eval mode on `data`, the validation data unless said.
+    """Score `model` in eval mode on `data`, the validation data by default.
 
-    In full precision, whatever it was trained in. Each process of a distributed run scores all of the data, so that
-    they agree. Train flags and random states, those of a user's loader too, are afterwards as they were.
+    Scoring is in full precision, whatever the precision of the training. Each process of a distributed run scores all
+    of the data, so that they agree. Train flags and random states, also those of a user's loader, are restored.
 
     Args:
-        model: what is scored.
-        task: the loss, the metric and the way to take batches apart.
+        model: the model.
+        task: loss, metric and how to split batches.
         data: a loader.
-        device: where; `None` is where the model is.
+        device: device to score on; `None` is the device of the model.
 
     Raises:
-        DataError: there is no batch, or no end of them; or one does not fit the model, the loss or the metric, or
+        DataError: there is no batch, or no end of them; or a batch does not fit the model, the loss or the metric, or
             holds values that are not finite and make the loss so.
         TrainingError: the loss is not a scalar.
         DeviceError: there is no such device, or it is out of memory.
@@ -64,16 +64,16 @@ def evaluate(model: nn.Module, task: Task, data: Loader | None = None, *, device
 
 
 def _named(task: Task, data: Loader | None) -> str:
-    """What messages call the data."""
+    """Return the name of the data in messages."""
     known = {"val_data": task.val_data, "test_data": task.test_data, "train_data": task.train_data}
     return "val_data" if data is None else next((name for name, own in known.items() if own is data), "the data")
 
 
 def require_ends(task: Task) -> None:
-    """Read the validation and test data through, where their length does not say that they end.
+    """Read validation and test data without a length to their end.
 
     Raises:
-        DataError: they do not.
+        DataError: they have no end.
     """
     for name in ("val_data", "test_data"):
         loader = getattr(task, name)

@@ -1,8 +1,8 @@
-"""Learning to compute a teacher's inner feature maps on the way to the task (Romero et al. 2015, FitNets, Eq. 3).
+"""Distill inner feature maps of a teacher while training on the task (Romero et al. 2015, FitNets, Eq. 3).
 
-With v_i a feature map of the student, t_i that of the teacher which it is to learn, and d a distance,
+With v_i a feature map of the student, t_i the feature map of the teacher that it learns, and d a distance,
 
-    L = L_task + weight * mean over i of d(v_i, t_i),        d = mean square unless another is given.
+    L = L_task + weight * mean over i of d(v_i, t_i),        d = mean squared error by default.
 
 The teacher runs in eval mode, without gradients and in the precision of the training; distances are in float32.
 """
@@ -25,7 +25,7 @@ from fxsurgery.training.objective import TASK, Batch, Terms
 @checked_construction
 @dataclass(eq=False)
 class FeatureDistillation:
-    """An objective: the task's loss, and how far inner feature maps are from those of a teacher.
+    """An objective: the task's loss plus the distance of inner feature maps to those of a teacher.
 
     Example:
         >>> from torch import nn
@@ -37,13 +37,13 @@ class FeatureDistillation:
     """
 
     teacher: Program
-    """It is read only."""
+    """The teacher, which is never changed."""
     pairs: Mapping[str, str]
-    """By node of the student, the node of the teacher whose value it is to learn."""
+    """Node of the teacher whose value is learned, by node of the student."""
     weight: float | Callable[[float], float] = 1.0
-    """Weight of the features; or a schedule of it by the part of the training that is over, from 0 to 1."""
+    """Weight of the features; or a function of the fraction of the training that is over, from 0 to 1."""
     distance: Callable[[Tensor, Tensor], Tensor] = nn.functional.mse_loss
-    """Of a student's feature map and the teacher's, a scalar: a mean over the samples."""
+    """Distance of a student's feature map to the teacher's, a scalar: a mean over the samples."""
     _student: tuple[nn.Module, fx.GraphModule] | None = field(init=False, default=None)
     _views: dict[torch.device, fx.GraphModule] = field(init=False, default_factory=dict)
 
@@ -52,7 +52,7 @@ class FeatureDistillation:
 
         Raises:
             SpecError: a node to tap does not exist.
-            TrainingError: the model is no graph, or the distance cannot take two feature maps.
+            TrainingError: the model is not a graph module, or the distance does not accept two feature maps.
         """
         with torch.no_grad():
             _, wanted = batch.predict(self._teacher_on(batch.device))
@@ -85,7 +85,7 @@ class FeatureDistillation:
         return self._student[1]
 
     def _teacher_on(self, device: torch.device) -> fx.GraphModule:
-        """The teacher's taps; on another device than its own a copy."""
+        """Return the teacher's taps on a device, a copy if it is on another."""
         if device not in self._views:
             view = self.teacher.tapped(list(self.pairs.values()))
             at_home = all(tensor.device == device for tensor in (*view.parameters(), *view.buffers()))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxsurgery.argument_names import keyword
-from fxsurgery.errors import SurgeryError, TrainingError, typed_reason
+from fxsurgery.errors import SurgeryError, TrainingError, reason_of, typed_reason
 from fxsurgery.program import Program
 from fxsurgery.seeding import seeded
 from fxsurgery.training.device import Device, resolve
@@ -43,8 +43,8 @@ def require_takes_model(finetune: object) -> None:
         signature.bind(nn.Identity())
     except TypeError as error:
         raise SurgeryError(
-            f"{keyword('finetune')} {name_of(finetune)}{signature} cannot be called with the model alone: {error}; "
-            "give its other arguments with functools.partial"
+            f"{keyword('finetune')} {name_of(finetune)}{signature} cannot be called with the model alone: "
+            f"{reason_of(error)}; give its other arguments with functools.partial"
         ).at("finetune") from error
 
 

@@ -1,4 +1,4 @@
-"""Calls of the model, the loss and the metric, with errors that say which of them does not fit the data."""
+"""Call the model, the loss and the metric, with errors that name the one that does not fit the data."""
 
 import inspect
 import math
@@ -23,14 +23,14 @@ from fxsurgery.training.task import Task
 MISFITS = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError)
 ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 ELEMENTWISE_FUNCTIONS = (functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss)
-"""What compares output and target entry by entry, and broadcasts them."""
+"""Losses that compare output and target elementwise, with broadcasting."""
 
 
 def addressed(model: nn.Module, inputs: Inputs) -> Inputs:
-    """The inputs as `forward` takes them: by name; in one dict where it has no such parameters, but takes one thing.
+    """Return the inputs as `forward` takes them: by name, or in one dict if it has a single parameter of another name.
 
     Raises:
-        DataError: there are entries that it has no parameter for.
+        DataError: `forward` has no parameter for an entry.
     """
     inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     try:
@@ -46,7 +46,7 @@ def _hint(inputs: Inputs) -> str:
 
 
 def _refuse_extra(inputs: Inputs, known: list[str]) -> None:
-    """Refuse entries that the model does not take."""
+    """Raise an error for entries that the model does not take."""
     extra = [name for name in inputs.kwargs if name not in known]
     if extra:
         taken = ", ".join(f"{name!r}: batch[{name!r}]" for name in inputs.kwargs if name in known) or "..."
@@ -58,11 +58,11 @@ def _refuse_extra(inputs: Inputs, known: list[str]) -> None:
 
 
 def predict(model: nn.Module, inputs: Inputs) -> Any:  # noqa: ANN401
-    """The model's output.
+    """Return the model's output.
 
     Raises:
-        DataError: the model cannot take these inputs; it names entries of a dict that forward has no parameter for.
-        DeviceError: they need more memory than the device has.
+        DataError: the model does not accept the inputs; the message names entries of a dict without a parameter.
+        DeviceError: out of memory.
     """
     given = addressed(model, inputs)
     try:
@@ -76,7 +76,7 @@ def predict(model: nn.Module, inputs: Inputs) -> Any:  # noqa: ANN401
 
 
 class ByName(dict[str, Any]):
-    """A dict whose entries are attributes too: a captured model gives the fields of its dataclass in a dict."""
+    """A dict with its entries as attributes, too: a captured model returns the fields of its dataclass in a dict."""
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         if name not in self:
@@ -89,13 +89,13 @@ def _readable(output: Any) -> Any:  # noqa: ANN401
 
 
 def loss_of(task: Task, output: Any, target: Any) -> Tensor:  # noqa: ANN401
-    """The task's loss, a scalar: the sum of its terms where it gives several.
+    """Return the task's loss, a scalar: the sum of its terms if it has several.
 
     Raises:
-        DataError: the loss cannot take output and target.
-        DeviceError: they need more memory than the device has.
-        DivergedError: while training one of several terms is not finite.
-        TrainingError: it does not give scalars.
+        DataError: the loss does not accept output and target.
+        DeviceError: out of memory.
+        DivergedError: one of several terms is not finite while training.
+        TrainingError: the loss does not return scalars.
     """
     loss = task.on("loss", _device_of(output))
     _refuse_broadcast(loss, "loss", output, target)
@@ -128,14 +128,14 @@ def _scalar(term: Tensor | float) -> Tensor | float:
 
 
 def _counts_nothing(task: Task, loss: Tensor, target: object) -> bool:
-    """Whether a loss is NaN because it leaves out every target."""
+    """Return whether a loss is NaN because it ignores every target."""
     if loss.is_meta or task.counting is None:
         return False
     return math.isnan(loss.item()) and task.counting.loss_weight(target) == 0
 
 
 def _terms(loss: object) -> dict[str, Tensor | float]:
-    """The terms of a loss by name; nothing where one of them is no number."""
+    """Return the terms of a loss by name; none if one of them is not a number."""
     found: dict[str, object] = {"loss": loss} if isinstance(loss, Tensor) else dict(_named(loss))
     numbers = {name: term for name, term in found.items() if isinstance(term, Tensor | int | float)}
     return numbers if len(numbers) == len(found) else {}
@@ -161,11 +161,11 @@ def _blame_terms(terms: Mapping[str, Tensor | float]) -> None:
 
 
 def figures_of(task: Task, output: Any, target: Any, loss: float) -> dict[str, float]:  # noqa: ANN401
-    """The numbers of a metric that is a mean over batches, by name; the loss where the task has no metric.
+    """Return the values of a metric that is a mean over batches, by name; the loss if the task has no metric.
 
     Raises:
-        DataError: the metric cannot take output and target, or does not give numbers.
-        DeviceError: they need more memory than the device has.
+        DataError: the metric does not accept output and target, or does not return numbers.
+        DeviceError: out of memory.
     """
     if task.metric is None:
         return {"loss": loss}
@@ -180,11 +180,11 @@ def figures_of(task: Task, output: Any, target: Any, loss: float) -> dict[str, f
 
 
 def update(meter: Accumulating, task: Task, output: Any, target: Any) -> None:  # noqa: ANN401
-    """Let an accumulating metric take a batch into account.
+    """Add a batch to an accumulating metric.
 
     Raises:
-        DataError: it cannot take output and target.
-        DeviceError: they need more memory than the device has.
+        DataError: the metric does not accept output and target.
+        DeviceError: out of memory.
     """
     try:
         meter.update(_readable(output), target)
@@ -193,11 +193,11 @@ def update(meter: Accumulating, task: Task, output: Any, target: Any) -> None:  
 
 
 def compute(meter: Accumulating, task: Task) -> dict[str, float]:
-    """The numbers of an accumulating metric, by name.
+    """Return the values of an accumulating metric, by name.
 
     Raises:
-        DataError: it fails, or does not give numbers.
-        DeviceError: it needs more memory than the device has.
+        DataError: the metric fails, or does not return numbers.
+        DeviceError: out of memory.
     """
     try:
         return _numbers(meter.compute(), task.metric_name)
@@ -210,10 +210,10 @@ def _metric_misfit(task: Task, output: object, target: object) -> str:
 
 
 def _numbers(given: Any, name: str) -> dict[str, float]:  # noqa: ANN401
-    """Numbers by name. Entries of a dict that are no single number, such as those by class, are left out.
+    """Return numbers by name. Entries of a dict with several numbers, such as one for each class, are dropped.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no number.
     """
     if not isinstance(given, Mapping):
         return {name: float(given)}
@@ -230,9 +230,9 @@ def _device_of(output: object) -> torch.device:
 
 
 def _refuse_broadcast(function: object, what: str, output: object, target: object) -> None:
-    """Refuse (batch, 1) against (batch,) in a loss of PyTorch that compares entry by entry: each with all others.
+    """Raise an error if an elementwise loss would broadcast (batch, 1) against (batch,) to (batch, batch).
 
-    PyTorch only warns, and the model learns the mean of the targets.
+    PyTorch only warns, and the model would learn the mean of the targets.
     """
     if not (isinstance(function, ELEMENTWISE) or function in ELEMENTWISE_FUNCTIONS):
         return
@@ -250,7 +250,7 @@ def _refuse_broadcast(function: object, what: str, output: object, target: objec
 
 
 def _blame(error: Exception, what: str, remedy: str) -> NoReturn:
-    """Raise an error of ours, whose message begins with `what`, for one that a call of the user's code raised."""
+    """Raise a `SurgeryError` whose message begins with `what`, for an error that the user's code raised."""
     if isinstance(error, torch.OutOfMemoryError):
         raise DeviceError(f"out of memory, use a smaller {named('batch_size')}: {what}") from error
     raise DataError(f"{what}: {reason_of(error)}; {remedy}") from error

@@ -1,4 +1,4 @@
-"""What loss and metric come to over a whole split, batch by batch: means of what counts in it."""
+"""Accumulate loss and metric over a whole split, batch by batch, as means of what counts in it."""
 
 import math
 from collections import defaultdict
@@ -14,11 +14,10 @@ from fxsurgery.training.task import Task
 
 
 class Meter:
-    """Loss and metric of a task, of what has been added.
+    """Loss and metric of a task over the batches that were added.
 
-    The loss is a mean over the samples, and so is a metric that is a function; of classification both are means over
-    the targets that count. One that accumulates is a copy of the task's, so that an evaluation starts from nothing and
-    the user's own object stays as it is.
+    The loss is a mean over the samples, and so is a metric that is a function; in classification both are means over
+    the targets that count. A metric that accumulates is a reset copy of the task's, so the user's object is unchanged.
     """
 
     def __init__(self, task: Task, device: torch.device) -> None:
@@ -33,9 +32,9 @@ class Meter:
         """Add a batch of `samples` samples, and return its loss.
 
         Raises:
-            DataError: loss or metric cannot take it.
-            DeviceError: it needs more memory than the device has.
-            TrainingError: the loss gives no scalars.
+            DataError: the loss or the metric does not accept the batch.
+            DeviceError: out of memory.
+            TrainingError: the loss does not return scalars.
         """
         loss = loss_of(self.task, output, target).item()
         self.samples += samples
@@ -51,7 +50,7 @@ class Meter:
         return loss
 
     def _weights(self, target: Any, samples: int) -> tuple[float, float]:  # noqa: ANN401
-        """The targets of a batch that count, and what its loss weighs; its samples where the loss counts none."""
+        """Return the number of targets that count and the weight of the loss; the samples if it has neither."""
         counting = self._counting or Counting()
         targets = counting.targets(target) if self.task.metric is accuracy or self._counting else None
         weight = None if self._counting is None else counting.loss_weight(target)
@@ -59,10 +58,10 @@ class Meter:
 
     @property
     def loss(self) -> float:
-        """Mean over what counts; 0 of nothing.
+        """Mean loss over what counts; 0 without samples.
 
         Raises:
-            DataError: there are samples, but nothing of them counts.
+            DataError: there are samples, but no target of them counts.
         """
         if not self.samples:
             return 0.0
@@ -74,11 +73,11 @@ class Meter:
         return self._loss.value
 
     def figures(self) -> dict[str, float]:
-        """Every number of the metric, by name.
+        """Return every value of the metric, by name.
 
         Raises:
-            DataError: the metric fails, or gives no numbers.
-            DeviceError: it needs more memory than the device has.
+            DataError: the metric fails, or does not return numbers.
+            DeviceError: out of memory.
         """
         if self._accumulating is not None:
             return compute(self._accumulating, self.task)
@@ -86,7 +85,7 @@ class Meter:
 
 
 class _Mean:
-    """A weighted mean, of means over batches."""
+    """Weighted mean of means over batches."""
 
     def __init__(self) -> None:
         self.total, self.weight = 0.0, 0.0

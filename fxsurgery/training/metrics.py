@@ -95,7 +95,7 @@ class R2:
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None
-        """Of each output value: residual squares, targets, squared targets, each (values,)."""
+        """Sums of squared residuals, targets and squared targets, (3, values)."""
         self._shift: Tensor | None = None
         """The first target, which the sums are taken relative to, so that a large mean cancels."""
         self._count = 0
@@ -213,3 +213,13 @@ def _require_known(bare: str, short: str, name: str) -> None:
     near = [known[one] for one in difflib.get_close_matches(bare.lower(), known, 3, 0.6)]
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"take one of {', '.join(BUILT_IN)}"
     raise DataError(f"{assigned('metric', name)}: there is no metric of this name; {hint}")
+
+
+def name_of(metric: object) -> str:
+    """Return the name of a metric, or that of its class; `metric` for a lambda, `loss` for `None`."""
+    if metric is None:
+        return "loss"
+    while isinstance(metric, partial):
+        metric = metric.func
+    name: str = getattr(metric, "__name__", type(metric).__name__)
+    return "metric" if name == "<lambda>" else name

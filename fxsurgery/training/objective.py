@@ -1,4 +1,4 @@
-"""How a batch becomes a loss, which a searcher may replace.
+"""Objectives: how a batch becomes a loss, which a searcher may replace.
 
     objective(model, batch) -> (loss, terms)
 
@@ -6,9 +6,9 @@ For a step of B batches, of whose N rows process r takes n_r, and L the loss tha
 
     dL/dw = 1/B * sum over batches and processes of (n_r / N) * dL_{b,r}/dw
 
-So what L owes is to be a mean over the rows of `batch`, plus whatever depends on no row (a penalty): then many small
-batches, or many processes, learn what one process learns on one large batch. An objective may act before the forward
-pass, and may call `Batch.backward` several times: the gradients of a step add up, scaled alike.
+So L must be a mean over the rows of `batch`, plus terms that depend on no row (a penalty): then many small batches, or
+many processes, learn what one process learns on one large batch. An objective may act before the forward pass, and may
+call `Batch.backward` several times: the gradients of a step are summed with the same scale.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,9 +28,9 @@ from fxsurgery.training.invocation import loss_of, predict
 from fxsurgery.training.task import Task
 
 TASK = "task"
-"""The name of the term that is reported as the loss, so that stages with other terms can be compared with it."""
+"""Name of the term that is reported as the loss, so that stages with different terms can be compared."""
 Terms: TypeAlias = Mapping[str, Tensor | float]
-"""Parts of a loss by name, scalars, for the progress and for errors; they are not trained on by themselves."""
+"""Parts of a loss by name, scalars, for progress and errors; they are not differentiated by themselves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,15 +40,15 @@ class Batch:
     inputs: Inputs
     """Inputs of the model."""
     target: Any
-    """As `Task.split` gives it."""
+    """Target, as `Task.split` returns it."""
     step: int
-    """Number of the optimizer step, from 0; the batches of one step and all processes share it."""
+    """Index of the optimizer step, from 0; all batches of a step and all processes share it."""
     steps: int
-    """Number of optimizer steps in all."""
+    """Total number of optimizer steps."""
     epoch: int
-    """From 0."""
+    """Index of the epoch, from 0."""
     stage: str
-    """Name of the training."""
+    """Name of the stage."""
     task: Task
     device: torch.device
     accelerator: Accelerator
@@ -61,10 +61,10 @@ class Batch:
 
         Args:
             model: the module, on `device`.
-            keep: pass a copy of the inputs, so that a module that writes into them leaves them for the next call.
+            keep: pass a copy of the inputs, so that a module that writes into them does not affect the next call.
 
         Raises:
-            DataError: the module cannot take these inputs.
+            DataError: the module does not accept the inputs.
             DeviceError: out of memory.
         """
         inputs = self.inputs.clone() if keep else self.inputs
@@ -78,8 +78,8 @@ class Batch:
         """Return the task's loss of an output: a scalar, the mean over the rows or over the targets that count.
 
         Raises:
-            DataError: the loss cannot take the output and the target.
-            TrainingError: it does not give scalars.
+            DataError: the loss does not accept the output and the target.
+            TrainingError: the loss does not return scalars.
         """
         loss = loss_of(self.task, output, self.target)
         counting = self.task.counting if self.sharing.world > 1 else None
@@ -91,7 +91,7 @@ class Batch:
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a scalar loss to those of the step, and free its graph.
 
-        The loss that the objective returns is taken care of by the loop. Call this for each loss before it.
+        The loop differentiates the loss that the objective returns. Call this for each further loss.
 
         Raises:
             DeviceError: out of memory.
@@ -118,19 +118,19 @@ class Batch:
             yield
 
     def copy(self) -> Self:
-        """Return the batch on inputs of its own."""
+        """Return the batch with a copy of its inputs."""
         return replace(self, inputs=self.inputs.clone())
 
     def weighted(self, value: Tensor) -> Tensor:
-        """Return what a mean over these rows adds to the mean over the rows of all processes."""
+        """Return the contribution of a mean over these rows to the mean over the rows of all processes."""
         return value if self.sharing.world == 1 else value * self.share.weight
 
 
 class Objective(Protocol):
     """Turns a batch into a loss. In a distributed run every process makes the same calls in the same order.
 
-    What it draws at random it draws by a seed and `Batch.step`, so that a resumed training and the batches that share a
-    step draw alike. What it remembers from step to step belongs into `Hooks.state`.
+    Random numbers must follow from a seed and `Batch.step`, so that a resumed training and all batches of a step draw
+    the same. State from step to step belongs in `Hooks.state`.
 
     Example:
         >>> def with_decay(model, batch):
@@ -142,12 +142,12 @@ class Objective(Protocol):
     def __call__(self, model: nn.Module, batch: Batch, /) -> tuple[Tensor, Terms]:
         """Return the loss, a scalar, and its parts by name.
 
-        A loss that requires a gradient is differentiated; one that does not is reported only.
+        A loss that requires a gradient is differentiated; any other is only reported.
         """
 
 
 def task_objective(model: nn.Module, batch: Batch) -> tuple[Tensor, Terms]:
-    """Return the task's loss on the model's output: what trains where no searcher replaces it."""
+    """Return the task's loss on the model's output: the default objective."""
     return batch.loss(batch.predict(model, keep=False)), {}
 
 
@@ -155,10 +155,10 @@ def evaluated(objective: Objective, model: nn.Module, batch: Batch) -> dict[str,
     """Run an objective and differentiate the loss that it returns.
 
     Returns:
-        The loss, called "", and the terms, called as they are: detached scalars of one dtype and device.
+        The loss, named "", and the terms by their names: detached scalars of one dtype and device.
 
     Raises:
-        TrainingError: the objective returns something else than a scalar tensor and its terms.
+        TrainingError: the objective does not return a scalar tensor and its terms.
     """
     given: object = objective(model, batch)
     if not isinstance(given, tuple) or len(given) != 2 or not isinstance(given[1], Mapping):

@@ -1,4 +1,4 @@
-"""What a snapshot of a training holds: the one schema that it is read by."""
+"""The schema of a training snapshot, which it is checked against when it is read."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -17,36 +17,36 @@ _SCORE = {f.name for f in fields(Score)}
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value is a number, finite or not."""
+    """Return whether a value is a number, finite or not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_count(value: object) -> TypeGuard[int]:
-    """Whether it is a whole number that is not negative."""
+    """Return whether a value is a non-negative integer."""
     return type(value) is int and value >= 0
 
 
 def is_score(value: object) -> bool:
-    """Whether it holds the fields of a `Score`."""
+    """Return whether a value holds the fields of a `Score`."""
     if not isinstance(value, dict) or value.keys() != _SCORE or not isinstance(value["figures"], dict):
         return False
     return all(map(is_number, (value["metric"], value["loss"], value["samples"], *value["figures"].values())))
 
 
 def is_curve(value: object) -> bool:
-    """Whether it is a list of the fields of `TrainingProgress`, as `Progress.history` keeps them."""
+    """Return whether a value is a list of the fields of `TrainingProgress`, as in `Progress.history`."""
     return isinstance(value, list | tuple) and all(isinstance(point, dict) and _is_point(point) for point in value)
 
 
 def require_snapshot(snapshot: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """Refuse what no training keeps.
+    """Raise an error if a snapshot is not of this schema.
 
     Args:
-        snapshot: from a file.
-        identity: its fields that have been looked at.
+        snapshot: content of a file.
+        identity: fields that have been checked already.
 
     Raises:
-        TrainingError: it names the first field that is wrong.
+        TrainingError: a field is wrong; the message names the first one.
     """
     if other := snapshot.keys() ^ {*identity, *_FIELDS}:
         raise TrainingError(f"the snapshot is damaged: {min(map(str, other))!r} is missing or unknown; {_REMEDY}")
@@ -69,7 +69,7 @@ def _is_point(point: Mapping[str, Any]) -> bool:
 
 
 def are_terms(value: object) -> bool:
-    """Whether it holds numbers by name."""
+    """Return whether a value holds numbers by name."""
     return isinstance(value, dict) and all(isinstance(name, str) and is_number(x) for name, x in value.items())
 
 

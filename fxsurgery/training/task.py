@@ -1,9 +1,8 @@
-"""What is to be learned: data, loss and metric."""
+"""The task that networks are trained for: data, loss and metric."""
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeAlias
 
 import torch
@@ -13,17 +12,16 @@ from torch.utils.data import DataLoader
 from fxsurgery.argument_names import named
 from fxsurgery.batch_layout import Statement, as_stated, by_target, is_ambiguous, sample_count
 from fxsurgery.calls import checked_construction
-from fxsurgery.errors import ArgumentError, DataError
+from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs
 from fxsurgery.option_types import Count, Seed, check_fields, checked
-from fxsurgery.suggestions import hint
 from fxsurgery.training.accumulating import Accumulating
 from fxsurgery.training.array_loader import ArrayLoader
 from fxsurgery.training.array_loader import samples as row_count
 from fxsurgery.training.batch_split import by_convention
 from fxsurgery.training.batches import Loader, describe, describe_inputs, epoch_of, loader_of
 from fxsurgery.training.classification import Counting, accuracy, counting_of, cross_entropy
-from fxsurgery.training.metrics import direction_of, metric_named
+from fxsurgery.training.metrics import direction_of, metric_named, name_of
 from fxsurgery.training.random_state import repeatable
 
 Loss: TypeAlias = Callable[[Any, Any], Any]
@@ -37,24 +35,29 @@ Split: TypeAlias = Callable[[Any], tuple[Any, Any]]
 @checked_construction
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Data, loss and metric. `Task.of` makes one from tensors and data sets, too.
+    """Data, loss and metric. `Task.of` builds one from tensors and datasets, too.
 
-    `loss` takes the model's output and the batch's target and gives the mean over the batch; or several such
-    terms in a dict or a tuple, which are summed and told apart in errors. A loss that is a module is used on the
-    device of the outputs.
+    `loss(output, target)` returns the mean over the batch; or several such terms in a dict or a tuple, which are summed
+    and named in errors. A loss that is a module is used on the device of the outputs.
 
-    `metric` takes the same and gives a number, or several in a dict, of which `select` names the one that counts.
-    What is no mean over batches is an object with `update(output, target)` and `compute()`: each evaluation takes
-    a copy of it, `reset()` where it can be. Without a metric it is accuracy for the default loss, and the loss
-    itself for any other. Targets that the default loss, or one of `nn.CrossEntropyLoss` or `nn.NLLLoss`, leaves out
-    (`ignore_index`) count for neither loss nor accuracy, which are means over all targets that do.
+    `metric(output, target)` returns a number, or several in a dict, of which `select` names the one to compare. A
+    metric that is not a mean over batches is an object with `update(output, target)` and `compute()`; each evaluation
+    uses a copy of it, reset if it has `reset()`. A name such as `top5` or `MulticlassF1Score` is a metric, too. The
+    default is accuracy for the default loss, and the loss itself for any other. Targets that the default loss, or an
+    `nn.CrossEntropyLoss` or `nn.NLLLoss`, ignores (`ignore_index`) count for neither loss nor accuracy.
 
     A batch is `(input, ..., target)`, `(dict, target)`, or a dict with a key `labels`, `label`, `targets`, `target` or
-    `y`; `split` takes any other apart. The inputs in a dict are given to the model by name. The target may be
-    anything, `None` too. A training batch of a single sample that is left over at the end of an epoch is skipped.
+    `y`; any other is split by `split`. The inputs in a dict are passed to the model by name. The target may be
+    anything, also `None`. A training batch of a single sample that is left over at the end of an epoch is skipped.
 
     Raises:
-        DataError: there are no training or validation data, or loss or metric are nothing that can be called.
+        DataError: training or validation data are missing, or the loss or the metric cannot be called.
+
+    Example:
+        >>> x, y = torch.randn(32, 3), torch.arange(32) % 4
+        >>> task = Task.of((x, y), (x, y), batch_size=8, metric="top2")
+        >>> task.metric_name, task.higher_is_better
+        ('top2', True)
     """
 
     train_data: Loader
@@ -69,9 +72,9 @@ class Task:
     higher_is_better: bool | None = None
     """Direction of a metric that has no attribute of this name; higher by default. Of a loss, lower is better."""
     split: Split = by_convention
-    """Takes a batch apart into (inputs of the model, target); a tuple of inputs goes in by position, a dict by name."""
+    """Splits a batch into (inputs of the model, target); a tuple of inputs is passed by position, a dict by name."""
     select: str | None = None
-    """Of a metric that gives several numbers, the one that is compared; the first unless said."""
+    """Name of the number to compare, of a metric that gives several; the first by default."""
     batch_dims: Statement = None
     """Which dim of the model's inputs is the batch, as `capture` takes it: `batch_dims=1`; or `{0: None, 1: 0}`, by
     position, or by name where the batch is a dict. Inferred unless given: dim 0 of the first that is as long as the
@@ -79,7 +82,7 @@ class Task:
     val_batches: Count | None = None
     """How many batches of the validation data are scored; all unless given, which takes a loader that ends."""
     _moved: dict[tuple[str, torch.device], Any] = field(default_factory=dict, init=False, repr=False)
-    """Copies of a loss and a metric that are modules with tensors, one a device."""
+    """Copies of a loss and a metric that are modules with tensors, by device."""
 
     def __post_init__(self) -> None:
         for name in ("train_data", "val_data"):
@@ -91,7 +94,7 @@ class Task:
         _require_callable("loss", self.loss)
         metric = self._resolved_metric()
         check_fields(self, DataError)
-        name = self.metric_name or self.select or (self.metric if isinstance(self.metric, str) else _name_of(metric))
+        name = self.metric_name or self.select or (self.metric if isinstance(self.metric, str) else name_of(metric))
         resolved = {"metric": metric, "metric_name": name, "higher_is_better": self._is_higher_better(metric)}
         for field_name, value in resolved.items():
             object.__setattr__(self, field_name, value)
@@ -115,52 +118,71 @@ class Task:
 
     @classmethod
     @checked(DataError)
-    def of(
+    def of(  # noqa: PLR0913 -- the fields of a task, each by name
         cls,
         train_data: Any,  # noqa: ANN401
         val_data: Any,  # noqa: ANN401
         *,
+        test_data: Any = None,  # noqa: ANN401
         batch_size: Count = 64,
         seed: Seed = 0,
         loss: Any = None,  # noqa: ANN401 -- the fields of `Task` say what it must be
-        **options: Any,  # noqa: ANN401
+        metric: Any = None,  # noqa: ANN401 -- as above
+        metric_name: str = "",
+        higher_is_better: bool | None = None,
+        split: Split = by_convention,
+        select: str | None = None,
+        batch_dims: Statement = None,
+        val_batches: Count | None = None,
     ) -> Self:
-        """A task from what a user has.
+        """Return a task from tensors, arrays, data sets or loaders.
 
         Args:
             train_data: a `DataLoader`, a `Dataset`, or tensors or arrays in a tuple, the target last, or in a dict.
-                Unless it is a `DataLoader`, it is shuffled anew each epoch, by `seed` and the epoch's number alone.
-            val_data: the same, never shuffled.
-            batch_size: for what is no `DataLoader`.
-            seed: of the shuffle.
-            loss: cross-entropy unless said.
-            options: the other fields of `Task`, by name; `test_data` is taken like `val_data`.
+                Unless it is a `DataLoader`, it is shuffled every epoch, in an order that depends only on `seed` and the
+                number of the epoch.
+            val_data: validation data in the same forms, never shuffled.
+            test_data: test data in the same forms, never shuffled.
+            batch_size: batch size for data that are not a `DataLoader`.
+            seed: seed of the shuffling.
+            loss: `loss(output, target)`; cross-entropy by default.
+            metric: as the field of `Task`.
+            metric_name: as the field of `Task`.
+            higher_is_better: as the field of `Task`.
+            split: as the field of `Task`.
+            select: as the field of `Task`.
+            batch_dims: as the field of `Task`.
+            val_batches: as the field of `Task`.
 
         Raises:
             DataError: data are missing, empty or of another kind.
+
+        Example:
+            >>> images, labels = torch.zeros(8, 3, 8, 8), torch.zeros(8, dtype=torch.long)
+            >>> len(Task.of((images, labels), (images, labels), batch_size=4).train_data)
+            2
         """
-        known = [f.name for f in fields(cls) if f.init]
-        if unknown := [name for name in options if name not in known]:
-            raise ArgumentError(f"Task.of: there is no argument {unknown[0]}=; {hint(unknown[0], known)}").at(
-                unknown[0]
-            )
-        made = {"train_data": train_data, "val_data": val_data, "test_data": options.pop("test_data", None)}
+        made = {"train_data": train_data, "val_data": val_data, "test_data": test_data}
         for name, data in made.items():
             if data is not None:
                 made[name] = loader_of(data, batch_size, seed if name == "train_data" else None, name)
-        return cls(**made, loss=cross_entropy if loss is None else loss, **options)
+        return cls(
+            **made, loss=cross_entropy if loss is None else loss, metric=metric, metric_name=metric_name,
+            higher_is_better=higher_is_better, split=split, select=select, batch_dims=batch_dims,
+            val_batches=val_batches,
+        )  # fmt: skip
 
     def on(self, which: str, device: torch.device) -> Any:  # noqa: ANN401
-        """The `loss` or the `metric`; of a module with tensors a frozen copy on `device`."""
-        mine = getattr(self, which)
-        if not isinstance(mine, nn.Module) or not [*mine.parameters(), *mine.buffers()]:
-            return mine
+        """Return the `loss` or the `metric`; of a module with tensors, a frozen copy on `device`."""
+        function = getattr(self, which)
+        if not isinstance(function, nn.Module) or not [*function.parameters(), *function.buffers()]:
+            return function
         if (which, device) not in self._moved:
-            self._moved[which, device] = copy.deepcopy(mine).to(device).requires_grad_(requires_grad=False)
+            self._moved[which, device] = copy.deepcopy(function).to(device).requires_grad_(requires_grad=False)
         return self._moved[which, device]
 
     def fresh_metric(self, device: torch.device) -> Accumulating | None:
-        """A copy of the metric that has seen nothing yet, on `device`, where it accumulates."""
+        """Return a reset copy of an accumulating metric on `device`; `None` if the metric does not accumulate."""
         if not isinstance(self.metric, Accumulating):
             return None
         fresh: Any = copy.deepcopy(self.metric)
@@ -170,10 +192,10 @@ class Task:
         return moved
 
     def selected(self, figures: Mapping[str, float]) -> float:
-        """The number that counts.
+        """Return the number to compare.
 
         Raises:
-            DataError: there is none of the name `select`.
+            DataError: there is no number named `select`.
         """
         name = self.select or next(iter(figures), "")
         if name not in figures:
@@ -182,29 +204,29 @@ class Task:
 
     @property
     def counting(self) -> Counting | None:
-        """Which targets the loss counts; `None` where it is no mean over classes."""
+        """The targets that the loss counts; `None` if the loss is not a mean over classes."""
         return counting_of(self.loss)
 
     def samples(self, batch: Any) -> int:  # noqa: ANN401
-        """Number of samples in a batch; see `count`."""
+        """Return the number of samples in a batch; see `count`."""
         return self.count(*self.take_apart(batch))
 
     def counter(self, loader: Loader) -> Callable[[Any], int]:
-        """`samples`, for the batches of `loader`; the rows, where tensors are taken apart by convention."""
+        """Return the function that counts the samples in a batch of `loader`: `samples`, or a faster one."""
         by_rows = isinstance(loader, ArrayLoader) and self.split is by_convention and self.batch_dims is None
         return row_count if by_rows else self.samples
 
     def count(self, inputs: Inputs, target: Any, output: Any = None) -> int:  # noqa: ANN401
-        """Number of samples in a batch, by the inputs; by the target where only the model's output is as long."""
+        """Return the number of samples in a batch, from the inputs, or the target if the output is as long."""
         if self.batch_dims is not None and inputs.batch is not None:
             return inputs.batch
         return sample_count(inputs, target, output)
 
     def take_apart(self, batch: Any) -> tuple[Inputs, Any]:  # noqa: ANN401
-        """Inputs and target of a batch.
+        """Split a batch into inputs and target.
 
         Raises:
-            DataError: `split` fails on the batch, or does not give two things.
+            DataError: `split` fails on the batch, or does not return a pair.
         """
         try:
             inputs, target = self.split(batch)
@@ -221,10 +243,10 @@ class Task:
         return by_target(inputs, target), target
 
     def examples(self, n: int = 2) -> Inputs:
-        """The first `n` training inputs; fewer where there are no more, or where the next batch has other sizes.
+        """Return the first `n` training inputs; fewer if the data end, or the next batch has other sizes.
 
         Raises:
-            DataError: there are none, or no tensor among them has a batch dimension.
+            DataError: there are no inputs, or no tensor among them has a batch dimension.
         """
         found: Inputs | None = None
         with repeatable(self.train_data, 0, torch.device("cpu")) as source:
@@ -251,12 +273,13 @@ class Task:
         return inputs
 
     def capture_examples(self) -> Inputs:
-        """Two training inputs to capture a model on; the first batch, whole, where two cannot be cut out of it.
+        """Return two training inputs to capture a model on; the whole first batch if it cannot be divided.
 
-        That is where its samples have no rows of their own, or its sizes leave open which dim they are along.
+        A batch cannot be divided if its samples have no rows of their own, or if its sizes do not determine the batch
+        dim.
 
         Raises:
-            DataError: there are none, or no tensor among them has a batch dimension.
+            DataError: there are no inputs, or no tensor among them has a batch dimension.
         """
         batch = self.first_batch()
         inputs, target = self._with_batch(batch), self.take_apart(batch)[1]
@@ -265,10 +288,10 @@ class Task:
         return self.examples() if inputs.is_divisible else inputs
 
     def first_batch(self) -> Any:  # noqa: ANN401
-        """The first training batch.
+        """Return the first training batch.
 
         Raises:
-            DataError: there is none.
+            DataError: there is no batch.
         """
         with repeatable(self.train_data, 0, torch.device("cpu")) as source:
             return next(epoch_of(source, 0, "train_data", self.samples)).batch
@@ -279,13 +302,3 @@ def _require_callable(what: str, given: object) -> None:
         raise DataError(f"{what} is the class {given.__name__}; give an instance of it: {what}={given.__name__}()")
     if not callable(given):
         raise DataError(f"{what} must be a function or a module, {what}(output, target), not {describe(given)}")
-
-
-def _name_of(metric: object) -> str:
-    """Its own name, or that of its class; nothing that tells is said of a lambda."""
-    if metric is None:
-        return "loss"
-    while isinstance(metric, partial):
-        metric = metric.func
-    name: str = getattr(metric, "__name__", type(metric).__name__)
-    return "metric" if name == "<lambda>" else name

@@ -13,7 +13,7 @@ from programs import program
 
 
 def sizes(model: nn.Module, *inputs: Tensor) -> dict[str, int]:
-    return {g.name: len(g.units) for g in structure(capture(model.eval(), *inputs)).groups}
+    return {g.name: len(g.units) for g in structure(capture(model.eval(), inputs)).groups}
 
 
 IMAGE = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)

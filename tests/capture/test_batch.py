@@ -104,7 +104,7 @@ STEP = 3 * 8 * (6 + 8)
     ],
 )  # fmt: skip
 def test_one_sample_is_counted_wherever_the_batch_is(model, args, dims, macs):
-    program = capture(model.eval(), *args)
+    program = capture(model.eval(), args)
     assert program.batch_dims == dims
     assert cost(program).macs == macs
 
@@ -121,7 +121,7 @@ def test_one_sample_is_counted_wherever_the_batch_is(model, args, dims, macs):
     ids=["flat", "time first", "two", "dict"],
 )  # fmt: skip
 def test_the_graph_takes_other_batches(model, args, larger):
-    program = capture(model.eval(), *args)
+    program = capture(model.eval(), args)
     assert not [note for note in program.notes if "this number of inputs only" in note]
     with torch.no_grad():
         torch.testing.assert_close(program(*larger), model(*larger))
@@ -149,7 +149,7 @@ def test_a_recorded_size_is_that_of_the_batch_dim():
 
 def test_the_layout_that_was_inferred_is_told_and_a_stated_one_is_not():
     note = next(note for note in capture(Reader(), torch.randn(7, 3, 6)).notes if "batch" in note)
-    assert note == "the batch is taken to be dim 1 of `x`, which the outputs follow; batch_dims= says otherwise"
+    assert note == "the batch is taken to be dim 1 of `x`, which the outputs follow; batch_dims= overrides this"
     stated = capture(Reader(), torch.randn(7, 3, 6), batch_dims={"x": 0})
     assert (stated.batch_dims, stated.notes) == ((0,), ())
     assert cost(stated).macs == round((21 * STEP + 3 * 32) / 7)

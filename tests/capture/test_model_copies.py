@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from fxsurgery.capture import capture
-from fxsurgery.capture.model_copies import ModelCopies, Scratch, same_bits
+from fxsurgery.capture.model_copies import ModelCopies, ScratchCopy, same_bits
 from fxsurgery.errors import CaptureError
 from nonempty import nonempty
 
@@ -71,7 +71,7 @@ def test_what_a_run_writes_to_a_parameter_is_put_back_before_the_next_copy(write
 def test_a_scratch_copy_begins_as_it_was_whatever_a_run_wrote(write):
     model = Writing(write)
     private, copies = copies_of(model)
-    scratch = Scratch(copies, private)
+    scratch = ScratchCopy(copies, private)
     outputs = scratch.copy()(X)
     assert scratch.keeps_state
     assert torch.equal(scratch.copy()(X), outputs)
@@ -163,7 +163,7 @@ def replace_buffer(module):
 @pytest.mark.parametrize("change", [count, append, change_deep, write_plain_tensor, update_statistics, replace_buffer])
 def test_a_changed_scratch_copy_is_not_run_again(change):
     private, copies = copies_of(Keeping(change))
-    scratch = Scratch(copies, private)
+    scratch = ScratchCopy(copies, private)
     first = scratch.copy()
     first(X)
     assert scratch.keeps_state
@@ -172,7 +172,7 @@ def test_a_changed_scratch_copy_is_not_run_again(change):
 
 def test_an_unchanged_scratch_copy_is_run_again():
     private, copies = copies_of(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
-    scratch = Scratch(copies, private)
+    scratch = ScratchCopy(copies, private)
     assert scratch.keeps_state  # nothing ran
     first = scratch.copy().eval()
     first(X)

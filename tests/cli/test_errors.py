@@ -28,7 +28,7 @@ FAILED = 1
         ("inspect sample_nets:Nett", FAILED, "did you mean 'Net'?"),
         ("inspect sample_nets:nothing", FAILED, "gives a NoneType, not a torch.nn.Module"),
         ("inspect sample_nets:failing", FAILED, "sample_nets.py, line"),
-        ("inspect sample_nets", TOLD, "neither there nor of the form module:name"),
+        ("inspect sample_nets", TOLD, "is a whole module; name what is in it, as sample_nets:NAME"),
         ("inspect sample_nets:Net --example-shape 3,a", TOLD, "--example-shape: '3,a' is no shape"),
         ("inspect sample_nets:Net --example-shape 5,8,8", FAILED, ""),
         ("inspect sample_nets:Net --model-args {", TOLD, "--model-args: '{' is no valid JSON"),
@@ -49,20 +49,19 @@ FAILED = 1
         ("bench none.onnx --member 1", TOLD, "--member is for a saved result, not for ONNX files"),
         ("optimize sample_nets:Net --batch-size 0", TOLD, "--batch-size: it must be at least 1 and less than"),
         ("optimize sample_nets:Net --config none.toml", TOLD, "cannot read none.toml"),
-        ("optimize sample_nets:Net --train-data sample_data:train", TOLD, "--train-data without --val-data"),
-        ("optimize sample_nets:Net --val-data sample_data:val", TOLD, "--val-data without --train-data"),
-        ("optimize sample_nets:Net --test-data sample_data:val", TOLD, "--test-data without --train-data"),
-        ("optimize sample_nets:Net --not-trained", TOLD, "--not-trained trains the weights, which takes"),
+        ("optimize sample_nets:Net --train-data sample_data:train", FAILED, "--val-data is missing: pass"),
+        ("optimize sample_nets:Net --val-data sample_data:val", FAILED, "--train-data is missing: pass"),
+        ("optimize sample_nets:Net --test-data sample_data:val", FAILED, "--test-data without --train-data"),
+        ("optimize sample_nets:Net --not-trained", FAILED, "--not-trained trains the weights, which needs data"),
         ("optimize sample_nets:Net --out .", TOLD, "--out: . holds something else"),
-        ("optimize sample_nets:Net --out sample_nets.py/small", TOLD, "sample_nets.py is no directory"),
-        ("optimize sample_nets:Net --onnx none/a.onnx", TOLD, "--onnx: there is no directory none"),
+        ("optimize sample_nets:Net --out sample_nets.py/small", TOLD, "sample_nets.py is not a directory"),
+        ("optimize sample_nets:Net --onnx sample_nets.py/a.onnx", TOLD, "--onnx: "),
         ("optimize sample_nets:Net --report .", TOLD, "--report: . is a directory"),
         ("optimize sample_nets:Net --run-dir .", FAILED, "holds"),
         ("optimize sample_nets:Net --resume", FAILED, "--resume continues the run of a directory: pass --run-dir"),
         ("optimize sample_nets:Net --device abacus", FAILED, "device 'abacus' is not there"),
         ("optimize sample_nets:Net --train-data none.npz --val-data none.npz", FAILED, "cannot read none.npz"),
-        ("export sample_nets:Net none/a.onnx --example-shape 3,8,8", FAILED, "there is no directory none"),
-        ("export none a.onnx", TOLD, "'none' is neither there nor of the form"),
+        ("export none a.onnx", TOLD, "'none' is neither a file nor a directory here"),
         ("bench none", FAILED, "there is no directory none"),
         ("bench none.onnx", FAILED, "there is no file none.onnx"),
         ("bench none.onnx --threads 1000000", FAILED, "--threads 1,000,000 is more than the "),
@@ -102,7 +101,7 @@ def test_unknown_options_are_told_by_the_parser(give):
 def test_a_run_directory_in_use_is_told_with_the_flag(optimized: Path, here: Path, give, seen: list[str]):
     result = give("optimize", "sample_nets:Net", *seen, "--run-dir", optimized / "run")
     assert result.exit_code == FAILED
-    assert "pass --resume to go on with it" in result.stderr
+    assert "pass --resume to continue it" in result.stderr
 
 
 def test_advice_names_flags(here: Path, give):
@@ -116,12 +115,15 @@ def test_advice_names_flags(here: Path, give):
     assert "error: --train-data holds different numbers of samples" in result.stderr
 
 
-def test_a_run_that_has_not_ended_is_told(here: Path, give):
+def test_an_unfinished_run_is_answered_by_how_to_finish_it(here: Path, give):
     Path("run").mkdir()
     Path("run/journal.jsonl").touch()
-    result = give("report", "run", "run.html")
-    assert result.exit_code == FAILED
-    assert "run holds a run that has not ended: continue it with --resume" in result.stderr
+    Path("run/config.json").write_text("{}")
+    remedy = "run fxsurgery optimize again with the same arguments and --resume to finish it"
+    for command in ("report run a.html", "export run a.onnx", "bench run", "inspect run"):
+        result = give(*command.split())
+        assert result.exit_code == FAILED
+        assert f"run holds a run that has not finished, so there is no result to load; {remedy}" in result.stderr
 
 
 def test_a_key_of_a_config_file_is_told_with_its_line(here: Path, give):
@@ -197,7 +199,7 @@ def test_inputs_that_cannot_be_guessed_are_asked_for_by_flag():
 
     with naming_by(FlagNames()), pytest.raises(DataError) as told:
         guess_inputs(Two())
-    assert "Give --example-shape or --example-inputs, two samples of each" in str(told.value)
+    assert "Pass --example-shape or --example-inputs, two samples of each" in str(told.value)
     assert str(told.value).endswith("for images: --example-shape 3,224,224, once for each input")
     assert "fxsurgery" not in str(told.value)
     with naming_by(FlagNames()):

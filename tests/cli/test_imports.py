@@ -44,11 +44,11 @@ def test_a_file_never_takes_the_place_of_an_imported_module(here: Path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sample_nets", "'sample_nets' is neither there nor of the form module:name"),
+        ("sample_nets", "'sample_nets' is neither a file here nor of the form module:name"),
         ("sample_nets.Net", "perhaps sample_nets:Net"),
         ("sample_nets.py", "name what is in it: sample_nets.py:NAME"),
-        (":Net", "is neither there"),
-        ("sample_nets:", "is neither there"),
+        (":Net", "is neither a file here"),
+        ("sample_nets:", "is neither a file here"),
     ],
 )
 def test_a_text_that_names_nothing_is_told_the_form(here: Path, text: str, message: str):

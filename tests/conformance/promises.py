@@ -324,7 +324,7 @@ def copies_compute_the_same(start: Program, after: Program) -> None:
 def can_be_captured_again(start: Program, after: Program) -> None:
     """The result is a model like any other."""
     inputs = after.examples
-    again = capture(after.trainable_copy(), *inputs.args, example_kwargs=inputs.kwargs)
+    again = capture(after.trainable_copy(), inputs.args, example_kwargs=inputs.kwargs)
     assert worst(again.run_examples(), after.run_examples()) < limit(after), "captured again, it differs"
 
 

@@ -30,7 +30,7 @@ from deploy.samples import (
     residual,
     seeded,
 )
-from fxsurgery.deploy import chain, export_onnx, exporters
+from fxsurgery.deploy import chain, export_onnx, exporters, opsets
 from fxsurgery.errors import ExportError
 from nonempty import nonempty
 from zoo import REAL
@@ -91,7 +91,7 @@ def test_an_exporter_that_gives_another_opset_is_refused(tmp_path, monkeypatch):
     real = exporters.WRITERS["legacy"]
     other = dict(exporters.WRITERS, dynamo=lambda m, p, r: real(m, p, replace(r, opset=15)))
     monkeypatch.setattr(exporters, "WRITERS", other)
-    with pytest.raises(ExportError, match="opset 18 was asked for, but the exporter gave 15"):
+    with pytest.raises(ExportError, match="opset 18 was requested, but the exporter wrote 15"):
         export_onnx(residual(), IMAGES, tmp_path / "m.onnx", opset=18, exporter="dynamo")
     found = export_onnx(residual(), IMAGES, tmp_path / "m.onnx", opset=18)
     assert (found.opset, found.exporter) == (18, "legacy")
@@ -288,13 +288,59 @@ def test_the_check_can_be_switched_off(tmp_path):
 
 
 def test_places_that_cannot_be_written_are_refused(tmp_path):
-    with pytest.raises(ExportError, match="there is no directory"):
-        export_onnx(residual(), IMAGES, tmp_path / "nowhere" / "m.onnx")
     with pytest.raises(ExportError, match="it is a directory"):
         export_onnx(residual(), IMAGES, tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ExportError, match="there is no directory"):
-        export_onnx(residual(), IMAGES, tmp_path / "file" / "m.onnx")
+    with pytest.raises(ExportError, match="file is a file, not a directory"):
+        export_onnx(residual(), IMAGES, tmp_path / "file" / "deeper" / "m.onnx")
+
+
+def test_missing_directories_are_created_and_removed_again_where_the_export_fails(tmp_path, monkeypatch):
+    made = export_onnx(residual(), IMAGES, tmp_path / "a" / "b" / "m.onnx", exporter="legacy")
+    assert made.path.is_file()
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setitem(exporters.WRITERS, "legacy", fails)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ExportError, match="no such operator"):
+        export_onnx(residual(), IMAGES, tmp_path / "there" / "c" / "d" / "m.onnx", exporter="legacy")
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_created_is_refused(tmp_path, monkeypatch):
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(chain.Path, "mkdir", denied)
+    with pytest.raises(ExportError, match=r"cannot create the directory .*Permission denied; choose a path"):
+        export_onnx(residual(), IMAGES, tmp_path / "a" / "m.onnx", exporter="legacy")
+
+
+@pytest.mark.parametrize("exporter", ["auto", "dynamo", "legacy"])
+@pytest.mark.parametrize("opset", [1, 6, 99, 9999])
+def test_an_opset_out_of_range_is_one_error_and_nothing_on_the_terminal(tmp_path, capfd, exporter, opset):
+    message = rf"^opset={opset} is not supported.*; pass one from \d+ to \d+, or"
+    with pytest.raises(ExportError, match=message) as raised:
+        export_onnx(residual(), IMAGES, tmp_path / "m.onnx", exporter=exporter, opset=opset)
+    assert raised.value.__cause__ is raised.value.__context__ is None
+    assert len(str(raised.value).splitlines()) == 1
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_newest_opset_is_one_that_onnx_runtime_loads(tmp_path):
+    newest = opsets.newest_runnable()
+    assert export_onnx(nn.ReLU(), IMAGES, tmp_path / "m.onnx", opset=newest).opset == newest
+    assert 18 <= newest <= opsets.newest_known()
+    assert not opsets._loads(b"no graph")
+
+
+def test_without_onnx_runtime_an_opset_that_only_onnx_knows_may_be_written(tmp_path):
+    known = opsets.newest_known()
+    file = export_onnx(nn.ReLU(), IMAGES, tmp_path / "m.onnx", opset=known, check=False, exporter="dynamo")
+    assert file.opset == known
 
 
 def test_a_directory_without_permission_is_refused(tmp_path, monkeypatch):
@@ -309,7 +355,7 @@ def test_a_directory_without_permission_is_refused(tmp_path, monkeypatch):
 def test_unusable_requests_are_refused(tmp_path):
     with pytest.raises(ExportError, match="exporter='onnx': it must be 'auto', 'dynamo' or 'legacy'"):
         export_onnx(residual(), IMAGES, tmp_path / "m.onnx", exporter="onnx")
-    with pytest.raises(ExportError, match="at least one example input"):
+    with pytest.raises(ExportError, match="holds no tensor; pass at least one"):
         export_onnx(residual(), (), tmp_path / "m.onnx")
     with pytest.raises(ExportError, match=r"does not run on inputs of shape \(2, 4, 8, 8\)"):
         export_onnx(residual(), (noise(2, 4, 8, 8),), tmp_path / "m.onnx")

@@ -92,8 +92,10 @@ def test_digests_do_not_depend_on_the_train_flag_and_differ_by_example_inputs():
 def test_a_kept_file_that_cannot_be_written_is_an_error_as_of_an_export(tmp_path: Path):
     kept = KeptExports()
     kept.export(program(), tmp_path / "a.onnx", exporter="legacy")
-    with pytest.raises(ExportError, match="there is no directory"):
-        kept.export(program(), tmp_path / "none" / "a.onnx", exporter="legacy")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match="is a file, not a directory"):
+        kept.export(program(), tmp_path / "file" / "a.onnx", exporter="legacy")
+    assert kept.export(program(), tmp_path / "none" / "a.onnx", exporter="legacy").path.is_file()
     with pytest.raises(ExportError, match="it is a directory"):
         kept.export(program(), tmp_path, exporter="legacy")
 

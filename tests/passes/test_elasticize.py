@@ -95,8 +95,8 @@ def test_widths_are_aligned_and_a_narrow_group_keeps_its_own():
     result = Elasticize(widths=(0.5,), align=12)(program("Plain"))
     assert result.changes == 0
     assert {r.reason for r in result.refusals} == {
-        "its 8 units take one width alone",
-        "its 12 units take one width alone",
+        "its 8 units allow a single width only",
+        "its 12 units allow a single width only",
     }
 
 

@@ -374,7 +374,7 @@ def test_units_that_another_pass_has_tied_down_are_refused():
     start = InsertGates()(supernet()).program
     result = ExtractSubnet.of(elastic_space(start).smallest)(start)
     assert result.program is start
-    assert "cannot be removed any more" in result.refusals[0].reason
+    assert "can no longer be removed" in result.refusals[0].reason
 
 
 def test_a_supernet_with_folded_norms_still_has_its_slices():

@@ -22,7 +22,7 @@ from zoo import lively
 
 def captured(model: nn.Module, *inputs: Tensor) -> Program:
     with torch.random.fork_rng(devices=[]):
-        return capture(lively(model).eval(), *inputs)
+        return capture(lively(model).eval(), inputs)
 
 
 class Mlp(nn.Module):

@@ -142,6 +142,6 @@ def test_a_refused_resume_names_the_keys_that_differ_and_no_others(finished: Pat
 
 def test_loading_an_unfinished_run_says_how_to_finish_it(finished: Path, tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({"format": 1}))
-    with pytest.raises(RunError, match=r"has not finished.*call optimize again and pass resume=True"):
+    with pytest.raises(RunError, match=r"has not finished.*run fxsurgery.optimize again .* resume=True"):
         fxsurgery.load(tmp_path)
     assert fxsurgery.load(finished).metric_name == "accuracy"

@@ -291,7 +291,7 @@ def test_models_of_transformers_stand_alone(name: str, tmp_path: Path) -> None:
     lists = pytest.importorskip("benchmarks.coverage.from_transformers")
     [sample] = [s for s in lists.samples() if s.name == name]
     model, inputs = sample.example(0)
-    given = capture(model, *inputs.args, example_kwargs=inputs.kwargs)
+    given = capture(model, inputs.args, example_kwargs=inputs.kwargs)
     write_standalone(given, tmp_path / "alone")
     assert {path.name for path in (tmp_path / "alone").iterdir()} >= {"model.py", "weights.safetensors"}
 
@@ -331,7 +331,7 @@ def calling(signature: str, body: str) -> nn.Module:
 
 def run_as_script(net: nn.Module, folder: Path, args: tuple = (), kwargs: dict | None = None) -> str:
     """The code of `net`, run as `python model.py` runs it, in this process; and its model gives the same outputs."""
-    given = capture(net, *args, example_kwargs=kwargs)
+    given = capture(net, args, example_kwargs=kwargs)
     run(given, folder)
     (folder / "model.py").write_text(source(given), encoding="utf-8")
     shown = io.StringIO()

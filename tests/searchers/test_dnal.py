@@ -166,18 +166,17 @@ def test_papers_loss_is_equation_4_and_its_task_part_is_reported():
     with torch.no_grad():
         vector.sharpness.fill_(1.7)
         vector.logits.copy_(torch.linspace(-1, 1, len(vector.logits)))
-    movable = (torch.arange(len(vector.logits)) % 3 > 0).double()
     twin, (x, y) = copy.deepcopy(model).train(), data(32)
     [own] = [m for m in twin.modules() if isinstance(m, GateVector)]
     before = own.logits.detach().clone()
     for _ in range(3):
         loss = nn.functional.cross_entropy(twin(x.double()), y)
-        total = loss + 0.05 * sum(1 / (1 + torch.exp(-1.7 * s)) for s, m in zip(own.logits, movable, strict=True) if m)
+        total = loss + 0.05 * sum(1 / (1 + torch.exp(-1.7 * s)) for s in own.logits)
         [gradient] = torch.autograd.grad(total, [own.logits])
         with torch.no_grad():
             own.logits.sub_(0.1 * gradient)
     one, progress = Task.of((x.double(), y), (x.double(), y), batch_size=32), Progress.quiet()
-    hooks = Hooks(objective=GatePenalty(vector, 0.05, movable))
+    hooks = Hooks(objective=GatePenalty(vector, 0.05))
     recipe = Recipe(steps=3, optimizer=sgd(0.1, momentum=0.0), validations=0)
     fit(model, one, recipe, parameters=[vector.logits], hooks=hooks, progress=progress, device="cpu")
     assert (own.logits - before).abs().min() > 1e-4

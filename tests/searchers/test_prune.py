@@ -17,6 +17,7 @@ from fxsurgery.passes import replay
 from fxsurgery.program import Program
 from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.searchers.common.latency_model import LatencyModel
+from fxsurgery.searchers.common.reachable import require_reachable
 from fxsurgery.searchers.common.widths import space
 from fxsurgery.searchers.prune import IMPORTANCES, Prune, _require_finite, needs_data, search, stages, widths
 from fxsurgery.searchers.session import SearchOutcome, Session
@@ -262,7 +263,7 @@ def test_reaches_the_hidden_width_of_a_transformer():
     assert found.smallest().macs < 0.3 * space(start, align=1).smallest().macs
     budget = Budget(macs=0.3)
     with pytest.raises(BudgetError):
-        space(start, align=1).check(budget)
+        require_reachable(space(start, align=1), budget)
     outcome, _ = searched(start, quick(), budget)
     assert cost(outcome.program).macs <= 0.3 * cost(start).macs
     assert next(m for _, m in outcome.program.calls(nn.LayerNorm)).normalized_shape[0] < 8
@@ -346,4 +347,4 @@ def test_importances_that_are_not_finite_are_refused():
     with pytest.raises(
         TrainingError, match=r"the magnitude importance of the channels of .* is not finite: .*lower order"
     ):
-        _require_finite(start, np.full(structure(start).size, np.inf), Prune(align=1))
+        _require_finite(widths(start, Prune(align=1)), np.full(structure(start).size, np.inf), Prune(align=1))

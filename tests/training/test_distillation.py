@@ -204,7 +204,7 @@ def test_inputs_without_a_batch_dim_are_refused():
         def forward(self, images):
             return [self.layer(image[None]).mean((2, 3)) for image in images]
 
-    program = capture(Each().eval(), [torch.randn(3, 8, 8), torch.randn(3, 9, 9)])
+    program = capture(Each().eval(), ([torch.randn(3, 8, 8), torch.randn(3, 9, 9)],))
     with pytest.raises(DataError, match=r"the batch in dim 0, and takes none: .*Give train_data and val_data"):
         outputs_of(program)
 

@@ -242,3 +242,16 @@ def test_the_command_line_takes_a_teacher_and_a_finetune_function(tmp_path: Path
     wrong = CliRunner().invoke(app, [*common, *few[:-1], "top9"])
     assert wrong.exit_code == 1
     assert "top-9 accuracy needs outputs" in wrong.output
+
+
+def test_a_job_with_a_teacher_goes_to_another_process():
+    pytest.importorskip("ray")
+    from fxsurgery.execution import Job
+    from fxsurgery.execution.pickling import packed, unpacked
+
+    task = Task.of((X, CLASSES), (X, CLASSES), batch_size=32)
+    objective, program = of(linear(1), task)
+    job = unpacked(packed(Job("tune", program, Recipe(steps=1, optimizer=sgd(0.0)), 0, objective=objective), "a job"))
+    assert isinstance(job, Job)
+    here, there = (loss_of(one, program.trainable_copy(), task) for one in (objective, job.objective))
+    assert here == there

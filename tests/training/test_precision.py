@@ -108,7 +108,7 @@ def steered(precision, device="cpu"):
     [vector] = [m for m in model.modules() if isinstance(m, GateVector)]
     vector.mode = "soft"
     limit = Limit(mac_terms(program).expected(plan), Budget(macs=0.5).macs)
-    steering = BudgetController(vector, [limit], torch.ones_like(vector.logits))
+    steering = BudgetController(vector, [limit])
     hooks = Hooks(before_step=steering.before_step, after_step=steering.after_step)
     recipe = Recipe(steps=60, optimizer=sgd(1 / 60), mixed_precision=precision)
     fit(model, task(), recipe, parameters=[vector.logits], hooks=hooks, device=device)

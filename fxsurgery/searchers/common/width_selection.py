@@ -1,10 +1,11 @@
 """From a score for each unit to widths within a budget.
 
-Units are ranked by score inside their channel group, and go in *blocks* that keep every width a multiple of
-`align` (x86 kernels lose their fast path where a width is no multiple of 4, and 8 suits every target).
-Blocks of all groups are then ranked by their mean score and removed, lowest first, until the budget
-holds; last, what still fits is put back. So the result is at or below the budget by less than the smallest
-block that was left out.
+Units are ranked by score inside their channel group, and are removed in *blocks* that keep every width a multiple of
+`align` (x86 kernels lose their fast path where a width is no multiple of 4, and 8 suits every target). Blocks of all
+groups are then ranked by their mean score and removed, lowest first, until the budget holds; last, what still fits is
+put back. So the result is at or below the budget by less than the smallest block that was left out.
+
+A group whose width the user fixed has no blocks: its lowest units are removed first, whatever the budget.
 """
 
 import math
@@ -18,13 +19,15 @@ from fxsurgery.analysis.structure import Mask, structure
 from fxsurgery.argument_names import keyword, named
 from fxsurgery.budget import Budget
 from fxsurgery.errors import BudgetError
+from fxsurgery.ops.union_find import Ids
 from fxsurgery.searchers.common.latency_model import LatencyLimit
-from fxsurgery.searchers.common.widths import Scores, Space, pruned
+from fxsurgery.searchers.common.reachable import require_reachable
+from fxsurgery.searchers.common.widths import Choice, Scores, Space, pruned
 
 
 @dataclass(frozen=True)
 class UnitBlock:
-    """Units of one group that go together; `order` is its place in the group, first to go first."""
+    """Units of one group that are removed together; `order` counts the blocks of the group, the first to go being 0."""
 
     choice: int
     order: int
@@ -32,20 +35,28 @@ class UnitBlock:
     score: float
 
 
-def select_widths(found: Space, scores: Scores, budget: Budget, latency: LatencyLimit | None = None) -> Mask:
-    """The ids that stay so that `budget` holds, given a score for each id (higher stays).
+def select_widths(found: Space, scores: Scores, budget: Budget | None, latency: LatencyLimit | None = None) -> Mask:
+    """Return the ids that stay so that `budget` holds, given a score for each id (higher stays).
 
-    A limit on latency is met by bisection over the ranking: what is measured is the pruned network. Where even the
-    smallest one is not within a tighter aim, that one is it.
+    A limit on latency is met by bisection over the ranking: what is measured is the pruned network. If even the
+    smallest one misses a tighter aim, that one is returned.
+
+    Args:
+        found: the widths to choose among.
+        scores: (ids,) the importance of each unit.
+        budget: the limits; `None` to change only the widths that the user fixed.
+        latency: the limit on latency, with the way to measure it.
 
     Raises:
         BudgetError: the budget cannot be reached.
     """
-    found.check(budget, latency)
+    if budget is not None:
+        require_reachable(found, budget, latency)
     facts, scores, pinned = structure(found.program), scores.copy(), set[int]()
     while True:
         blocks = sorted(_blocks(found, scores), key=lambda b: (b.score, b.choice, b.order))
-        keep = _cut(found, blocks, budget, latency)
+        fixed = np.concatenate([_ranked(choice, scores)[choice.counts[0] :] for choice in found.choices])
+        keep = facts.mask(fixed) if budget is None else _cut(found, fixed, blocks, budget, latency)
         emptied = {int(ids[np.argmax(scores[ids])]) for ids in facts.vectors() if not keep[ids].any()}
         if not emptied:
             return keep
@@ -58,12 +69,13 @@ def select_widths(found: Space, scores: Scores, budget: Budget, latency: Latency
         scores[list(emptied)] = math.inf
 
 
-def _cut(found: Space, blocks: list[UnitBlock], budget: Budget, latency: LatencyLimit | None) -> Mask:
-    """Remove from the front until the budget holds, then put back what still fits, best first."""
+def _cut(found: Space, fixed: Ids, blocks: list[UnitBlock], budget: Budget, latency: LatencyLimit | None) -> Mask:
+    """Remove blocks from the front until the budget holds, then put back what still fits, best first."""
     original, facts = cost(found.program), structure(found.program)
 
     def mask(gone: list[UnitBlock]) -> Mask:
-        return facts.mask(np.asarray([u for b in gone for u in b.units], np.int64))
+        units = np.asarray([u for b in gone for u in b.units], np.int64)
+        return facts.mask(np.concatenate([fixed, units]))
 
     def fits(gone: list[UnitBlock]) -> bool:
         return budget.holds(cost_after(found.program, mask(gone)), original)
@@ -85,19 +97,24 @@ def _cut(found: Space, blocks: list[UnitBlock], budget: Budget, latency: Latency
     return mask(gone)
 
 
-def _fewest(low: int, high: int, enough: Callable[[int], bool]) -> int:
-    """The least number from `low` to `high` that is enough; `high` is taken to be."""
+def _fewest(low: int, high: int, is_enough: Callable[[int], bool]) -> int:
+    """Return the least number from `low` to `high` that is enough; `high` is assumed to be."""
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+        low, high = (low, middle) if is_enough(middle) else (middle + 1, high)
     return low
 
 
+def _ranked(choice: Choice, scores: Scores) -> Ids:
+    """Return the units of a group, the highest score first."""
+    units = choice.group.units
+    return units[np.argsort(-scores[units], kind="stable")]
+
+
 def _blocks(found: Space, scores: Scores) -> Iterator[UnitBlock]:
-    """Each group's blocks in the order of going, with scores that never fall along it."""
+    """Yield each group's blocks in the order of their removal, with scores that never fall along it."""
     for number, choice in enumerate(found.choices):
-        ranked = choice.group.units[np.argsort(-scores[choice.group.units], kind="stable")]
-        floor = -math.inf
+        ranked, floor = _ranked(choice, scores), -math.inf
         for order, (more, fewer) in enumerate(zip(choice.counts, choice.counts[1:], strict=False)):
             units = ranked[fewer:more]
             floor = max(floor, float(scores[units].mean()))
@@ -105,10 +122,14 @@ def _blocks(found: Space, scores: Scores) -> Iterator[UnitBlock]:
 
 
 def evenly(found: Space, scores: Scores | None = None) -> Scores:
-    """Scores that take every width down in step, each group's units in the order of `scores`, or of their place."""
+    """Return scores that reduce every width in step.
+
+    Args:
+        found: the widths to choose among.
+        scores: (ids,) the order of each group's units; that of their channels by default.
+    """
     even = np.zeros(structure(found.program).size)
     for choice in found.choices:
-        units = choice.group.units
-        ranked = units if scores is None else units[np.argsort(-scores[units], kind="stable")]
-        even[ranked] = 1.0 - np.arange(len(units)) / len(units)
+        ranked = choice.group.units if scores is None else _ranked(choice, scores)
+        even[ranked] = 1.0 - np.arange(len(ranked)) / len(ranked)
     return even

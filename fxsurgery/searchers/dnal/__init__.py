@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from fxsurgery.analysis.cost import TERMS, cost, cost_after
-from fxsurgery.analysis.gating import GatePlan, gate_plan
+from fxsurgery.analysis.gating import GatePlan
 from fxsurgery.analysis.structure import Mask, structure
 from fxsurgery.argument_names import assigned, entry, keyword
-from fxsurgery.budget import Budget
+from fxsurgery.budget import Budget, Metric
 from fxsurgery.calls import checked_construction
 from fxsurgery.errors import BudgetError, StructureError
 from fxsurgery.nn.gates import GateVector
@@ -27,9 +27,11 @@ from fxsurgery.option_types import Range
 from fxsurgery.passes import InsertGates
 from fxsurgery.program import Program
 from fxsurgery.searchers.common.latency_model import LatencyLimit, hold
+from fxsurgery.searchers.common.reachable import require_reachable
 from fxsurgery.searchers.common.settings import Epochs, Narrowing
+from fxsurgery.searchers.common.width_constraints import FREE, WidthConstraints
 from fxsurgery.searchers.common.width_selection import evenly, select_widths
-from fxsurgery.searchers.common.widths import Scores, Space, alignment_note, pruned, space
+from fxsurgery.searchers.common.widths import Scores, Space, pruned, space
 from fxsurgery.searchers.dnal.budget_controller import BudgetController, Limit
 from fxsurgery.searchers.dnal.gate_penalty import GatePenalty
 from fxsurgery.searchers.session import SearchOutcome, Session, Stage
@@ -55,6 +57,19 @@ class Dnal(Narrowing):
     """In which the gates are learned, all weights frozen."""
 
 
+def require_goal(budget: Budget | None, config: Dnal, *, has_ratios: bool = False) -> None:
+    """Refuse settings without a goal, or with two; ratios of layers are a goal of their own.
+
+    Raises:
+        BudgetError: neither or both of budget and `penalty` are given.
+    """
+    if (budget is None) == (config.penalty is None) and not has_ratios:
+        raise BudgetError(
+            f"dnal takes either {keyword('budget')} or {keyword('settings', 'penalty')} (lambda of the paper); give "
+            "one of them"
+        )
+
+
 def search(program: Program, budget: Budget | None, config: Dnal, session: Session, *, trained: bool) -> SearchOutcome:
     """Run DNAL on `program`, which is left as it is.
 
@@ -63,24 +78,18 @@ def search(program: Program, budget: Budget | None, config: Dnal, session: Sessi
         StructureError: no width of the program can change.
         TrainingError: the loss is not finite.
     """
-    if (budget is None) == (config.penalty is None):
-        raise BudgetError(
-            f"dnal takes either {keyword('budget')} or {keyword('settings', 'penalty')} (lambda of the paper); give "
-            "one of them"
-        )
-    found = widths(program, config)
-    if budget is not None:
-        found.check(budget, session.latency_limit)
+    found = _checked(program, budget, config, session)
     if not trained:
         program = session.trained(program, config, "weights", config.weights_epochs)
-        found = widths(program, config)
+        found = widths(program, config, session.constraints)
     before = session.score(program, "original" if trained else "trained")
     scores, learned = _ranked(found, budget, config, session)
     keep, middle = structure(program).mask(np.empty(0, np.int64)), before
 
     def cut(limit: LatencyLimit | None) -> Program:
         nonlocal keep
-        keep = _open(found, scores) if budget is None else select_widths(found, scores, budget, limit)
+        is_penalized = config.penalty is not None
+        keep = _open(found, scores) if is_penalized else select_widths(found, scores, budget, limit)
         return pruned(program, keep)
 
     def finish(cut: Program, time: int) -> Program:
@@ -106,14 +115,24 @@ def search(program: Program, budget: Budget | None, config: Dnal, session: Sessi
     gates = np.empty(0)
     if learned is not None:
         plan, gates = learned
-        _note_gates(found, plan, gates, keep, session, budgeted=budget is not None)
-    notes = (*session.notes, *alignment_note(found))
+        _note_gates(plan, gates, keep, session, is_penalized=config.penalty is not None)
+    notes = (*session.notes, *found.notes())
     return replace(session.outcome(program, before, middle, notes, tuple(gates.tolist())), latency=verified)
 
 
-def widths(program: Program, config: Dnal) -> Space:
-    """The widths that `search` chooses among."""
-    return space(program, align=config.align, inner_only=config.inner_only)
+def _checked(program: Program, budget: Budget | None, config: Dnal, session: Session) -> Space:
+    """Return the widths to choose among, if they can meet the budget."""
+    require_goal(budget, config, has_ratios=session.constraints.only_targets)
+    found = widths(program, config, session.constraints)
+    found.require_targets()
+    if budget is not None:
+        require_reachable(found, budget, session.latency_limit)
+    return found
+
+
+def widths(program: Program, config: Dnal, constraints: WidthConstraints = FREE) -> Space:
+    """Return the widths that `search` chooses among."""
+    return space(program, align=config.align, inner_only=config.inner_only, constraints=constraints)
 
 
 def stages(config: Dnal, session: Session, *, trained: bool) -> list[Stage]:
@@ -132,7 +151,7 @@ def _ranked(
     """A score for each unit; and the gates that it is made of, but for the random control."""
     size = structure(found.program).size
     if config.random:
-        if budget is None:
+        if config.penalty is not None:
             setting = entry("settings", "random", value=True)
             raise BudgetError(f"dnal with {setting} needs a budget, e.g. {entry('budget', 'macs', 0.5)}")
         return np.random.default_rng(session.seed).random(size), None
@@ -146,8 +165,9 @@ def _learn_gates(
     found: Space, budget: Budget | None, config: Dnal, session: Session
 ) -> tuple[GatePlan, Scores, Scores]:
     """The architecture stage: each unit's logit and gate at its end."""
-    plan = gate_plan(found.program)
-    gated = InsertGates()(found.program)
+    movable = {choice.group.name for choice in found.choices if choice.counts[-1] < len(choice.group.units)}
+    insertion = InsertGates(keep=tuple(g.name for g in structure(found.program).groups if g.name not in movable))
+    plan, gated = insertion.plan(found.program), insertion(found.program)
     if not gated.changes:
         raise StructureError(
             f"no gates can be inserted: {gated.refusals[0].reason}. {assigned('method', 'prune')} needs none"
@@ -155,12 +175,9 @@ def _learn_gates(
     model = gated.program.trainable_copy()
     [vector] = [m for m in model.modules() if isinstance(m, GateVector)]
     vector.mode = "soft"
-    movable = torch.from_numpy(np.isin(plan.units, found.units)).to(vector.logits)
-    with torch.no_grad():
-        vector.logits.masked_fill_(movable == 0, 1e3)
     steps = max(session.steps(config, config.architecture_epochs), 1)
-    limits = [] if budget is None else _limits(found, budget, plan, session.latency_limit)
-    steering = BudgetController(vector, limits, movable)
+    limits = [] if config.penalty is not None else _limits(found, budget, plan, session.latency_limit)
+    steering = BudgetController(vector, limits)
     if limits:
         recipe = Recipe(steps=steps, optimizer=sgd(1.0 / steps, momentum=0.9), schedule=constant())
         hooks = Hooks(
@@ -171,7 +188,7 @@ def _learn_gates(
         )
     else:
         recipe = Recipe(steps=steps, optimizer=sgd(0.1, momentum=0.9), schedule=constant())
-        objective = GatePenalty(vector, float(config.penalty or 0.0), movable)
+        objective = GatePenalty(vector, float(config.penalty or 0.0))
         hooks = Hooks(objective=objective, after_step=steering.after_step)
     session.fit(model, recipe, "architecture", parameters=[vector.logits], hooks=hooks)
     with torch.no_grad():
@@ -179,15 +196,16 @@ def _learn_gates(
     return plan, vector.logits.detach().double().cpu().numpy(), gates
 
 
-def _limits(found: Space, budget: Budget, plan: GatePlan, latency: LatencyLimit | None) -> list[Limit]:
-    """What the gates are steered to.
+def _limits(found: Space, budget: Budget | None, plan: GatePlan, latency: LatencyLimit | None) -> list[Limit]:
+    """Return the shares of the cost that the gates are steered to.
 
-    Latency is no sum over units: its limit is stood for by the share of the MACs that the network has when its
-    widths, taken down in step, meet it.
+    Latency is no sum over units: its limit is represented by the share of the MACs that the network has when its
+    widths, reduced in step, meet it. Without a budget, it is the share at the widths that the user fixed.
     """
     program, original = found.program, cost(found.program)
-    shares = {name: amount / getattr(original, name) for name, amount in budget.limits(original)}
-    if latency is not None:
+    limits = () if budget is None else budget.limits(original)
+    shares: dict[Metric, float] = {name: amount / getattr(original, name) for name, amount in limits}
+    if latency is not None or budget is None:
         even = cost_after(program, select_widths(found, evenly(found), budget, latency))
         shares["macs"] = min(shares.get("macs", 1.0), even.macs / original.macs)
     return [Limit(TERMS[name](program).expected(plan), share) for name, share in shares.items()]
@@ -204,14 +222,13 @@ def _open(found: Space, scores: Scores) -> Mask:
     return structure(found.program).mask(np.asarray(removed, np.int64))
 
 
-def _note_gates(found: Space, plan: GatePlan, gates: Scores, keep: Mask, session: Session, *, budgeted: bool) -> None:
-    free = np.isin(plan.units, found.units)
+def _note_gates(plan: GatePlan, gates: Scores, keep: Mask, session: Session, *, is_penalized: bool) -> None:
     low, high = UNDECIDED
-    if undecided := int(((gates > low) & (gates < high) & free).sum()):
-        session.notes.append(f"{undecided} of {int(free.sum())} gates ended between {low} and {high}, undecided")
-    if not budgeted:
-        closed = int(((gates < 0.5) & free).sum())
-        session.notes.append(f"{closed} of {int(free.sum())} gates closed; a larger penalty closes more")
+    if undecided := int(((gates > low) & (gates < high)).sum()):
+        session.notes.append(f"{undecided} of {len(gates)} gates ended between {low} and {high}, undecided")
+    if is_penalized:
+        closed = int((gates < 0.5).sum())
+        session.notes.append(f"{closed} of {len(gates)} gates closed; a larger penalty closes more")
         return
-    flipped = int((((gates > 0.5) != keep[plan.units]) & free).sum())
-    session.notes.append(f"the cut to aligned widths within the budget flipped {flipped} of {int(free.sum())} gates")
+    flipped = int(((gates > 0.5) != keep[plan.units]).sum())
+    session.notes.append(f"the cut to aligned widths within the budget flipped {flipped} of {len(gates)} gates")

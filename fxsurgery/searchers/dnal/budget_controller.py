@@ -44,8 +44,6 @@ class BudgetController:
 
     vector: GateVector
     limits: Sequence[Limit]
-    movable: Tensor
-    """(units,) 1 for each gate that may move, 0 for those whose width is fixed."""
     kappa: float = 0.0
     trace: list[tuple[float, float, float]] = field(default_factory=list)
     """(delta, expected share over its limit, kappa) at each step."""
@@ -56,13 +54,12 @@ class BudgetController:
     def before_step(self, info: StepInfo) -> None:
         """Turn the loss's gradient into the steered one."""
         logits = self.vector.logits
-        self.movable = self.movable.to(logits.device)
         if logits.grad is None:
             return
         gates = torch.sigmoid(self.vector.sharpness * logits.detach())
         slope = self.vector.sharpness * gates * (1 - gates)
         loss_gradient = logits.grad / slope.clamp_min(1e-6)
-        alive = (slope > 1e-3) & (self.movable > 0)
+        alive = slope > 1e-3
         if alive.any():
             scale = float(loss_gradient[alive].abs().mean())
             self._loss_scale = scale if not self._loss_scale else 0.9 * self._loss_scale + 0.1 * scale
@@ -106,4 +103,4 @@ class BudgetController:
         self.kappa = max(-LARGEST, min(LARGEST, self._integral + PROPORTIONAL * error))
         self.trace.append((float(self.vector.sharpness), ratio, self.kappa))
         pull = gradient[1:]
-        return pull / pull[self.movable > 0].abs().mean().clamp_min(1e-12)
+        return pull / pull.abs().mean().clamp_min(1e-12)

@@ -19,12 +19,10 @@ class GatePenalty:
     vector: GateVector
     weight: float
     """The paper's lambda."""
-    movable: Tensor
-    """(units,) 1 for each gate that may move, 0 for those whose width is fixed."""
 
     def __call__(self, model: nn.Module, batch: Batch, /) -> tuple[Tensor, Terms]:
         """Return the loss and its terms, `task` and `penalty`."""
         task = batch.loss(batch.predict(model, keep=False))
         gates = torch.sigmoid(self.vector.sharpness * self.vector.logits)
-        penalty = self.weight * (gates * self.movable.to(gates.device)).sum()
+        penalty = self.weight * gates.sum()
         return task + penalty, {"task": task, "penalty": penalty}

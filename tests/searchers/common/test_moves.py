@@ -11,17 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from fxsurgery.analysis.layer_widths import layer_widths
 from fxsurgery.capture import capture
 from fxsurgery.errors import SurgeryError
 from fxsurgery.match import Refusal
 from fxsurgery.passes import AddConvCell, PruneChannels, RemoveLayer, SvdShrink, Widen, parse, replay
 from fxsurgery.program import Program
 from fxsurgery.searchers.common.moves import OPERATIONS, Amounts, apply_move, moves
+from fxsurgery.searchers.common.width_constraints import WidthConstraints
 from fxsurgery.searchers.ectonas.start_nets import START_NETS
 from nonempty import nonempty
 from programs import program
 from runs_counted import Runs
-from zoo import lively
+from zoo import ZOO, lively
 
 SHAPE = (1, 9, 9)
 
@@ -81,7 +83,7 @@ def drawn(*shape: int) -> Tensor:
 def captured(build: Callable[[], nn.Module], *inputs: Tensor) -> Program:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return capture(lively(build()).eval(), *inputs)
+        return capture(lively(build()).eval(), inputs)
 
 
 def mlp() -> nn.Module:
@@ -340,8 +342,8 @@ def test_refusals_and_degenerates_are_told_in_words_that_can_be_counted():
         if isinstance(refused := apply_move(start, move), Refusal)
     )
     assert told == {
-        "the program gives out what it computes": 1,
-        "it calls no linear layer or convolution, and is no sum": 2,
+        "the program returns its output": 1,
+        "it is neither a call of a linear layer or convolution nor a sum": 2,
         "no channel would remain in a layer": 3,
         "a layer can have from n to n units, not n": 1,
     }
@@ -382,3 +384,28 @@ def test_a_child_runs_in_its_proof_alone(runs: Runs):
     child = apply_move(start, nonempty(moves(start, "add-units"))[0])
     assert isinstance(child, Program)
     assert runs.samples(child) == [start.examples.batch, 1]
+
+
+def widths_of(start: Program) -> dict[str, int]:
+    return {str(node.target): layer.weight.shape[0] for node, layer in start.calls(nn.Conv2d, nn.Linear)}
+
+
+@pytest.mark.parametrize("name", ["Residual", "Plain", "FlattenLinear", "DenseCat", "PooledLinear"])
+def test_no_move_changes_or_removes_a_layer_that_is_kept(name: str):
+    model, start = ZOO[name](), program(name)
+    layer = next(w.name for w in layer_widths(start).values() if w.produces and w.groups)
+    constraints, amounts = WidthConstraints.of(model, start, (layer,)), Amounts(channels=1, units=1, places=100)
+    touched, before = 0, widths_of(start)
+    for operation in nonempty(OPERATIONS):
+        everything = moves(start, operation, amounts)
+        allowed = moves(start, operation, amounts, constraints=constraints)
+        assert set(map(str, allowed)) <= set(map(str, everything))
+        for move in everything:
+            child = apply_move(start, move)
+            if isinstance(child, Refusal):
+                continue
+            is_untouched = widths_of(child).get(layer) == before[layer]
+            assert is_untouched or move not in allowed, move
+            assert not is_untouched or move in allowed, move
+            touched += not is_untouched
+    assert touched >= 2
