@@ -30,7 +30,7 @@ from fxsurgery.seeding import seeded
 ExampleInputs: TypeAlias = (
     Tensor | np.ndarray[Any, Any] | Sequence[Any] | Mapping[str, Any] | DataLoader[Any] | Dataset[Any] | Inputs
 )
-"""What `example_inputs=` accepts: see the table of this module."""
+"""Values that `example_inputs=` accepts: see the table of this module."""
 TARGETS = ("labels", "label", "targets", "target", "y")
 """Keys of a dict that hold the target of a batch."""
 _FORMS = (Tensor, np.ndarray, Sequence, Mapping, DataLoader, Dataset, Inputs, type(None))
@@ -61,7 +61,7 @@ def inputs_of(
         raise DataError(f"example_kwargs={shown(example_kwargs)}: it must be a dict of inputs by name")
     found = _call_of(example_inputs)
     if model is not None:
-        found = by_parameters(found, model.forward)
+        found = by_parameters(found, model.forward, example_kwargs)
     by_name = dict(example_kwargs or {})
     if twice := [name for name in by_name if name in found.kwargs]:
         raise DataError(f"{twice[0]!r} is in {named('example_inputs')} and in example_kwargs; pass it once")
@@ -130,8 +130,13 @@ def _first_inputs(data: DataLoader[Any] | Dataset[Any]) -> Any:  # noqa: ANN401
     return inputs[0] if len(inputs) == 1 and isinstance(inputs[0], Mapping) else inputs
 
 
-def by_parameters(inputs: Inputs, forward: Callable[..., Any]) -> Inputs:
-    """Return inputs by name as one dict where `forward` has no such parameters, but takes one thing.
+def by_parameters(inputs: Inputs, forward: Callable[..., Any], others: Mapping[str, Any] | None = None) -> Inputs:
+    """Return keyword inputs as one dict if `forward` has no such parameters but accepts one positional input.
+
+    Args:
+        inputs: the inputs.
+        forward: the model's forward.
+        others: further keyword inputs that `forward` is called with.
 
     Raises:
         DataError: some entries are parameters of `forward`, and others are not.
@@ -142,7 +147,7 @@ def by_parameters(inputs: Inputs, forward: Callable[..., Any]) -> Inputs:
     if not (extra := unknown_names(whole, forward)):
         return inputs
     known = list(inspect.signature(forward).parameters)
-    if len(extra) == len(whole) and _takes_one(forward, whole):
+    if len(extra) == len(whole) and _takes_one(forward, whole, others or {}):
         return Inputs((whole,), {}, inputs.batch_dims, inputs.samples)
     raise DataError(
         f"forward has no parameter {', '.join(map(repr, extra))}, it takes {', '.join(known)}; leave these entries out "
@@ -173,9 +178,9 @@ def unknown_names(names: Mapping[str, Any], forward: Callable[..., Any]) -> list
     return [name for name in names if name not in parameters]
 
 
-def _takes_one(forward: Callable[..., Any], value: object) -> bool:
+def _takes_one(forward: Callable[..., Any], value: object, others: Mapping[str, Any]) -> bool:
     try:
-        inspect.signature(forward).bind(value)
+        inspect.signature(forward).bind(value, **others)
     except TypeError:
         return False
     return True

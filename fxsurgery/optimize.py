@@ -1,5 +1,6 @@
 """`optimize` and `plan`, the main functions of the package."""
 
+import datetime
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from fxsurgery.plan import CostRange, Plan, check, estimate, reach, space_of
 from fxsurgery.preparation import PreparedRun, prepare
 from fxsurgery.request import OptimizeRequest, Signature, front_door
 from fxsurgery.result import Result
-from fxsurgery.result_assembly import left_alone, result_of, scalars_of
+from fxsurgery.result_facts import BeforeAfter
+from fxsurgery.result_notes import latency_note, latency_of, left_alone
 from fxsurgery.runs.layout import REPORT
+from fxsurgery.runs.records import is_text
 from fxsurgery.searchers.common.best_model import unwritable, unwritten
 from fxsurgery.searchers.common.widths import Space
 from fxsurgery.searchers.session import SearchOutcome, Session, Stage
@@ -20,7 +23,7 @@ from fxsurgery.searchers.trainer import Trainer
 from fxsurgery.searchers.training_mode import plain_mode, with_fastest_mode
 from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.time_estimate import Stopwatch
-from fxsurgery.training import Progress, Task
+from fxsurgery.training import Progress, Score, Task
 
 
 @front_door(Signature)
@@ -79,10 +82,19 @@ def _optimized(ready: PreparedRun) -> Result:
         trained = ready.request.trained
         outcome = ready.method.search(ready.program, ready.budget, ready.settings, session, trained=trained)
         _require_fast(ready, outcome)
-        result = result_of(ready, session, outcome, notes)
-        scalars.update(scalars_of(result))
+        result = _result(ready, session, outcome, notes)
+        scalars.update(_scalars(result))
     unsaved = ready.run.finish(lambda folder: _kept(result, folder), ready.progress.note)
     return result if unsaved is None else replace(result, notes=(*result.notes, unsaved))
+
+
+def _scalars(result: Result) -> dict[str, float]:
+    """Return the scores and costs of a result by name, for callbacks."""
+    before, after = result.cost
+    scalars = {f"{split}/{result.metric_name}": pair.after for split, pair in result.metrics.items()}
+    for name in ("params", "macs"):
+        scalars |= {name: getattr(after, name), f"{name}_ratio": getattr(after, name) / max(getattr(before, name), 1)}
+    return {**scalars, **({"latency_ms": result.latency["ms"]} if result.latency else {})}
 
 
 def _kept(result: Result, folder: Path) -> str | None:
@@ -206,6 +218,52 @@ def _foreseen(
     plan_notes = ready.method.plan_notes(ready.program, ready.settings, session, trained=request.trained)
     own = () if request.finetune is None else ("the estimated time does not include your finetune function",)
     return stages, stage_seconds, rest_s, (*chosen, *plan_notes, *own)
+
+
+def _result(ready: PreparedRun, session: Session, outcome: SearchOutcome, notes: tuple[str, ...]) -> Result:
+    task = session.task
+    metrics = {"val": BeforeAfter(outcome.before.metric, outcome.after.metric)}
+    if outcome.pruned is not None:
+        metrics["val, not fine-tuned"] = BeforeAfter(outcome.before.metric, outcome.pruned.metric)
+    figures = _figures(task, "val", outcome.before, outcome.after)
+    if (test := task.test_data) is not None:
+        before, after = (session.scored(program, "test score", test) for program in (outcome.trained, outcome.program))
+        metrics["test"] = BeforeAfter(before.metric, after.metric)
+        figures |= _figures(task, "test", before, after)
+    if ready.task is None:
+        notes = (f"data-free: fine-tune on your data; {task.metric_name}: {outcome.after.metric:.4f}", *notes)
+    latency = latency_of(ready, outcome)
+    return Result(
+        program=outcome.program,
+        original=outcome.trained,
+        metric_name=_counted(task, outcome.after) or task.metric_name,
+        metrics=metrics,
+        figures=figures,
+        notes=(
+            *notes, *ready.notes, *ready.program.notes,
+            *left_alone(ready), *outcome.notes,
+            *latency_note(latency),
+        ),
+        history=tuple(session.trainer.progress.history),
+        gates=outcome.gates,
+        search=outcome.search,
+        pareto=outcome.pareto,
+        latency=latency,
+        seed=ready.request.seed,
+        asked={**ready.asked, "date": ready.run.recall("date", lambda: datetime.date.today().isoformat(), is_text)},
+    )  # fmt: skip
+
+
+def _figures(task: Task, split: str, before: Score, after: Score) -> dict[str, BeforeAfter]:
+    """Return the values of a metric that returns several, except the selected one."""
+    counted = _counted(task, after)
+    shared = {name: value for name, value in before.figures.items() if name in after.figures and name != counted}
+    return {f"{name} ({split})": BeforeAfter(value, after.figures[name]) for name, value in shared.items()}
+
+
+def _counted(task: Task, score: Score) -> str:
+    """Return the name of the selected value of a metric that returns several."""
+    return task.select or next(iter(score.figures), "")
 
 
 def _require_fast(ready: PreparedRun, outcome: SearchOutcome) -> None:

@@ -2,14 +2,14 @@
 
 import datetime
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from fxsurgery.argument_names import assigned, entry, keyword, named
-from fxsurgery.batch_layout import Statement, statement_of
+from fxsurgery.batch_layout import Statement
 from fxsurgery.budget import Budget
 from fxsurgery.capture import capture, guess_inputs
 from fxsurgery.deploy import Timer, resolve_target
@@ -19,6 +19,7 @@ from fxsurgery.execution import JobRunner
 from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
 from fxsurgery.request import OptimizeRequest
+from fxsurgery.request_task import located, task_of
 from fxsurgery.run_identity import identity_of
 from fxsurgery.runs.examination import require_startable
 from fxsurgery.runs.layout import LOGS
@@ -28,7 +29,6 @@ from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.common.width_constraints import WidthConstraints
 from fxsurgery.searchers.ectonas import DEFAULT_SPEND
 from fxsurgery.searchers.methods import METHODS, Method, method_of
-from fxsurgery.task_preparation import task_of
 from fxsurgery.training import Progress, Task, resolve
 from fxsurgery.training.device import join, processes, require_real
 from fxsurgery.training.finite import not_finite, wrong_values
@@ -89,7 +89,7 @@ def prepare(request: OptimizeRequest, *, is_planned: bool = False) -> PreparedRu
         progress.note(f"note: {note}")
     said = request.batch_dims if task is None else task.batch_dims
     program = _captured(request.model, examples, request.leaf_modules, said, guessed=notes)
-    task = _located(request, task, program)
+    task = located(request, task, program)
     _require_trainable(program, settings, trained=request.trained)
     _require_answers(program, request, task)
     constraints = _constraints(request, program, has_goal=budget is not None or _is_penalized(settings))
@@ -98,7 +98,7 @@ def prepare(request: OptimizeRequest, *, is_planned: bool = False) -> PreparedRu
     tuning = tuning_of(request, settings, program, task)
     resolved = {
         "method": method.name, "config": settings, "budget": budget, "spend": spend, "target": target,
-        "keep": list(constraints.keep), "ratios": list(map(list, constraints.ratios.items())),
+        "keep": list(constraints.keep) or None, "ratios": list(map(list, constraints.ratios.items())) or None,
     }  # fmt: skip
     asked = identity_of(request, resolved, program, task)
     run = _run(request, asked, is_planned=is_planned)
@@ -186,22 +186,6 @@ def _examples(request: OptimizeRequest, task: Task | None) -> tuple[Inputs, tupl
         return addressed(request.model, task.capture_examples()), ()
     guessed, how = guess_inputs(request.model)
     return guessed, (how,)
-
-
-def _located(request: OptimizeRequest, task: Task | None, program: Program) -> Task | None:
-    """Return the task with the batch dims of the captured model, unless the user declared them or gave other inputs."""
-    if (
-        task is None
-        or task.batch_dims is not None
-        or request.example_inputs is not None
-        or request.example_kwargs is not None
-    ):
-        return task
-    if program.batch_dims is None or program.batch_dims == replace(program.examples, batch_dims=None).dims:
-        return task
-    said = statement_of(program.examples)
-    by_name = task.capture_examples().kwargs and not program.example_kwargs
-    return replace(task, batch_dims=said[0] if by_name else said)  # a dict by name may be the model's one input
 
 
 def _require_trainable(program: Program, settings: Settings, *, trained: bool) -> None:

@@ -96,7 +96,7 @@ class WithWhole(nn.Module):
         return self.c(self.b(self.whole(self.a(x))))
 
 
-def test_a_module_kept_whole_counts_as_fixed():
+def test_a_module_kept_as_leaf_counts_as_fixed():
     found = fxsurgery.inspect(WithWhole(), IMAGE, leaf_modules=(Whole,))
     [whole] = [part for part in found.fixed if part.name == "whole"]
     assert whole.macs == 8 * 8 * 8 * 8 * 9

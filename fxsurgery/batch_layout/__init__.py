@@ -1,7 +1,7 @@
-"""Which dim of each input is the batch: as the user states it, as the target tells, or as the model's outputs tell.
+"""Batch dims of the inputs: declared by the user, inferred from the target, or inferred from the model's outputs.
 
-A dim of size n is the batch where the outputs *follow* it, a dim of theirs growing from k n to k (n + 1) as it grows by
-one, and where samples are *apart*: a change of the first one changes no more than the k places of its own. So flat ids
+A dim of size n is the batch if the outputs *follow* it, i.e. one of their dims grows from k n to k (n + 1) when it
+grows by one, and if samples are *apart*, i.e. a change of the first one changes only its own k entries. So flat ids
 with offsets have their batch in the offsets, and a recurrent net that runs over dim 0 has it in dim 1.
 """
 

@@ -1,4 +1,4 @@
-"""Which dim of each input is the batch, as the user states it."""
+"""Batch dims of the inputs as the user declares them with `batch_dims=`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,22 +11,22 @@ from fxsurgery.errors import DataError
 from fxsurgery.inputs import BatchDims, Inputs, dims_of_size
 
 Statement: TypeAlias = int | Sequence[Any] | Mapping[Any, Any] | None
-"""What a user says of the batch: the dim of all inputs; or, for each, its dim or `None`, by position or by name."""
+"""Value of `batch_dims=`: the dim of all inputs; or the dim of each, or `None`, by position or by name."""
 
 
 def as_stated(inputs: Inputs, statement: Statement, names: Sequence[str] = ()) -> Inputs:
-    """The inputs with the batch where `statement` says.
+    """Return the inputs with the batch dims that `statement` declares.
 
     Args:
         inputs: what the model is called with.
-        statement: an int for all inputs; a sequence with one entry for each positional input; or a mapping from the
-            names of inputs, or their positions, to entries. An entry is the dim, `None` where an input has no batch
-            dim, or a sequence or mapping of entries for an input of that structure. Of inputs that a mapping leaves
-            out, and of those that are too short for an int, the dim is the one of that size.
-        names: what `forward` calls the positional inputs; a mapping may use these, too.
+        statement: an int for all inputs; a sequence with one entry for each positional input; or a mapping from names
+            or positions of inputs to entries. An entry is the dim, `None` for an input without a batch dim, or a
+            sequence or mapping of entries for an input of that structure. Inputs that a mapping omits, and inputs with
+            too few dims for an int, have their batch in the dim of that size.
+        names: names of the positional inputs in `forward`, which a mapping may use.
 
     Raises:
-        DataError: there is no such input or dim, or the sizes differ.
+        DataError: an input or dim does not exist, or the sizes differ.
     """
     if isinstance(statement, int) and not isinstance(statement, bool):
         return _checked(inputs, _from_one(inputs, statement), statement)
@@ -40,7 +40,7 @@ def as_stated(inputs: Inputs, statement: Statement, names: Sequence[str] = ()) -
 
 
 def statement_of(inputs: Inputs) -> dict[int | str, Any]:
-    """The mapping that states the batch of `inputs` as it is."""
+    """Return the mapping that declares the batch dims of `inputs` as they are."""
     dims = iter(inputs.dims)
     args, kwargs = pytree.tree_map(
         lambda leaf: next(dims) if isinstance(leaf, Tensor) else None, (inputs.args, dict(inputs.kwargs))
@@ -58,14 +58,14 @@ def _from_one(inputs: Inputs, dim: int) -> BatchDims:
 
 
 def by_position(statement: Statement, names: Sequence[str]) -> Statement:
-    """A mapping with positions in place of the names of positional inputs; any other statement as it is."""
+    """Return a mapping with positions instead of the names of positional inputs; other statements unchanged."""
     if not isinstance(statement, Mapping):
         return statement
     return {names.index(key) if key in names else key: entry for key, entry in statement.items()}
 
 
 def _entries(inputs: Inputs, statement: Any, names: Sequence[str]) -> Iterator[tuple[Any, Any]]:  # noqa: ANN401
-    """Each input with what is said of it; `...` where nothing is."""
+    """Yield each input with its declared dim; `...` if nothing is declared."""
     if isinstance(statement, Mapping):
         said: Any = by_position(statement, names[: len(inputs.args)])
         named = dict[Any, Any](enumerate(inputs.args)) | dict(inputs.kwargs)
@@ -81,14 +81,14 @@ def _entries(inputs: Inputs, statement: Any, names: Sequence[str]) -> Iterator[t
     values = [*inputs.args, *inputs.kwargs.values()]
     if not isinstance(statement, list | tuple) or len(statement) != len(values):
         raise DataError(
-            f"batch_dims={statement!r}: give an int for all inputs, one entry for each of the {len(values)} inputs, or "
+            f"batch_dims={statement!r}: pass an int for all inputs, one entry for each of the {len(values)} inputs, or "
             "a dict by name, such as {'text': None, 'offsets': 0}"
         )
     yield from zip(values, statement, strict=True)
 
 
 def _spread(value: Any, entry: Any, statement: Any) -> list[Any]:  # noqa: ANN401
-    """The entry for each tensor in a value."""
+    """Return the entry for each tensor in a value."""
     if entry is None or entry is ... or (isinstance(entry, int) and not isinstance(entry, bool)):
         return [entry for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
     if isinstance(value, Mapping) and isinstance(entry, Mapping) and not entry.keys() - value.keys():
@@ -96,7 +96,7 @@ def _spread(value: Any, entry: Any, statement: Any) -> list[Any]:  # noqa: ANN40
     if isinstance(value, list | tuple) and isinstance(entry, list | tuple) and len(value) == len(entry):
         return [d for part, e in zip(value, entry, strict=True) for d in _spread(part, e, statement)]
     raise DataError(
-        f"batch_dims={statement!r}: {entry!r} does not fit the structure of its input; give one dim for each of its "
+        f"batch_dims={statement!r}: {entry!r} does not fit the structure of its input; pass one dim for each of its "
         "tensors"
     )
 
@@ -112,7 +112,7 @@ def _checked(inputs: Inputs, dims: Sequence[int | None], statement: Any) -> Inpu
     sizes = [x.size(d) for x, d in zip(inputs.tensors, found, strict=True) if d is not None]
     if len(set(sizes)) > 1:
         raise DataError(
-            f"batch_dims={statement!r}: the inputs differ in their numbers of samples: {sizes}; name the dims that "
-            "count the samples"
+            f"batch_dims={statement!r}: the inputs differ in their numbers of samples: {sizes}; pass the dims along "
+            "which the samples are"
         )
     return replace(inputs, batch_dims=tuple(found))

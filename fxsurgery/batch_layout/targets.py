@@ -1,4 +1,4 @@
-"""Which dim of each input is the batch, and how many samples there are, as the target tells."""
+"""Batch dims of the inputs, and the number of samples, inferred from the size of the target."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,15 +8,15 @@ from torch import Tensor
 from fxsurgery.inputs import BatchDims, Inputs, dims_of_size, tensors_in
 
 _MOST_DIMS = 3
-"""Of an input whose dim 1 is taken for the batch because the target is as long: more are an image's."""
+"""Largest number of dims of an input whose dim 1 may be the batch; inputs with more dims are images."""
 
 
 def by_target(inputs: Inputs, target: object) -> Inputs:
-    """The inputs with the batch where they are as long as the target is.
+    """Return the inputs with the dims of the size of the target as batch dims.
 
-    Dim 0 of the first tensor where a part of the target is as long; else dim 0 of another tensor, and dim 1 of those
-    that are time first beside it; else dim 1 of the first. Where nothing is as long as the target, which may hold any
-    number of things, the batch stays where it was.
+    These are dim 0 of the first tensor if part of the target has its size; else dim 0 of another tensor, and dim 1 of
+    the time-first tensors beside it; else dim 1 of the first tensor. If no dim has the size of the target, which may
+    hold any number of objects, the batch dims are unchanged.
     """
     wanted, tensors = target_sizes(target), inputs.tensors
     if inputs.batch_dims is not None or not wanted or inputs.batch in wanted:
@@ -31,20 +31,20 @@ def by_target(inputs: Inputs, target: object) -> Inputs:
 
 
 def with_second(tensors: Sequence[Tensor], dims: BatchDims, size: int) -> BatchDims:
-    """The dims, with dim 1 of those that have none and are time first."""
+    """Return the dims, with dim 1 for time-first tensors that have none."""
     return tuple(_second(x, size) if dim is None else dim for x, dim in zip(tensors, dims, strict=True))
 
 
 def _second(x: Tensor, size: int) -> int | None:
-    """Dim 1 of a sequence of vectors or numbers, time first, where it is of that size."""
+    """Return dim 1 of a time-first sequence of vectors or numbers if it has that size."""
     is_sequence = x.dim() == _MOST_DIMS or (x.dim() == 2 and not x.is_floating_point())
     return 1 if is_sequence and x.size(1) == size else None
 
 
 def is_ambiguous(inputs: Inputs, target: object) -> bool:
-    """Whether the sizes leave open which dim is the batch: two dims of an input, or none, fit the target.
+    """Return True if the sizes do not determine the batch dim: two dims of an input, or none, fit the target.
 
-    Images and the like have theirs in dim 0.
+    Images have their batch in dim 0.
     """
     tensors, wanted = [x for x in inputs.tensors if x.dim()], target_sizes(target)
     if not tensors or not wanted or tensors[0].dim() > _MOST_DIMS:
@@ -54,12 +54,12 @@ def is_ambiguous(inputs: Inputs, target: object) -> bool:
 
 
 def sample_count(inputs: Inputs, target: object, output: object = None) -> int:
-    """Number of samples in a batch: of the inputs, or of a target that only the output is as long as.
+    """Return the number of samples in a batch: that of the inputs, or of a target whose size only the output has.
 
     Args:
-        inputs: of one batch, with the batch dims as they are known.
-        target: of any structure.
-        output: what the model gives; nothing where it has not run.
+        inputs: inputs of one batch, with the batch dims as far as they are known.
+        target: its target, of any structure.
+        output: output of the model; `None` if it has not run.
     """
     wanted, size = target_sizes(target), inputs.batch
     if size is not None and (not wanted or size in wanted):
@@ -71,7 +71,7 @@ def sample_count(inputs: Inputs, target: object, output: object = None) -> int:
 
 
 def target_sizes(target: object) -> list[int]:
-    """How long the parts of a target are along dim 0, in order; a list of dicts has one for each sample."""
+    """Return the sizes of the parts of a target along dim 0, in order; a list of dicts has one for each sample."""
     if isinstance(target, list | tuple) and target and all(isinstance(part, Mapping) for part in target):
         return [len(target)]
     return [x.size(0) for _, x in tensors_in(target) if x.dim()]

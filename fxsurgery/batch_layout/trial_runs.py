@@ -1,4 +1,4 @@
-"""Which dim of each input is the batch, as the model's outputs tell: they grow with it, and samples stay apart."""
+"""Batch dims of the inputs, inferred from trial runs: outputs grow with the batch, and samples stay independent."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from fxsurgery.batch_layout.targets import with_second
 from fxsurgery.inputs import BatchDims, Inputs, dims_of_size, is_integer_vector, is_rising_from_zero
 
 Run: TypeAlias = Callable[[Inputs], Sequence[Tensor]]
-"""The output tensors on some inputs; it raises where the model does not take them."""
+"""Returns the output tensors for some inputs; raises if the model does not accept them."""
 
 
 _SEED = 20_012
@@ -20,12 +20,12 @@ _SEED = 20_012
 
 @dataclass(frozen=True)
 class _Verdict:
-    """What a run says of a choice of dims; `None` where it says nothing."""
+    """Evidence of trial runs for a choice of dims; `None` where they are inconclusive."""
 
     follows: bool | None
-    """The outputs grow with the batch; nothing is said where the model refuses to."""
+    """Whether the outputs grow with the batch; inconclusive if the model refuses another size."""
     apart: bool | None
-    """A change of one sample stays within its part of the outputs."""
+    """Whether a change of one sample affects only its part of the outputs."""
 
     @property
     def is_batch(self) -> bool:
@@ -33,13 +33,13 @@ class _Verdict:
 
 
 def by_running(inputs: Inputs, run: Run, outputs: Sequence[Tensor], names: Sequence[str]) -> tuple[Inputs, str | None]:
-    """The inputs with the batch where the model's outputs follow it, and a note where that is not dim 0 of the first.
+    """Return the inputs with the batch dims that the outputs follow, and a note if these are not the usual ones.
 
     Args:
-        inputs: example inputs; where they have batch dims these stay.
-        run: runs the model, alike each time.
-        outputs: what it gave on `inputs`.
-        names: what the note calls each positional input, and each by name.
+        inputs: example inputs; batch dims that they already have are kept.
+        run: runs the model, deterministically.
+        outputs: its outputs for `inputs`.
+        names: names of the positional inputs, then of the keyword inputs, for the note.
     """
     if inputs.batch_dims is not None or not inputs.batch or not any(x.dim() for x in outputs):
         return inputs, None
@@ -49,15 +49,15 @@ def by_running(inputs: Inputs, run: Run, outputs: Sequence[Tensor], names: Seque
         return usual, None
     others = _others(usual)
     if verdict.follows is None and verdict.apart is not False:
-        # The samples are along dim 0, but of more tensors than have it there, or of a number that the model fixes.
+        # The samples are along dim 0, but fewer tensors have it than assumed, or the model fixes their number.
         alike = (other for other in others if other.batch == usual.batch and _includes(other, usual))
         return next((other for other in alike if _judged(other, run, outputs).is_batch), usual), None
     others = [other for other in others if _judged(other, run, outputs).is_batch]
     if others:
-        also = f", and {_described(others[1], names)} would do too" if len(others) > 1 else ""
+        also = f", and {_described(others[1], names)} fits too" if len(others) > 1 else ""
         return others[0], (
             f"the batch is taken to be {_described(others[0], names)}, which the outputs follow{also}; "
-            "batch_dims= says otherwise"
+            "batch_dims= overrides this"
         )
     samples = _counted_out(inputs, outputs)
     if verdict.apart or (verdict.follows is not False and samples is None):
@@ -65,14 +65,14 @@ def by_running(inputs: Inputs, run: Run, outputs: Sequence[Tensor], names: Seque
     costs = "all of the example inputs together" if samples is None else f"one of the {samples} samples in them"
     return replace(inputs, batch_dims=(None,) * len(usual.tensors), samples=samples), (
         f"no dim of the inputs is taken to be the batch, since no output follows one: costs are for {costs}; "
-        "batch_dims= says otherwise"
+        "batch_dims= overrides this"
     )
 
 
 def _counted_out(inputs: Inputs, outputs: Sequence[Tensor]) -> int | None:
-    """Number of samples that the inputs share the rows of a tensor out among, where an output is as long.
+    """Return the number of samples that share the rows of a tensor, if an output has that size.
 
-    By n + 1 bounds from 0 to the number of rows; by the sample of each row, from 0 to n - 1; or by n lengths.
+    The inputs hold n + 1 bounds from 0 to the number of rows; the sample of each row, from 0 to n - 1; or n lengths.
     """
     made, lengths = {len(x) for x in outputs if x.dim()}, {len(x) for x in inputs.tensors if x.dim() > 1}
     for x in inputs.tensors:
@@ -94,7 +94,7 @@ def _includes(other: Inputs, usual: Inputs) -> bool:
 
 
 def _others(usual: Inputs) -> list[Inputs]:
-    """Other places of the batch: dim 0 of a later tensor, with dim 1 of what is time first; and dim 1 of each."""
+    """Return alternative batch dims: dim 0 of a later tensor, with dim 1 of time-first ones; and dim 1 of each."""
     tensors = usual.tensors
     sizes = dict.fromkeys(len(x) for x in tensors if x.dim())
     found = dict[BatchDims, None]()
@@ -129,12 +129,12 @@ def _tried(run: Run, inputs: Inputs) -> Sequence[Tensor] | None:
 
 
 def _follow(outputs: Sequence[Tensor], grown: Sequence[Tensor], size: int) -> bool:
-    """Whether a dim of an output grows with the batch, or the number of outputs changes."""
+    """Return True if a dim of an output grows with the batch, or the number of outputs changes."""
     return len(outputs) != len(grown) or any(_grows(a, b, size) for a, b in zip(outputs, grown, strict=True))
 
 
 def _grows(before: Tensor, after: Tensor, size: int) -> bool:
-    """Whether a dim goes from k n to k (n + 1)."""
+    """Return True if a dim goes from k n to k (n + 1)."""
     if before.dim() != after.dim():
         return size == 1  # squeezed away
     pairs = zip(before.shape, after.shape, strict=True)
@@ -142,7 +142,7 @@ def _grows(before: Tensor, after: Tensor, size: int) -> bool:
 
 
 def _first_changed(inputs: Inputs) -> Inputs:
-    """Another first sample: noise on floats, the last sample's other values; offsets stay."""
+    """Return the inputs with another first sample: floats with noise, other values of the last sample; same offsets."""
     generator = torch.Generator().manual_seed(_SEED)
     offsets = iter([found for found, d in zip(inputs.offsets, inputs.dims, strict=True) if d is not None])
 
@@ -161,7 +161,7 @@ def _first_changed(inputs: Inputs) -> Inputs:
 
 
 def _is_apart(before: Tensor, after: Tensor, size: int) -> bool:
-    """Whether no more than one sample's places along a dim have changed."""
+    """Return True if at most the entries of one sample along a dim have changed."""
     if before.shape != after.shape:
         return False
     different = ~_equal(before, after)
@@ -182,7 +182,7 @@ def _equal(before: Tensor, after: Tensor) -> Tensor:
 
 
 def _described(inputs: Inputs, names: Sequence[str]) -> str:
-    """The first dim that is the batch, in words."""
+    """Return a description of the first batch dim."""
     dims = iter(inputs.dims)
     for name, value in zip(names, [*inputs.args, *inputs.kwargs.values()], strict=True):
         for leaf in pytree.tree_leaves(value):

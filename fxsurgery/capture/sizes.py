@@ -57,7 +57,7 @@ def best_side(make: Make, layer: LayerRecord, probe: Probe) -> Side | None:
         return next((Side(n, "computed from its linear layer or stride") for n in found), None)
     size = min(found, key=lambda n: (_octaves(n, found[n]), sides.index(n)))
     if len(found) == 1 and _octaves(size, found[size]) > CLOSE_ENOUGH:
-        return Side(size, "the only common one that it accepts")
+        return Side(size, "chosen as the only common one that it accepts")
     return Side(size, f"guessed: its smallest feature map is then {found[size]} wide")
 
 

@@ -1,10 +1,10 @@
-"""The way of a model to a device: export -> transform -> check -> measure, each step a value.
+"""Deploy chains: export -> transform -> check -> measure, each step a value.
 
     chain = Chain((Export(), ToFloat16(), Check(), Measure(rounds=50)))
     str(chain) == "export;to-float16;check;measure(rounds=50)"
 
-Where a step fails, the chain begins again with the next alternative of its export. A file is put in place only when
-every step has gone through.
+If a step fails, the chain starts again with the next alternative of its export. The file is moved to its path only
+after every step has succeeded.
 """
 
 import hashlib
@@ -43,12 +43,12 @@ from fxsurgery.specs import parse_spec
 from fxsurgery.surroundings import plain_surroundings
 
 STEPS: Mapping[str, type[DeployStep]] = {step.name: step for step in (Export, ToFloat16, Check, Measure)}
-"""Every step by name. This table is the registry: a step is listed here or it does not exist."""
+"""Registry of the steps by name."""
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """What a chain came to."""
+    """Result of a chain: the file, and its latency if it was measured."""
 
     file: OnnxModel
     measurement: Measurement | None
@@ -63,10 +63,15 @@ class Deployed:
 @checked_construction
 @dataclass(frozen=True)
 class Chain:
-    """Steps one after the other: an `Export`, any transforms and checks, and at most one `Measure`, which is the last.
+    """A sequence of steps: an `Export`, any transforms and checks, and at most one `Measure`, which is the last.
 
     Raises:
         SpecError: the steps are in another order.
+
+    Example:
+        >>> from fxsurgery.deploy import Export, Measure
+        >>> str(Chain((Export(opset=18), Check(), Measure(rounds=50))))
+        'export(opset=18);check;measure(rounds=50)'
     """
 
     steps: tuple[DeployStep, ...]
@@ -98,10 +103,10 @@ class Chain:
         example_kwargs: Mapping[str, Any] | None = None,
         batch_dims: Statement = None,
     ) -> Deployed:
-        """Write `model` to `path` as one ONNX file, by these steps.
+        """Apply the steps to `model` and write the ONNX file to `path`.
 
         Args:
-            model: it is not changed; a copy in eval mode on the CPU is exported.
+            model: it is not modified; a copy in eval mode on the CPU is exported.
             example_inputs: what the model is called with, in one of the forms of `fxsurgery.example_inputs`.
             path: where the file goes, written whole or not at all; missing directories are created.
             example_kwargs: inputs by name, beside the others.
@@ -110,8 +115,8 @@ class Chain:
         Raises:
             DataError: the inputs have no known form, or `batch_dims` does not fit them.
             DeviceError: the provider to measure on is not there.
-            ExportError: a step fails with each exporter, or the file cannot be written. What was at `path` before is
-                still there.
+            ExportError: a step fails with each exporter, or the file cannot be written. A file that was at `path`
+                before is still there.
         """
         path = Path(path)
         require_place(path)
@@ -141,7 +146,7 @@ class Chain:
         ) from last
 
     def _attempt(self, source: Source, path: Path, failures: Sequence[str]) -> Deployed:
-        """Go through all steps, and only then put the file in its place."""
+        """Apply all steps to a temporary file, then move it to `path`."""
         require_plain(path)
         with tempfile.TemporaryDirectory(prefix=".fxsurgery-", dir=path.parent) as folder:
             artifact = Artifact(source, Path(folder) / path.name)
@@ -185,7 +190,7 @@ class Chain:
 
 
 def require_place(path: Path) -> None:
-    """Refuse a path where no file can go.
+    """Refuse a path that no file can have.
 
     Raises:
         ExportError: it is a directory, or a file stands where one of its directories would be.
@@ -222,10 +227,10 @@ def parents_of(path: Path) -> Iterator[None]:
 
 @checked(SpecError)
 def parse(text: str) -> Chain:
-    """Return the chain that `text` names: `parse(str(chain)) == chain`. Nothing of `text` is executed.
+    """Return the chain that `text` describes: `parse(str(chain)) == chain`. No part of `text` is executed.
 
     Raises:
-        SpecError: `text` names no step, gives it options that it does not take, or has the steps out of order.
+        SpecError: `text` has an unknown step or option, or the steps are out of order.
 
     Example:
         >>> parse("export(opset=18);check(rtol=0.001);measure(rounds=50)").steps[1]
@@ -235,7 +240,7 @@ def parse(text: str) -> Chain:
 
 
 def _about_types(model: nn.Module) -> str:
-    """What stands in the way of models in types for which ONNX Runtime has few operators; empty for others."""
+    """Return a hint for models in dtypes for which ONNX Runtime has few operators; empty for other models."""
     types = {t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()}
     names = sorted(str(dtype).removeprefix("torch.") for dtype in types & {torch.float64, torch.bfloat16})
     if not names:

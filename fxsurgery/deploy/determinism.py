@@ -1,7 +1,7 @@
-"""Does a model draw random numbers in its forward? Then no file can be compared with it.
+"""Detection of models that draw random numbers in `forward`, with which no file can be compared.
 
-The model itself tells: it runs several times on the same inputs, each time from another global random state. What
-counts as a difference is more than a correct file may differ by.
+The model is run several times on the same inputs, each time from another global random state. Only differences larger
+than those of a correct file count.
 """
 
 import pickle
@@ -18,7 +18,7 @@ from fxsurgery.errors import ExportError
 from fxsurgery.seeding import reseed, seeded
 
 RUNS = 16
-"""Of a model that draws: a layer that is dropped in one run of five shows in one of these with 97 % probability."""
+"""Number of runs of a model that draws: a layer dropped in one run of five is found with 97 % probability."""
 CPU = torch.device("cpu")
 
 
@@ -41,9 +41,9 @@ def require_repeatable(run: Callable[[], list[Tensor]]) -> None:
 
 
 def repeat_gap(run: Callable[[], list[Tensor]]) -> float:
-    """The largest difference between runs on the same inputs, as of `output_gap`; 0 where it is only rounding.
+    """Return the largest difference (`output_gap`) between runs on the same inputs; 0 if it is only rounding.
 
-    The global random states are left as they were.
+    The global random states are restored.
     """
     with seeded(0, CPU):
         before = _states()
@@ -58,9 +58,9 @@ def repeat_gap(run: Callable[[], list[Tensor]]) -> float:
 
 
 def output_gap(got: Tensor, wanted: Tensor) -> float:
-    """How far apart two outputs are, on the scale of the second, however small that is.
+    """Return the difference of two outputs relative to the magnitude of the second, however small that is.
 
-    For integers and booleans, the share of elements that differ.
+    For integers and booleans, it is the fraction of elements that differ.
     """
     if not wanted.is_floating_point():
         return float((got != wanted).double().mean()) if wanted.numel() else 0.0
@@ -70,7 +70,7 @@ def output_gap(got: Tensor, wanted: Tensor) -> float:
 
 
 def _states() -> tuple[object, ...]:
-    """The global random states that a model may draw from."""
+    """Return the global random states that a model may draw from."""
     numpy_state = pickle.dumps(np.random.get_state(legacy=False))  # noqa: NPY002 -- what a model may draw from
     return torch.get_rng_state().numpy().tobytes(), random.getstate(), numpy_state
 

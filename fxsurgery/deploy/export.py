@@ -1,4 +1,4 @@
-"""ONNX export: the current exporter, the older one where that fails, and a check before anything is kept."""
+"""ONNX export: PyTorch's current exporter, the older one if that fails, and a check before the file is kept."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ from fxsurgery.surroundings import plain_surroundings
 @checked(ExportError, apart=("example_inputs",))
 @plain_surroundings()
 @seeded_states(0, CPU)
-def export_onnx(  # noqa: PLR0913 -- what a user may want to say, each by name
+def export_onnx(  # noqa: PLR0913 -- options, each by name
     model: nn.Module,
     example_inputs: ExampleInputs | None,
     path: FilePath,

@@ -1,4 +1,4 @@
-"""The first step of a chain: from PyTorch to an ONNX file."""
+"""`Export`, the first step of a chain: from PyTorch to an ONNX file."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal, TypeAlias
@@ -21,7 +21,7 @@ Opset: TypeAlias = Annotated[int | None, Range(least=1, below=10**4)]
 @checked_construction
 @dataclass(frozen=True)
 class Export(FileStep):
-    """Write the file.
+    """Write the ONNX file.
 
     Example:
         >>> [step.exporter for step in Export().alternatives()], [s.exporter for s in Export(opset=17).alternatives()]
@@ -31,11 +31,11 @@ class Export(FileStep):
     name: ClassVar[str] = "export"
 
     exporter: Exporter = "auto"
-    """`"dynamo"`, `"legacy"`, or `"auto"`: the first, and the second where the chain does not go through with it."""
+    """`"dynamo"`, `"legacy"`, or `"auto"`: the first, and the second if the chain fails with it."""
     opset: Opset = None
-    """The operator set; `None` is the exporter's own choice."""
+    """Version of the operator set; `None` lets the exporter choose."""
     dynamic_batch: bool = True
-    """Whether the file takes any batch size."""
+    """Whether the file accepts any batch size."""
 
     @override
     def alternatives(self) -> tuple["Export", ...]:
@@ -47,26 +47,26 @@ class Export(FileStep):
 
     @override
     def prepare(self, source: Source) -> None:
-        """Refuse a model that every exporter would fail on, each with an error of its own that says less.
+        """Refuse a model on which every exporter would fail, with a clearer message than the exporters have.
 
         Raises:
-            ExportError: the model gives no tensor, or does not take a batch of another size.
+            ExportError: the model returns no tensor, or does not accept another batch size.
         """
         if not source.names_out:
-            raise ExportError("the model gives no tensor on example_inputs; return at least one from forward")
+            raise ExportError("the model returns no tensor for example_inputs; return at least one from forward")
         if not self.dynamic_batch:
             return
         if any(x.dim() for x in source.inputs.tensors) and not source.inputs.is_resizable:
             raise ExportError(
-                "no dim of the inputs is known to be a batch of any size; give batch_dims= to say which is, or "
-                f"{assigned('dynamic_batch', value=False)} to export it for inputs of these sizes alone"
+                "no dim of the inputs is known to be a batch of any size; pass batch_dims= to declare it, or "
+                f"{assigned('dynamic_batch', value=False)} to export the model for inputs of these sizes only"
             )
         batch = source.inputs.batch or 1
         try:
             source.outputs(seeded(source.inputs, batch + 1, 0, source.kept))
         except ExportError as error:
-            wish = f"give {assigned('dynamic_batch', value=False)} to export it for batch size {batch} alone"
-            raise ExportError(f"{error}; {wish}") from error
+            remedy = f"pass {assigned('dynamic_batch', value=False)} to export it for batch size {batch} only"
+            raise ExportError(f"{error}; {remedy}") from error
 
     @override
     def apply(self, artifact: Artifact) -> Artifact:

@@ -1,4 +1,4 @@
-"""PyTorch's two ONNX exporters: the current one and the older one. Neither is trusted: what they write is checked."""
+"""PyTorch's two ONNX exporters, the current and the older one. The files that they write are checked afterwards."""
 
 import contextlib
 import itertools
@@ -24,27 +24,28 @@ from fxsurgery.inputs import Inputs
 from fxsurgery.surroundings import without_warnings
 
 OLDEST_DYNAMO_OPSET = 18
-"""Asked for an older one, the current exporter often gives this, silently."""
+"""Oldest opset of the current exporter. For an older one it often writes this opset, silently."""
 LARGEST_BATCH = 1 << 16
-"""What the current exporter wants to be told; files take more."""
+"""Upper bound of the batch size that the current exporter requires; its files accept larger batches."""
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What every exporter is asked for."""
+    """Specification of the file that an exporter writes."""
 
     inputs: Inputs
     opset: int | None
     dynamic_batch: bool
     kept: tuple[int, ...]
-    """The input tensors, by their place, whose values stay in every draw."""
+    """Indices of the input tensors whose values are kept when inputs are drawn at random."""
     names: tuple[str, ...]
-    """Of the input tensors, in the file."""
+    """Names of the input tensors in the file."""
     names_out: tuple[str, ...]
+    """Names of the output tensors in the file."""
 
     @property
     def drafts(self) -> tuple[list[str], list[str]]:
-        """Names that no exporter gives an inner value; those wanted it may."""
+        """Temporary names, which no exporter uses for an inner value; it may use the final names."""
         return (
             [f"fxsurgery.input.{i}" for i in range(len(self.names))],
             [f"fxsurgery.output.{i}" for i in range(len(self.names_out))],
@@ -57,25 +58,25 @@ class Request:
 
     @property
     def free(self) -> list[int | None]:
-        """The dim of each input that shall have any length: its batch."""
+        """Dynamic dim of each input, its batch; `None` for an input without one."""
         return list(self.inputs.dims) if self.dynamic_batch else [None] * len(self.inputs.tensors)
 
 
 Writer = Callable[[nn.Module, Path, Request], None]
-"""Takes the model as `Flat`."""
+"""Writes a model that was wrapped in `Flat`."""
 
 
 def write(name: str, model: nn.Module, path: Path, request: Request) -> int:
     """Write a file with one exporter, and return its opset.
 
     Args:
-        name: of the exporter.
-        model: in eval mode on the CPU.
-        path: where the file goes.
-        request: what the file shall have.
+        name: name of the exporter.
+        model: the model in eval mode on the CPU.
+        path: where the file is written.
+        request: inputs, names and opset of the file.
 
     Raises:
-        ExportError: there is no such exporter, it fails, or it gives another opset than was asked for.
+        ExportError: the exporter does not exist, fails, or writes another opset than requested.
     """
     writer = WRITERS.get(name)
     if writer is None:
@@ -95,7 +96,7 @@ def write(name: str, model: nn.Module, path: Path, request: Request) -> int:
     found = max((o.version for o in file.opset_import if o.domain in {"", "ai.onnx"}), default=0)
     if request.opset is not None and found != request.opset:
         raise ExportError(
-            f"opset {request.opset} was asked for, but the exporter gave {found}; pass "
+            f"opset {request.opset} was requested, but the exporter wrote {found}; pass "
             f"{assigned('opset', found)}, or try the other {keyword('exporter')}"
         )
     return int(found)
@@ -132,10 +133,10 @@ def _legacy(model: nn.Module, path: Path, request: Request) -> None:
 
 @contextlib.contextmanager
 def _silent(model: nn.Module) -> Iterator[None]:
-    """Keep the older exporter's C++ log off the terminal, on which it shows its graph when it fails.
+    """Silence the C++ log of the older exporter, which prints its graph when it fails.
 
-    The exporter turns that log on as it begins, and leaves it on. So it is turned off when the exporter runs the
-    model, and is afterwards as it was.
+    The exporter enables that log when it starts, and leaves it enabled. It is disabled when the exporter runs the
+    model, and restored afterwards.
     """
     switch = torch._C._jit_set_onnx_log_enabled  # noqa: SLF001 -- there is no public one
     was_enabled = torch._C._jit_is_onnx_log_enabled()  # noqa: SLF001
@@ -151,7 +152,7 @@ WRITERS: dict[str, Writer] = {"dynamo": _dynamo, "legacy": _legacy}
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of the error, and of the one at its root, which says more."""
+    """Return the first line of the error, and of its root cause, which is more specific."""
     root = error
     while root.__cause__ is not None:
         root = root.__cause__
@@ -160,7 +161,7 @@ def _reason(error: BaseException) -> str:
 
 
 class _Muted:
-    """A stream that drops what this thread writes, and passes on what other threads do."""
+    """A stream that discards what this thread writes, and forwards what other threads write."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._owner = stream, threading.get_ident()
@@ -174,10 +175,10 @@ class _Muted:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters print, log and warn; what matters of it comes as an error, or shows in the check.
+    """Suppress what the exporters print, log and warn; failures are raised, or found by the check.
 
-    The fast path of PyTorch's attention is one operator that ONNX does not have; meanwhile it is off. Logging and
-    this switch are the whole process's, so exports in several threads wait for each other.
+    The fast path of PyTorch's attention is one operator that ONNX does not have, so it is disabled in the block.
+    Logging and this switch are global to the process, so exports in several threads wait for each other.
     """
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     with (

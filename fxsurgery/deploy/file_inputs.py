@@ -1,4 +1,4 @@
-"""Inputs for a file that comes without its model, made from what it declares."""
+"""Random inputs for an ONNX file without its model, from the shapes and types that the file declares."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from fxsurgery.errors import ExportError
 from fxsurgery.inputs import Inputs
 
 AXIS = "batch"
-"""What the batch dim is called in files of ours."""
+"""Name of the batch dim in files that this package exports."""
 _TYPES = {
     "tensor(float)": torch.float32,
     "tensor(float16)": torch.float16,
@@ -24,12 +24,12 @@ _TYPES = {
 
 
 def declared_inputs(path: Path, seed: int = 0) -> Inputs:
-    """One sample of what the file takes: noise, and zeros for integers, which are valid as indices.
+    """Return one sample for the inputs of a file: noise, and zeros for integers, which are valid as indices.
 
-    A free dim that is called `batch` is the batch, else dim 0, and becomes 1.
+    The batch is the dynamic dim named `batch`, else a dynamic dim 0; its size is 1.
 
     Raises:
-        ExportError: the file cannot be loaded, another dim is free, or an input is of a type without arrays.
+        ExportError: the file cannot be loaded, another dim is dynamic, or an input has a type without arrays.
     """
     generator = torch.Generator().manual_seed(seed)
     named, dims = dict[str, Tensor](), list[int | None]()
@@ -37,7 +37,10 @@ def declared_inputs(path: Path, seed: int = 0) -> Inputs:
         dim = _batch_dim(declared.shape)
         sizes = [1 if place == dim else size for place, size in enumerate(declared.shape)]
         if free := [size for size in sizes if not isinstance(size, int)]:
-            raise ExportError(f"{path.name}: input {declared.name} has free sizes beside the batch ({free}): fix them")
+            raise ExportError(
+                f"{path.name}: input {declared.name} has dynamic dims other than the batch ({free}); export the model "
+                "with fixed sizes"
+            )
         if declared.type not in _TYPES:
             raise ExportError(
                 f"{path.name}: input {declared.name} is a {declared.type}, for which there is no array; pass inputs "
@@ -51,6 +54,6 @@ def declared_inputs(path: Path, seed: int = 0) -> Inputs:
 
 
 def _batch_dim(shape: Sequence[object]) -> int | None:
-    """The free dim that is the batch; `None` where dim 0 is not free and none is called so."""
+    """Return the dynamic dim that is the batch; `None` if dim 0 is fixed and no dim has that name."""
     free = [place for place, size in enumerate(shape) if not isinstance(size, int)]
     return next((place for place in free if shape[place] == AXIS or place == 0), None)

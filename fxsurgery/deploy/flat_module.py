@@ -1,4 +1,4 @@
-"""A model as exporters and ONNX Runtime know models: tensors in, tensors out."""
+"""A wrapper that gives any model the interface of an ONNX file: tensors in, tensors out."""
 
 from torch import Tensor, nn
 from typing_extensions import override
@@ -9,9 +9,9 @@ _STORES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set",
 
 
 class Flat(nn.Module):
-    """`model` on the tensors of its inputs, one after the other, to a tuple of the tensors of its output.
+    """A module that takes the input tensors of `model` by position and returns a tuple of its output tensors.
 
-    It has the model's own parameters, buffers and submodules, under their own names.
+    It has the parameters, buffers and submodules of the model, under their own names.
     """
 
     _whole: nn.Module
@@ -29,7 +29,7 @@ class Flat(nn.Module):
         seen = {id(x) for x in tensors}
         outputs = list[Tensor]()
         for _, output in tensors_in(self._whole(*inputs.args, **inputs.kwargs)):
-            # In a file, what goes out twice, or as it came in, would be one value with two names.
+            # In a file, a tensor that is returned twice, or is an input, would be one value with two names.
             outputs.append(output.clone() if id(output) in seen else output)
             seen.add(id(output))
         return tuple(outputs)

@@ -1,7 +1,7 @@
-"""Running several models in turns, so that what disturbs one disturbs all.
+"""Interleaved runs of several models, so that disturbances affect all of them alike.
 
-A session's speed also depends on where its memory happens to lie: the same file loaded twice differs by 1 to 5 %,
-for as long as it is loaded. So all the models are loaded anew several times, in random order.
+The speed of a session also depends on its memory layout: two sessions of the same file differ by 1 to 5 %, for as long
+as they exist. So all models are loaded anew several times, in random order.
 """
 
 import datetime
@@ -27,11 +27,11 @@ from fxsurgery.inputs import Inputs
 from fxsurgery.option_types import check_fields
 
 FEWEST_ROUNDS = 3
-"""Made after each loading, however short the time is."""
+"""Minimum number of rounds after each loading, however short the time limit."""
 WARMUP_SHARE = 0.2
-"""Of the time, at most."""
+"""Largest fraction of the time that is spent on warm-up."""
 MOST: Mapping[str, int] = {"rounds": 10**6, "warmup": 10**6, "loads": 100, "seconds": 24 * 3600}
-"""The largest value of each option: beyond it, a measurement would not end."""
+"""Largest value of each option, so that a measurement ends."""
 
 Models = Mapping[str, Path | OnnxModel]
 
@@ -39,10 +39,14 @@ Models = Mapping[str, Path | OnnxModel]
 @checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Measure(DeployStep):
-    """The last step of a chain: measure the file, for so long and so thoroughly.
+    """Measure the latency of the file; the last step of a chain.
 
     Raises:
-        DeviceError: there would be nothing to measure, or no time or thread to do it.
+        DeviceError: an option is out of range.
+
+    Example:
+        >>> str(Measure(rounds=50, threads=1))
+        'measure(rounds=50)'
     """
 
     name: ClassVar[str] = "measure"
@@ -75,7 +79,7 @@ class Measure(DeployStep):
         """Measure models side by side on this machine.
 
         Raises:
-            DeviceError: there is no model, or no such provider.
+            DeviceError: there is no model, or the provider is not available.
             ExportError: a file cannot be loaded or run.
         """
         if not models:
@@ -106,10 +110,10 @@ def available_cores() -> int:
 def interleaved(
     models: Models, inputs: Inputs, plan: Measure
 ) -> tuple[tuple[MeasuredModel, ...], list[MeasurementBlock]]:
-    """Run all models in turns, in a new random order each round; the files that were run, and the times.
+    """Run all models interleaved, in a new random order each round; return the files that were run, and the times.
 
     Raises:
-        DeviceError: there is no such provider.
+        DeviceError: the provider is not available.
         ExportError: a file cannot be loaded or run.
     """
     shuffler, began = random.Random(plan.seed), time.perf_counter()

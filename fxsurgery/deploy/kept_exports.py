@@ -1,7 +1,7 @@
-"""Exports of programs, each done once: a program that is exported alike again gets the file of before.
+"""A cache of exports: a program that is exported again with the same options gets the same file.
 
-What an export depends on is the program (graph, weights, modules, example inputs) and what was asked for; all of it is
-in the digest that a file is kept by. Weights that were written to in place since are other weights.
+The cache key is a digest of the program (graph, weights, modules, example inputs) and of the options. Weights that were
+modified in place since are different weights.
 """
 
 import hashlib
@@ -26,30 +26,30 @@ from fxsurgery.runs.identity import to_plain
 from fxsurgery.tensor_state import digest
 
 MOST_BYTES = 512 * 2**20
-"""Of all files that are kept, in memory; those used least recently go first."""
+"""Largest total size of the cached files, in memory; the least recently used are evicted first."""
 _INNER = {*vars(nn.Module()), "_graph", "_code", "_tracer_cls", "_tracer_extras", "meta"}
 """Attributes of every module, and those of a graph module for its graph, whose code is compared instead."""
 
 
 @dataclass(eq=False)
 class KeptExports:
-    """Files by the digests of what they were made of."""
+    """Cache of exported files by digest."""
 
     most_bytes: int = MOST_BYTES
     _files: OrderedDict[str, tuple[OnnxModel, bytes]] = field(default_factory=OrderedDict)
     _lock: Lock = field(default_factory=Lock)
 
     def export(self, program: Program, path: Path, **options: Any) -> OnnxModel:  # noqa: ANN401
-        """Write a program as one ONNX file, anew only where it was not written alike before.
+        """Write a program as one ONNX file, from the cache if it was exported with the same options before.
 
         Args:
-            program: it is not changed.
-            path: where the file goes.
-            options: as of `fxsurgery.deploy.export_onnx`.
+            program: the program; it is not modified.
+            path: where the file is written.
+            options: options of `fxsurgery.deploy.export_onnx`.
 
         Raises:
             DataError: `batch_dims` does not fit the inputs.
-            ExportError: it cannot be exported, or not be written there.
+            ExportError: it cannot be exported, or the file cannot be written.
         """
         asked = {"batch_dims": statement_of(program.examples), **_DEFAULTS, **options}
         program_digest = digest_of(program)
@@ -76,7 +76,7 @@ class KeptExports:
             return
         content = made.path.read_bytes()
         if hashlib.sha256(content).hexdigest() != made.sha256:
-            return  # another process has written there
+            return  # another process has written to the path
         with self._lock:
             self._files[key] = made, content
             while sum(file.bytes for file, _ in self._files.values()) > self.most_bytes:
@@ -86,9 +86,9 @@ class KeptExports:
 _DEFAULTS: Mapping[str, Any] = {
     "opset": None, "exporter": "auto", "dynamic_batch": True, "transforms": (), "check": True,
 }  # fmt: skip
-"""What an option is where it is not given, so that it is part of the digest either way."""
+"""Defaults of the options, so that a default is part of the key whether it was passed or not."""
 EXPORTS = KeptExports()
-"""Those of this process."""
+"""Cache of this process."""
 
 
 def _key(program_digest: str, asked: Mapping[str, Any]) -> str:
@@ -96,7 +96,7 @@ def _key(program_digest: str, asked: Mapping[str, Any]) -> str:
 
 
 def digest_of(program: Program) -> str:
-    """Return the SHA-256 of all in a program that its export depends on."""
+    """Return the SHA-256 of everything in a program that its export depends on."""
     found = hashlib.sha256(program.text().encode())
     for part in _parts(program):
         found.update(json.dumps(part).encode())
@@ -104,12 +104,12 @@ def digest_of(program: Program) -> str:
 
 
 def _parts(program: Program) -> Iterator[Any]:
-    """What there is beside the text of the graph, as plain JSON."""
+    """Yield everything other than the text of the graph, as plain JSON."""
     model = program.graph_module
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         yield [name, digest(tensor)]
     for name, module in model.named_modules(remove_duplicate=False):
-        held = {key: _told(value) for key, value in vars(module).items() if key not in _INNER}
+        held = {key: _held_value(value) for key, value in vars(module).items() if key not in _INNER}
         yield [name, f"{type(module).__module__}.{type(module).__qualname__}", held]
     for node in program.nodes:
         if node.op == "call_function":
@@ -122,5 +122,5 @@ def _parts(program: Program) -> Iterator[Any]:
     ]
 
 
-def _told(value: object) -> Any:  # noqa: ANN401
+def _held_value(value: object) -> Any:  # noqa: ANN401
     return digest(value) if isinstance(value, Tensor) else to_plain(value)

@@ -1,4 +1,4 @@
-"""What a target measured, as plain numbers: what a device at the other end of a cable would send.
+"""Measurements of a target as plain numbers, as a remote device would send them.
 
 Nothing here refers to a session, a tensor or a file of this machine, so a measurement is JSON and back by
 `dataclasses.asdict` and `pydantic.TypeAdapter(Measurement)`. All statistics are worked out from it
@@ -10,29 +10,29 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRuns:
-    """The runs of one model between one loading of the models and the next."""
+    """Runs of one model between two loadings of the models."""
 
     load_ms: float
-    """Time to load the file, which the system has in memory."""
+    """Time to create the session, with the file in the page cache."""
     first_ms: float
-    """Time of the first run, which also allocates."""
+    """Time of the first run, which also allocates memory."""
     run_ms: tuple[float, ...]
-    """Time of each run that counts, round by round."""
+    """Time of each measured run, round by round."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasurementBlock:
-    """The rounds between one loading of the models and the next."""
+    """Rounds between two loadings of the models."""
 
     models: tuple[ModelRuns, ...]
     """In the order of `Measurement.models`."""
     processor_ms: float
-    """Processor time that all runs together took, on all cores."""
+    """Processor time of all runs together, on all cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredModel:
-    """The file that was measured."""
+    """A file that was measured."""
 
     name: str
     bytes: int
@@ -41,18 +41,18 @@ class MeasuredModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """A measurement of models side by side, with the facts of the machine."""
+    """A side-by-side measurement of models, with a description of the machine."""
 
     models: tuple[MeasuredModel, ...]
-    """The first is what the others are compared to."""
+    """The models; the first is the baseline of the others."""
     blocks: tuple[MeasurementBlock, ...]
     device: str
-    """The processor's name."""
+    """Name of the processor."""
     provider: str
-    """ONNX Runtime's name for what ran the models."""
+    """ONNX Runtime's name of the execution provider."""
     runtime: str
     threads: int
     batch: int
     seed: int
     date: str
-    """In UTC, ISO 8601."""
+    """Time of the measurement in UTC, ISO 8601."""

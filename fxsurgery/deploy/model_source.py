@@ -1,4 +1,4 @@
-"""A model as every step of the deploy chain sees it: frozen, with its inputs, their batch and their names."""
+"""The model that a deploy chain starts from: a frozen copy, with its inputs, their batch dims and names."""
 
 import copy
 from collections.abc import Mapping
@@ -20,16 +20,16 @@ from fxsurgery.inputs import Inputs, tensors_in
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A model in PyTorch that a file shall compute the same as."""
+    """The PyTorch model that a file must reproduce."""
 
     model: nn.Module
-    """A copy in eval mode on the CPU."""
+    """Copy of the model in eval mode on the CPU."""
     inputs: Inputs
-    """Its example inputs on the CPU, with their batch."""
+    """Its example inputs on the CPU, with their batch dims."""
     kept: tuple[int, ...]
-    """The input tensors, by their place, whose values stay in every draw."""
+    """Indices of the input tensors whose values are kept when inputs are drawn at random."""
     names: tuple[str, ...]
-    """Of the input tensors."""
+    """Names of the input tensors."""
 
     @classmethod
     def of(
@@ -39,7 +39,7 @@ class Source:
         example_kwargs: Mapping[str, Any] | None,
         batch_dims: Statement,
     ) -> Self:
-        """Freeze a model and find the batch of its inputs.
+        """Copy a model to the CPU in eval mode, and determine the batch dims of its inputs.
 
         Raises:
             ExportError: the model cannot be copied or does not run, or its inputs cannot be named.
@@ -55,7 +55,7 @@ class Source:
 
     @cached_property
     def names_out(self) -> tuple[str, ...]:
-        """A name for each output tensor, none of them an input's.
+        """Name of each output tensor, different from those of the inputs.
 
         Raises:
             ExportError: the model does not run.
@@ -71,12 +71,12 @@ class Source:
         return outputs_of(self.model, self.inputs if inputs is None else inputs)
 
     def twin(self, model: nn.Module) -> Self:
-        """Return the same for another model of the same structure, frozen already."""
+        """Return the source for another model of the same structure, which is frozen already."""
         return replace(self, model=model)
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode on the CPU.
+    """Return a copy of a model in eval mode on the CPU.
 
     Raises:
         ExportError: the model cannot be copied.
@@ -92,7 +92,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
 def frozen_inputs(
     model: nn.Module, example_inputs: ExampleInputs | None, example_kwargs: Mapping[str, Any] | None
 ) -> Inputs:
-    """Return example inputs of any form on the CPU, without a gradient and with their batch still to be found.
+    """Return example inputs of any form on the CPU, detached, with batch dims still to be determined.
 
     Raises:
         DataError: they have no known form.
@@ -101,13 +101,13 @@ def frozen_inputs(
 
 
 def located(model: nn.Module, inputs: Inputs, batch_dims: Statement) -> Inputs:
-    """The inputs with the batch where it is stated, or where the model's outputs tell.
+    """Return the inputs with the batch dims that are declared, or inferred from the model's outputs.
 
     Raises:
         ExportError: the model does not run, or the inputs are in containers that PyTorch's pytree does not know.
         DataError: what is stated does not fit the inputs.
     """
-    input_names(model, inputs)  # refuses what it cannot name, before the model is run on it
+    input_names(model, inputs)  # refuses inputs that it cannot name, before the model is run
     if batch_dims is not None:
         return as_stated(inputs, batch_dims, inputs.names(model.forward))
     run = partial(outputs_of, model)
@@ -115,7 +115,7 @@ def located(model: nn.Module, inputs: Inputs, batch_dims: Statement) -> Inputs:
 
 
 def output_of(model: nn.Module, inputs: Inputs) -> object:
-    """The model's output, of any structure.
+    """Return the model's output, of any structure.
 
     Raises:
         ExportError: it does not run.
@@ -134,7 +134,7 @@ def output_of(model: nn.Module, inputs: Inputs) -> object:
 
 
 def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """The model's output tensors, in order.
+    """Return the model's output tensors, in order.
 
     Raises:
         ExportError: it does not run.

@@ -1,4 +1,4 @@
-"""An exported model, and how it was checked."""
+"""An exported model, and how well it agrees with PyTorch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,42 +6,42 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Parity:
-    """How far ONNX Runtime and PyTorch are apart."""
+    """Difference between ONNX Runtime and PyTorch."""
 
     error: float
-    """The largest of `errors`."""
+    """Largest of `errors`."""
     errors: tuple[float, ...]
-    """For each output, the largest absolute difference over the largest absolute PyTorch value, over all batch
-    sizes. For integers and booleans, the share of elements that differ."""
+    """For each output, the largest absolute difference divided by the largest absolute PyTorch value, over all batch
+    sizes. For integers and booleans, the fraction of elements that differ."""
     spread: float
-    """How much the outputs vary with the input, on the same scale, for the one that varies least (constant ones
-    left out). An error well below this is a faithful export; above it, it could be anything."""
+    """Variation of the output that varies least with the input, on the same scale; constant outputs are left out. An
+    error far below this shows a faithful export; a larger error shows nothing."""
     batch_sizes: tuple[int, ...]
     enlivened: bool = False
-    """Whether a twin was checked too, whose all-zero weights were randomized: the model's own outputs, or parts of
-    it, did not depend on the input, and would have agreed with anything."""
+    """Whether a twin with randomized all-zero weights was checked as well, because outputs of the model itself, or
+    parts of it, did not depend on the input."""
     constant_outputs: tuple[int, ...] = ()
-    """Outputs that vary with no input, the twin's neither: only their values are checked."""
+    """Indices of outputs that do not vary with the input, nor do the twin's: only their values are checked."""
     kept_inputs: tuple[str, ...] = ()
-    """Inputs that were checked on the values of the examples alone, since the model does not take others drawn from
-    them: offsets, say. Every other input was checked on other values as well."""
+    """Inputs that were checked only on the example values, such as offsets, because the model does not accept random
+    ones. Every other input was checked on other values as well."""
 
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """A file that ONNX Runtime and PyTorch agree on."""
+    """An exported ONNX file."""
 
     path: Path
     opset: int
-    """As the file says."""
+    """Version of the operator set."""
     exporter: str
-    """The one that wrote it: `"dynamo"` or `"legacy"`."""
+    """Exporter that wrote the file: `"dynamo"` or `"legacy"`."""
     bytes: int
     sha256: str
     inputs: tuple[str, ...]
-    """A name for each tensor of the example inputs, in order; the file may lack those that the model does not use."""
+    """Name of each tensor of the example inputs, in order; the file may lack inputs that the model does not use."""
     outputs: tuple[str, ...]
     parity: Parity | None
-    """`None` where the check was switched off."""
+    """Comparison with PyTorch; `None` if it was disabled."""
     fallback_reason: str | None = None
-    """Why it was not the first exporter in line, where that failed."""
+    """Why the first exporter failed, if another one wrote the file."""

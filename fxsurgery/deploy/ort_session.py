@@ -1,4 +1,4 @@
-"""ONNX Runtime: load a file, run it on tensors."""
+"""ONNX Runtime sessions: load a file, run it on tensors."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ CPU = "CPUExecutionProvider"
 
 
 def open_session(path: Path, threads: int = 1, provider: str = CPU) -> "onnxruntime.InferenceSession":
-    """A session whose threads rest between runs, so that sessions in turn do not disturb each other.
+    """Open a session whose threads do not spin between runs, so that interleaved sessions do not disturb each other.
 
     Raises:
         DeviceError: ONNX Runtime would run on another provider than the one asked for.
@@ -30,7 +30,7 @@ def open_session(path: Path, threads: int = 1, provider: str = CPU) -> "onnxrunt
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = 4  # what fails is raised, and need not be on the terminal as well
+    options.log_severity_level = 4  # failures are raised, so they need not be logged as well
     try:
         with without_warnings():
             session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
@@ -40,14 +40,14 @@ def open_session(path: Path, threads: int = 1, provider: str = CPU) -> "onnxrunt
         ) from error
     if provider not in (found := session.get_providers()):
         raise DeviceError(
-            f"ONNX Runtime runs {path.name} on {', '.join(found)}, not on {provider}; install the ONNX Runtime that "
+            f"ONNX Runtime runs {path.name} on {', '.join(found)}, not on {provider}; install the build of it that "
             "has it, or choose another target"
         )
     return session
 
 
 def feed_of(session: "onnxruntime.InferenceSession", inputs: Mapping[str, Tensor]) -> Mapping[str, Any]:
-    """What a session is run on: arrays by name, from named tensors; by position where the file has other names.
+    """Return the arrays to run a session on, by name; by position if the file has other names than the tensors.
 
     An exporter may drop what the model does not use.
 
@@ -64,7 +64,7 @@ def feed_of(session: "onnxruntime.InferenceSession", inputs: Mapping[str, Tensor
         return {name: inputs[name].detach().cpu().numpy() for name in names}
     except TypeError as error:
         raise ExportError(
-            f"an input has a type that ONNX Runtime's arrays lack: {reason_of(error)}; give inputs of a float, "
+            f"an input has a type that ONNX Runtime's arrays lack: {reason_of(error)}; pass inputs of a float, "
             "integer or boolean type"
         ) from error
 

@@ -1,4 +1,4 @@
-"""Does the exported file compute what the model computes? Asked of ONNX Runtime, at two batch sizes.
+"""Parity check: compare an exported file, run by ONNX Runtime at two batch sizes, with its PyTorch model.
 
     error = max |onnx - torch| / max |torch|    for each output
 
@@ -35,10 +35,10 @@ from fxsurgery.seeding import seeded as seeded_states
 from fxsurgery.surroundings import plain_surroundings
 
 LABEL_TOLERANCE = 1e-3
-"""Share of integer or boolean outputs that may differ: those where rounding tips a near tie."""
+"""Fraction of integer or boolean outputs that may differ, because rounding can decide a near tie."""
 
 Reexport = Callable[[nn.Module, Path], object]
-"""Export a model of the same structure to another file."""
+"""Exports a model of the same structure to another file."""
 
 
 @checked_construction
@@ -54,11 +54,11 @@ class Check(FileStep):
     name: ClassVar[str] = "check"
 
     rtol: Annotated[float | None, Range(above=0)] = None
-    """The largest relative error that passes; `None` is rounding, or what the transforms before it may make."""
+    """Largest relative error that passes; by default that of rounding, or the tolerance of the transforms before."""
 
     @override
     def prepare(self, source: Source) -> None:
-        """Refuse a model that no file can be compared with.
+        """Refuse a model that cannot be compared with any file.
 
         Raises:
             ExportError: two runs of the model itself differ.
@@ -178,12 +178,12 @@ def _is_dead(parameter: Tensor) -> bool:
 
 
 def _hides(model: nn.Module) -> bool:
-    """Whether a weight is all zero, and so what feeds it leaves no trace. A zero bias hides nothing."""
+    """Return True if a weight is all zero and hides what feeds it. A zero bias hides nothing."""
     return any(_is_dead(p) for name, p in model.named_parameters() if name.rpartition(".")[2] != "bias")
 
 
 def _enlivened(model: nn.Module) -> nn.Module | None:
-    """A copy whose all-zero parameters are random; `None` where there are none."""
+    """Return a copy with random values in all-zero parameters; `None` if there are none."""
     if not any(map(_is_dead, model.parameters())):
         return None
     lively = copy.deepcopy(model)
@@ -197,7 +197,7 @@ def _enlivened(model: nn.Module) -> nn.Module | None:
 def _vacuous(path: Path, source: Source) -> str:
     stuck = [name for name, x in zip(source.names, source.inputs.tensors, strict=True) if is_stuck(x)]
     hint = (
-        f"; example input {', '.join(stuck)} holds one value only, give varied ones"
+        f"; example input {', '.join(stuck)} holds a single value, pass varied ones"
         if stuck
         else "; use its trained weights"
     )

@@ -1,4 +1,4 @@
-"""Other inputs of the examples' kind: seeded draws of any batch size."""
+"""Seeded random inputs like the examples, of any batch size."""
 
 from collections.abc import Callable, Collection, Sequence
 
@@ -9,22 +9,21 @@ from fxsurgery.errors import ExportError
 from fxsurgery.inputs import Inputs
 
 SEEDS = (0, 1, 2, 3)
-"""Of the draws that a check makes, each of which the model must take."""
+"""Seeds of the draws of a check; the model must accept each of them."""
 
 
 def seeded(examples: Inputs, samples: int | None, seed: int, kept: Collection[int] = ()) -> Inputs:
-    """Inputs shaped like the examples, with so many samples; as many as the examples for `None`.
+    """Return random inputs shaped like the examples.
 
-    Floats are the examples with noise, kept within their range, so that a model that takes a root does not see
-    negative numbers. Integers are drawn among the examples' own values: no index leaves a vocabulary. Masks are dealt
-    along their rows: none that lets something through is closed.
+    Floats are the examples with noise, clamped to their range, so that the argument of a square root stays
+    non-negative. Integers are drawn from the values of the examples, so that an index stays within its vocabulary.
+    Masks are permuted along their rows, so that no row becomes empty.
 
     Args:
-        examples: what the model takes.
-        samples: how many.
-        seed: of the draws.
-        kept: the tensors, by their place, whose values stay as they are: offsets, say, which mean nothing in another
-            order.
+        examples: the example inputs.
+        samples: number of samples; `None` for as many as the examples have.
+        seed: seed of the draws.
+        kept: indices of the tensors whose values stay as they are, such as offsets, whose order matters.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = examples if samples is None else examples.resized(samples)
@@ -33,14 +32,14 @@ def seeded(examples: Inputs, samples: int | None, seed: int, kept: Collection[in
 
 
 def kept_values(examples: Inputs, run: Callable[[Inputs], Sequence[Tensor]]) -> tuple[int, ...]:
-    """The integer tensors, by their place, whose values `seeded` must keep for the model to take them.
+    """Return the indices of integer tensors whose values `seeded` must keep for the model to accept them.
 
-    Those are offsets; and where the model refuses other values of the rest, or gives outputs of other shapes for them,
-    as few more of these as do.
+    These are offsets; and, if the model refuses random values of the other integers or returns other shapes for them,
+    as few of those as suffice.
 
     Args:
-        examples: what the model takes.
-        run: gives its outputs; it raises `ExportError` where it does not take the inputs.
+        examples: the example inputs.
+        run: returns the model's outputs; it raises `ExportError` if the model does not accept the inputs.
     """
     offsets = tuple(i for i, found in enumerate(examples.offsets) if found)
     varied = [i for i, x in enumerate(examples.tensors) if not x.is_floating_point() and x.numel() > 1]
@@ -60,7 +59,7 @@ def kept_values(examples: Inputs, run: Callable[[Inputs], Sequence[Tensor]]) -> 
 
 
 def is_stuck(example: Tensor) -> bool:
-    """Whether `seeded` cannot vary an input: integers that are all the same."""
+    """Return True if `seeded` cannot vary an input: integers that are all equal."""
     return not example.is_floating_point() and bool((example == example.flatten()[:1]).all())
 
 
@@ -78,7 +77,7 @@ def _like(example: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _dealt(example: Tensor, generator: torch.Generator) -> Tensor:
-    """Values drawn among its own, so that their mean varies; in a mask, of zeros and ones, each row keeps its own."""
+    """Return values drawn from those of the example, so that their mean varies; rows of a 0/1 mask are permuted."""
     if example.dim() > 1 and bool(((example == 0) | (example == 1)).all()):
         return example.gather(-1, torch.rand(example.shape, generator=generator).argsort(-1))
     return example.flatten()[torch.randint(example.numel(), example.shape, generator=generator)]

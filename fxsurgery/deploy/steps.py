@@ -1,4 +1,4 @@
-"""What the steps of a deploy chain are, and what passes from one to the next.
+"""Base classes of the steps of a deploy chain, and the artifact that they pass on.
 
 A step is a value: a frozen dataclass whose fields are its options. Its text, `check(rtol=0.01)`, reads back
 (`fxsurgery.deploy.chain.parse`), as that of a pass does.
@@ -19,22 +19,22 @@ from fxsurgery.option_types import check_fields
 
 @dataclass(frozen=True, eq=False)
 class Artifact:
-    """A file on its way to a device, with all that the steps so far have found out."""
+    """A file under construction, with what the steps so far have determined."""
 
     source: Source
     """The model that it comes from."""
     path: Path
-    """Where the steps write."""
+    """Path that the steps write to."""
     made_by: "tuple[FileStep, ...]" = ()
     """The steps that wrote the file, in order."""
     dynamic_batch: bool = True
-    """Whether the file takes any batch size."""
+    """Whether the file accepts any batch size."""
     opset: int = 0
-    """As the file says; 0 before there is one."""
+    """Opset of the file; 0 before it is written."""
     rtol: float | None = None
-    """The relative error that its transforms may make; `None` for rounding alone."""
+    """Relative error that the transforms may cause; `None` for rounding only."""
     parity: Parity | None = None
-    """`None` where it was not checked."""
+    """Result of the check; `None` if the file was not checked."""
 
     def of_twin(self, source: Source, path: Path) -> "Artifact":
         """Return the file that the same steps write for a model of the same structure.
@@ -65,7 +65,7 @@ class DeployStep(ABC):
 
 
 class FileStep(DeployStep):
-    """A step that writes the file or says something of it."""
+    """A step that writes, rewrites or checks the file."""
 
     @abstractmethod
     def apply(self, artifact: Artifact) -> Artifact:
@@ -88,10 +88,10 @@ class FileStep(DeployStep):
 
 
 class Transform(FileStep):
-    """A step that rewrites a file in place, and so may make errors beyond rounding."""
+    """A step that rewrites the file in place, and may cause errors beyond rounding."""
 
     tolerance: ClassVar[float | None]
-    """The relative error, as of `Parity`, that it may make; `None` for rounding alone."""
+    """Relative error, as in `Parity`, that it may cause; `None` for rounding only."""
 
     @override
     def apply(self, artifact: Artifact) -> Artifact:

@@ -1,4 +1,4 @@
-"""One ONNX model, loaded and timed run by run."""
+"""Timing of single runs of an ONNX model."""
 
 import hashlib
 import platform
@@ -13,7 +13,7 @@ from fxsurgery.inputs import Inputs
 
 
 class Stopwatch:
-    """A session with its input, and how long it took to get there.
+    """A session with its inputs, and the time that it took to create.
 
     Raises:
         DeviceError: the provider is not there.
@@ -45,11 +45,11 @@ class Stopwatch:
             ) from error
 
     def close(self) -> None:
-        """Free the session; its figures stay."""
+        """Release the session; the measured times are kept."""
         del self._session
 
     def run(self) -> tuple[float, float]:
-        """One inference: its wall seconds, and the processor seconds that it took."""
+        """Run one inference; return its wall-clock seconds and its processor seconds."""
         used, began = self._clock(), time.perf_counter()
         self._session.run(None, self._feed)
         wall = time.perf_counter() - began
@@ -57,7 +57,7 @@ class Stopwatch:
 
 
 def processor() -> str:
-    """The name of this machine's processor."""
+    """Return the name of this machine's processor."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

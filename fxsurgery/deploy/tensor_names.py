@@ -1,4 +1,4 @@
-"""What a file's inputs and outputs are called: as in the user's code."""
+"""Names of the inputs and outputs of a file, taken from the user's code."""
 
 import inspect
 import re
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def input_names(model: nn.Module | None, examples: Inputs) -> list[str]:
-    """A name for each tensor: that of its parameter of `forward` where there is a model, or of its key in a dict.
+    """Return a name for each input tensor: that of its parameter of `forward` if there is a model, or its dict key.
 
     Raises:
-        ExportError: a container among the inputs is one that PyTorch's pytree does not know.
+        ExportError: the inputs hold a container that PyTorch's pytree does not know.
     """
     parameters = [] if model is None else _parameters(model)
     plain = [name for name, kind in parameters if kind is not inspect.Parameter.VAR_POSITIONAL]
@@ -29,14 +29,14 @@ def input_names(model: nn.Module | None, examples: Inputs) -> list[str]:
     found = [place for at, x in places for place, _ in tensors_in(x, at)]
     if len(found) != len(examples.tensors):
         raise ExportError(
-            "the example inputs hold tensors in a container that torch.utils._pytree does not know; give tuples, "
+            "the example inputs hold tensors in a container that torch.utils._pytree does not know; pass tuples, "
             "lists and dicts"
         )
     return _readable(found, set())
 
 
 def output_names(output: object, inputs: Iterable[str]) -> list[str]:
-    """A name for each tensor of an output, none of them an input's: its key or field, else its position."""
+    """Return a name for each output tensor that no input has: its dict key or field, else its position."""
     return _readable([place for place, _ in tensors_in(output, ("output",))], set(inputs))
 
 
@@ -54,7 +54,7 @@ def _parameters(model: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _readable(places: list[InputPath], taken: set[str]) -> list[str]:
-    """The last name on the way to each, with the indices after it; all of the way where that is not enough."""
+    """Return the last name of each path, with the indices after it; the whole path if that is ambiguous."""
     short = [_joined(place[max(i for i, key in enumerate(place) if isinstance(key, str)) :]) for place in places]
     names = list[str]()
     for place, wanted in zip(places, short, strict=True):
@@ -71,7 +71,7 @@ def _joined(place: InputPath) -> str:
 
 
 def rename(file: "onnx.ModelProto", names: Mapping[str, str]) -> None:
-    """Give values of a file other names, in place. An inner value that has such a name already gets another."""
+    """Rename values of a file in place. An inner value that already has a wanted name gets another one."""
     graphs = [*_graphs(file.graph)]
     taken = {name for graph in graphs for name in _values(graph)} | set(names.values())
     changed = dict(names)
@@ -91,7 +91,7 @@ def rename(file: "onnx.ModelProto", names: Mapping[str, str]) -> None:
 
 
 def _graphs(graph: "onnx.GraphProto") -> "Iterator[onnx.GraphProto]":
-    """The graph, and those within its branches and loops."""
+    """Yield the graph, and the graphs of its branches and loops."""
     yield graph
     for attribute in (a for node in graph.node for a in node.attribute):
         for inner in (attribute.g, *attribute.graphs):

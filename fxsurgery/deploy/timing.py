@@ -1,4 +1,4 @@
-"""Programs measured side by side on a target: exported alike, interleaved in one process.
+"""Side-by-side latency of programs on a target: exported alike, interleaved in one process.
 
 Both are written by the same exporter, so that the ratio is that of the models and not that of two exporters. The file
 takes any batch size and is measured on one sample; of a program that takes its example batch alone, on that batch.
@@ -29,34 +29,34 @@ ORIGINAL, CANDIDATE = "original", "candidate"
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How thoroughly to measure."""
+    """Effort of a measurement."""
 
     rounds: int
     seconds: float
     exporters: Sequence[Exporter]
-    """In the order in which they are tried."""
+    """Exporters in the order in which they are tried."""
     wide: float = 0.1
-    """Width of a 95 % interval, relative to the ratio, above which a measurement is made once more, longer."""
+    """Width of the 95 % interval, relative to the ratio, above which the measurement is repeated with more time."""
 
 
 QUICK = Pace(rounds=200, seconds=3.0, exporters=("legacy", "dynamo"))
 """For the many networks of a search."""
 THOROUGH = Pace(rounds=1000, seconds=10.0, exporters=("dynamo", "legacy"))
-"""For what is returned; exported as the user's file will be."""
+"""For the network that is returned; exported like the user's file."""
 GLANCE = Pace(rounds=30, seconds=1.0, exporters=("legacy", "dynamo"), wide=math.inf)
-"""To tell a user what there is."""
+"""For a rough figure to show the user."""
 
 LONGER = 3
-"""How much longer."""
+"""Factor of the time of a repeated measurement."""
 
 Write = Callable[[str, Program, Exporter, bool], OnnxModel]
-"""Writes a program, named so, by an exporter, with a free batch or without."""
+"""`write(name, program, exporter, dynamic)` exports a program, with a dynamic batch or without."""
 
 
 @checked_construction
 @dataclass(eq=False)
 class Timer:
-    """Measures programs against an original on a target."""
+    """Measures the latency of programs relative to an original on a target."""
 
     target: Target
     original: Program
@@ -66,7 +66,7 @@ class Timer:
 
     @cached_property
     def original_latency(self) -> tuple[float, int]:
-        """The original's median latency in milliseconds, over several loadings, and the batch size it was measured at.
+        """Median latency of the original in milliseconds over several loadings, and the batch size of the measurement.
 
         Raises:
             DeviceError: the target cannot run it.
@@ -76,7 +76,7 @@ class Timer:
         return report[ORIGINAL].p50_ms, report.batch
 
     def ratio(self, program: Program, *, thorough: bool) -> tuple[float, float, float]:
-        """The latency of a program over that of the original, with a 95 % interval.
+        """Return the latency of a program divided by that of the original, with the bounds of its 95 % interval.
 
         Raises:
             DeviceError: the target cannot run it.
@@ -103,7 +103,7 @@ class Timer:
 
 @checked(DeviceError)
 def compare_programs(programs: Mapping[str, Program], device: str, options: Mapping[str, Any]) -> LatencyReport:
-    """Measure programs side by side on one sample, each checked against PyTorch; the first is what others compare to.
+    """Measure programs side by side on one sample, each checked against PyTorch; the first is the baseline.
 
     A program that draws random numbers is measured without the check, which it cannot pass.
 
@@ -135,7 +135,7 @@ def _first_that_runs(
     target: Target,
     options: Mapping[str, Any],
 ) -> LatencyReport:
-    """Measure with the first exporter that takes all of the programs, with a free batch before a fixed one.
+    """Measure with the first exporter that can export all programs, with a dynamic batch before a fixed one.
 
     Raises:
         ExportError: none does; the reasons of each, with a free batch.
@@ -156,7 +156,7 @@ def _first_that_runs(
 
 
 def _draws(program: Program) -> bool:
-    """Whether a program draws random numbers that show in its outputs."""
+    """Return True if a program draws random numbers that affect its outputs."""
     model = frozen_copy(program.graph_module)
     inputs = frozen_inputs(model, program.examples, None)
     return repeat_gap(lambda: outputs_of(model, inputs)) > 0

@@ -1,4 +1,4 @@
-"""Steps that rewrite an ONNX file in place, each checked with a tolerance of its own."""
+"""Transforms: steps that rewrite an ONNX file in place, each with its own tolerance of the check."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,10 @@ from fxsurgery.surroundings import without_warnings
 @checked_construction
 @dataclass(frozen=True)
 class ToFloat16(Transform):
-    """Keep weights and compute in float16, half the bytes; inputs and outputs keep their types.
+    """Convert weights and arithmetic to float16, which halves the size; inputs and outputs keep their types.
 
-    A value beyond what float16 holds is cut to its largest one, and a smaller one than it holds to its smallest. A
-    model for which that matters does not pass the check.
+    Values outside the range of float16 are clamped to its largest and smallest values. A model for which that matters
+    does not pass the check.
 
     Example:
         >>> from fxsurgery.deploy import Chain, Check, Export

@@ -1,4 +1,4 @@
-"""Running trainings that stand alone: here, in other processes, or on other machines, to the same end."""
+"""Run independent trainings in process, in other processes or on other machines, with the same results."""
 
 from fxsurgery.execution.job import Job, JobResult
 from fxsurgery.execution.job_runner import TIME_UP, Executor, JobRunner, Workers

@@ -1,4 +1,4 @@
-"""Jobs in forks of this process, which need nothing sent to them: they have the user's data and functions already.
+"""Run jobs in forks of this process, which need nothing sent to them: they share the user's data and functions.
 
 A fork has one thread, and copies of whatever locks the other threads of its parent held. So a child touches nothing
 that these may hold: it runs operations on one thread, and writes to streams of its own. It leaves by `os._exit`, so
@@ -31,7 +31,7 @@ from fxsurgery.surroundings import without_warnings
 from fxsurgery.training import Task
 
 _LOOK_SECONDS = 0.2
-"""Between two looks whether a child is still alive: its pipe may be held open by a process of its own."""
+"""Interval between checks whether a child is alive: its pipe may be held open by a child of its own."""
 _SET_PARENT_DEATH_SIGNAL = 1
 """`PR_SET_PDEATHSIG` of Linux's `prctl`."""
 
@@ -41,42 +41,42 @@ _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass(frozen=True, eq=False)
 class _Child:
-    """A fork at work on a job."""
+    """A fork that runs a job."""
 
     number: int
     process: int
     pipe: connection.Connection
-    """Its message comes through here."""
+    """The pipe through which its message arrives."""
 
 
 @dataclass(eq=False)
 class Forks:
-    """A `Crew` of forks."""
+    """A `WorkerPool` of forks."""
 
     task: Task
     device: str | None = None
     children: list[_Child] = field(default_factory=list)
     lifeline: tuple[int, int] | None = field(default_factory=lambda: None if _prctl() else os.pipe())
-    """A pipe whose end tells children that their parent is gone, where the system tells them in no other way."""
+    """A pipe whose closing signals the end of the parent to its children, on systems without another signal."""
     parents: tuple[object, ...] = ()
-    """In a child, its parent's streams: if they were let go of, they would write what their buffers hold."""
+    """In a child, the streams of its parent: if they were collected, they would write the contents of their buffers."""
 
-    def start(self, duty: Assignment) -> None:
-        """Have a fork begin to work on a job."""
+    def start(self, assignment: Assignment) -> None:
+        """Start a job in a fork."""
         inner, outer = connection.Pipe(duplex=False)
         parent = os.getpid()
         _flush()
         with _uninterrupted():
             process = _fork()
             if not process:
-                self._be_child(duty, parent, inner, outer)
-            self.children.append(_Child(duty.number, process, inner))
+                self._be_child(assignment, parent, inner, outer)
+            self.children.append(_Child(assignment.number, process, inner))
             with suppress(OSError):  # the child does the same, and may have ended
                 os.setpgid(process, process)
         outer.close()
 
     def ended(self, seconds: float | None) -> list[tuple[int, bytes | WorkerExit]]:
-        """The jobs that ended: with a message, or not."""
+        """Return the jobs that ended, with or without a message."""
         end = None if seconds is None else time.monotonic() + seconds
         while True:
             left = _LOOK_SECONDS if end is None else min(_LOOK_SECONDS, max(0.0, end - time.monotonic()))
@@ -91,7 +91,7 @@ class Forks:
                 return found
 
     def stop(self) -> None:
-        """End every child, at once."""
+        """Kill every child at once."""
         for child in self.children:
             _kill(child.process)
         for child in self.children:
@@ -103,30 +103,30 @@ class Forks:
         self.lifeline = None
 
     def _be_child(
-        self, duty: Assignment, parent: int, inner: connection.Connection, outer: connection.Connection
+        self, assignment: Assignment, parent: int, inner: connection.Connection, outer: connection.Connection
     ) -> NoReturn:
         status = 1
         try:
             self._stand_alone(parent)
             for pipe in (inner, *(child.pipe for child in self.children)):
                 pipe.close()
-            message = message_of(lambda: self._work_on(duty))
+            message = message_of(lambda: self._work_on(assignment))
             _flush()
             outer.send_bytes(message)
             status = 0
         finally:
             os._exit(status)
 
-    def _work_on(self, duty: Assignment) -> Report:
+    def _work_on(self, assignment: Assignment) -> Report:
         _require_gradients()
-        return work_on(duty.job, self.task, device=self.device, keeper=duty.keeper)
+        return work_on(assignment.job, self.task, device=self.device, keeper=assignment.keeper)
 
     def _stand_alone(self, parent: int) -> None:
         with suppress(OSError):
             os.setpgid(0, 0)
         self._die_with(parent)
         torch.set_num_threads(1)
-        # What the parent let go of is the parent's to clear away: its loaders would stop their workers here.
+        # Garbage of the parent must be collected there: its loaders would stop their workers here.
         gc.freeze()
         signal.set_wakeup_fd(-1)
         for number in _INTERRUPTS:
@@ -148,10 +148,10 @@ class Forks:
 
 
 def _require_gradients() -> None:
-    """Make sure that PyTorch works out gradients here: where there is a GPU, it has threads for it, which stay behind.
+    """Make sure that PyTorch can compute gradients here: with a GPU, it uses threads, which a fork does not inherit.
 
     Raises:
-        DeviceError: it does not.
+        DeviceError: it cannot.
     """
     try:
         torch.zeros(1, requires_grad=True).sum().backward()  # type: ignore[no-untyped-call]
@@ -176,7 +176,7 @@ def _wait_for_end(descriptor: int) -> None:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Nothing interrupts the block: a child that was interrupted would go on as its parent, one unnoted would stay."""
+    """Defer interrupts within the block, so that no child continues as its parent or is left unrecorded."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
     try:
         yield
@@ -185,17 +185,17 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _flush() -> None:
-    """Have the standard streams write what they hold, so that it is not written twice."""
+    """Flush the standard streams, so that their contents are not written twice."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):  # closed, or not there at all
             stream.flush()
 
 
 def _fork() -> int:
-    """Fork; later Pythons warn of it where there are several threads, which is what this module is made for.
+    """Fork; newer Python versions warn of it with several threads, which this module is made for.
 
     Raises:
-        DeviceError: the system has no room for another process.
+        DeviceError: the system cannot start another process.
     """
     with without_warnings(DeprecationWarning):
         try:
@@ -205,7 +205,7 @@ def _fork() -> int:
 
 
 def _stream(descriptor: int) -> io.TextIOWrapper:
-    """A stream with a lock of its own, and nothing in its buffer."""
+    """Return a stream with its own lock and an empty buffer."""
     try:
         return open(descriptor, "w", buffering=1, errors="backslashreplace", closefd=False)
     except OSError:
@@ -213,7 +213,7 @@ def _stream(descriptor: int) -> io.TextIOWrapper:
 
 
 def _message(child: _Child, status: int | None) -> bytes | WorkerExit:
-    """What a child that is at its end has to say."""
+    """Return the message of a child that has ended."""
     try:
         message = child.pipe.recv_bytes() if status is None or child.pipe.poll() else None
     except (EOFError, OSError):
@@ -225,13 +225,13 @@ def _message(child: _Child, status: int | None) -> bytes | WorkerExit:
 
 
 def _kill(process: int) -> None:
-    """End a child with all processes of its group."""
+    """Kill a child with all processes of its group."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process, signal.SIGKILL)
 
 
 def _status(process: int, flags: int) -> int | None:
-    """How a child ended, as an exit code or the negative of a signal; `None`: it has not, or another took note."""
+    """Return the exit code of a child, or the negative of its signal; `None` if it runs, or was reaped elsewhere."""
     try:
         found, status = os.waitpid(process, flags)
     except ChildProcessError:

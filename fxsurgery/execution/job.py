@@ -1,4 +1,4 @@
-"""A training that stands alone, to be run here, in another process, or on another machine."""
+"""An independent training, run in process, in another process, or on another machine."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,40 +13,40 @@ from fxsurgery.training.snapshot import put_back
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """Train a copy of `program`, which is left as it is."""
+    """Train a copy of `program`, which is not changed."""
 
     name: str
-    """What the journal and messages call it; of its batch, the only one of this name."""
+    """Name of the job in the journal and in messages; unique in its batch."""
     program: Program
     recipe: Recipe
     seed: int
     work: float = 0.0
-    """How much there is to do, in a unit of the batch's own. Processes begin with the longest jobs, so that at the end
-    none works while the others wait; what a job comes to is the same."""
+    """Amount of work, in any unit that its batch shares. Processes start the longest jobs first, so that they finish at
+    about the same time; the order does not affect results."""
     objective: Objective = task_objective
     """How a batch becomes a loss."""
 
 
 def _nothing() -> None:
-    """Weights that are not kept anywhere are given up by letting go of them."""
+    """Do nothing: weights that are not stored are freed with their last reference."""
 
 
 @dataclass(frozen=True, eq=False)
 class JobResult:
-    """What a job came to."""
+    """The result of a job."""
 
     records: tuple[Mapping[str, Any], ...]
-    """Its training curve, as `Progress.history` keeps one."""
+    """Its training curve, in the form of `Progress.history`."""
     failure: str | None
-    """Why it has no weights: the training diverged, or was stopped by the clock."""
+    """Why it has no weights: the training diverged, or the time limit stopped it."""
     stopped: bool
-    """Whether that was by the clock."""
+    """Whether the time limit stopped it."""
     weights: Callable[[], Mapping[str, Tensor]]
-    """Every parameter and buffer by name: read from the run directory where there is one."""
+    """Returns every parameter and buffer by name; reads them from the run directory if there is one."""
     is_recalled: bool = False
     """Whether it ended in the run that this one resumes."""
     forget: Callable[[], None] = _nothing
-    """Gives the weights up, for good: for those that were never asked for and never will be."""
+    """Deletes the weights, if they were not loaded and are no longer needed."""
 
     @property
     def diverged(self) -> bool:
@@ -54,11 +54,11 @@ class JobResult:
         return self.failure is not None and not self.stopped
 
     def trained(self, program: Program) -> Program:
-        """The job's program with the weights that it ended with.
+        """Return the program of the job with its final weights.
 
         Raises:
-            RunError: they were given up, or cannot be read.
-            TrainingError: there are none, or `program` is another one.
+            RunError: the weights were deleted, or cannot be read.
+            TrainingError: there are no weights, or they do not fit `program`.
         """
         model = program.trainable_copy()
         put_back(model, self.weights())

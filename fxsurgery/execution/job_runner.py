@@ -1,4 +1,4 @@
-"""How jobs are run: here one after the other, in forks of this process, or as tasks of Ray. All come to the same."""
+"""Run jobs one after another in process, in forks of this process, or as tasks of Ray, with the same results."""
 
 import os
 import time
@@ -22,35 +22,35 @@ from fxsurgery.training.device import processes
 
 Executor: TypeAlias = Literal["in-process", "processes", "ray"]
 Workers: TypeAlias = Annotated[int, Range(least=1, below=10**6)]
-"""How many networks train at once."""
-TIME_UP = "the time was up"
+"""Number of networks that train at once."""
+TIME_UP = "the time limit was reached"
 
 OnEnd: TypeAlias = Callable[[int, JobResult], None]
 
 
 class _TimeUpError(Exception):
-    """Leads out of a training that runs here."""
+    """Raised to leave a training that runs in this process."""
 
 
 @dataclass(frozen=True, eq=False)
 class JobRunner:
-    """How jobs are run. Within a `with` block of it, Ray runs on from batch to batch.
+    """Runs jobs. As a context manager, it keeps Ray running between batches.
 
     Raises:
-        SurgeryError: there is no such executor, or no worker.
+        SurgeryError: the executor is unknown, or the number of workers is less than 1.
     """
 
     executor: Executor = "in-process"
     workers: Workers | None = None
-    """Processes, or tasks of Ray, at once; as many as there are cores to use, unless said."""
+    """Number of processes, or tasks of Ray, at once; the number of usable cores by default."""
     device: str | None = None
-    """Where to train: the GPU where there is one, unless said."""
+    """Device to train on; the GPU by default, if there is one."""
     _lost: list[int] = field(default_factory=list, init=False, repr=False)
     _entered: list[Self] = field(default_factory=list, init=False, repr=False)
     _open: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
-    """Ends the Ray that was begun here."""
+    """Shuts down the Ray that was started here."""
     _kept: list[Any] = field(default_factory=list, init=False, repr=False)
-    """The crew of Ray's workers: the data are sent to it once."""
+    """The pool of Ray workers, to which the data are sent once."""
 
     def __post_init__(self) -> None:
         check_fields(self, SurgeryError, name="")
@@ -60,14 +60,14 @@ class JobRunner:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End what was begun here."""
+        """Shut down what was started here."""
         self._entered.pop()
         if not self._entered:
             self._close()
 
     @property
     def lost(self) -> int:
-        """How many processes died so far, and had their jobs run again; those before a kill among them."""
+        """Number of processes that died and whose jobs were run again, including those before a resume."""
         return sum(self._lost)
 
     def run(
@@ -79,54 +79,54 @@ class JobRunner:
         deadline: float | None = None,
         on_end: OnEnd | None = None,
     ) -> list[JobResult]:
-        """Do jobs that were not done before a kill, and recall the others.
+        """Run jobs; those that an interrupted run had finished are recalled instead.
 
         Args:
-            jobs: of different names.
-            task: what all of them learn.
-            run: keeps what they come to.
-            deadline: when what has not ended is stopped, by `time.monotonic`.
-            on_end: told of each as it ends, by its number among `jobs`. It must leave `run` alone.
+            jobs: jobs with different names.
+            task: the task that all of them train on.
+            run: keeps the results.
+            deadline: time at which unfinished jobs are stopped, as a `time.monotonic` value.
+            on_end: called with the index and the result of each job as it ends. It must not use `run`.
 
         Returns:
             What they came to, in their order. One that diverged has a `failure`.
 
         Raises:
-            DeviceError: these jobs cannot be run in this way.
-            WorkerError: the process of a job raised what nobody foresaw, or died again and again.
-            SurgeryError: what a training raised.
+            DeviceError: the executor cannot run these jobs.
+            WorkerError: the process of a job raised an unexpected error, or died repeatedly.
+            SurgeryError: a training failed.
         """
         names = [job.name for job in jobs]
         if twice := {name for name in names if names.count(name) > 1}:
             raise SurgeryError(f"several jobs are named {', '.join(sorted(twice))}; give each of a batch its own name")
         batch = _Batch(jobs, run.places(names), on_end, self._lost)
-        duties = batch.begin()
-        if not duties:
+        assignments = batch.begin()
+        if not assignments:
             return batch.ended
         with one_thread():
-            for number in self._do(duties, task, batch, deadline):
+            for number in self._do(assignments, task, batch, deadline):
                 batch.end(number, Report((), None, TIME_UP), stopped=True)
         return batch.ended
 
-    def _do(self, duties: list[Assignment], task: Task, batch: "_Batch", deadline: float | None) -> list[int]:
-        """Do jobs; the numbers of those that the deadline stopped."""
+    def _do(self, assignments: list[Assignment], task: Task, batch: "_Batch", deadline: float | None) -> list[int]:
+        """Run jobs; return the indices of those that the deadline stopped."""
         if self.executor == "in-process":
-            return self._do_here(duties, task, batch, deadline)
+            return self._do_here(assignments, task, batch, deadline)
         self.check()
         try:
-            crew, workers = self._ray(task) if self.executor == "ray" else self._forks(task)
-            return Scheduler(crew, workers, batch.end, self._lost).run(duties, deadline)
+            pool, workers = self._ray(task) if self.executor == "ray" else self._forks(task)
+            return Scheduler(pool, workers, batch.end, self._lost).run(assignments, deadline)
         finally:
             if not self._entered:
                 self._close()
 
     def check(self) -> None:
-        """Refuse what cannot be done here.
+        """Refuse an executor that cannot work here.
 
         Raises:
             DeviceError: forks are asked for, and the system has none, or the device is none for them; or the run is
                 distributed.
-            MissingExtraError: Ray is asked for, and not installed.
+            MissingExtraError: the executor is Ray, which is not installed.
         """
         if self.executor == "in-process":
             return
@@ -169,25 +169,25 @@ class JobRunner:
         self._kept.clear()
         self._open.close()
 
-    def _do_here(self, duties: list[Assignment], task: Task, batch: "_Batch", deadline: float | None) -> list[int]:
+    def _do_here(self, assignments: list[Assignment], task: Task, batch: "_Batch", deadline: float | None) -> list[int]:
         def look(_: StepInfo | None = None) -> None:
             if deadline is not None and from_rank_zero(lambda: time.monotonic() >= deadline):
                 raise _TimeUpError
 
         hooks = None if deadline is None else Hooks(before_step=look)
-        for position, duty in enumerate(duties):
+        for position, assignment in enumerate(assignments):
             try:
                 look()
-                report = work_on(duty.job, task, device=self.device, keeper=duty.keeper, hooks=hooks)
+                report = work_on(assignment.job, task, device=self.device, keeper=assignment.keeper, hooks=hooks)
             except _TimeUpError:
-                return [late.number for late in duties[position:]]
-            batch.end(duty.number, report)
+                return [late.number for late in assignments[position:]]
+            batch.end(assignment.number, report)
         return []
 
 
 @dataclass(eq=False)
 class _Batch:
-    """Jobs with their places, and what they came to."""
+    """Jobs with their indices, and their results."""
 
     jobs: Sequence[Job]
     places: list[StageStore]
@@ -196,7 +196,7 @@ class _Batch:
     _ended: dict[int, JobResult] = field(default_factory=dict)
 
     def begin(self) -> list[Assignment]:
-        """Tell of the jobs that ended before a kill; those that are left."""
+        """Report the jobs that an interrupted run had finished; return the others."""
         left = list[Assignment]()
         for number, (job, place) in enumerate(zip(self.jobs, self.places, strict=True)):
             if place.record is None:
@@ -208,14 +208,14 @@ class _Batch:
         return left
 
     def end(self, number: int, report: Report, lost: int = 0, *, stopped: bool = False) -> None:
-        """Keep what a job came to."""
+        """Record the result of a job."""
         place = self.places[number]
         place.finish(report.records, report.tensors, failure=report.failure, stopped=stopped, lost=lost)
         self._tell(number)
 
     @property
     def ended(self) -> list[JobResult]:
-        """What the jobs came to, in their order."""
+        """Return the results of the jobs, in their order."""
         return [self._ended[number] for number in range(len(self.jobs))]
 
     def _tell(self, number: int, *, is_recalled: bool = False) -> None:
@@ -229,7 +229,7 @@ class _Batch:
 
 
 def usable_cores() -> int:
-    """How many cores this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Programs, tasks and whatever else a job needs, as bytes for another process of the same run.
+"""Pickle programs, tasks and other parts of a job for another process of the same run.
 
 A graph module pickles itself as code, which is traced again when it is read: what tracing does not go through, it
 loses. Here the graph goes as it is, node by node, so what arrives has the same parameters in the same order and
@@ -25,11 +25,11 @@ from fxsurgery.errors import SurgeryError, reason_of
 from fxsurgery.training.random_state import own_workers
 
 _MADE_ANEW = {"_graph", "_code", "_lineno_map", "_prologue_start", "_tracer_cls", "_tracer_extras", "meta", "shape_env"}
-"""What a graph module holds for its compiler and its maker."""
+"""Attributes of a graph module that serve its compiler and its tracer."""
 
 
 class _Ref(str):
-    """A node, by name."""
+    """A reference to a node, by name."""
 
     __slots__ = ()
 
@@ -43,15 +43,15 @@ class _Pickler(cloudpickle.Pickler):
         if isinstance(obj, nn.Module) and parametrize.is_parametrized(obj):
             return _parametrized, (type(obj).__base__, vars(obj))
         if isinstance(obj, DataLoader) and getattr(obj, "_iterator", None) is not None:
-            return own_workers(obj).__reduce_ex__(pickle.HIGHEST_PROTOCOL)  # its workers stay here
+            return own_workers(obj).__reduce_ex__(pickle.HIGHEST_PROTOCOL)  # its workers stay in this process
         return super().reducer_override(obj)  # type: ignore[no-untyped-call]
 
 
 def packed(what: object, name: str) -> bytes:
-    """Something as bytes; `name` is what messages call it.
+    """Pickle an object; `name` describes it in messages.
 
     Raises:
-        SurgeryError: it holds what no other process can have, such as an open file.
+        SurgeryError: it holds something that cannot be pickled, such as an open file.
     """
     buffer = io.BytesIO()
     try:
@@ -65,7 +65,7 @@ def packed(what: object, name: str) -> bytes:
 
 
 def unpacked(parcel: bytes) -> Any:  # noqa: ANN401
-    """What `packed` was given."""
+    """Return the object that `packed` pickled."""
     return torch.load(io.BytesIO(parcel), map_location="cpu", weights_only=False)
 
 
@@ -85,7 +85,7 @@ def _graph_module(state: dict[str, Any], nodes: list[tuple[Any, ...]], codegen: 
 
     for op, target, args, kwargs, name in nodes:
         made[name] = graph.create_node(op, target, map_aggregate(args, found), map_aggregate(kwargs, found), name)
-    # Its own constructor would take the modules over in the order of their calls: another order of the parameters.
+    # The constructor would add the modules in the order of their calls, which changes the order of the parameters.
     twin = fx.GraphModule.__new__(fx.GraphModule)
     vars(twin).update(state, _tracer_cls=None, _tracer_extras={}, meta={}, shape_env=None)
     twin.graph = graph
@@ -93,7 +93,7 @@ def _graph_module(state: dict[str, Any], nodes: list[tuple[Any, ...]], codegen: 
 
 
 def _parametrized(kind: type[nn.Module], state: dict[str, Any]) -> nn.Module:
-    """A module some of whose parameters are computed, as weight norm does it: its class is made for it alone."""
+    """Return a module with computed parameters, as of weight norm: its class is created for it."""
     module = kind.__new__(kind)
     vars(module).update(state)
     parametrize._inject_new_class(module)  # noqa: SLF001

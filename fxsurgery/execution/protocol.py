@@ -1,4 +1,4 @@
-"""What a process that worked on a job tells the one that asked for it: plain data, as bytes that run no code."""
+"""Messages of a worker process to its parent: plain data, in a format that runs no code."""
 
 import io
 import traceback
@@ -15,7 +15,7 @@ from fxsurgery.training.snapshot import plain
 
 
 def message_of(work: Callable[[], Report]) -> bytes:
-    """What `work` gives, or the error that it ends with, whatever error that is."""
+    """Return the message with the result of `work`, or with the error that it raised."""
     try:
         report = work()
         content = {
@@ -24,33 +24,33 @@ def message_of(work: Callable[[], Report]) -> bytes:
             "failure": report.failure,
         }
     except SurgeryError as error:
-        content = {"error": type(error).__name__, "said": str(error), "traceback": traceback.format_exc()}
+        content = {"error": type(error).__name__, "text": str(error), "traceback": traceback.format_exc()}
     except BaseException as error:  # noqa: BLE001 -- it is raised again, in the other process
-        content = {"error": None, "said": repr(error), "traceback": traceback.format_exc()}
+        content = {"error": None, "text": repr(error), "traceback": traceback.format_exc()}
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
 
 
 def report_of(message: bytes, job: Job) -> Report:
-    """What a message tells.
+    """Return the result in a message.
 
     Raises:
-        SurgeryError: the error that it tells of, of the same class and with the same words.
-        WorkerError: it tells of another one.
+        SurgeryError: the message holds such an error; raised with the same class and text.
+        WorkerError: the message holds another error.
     """
-    told: dict[str, Any] = torch.load(io.BytesIO(message), map_location="cpu", weights_only=True)
-    if "error" in told:
-        raise _error_of(told, job)
-    return Report(tuple(told["records"]), told["tensors"], told["failure"])
+    content: dict[str, Any] = torch.load(io.BytesIO(message), map_location="cpu", weights_only=True)
+    if "error" in content:
+        raise _error_of(content, job)
+    return Report(tuple(content["records"]), content["tensors"], content["failure"])
 
 
-def _error_of(told: dict[str, Any], job: Job) -> SurgeryError:
-    kind = getattr(errors, told["error"] or "", None)
+def _error_of(content: dict[str, Any], job: Job) -> SurgeryError:
+    kind = getattr(errors, content["error"] or "", None)
     if isinstance(kind, type) and issubclass(kind, SurgeryError):
-        error = kind(told["said"])
-        error.add_note(f"in the process of job {job.name!r}:\n{told['traceback']}")
+        error = kind(content["text"])
+        error.add_note(f"in the process of job {job.name!r}:\n{content['traceback']}")
         return error
     return WorkerError(
-        f"job {job.name!r} ended with {told['said']} in its process; correct what it shows:\n{told['traceback']}"
+        f"job {job.name!r} ended with {content['said']} in its process; correct what it shows:\n{content['traceback']}"
     )

@@ -1,4 +1,4 @@
-"""Jobs as tasks of Ray, on this machine or on those of the user's cluster.
+"""Run jobs as tasks of Ray, on this machine or on a cluster.
 
 This module is imported where Ray is asked for, and nowhere else.
 """
@@ -34,7 +34,7 @@ _DEATHS = (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError)
 
 @contextmanager
 def running(workers: int | None, cores: int) -> Iterator[int]:
-    """Ray within the block, begun and ended here unless it runs already; gives how many tasks to run at once."""
+    """Start Ray for the block, unless it runs already; yields the number of tasks to run at once."""
     if ray.is_initialized():
         yield workers or max(1, int(_resources().get("CPU", 1)))
         return
@@ -56,7 +56,7 @@ def _resources() -> dict[str, float]:
 
 @contextmanager
 def _handlers_kept() -> Iterator[None]:
-    """Ray takes the process's handler of SIGTERM for its own."""
+    """Restore the SIGTERM handler of the process, which Ray replaces."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -67,7 +67,7 @@ def _handlers_kept() -> Iterator[None]:
 
 @contextmanager
 def _reports_off() -> Iterator[None]:
-    """A Ray that is begun here sends nobody reports of its use, unless the user said that it may."""
+    """Turn off usage reports of a Ray that is started here, unless the user has turned them on."""
     name = "RAY_USAGE_STATS_ENABLED"
     before = os.environ.get(name)
     os.environ.setdefault(name, "0")
@@ -80,77 +80,79 @@ def _reports_off() -> Iterator[None]:
 
 @dataclass(eq=False)
 class Tasks:
-    """A `Crew` of Ray's workers, each with a copy of the data of its own."""
+    """A `WorkerPool` of Ray workers, each with its own copy of the data."""
 
     task: Task
     device: str | None
     workers: int
     _at_work: dict[Any, Assignment] = field(default_factory=dict)
-    """By what Ray gives for a task that it began."""
+    """The assignment of each running task, by its Ray reference."""
     _data: Any = None
-    """The task, in Ray's store."""
+    """The training task, in the object store of Ray."""
 
-    def start(self, duty: Assignment) -> None:
-        """Have a worker begin to work on a job."""
+    def start(self, assignment: Assignment) -> None:
+        """Start a job on a worker."""
         if self._data is None:
             self._data = ray.put(packed(self.task, "the task (data, loss and metric)"))
         kind = self._kind()
         share = self._gpu_share() if kind == "cuda" else 0
-        remote = ray.remote(_work).options(max_retries=0, num_cpus=1, num_gpus=share, name=duty.job.name)
-        self._at_work[remote.remote(packed(duty.job, f"job {duty.job.name!r}"), self._data, kind, _path())] = duty
+        remote = ray.remote(_work).options(max_retries=0, num_cpus=1, num_gpus=share, name=assignment.job.name)
+        self._at_work[
+            remote.remote(packed(assignment.job, f"job {assignment.job.name!r}"), self._data, kind, _path())
+        ] = assignment
 
     def ended(self, seconds: float | None) -> list[tuple[int, bytes | WorkerExit]]:
-        """The jobs that ended: with a message, or not.
+        """Return the jobs that ended, with or without a message.
 
         Raises:
             WorkerError: Ray cannot run one.
         """
         ready, _ = ray.wait(list(self._at_work), num_returns=1, timeout=seconds)
-        return [self._told(one) for one in ready]
+        return [self._ended(one) for one in ready]
 
     def stop(self) -> None:
-        """End every worker that is at work."""
+        """Cancel every running task."""
         for one in self._at_work:
             with suppress(RayError):
                 ray.cancel(one, force=True)
         self._at_work.clear()
 
-    def _told(self, ref: Any) -> tuple[int, bytes | WorkerExit]:  # noqa: ANN401
-        duty = self._at_work.pop(ref)
+    def _ended(self, ref: Any) -> tuple[int, bytes | WorkerExit]:  # noqa: ANN401
+        assignment = self._at_work.pop(ref)
         try:
             message: bytes = ray.get(ref)
         except _DEATHS as error:
-            return duty.number, WorkerExit(f"{type(error).__name__} of Ray")
+            return assignment.number, WorkerExit(f"{type(error).__name__} of Ray")
         except RayError as error:
             raise WorkerError(
-                f"Ray could not run job {duty.job.name!r}: {reason_of(error)}; see the log of Ray, or take "
+                f"Ray could not run job {assignment.job.name!r}: {reason_of(error)}; see the log of Ray, or take "
                 f"{assigned('executor', 'processes')}"
             ) from error
-        return duty.number, message
+        return assignment.number, message
 
     def _kind(self) -> str:
-        """The kind of device that each worker takes; which one of several is Ray's to choose."""
+        """The kind of device that each worker uses; Ray assigns the particular one."""
         return str(resolve(None).type if self.device is None else torch.device(self.device).type)
 
     def _gpu_share(self) -> float:
-        """What Ray sets aside of a GPU for each worker.
+        """Return the fraction of a GPU that Ray reserves for each worker.
 
         Raises:
-            DeviceError: Ray knows of no GPU.
+            DeviceError: Ray has no GPU.
         """
         there = _resources().get("GPU", 0.0)
         if not there:
-            raise DeviceError(f"Ray knows of no GPU on its machines; pass {assigned('device', 'cpu')}")
+            raise DeviceError(f"Ray finds no GPU on its machines; pass {assigned('device', 'cpu')}")
         return min(1.0, there / self.workers)
 
 
 def _path() -> list[str]:
-    """Where this process imports from: the user's modules are there."""
+    """Return the import path of this process, on which the user's modules are found."""
     return [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100 -- the empty one is the working directory
 
 
 def _work(job: bytes, task: bytes, device: str, path: list[str]) -> bytes:
-    """Runs in a worker."""
+    """Run a job in a worker."""
     sys.path.extend(entry for entry in path if entry not in sys.path)
 
     def work() -> Report:

@@ -1,4 +1,4 @@
-"""The work on one job, the same wherever it is done: on one thread, since the number of threads changes rounding."""
+"""Run one job: on a single thread everywhere, since the number of threads changes rounding."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -17,22 +17,22 @@ from fxsurgery.training.snapshot import Checkpointer, tensors_of
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What the work on a job came to."""
+    """The result of running a job."""
 
     records: tuple[Mapping[str, Any], ...]
     tensors: Mapping[str, Tensor] | None
-    """Every parameter and buffer by name, on the CPU; `None` where the training diverged."""
+    """Every parameter and buffer by name, on the CPU; `None` if the training diverged."""
     failure: str | None = None
-    """Why there are none."""
+    """Why there are no weights."""
 
 
 def work_on(
     job: Job, task: Task, *, device: str | None = None, keeper: Checkpointer | None = None, hooks: Hooks | None = None
 ) -> Report:
-    """Train a copy of the job's program, which lives no longer than this.
+    """Train a copy of the program of a job.
 
     Raises:
-        SurgeryError: what `fxsurgery.training.fit` raises, but that the training diverged.
+        SurgeryError: `fxsurgery.training.fit` raised it; a diverged training is a result instead.
     """
     model, progress = job.program.trainable_copy(), Progress.quiet()
     own = replace(hooks or Hooks(), objective=job.objective)
@@ -48,10 +48,10 @@ def work_on(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Within the block an operation runs on a single thread.
+    """Run operations on a single thread within the block.
 
-    PyTorch keeps the number for each thread, and for the process what new threads begin with: blocks of several threads
-    put back what there was before the first of them.
+    PyTorch keeps one number per thread, and one per process for new threads: when blocks run in several threads, each
+    restores the number from before the first of them.
     """
     with _COUNTS_LOCK:
         _counts.append(_counts[0] if _counts else torch.get_num_threads())
@@ -65,4 +65,4 @@ def one_thread() -> Iterator[None]:
 
 _COUNTS_LOCK = threading.Lock()
 _counts = list[int]()
-"""One for each block that runs: the number of threads before the first of them."""
+"""One entry per running block: the number of threads before the first of them."""

@@ -1,4 +1,4 @@
-"""Jobs shared out among processes: as many at once as there are workers, and again where a process died over one."""
+"""Schedule jobs on worker processes, and run a job again if its process died."""
 
 import time
 from collections import Counter, deque
@@ -14,17 +14,17 @@ from fxsurgery.execution.worker import Report
 from fxsurgery.training.snapshot import Checkpointer
 
 ATTEMPTS = 3
-"""How often a job is begun before the processes that die over it are an error."""
+"""Number of times that a job is started before the death of its process is an error."""
 
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """A job to be done."""
+    """A job with its index."""
 
     number: int
     job: Job
     keeper: Checkpointer | None = None
-    """Of its snapshots, where a process can reach them."""
+    """Writes its snapshots, if a worker can reach them."""
 
 
 @dataclass(frozen=True)
@@ -35,67 +35,70 @@ class WorkerExit:
 
 
 class WorkerPool(Protocol):
-    """Processes that work."""
+    """Worker processes."""
 
-    def start(self, duty: Assignment) -> None:
-        """Have a process begin to work on a job."""
+    def start(self, assignment: Assignment) -> None:
+        """Start a job on a process."""
 
     def ended(self, seconds: float | None) -> list[tuple[int, bytes | WorkerExit]]:
-        """The jobs that ended, by number: with a message, or not. Waits for one, but no longer than that."""
+        """Return the jobs that ended, by index, with or without a message; wait for the first one until a timeout."""
 
     def stop(self) -> None:
-        """End every process that is at work, at once."""
+        """Kill every running process."""
 
 
 @dataclass(eq=False)
 class Scheduler:
-    """Jobs that are being shared out."""
+    """Distributes jobs to the workers of a pool."""
 
-    crew: WorkerPool
+    pool: WorkerPool
     workers: int
     done: Callable[[int, Report, int], None]
-    """Takes what a job came to: its number, the report, and how many processes died over it."""
+    """Called with the index of a job, its report, and the number of processes that died on it."""
     died: list[int]
-    """Gets a 1 for every process that died."""
+    """Gets a 1 appended for every process that died."""
     lost: Counter[int] = field(default_factory=Counter)
-    """How many processes died, by job."""
+    """Number of processes that died, by job."""
 
-    def run(self, duties: Sequence[Assignment], deadline: float | None) -> list[int]:
-        """Have them done.
+    def run(self, assignments: Sequence[Assignment], deadline: float | None) -> list[int]:
+        """Run the jobs.
 
         Returns:
             The numbers of those that had not ended at the deadline.
 
         Raises:
-            WorkerError: a process raised what nobody foresaw, or several died over the same job.
-            SurgeryError: what a process raised.
+            WorkerError: a process raised an unexpected error, or several died on the same job.
+            SurgeryError: a process raised it.
         """
-        waiting, at_work = deque(sorted(duties, key=lambda duty: -duty.job.work)), dict[int, Assignment]()
+        waiting, at_work = (
+            deque(sorted(assignments, key=lambda assignment: -assignment.job.work)),
+            dict[int, Assignment](),
+        )
         try:
             while waiting or at_work:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
-                    return sorted({*at_work, *(duty.number for duty in waiting)})
+                    return sorted({*at_work, *(assignment.number for assignment in waiting)})
                 while waiting and len(at_work) < self.workers:
-                    duty = waiting.popleft()
-                    at_work[duty.number] = duty
-                    self.crew.start(duty)
-                for number, told in self.crew.ended(left):
-                    duty = at_work.pop(number)
-                    if isinstance(told, WorkerExit):
-                        self._lose(duty, told)
-                        waiting.appendleft(duty)
+                    assignment = waiting.popleft()
+                    at_work[assignment.number] = assignment
+                    self.pool.start(assignment)
+                for number, ended in self.pool.ended(left):
+                    assignment = at_work.pop(number)
+                    if isinstance(ended, WorkerExit):
+                        self._lose(assignment, ended)
+                        waiting.appendleft(assignment)
                     else:
-                        self.done(number, report_of(told, duty.job), self.lost[number])
+                        self.done(number, report_of(ended, assignment.job), self.lost[number])
         finally:
-            self.crew.stop()
+            self.pool.stop()
         return []
 
-    def _lose(self, duty: Assignment, died: WorkerExit) -> None:
-        self.lost[duty.number] += 1
+    def _lose(self, assignment: Assignment, exit_: WorkerExit) -> None:
+        self.lost[assignment.number] += 1
         self.died.append(1)
-        if self.lost[duty.number] >= ATTEMPTS:
+        if self.lost[assignment.number] >= ATTEMPTS:
             raise WorkerError(
-                f"job {duty.job.name!r}: its process died {ATTEMPTS} times, at last by {died.why}. Where it may be out "
-                f"of memory, take fewer workers; {assigned('executor', 'in-process')} shows what it dies of"
+                f"job {assignment.job.name!r}: its process died {ATTEMPTS} times, last by {exit_.why}. If it may be "
+                f"out of memory, take fewer workers; {assigned('executor', 'in-process')} shows the cause"
             )

@@ -1,4 +1,4 @@
-"""Every pass, by name. This table is the registry: a pass is listed here or it does not exist."""
+"""The registry of passes, by name."""
 
 from collections.abc import Iterable
 
@@ -47,21 +47,21 @@ ALL: dict[str, type[Rewrite]] = {p.name: p for p in PASSES}
 
 @checked(SpecError)
 def parse(spec: str) -> Rewrite:
-    """The pass that `spec` names: `parse(str(p)) == p`. Nothing of `spec` is executed.
+    """Return the pass that a text describes: `parse(str(p)) == p`. The text is not executed.
 
     Raises:
-        SpecError: `spec` names no pass, or gives it options that it does not take.
+        SpecError: the text names no pass, or options that the pass does not have.
     """
     return parse_spec(spec, ALL, kind="pass", example="widen(add=8)")
 
 
 @checked(SpecError)
 def replay(log: Iterable[str], program: Program) -> Program:
-    """Apply the passes of a log, oldest first, to the program that it started from.
+    """Apply the passes of a log, oldest first, to the program that the log started from.
 
     Raises:
-        SpecError: the log names a pass or a place that there is not.
-        VerifyError: a pass does not keep its promise on this program.
+        SpecError: the log names a pass or a node that does not exist.
+        VerifyError: a pass breaks its promise on this program.
     """
     for spec in log:
         program = parse(spec)(program).program

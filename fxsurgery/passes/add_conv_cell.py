@@ -2,19 +2,19 @@
 
     x  ->  relu(norm(pool(conv(x))))
 
-Each part starts as near to the identity as it can be. The convolution (padding 1, no bias: the norm has one) passes
-channel j on by its center tap. The norm undoes the statistics of what it normalizes, measured on the example inputs in
-train mode (`analysis.undoing`). ReLU is the identity on maps that are never negative. The pool halves the map, and
-dense layers behind it sum their weights over each window, as `add-pool` does (`analysis.positions`). With a pool the
-effect is lossy; with `kind="none"`, after a node whose values are never negative, and with the channels it had, it is
-exact.
+Each part starts as close to the identity as possible. The convolution (padding 1, no bias, since the norm has one)
+passes channel j through its center tap. The norm undoes the statistics of its input, measured on example inputs in
+train mode (`analysis.identity_norm`). ReLU is the identity on maps that are never negative. The pool halves the map;
+dense layers after it sum their weights over each window, as in `add-pool` (`analysis.spatial_maps`). With a pool the
+effect is lossy; with `kind="none"`, after a node whose values are never negative, and without a change of channels, it
+is exact.
 
-Other channels than x has: the first ones are x's own. Where there are more, the others are random filters, and what
-they add to each consumer starts with weights of 0 (a gradient reaches those at the first step, and the filters at the
-second). Where there are fewer, the last channels of x are lost. Consumers can be dense layers and convolutions.
+A different number of channels: the first ones are those of x. Additional channels are random filters, which consumers
+read with weights of 0 at first (a gradient reaches these weights at the first step, and the filters at the second).
+With fewer channels, the last ones of x are lost. Consumers can be dense layers and convolutions.
 
-In a program without a convolution, images are the maps: the cell goes in front of the first flattening, which makes a
-CNN of a feed-forward network.
+In a program without a convolution, images are the maps: the cell is inserted before the first flattening, which turns a
+feed-forward network into a CNN.
 """
 
 import math
@@ -52,35 +52,35 @@ from fxsurgery.rewriting.downstream import can_follow, follow
 from fxsurgery.surgery import Effect, Rewrite
 
 MOST = 3
-"""Places that candidates name, unless said."""
+"""Default number of places for candidates."""
 
 
 @checked_construction
 @dataclass(frozen=True)
 class AddConvCell(Rewrite):
-    """Convolve and pool a feature map, starting near the identity."""
+    """Insert a cell of convolution, pool, batch norm and ReLU after a feature map, close to the identity."""
 
     name: ClassVar[str] = "add-conv-cell"
 
     after: str
-    """The node of the map: (batch, channels, *positions)."""
+    """Name of the node that gives the map: (batch, channels, *positions)."""
     channels: Annotated[int | None, Range(most=MOST_UNITS)] = None
-    """Of the cell's output; `None`: as many as the map has."""
+    """Number of output channels of the cell; `None` for those of the map."""
     kind: Literal["average", "max", "none"] = "average"
-    """Of the pool."""
+    """Kind of the pool; `none` for a cell without one."""
     ceil: bool = False
-    """Whether an odd last row and column has a window of its own."""
+    """Whether an odd last row and column gets a window of its own."""
     seed: Seed = 0
-    """Of the random filters."""
+    """Seed of the random filters."""
 
     @classmethod
     @override
     def candidates(cls, program: Program, most: int = MOST) -> Iterator[Self]:
-        """Both kinds of pool after the blocks of a convolution, at a few places evenly spread; none at the last.
+        """Yield both kinds of pool after the blocks of convolutions, at a few evenly spread places.
 
         Args:
-            program: to be changed.
-            most: how many places.
+            program: the program to change.
+            most: maximum number of places.
         """
         maps, found = feature_maps(program), list[fx.Node]()
         for node in spread(list(block_ends(program)), 2 * most):
@@ -117,7 +117,7 @@ class AddConvCell(Rewrite):
         return Effect.EXACT if keeps and is_non_negative(program, node) else Effect.LOSSY
 
     def _could(self, program: Program, node: fx.Node) -> bool:
-        """Whether a cell of as many channels can follow: told from the shapes, without the values."""
+        """Return True if a cell with the same number of channels can follow, judging by shapes alone."""
 
         def change(value: Tensor) -> Change:
             result = AVERAGE_POOL[value.dim()](2, ceil_mode=self.ceil)(value)
@@ -135,7 +135,7 @@ class AddConvCell(Rewrite):
         return node_named(program, self.after, lambda: feature_maps(program), "feature maps")
 
     def _planned(self, program: Program, node: fx.Node) -> Match[tuple[dict[str, nn.Module], Consequences]]:
-        """The modules of the cell by name, and what must follow; or why it cannot be."""
+        """Return the modules of the cell by name with the changes downstream, or a refusal."""
         if self.kind != "none" and (refusal := too_small(program, node)):
             return refusal
         value = read_values(program, {node.name})[node.name]
@@ -145,7 +145,9 @@ class AddConvCell(Rewrite):
         with torch.no_grad():
             cell = self._cell(program, live)
             if cell is None:
-                return Refusal(str(node), "no statistics for a batch norm: the example inputs give one value a channel")
+                return Refusal(
+                    str(node), "no statistics for a batch norm: the example inputs give one value per channel"
+                )
             result = nn.Sequential(*cell.values())(value)
         found = follow(program, Change(node, result, self._map(value, result)))
         return found if isinstance(found, Refusal) else (cell, found)
@@ -161,7 +163,7 @@ class AddConvCell(Rewrite):
         return Map(old, new, (factor, *own.factors[1:]), own.axes)
 
     def _cell(self, program: Program, live: Tensor) -> dict[str, nn.Module] | None:
-        """The cell in eval mode, after a map whose values in train mode are `live`; `None` without statistics."""
+        """Return the cell in eval mode, given the values of the map in train mode; `None` without statistics."""
         rank, inner = live.dim(), live.shape[1]
         outer = inner if self.channels is None else self.channels
         parameters = list(program.graph_module.parameters())
@@ -182,7 +184,7 @@ def _is_odd(shape: tuple[int, ...]) -> bool:
 
 
 def _taps(conv: _ConvNd, seed: int) -> Tensor:
-    """(out, in, 3, ...): channel j passes on as output j; outputs beyond them are random, as after He et al."""
+    """Return a kernel (out, in, 3, ...) that passes channel j to output j; further outputs are random (He et al.)."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(conv.weight.shape, generator=generator, dtype=torch.float64)
     weight *= (2 / weight[0].numel()) ** 0.5

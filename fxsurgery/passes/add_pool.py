@@ -3,17 +3,17 @@
     x  ->  pool(x)        and, in the dense layers that see positions,        W'[o, c, q] = sum_{p in q} W[o, c, p]
 
 Convolutions and everything else that takes a map of any size keep their weights. The first dense layers downstream
-have a weight for each position; each new position stands for the old ones that it lies nearest to, through whatever
-strides and borders are between (`analysis.positions`), and takes the *sum* of their weights: what the pooled map lacks
-of the old one is then its detail alone. The result on x is what the program gives where each window of x is replaced
-by its mean, if nothing but flattening is between. For a max pool the sum is the default as well.
+have one weight per position; each new position represents the old ones nearest to it, through any strides and borders
+in between (`analysis.spatial_maps`), and takes the *sum* of their weights, so that the pooled map only loses detail.
+The result on x is that of the original program on x with each window replaced by its mean, if only flattening is in
+between. For a max pool the sum is the default as well.
 
-Ablations: `weights="random"` keeps one of each window at random; `"mean"` and `"maximum"` are what the published code
-does under an average and a max pool, the latter with the signs of the weights; `"largest"` goes by magnitude. The
-effect is always lossy. Where nothing dense sees positions, as before a global mean, no weight changes.
+Ablations: `weights="random"` keeps a random one of each window; `"mean"` and `"maximum"` are those of the published
+code under an average and a max pool, the latter by signed weight; `"largest"` is by magnitude. The effect is always
+lossy. If no dense layer sees positions, as before a global mean, no weight changes.
 
-Odd sizes: with `ceil`, the last window is smaller (TensorFlow's "same"); without, no window sees the last row and
-column, whose weights the window next to them takes over (`analysis.positions` says why).
+Odd sizes: with `ceil`, the last window is smaller (TensorFlow's "same"); without it, no window covers the last row
+and column, whose weights the neighboring window takes over (see `analysis.spatial_maps`).
 """
 
 from collections.abc import Iterator
@@ -39,30 +39,30 @@ from fxsurgery.rewriting.downstream import can_follow, follow
 from fxsurgery.surgery import Effect, Rewrite
 
 MOST = 4
-"""Places that candidates name."""
+"""Number of places for candidates."""
 
 
 @checked_construction
 @dataclass(frozen=True)
 class AddPool(Rewrite):
-    """Pool a feature map, and let the dense layers behind it read fewer positions."""
+    """Pool a feature map, and adapt the dense layers after it to fewer positions."""
 
     name: ClassVar[str] = "add-pool"
 
     after: str
-    """The node of the map: (batch, channels, *positions)."""
+    """Name of the node that gives the map: (batch, channels, *positions)."""
     kind: Literal["average", "max"] = "average"
     ceil: bool = False
-    """Whether an odd last row and column has a window of its own."""
+    """Whether an odd last row and column gets a window of its own."""
     weights: Choice = "structured"
-    """What a dense layer keeps of the weights of a window."""
+    """How a dense layer combines the weights of a window."""
     seed: Seed = 0
-    """Of the choice of random weights."""
+    """Seed of the choice of random weights."""
 
     @classmethod
     @override
     def candidates(cls, program: Program) -> Iterator[Self]:
-        """Both kinds after the blocks of a convolution, at a few places evenly spread."""
+        """Yield both kinds of pool after the blocks of convolutions, at a few evenly spread places."""
         maps, found = feature_maps(program), list[fx.Node]()
         for node in spread(list(block_ends(program)), 3 * MOST):
             move = cls(node.name, ceil=any(n % 2 for n in maps[node.name][2:]))

@@ -2,13 +2,13 @@
 
     f(x)  ->  f(norm(I f(x)))
 
-I is the identity: the unit matrix, or a convolution that passes each channel on by its center tap. f is applied
-once more, so the outputs stay the same if and only if f is idempotent, f(f(x)) = f(x), as ReLU is ("piecewise
-linear", as the paper has it, is not enough: LeakyReLU is no such f); for any other f the result is lossy.
+I is the identity: the unit matrix, or a convolution that passes each channel through its center tap. f is
+applied once more, so the outputs stay the same if and only if f is idempotent, f(f(x)) = f(x), as ReLU is ("piecewise
+linear", as in the paper, is not enough: LeakyReLU is not idempotent); for any other f the result is lossy.
 
 The norm must be the identity as well, in train mode too. It undoes statistics that are measured on the example
-inputs in train mode, n values a channel (`analysis.undoing`): exact in eval mode, and in train mode up to
-sqrt(n / (n - 1)). The usual pair (mean 0, variance 1, weight 1, bias 0) is the identity in eval mode alone.
+inputs in train mode, n values per channel (`analysis.identity_norm`): exact in eval mode, and in train mode up to
+sqrt(n / (n - 1)). The usual pair (mean 0, variance 1, weight 1, bias 0) is the identity in eval mode only.
 """
 
 import copy
@@ -40,28 +40,28 @@ from fxsurgery.program import Program
 from fxsurgery.surgery import Effect, Rewrite, Trains
 
 WIDEST = 127
-"""A larger kernel must see more than padding."""
+"""A kernel larger than this must cover more than padding."""
 
 
 @checked_construction
 @dataclass(frozen=True)
 class Deepen(Rewrite):
-    """Insert an identity layer, with a norm where the layer before has one, and the same activation again."""
+    """Insert an identity layer, with a norm if the layer before has one, and the same activation again."""
 
     name: ClassVar[str] = "deepen"
     trains: ClassVar[Trains] = Trains.ON
 
     after: str
-    """The node of the activation."""
+    """Name of the node of the activation."""
     kernel: int = 3
-    """Of the new convolution, where it is one; odd. A map of one position is given a kernel of 1."""
+    """Kernel size of a new convolution, odd; a map of one position gets a kernel of 1."""
     norm: Literal["auto", "batch", "none"] = "auto"
-    """Whether a batch norm follows the new layer: `auto` is as after the layer before."""
+    """Whether a batch norm follows the new layer; `auto`: if one follows the layer before."""
 
     @classmethod
     @override
     def candidates(cls, program: Program) -> Iterator[Self]:
-        """Every activation that is no gate, which only scales other values, and no mere step of a formula."""
+        """Yield every activation that is neither a gate, which only scales other values, nor a step of a formula."""
         for node in program.nodes:
             site, move = _site(program, node), cls(node.name)
             if isinstance(site, Refusal) or _is_step(program, node) or _only_scales(program, node):
@@ -70,7 +70,7 @@ class Deepen(Rewrite):
                 yield move
 
     def is_dense(self, program: Program) -> bool:
-        """Whether the new layer is a linear one."""
+        """Return True if the new layer is a linear one."""
         site = _site(program, self._node(program))
         return isinstance(site, _Site) and site.is_last
 
@@ -84,9 +84,7 @@ class Deepen(Rewrite):
         widest = 2 * max((*site.shape[2:], 1)) - 1
         if not site.is_last and self.kernel > max(widest, WIDEST):
             most = max(widest, WIDEST)
-            raise SpecError(
-                f"kernel={self.kernel!r} is wider than what it can see of the map: it must be at most {most}"
-            )
+            raise SpecError(f"kernel={self.kernel!r} is larger than the map: it must be at most {most}")
         added = [_identity(site, self.kernel, bias=not _normed(self, site))]
         if _normed(self, site):
             if site.is_last and site.dims > 2:
@@ -97,7 +95,7 @@ class Deepen(Rewrite):
                 return Effect.EXACT
             norm = undoing(read_values(program, {node.name}, training=True)[node.name], site.norm)
             if norm is None:
-                edit.refuse(node, "no statistics for a batch norm: the example inputs give one value a channel")
+                edit.refuse(node, "no statistics for a batch norm: the example inputs give one value per channel")
                 return Effect.EXACT
             added.append(norm.requires_grad_(site.like.requires_grad))
         _insert(edit, site, added)
@@ -113,18 +111,18 @@ class Deepen(Rewrite):
 
 @dataclass(frozen=True, eq=False)
 class _Site:
-    """An activation, and what the layer after it must be."""
+    """An activation, and the properties of the layer to insert after it."""
 
     node: fx.Node
     path: str
-    """The new modules are kept beside what is there."""
+    """Path next to which the new modules are added."""
     like: Tensor
-    """A parameter whose type, device and training the new ones share."""
+    """A parameter whose dtype, device and `requires_grad` the new ones share."""
     shape: tuple[int, ...]
     is_last: bool
-    """The channels are along the last dim: a linear layer's. Otherwise along dim 1: a convolution's."""
+    """Whether the channels are along the last dim (a linear layer) instead of dim 1 (a convolution)."""
     norm: _BatchNorm | None
-    """The batch norm between the layer before and the activation."""
+    """The batch norm between the layer before and the activation, if any."""
 
     @property
     def dims(self) -> int:
@@ -136,14 +134,14 @@ class _Site:
 
 
 def _site(program: Program, node: fx.Node) -> Match[_Site]:
-    """What can go after `node`, or why nothing can."""
+    """Return the place for a layer after `node`, or a refusal."""
     fact, shape = pointwise(program, node), shape_of(program, node)
     if fact is None or fact.is_identity or shape is None:
-        return Refusal(node.name, "it is no activation: no function of single entries without parameters")
+        return Refusal(node.name, "it is not an activation: a function of single entries without parameters")
     if not node.users:
         return Refusal(node.name, "nothing reads it")
     if node.op == "call_method" and _function(program, node) is None:
-        return Refusal(node.name, f"no function does what the method {node.target} does, to be called again")
+        return Refusal(node.name, f"the method {node.target} has no equivalent function to call again")
     layer, norm = _producer(program, node)
     is_last = _is_last(program, node, layer, shape)
     if is_last is None:
@@ -154,13 +152,13 @@ def _site(program: Program, node: fx.Node) -> Match[_Site]:
 
 
 def _is_step(program: Program, node: fx.Node) -> bool:
-    """Whether a node is what formulas are made of: rotary embeddings, attention, a GELU or a norm written out."""
+    """Return True for a node that is part of a formula: rotary embeddings, attention, a GELU or a norm written out."""
     operator = program.operator(node)
     return operator is not None and operator.role == "step"
 
 
 def _only_scales(program: Program, node: fx.Node) -> bool:
-    """Whether all that reads `node`, past shifts and scales by constants, multiplies another value by it."""
+    """Return True if every reader of `node`, past shifts and scales by constants, multiplies another value by it."""
     for reader in node.users:
         operator = program.operator(reader)
         by_constant = len(reader.all_input_nodes) == 1 and operator in {MUL, ADD, SUB, DIV}
@@ -170,7 +168,7 @@ def _only_scales(program: Program, node: fx.Node) -> bool:
 
 
 def _is_last(program: Program, node: fx.Node, layer: fx.Node | None, shape: tuple[int, ...]) -> bool | None:
-    """Whether the channels are along the last dim, as of a linear layer, or along dim 1; `None`: not known."""
+    """Return True for channels along the last dim, as of a linear layer, False for dim 1; `None` if unknown."""
     module = program.module(layer) if layer is not None else None
     if isinstance(module, nn.Linear):
         return True if len(shape) > 1 else None
@@ -184,7 +182,7 @@ def _is_last(program: Program, node: fx.Node, layer: fx.Node | None, shape: tupl
 
 
 def _producer(program: Program, node: fx.Node) -> tuple[fx.Node | None, _BatchNorm | None]:
-    """The linear layer or convolution before `node`, if only what keeps channels is between, and the batch norm."""
+    """Return the linear layer or convolution before `node`, past channel-wise operations, and its batch norm."""
     norm: _BatchNorm | None = None
     while True:
         inputs = node.all_input_nodes
@@ -201,24 +199,26 @@ def _producer(program: Program, node: fx.Node) -> tuple[fx.Node | None, _BatchNo
 
 
 def _normed(move: Deepen, site: _Site) -> bool:
-    """Whether a batch norm follows the new layer."""
+    """Return True if a batch norm follows the new layer."""
     if move.norm != "auto":
         return move.norm == "batch"
     return site.norm is not None and not (site.is_last and site.dims > 2)
 
 
 def _unmeasurable(program: Program, site: _Site) -> Refusal | None:
-    """Why the program gives no statistics in train mode: some norm has a single value a channel."""
+    """Return a refusal if a norm gets a single value per channel in train mode, so that there are no statistics."""
     shapes = {node.name: shape_of(program, node) for node, _ in program.calls(_BatchNorm)}
     for name, shape in {**shapes, site.node.name: site.shape}.items():
         channels = site.channels if name == site.node.name else (shape or (1, 1))[1]
         if shape is not None and torch.Size(shape).numel() <= channels:
-            return Refusal(name, f"no statistics for a batch norm: the example inputs give %{name} one value a channel")
+            return Refusal(
+                name, f"no statistics for a batch norm: the example inputs give %{name} one value per channel"
+            )
     return without_statistics(program)
 
 
 def _identity(site: _Site, kernel: int, *, bias: bool) -> nn.Module:
-    """The layer that passes each channel on."""
+    """Return the layer that passes each channel through."""
     like, channels = site.like, site.channels
     layer: nn.Linear | _ConvNd
     weight = torch.eye(channels, device=like.device, dtype=like.dtype)
@@ -236,7 +236,7 @@ def _identity(site: _Site, kernel: int, *, bias: bool) -> nn.Module:
 
 
 def _insert(edit: Editor, site: _Site, added: list[nn.Module]) -> None:
-    """Call `added` and the activation once more on what the activation gives; its readers read the result."""
+    """Insert `added` and the activation once more after the activation, for all its readers."""
     node, last = site.node, site.node
     readers, before = list(node.users), node.next
     for module, stem in zip(added, ("deeper", "deeper_norm"), strict=False):
@@ -250,7 +250,7 @@ def _insert(edit: Editor, site: _Site, added: list[nn.Module]) -> None:
 
 
 def _function(program: Program, node: fx.Node) -> Callable[..., object] | None:
-    """The function that a node calls, or that does what the method does which it calls; `None` without one."""
+    """Return the function that a node calls, or the one equivalent to its method; `None` if there is none."""
     operator = program.operator(node)
     if not isinstance(node.target, str):
         return node.target

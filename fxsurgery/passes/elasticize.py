@@ -1,12 +1,12 @@
-"""Make a supernet of a program: widths, depths and kernel sizes that can be switched (SparseNAS).
+"""Turn a program into a supernet with switchable widths, depths and kernel sizes (SparseNAS).
 
-    consumer(x)  ->  consumer(mask(x))     a unit that is masked at every consumer is a unit that is not there
+    consumer(x)  ->  consumer(mask(x))     a unit masked at every consumer acts as removed
     x + f(x)     ->  x + switch(f(x))      f(x) or 0
     conv(x)      ->  conv(x, T)            the kernel, or its center times a learned matrix, 1 at the start
 
-What can be elastic is a question of `analysis`; nothing is reordered, a mask goes by the importance of
-its units. All begin at their largest, so the outputs stay as they are, and the weights are the user's.
-`fxsurgery.nn.elastic` switches a trainable copy; `extract-subnet` makes a plain network of a configuration.
+`analysis` finds what can be elastic. Nothing is reordered: a mask follows the importance of its units. All sizes start
+at their largest, so the outputs do not change, and the weights are the user's.
+`fxsurgery.nn.elastic` switches a trainable copy; `extract-subnet` makes a plain network from a configuration.
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,14 +48,14 @@ class Elasticize(Rewrite):
     trains: ClassVar[Trains] = Trains.ALIKE
     follows_structure: ClassVar[bool] = True
     widths: tuple[float, ...] = (0.5, 0.75, 1.0)
-    """The share of its units that a channel group may keep; the whole is always one of them."""
+    """Fractions of its units that a channel group may keep; 1 is always among them."""
     align: Annotated[int, Range(below=2**31)] = 1
-    """Widths are multiples of this where layers allow it."""
+    """Widths are multiples of this if the layers allow it."""
     inner_only: bool = False
-    """Leave the widths of residual streams alone."""
+    """Whether the widths of residual streams stay fixed."""
     depth: bool = True
     shallowest: Annotated[int, Range(below=2**31)] = 1
-    """The least number of blocks that a stage keeps; at 0 a block that stands alone can go as well."""
+    """Minimum number of blocks that a stage keeps; with 0, a single block can be removed too."""
     kernel: bool = True
 
     @classmethod
@@ -67,15 +67,14 @@ class Elasticize(Rewrite):
     def _choices(
         self, program: Program
     ) -> tuple[tuple[WidthChoice, ...], tuple[ResolutionStage, ...], tuple[KernelChoice, ...]]:
-        """What becomes elastic.
+        """Return the dimensions that become elastic.
 
         Raises:
-            SpecError: an option has no meaning.
+            SpecError: an option is out of its range.
         """
         if wrong := [share for share in self.widths if not 0 < share <= 1]:
             raise SpecError(
-                f"widths={self.widths}: {wrong[0]} is no share of the whole, above 0 and at most 1; give shares such "
-                "as 0.5"
+                f"widths={self.widths}: {wrong[0]} is not a fraction above 0 and at most 1; give fractions such as 0.5"
             )
         if self.align < 1 or self.shallowest < 0:
             raise SpecError(
@@ -105,22 +104,22 @@ class Elasticize(Rewrite):
         return Effect.EXACT
 
     def _refuse_the_rest(self, edit: Editor, widths: Sequence[WidthChoice]) -> None:
-        """Say which widths and kernels stay, of those that were to become elastic."""
+        """Refuse the widths and kernels that cannot become elastic, with reasons."""
         if any(share < 1 for share in self.widths):
             exact, elastic = set(elastic_groups(edit.program)), {choice.group for choice in widths}
             streams = residual_streams(edit.program) if self.inner_only else frozenset()
             for group in structure(edit.program).groups:
                 if group not in exact:
-                    edit.refuse(group.name, "no mask can stand for its units: a norm runs over them, or no layer mixes")
+                    edit.refuse(group.name, "no mask can represent its units: a norm runs over them, or no layer mixes")
                 elif group not in elastic and streams.isdisjoint(group.units.tolist()):
-                    edit.refuse(group.name, f"its {len(group.units)} units take one width alone")
+                    edit.refuse(group.name, f"its {len(group.units)} units allow a single width only")
         if self.kernel:
             for node, reason in kernel_choices(edit.program)[1].items():
-                edit.refuse(node, f"its kernel stays: {reason}")
+                edit.refuse(node, f"its kernel stays fixed: {reason}")
 
 
 def _insert_masks(edit: Editor, choices: Sequence[WidthChoice]) -> None:
-    """A mask in front of every consumer that reads an elastic unit."""
+    """Insert a mask before every consumer that reads an elastic unit."""
     number, owner = (np.full(structure(edit.program).size, -1) for _ in range(2))
     for position, choice in enumerate(choices):
         number[choice.order], owner[choice.order] = np.arange(len(choice.order)), position
@@ -139,7 +138,7 @@ def _insert_masks(edit: Editor, choices: Sequence[WidthChoice]) -> None:
 
 
 def _places(ids: Ids, choices: Sequence[WidthChoice]) -> Ids:
-    """The number of each channel's unit among those of the elastic groups at this site, as `UnitMask` has it."""
+    """Return the rank of each channel's unit among the elastic units at this site, as `UnitMask` takes it."""
     places, start = np.full(len(ids), -1, np.int64), 0
     for choice in choices:
         rank = {int(unit): start + n for n, unit in enumerate(choice.order)}

@@ -1,12 +1,12 @@
-"""Make a plain network of one configuration of a supernet (SparseNAS).
+"""Extract one configuration of a supernet as a plain network (SparseNAS).
 
-    units that a mask silences         are removed, with every slice that lives and dies with them
-    x + 0                              x; the branch leaves with its layers
+    units that a mask silences         are removed, with all tensor slices that belong to them
+    x + 0                              x; the branch is removed with its layers
     conv(x, T)                         the conv whose kernel is W T
 
-The result has no module of ours, and equals the supernet that runs in that configuration; this is proven on the
-example inputs. The same training steps keep them equal, but for a kernel whose matrix is no longer orthonormal:
-there the supernet's steps go to W, the result's to W T.
+The result contains no elastic modules, and equals the supernet in that configuration; this is proven on the example
+inputs. The same training steps keep them equal, except for a kernel whose matrix is no longer orthonormal: the
+supernet updates W, the result W T.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ from fxsurgery.nn.elastic import (
     activate,
     center,
     elastic_space,
-    is_whole,
+    is_largest,
 )
 from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
@@ -47,7 +47,7 @@ from fxsurgery.surgery import Effect, Rewrite, Trains
 @checked_construction
 @dataclass(frozen=True)
 class ExtractSubnet(Rewrite):
-    """The fields are those of `Subnet`; what they do not name is at its largest."""
+    """Extract a configuration, given by the fields of `Subnet`; dimensions that are not named are at their largest."""
 
     name: ClassVar[str] = "extract-subnet"
     follows_structure: ClassVar[bool] = True
@@ -59,9 +59,9 @@ class ExtractSubnet(Rewrite):
     @classmethod
     @override
     def candidates(cls, program: Program) -> Iterator[Self]:
-        """One drawn at random, the smallest, the largest."""
+        """Yield a random configuration, the smallest and the largest."""
         space = elastic_space(program)
-        if space.size == 1 or not is_whole(program.graph_module):
+        if space.size == 1 or not is_largest(program.graph_module):
             return
         random = space.sample(torch.Generator().manual_seed(0))
         for subnet in dict.fromkeys((random, space.smallest, space.largest)):
@@ -69,16 +69,16 @@ class ExtractSubnet(Rewrite):
 
     @classmethod
     def of(cls, subnet: Subnet) -> Self:
-        """The pass that extracts `subnet`."""
+        """Return the pass that extracts `subnet`."""
         return cls(subnet.widths, subnet.depths, subnet.kernels)
 
     @override
     def rewrite(self, edit: Editor) -> Effect:
         program, space = edit.program, elastic_space(edit.program)
         if space.size == 1:
-            edit.refuse("output", "the program is no supernet: elasticize makes one of it")
+            edit.refuse("output", "the program is not a supernet; apply elasticize first")
             return Effect.EXACT
-        if not is_whole(program.graph_module):
+        if not is_largest(program.graph_module):
             edit.refuse("output", "the supernet does not run at its largest: activate(model, Subnet()) first")
             return Effect.EXACT
         subnet = space.complete(Subnet(self.widths, self.depths, self.kernels))
@@ -86,7 +86,9 @@ class ExtractSubnet(Rewrite):
         activate(model, subnet)
         sliced = program.with_weights(model)
         if stuck := _stuck(program, sliced):
-            edit.refuse(stuck, "what is off here cannot be removed any more: another pass has changed the supernet")
+            edit.refuse(
+                stuck, "the units that are off here can no longer be removed: another pass has changed the supernet"
+            )
             return Effect.EXACT
         _remove_units(edit, sliced)
         gone = _remove_blocks(edit, sliced)
@@ -102,7 +104,7 @@ class ExtractSubnet(Rewrite):
 
 
 def _stuck(program: Program, sliced: Program) -> str | None:
-    """A node that silences what the structure of `program` does not let go; `None` where all can."""
+    """Return a node that masks units that the structure does not allow to remove; `None` if there is none."""
     for node, ids in _silenced(program, sliced):
         if not ids.all():
             return node
@@ -111,7 +113,7 @@ def _stuck(program: Program, sliced: Program) -> str | None:
 
 
 def _silenced(program: Program, sliced: Program) -> Iterator[tuple[str, Ids]]:
-    """The units that each mask of `sliced` silences, 0 for what cannot be removed, with the mask's node."""
+    """Yield each mask node of `sliced` with the units that it masks, 0 for those that cannot be removed."""
     facts = structure(program)
     for node, mask in sliced.calls(UnitMask):
         entering, off = facts.values[node.name], (mask.place >= mask.limit).cpu().numpy()
@@ -120,7 +122,7 @@ def _silenced(program: Program, sliced: Program) -> Iterator[tuple[str, Ids]]:
 
 
 def _remove_units(edit: Editor, sliced: Program) -> None:
-    """Remove what a mask of `sliced` silences."""
+    """Remove the units that the masks of `sliced` mask."""
     removed = [ids for _, ids in _silenced(edit.program, sliced)]
     if any(len(ids) for ids in removed):
         facts = structure(edit.program)
@@ -128,7 +130,7 @@ def _remove_units(edit: Editor, sliced: Program) -> None:
 
 
 def _remove_blocks(edit: Editor, sliced: Program) -> set[fx.Node]:
-    """Let the shortcut stand for the sum of each block that `sliced` has off; the nodes that are gone."""
+    """Replace the sum of each block that is off in `sliced` by its shortcut; return the removed nodes."""
     program = edit.program
     off = {node.name for node, switch in sliced.calls(BlockSwitch) if not switch.is_on}
     blocks = [block for block in identity_blocks(program) if block.branch.name in off]
@@ -144,14 +146,14 @@ def _remove_blocks(edit: Editor, sliced: Program) -> set[fx.Node]:
 
 
 def _erase(edit: Editor, node: fx.Node) -> None:
-    """Drop `node` and what still reads it: numbers that `resize` has worked out for what is gone as well."""
+    """Erase `node` and its remaining readers: size numbers that `resize` computed for removed nodes."""
     for reader in list(edit.twin(node).users):
         _erase(edit, reader)
     edit.erase(node)
 
 
 def _settle_kernels(edit: Editor, sliced: Program, gone: set[fx.Node]) -> None:
-    """A plain conv for every elastic one that stays, in the size that `sliced` has it in."""
+    """Replace every remaining elastic conv by a plain one of the size in `sliced`."""
     for node, _ in edit.program.calls(ElasticConv):
         if node in gone:
             continue
@@ -167,7 +169,7 @@ def _settle_kernels(edit: Editor, sliced: Program, gone: set[fx.Node]) -> None:
 
 
 def _plain(edit: Editor, path: str, conv: ElasticConv, sliced: Program) -> _ConvNd:
-    """The conv at `path`; what an optimizer knows of a smaller kernel is what it knows of the center."""
+    """Return the conv at `path`; the optimizer state of a smaller kernel is that of the center."""
     matrices = next(m for _, m in sliced.calls(KernelMatrices) if m.conv == path)
     if matrices.size != matrices.sizes[0]:
         name = f"{path}.weight"
@@ -180,7 +182,7 @@ def _plain(edit: Editor, path: str, conv: ElasticConv, sliced: Program) -> _Conv
 
 
 def _forget_origins(edit: Editor, gone: set[fx.Node]) -> None:
-    """Parameters that left with their blocks come from nowhere."""
+    """Drop the origins of parameters that were removed with their blocks."""
     left = {str(n.target) for n in edit.program.nodes if n not in gone and n.op in {"call_module", "get_attr"}}
     for name in [name for name in edit.origins if not any(f"{name}.".startswith(f"{path}.") for path in left)]:
         del edit.origins[name]

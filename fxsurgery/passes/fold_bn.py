@@ -3,8 +3,8 @@
     y = gamma * (conv(x) - mean) / sqrt(var + eps) + beta
 
 is one convolution, with weight[o, :] scaled by gamma[o] / sqrt(var[o] + eps) and bias
-beta + (bias - mean) * gamma / sqrt(var + eps). True of inference only, and only where the norm runs over the
-outputs of the convolution, and nothing else reads these or its tensors, or calls either module.
+beta + (bias - mean) * gamma / sqrt(var + eps). This holds for inference only, and only if the norm runs over the
+outputs of the convolution and nothing else reads them or its tensors, or calls either module.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ _PLAIN = {*_FOLDABLE, *ELASTIC_CONVS.values(), *BATCH_NORMS}
 @checked_construction
 @dataclass(frozen=True)
 class FoldBn(Rewrite):
-    """Fold every `BatchNorm(conv(x))` and `BatchNorm1d(linear(x))` that can be."""
+    """Fold every `BatchNorm(conv(x))` and `BatchNorm1d(linear(x))` for which this is exact."""
 
     name: ClassVar[str] = "fold-bn"
     trains: ClassVar[Trains] = Trains.NO
@@ -60,7 +60,7 @@ class FoldBn(Rewrite):
 
 
 def _pairs(program: Program) -> Iterator[tuple[fx.Node, fx.Node, _BatchNorm, Refusal | None]]:
-    """Each layer that a norm reads, with that norm, and why they cannot be one; `None` where they can."""
+    """Yield each layer that a norm reads, with the norm and a refusal; `None` if they can be folded."""
     for node, norm in program.calls(*BATCH_NORMS):
         if (before := _producer(program, node)) is not None:
             refusal = _shared(program, before, node) or _unfoldable(program, before, norm)
@@ -74,7 +74,7 @@ def _producer(program: Program, norm: fx.Node) -> fx.Node | None:
 
 
 def _fused(layer: nn.Module, norm: _BatchNorm) -> nn.Module:
-    """Not by `torch.nn.utils.fusion`, which knows neither grouped transposed convolutions nor norms without a scale."""
+    """Return the folded layer (`torch.nn.utils.fusion` lacks grouped transposed convolutions, norms without scale)."""
     affine, own = norm._parameters, layer._parameters  # noqa: SLF001 -- None where there is none, as no public way has it
     weight, bias = layer.get_parameter("weight"), own["bias"]
     mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
@@ -93,7 +93,7 @@ def _fused(layer: nn.Module, norm: _BatchNorm) -> nn.Module:
 
 
 def _shared(program: Program, before: fx.Node, node: fx.Node) -> Refusal | None:
-    """What else there is that would see the layer or the norm change."""
+    """Return a refusal if something else would see the layer or the norm change."""
     if refusal := called_again(program, str(before.target)) or called_again(program, str(node.target)):
         return refusal
     if len(before.users) > 1:
@@ -107,9 +107,7 @@ def _unfoldable(program: Program, before: fx.Node, norm: _BatchNorm) -> Refusal 
         return Refusal(before.name, f"the weight of {before.target} is computed from other tensors")
     for module in (layer, norm):
         if type(module) not in _PLAIN:
-            return Refusal(
-                before.name, f"a {type(module).__name__} may compute something else than what it is a kind of"
-            )
+            return Refusal(before.name, f"a {type(module).__name__} may override the computation of its base class")
     if not norm.track_running_stats:
         return Refusal(before.name, "the batch norm has no running statistics")
     if not _runs_over_outputs(program, before, layer, norm):
@@ -118,7 +116,7 @@ def _unfoldable(program: Program, before: fx.Node, norm: _BatchNorm) -> Refusal 
 
 
 def _runs_over_outputs(program: Program, before: fx.Node, layer: nn.Module, norm: _BatchNorm) -> bool:
-    """A norm takes dim 1: of tokens, that is not where a linear layer has its outputs; without a batch, dim 0 is."""
+    """Return True if the norm, which takes dim 1 (dim 0 without a batch), runs over the outputs of the layer."""
     if isinstance(norm, BATCH_NORMS[1:]):  # it takes values of one number of dims alone
         return True
     shape = shape_of(program, before)

@@ -2,14 +2,14 @@
 
     consumer(x)  ->  consumer(x * g[index])        g = gate_vector()
 
-One gate a unit, however many layers produce or consume it. The gates are off (1) when inserted, so the
-outputs stay as they are.
+One gate per unit, however many layers produce or consume it. The gates are off (1) when inserted, so the
+outputs do not change.
 
     x + f(x)  ->  x + f(x) * g[index]              residual="independent"
 
-What flows in a residual stream then has no gate of its own; each branch has gates where the sum reads it, after
-its norm and activation, so that gate 0 is what `narrow-branch` makes of it. The shortcut, where it is the stream
-itself, has none: its channels live on. (The published DNAL code discards those that a branch has closed.)
+Then the residual stream has no gates of its own; each branch has gates where the sum reads it, after its norm and
+activation, so that gate 0 has the effect of `narrow-branch`. The shortcut has none if it is the stream itself: its
+channels stay. (The published DNAL code discards those that a branch has closed.)
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ from fxsurgery.surgery import Effect, Rewrite, Trains
 @checked_construction
 @dataclass(frozen=True)
 class InsertGates(Rewrite):
-    """One gate for each unit that can be removed exactly."""
+    """Insert one gate for each unit that can be removed exactly."""
 
     name: ClassVar[str] = "insert-gates"
     trains: ClassVar[Trains] = Trains.ALIKE

@@ -1,4 +1,4 @@
-"""Factorize a linear or convolutional layer into two plain ones, r channels between them.
+"""Factorize a linear or convolutional layer into two plain ones with r channels between them.
 
 The weight W (o, c, *k) is read as a matrix, truncated where the Frobenius norm loses least, and split evenly:
 
@@ -10,13 +10,13 @@ The weight W (o, c, *k) is read as a matrix, truncated where the Frobenius norm 
 | input   | (o, k)   | c        | 1, c -> r       | k, r -> o       | min(o K, c)       |
 | spatial | (o, k_x) | (c, k_y) | k_y x 1, c -> r | 1 x k_x, r -> o | min(o k_x, c k_y) |
 
-A linear layer has no k, so that output and input are the same there. Stride, padding and dilation go, dim by dim,
-with the kernel; the bias goes to the second layer. The first has none, so that zero padding between the two is what
-zero padding before them was, and other padding modes only copy entries. S^(1/2) on either side gives both factors the
-same scale, so gradients of the same size; a direction with s = 0 keeps a gradient by a first factor of usual length.
+A linear layer has no k, so that output and input coincide. Stride, padding and dilation follow the kernel, dim by dim;
+the bias goes to the second layer. The first has none, so that zero padding between the two equals zero padding before
+them, and other padding modes only copy entries. S^(1/2) on either side gives both factors the same scale, and so
+gradients of the same size; a direction with s = 0 keeps a gradient through a first factor of usual length.
 
-EXACT where the rank loses no more than the rounding of the weight, LOSSY below. `energy` and `params` refuse where no
-parameter would be saved; `rank` does as it is told. Sources: Zhang et al. 2016 (output), Jaderberg et al. 2014
+EXACT if the rank loses no more than the rounding of the weight, LOSSY below. `energy` and `params` refuse if no
+parameter would be saved; `rank` does not check that. Sources: Zhang et al. 2016 (output), Jaderberg et al. 2014
 (spatial), without their refitting to data.
 """
 
@@ -49,25 +49,25 @@ Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 @checked_construction
 @dataclass(frozen=True)
 class LowRank(Rewrite):
-    """Two layers in place of one; exactly one of `rank`, `energy` and `params` says how wide they meet."""
+    """Replace a layer by two of lower rank; exactly one of `rank`, `energy` and `params` sets the rank."""
 
     name: ClassVar[str] = "low-rank"
     layer: str
     """Path of the module; each of its calls becomes two."""
     rank: int | None = None
-    """r itself."""
+    """The rank r."""
     energy: float | None = None
-    """The smallest r that keeps this share of the squared singular values; above 0, at most 1."""
+    """Take the smallest r that keeps this fraction of the squared singular values; above 0, at most 1."""
     params: float | None = None
-    """The largest r whose layers have at most this share of the layer's parameters, bias included; between 0 and 1."""
+    """Take the largest r with at most this fraction of the layer's parameters, including bias; between 0 and 1."""
     scheme: Literal["auto", "output", "input", "spatial"] = "auto"
-    """`auto`: for `rank` and `energy` the scheme with the fewest parameters, for `params` the one that keeps most
-    energy; the first of them in a tie."""
+    """Scheme of the factorization; `auto`: for `rank` and `energy` the one with the fewest parameters, for `params` the
+    one that keeps most energy; the first of them in a tie."""
 
     @classmethod
     @override
     def candidates(cls, program: Program) -> Iterator[Self]:
-        """Each layer at half of its parameters."""
+        """Yield each layer at half of its parameters."""
         for path in dict.fromkeys(str(node.target) for node, _ in program.calls(*MIXING)):
             move = cls(path, params=0.5)
             if obstacle(program, path) is None and move._splits(program):
@@ -102,9 +102,11 @@ class LowRank(Rewrite):
                 "such as energy=0.9"
             )
         if self.energy is not None and not 0 < self.energy <= 1:
-            raise SpecError(f"energy={self.energy!r} is a share: above 0, at most 1; pass one such as 0.9")
+            raise SpecError(
+                f"energy={self.energy!r} is a fraction and must be above 0, at most 1; pass one such as 0.9"
+            )
         if self.params is not None and not 0 < self.params < 1:
-            raise SpecError(f"params={self.params!r} is a share: above 0, below 1; pass one such as 0.5")
+            raise SpecError(f"params={self.params!r} is a fraction and must be above 0, below 1; pass one such as 0.5")
 
     def _wish(self) -> str:
         return f"energy={self.energy}" if self.params is None else f"params={self.params}"
@@ -113,7 +115,7 @@ class LowRank(Rewrite):
         module = program.graph_module.get_submodule(self.layer)
         if self.scheme == "spatial" and not isinstance(module, nn.Conv2d):
             return Refusal(
-                self.layer, f"the spatial scheme splits height from width: a {type(module).__name__} has not both"
+                self.layer, f"the spatial scheme splits height from width: a {type(module).__name__} does not have both"
             )
         return None
 
@@ -122,10 +124,10 @@ class LowRank(Rewrite):
         return -round(matrix.svd.kept(rank), 12) if self.params is not None else rank * sum(matrix.shape)
 
     def _splits(self, program: Program) -> list[tuple["_Matrix", int]]:
-        """The ways of splitting the layer that the fields leave open, each with the rank that they ask for.
+        """Return the possible splits of the layer, each with its rank.
 
         Raises:
-            SpecError: the layer has no such rank.
+            SpecError: the layer does not have that rank.
         """
         layer: Layer = program.graph_module.get_submodule(self.layer)  # type: ignore[assignment]
         matrices = [_Matrix(layer, scheme) for scheme in (_schemes(layer) if self.scheme == "auto" else (self.scheme,))]
@@ -136,7 +138,7 @@ class LowRank(Rewrite):
         return [(m, rank) for m in matrices if (rank := self._rank(m))]
 
     def _rank(self, matrix: "_Matrix") -> int:
-        """The rank that the fields ask for; 0 if there is none."""
+        """Return the rank that the fields ask for; 0 if there is none."""
         rows, columns = matrix.shape
         if self.rank is not None:
             return self.rank if self.rank <= min(rows, columns) else 0
@@ -148,7 +150,7 @@ class LowRank(Rewrite):
 
 
 def _schemes(layer: Layer) -> tuple[Scheme, ...]:
-    """Those that differ for this layer."""
+    """Return the schemes that differ for this layer."""
     kernel = tuple(layer.weight.shape[2:])
     if all(k == 1 for k in kernel):
         return SCHEMES[:1]
@@ -157,25 +159,25 @@ def _schemes(layer: Layer) -> tuple[Scheme, ...]:
 
 @dataclass(frozen=True, eq=False)
 class _Matrix:
-    """The weight of a layer as one scheme reads it."""
+    """The weight of a layer as a matrix in one scheme."""
 
     layer: Layer
     scheme: Scheme
 
     @property
     def kernel(self) -> tuple[int, ...]:
-        """(*k); of a linear layer ()."""
+        """Kernel sizes (*k); () for a linear layer."""
         return tuple(self.layer.weight.shape[2:])
 
     @property
     def later(self) -> tuple[int, ...]:
-        """The dims of the kernel that the second layer takes over."""
+        """The dims of the kernel that belong to the second layer."""
         dims = range(len(self.kernel))
         return {"output": (), "input": tuple(dims), "spatial": tuple(dims[1:])}[self.scheme]
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows, for the second layer, and columns, for the first."""
+        """Sizes of rows, for the second layer, and columns, for the first."""
         rows = self.layer.weight.shape[0] * math.prod(self.kernel[d] for d in self.later)
         return rows, self.layer.weight.numel() // rows
 
@@ -185,12 +187,12 @@ class _Matrix:
 
     @property
     def _order(self) -> tuple[int, ...]:
-        """The weight's dims: outputs and what is later, then inputs and what is not."""
+        """Order of the weight's dims: outputs and kernel dims of the second layer, then the others."""
         dims = range(len(self.kernel))
         return (0, *(d + 2 for d in self.later), 1, *(d + 2 for d in dims if d not in self.later))
 
     def layers(self, rank: int) -> tuple[Layer, Layer]:
-        """The two layers, first and second."""
+        """Return the two layers, first and second."""
         found, weight = self.svd, self.layer.weight
         values = found.values[:rank]
         known = values > rounding(weight) * values[0]
@@ -206,7 +208,7 @@ class _Matrix:
         )
 
     def _layer(self, weight: Tensor, *, is_first: bool) -> Layer:
-        """A layer of the kind of the old one; its own share of stride, padding and dilation."""
+        """Return a layer of the same kind with its part of stride, padding and dilation."""
         old = self.layer
         outputs, inputs = weight.shape[:2]
         new: Layer

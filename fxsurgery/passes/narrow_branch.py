@@ -2,10 +2,10 @@
 
     y = x + f(x)    ->    y = x + scatter(f'(x))        scatter puts zeros where channels are missing
 
-f' has lost the rows of its last layer, and all that is private to them: norms, scales, slopes. The stream keeps
-every channel, with what the shortcut and the other branches give. So the result equals, exactly, the program whose
-gates at the input of the sum (`insert-gates(residual='independent')`) are 0 there: whatever the branch's last
-function makes of a zero, since the gate stands behind it. This is proven on the example inputs.
+f' lacks these rows of its last layer, and everything private to them: norms, scales, slopes. The stream keeps every
+channel, with the values of the shortcut and the other branches. So the result equals exactly the program whose gates
+at the input of the sum (`insert-gates(residual='independent')`) are 0 for these channels, whatever the last function
+of the branch gives for a zero, since the gate comes after it. This is proven on the example inputs.
 """
 
 from collections.abc import Iterator
@@ -32,17 +32,17 @@ from fxsurgery.surgery import Effect, Rewrite
 @checked_construction
 @dataclass(frozen=True)
 class NarrowBranch(Rewrite):
-    """Remove channels of branches, which are named by the node that gives them."""
+    """Remove channels of branches, named by the node that gives them."""
 
     name: ClassVar[str] = "narrow-branch"
     follows_structure: ClassVar[bool] = True
     drop: tuple[tuple[str, tuple[int, ...]], ...]
-    """For each branch, by name, the channels to remove, as it has them now."""
+    """For each branch, by name, the current indices of the channels to remove."""
 
     @classmethod
     @override
     def candidates(cls, program: Program) -> Iterator[Self]:
-        """The last quarter of each branch, one branch at a time."""
+        """Yield the removal of the last quarter of each branch, one branch at a time."""
         for branch in branches(program).found:
             units = branch.units
             if cut := len(units) // 4:
@@ -61,7 +61,7 @@ class NarrowBranch(Rewrite):
         return Effect.LOSSY
 
     def _chosen(self, edit: Editor) -> list[tuple[Branch, list[int]]]:
-        """The branches with the channels that each loses; what cannot be is refused."""
+        """Return the branches with the channels that each loses; refuse those that cannot lose them."""
         known, chosen = branches(edit.program), list[tuple[Branch, list[int]]]()
         for name, positions in self.drop:
             branch = known.branch(name)
@@ -91,16 +91,18 @@ def _checked(branch: Branch, positions: tuple[int, ...]) -> list[int]:
 def _obstacle(branch: Branch, lost: list[int]) -> Refusal | None:
     units = branch.ids[lost]
     if (units == 0).any():
-        return Refusal(branch.operand.name, f"channel {lost[int(np.argmin(units))]} is not this branch's alone")
+        return Refusal(
+            branch.operand.name, f"channel {lost[int(np.argmin(units))]} does not belong to this branch alone"
+        )
     if apart := sorted(set(branch.channels(units)) - set(lost)):
-        return Refusal(branch.operand.name, f"channel {apart[0]} goes with those that are named")
+        return Refusal(branch.operand.name, f"channel {apart[0]} must be removed together with those that are named")
     if len(lost) == len(branch.ids):
-        return Refusal(branch.operand.name, "no channel would be left: remove the block instead")
+        return Refusal(branch.operand.name, "no channel would be left; remove the block instead")
     return None
 
 
 def _closed(program: Program, chosen: list[tuple[Branch, list[int]]]) -> Program:
-    """The program with gates at the input of the sums: 0 for what is to go."""
+    """Return the program with gates at the input of the sums: 0 for the channels to remove."""
     edit = Editor(program)
     for position, (branch, lost) in enumerate(chosen):
         at, width = branch.operand, len(branch.ids)

@@ -1,14 +1,13 @@
-"""Remove channels, with every slice of every tensor that lives and dies with them.
+"""Remove channels, with all tensor slices that belong to them.
 
-A unit is gone from all of its members at once (structure analysis). What it would still have contributed
-decides what the result equals:
+A unit is removed from all of its tensors at once (structure analysis). The result depends on what the unit still
+contributes to its consumers:
 
-* `leaves="nothing"`: the unit is silent, and 0 is what it leaves to each consumer. The result equals the
-  silenced program, whose norms run over the survivors; this is proven on the example inputs.
+* `leaves="nothing"`: it contributes 0 to each consumer. The result equals the program with these units masked, whose
+  norms run over the remaining ones; this is proven on the example inputs.
 * `leaves="constant"`: its producers and norms are scaled to 0 and their offsets stay, so it leaves a
-  constant c, which every consumer's bias takes over: `b[o] += sum_k W[o, c, k] * c`. Equal to the silenced
-  program wherever the consumer sees no zero padding; where it does, that is said in a refusal, and only
-  shapes are promised.
+  constant c, which is folded into the bias of every consumer: `b[o] += sum_k W[o, c, k] * c`. Equal to the masked
+  program if no consumer sees zero padding; otherwise a refusal says so, and only shapes are promised.
 """
 
 from collections.abc import Callable, Iterator
@@ -41,7 +40,7 @@ from fxsurgery.surgery import Effect, Rewrite
 @checked_construction
 @dataclass(frozen=True)
 class PruneChannels(Rewrite):
-    """Remove units, named by channel group and position in it."""
+    """Remove units, given by channel group and position in it."""
 
     name: ClassVar[str] = "prune-channels"
     follows_structure: ClassVar[bool] = True
@@ -49,16 +48,16 @@ class PruneChannels(Rewrite):
     """For each channel group, by name, the positions of the units to remove."""
     leaves: Literal["nothing", "constant"] = "nothing"
     attention: Attention = "heads"
-    """What attention loses: whole heads, or channels, the same of every head."""
+    """The units of attention layers: whole `heads`, or the same channels of every head (`head_dim`)."""
 
     @classmethod
     @override
     def candidates(cls, program: Program, step: Callable[[int], int] | None = None) -> Iterator[Self]:
-        """The quarter of each channel group that matters least, by |gamma| (ECToNAS); one group at a time.
+        """Yield the removal of the least important quarter of each channel group, by |gamma| (ECToNAS).
 
         Args:
-            program: to be changed.
-            step: how many go of a width, instead of a quarter; one stays in any case.
+            program: the program to change.
+            step: returns the number of units to remove from a width, instead of a quarter; at least one unit stays.
         """
         for group in structure(program).groups:
             size = len(group.units)
@@ -68,10 +67,10 @@ class PruneChannels(Rewrite):
                     yield move
 
     def keep(self, program: Program) -> Mask:
-        """For each id of `facts(program)`, whether it stays.
+        """Return the mask of the ids of `facts(program)` that stay.
 
         Raises:
-            SpecError: no group has that name, or the group no such position.
+            SpecError: a group or a position in it does not exist.
         """
         facts = self.facts(program)
         removed = list[int]()
@@ -83,10 +82,10 @@ class PruneChannels(Rewrite):
         return facts.mask(np.asarray(removed, np.int64))
 
     def facts(self, program: Program) -> Structure:
-        """The structure that the groups are those of.
+        """Return the structure whose groups are named.
 
         Raises:
-            SpecError: an option has no meaning.
+            SpecError: two options exclude each other.
         """
         if (self.leaves, self.attention) == ("constant", "head_dim"):
             raise SpecError(f"leaves={self.leaves!r}: it must be 'nothing', or, with attention='heads', 'constant'")
@@ -107,24 +106,24 @@ class PruneChannels(Rewrite):
 
 
 def _fold(edit: Editor, keep: Mask) -> Reference | None:
-    """Move constants into biases; what the result equals, unless padding or a norm over channels is in the way."""
+    """Fold constants into biases; return the reference of the result, `None` if padding or a norm prevents equality."""
     reference = scale_silenced(edit.program, keep)
     exact = not set(np.flatnonzero(~keep).tolist()) & structure(edit.program).inexact
     if not exact:
-        edit.refuse("output", "a norm, mean or softmax runs over removed channels: nothing silenced equals the result")
+        edit.refuse("output", "a norm, mean or softmax runs over removed channels: no masked program equals the result")
     removed = np.flatnonzero(~keep)
     if not np.isin(removed, gate_plan(edit.program).units).all():
-        edit.refuse("output", "what removed channels leave is read by something else than a layer with a bias")
+        edit.refuse("output", "the contribution of removed channels is read by something other than a layer with a bias")
         exact = False
     for left in leftovers(edit.program, reference, keep):
         if left.is_zero:
             continue
         if (module := _foldable(edit, left)) is None:
-            edit.refuse(left.site.node, "what removed channels leave cannot be folded into this consumer")
+            edit.refuse(left.site.node, "the contribution of removed channels cannot be folded into this consumer")
             exact = False
             continue
         if left.obstacle:
-            edit.refuse(left.site.node, f"what removed channels leave {left.obstacle}")
+            edit.refuse(left.site.node, f"the contribution of removed channels {left.obstacle}")
             exact = False
         path = str(left.site.node.target)
         kept = torch.from_numpy(np.flatnonzero(_kept_outputs(edit.program, path, module, keep)))
@@ -148,7 +147,7 @@ def _kept_outputs(program: Program, path: str, module: _ConvNd | nn.Linear, keep
 
 
 def _bias_for(module: _ConvNd | nn.Linear, constants: Tensor) -> Tensor:
-    """`sum_{c,k} W[o, c, k] * constants[c]`, (out channels,): the layer's answer to constant input."""
+    """`sum_{c,k} W[o, c, k] * constants[c]`, (out channels,): the output of the layer for constant input."""
     weight = module.weight.detach().flatten(2).sum(2) if module.weight.dim() > 2 else module.weight.detach()
     groups = module.groups if isinstance(module, _ConvNd) else 1
     by_group = constants.reshape(groups, 1, -1)

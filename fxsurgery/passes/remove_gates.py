@@ -1,6 +1,6 @@
-"""Take all channel gates out of the graph again.
+"""Remove all channel gates from the graph.
 
-Exact when they are off, or hard with every unit open; otherwise the outputs lose what the gates did.
+Exact if the gates are off, or hard and all open; otherwise the outputs lose the effect of the gates.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from fxsurgery.surgery import Effect, Rewrite, Trains
 @checked_construction
 @dataclass(frozen=True)
 class RemoveGates(Rewrite):
-    """Drop every `GateApply` and the `GateVector` that feeds them."""
+    """Remove every `GateApply` and the `GateVector` that feeds them."""
 
     name: ClassVar[str] = "remove-gates"
     trains: ClassVar[Trains] = Trains.ALIKE

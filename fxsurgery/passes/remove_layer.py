@@ -1,20 +1,20 @@
-"""Take a layer out: a dense layer, a convolution cell, or a residual block whose shortcut is the identity.
+"""Remove a layer: a dense layer, a convolution cell, or a residual block whose shortcut is the identity.
 
 * Dense (ECToNAS, appendix A.1). Two linear layers with nothing but pointwise functions between become one, without
-  those: `W = W2 W1`, `b = W2 b1 + b2` (rows are outputs; the paper's `W1 W2`). Exact if only identities stood between;
-  otherwise it equals the program without the activations, which is proven on the example inputs. A dropout between is
-  an identity in eval mode alone, so it makes the result lossy.
-* Cell: a linear layer or convolution with the pool, norm, activation and dropout after it. Where its output has the
-  shape of its input, its readers read the input. Where it has not, they take the cell's affine map
+  those: `W = W2 W1`, `b = W2 b1 + b2` (rows are outputs; in the paper `W1 W2`). Exact with only identities in between;
+  otherwise it equals the program without the activations, which is proven on the example inputs. A dropout in between
+  is an identity in eval mode only, so it makes the result lossy.
+* Cell: a linear layer or convolution with the pool, norm, activation and dropout after it. If its output has the
+  shape of its input, its readers read the input. If not, they absorb the affine map of the cell
   `A x + a` (`analysis.cells`) into their weights, `W'[o, c] = sum_j W[o, j] A[j, c]`, biases `b' = b + W a`, and dense
-  layers downstream are given weights for the new positions (`analysis.reshaping`). Two kernels do not become one of
-  size k1 + k2 - 1, which would cost more than what was removed: A sums over the taps. Lossy, but for a bare point
-  convolution (1 x 1) that dense layers read. A pool goes with its cell, and so does the size that it gave.
-* Block: `x + f(x)` becomes x, and all that served f goes. Exact if f gives 0, as a block whose last norm starts at
-  weight 0 and bias 0 does; otherwise lossy.
+  layers downstream get weights for the new positions (`rewriting.downstream`). Two kernels do not become one of size
+  k1 + k2 - 1, which would cost more than the removed cell: A sums over the taps. Lossy, except for a bare point
+  convolution (1 x 1) that dense layers read. A pool is removed with its cell, and so is its change of size.
+* Block: `x + f(x)` becomes x, and f is removed. Exact if f gives 0, as in a block whose last norm starts at weight 0
+  and bias 0; otherwise lossy.
 
-A module that other nodes call stays for them. No layer is removed whose output the program gives out, nor one
-without which an input or every parameter would be out of use, or a value would be subtracted from itself.
+A module that other nodes call is kept for them. A layer is not removed if the program returns its output, or if an
+input or every parameter would become unused, or a value would be subtracted from itself.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -62,28 +62,28 @@ from fxsurgery.rewriting.redirection import redirect
 from fxsurgery.surgery import Effect, Rewrite, Trains
 
 Plan = Callable[[Editor], Effect]
-"""The edits of a removal that can be made."""
+"""Makes the edits of a removal."""
 
 
 @checked_construction
 @dataclass(frozen=True)
 class RemoveLayer(Rewrite):
-    """Remove the layer, or the residual block, at a node."""
+    """Remove the layer or the residual block at a node."""
 
     name: ClassVar[str] = "remove-layer"
     trains: ClassVar[Trains] = Trains.ON
 
     layer: str
-    """The node that calls the linear layer or convolution; of a block, the node of its sum."""
+    """Name of the node that calls the linear layer or convolution, or of the sum of the block."""
 
     @classmethod
     @override
     def candidates(cls, program: Program, among: Collection[str] | None = None) -> Iterator[Self]:
-        """Every layer and block that can go.
+        """Yield the removal of every layer and block for which it is possible.
 
         Args:
-            program: to be changed.
-            among: the nodes to try, since a trial of each takes time; all unless said.
+            program: the program to change.
+            among: the nodes to try, since each trial takes time; all by default.
         """
         for node in program.nodes:
             if (among is not None and node.name not in among) or not _is_place(program, node):
@@ -115,13 +115,13 @@ def _is_place(program: Program, node: fx.Node) -> bool:
 
 
 def _plan(program: Program, node: fx.Node, *, only_try: bool = False) -> Match[Plan]:
-    """What removing the layer at `node` takes, or why it cannot be removed; `only_try`: whether it can, no more."""
+    """Return the edits that remove the layer at `node`, or a refusal; `only_try`: only check whether there are any."""
     if (cell := read_cell(program, node)) is not None:
         if any(user.op == "output" for user in cell.end.users) or not cell.end.users:
-            return Refusal(node.name, "the program gives out what it computes")
+            return Refusal(node.name, "the program returns its output")
         return _cuts(program, cell.end, {node, *cell.tail}, cell.source) or _cell_plan(program, cell, only_try)
     if sum_operands(program, node) is None:
-        return Refusal(node.name, "it calls no linear layer or convolution, and is no sum")
+        return Refusal(node.name, "it is neither a call of a linear layer or convolution nor a sum")
     block = next((b for b in identity_blocks(program) if b.sum is node), None)
     if block is None:
         return Refusal(node.name, "no operand of this sum is computed from the other alone: no identity shortcut")
@@ -129,9 +129,9 @@ def _plan(program: Program, node: fx.Node, *, only_try: bool = False) -> Match[P
 
 
 def _cuts(program: Program, end: fx.Node, gone: set[fx.Node], onto: fx.Node) -> Refusal | None:
-    """Why the program would be none without `gone`, where what reads `end` then reads `onto`."""
+    """Return a refusal if the program is broken without `gone`, once the readers of `end` read `onto`."""
     if reader := cancels(program, end, onto):
-        return Refusal(reader.name, f"%{onto} would meet itself, and nothing of it would be left")
+        return Refusal(reader.name, f"both operands would be %{onto}, which cancels out")
     (output,) = (n for n in program.nodes if n.op == "output")
 
     def needed(without: set[fx.Node]) -> set[fx.Node]:
@@ -160,7 +160,7 @@ def _remove_block(edit: Editor, block: IdentityBlock) -> Effect:
 
 
 def _merge(edit: Editor, cell: Cell, reader: fx.Node) -> Effect:
-    """Two linear layers become one, at the second's place."""
+    """Merge two linear layers into one, at the place of the second."""
     program, path = edit.program, str(reader.target)
     second = program.module(reader)
     weight = second.get_parameter("weight").detach()
@@ -174,7 +174,7 @@ def _merge(edit: Editor, cell: Cell, reader: fx.Node) -> Effect:
 
 
 def _merged_effect(edit: Editor, cell: Cell) -> Effect:
-    """Exact if nothing but identities stood between; else, where norms allow, proven against the linear program."""
+    """Return EXACT if only identities are in between; else prove equality with the linear program, if possible."""
     program = edit.program
     if is_matrix(program, cell):
         return Effect.EXACT
@@ -190,7 +190,7 @@ def _merged_effect(edit: Editor, cell: Cell) -> Effect:
 
 
 def _shift(edit: Editor, node: fx.Node, offset: Tensor) -> None:
-    """Add `offset`, (out,), to what the layer at `node` gives: in its bias, or in the batch norm that reads it."""
+    """Add `offset`, (out,), to the output of the layer at `node`: in its bias, or in the batch norm that reads it."""
     path = str(node.target)
     module = edit.module(path)
     weight, bias = module.get_parameter("weight"), getattr(module, "bias", None)
@@ -221,11 +221,11 @@ def _cell_plan(program: Program, cell: Cell, only_try: bool) -> Match[Plan]:  # 
 
 
 def _follow(program: Program, cell: Cell, only_try: bool) -> Match[Consequences]:  # noqa: FBT001
-    """What it takes that the readers of the cell read its source, which has another shape."""
+    """Return the changes by which the readers of the cell can read its source, which has another shape."""
     before, after = shape_of(program, cell.end), shape_of(program, cell.source)
     dims = cell.layer.weight.dim() if isinstance(cell.layer, _ConvNd) else len(before or ())
     if before is None or after is None or not len(before) == len(after) == dims or dims < 2:
-        return Refusal(cell.node.name, "its input and output are no maps of the same number of dims")
+        return Refusal(cell.node.name, "its input and output are not maps with the same number of dims")
     change = partial(_change, program, cell, before, after)
     if only_try:
         can = can_follow(program, cell.source, change)
@@ -235,7 +235,7 @@ def _follow(program: Program, cell: Cell, only_try: bool) -> Match[Consequences]
 
 
 def _change(program: Program, cell: Cell, before: tuple[int, ...], after: tuple[int, ...], value: Tensor) -> Change:
-    """That the readers of a cell read `value`, its source; or past a global pool, which takes any size, its mean."""
+    """Return the change to reading `value`, the source of a cell; past a global pool, its mean."""
     at, dims = cell.end, len(before)
     reader = next(iter(at.users))
     if len(at.users) == 1 and isinstance(cell.layer, _ConvNd) and is_global_pool(program, reader):
@@ -265,7 +265,7 @@ def _bypass(edit: Editor, cell: Cell, found: Consequences) -> Effect:
 
 
 def _erase(edit: Editor, nodes: list[fx.Node]) -> None:
-    """Drop `nodes`, in execution order, and the attributes that only they read."""
+    """Erase `nodes`, given in execution order, and the attributes that only they read."""
     for node in reversed(nodes):
         edit.erase(node)
         for read in node.all_input_nodes:

@@ -2,17 +2,17 @@
 
     pool(x)  ->  x        and, in the dense layers that see positions,        W' = W A
 
-A is the average pool as a matrix, whatever its windows: w / 4 for each of four positions, more where windows overlap,
-less under padding that counts. (The paper copies w to each of the four, which makes the outputs four times too large.)
+A is the average pool as a matrix, for any windows: w / 4 for each of four positions, more where windows overlap, less
+if padding is counted. (The paper copies w to each of the four, which makes the outputs four times too large.)
 
-* Average pool, and nothing between it and the dense layers but what moves entries, passes them on (dropout in eval
-  mode) or is a 1 x 1 convolution: exact.
-* A batch norm between as well: it is the same affine map in eval mode, so the outputs are equal there, and that is
+* Average pool, with only operations that move entries or pass them on (dropout in eval mode) and 1 x 1 convolutions
+  before the dense layers: exact.
+* A batch norm in between as well: it is the same affine map in eval mode, so the outputs are equal there, and that is
   proven; in train mode its statistics are those of the unpooled map, so the effect is lossy.
-* Anything else between (an activation, a wider convolution, another pool), or a max pool: lossy. Positions are then
-  matched by place, and each old one shares its weight among those that stand for it now (`analysis.positions`).
+* Anything else in between (an activation, a wider convolution, another pool), or a max pool: lossy. Positions are then
+  matched by location, and each old one distributes its weight over the new ones for it (`analysis.spatial_maps`).
 
-Adaptive pools have no windows, and one over a whole map of more than three positions a side is a global one: refused.
+Refused: adaptive pools, which have no windows, and global pools (over a whole map of more than three positions a side).
 """
 
 from collections.abc import Iterator
@@ -42,12 +42,12 @@ from fxsurgery.surgery import Effect, Rewrite
 @checked_construction
 @dataclass(frozen=True)
 class RemovePool(Rewrite):
-    """Let the readers of a pool read what it pools."""
+    """Remove a pool: its readers read its input."""
 
     name: ClassVar[str] = "remove-pool"
 
     node: str
-    """The pool: a call of a module or of a function."""
+    """Name of the node of the pool: a call of a module or of a function."""
 
     @classmethod
     @override
@@ -79,7 +79,7 @@ class RemovePool(Rewrite):
         if found is not None and (read_pool(program, found) is not None or _is_global(program, found)):
             return found
         known = ", ".join(n.name for n in program.nodes if read_pool(program, n) is not None)
-        raise SpecError(f"{self.node!r} is no pool; there are: {known or 'none'}")
+        raise SpecError(f"{self.node!r} is not a pool; there are: {known or 'none'}")
 
 
 def _is_global(program: Program, node: fx.Node) -> bool:
@@ -88,19 +88,19 @@ def _is_global(program: Program, node: fx.Node) -> bool:
 
 
 def _followed(program: Program, node: fx.Node, pool: Pool) -> Match[Consequences]:
-    """What must follow where the readers of a pool read its input."""
+    """Return the changes downstream once the readers of a pool read its input, or a refusal."""
     source, shapes = node.args[0] if node.args else None, feature_maps(program)
     if pool.gives_indices or not isinstance(source, fx.Node):
         return Refusal(str(node), "it gives indices as well, or takes its input by name")
     if source.name not in shapes or node.name not in shapes:
-        return Refusal(str(node), "what it pools is no feature map: (batch, channels, *positions)")
+        return Refusal(str(node), "its input is not a feature map: (batch, channels, *positions)")
     before, after = shapes[source.name], shapes[node.name]
     if pool.kernel == before[2:] and set(after[2:]) == {1} and max(pool.kernel) > LOCAL:
         return Refusal(str(node), "it is a global pool: one window is the whole map")
     if reader := cancels(program, node, source):
-        return Refusal(str(reader), f"%{source} would meet itself, and nothing of it would be left")
+        return Refusal(str(reader), f"both operands would be %{source}, which cancels out")
     if len(source.users) > 1 and any(writes_into(program, reader) is node for reader in node.users):
-        return Refusal(str(node), f"a reader writes into it, and would write into %{source}, which others read")
+        return Refusal(str(node), f"a reader writes into it, and would then write into %{source}, which others read")
     shares = [pool.shares(d, size, after[2 + d]) for d, size in enumerate(before[2:])]
     axes = [
         (SpatialAxis().through(pool.kernel[d], pool.stride[d], pool.padding[d], pool.dilation[d]), SpatialAxis())

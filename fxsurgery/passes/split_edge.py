@@ -1,25 +1,25 @@
-"""Split an edge of a grown network: stack operations on it, or put a new node beside it (SEArch).
+"""Split an edge of a grown network: append operations to it, or add a parallel node (SEArch).
 
     op(x) = skip(x) + BN(point(depth(relu(x))))               activation="before"
     op(x) = relu(skip(x) + BN(point(depth(x))))               activation="after"
 
 `depth` is a depthwise 3x3 convolution of stride 1 or 2, `point` a 1x1 one: the residual separable convolution of
-App. B, fig. A.6. The paper does not say where its activation stands nor what its skip is across a change of size.
-Here `skip` is the identity where the shape stays, and a 1x1 convolution of the same stride where it changes; both
-convolutions give ceil(size / 2) at stride 2, whatever the size.
+App. B, fig. A.6. The paper does not specify the position of its activation, nor its skip across a change of size.
+Here `skip` is the identity if the shape stays, and a 1x1 convolution of the same stride if it changes; both
+convolutions give ceil(size / 2) at stride 2 for every size.
 
     deepen    v  ->  op(...op(v))                              `ops` of them; all readers of v read the result
-    widen     v_j  ->  v_j + BN(edge(v_k)),  v_k = edge(v_i)   as many ops an edge as its strides need
+    widen     v_j  ->  v_j + BN(edge(v_k)),  v_k = edge(v_i)   as many ops per edge as its strides need
 
-*Function kept* (ours, `zero="keep"`), by one norm an edge whose scale and offset start at 0:
-in deepen the BN of each appended op, exact since the activation stands before the sum (with "after", only where
-v >= 0: said by the effect); in widen one that stands after the last sum, in place of that op's own, so the **whole
-output of the edge, skip included**, starts at 0. No two zeros are in series, so the norm trains at the first step
+*Function-preserving* (our addition, `zero="keep"`), by one norm per edge whose scale and offset start at 0:
+in deepen the BN of each appended op, exact since the activation precedes the sum (with "after", only if v >= 0, as the
+effect says); in widen a norm after the last sum, in place of that op's own, so that the **whole output of the edge,
+including the skip**, starts at 0. No two zeros are in series, so the norm trains at the first step
 and all before it at the second: a zero in front of a ReLU would never train, since relu'(0) = 0.
 `zero="fresh"` is the paper's plain initialization.
 
-The modules of one split lie under one path P: `P.0`, `P.1` ... (deepen); `P.into.0` ..., `P.out.0` ..., `P.norm`
-(widen). v_k is what the first op under `P.out` reads.
+The modules of one split are under one path P: `P.0`, `P.1` ... (deepen); `P.into.0` ..., `P.out.0` ..., `P.norm`
+(widen). v_k is the input of the first op under `P.out`.
 """
 
 import itertools
@@ -52,7 +52,7 @@ Size = tuple[int, int]
 Stride = tuple[int, int]
 
 _CANDIDATE_MAPS = 3
-"""Of how many feature maps `candidates` makes moves."""
+"""Number of feature maps for which `candidates` yields moves."""
 
 
 @checked_construction
@@ -63,15 +63,15 @@ class SplitEdge(Rewrite):
     name: ClassVar[str] = "split-edge"
     mode: Literal["deepen", "widen"]
     target: str
-    """The node v (deepen) or v_j (widen): one that gives a feature map (batch, channels, height, width)."""
+    """Name of the node v (deepen) or v_j (widen), which gives a feature map (batch, channels, height, width)."""
     source: str | None = None
-    """The node v_i (widen)."""
+    """Name of the node v_i (widen)."""
     ops: Annotated[int, Range(most=100)] = 3
-    """How many operations are appended (deepen)."""
+    """Number of operations to append (deepen)."""
     channels: Annotated[int | None, Range(most=MOST_UNITS)] = None
-    """Of the new node (widen); those of v_j, unless said."""
+    """Number of channels of the new node (widen); that of v_j by default."""
     size: tuple[int, int] | None = None
-    """Height and width of the new node (widen); those of v_j, unless said."""
+    """Height and width of the new node (widen); those of v_j by default."""
     zero: Literal["keep", "fresh"] = "keep"
     activation: Literal["before", "after"] = "before"
     seed: Seed = 0
@@ -79,7 +79,7 @@ class SplitEdge(Rewrite):
     @classmethod
     @override
     def candidates(cls, program: Program) -> Iterator[Self]:
-        """The first, middle and last of the larger feature maps: deepened, and widened from one to the next."""
+        """Yield moves for the first, middle and last larger feature map: deepen each, widen from one to the next."""
         maps = list(_feature_maps(program))
         places = sorted({round(i * (len(maps) - 1) / (_CANDIDATE_MAPS - 1)) for i in range(_CANDIDATE_MAPS)})
         chosen = [maps[i] for i in places] if maps else []
@@ -166,7 +166,7 @@ class SplitEdge(Rewrite):
 
 
 def strides(start: tuple[int, ...], end: tuple[int, ...]) -> list[Stride] | None:
-    """The stride of each op of a new edge: max(1, ceil(log2(ratio))) of them, each of at most 2; `None` if none fit."""
+    """Return the stride, 1 or 2, of each of the max(1, ceil(log2(ratio))) ops of a new edge; `None` if none fit."""
     halvings = list[int]()
     for from_size, to_size in zip(start, end, strict=True):
         count = max(0, math.ceil(math.log2(from_size / to_size)))
@@ -179,19 +179,19 @@ def strides(start: tuple[int, ...], end: tuple[int, ...]) -> list[Stride] | None
 
 @dataclass(frozen=True)
 class _Builder:
-    """Puts operations in front of one node of a graph."""
+    """Inserts operations before one node of a graph."""
 
     edit: Editor
     before: fx.Node
     path: str
     generator: torch.Generator
     like: Tensor
-    """What has the type and device of new parameters."""
+    """A tensor with the dtype and device of new parameters."""
     after: bool
-    """Whether the activation stands after the sum."""
+    """Whether the activation follows the sum."""
 
     def edge(self, path: str, x: fx.Node, widths: Size, steps: list[Stride], *, close: bool = False) -> fx.Node:
-        """As many ops as `steps`, the first of which changes the channels; with `close` the last has no norm."""
+        """Insert one op per entry of `steps`; the first changes the channels, with `close` the last has no norm."""
         first, width = widths
         for position, stride in enumerate(steps):
             scale = None if close and position == len(steps) - 1 else 1.0
@@ -199,7 +199,7 @@ class _Builder:
         return x
 
     def operation(self, path: str, x: fx.Node, widths: Size, stride: Stride, *, scale: float | None) -> fx.Node:
-        """One op; the scale of its norm, and with `None` no norm."""
+        """Insert one op; `scale` is that of its norm, `None` for no norm."""
         entering, own = x if self.after else self.call(F.relu, x), (widths[0], widths[0])
         spatial = {"kernel_size": 3, "padding": 1, "stride": stride, "groups": widths[0]}
         depth = self._conv(f"{path}.depth", entering, own, **spatial)
@@ -212,17 +212,17 @@ class _Builder:
         return self.call(F.relu, total) if self.after else total
 
     def norm(self, path: str, x: fx.Node, width: int, *, scale: float) -> fx.Node:
-        """A batch norm without an offset, `scale` at the start."""
+        """Insert a batch norm with offset 0 and this initial scale."""
         norm = nn.BatchNorm2d(width)
         nn.init.constant_(norm.weight, scale)
         return self._insert(path, norm, x)
 
     def call(self, function: object, *args: fx.Node) -> fx.Node:
-        """A function of torch."""
+        """Insert a call of a function of torch."""
         return self.edit.insert_function(function, args, before=self.before)  # type: ignore[arg-type]
 
     def _conv(self, path: str, x: fx.Node, widths: Size, **options: Any) -> fx.Node:  # noqa: ANN401
-        """A convolution without a bias, drawn for inputs of which a ReLU left half, the skip for whole ones."""
+        """Insert a convolution without bias, initialized for inputs after a ReLU, or for full inputs in a skip."""
         conv: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, *widths, bias=False, **options)  # type: ignore[no-untyped-call]
         gain = 1 if path.endswith(".skip") else 2
         with torch.no_grad():
@@ -254,7 +254,7 @@ def _overwriters(program: Program, node: fx.Node) -> list[fx.Node]:
 
 
 def _feature_maps(program: Program) -> Iterator[fx.Node]:
-    """Sums and activations of several places that nothing but an activation follows up, in execution order."""
+    """Return the sums and activations of feature maps, except those followed by an activation only, in order."""
     known = feature_maps(program)  # four dims alone may be heads of attention, or channels that stand last
     for node in program.nodes:
         shape = known.get(node.name, ())

@@ -1,24 +1,24 @@
-"""Shrink what flows between two mixing layers from n units to r, along singular vectors (ECToNAS, appendix A.1).
+"""Reduce the units between two mixing layers from n to r, along singular vectors (ECToNAS, appendix A.1).
 
 In row vectors, h = x A + b1 and y = f(h) W2 + b2. With V (n, r) the right singular vectors of A that matter most,
 
     A' = A V = U_r S_r,  b1' = b1 V,  W2' = V^T W2,  b2' = b2 + c W2,  c = b1 (I - V V^T).
 
-Conditions. f = identity, A of rank r: EXACT. Else LOSSY, and two things are left open:
+Conditions. f = identity, A of rank r: EXACT. Else LOSSY, with two choices:
 
-* *Signs.* Each column of V may be negated, and an f such as relu sees it: the error changes by half of y with that
-  alone. `signs="data"` negates one vector at a time, as long as the error of y on the example inputs falls; then c is
-  what keeps the mean of y there, c = E[f(h)] - E[f(h V)] V^T, which is the formula's where f = identity and A' holds
-  all of A. `signs="as is"` takes what the decomposition gives, and c from the formula, which ignores f.
-* *Which directions matter.* `whiten` asks the data: V are the principal directions of h, centered, so that x A is best
-  kept in the mean over the inputs and not over all x alike.
+* *Signs.* Each column of V may be negated, and an f such as relu sees it: that alone changes the
+  error by half of y. `signs="data"` negates one vector at a time, as long as the error of y on example inputs falls;
+  then c preserves the mean of y there, c = E[f(h)] - E[f(h V)] V^T, which equals the formula if f = identity and A'
+  holds all of A. `signs="as is"` takes the signs of the decomposition, and c from the formula, which ignores f.
+* *Directions.* With `whiten`, V are the principal directions of the centered h, so that x A is best preserved in the
+  mean over the inputs instead of over all x equally.
 
-`refit` goes on to fit W2' = T W2 and c by ridge regression of f(h) on f(h V), toward T = V^T; two-fold cross-validation
-over the samples says how much. In a convolution every tap of W2 is multiplied by V^T, and c by the sum of the taps,
-which is not exact next to zero padding unless c = 0; on data a tap counts by how often it sees no padding.
+`refit` then fits W2' = T W2 and c by ridge regression of f(h) on f(h V), toward T = V^T; two-fold cross-validation
+over the samples sets its strength. In a convolution every tap of W2 is multiplied by V^T, and c by the sum of the taps,
+which is not exact next to zero padding unless c = 0; with data, a tap is weighted by how often it sees no padding.
 
-The published formula leaves both biases as they were, which is wrong at full rank already. A dropout between the two
-then drops among r units, not among n.
+The published formula keeps both biases, which is wrong even at full rank. A dropout between the two layers then drops
+among r units instead of n.
 """
 
 from collections.abc import Callable, Iterator
@@ -55,26 +55,26 @@ from fxsurgery.surgery import Effect, Rewrite
 @checked_construction
 @dataclass(frozen=True)
 class SvdShrink(Rewrite):
-    """`units` units in place of all, between a layer and the one mixing layer that reads it through pointwise ops."""
+    """Reduce the units of a layer that a single mixing layer reads through pointwise operations."""
 
     name: ClassVar[str] = "svd-shrink"
     layer: str
     """Path of the first layer."""
     units: int
     whiten: bool = False
-    """Whether the directions kept are those of the data, not of the weight alone."""
+    """Whether the directions are chosen on the data instead of by the weight alone."""
     signs: Literal["data", "as is"] = "data"
     refit: bool = False
-    """Whether the second layer is fitted to what the first then gives."""
+    """Whether the second layer is fitted to the new outputs of the first."""
 
     @classmethod
     @override
     def candidates(cls, program: Program, step: Callable[[int], int] | None = None) -> Iterator[Self]:
-        """Half of the units of each layer that can lose some.
+        """Yield the removal of half of the units of each layer that can lose some.
 
         Args:
-            program: to be changed.
-            step: how many go of a width, instead of half; more where there are fewer singular vectors.
+            program: the program to change.
+            step: returns the number of units to remove from a width, instead of half; more for fewer singular vectors.
         """
         for path in dict.fromkeys(str(node.target) for node, _ in program.calls(*MIXING)):
             if isinstance(pair := find_pair(program, path), LayerPair) and pair.largest > 1:
@@ -120,7 +120,7 @@ class SvdShrink(Rewrite):
 
 @dataclass(frozen=True, eq=False)
 class _Shrunk:
-    """`f(h)` is now `f(h @ basis) @ back + constant`."""
+    """Replaces `f(h)` by `f(h @ basis) @ back + constant`."""
 
     basis: Tensor
     """(n, r)."""
@@ -129,11 +129,11 @@ class _Shrunk:
     constant: Tensor
     """(n,)."""
     added: Tensor
-    """(outputs,): what the constant adds to the bias of the second layer."""
+    """Return the addition of the constant to the bias of the second layer, (outputs,)."""
 
 
 def _is_exact(pair: LayerPair, shrunk: _Shrunk) -> bool:
-    """Whether nothing is lost, for any input."""
+    """Whether the result is exact for every input."""
     if not pair.is_linear:
         return False
     limit, matrix = rounding(pair.first.weight), pair.matrix
@@ -144,7 +144,7 @@ def _is_exact(pair: LayerPair, shrunk: _Shrunk) -> bool:
 
 
 def _put(edit: Editor, pair: LayerPair, shrunk: _Shrunk) -> None:
-    """Replace both layers. No entry of an optimizer's state belongs to the new units."""
+    """Replace both layers. The new units have no optimizer state."""
     first, second = pair.first, pair.second
     weight = (shrunk.basis.T @ pair.matrix).reshape(-1, *first.weight.shape[1:])
     tensors = {"weight": weight.to(first.weight)}
@@ -170,7 +170,7 @@ def _pads(conv: _ConvNd) -> bool:
 
 
 def _with_bias(layer: nn.Module, added: Tensor) -> nn.Module:
-    """`layer`, new and not in use yet, its bias larger by `added`; none where it has none and needs none."""
+    """Return a new layer with `added` added to its bias; without a bias if it has none and needs none."""
     weight, old = layer.get_parameter("weight"), layer._parameters["bias"]  # noqa: SLF001 -- None where there is none
     if not bool(added.any()):
         return layer

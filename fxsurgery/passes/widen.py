@@ -3,13 +3,13 @@
     g(j) = j for the old units, a random old one for the new;   x'[j] = x[g(j)]
     W'[o, j] = s[o's layer, j] W[o, g(j)],   s > 0 random,   sum of s over {k : g(k) = g(j)} = 1
 
-A copied unit takes along its row of every producer, its entries of every norm, and its place in every residual
-sum, concatenation, depthwise convolution and head of attention. Each consumer splits its column between the
-copies at random: with equal shares they would get equal gradients and stay equal for ever. Exact, in train mode
-as well (batch norm sees equal channels). Under a layer norm only where all that it runs over is copied equally
-often. Copies stand beside their unit, which is the formula up to the order of the channels.
+A copied unit includes its row of every producer, its entries of every norm, and its place in every residual sum,
+concatenation, depthwise convolution and attention head. Each consumer splits its column between the copies at random:
+with equal shares they would get equal gradients and stay equal forever. Exact, also in train mode (batch norm sees
+equal channels). Under a layer norm, all of its units must be copied equally often. Copies are next to their unit, which
+is the formula up to the order of the channels.
 
-A layer that gives a single channel is in no channel group; it goes by its path, alone (`rewriting.single_channel`).
+A layer with a single channel belongs to no channel group; it is named by its path (`rewriting.single_channel`).
 """
 
 import random
@@ -35,15 +35,15 @@ from fxsurgery.surgery import Effect, Rewrite
 @checked_construction
 @dataclass(frozen=True)
 class Widen(Rewrite):
-    """Add units to channel groups, each a copy of one that is there."""
+    """Add units to channel groups, each a copy of an existing one."""
 
     name: ClassVar[str] = "widen"
     follows_structure: ClassVar[bool] = True
     add: tuple[tuple[str, int], ...]
-    """For each channel group, by name, how many units to add. A multiple of its size copies all equally often. Or
-    for one layer of a single output, by path."""
+    """Number of units to add to each channel group, by name, or to one layer with a single output, by path. A multiple
+    of the size copies all units equally often."""
     seed: Seed = 0
-    """Of the choice of the units to copy, and of the shares."""
+    """Seed of the choice of the units to copy, and of the shares."""
 
     @classmethod
     @override
@@ -54,13 +54,13 @@ class Widen(Rewrite):
         among: Collection[str] | None = None,
         seed: int = 0,
     ) -> Iterator[Self]:
-        """A quarter more of each channel group; twice as many where a norm runs over it.
+        """Yield the widening of each channel group by a quarter, or to twice its size if a norm runs over it.
 
         Args:
-            program: to be changed.
-            step: how many to add to a width, instead of a quarter; under a norm, the multiple nearest to that.
-            among: the names to try, since a trial of each takes time; all unless said.
-            seed: of the moves, for which they are tried.
+            program: the program to change.
+            step: returns the number of units to add to a width, instead of a quarter; under a norm, its multiple.
+            among: the names to try, since each trial takes time; all by default.
+            seed: seed of the moves.
         """
         for group in structure(program).groups:
             if among is not None and group.name not in among:
@@ -79,10 +79,10 @@ class Widen(Rewrite):
                 yield cls(((path, more),), seed)
 
     def counts(self, program: Program) -> Counts:
-        """For each id of the program's structure, how many there are afterwards.
+        """Return the number of copies of each id of the structure after the change.
 
         Raises:
-            SpecError: no group has that name, or a number is not positive.
+            SpecError: a group does not exist, or a number is not positive.
         """
         facts, rng = structure(program), random.Random(self.seed)
         counts = np.ones(facts.size, np.int64)
@@ -109,7 +109,7 @@ class Widen(Rewrite):
         return Effect.EXACT
 
     def _copy(self, edit: Editor) -> None:
-        """Widen a layer of a single output."""
+        """Widen a layer with a single output."""
         (path, more), *others = self.add
         if others:
             raise SpecError(f"{path} or another of these layers has a single output: widen one in a pass")
@@ -126,7 +126,7 @@ def _require_few(name: str, more: int) -> None:
 
 
 def _chosen(group: ChannelGroup, more: int, rng: random.Random, blocked: Container[int]) -> list[int]:
-    """Units to copy, of those that can be: all of them as often as that goes, then random ones."""
+    """Return the units to copy: all of them as often as possible, then random ones."""
     units: list[int] = [unit for unit in group.units.tolist() if unit not in blocked] or group.units.tolist()
     rounds, rest = divmod(more, len(units))
     return units * rounds + [rng.choice(units) for _ in range(rest)]

@@ -1,4 +1,4 @@
-"""Every method, by name. This table is the registry: a method is listed here or it does not exist."""
+"""The registry of search methods, by name."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -22,24 +22,24 @@ MethodName: TypeAlias = Annotated[
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """A way to another model."""
+    """A search method."""
 
     name: str
     settings: type[Settings]
     search: Callable[..., SearchOutcome]
-    """`search(program, budget, settings, session, trained=...)`."""
+    """`search(program, budget, settings, session, trained=...)`: runs the method."""
     stages: Callable[..., list[Stage]]
-    """`stages(settings, session, trained=...)`: what the search will train."""
+    """`stages(settings, session, trained=...)`: the stages that the search will train."""
     space: Callable[[Program, Any, WidthConstraints], Space] | None = None
     """`space(program, settings, constraints)`: the widths to choose among; `None` if it grows networks too."""
     needs_data: Callable[[Any], str | None] = lambda _: None
-    """Why these settings cannot do without the user's data; `None` where they can."""
+    """Returns why the settings need the user's data; `None` if they do not."""
     require_goal: Callable[..., None] = lambda *_, **__: None
-    """`require_goal(budget, settings, has_ratios=...)`: refuse a budget that does not go with the settings."""
+    """`require_goal(budget, settings, has_ratios=...)`: refuses a budget that does not go with the settings."""
     plan_notes: Callable[..., tuple[str, ...]] = lambda *_, **__: ()
-    """`plan_notes(program, settings, session, trained=...)`: what a plan tells beside the stages."""
+    """`plan_notes(program, settings, session, trained=...)`: further notes for a plan."""
     evolves: bool = False
-    """Whether it trains many networks, as long as it may spend."""
+    """Whether it trains many networks until its spend is used up."""
 
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -56,16 +56,16 @@ METHODS = {
 def method_of(
     name: str | None, config: object, named: Mapping[str, Any] = NOTHING, beside: Iterable[str] = ()
 ) -> tuple[Method, Any]:
-    """The method of that name with its settings, either from the other where only one is given.
+    """Return a method and its settings, the one derived from the other if only one is given.
 
     Args:
-        name: the method's.
-        config: its settings.
-        named: or single settings by name.
-        beside: what else could have been meant by a name.
+        name: the name of the method.
+        config: the settings as one object.
+        named: single settings by name, instead of `config`.
+        beside: other valid argument names, for suggestions.
 
     Raises:
-        SurgeryError: there is no such method or setting, or the settings are another's.
+        SurgeryError: the method or a setting does not exist, or the settings belong to another method.
     """
     if config is None:
         method = METHODS[name or "dnal"]

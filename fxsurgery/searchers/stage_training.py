@@ -8,6 +8,8 @@ a tenth of the rate. A stage has collapsed if its validation metric ends
     where there is a reference, the metric before the surgery: with less than `RECOVERY` of the way back to it; or
     where there is none, an untrained network: no better than at its start.
 
+The last two need a stage of at least `LONG_ENOUGH` steps.
+
 What was measured and what failed is kept in the run directory, so that a resumed run repeats nothing.
 """
 
@@ -33,6 +35,8 @@ FALL, LOSS_RISE = 0.1, 0.5
 """Fraction of the metric at the start by which it may fall, or rise where it is a loss, which has no scale."""
 RECOVERY = 0.1
 """Fraction of the way back to the reference that a stage must gain."""
+LONG_ENOUGH = 50
+"""Steps after which a stage should have gained something."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +114,7 @@ class StageTrainer:
                 self._note_early_stop(records, name)
                 metric = goal.final(records)
                 ended.append((metric, rate, program.with_weights(model)))
-                failure = goal.collapse(metric)
+                failure = goal.collapse(metric, steps)
                 if failure is None or len(ended) > 1:
                     break
             if attempt < RETRIES:
@@ -167,14 +171,16 @@ class _Goal:
         metrics: list[float] = [record["metric"] for record in records if record["metric"] is not None]
         return max(metrics, key=self.worth) if records[-1]["step"] < records[-1]["steps"] else metrics[-1]
 
-    def collapse(self, metric: float) -> str | None:
-        """Return why a stage that ends with a metric has collapsed; `None` if it has not."""
+    def collapse(self, metric: float, steps: int) -> str | None:
+        """Return why a stage of some steps that ends with a metric has collapsed; `None` if it has not."""
         start, name = self.start.metric, self.task.metric_name
         fact = f"validation {name} went from {start:.4g} to {metric:.4g}"
         tolerance = FALL if self.task.higher_is_better else LOSS_RISE
         gained = self.worth(metric) - self.worth(start)
         if math.isnan(metric) or gained < -tolerance * abs(start):
             return None if math.isnan(start) else fact
+        if steps < LONG_ENOUGH:
+            return None
         if self.reference is None:
             return f"{fact}, no better than untrained" if gained <= 0 else None
         gap = self.worth(self.reference.metric) - self.worth(start)

@@ -2,8 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeAlias
 
 import torch
@@ -13,17 +12,16 @@ from torch.utils.data import DataLoader
 from fxsurgery.argument_names import named
 from fxsurgery.batch_layout import Statement, as_stated, by_target, is_ambiguous, sample_count
 from fxsurgery.calls import checked_construction
-from fxsurgery.errors import ArgumentError, DataError
+from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs
 from fxsurgery.option_types import Count, Seed, check_fields, checked
-from fxsurgery.suggestions import hint
 from fxsurgery.training.accumulating import Accumulating
 from fxsurgery.training.array_loader import ArrayLoader
 from fxsurgery.training.array_loader import samples as row_count
 from fxsurgery.training.batch_split import by_convention
 from fxsurgery.training.batches import Loader, describe, describe_inputs, epoch_of, loader_of
 from fxsurgery.training.classification import Counting, accuracy, counting_of, cross_entropy
-from fxsurgery.training.metrics import direction_of, metric_named
+from fxsurgery.training.metrics import is_better_when_higher, metric_named, name_of
 from fxsurgery.training.random_state import repeatable
 
 Loss: TypeAlias = Callable[[Any, Any], Any]
@@ -78,11 +76,10 @@ class Task:
     select: str | None = None
     """Name of the number to compare, of a metric that gives several; the first by default."""
     batch_dims: Statement = None
-    """Which dim of the model's inputs is the batch, as `capture` takes it: `batch_dims=1`; or `{0: None, 1: 0}`, by
-    position, or by name where the batch is a dict. Inferred unless given: dim 0 of the first that is as long as the
-    target."""
+    """Batch dim of the model's inputs, as for `capture`: `batch_dims=1`; or `{0: None, 1: 0}`, by position, or by name
+    if the batch is a dict. By default inferred: dim 0 of the first input that is as long as the target."""
     val_batches: Count | None = None
-    """How many batches of the validation data are scored; all unless given, which takes a loader that ends."""
+    """Number of validation batches to score; by default all, so the loader must end."""
     _moved: dict[tuple[str, torch.device], Any] = field(default_factory=dict, init=False, repr=False)
     """Copies of a loss and a metric that are modules with tensors, by device."""
 
@@ -96,8 +93,9 @@ class Task:
         _require_callable("loss", self.loss)
         metric = self._resolved_metric()
         check_fields(self, DataError)
-        name = self.metric_name or self.select or (self.metric if isinstance(self.metric, str) else _name_of(metric))
-        resolved = {"metric": metric, "metric_name": name, "higher_is_better": self._is_higher_better(metric)}
+        name = self.metric_name or self.select or (self.metric if isinstance(self.metric, str) else name_of(metric))
+        is_higher_better = is_better_when_higher(metric, self.higher_is_better, self.select)
+        resolved = {"metric": metric, "metric_name": name, "higher_is_better": is_higher_better}
         for field_name, value in resolved.items():
             object.__setattr__(self, field_name, value)
 
@@ -109,51 +107,61 @@ class Task:
             _require_callable("metric", metric)
         return metric
 
-    def _is_higher_better(self, metric: object) -> bool:
-        """Return the direction of a metric: lower if the metric or the user says so; of a loss always."""
-        if metric is None or self.higher_is_better is False:
-            return False
-        stated = (
-            getattr(metric, "higher_is_better", None) if self.higher_is_better else direction_of(metric, self.select)
-        )
-        return stated is not False
-
     @classmethod
     @checked(DataError)
-    def of(
+    def of(  # noqa: PLR0913 -- the fields of a task, each by name
         cls,
         train_data: Any,  # noqa: ANN401
         val_data: Any,  # noqa: ANN401
         *,
+        test_data: Any = None,  # noqa: ANN401
         batch_size: Count = 64,
         seed: Seed = 0,
         loss: Any = None,  # noqa: ANN401 -- the fields of `Task` say what it must be
-        **options: Any,  # noqa: ANN401
+        metric: Any = None,  # noqa: ANN401 -- as above
+        metric_name: str = "",
+        higher_is_better: bool | None = None,
+        split: Split = by_convention,
+        select: str | None = None,
+        batch_dims: Statement = None,
+        val_batches: Count | None = None,
     ) -> Self:
-        """Build a task from data loaders, datasets or arrays.
+        """Return a task from tensors, arrays, data sets or loaders.
 
         Args:
             train_data: a `DataLoader`, a `Dataset`, or tensors or arrays in a tuple, the target last, or in a dict.
-                Unless it is a `DataLoader`, it is reshuffled each epoch, by `seed` and the epoch's number alone.
-            val_data: the same, never shuffled.
-            batch_size: batch size of data that are not a `DataLoader`.
-            seed: seed of the shuffle.
-            loss: the loss; cross-entropy by default.
-            options: the other fields of `Task`, by name; `test_data` accepts the same as `val_data`.
+                Unless it is a `DataLoader`, it is shuffled every epoch, in an order that depends only on `seed` and the
+                number of the epoch.
+            val_data: validation data in the same forms, never shuffled.
+            test_data: test data in the same forms, never shuffled.
+            batch_size: batch size for data that are not a `DataLoader`.
+            seed: seed of the shuffling.
+            loss: `loss(output, target)`; cross-entropy by default.
+            metric: as the field of `Task`.
+            metric_name: as the field of `Task`.
+            higher_is_better: as the field of `Task`.
+            split: as the field of `Task`.
+            select: as the field of `Task`.
+            batch_dims: as the field of `Task`.
+            val_batches: as the field of `Task`.
 
         Raises:
-            DataError: data are missing, empty or of another type.
+            DataError: data are missing, empty or of another kind.
+
+        Example:
+            >>> images, labels = torch.zeros(8, 3, 8, 8), torch.zeros(8, dtype=torch.long)
+            >>> len(Task.of((images, labels), (images, labels), batch_size=4).train_data)
+            2
         """
-        known = [f.name for f in fields(cls) if f.init]
-        if unknown := [name for name in options if name not in known]:
-            raise ArgumentError(f"Task.of: there is no argument {unknown[0]}=; {hint(unknown[0], known)}").at(
-                unknown[0]
-            )
-        made = {"train_data": train_data, "val_data": val_data, "test_data": options.pop("test_data", None)}
+        made = {"train_data": train_data, "val_data": val_data, "test_data": test_data}
         for name, data in made.items():
             if data is not None:
                 made[name] = loader_of(data, batch_size, seed if name == "train_data" else None, name)
-        return cls(**made, loss=cross_entropy if loss is None else loss, **options)
+        return cls(
+            **made, loss=cross_entropy if loss is None else loss, metric=metric, metric_name=metric_name,
+            higher_is_better=higher_is_better, split=split, select=select, batch_dims=batch_dims,
+            val_batches=val_batches,
+        )  # fmt: skip
 
     def on(self, which: str, device: torch.device) -> Any:  # noqa: ANN401
         """Return the `loss` or the `metric`; of a module with tensors, a frozen copy on `device`."""
@@ -285,13 +293,3 @@ def _require_callable(what: str, given: object) -> None:
         raise DataError(f"{what} is the class {given.__name__}; give an instance of it: {what}={given.__name__}()")
     if not callable(given):
         raise DataError(f"{what} must be a function or a module, {what}(output, target), not {describe(given)}")
-
-
-def _name_of(metric: object) -> str:
-    """Return the name of a metric or of its class; `metric` for a lambda."""
-    if metric is None:
-        return "loss"
-    while isinstance(metric, partial):
-        metric = metric.func
-    name: str = getattr(metric, "__name__", type(metric).__name__)
-    return "metric" if name == "<lambda>" else name

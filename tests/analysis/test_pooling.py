@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 from fxsurgery.analysis.pool_windows import block_ends, feature_maps, read_pool, spread
 from fxsurgery.analysis.spatial_maps import SpatialAxis, aggregate, chosen, nearest
 from fxsurgery.capture import capture
-from fxsurgery.rewriting.view_inference import regrouped
+from fxsurgery.rewriting.view_inference import infer_view_sizes
 from nonempty import nonempty
 from programs import program
 
@@ -103,7 +103,7 @@ def test_the_chosen_entry_is_the_best_of_its_window_and_absence_is_told():
     ],
 )
 def test_a_view_joins_and_splits_the_same_dims(before, now, view, wanted):
-    assert regrouped(before, now, view) == wanted
+    assert infer_view_sizes(before, now, view) == wanted
 
 
 def test_maps_are_told_from_tokens_and_features():

@@ -22,7 +22,7 @@ def run(model, args, kwargs):
 
 
 def assert_same(program, model, *args, **kwargs):
-    """Equal outputs in eval mode, and in train mode under one seed; equal gradients of the parameters."""
+    """Assert equal outputs in eval mode and, with one seed, in train mode, and equal gradients of the parameters."""
     with torch.no_grad():
         torch.testing.assert_close(run(program, args, kwargs), run(model.eval(), args, kwargs))
     ours, theirs = program.trainable_copy().train(), copy.deepcopy(model).train()
@@ -38,12 +38,12 @@ def assert_same(program, model, *args, **kwargs):
 
 
 def taken(model, *args, leaf_modules=(), **kwargs):
-    """The program, which is as the model is on the example inputs."""
+    """Return the program, which must equal the model on the example inputs."""
     program = capture(model, args, leaf_modules=leaf_modules, example_kwargs=kwargs)
     assert_same(program, model, *args, **kwargs)
     return program
 
 
 def leaf_paths(program):
-    """The paths of the modules that the notes list as leaves."""
+    """Return the paths of the modules that the notes list as leaves."""
     return [note.split("`")[1] for note in program.notes if "is kept as a leaf" in note]

@@ -149,7 +149,7 @@ def test_a_recorded_size_is_that_of_the_batch_dim():
 
 def test_the_layout_that_was_inferred_is_told_and_a_stated_one_is_not():
     note = next(note for note in capture(Reader(), torch.randn(7, 3, 6)).notes if "batch" in note)
-    assert note == "the batch is taken to be dim 1 of `x`, which the outputs follow; batch_dims= says otherwise"
+    assert note == "the batch is taken to be dim 1 of `x`, which the outputs follow; batch_dims= overrides this"
     stated = capture(Reader(), torch.randn(7, 3, 6), batch_dims={"x": 0})
     assert (stated.batch_dims, stated.notes) == ((0,), ())
     assert cost(stated).macs == round((21 * STEP + 3 * 32) / 7)

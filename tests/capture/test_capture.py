@@ -1,4 +1,4 @@
-"""What a captured program is, and what capture leaves alone."""
+"""Properties of a captured program, and what capture leaves unchanged."""
 
 import copy
 import gc
@@ -190,12 +190,12 @@ def test_tensors_of_a_traced_size_are_made_at_run_time():
     assert capture(Positions(), x)(torch.zeros(4, 6)).shape == (4, 6)
 
 
-def test_leaf_modules_stay_whole():
+def test_leaf_modules_stay_leaves():
     program = capture(Net(), image(), leaf_modules=(Block,))
     assert len(list(program.calls(Block))) == 2
 
 
-def test_a_parametrized_module_stays_whole():
+def test_a_parametrized_module_stays_leaf():
     class Own(nn.Linear):
         pass
 

@@ -1,4 +1,4 @@
-"""What the checks of a graph must find, whatever runs they share or make smaller."""
+"""Faults that the checks of a graph must find, even where they share runs or use compact inputs."""
 
 import copy
 
@@ -22,7 +22,7 @@ def images(size, batch=2):
 
 
 class Scaled(torch.autograd.Function):
-    """Its gradient is a thousandth too large."""
+    """Its gradient is too large by 0.1 %."""
 
     @staticmethod
     def forward(ctx, x):
@@ -34,7 +34,7 @@ class Scaled(torch.autograd.Function):
 
 
 class Net(nn.Module):
-    """A convolution, a norm, dropout and a head, each of which a fault can be put into."""
+    """A convolution, a norm, dropout and a head, each of which can be given a fault."""
 
     def __init__(self, *, momentum=0.1, drops=True, scales=False, writes=False, counts=False, detaches=False):
         super().__init__()
@@ -59,7 +59,7 @@ class Net(nn.Module):
 
 
 class Same(nn.Module):
-    """In a graph's place: calls another module as it is."""
+    """Stands in for a graph: calls another module unchanged."""
 
     def __init__(self, inner):
         super().__init__()
@@ -67,7 +67,7 @@ class Same(nn.Module):
 
 
 def compared(model, other, compact, **settings):
-    """Compare `model` with a graph that does what `other` does, on the same numbers."""
+    """Compare `model` with a graph that computes what `other` does, with the same parameters."""
     private = copy.deepcopy(model)
     copies = ModelCopies(private, model)
     twin = copies.take(private)
@@ -83,7 +83,7 @@ def compared(model, other, compact, **settings):
 
 
 class Named(Same):
-    """Both sides have their tensors under the same names."""
+    """Both models have tensors of the same names."""
 
     def forward(self, x):
         return self.inner(x)
@@ -122,7 +122,7 @@ def test_a_write_to_shared_memory_is_seen_by_no_later_run(keeps_state):
 
 def test_what_shows_at_the_full_size_alone_is_found():
     class Cropping(nn.Module):
-        """On a traced value it crops to a size that the small inputs have."""
+        """Crops a proxy to the compact size, which does not show on compact inputs."""
 
         def forward(self, x):
             return x[..., :SMALL, :SMALL] if not isinstance(x, torch.Tensor) else x
@@ -156,7 +156,7 @@ def test_what_train_mode_does_at_the_full_size_alone_is_found(sizes):
 
 
 class Edges(nn.Module):
-    """Looks at what lies beyond the small size alone."""
+    """Depends only on what is outside of the compact size."""
 
     def __init__(self, *, scales):
         super().__init__()

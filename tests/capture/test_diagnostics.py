@@ -64,7 +64,7 @@ def assert_names(message, function):
 
 
 @pytest.mark.parametrize(("function", "what"), REASONS)
-def test_a_module_that_reads_values_is_kept_whole_and_named(function, what):
+def test_a_module_that_reads_values_is_kept_as_leaf_and_named(function, what):
     program = taken(nn.Sequential(nn.Linear(3, 3), Stage(function)), torch.randn(2, 3))
     (note,) = program.notes
     assert note.startswith("`1.layers.1` (Offender) is kept as a leaf: ")

@@ -1,4 +1,4 @@
-"""Differences are told in the tensors' own type where they are plainly small, and else in float64."""
+"""Differences are computed in the tensors' own dtype if they are clearly small, else in float64."""
 
 import pytest
 import torch

@@ -19,12 +19,12 @@ from fxsurgery.errors import CaptureError
 
 X = torch.linspace(-1, 1, 4 * 8).reshape(4, 8)
 NEVER = 1e-12
-"""So rare that only luck would show it in a run."""
+"""A probability so small that the event practically never occurs in a run."""
 OWN, NUMPY = random.Random(3), np.random.default_rng(0)
 
 
 class Block(nn.Module):
-    """Runs `function(self, x)`, with a layer and generators at hand."""
+    """Runs `function(self, x)`, with a layer and generators available."""
 
     def __init__(self, function):
         super().__init__()
@@ -97,21 +97,21 @@ IN_TORCH = {
 
 
 @pytest.mark.parametrize("function", IN_PYTHON.values(), ids=IN_PYTHON)
-def test_a_draw_in_python_keeps_its_module_whole_and_is_named(function):
+def test_a_draw_in_python_keeps_its_module_as_leaf_and_is_named(function):
     (note,) = capture(Net(function).eval(), X).notes
     assert note.startswith("`block` (Block) is kept as a leaf: random numbers control Python code (")
     assert f"{__file__}:" in note
 
 
 @pytest.mark.parametrize("function", IN_NUMPY.values(), ids=IN_NUMPY)
-def test_a_draw_in_numpy_keeps_its_module_whole_and_is_named(function):
+def test_a_draw_in_numpy_keeps_its_module_as_leaf_and_is_named(function):
     (note,) = capture(Net(function).eval(), X).notes
     assert note.startswith("`block` (Block) is kept as a leaf: random numbers control Python code (")
     assert f"{__file__}:" in note
 
 
 @pytest.mark.parametrize("function", IN_TORCH.values(), ids=IN_TORCH)
-def test_a_value_that_is_read_out_of_a_draw_keeps_its_module_whole(function):
+def test_a_value_that_is_read_out_of_a_draw_keeps_its_module_as_leaf(function):
     (note,) = capture(Net(function).eval(), X).notes
     assert note.startswith("`block` (Block) is kept as a leaf: ")
     assert f"{__file__}:" in note
@@ -165,7 +165,7 @@ class LayerDrop(nn.Module):
 
 
 class Coin(nn.Module):
-    """Gives a bool: no graph can hold that, kept whole or not."""
+    """Returns a bool, which a graph can contain neither directly nor as the result of a leaf."""
 
     def forward(self) -> bool:
         return self.training and random.random() < NEVER
@@ -200,7 +200,7 @@ def stochastic_depth(x: Tensor, probability: float, training: bool) -> Tensor:
     return x * 0 if training and random.random() < probability else x
 
 
-def test_a_function_that_draws_is_kept_whole_and_stays_random():
+def test_a_function_that_draws_is_kept_as_leaf_and_stays_random():
     class Model(nn.Module):
         def __init__(self):
             super().__init__()

@@ -1,4 +1,4 @@
-"""Where the model itself offends, the function of its own module that does is kept whole."""
+"""If the model's own forward contains unsupported code, the function that contains it becomes a leaf."""
 
 import copy
 import io
@@ -45,7 +45,7 @@ class Detects(nn.Module):
         return boxes * best
 
 
-def test_the_innermost_function_is_kept_whole_and_named():
+def test_the_innermost_function_is_kept_as_leaf_and_named():
     program = taken(Picks(), torch.randn(5, 6))
     (note,) = [n for n in program.notes if "kept as a leaf" in n]
     assert note.startswith(f"the function `{__name__}.longest` is kept as a leaf: a tensor value is converted")

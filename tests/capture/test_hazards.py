@@ -1,4 +1,4 @@
-"""What torch.fx would drop or bake in without a word is refused, or kept alive."""
+"""Code that torch.fx would silently drop or bake in is rejected, kept as a leaf, or kept alive."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ class Reversal(torch.autograd.Function):
 
 
 class SilentReversal(torch.autograd.Function):
-    """Makes no node at all: only the gradients tell."""
+    """Creates no node: only the gradients reveal it."""
 
     @staticmethod
     def forward(ctx, x):
@@ -61,7 +61,7 @@ def refused(model, *inputs, match, leaf_modules=()):
 
 
 def kept(model, *inputs, reason, path="between", kind=Call):
-    """The model is taken with one module kept whole, which trains as it did."""
+    """The model is captured with one leaf module, which trains as before."""
     program = taken(model, *(inputs or (X,)))
     assert leaf_paths(program) == [path]
     assert reason in program.notes[0]
@@ -71,7 +71,7 @@ def kept(model, *inputs, reason, path="between", kind=Call):
 
 
 @pytest.mark.parametrize("function", [Reversal, SilentReversal])
-def test_an_autograd_function_keeps_its_module_whole(function):
+def test_an_autograd_function_keeps_its_module_as_leaf(function):
     kept(Around(Call(function.apply)), reason="autograd.Function")
     with torch.no_grad():
         capture(Around(Call(function.apply)), X)
@@ -98,7 +98,7 @@ def test_a_backward_of_its_own_that_recording_cannot_see_shows_in_the_gradients(
     refused(Hidden(nn.ReLU()), match="autograd.Function")
 
 
-def test_functional_transforms_keep_their_module_whole():
+def test_functional_transforms_keep_their_module_as_leaf():
     model = Around(Call(torch.vmap(lambda row: row * 2)))
     assert leaf_paths(taken(model, X)) == ["between"]
 
@@ -113,7 +113,7 @@ def test_a_size_that_depends_on_values_in_the_model_itself_is_noted():
     assert "test_hazards.py" in note
 
 
-def test_a_no_grad_region_keeps_its_module_whole():
+def test_a_no_grad_region_keeps_its_module_as_leaf():
     def frozen(x):
         with torch.no_grad():
             return x * 2
@@ -133,7 +133,7 @@ def test_a_no_grad_region_around_a_layer_is_refused_in_the_model_itself():
     assert "`x = self.first(x)`" in text
 
 
-def test_a_forward_decorated_with_no_grad_is_kept_whole():
+def test_a_forward_decorated_with_no_grad_is_kept_as_leaf():
     class Frozen(nn.Module):
         @torch.no_grad()
         def forward(self, x):
@@ -142,7 +142,7 @@ def test_a_forward_decorated_with_no_grad_is_kept_whole():
     kept(Around(Frozen()), reason="gradients are turned off", kind=Frozen)
 
 
-def test_an_autocast_region_keeps_its_module_whole():
+def test_an_autocast_region_keeps_its_module_as_leaf():
     def half(x):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return (x @ x.T @ x).float()
@@ -166,7 +166,7 @@ def test_what_forward_hooks_do_is_in_the_graph(path, register, hook):
     assert f"the forward hooks of `{path}` ran" in note
 
 
-def test_backward_hooks_keep_their_module_whole():
+def test_backward_hooks_keep_their_module_as_leaf():
     model = Around(Call(torch.relu))
     model.between.register_full_backward_hook(lambda _module, gradients, _outputs: (gradients[0] * 2,))
     program = taken(model, X)
@@ -202,7 +202,7 @@ class Norm(nn.Module):
 
 
 class Recorded(Around):
-    """Symbolic tracing cannot take it."""
+    """Cannot be traced symbolically."""
 
     def forward(self, x):
         assert bool(x.shape[0])
@@ -237,7 +237,7 @@ def test_a_norm_with_an_activation_in_it_becomes_torchs_own():
         assert program.graph_module.state_dict().keys() == model.state_dict().keys()
 
 
-def test_a_branch_on_the_mode_keeps_its_module_whole():
+def test_a_branch_on_the_mode_keeps_its_module_as_leaf():
     class Branching(nn.Module):
         def __init__(self):
             super().__init__()
@@ -292,7 +292,7 @@ def test_a_batch_size_is_not_baked_in():
         assert not program.notes
 
 
-def test_a_branch_on_the_batch_size_keeps_its_module_whole():
+def test_a_branch_on_the_batch_size_keeps_its_module_as_leaf():
     def narrow(x):
         return x * 2 if int(x.shape[0]) == 3 else x
 
@@ -304,7 +304,7 @@ def test_a_branch_that_both_recorded_sizes_take_is_found_at_twice_the_batch():
     refused(Around(Call(lambda x: x * 2 if int(x.shape[0]) > 3 else x)), match="at another batch size")
 
 
-def test_a_size_that_depends_on_values_keeps_its_module_whole():
+def test_a_size_that_depends_on_values_keeps_its_module_as_leaf():
     def positive(x):
         assert bool(x.shape[0])
         return x + x[x > 0].sum() / (x[x > 0].shape[0] + 1)
@@ -354,7 +354,7 @@ def test_random_numbers_are_drawn_anew():
 
 
 def secret(x):
-    """Does what no front end sees: it tells the recording from a run."""
+    """Behaves differently when it is recorded, which no front end can see."""
     return x * 2 if isinstance(x, torch.Tensor) and not torch.compiler.is_compiling() else x
 
 
@@ -394,7 +394,7 @@ def test_a_head_of_train_mode_alone_is_named():
 
 
 class Cached(nn.Module):
-    """Keeps what it worked out from its parameter until it is trained again."""
+    """Caches a value computed from its parameter until it is trained again."""
 
     def __init__(self):
         super().__init__()

@@ -25,7 +25,7 @@ def wrapped(x):
 
 
 def whole(x):
-    """Kept whole: its result depends on a value."""
+    """Becomes a leaf: its result depends on a value."""
     return x * 2 if float(x.detach().sum()) > 0 else x
 
 
@@ -41,7 +41,7 @@ class Cube(torch.autograd.Function):
 
 
 class Served(nn.Module):
-    """Reads all that a capture replaces: module calls, parameters, constructors, flags, wrapped functions."""
+    """Uses everything that a capture patches: module calls, parameters, constructors, flags, wrapped functions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Served(nn.Module):
 
 
 class Traced(nn.Module):
-    """Symbolic tracing takes it."""
+    """Can be traced symbolically."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Traced(nn.Module):
 
 
 class Recorded(nn.Module):
-    """Symbolic tracing does not take it, and of its functions one is kept whole."""
+    """Cannot be traced symbolically, and has a function that becomes a leaf."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,14 +95,14 @@ def built(kind: type[nn.Module]) -> nn.Module:
 
 @functools.cache
 def original(kind: type[nn.Module]) -> nn.Module:
-    """Made once: threads share one random number generator."""
+    """Created once: threads share one random number generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return kind().eval()
 
 
 def in_threads(*work: Callable[[], Any]) -> list[Any]:
-    """What each piece of work gives, all of them begun at once."""
+    """Run all functions at the same time and return their results."""
     barrier, found, errors = threading.Barrier(len(work)), [None] * len(work), list[BaseException]()
 
     def run(number: int) -> None:

@@ -60,7 +60,7 @@ def agrees(model, program, given):
 
 
 def told(program):
-    """What is noted, but for the parts of `Tokens` that a case does not use."""
+    """Return the notes, except those about the parts of `Tokens` that a case does not use."""
     return [note for note in program.notes if "so they were removed" not in note]
 
 

@@ -84,7 +84,7 @@ MODELS = [
 
 
 @pytest.mark.parametrize(("name", "config", "settings", "inputs"), MODELS, ids=[m[0] for m in MODELS])
-def test_a_model_is_taken_with_nothing_kept_whole(name, config, settings, inputs):
+def test_a_model_is_taken_with_nothing_kept_as_leaf(name, config, settings, inputs):
     model = built(name, config, settings)
     program = taken(model, **inputs)
     assert not leaf_paths(program)
@@ -104,7 +104,7 @@ def test_a_model_that_returns_its_cache_says_how_not_to():
         capture(built("LlamaForCausalLM", "LlamaConfig", settings), example_kwargs=SAID)
 
 
-def test_layers_that_are_skipped_at_random_are_kept_whole():
+def test_layers_that_are_skipped_at_random_are_kept_as_leaf():
     _, config, settings, inputs = MODELS[-1]
     program = capture(built("Wav2Vec2Model", config, {**settings, "layerdrop": 0.5}), example_kwargs=inputs)
     assert leaf_paths(program) == ["encoder"]

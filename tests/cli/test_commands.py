@@ -70,7 +70,7 @@ def test_without_data_it_says_so_loudly(here: Path, give):
     result = give("optimize", "sample_nets:Net", "--example-shape", "3,8,8", "--budget", "macs=0.0001")
     assert result.exit_code == 1
     assert result.stderr.startswith("WITHOUT DATA: ")
-    assert "note: nothing of the result will be kept" in result.stderr
+    assert "note: the result will not be saved" in result.stderr
 
 
 def test_a_task_brings_all_its_data(here: Path, give):
@@ -161,7 +161,7 @@ def test_a_saved_result_can_be_exported(optimized: Path, tmp_path, give):
     assert "opset 17, by the legacy exporter; agrees with PyTorch to" in exported.stdout
 
 
-def test_what_was_kept_whole_is_taken_from_the_users_model(here: Path, give, seen: list[str]):
+def test_what_was_kept_as_leaf_is_taken_from_the_users_model(here: Path, give, seen: list[str]):
     model = ["sample_nets:WithOdd", "--model-args", "width=24"]
     made = give("optimize", *model, *seen, "--budget", "macs=0.9", "--out", "small")
     assert made.exit_code == 0, made.output

@@ -40,6 +40,7 @@ NOT_REACHED = {
     "capture/preconditions.py": "a model that is no module; the commands check it before",
     "saving/standalone/": "code that is written",
     "capture/draws.py": "a line of the user's model, which is Python",
+    "training/schedules.py": "a schedule that is a function, which no flag can give",
     "surroundings.py": "a line of the user's model, which is Python",
     "nn/": "the repr of a module",
 }
@@ -64,7 +65,8 @@ def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def spelled(source: str) -> list[str]:
-    return [f"{line}: {text}" for line, text in texts(ast.parse(source)) if SPELLED.search(text)]
+    found = ((line, text) for line, text in texts(ast.parse(source)))
+    return [f"{line}: {text}" for line, text in found if SPELLED.search(re.sub(r"Task\.of\([^)]*\)", "", text))]
 
 
 def test_no_message_spells_an_argument_that_has_a_flag_as_python_does():
@@ -92,6 +94,7 @@ def test_each_exemption_is_in_use(name: str):
         ('x = usage("leaf_modules=(Net,)", "leaf_modules")', False),
         ('a = "leaf_modules=(Net,)"\nx = usage(f"{a}", "leaf_modules")', False),
         ('x = "give drop_last=False"', False),
+        ('x = "build the data with Task.of(train, val, loss=f)"', False),
         ('"""pass align=2"""', False),
     ],
 )

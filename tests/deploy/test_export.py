@@ -91,7 +91,7 @@ def test_an_exporter_that_gives_another_opset_is_refused(tmp_path, monkeypatch):
     real = exporters.WRITERS["legacy"]
     other = dict(exporters.WRITERS, dynamo=lambda m, p, r: real(m, p, replace(r, opset=15)))
     monkeypatch.setattr(exporters, "WRITERS", other)
-    with pytest.raises(ExportError, match="opset 18 was asked for, but the exporter gave 15"):
+    with pytest.raises(ExportError, match="opset 18 was requested, but the exporter wrote 15"):
         export_onnx(residual(), IMAGES, tmp_path / "m.onnx", opset=18, exporter="dynamo")
     found = export_onnx(residual(), IMAGES, tmp_path / "m.onnx", opset=18)
     assert (found.opset, found.exporter) == (18, "legacy")
@@ -321,7 +321,7 @@ def test_a_directory_that_cannot_be_created_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("exporter", ["auto", "dynamo", "legacy"])
 @pytest.mark.parametrize("opset", [1, 6, 99, 9999])
 def test_an_opset_out_of_range_is_one_error_and_nothing_on_the_terminal(tmp_path, capfd, exporter, opset):
-    message = rf"^opset={opset} is not supported.*: pass one from \d+ to \d+, or"
+    message = rf"^opset={opset} is not supported.*; pass one from \d+ to \d+, or"
     with pytest.raises(ExportError, match=message) as raised:
         export_onnx(residual(), IMAGES, tmp_path / "m.onnx", exporter=exporter, opset=opset)
     assert raised.value.__cause__ is raised.value.__context__ is None

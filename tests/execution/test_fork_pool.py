@@ -76,7 +76,7 @@ def test_a_job_whose_process_was_killed_is_run_again(tmp_path: Path):
 @pytest.mark.parametrize(("die", "cause"), [(shot, "signal SIGKILL"), (lambda: os._exit(7), "exit code 7")])
 def test_a_job_whose_process_dies_each_time_is_an_error_that_names_it(tmp_path: Path, die, cause: str):
     workshop = JobRunner("processes", workers=1)
-    with pytest.raises(WorkerError, match=f"job 'match 0': its process died 3 times, at last by {cause}"):
+    with pytest.raises(WorkerError, match=f"job 'match 0': its process died 3 times, last by {cause}"):
         workshop.run(jobs(), task(loss=dying(tmp_path, 10, die)), RunDir())
     assert workshop.lost == 3
     assert len(list(tmp_path.iterdir())) == 3

@@ -67,7 +67,7 @@ def test_a_job_whose_worker_died_is_run_again(workshop, tmp_path: Path):
 
 
 def test_a_job_whose_worker_dies_each_time_is_an_error_that_names_it(workshop, tmp_path: Path):
-    with pytest.raises(WorkerError, match="job 'match 0': its process died 3 times, at last by WorkerCrashedError"):
+    with pytest.raises(WorkerError, match="job 'match 0': its process died 3 times, last by WorkerCrashedError"):
         workshop.run(jobs(1), task(loss=dying(tmp_path, 10)), RunDir())
 
 
@@ -95,7 +95,7 @@ def test_what_is_late_is_stopped(workshop):
 def test_a_gpu_that_ray_does_not_have_is_an_error(workshop):
     if ray.cluster_resources().get("GPU"):
         pytest.skip("Ray has a GPU here")
-    with pytest.raises(DeviceError, match="Ray knows of no GPU"):
+    with pytest.raises(DeviceError, match="Ray finds no GPU"):
         JobRunner("ray", device="cuda").run(jobs(1), task(), RunDir())
 
 

@@ -31,12 +31,12 @@ OTHER = object()
 
 @dataclass(frozen=True)
 class Given:
-    """What an operator is given after its first input."""
+    """Arguments of an operator after its first input."""
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     made_of: dict[str, Any] | None = None
-    """What its module is made of, where that is not `args`."""
+    """Constructor arguments of its module if they differ from `args`."""
     listed: bool = False
     """Whether its inputs come in a list."""
 
@@ -183,7 +183,7 @@ def _module(spelling: Spelling, given: Given) -> nn.Module:
 
 
 def _result(spelling: Spelling, given: Given) -> Tensor | None:
-    """What a spelling gives; `None` where it does not take what is given, or gives no map."""
+    """Return the result of a spelling; None if it rejects the arguments or returns no tensor."""
     first, second = _values(_rank(spelling.operator))
     others = [second if a is OTHER else a for a in given.args]
     inputs: list[Any] = [[first, *others]] if given.listed else [first, *others]

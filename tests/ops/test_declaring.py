@@ -1,4 +1,4 @@
-"""An operator that nobody knows, and what one declaration makes of it."""
+"""An unknown operator, and the effect of one declaration."""
 
 import pytest
 import torch

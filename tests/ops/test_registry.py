@@ -110,16 +110,16 @@ def test_a_declared_operator_is_known_while_the_block_runs():
         assert registry.named("swish") is declared
         assert registry.version() > before
     assert registry.of_function(swish) is None
-    with pytest.raises(OperatorError, match="no operator is called 'swish'"):
+    with pytest.raises(OperatorError, match="no operator is named 'swish'"):
         registry.named("swish")
 
 
 @pytest.mark.parametrize(
     ("operator", "words"),
     [
-        (Operator(name="relu", kind=Kind.POINTWISE), "called 'relu' already"),
-        (Operator(name="mine", kind=Kind.POINTWISE, functions=(torch.relu,)), "it is one of 'relu'"),
-        (Operator(name="mine", kind=Kind.POINTWISE, modules=(nn.Conv2d,)), "it is one of 'conv2d'"),
+        (Operator(name="relu", kind=Kind.POINTWISE), "name 'relu' is taken"),
+        (Operator(name="mine", kind=Kind.POINTWISE, functions=(torch.relu,)), "already belongs to 'relu'"),
+        (Operator(name="mine", kind=Kind.POINTWISE, modules=(nn.Conv2d,)), "already belongs to 'conv2d'"),
         (Operator(name="mine", kind=Kind.POINTWISE), "has no spelling"),
         (Operator(name="abs2", kind=Kind.POINTWISE, aliases=("abs3",), functions=(swish,)), "has the alias 'abs3'"),
     ],

@@ -160,7 +160,7 @@ def test_degenerate_maps_are_refused():
     assert reasons(AddConvCell("_1")(plain(1))) == ["nothing is left to pool: the map has 1 x 1 positions"]
     single = captured(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5)), 1, 3, 2, 2)
     (reason,) = reasons(AddConvCell("_1")(single))
-    assert reason == "no statistics for a batch norm: the example inputs give one value a channel"
+    assert reason == "no statistics for a batch norm: the example inputs give one value per channel"
 
 
 def test_other_channels_stop_at_a_norm_or_a_group():

@@ -283,7 +283,7 @@ def test_one_value_a_channel_gives_no_statistics():
     assert not list(Deepen.candidates(start))
     result = Deepen("_2")(start)
     assert result.changes == 0
-    assert "one value a channel" in result.refusals[0].reason
+    assert "one value per channel" in result.refusals[0].reason
 
 
 @pytest.mark.parametrize(

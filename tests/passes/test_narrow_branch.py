@@ -228,7 +228,7 @@ def test_channels_that_are_made_of_one_go_together():
 
     start = capture(built(Doubled), images())
     name = branch(start)
-    assert "channel 5 goes with those" in NarrowBranch(((name, (1,)),))(start).refusals[0].reason
+    assert "channel 5 must be removed together with those" in NarrowBranch(((name, (1,)),))(start).refusals[0].reason
     result = NarrowBranch(((name, (1, 5)),))(start)
     assert result.error is not None
     assert result.error < 1e-6

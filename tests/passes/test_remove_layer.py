@@ -406,7 +406,7 @@ class Difference(nn.Module):
 def test_value_is_not_subtracted_from_itself():
     result = RemoveLayer("f")(capture(Difference().eval(), VECTORS))
     assert result.changes == 0
-    assert "would meet itself" in result.refusals[0].reason
+    assert "which cancels out" in result.refusals[0].reason
 
 
 def test_input_is_not_cut_off():

@@ -28,11 +28,11 @@ from fxsurgery.saving.stochastic_depth import StochasticDepth
 from programs import program
 
 CALLS = list[str]()
-"""What of this file's own functions ran."""
+"""Names of this file's functions that ran."""
 
 
 def longest(x: torch.Tensor, scale: float = 1.0, label: str = "kept") -> torch.Tensor:
-    """Cannot be traced: the program keeps it whole."""
+    """Cannot be traced, so it becomes a leaf."""
     CALLS.append(label)
     return x * scale if float(x.detach().sum()) > -1e9 else x
 
@@ -43,7 +43,7 @@ def other(x: torch.Tensor, scale: float = 1.0, label: str = "other") -> torch.Te
 
 
 class Calls(nn.Module):
-    """Calls a function that is kept whole."""
+    """Calls a function that becomes a leaf."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Calls(nn.Module):
 
 
 class Inner(nn.Module):
-    """Writes where it is told to: what nobody but its model should call."""
+    """Writes to a given path: only its own model should call it."""
 
     def forward(self, x: torch.Tensor, label: str = "inner") -> torch.Tensor:
         CALLS.append(label)
@@ -62,7 +62,7 @@ class Inner(nn.Module):
 
 
 class Whole(nn.Module):
-    """Is kept whole, with what it holds."""
+    """Becomes a leaf together with its parts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ def kept_node(plain: dict[str, Any]) -> dict[str, Any]:
     return next(n for n in plain["nodes"] if isinstance(n["target"], dict))
 
 
-def test_a_function_kept_whole_is_taken_from_the_model(tmp_path: Path) -> None:
+def test_a_function_kept_as_leaf_is_taken_from_the_model(tmp_path: Path) -> None:
     model = Calls().eval()
     given = capture(model, torch.randn(2, 4))
     folder = saved(given, tmp_path)
@@ -163,7 +163,7 @@ def test_another_function_or_other_constants_are_refused_unrun(change: dict[str,
     assert not [call for call in CALLS if call != "here"]
 
 
-def test_a_function_kept_whole_elsewhere_is_refused(tmp_path: Path) -> None:
+def test_a_function_kept_as_leaf_elsewhere_is_refused(tmp_path: Path) -> None:
     def twice(plain: dict[str, Any]) -> None:
         kept = kept_node(plain)
         entry(plain, "relu").update(op="call_function", target=kept["target"], args=[{"node": "first"}, 2.0, "here"])
@@ -186,7 +186,7 @@ def holds_program() -> Program:
     return capture(Holds().eval(), torch.randn(2, 4))
 
 
-def test_a_module_kept_whole_is_called_as_the_model_calls_it(tmp_path: Path) -> None:
+def test_a_module_kept_as_leaf_is_called_as_the_model_calls_it(tmp_path: Path) -> None:
     model = Holds().eval()
     given = capture(model, torch.randn(2, 4))
     again = load_program(saved(given, tmp_path), original=model)
@@ -207,7 +207,7 @@ def test_a_module_kept_whole_is_called_as_the_model_calls_it(tmp_path: Path) -> 
         {"op": "call_function", "target": "getattr", "args": [{"node": "x"}, "grad_fn"], "kwargs": {}},
     ],
 )
-def test_a_module_kept_whole_is_called_in_no_other_way(change: dict[str, Any], tmp_path: Path) -> None:
+def test_a_module_kept_as_leaf_is_called_in_no_other_way(change: dict[str, Any], tmp_path: Path) -> None:
     folder = changed(saved(holds_program(), tmp_path), lambda plain: entry(plain, "whole").update(change))
     CALLS.clear()
     with pytest.raises(SurgeryError):
@@ -215,7 +215,7 @@ def test_a_module_kept_whole_is_called_in_no_other_way(change: dict[str, Any], t
     assert not [call for call in CALLS if call != "asked"]
 
 
-def test_another_name_of_a_module_kept_whole_is_the_same_module(tmp_path: Path) -> None:
+def test_another_name_of_a_module_kept_as_leaf_is_the_same_module(tmp_path: Path) -> None:
     def alias(plain: dict[str, Any]) -> None:
         plain["modules"].insert(1, {"path": "twin", "kind": "same", "as": "whole"})
         plain["state"].append({"name": "twin.weight", "kind": "parameter", "trains": True, "of": "whole.weight"})

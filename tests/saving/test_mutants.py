@@ -1,4 +1,4 @@
-"""Mutants of saved results give an error of ours or an equal result, and nothing else happens meanwhile."""
+"""Mutated saved results raise an error of this package or load an equal result, without side effects."""
 
 import os
 import subprocess

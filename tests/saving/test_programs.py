@@ -181,7 +181,7 @@ class WithWhole(nn.Module):
         return self.whole(self.first(x))
 
 
-def test_a_module_kept_whole_is_taken_from_the_model_with_the_saved_weights(tmp_path: Path) -> None:
+def test_a_module_kept_as_leaf_is_taken_from_the_model_with_the_saved_weights(tmp_path: Path) -> None:
     model, other = WithWhole().eval(), WithWhole().eval()
     save_program(given := capture(model, torch.randn(2, 3)), tmp_path / "saved")
     with pytest.raises(RunError, match=r"`whole` .*original=your_model"):
@@ -233,7 +233,7 @@ KEPT_LAYERS = {
 
 
 @pytest.mark.parametrize("name", KEPT_LAYERS)
-def test_a_layer_kept_whole_comes_back_as_it_was_cut(name: str, tmp_path: Path) -> None:
+def test_a_layer_kept_as_leaf_comes_back_as_it_was_cut(name: str, tmp_path: Path) -> None:
     make, x = KEPT_LAYERS[name]
     model = make()
     whole = capture(model, x, leaf_modules=(Subclassed,))
@@ -252,7 +252,7 @@ def test_a_layer_kept_whole_comes_back_as_it_was_cut(name: str, tmp_path: Path) 
     model_again(x).square().sum().backward()
 
 
-def test_sizes_of_a_layer_kept_whole_are_sizes_of_that_layer(tmp_path: Path) -> None:
+def test_sizes_of_a_layer_kept_as_leaf_are_sizes_of_that_layer(tmp_path: Path) -> None:
     make, x = KEPT_LAYERS["masked"]
     model = make()
     save_program(capture(model, x), tmp_path / "saved")

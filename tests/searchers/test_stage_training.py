@@ -10,7 +10,7 @@ from torch import nn
 from fxsurgery import Budget, Dnal, Prune, optimize
 from fxsurgery.errors import DivergedError, RunError, SurgeryError
 from fxsurgery.runs.journal import Journal
-from fxsurgery.searchers import trainer
+from fxsurgery.searchers import stage_training, trainer
 from fxsurgery.searchers.stage_training import RETRIES
 from fxsurgery.training import Hooks, Recipe, Task, adamw, cosine, fit, sgd
 from fxsurgery.training.rate_range import RangeTest
@@ -247,6 +247,13 @@ def evaluations(settings, *metrics, **options):
     return quick(settings, metric=scripted(*metrics), **options)
 
 
+@pytest.fixture
+def _long(monkeypatch: pytest.MonkeyPatch):
+    """Let the few steps of a test's stages be enough to learn something."""
+    monkeypatch.setattr(stage_training, "LONG_ENOUGH", 1)
+
+
+@pytest.mark.usefixtures("_long")
 @pytest.mark.parametrize(
     ("before", "pruned", "tuned", "collapses"),
     [
@@ -269,11 +276,18 @@ def test_a_collapse_is_a_fall_or_no_way_back_to_the_score_before_the_surgery(
     assert any("the stage is repeated at the learning rate 0.001" in note for note in result.notes) is collapses
 
 
+@pytest.mark.usefixtures("_long")
 @pytest.mark.parametrize(("start", "end", "collapses"), [(0.25, 0.25, True), (0.25, 0.2, True), (0.25, 0.26, False)])
 def test_training_from_scratch_collapses_if_it_learns_nothing(start, end, collapses, found, stages):
     settings = replace(QUICK, weights_epochs=1, finetune_epochs=0)
     evaluations(settings, start, end, *([0.9] if collapses else []), 0.9, 0.9, 0.9, trained=False)
     assert [name for name, _ in stages] == ["weights", *["weights, retry 1"] * collapses]
+
+
+def test_a_short_stage_need_not_learn_anything_but_must_not_fall(found, stages):
+    evaluations(QUICK, 0.97, 0.12, 0.12, 0.12)
+    evaluations(QUICK, 0.97, 0.90, 0.12, 0.9, 0.9)
+    assert [name for name, _ in stages] == ["fine-tune", "fine-tune", "fine-tune, retry 1"]
 
 
 def test_a_loss_may_rise_by_more_than_a_metric_may_fall(found, stages):

@@ -1,4 +1,4 @@
-"""Where a model can be measured."""
+"""Targets: devices on which models are measured."""
 
 from typing import Any, Protocol
 
@@ -20,17 +20,17 @@ class Target(Protocol):
 
     @property
     def name(self) -> str:
-        """What a user calls it."""
+        """Name of the target."""
 
     def measure(self, models: Models, inputs: Inputs, step: Measure) -> Measurement:
-        """Measure models side by side; what comes back is plain numbers."""
+        """Measure models side by side; return plain numbers."""
 
     def plan(self, **options: Any) -> Measure:  # noqa: ANN401
-        """Refuse options that a measurement cannot have, before anything is exported for it."""
+        """Return the measurement with these options; refuse invalid options before anything is exported."""
 
 
 def compare_on(target: Target, models: Models, inputs: Inputs, **options: Any) -> LatencyReport:  # noqa: ANN401
-    """Measure models side by side on a target; options as of `fxsurgery.deploy.compare_latency`.
+    """Measure models side by side on a target, with the options of `fxsurgery.deploy.compare_latency`.
 
     Raises:
         DeviceError: there is no model, an option is unknown or out of range, or the target cannot run them.
@@ -41,7 +41,7 @@ def compare_on(target: Target, models: Models, inputs: Inputs, **options: Any) -
 
 @checked(DeviceError)
 def resolve_target(spec: str) -> Target:
-    """The target of that name.
+    """Return the target with that name.
 
     Raises:
         DeviceError: there is none, or it is not on this machine; it says which there are.

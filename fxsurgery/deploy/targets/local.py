@@ -1,4 +1,4 @@
-"""This machine: ONNX Runtime in this process."""
+"""The local target: ONNX Runtime in this process."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,7 +13,7 @@ from fxsurgery.suggestions import hint
 
 @dataclass(frozen=True)
 class Local:
-    """One of this machine's processors, by ONNX Runtime's name for it."""
+    """An execution provider of ONNX Runtime on this machine."""
 
     name: str = "local"
     provider: str = CPU
@@ -28,7 +28,7 @@ class Local:
         return step.take(models, inputs)
 
     def plan(self, **options: Any) -> Measure:  # noqa: ANN401
-        """The measurement that these options ask for.
+        """Return the measurement with these options.
 
         Raises:
             ArgumentError: an option does not exist.

@@ -1,1 +1,1 @@
-"""What several searchers share."""
+"""Code that several search methods share."""

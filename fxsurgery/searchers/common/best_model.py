@@ -1,4 +1,4 @@
-"""The best model so far in a run directory, and what to tell a user whose model cannot be written there."""
+"""Write the best model so far into a run directory, or explain why it cannot be written."""
 
 import tempfile
 from pathlib import Path
@@ -12,17 +12,17 @@ from fxsurgery.training.rank_zero import from_rank_zero
 
 
 def unwritable(program: Program, folder: Path) -> str | None:
-    """What to tell a user before a long run whose end cannot be written into `folder`; found out by writing it."""
+    """Return a warning if the model cannot be written into `folder`, by writing it there once; `None` if it can."""
 
-    def tried() -> str | None:
+    def attempt() -> str | None:
         with writing(folder), tempfile.TemporaryDirectory(prefix=f".{BEST}.", dir=folder) as trial:
             return keep_best(program, Path(trial))
 
-    return from_rank_zero(tried)
+    return from_rank_zero(attempt)
 
 
 def unwritten(error: SavingError) -> str:
-    """What to tell a user of a model that cannot be written."""
+    """Return the message for a model that cannot be written."""
     return (
         f"the run directory gets no {BEST} and no {RESULT} folder, since the model cannot be written: {error}. "
         f"Its weights are in {STAGES}: keep result.model yourself"
@@ -30,9 +30,9 @@ def unwritten(error: SavingError) -> str:
 
 
 def keep_best(program: Program, folder: Path) -> str | None:
-    """Write a program as the best one of the run directory `folder`; return why not if it cannot be written.
+    """Write a program as the best one of the run directory `folder`; return a message if it cannot be written.
 
-    What was trained is worth more than its file, so that is no error.
+    A failed write is not an error, so that trained weights are not lost to it.
     """
     try:
         save_program(program, folder / BEST)

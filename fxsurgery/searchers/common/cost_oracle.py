@@ -1,8 +1,8 @@
-"""What a program costs, in any metric, behind one interface.
+"""One interface to the cost of a program, in any metric.
 
 Counted metrics (parameters, MACs, peak activation memory) are facts of the program and exact. A measured one, such as
 the latency on a target, comes from the meter of that metric: once for each structure, with the bounds of its 95 %
-interval. What the meter read goes into the journal under the structure's hash, so a resumed run recalls it.
+interval. Each reading is written to the journal under the hash of the structure, so a resumed run recalls it.
 
 A meter may be anything that gives plain numbers for a program: a timer that runs it, or a table of what each of its
 layers takes.
@@ -29,15 +29,15 @@ class CostMeter(Protocol):
     """Number of values that a reading has."""
 
     def read(self, program: Program) -> Sequence[float]:
-        """Measure a program; what it gives is kept in the journal."""
+        """Measure a program; the values are kept in the journal."""
 
     def estimate(self, reading: Sequence[float]) -> CostEstimate:
-        """Return the cost that a reading, fresh or recalled, stands for."""
+        """Return the cost that a reading, new or recalled, represents."""
 
 
 @dataclass(eq=False, kw_only=True)
 class CostOracle:
-    """Answers what a program costs.
+    """Returns the cost of programs, measuring each structure once.
 
     Example:
         >>> import torch
@@ -48,9 +48,9 @@ class CostOracle:
     """
 
     meters: Mapping[Metric, CostMeter] = field(default_factory=dict)
-    """By measured metric."""
+    """The meter of each measured metric."""
     run: RunDir = field(default_factory=RunDir)
-    """Recalls what was measured before a kill."""
+    """The run whose journal recalls earlier readings."""
     _known: dict[tuple[Metric, str], CostEstimate] = field(default_factory=dict, repr=False)
 
     def cost(self, program: Program, metric: Metric) -> CostEstimate:
@@ -77,9 +77,9 @@ class CostOracle:
 
 
 def structural_hash(program: Program) -> str:
-    """Return a hash of all that a cost depends on: the graph, and the shapes and types of its tensors and inputs.
+    """Return a hash of all that a cost depends on: the graph, and the shapes and dtypes of its tensors and inputs.
 
-    Programs that differ only in the values of their weights have the same.
+    Programs that differ only in the values of their weights have the same hash.
     """
     model = program.graph_module
     tensors = [(name, tuple(x.shape), x.dtype) for name, x in (*model.named_parameters(), *model.named_buffers())]

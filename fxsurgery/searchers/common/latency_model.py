@@ -1,16 +1,16 @@
-"""Latency as a cost model, and how a budget of latency is held.
+"""Latency as a cost model, and how a latency budget is enforced.
 
 A network's latency is a ratio: it is measured in turns with the original on the target, and
 
     latency = ratio * (the original's latency, measured once)
 
-so that a machine that slows down meanwhile slows both. A search measures quickly and often; what may be returned is
-measured thoroughly, before it is fine-tuned and as it is afterwards. The budget holds where the upper bound of the
-95 % interval is within it. Where it is not, the search's own target is tightened and the network is cut again:
+so that a machine that slows down in the meantime slows both. A search measures quickly and often; a network that may
+be returned is measured thoroughly, before and after it is fine-tuned. The budget is met if the upper bound of the
+95 % interval is within it. If it is not, the target of the search is tightened and the network is cut again:
 
     aim' = min(aim, latency as the search measured it) - (latency - limit) - (width of the interval)
 
-Every measured value goes through the journal of the run directory, so a resumed run believes what was measured.
+Every measured value goes through the journal of the run directory, so a resumed run uses the same values.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,14 +27,14 @@ from fxsurgery.runs.run_directory import RunDir
 from fxsurgery.searchers.common.cost_oracle import CostOracle, structural_hash
 
 ATTEMPTS = 6
-"""How often a network is cut for one budget, at most."""
+"""Maximum number of cuts for one budget."""
 
 Measure = Callable[[Program], CostEstimate]
 """The latency of a program on the target."""
 
 
 class LatencyTimer(Protocol):
-    """Measures programs against the original, on a target."""
+    """Measures programs in turns with the original on a target."""
 
     @property
     def original_latency(self) -> tuple[float, int]:
@@ -50,12 +50,12 @@ class LatencyLimit:
 
     measure: Measure
     limit_ms: float
-    """What is allowed."""
+    """The budget, in milliseconds."""
     aim_ms: float | None = None
-    """The target of the search, where it is tighter."""
+    """The target of the search, in milliseconds, if it is tighter than the limit."""
 
     def holds(self, program: Program) -> bool:
-        """Whether a program is within the search's target, by the upper bound of its interval."""
+        """Return True if a program is within the search's target, by the upper bound of its interval."""
         return self.measure(program).high <= (self.limit_ms if self.aim_ms is None else self.aim_ms)
 
 
@@ -73,17 +73,17 @@ class LatencyModel:
 
     @cached_property
     def costs(self) -> CostOracle:
-        """What programs cost, their latency on the target included."""
+        """The costs of programs, including their latency on the target."""
         return CostOracle(meters={"latency_ms": self}, run=self.run)
 
     @property
     def original_ms(self) -> float:
-        """Of the original, measured once."""
+        """Latency of the original in milliseconds, measured once."""
         return self._original_latency[0]
 
     @property
     def batch(self) -> int:
-        """The batch size at which all is measured: 1, unless the model takes another one only."""
+        """The batch size of all measurements: 1, unless the model only takes another one."""
         return self._original_latency[1]
 
     @cached_property
@@ -103,14 +103,14 @@ class LatencyModel:
 
     @property
     def limit_ms(self) -> float | None:
-        """What the budget allows; `None` where it does not limit the latency."""
+        """The limit of the budget in milliseconds; `None` if it has none on latency."""
         if self.budget is None or self.budget.latency_ms is None:
             return None
         return self.budget.latency_limit(self.original_ms)
 
     @property
     def limit(self) -> LatencyLimit | None:
-        """The same, to search by."""
+        """The limit together with the way to measure against it; `None` if the budget has none on latency."""
         return None if self.limit_ms is None else LatencyLimit(measure=self.measure, limit_ms=self.limit_ms)
 
     def measure(self, program: Program) -> CostEstimate:
@@ -118,7 +118,7 @@ class LatencyModel:
         return self.costs.cost(program, "latency_ms")
 
     def verify(self, program: Program) -> CostEstimate:
-        """Return the latency of a program, measured thoroughly and anew each time."""
+        """Return the latency of a program, measured thoroughly, anew at each call."""
         if self._is_original(program):
             return CostEstimate.exactly(self.original_ms)
         measured = self.run.recall("latency check", lambda: [*self.timer.ratio(program, thorough=True)], are_amounts(3))
@@ -129,16 +129,16 @@ class LatencyModel:
         return (1.0, 1.0, 1.0) if self._is_original(program) else self.timer.ratio(program, thorough=False)
 
     def estimate(self, reading: Sequence[float]) -> CostEstimate:
-        """Return the latency in milliseconds that such a ratio and its bounds stand for."""
+        """Return the latency in milliseconds from a ratio to the original and its bounds."""
         value, low, high = (self.original_ms * share for share in reading)
         return CostEstimate(value=value, low=low, high=high)
 
     def missed(self, found: CostEstimate) -> str:
-        """What to tell where the budget is not held; `found` is the nearest that was verified."""
+        """Return the message for a budget that is not met; `found` is the nearest latency that was verified."""
         return (
-            f"a latency of {self.limit_ms:.4g} ms (original: {self.original_ms:.4g} ms) is not held: measured in turns "
+            f"a latency of {self.limit_ms:.4g} ms (original: {self.original_ms:.4g} ms) is not met: measured in turns "
             f"with the original, the result takes {found.value:.4g} ms (95 % interval {found.low:.4g} to "
-            f"{found.high:.4g} ms), and cutting again did not bring it within. Raise latency_ms above "
+            f"{found.high:.4g} ms), and further cuts did not bring it within the limit. Raise latency_ms above "
             f"{found.high:.4g}, lower {keyword('settings', 'align')}, or limit macs instead"
         )
 
@@ -155,18 +155,18 @@ def hold(
     cut: Callable[[LatencyLimit | None], Program],
     finish: Callable[[Program, int], Program],
 ) -> CostEstimate | None:
-    """Cut and finish a network such that what is returned holds the budget of latency.
+    """Cut and fine-tune a network until the result meets the latency budget.
 
     Args:
-        model: how latency is measured, and what is allowed.
-        cut: gives the network for a limit. A tighter aim gives a smaller network, or the same where none is smaller.
-        finish: fine-tunes it, for the given time; gives what would be returned.
+        model: measures latency and holds the limit; `None` if there is none.
+        cut: returns the network for a limit; for a tighter aim a smaller one, or the same if there is none.
+        finish: fine-tunes a network and returns the result; also takes the number of the attempt, from 1.
 
     Returns:
-        The verified latency of what `finish` gave last; `None` where the budget has no limit on latency.
+        The verified latency of the last result of `finish`; `None` if the budget has no limit on latency.
 
     Raises:
-        BudgetError: no network that was cut holds the budget; it says by how much the last one misses.
+        BudgetError: no network meets the budget; the message gives the latency of the last one.
     """
     limit = None if model is None else model.limit
     if model is None or limit is None:
@@ -177,7 +177,7 @@ def hold(
         attempt += 1
         program = cut(replace(limit, aim_ms=aim))
         found = model.verify(program)
-        # Measured again after the fine-tuning, which costs much more, it shall hold as well: leave half the interval.
+        # It must also meet the limit when measured after the expensive fine-tuning: leave half the interval.
         is_last = attempt == ATTEMPTS or structural_hash(program) == last
         spare = 0.0 if is_last else found.width / 2
         if found.high + spare <= limit.limit_ms:

@@ -1,4 +1,4 @@
-"""Which layers of a user's model a name, a pattern or a module stands for."""
+"""Match names, patterns and modules to the layers of a user's model."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def require_layers(keep: object, ratios: object) -> None:
 
 @dataclass(frozen=True)
 class Matched:
-    """What a name or pattern stands for."""
+    """The layers that a name or pattern matches."""
 
     pattern: str
     layers: tuple[str, ...]

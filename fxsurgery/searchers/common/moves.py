@@ -1,16 +1,16 @@
-"""The operations of ECToNAS on any program: which moves each one allows, and what a move makes of a program.
+"""The operations of ECToNAS on any program: the moves that each one allows, and how a move is applied.
 
-    identity      what is there trains on
+    identity      the network continues training
     add-dense     `deepen` behind the activation of a linear layer       remove-dense     `remove-layer`
     add-units     `widen`                                                remove-units     `svd-shrink`, `prune-channels`
-    add-cell      `add-conv-cell`, each kind of pool a move of its own   remove-cell      `remove-layer`, blocks as well
+    add-cell      `add-conv-cell`, one move per kind of pool   remove-cell      `remove-layer`, blocks as well
     add-channels  `widen`                                                remove-channels  `prune-channels`
 
-Channels are what convolutions give, units what linear and recurrent layers give. A width is that of a channel group, so
-all layers that share it change together: a residual stream, a concatenation, the heads of attention. Units go along
-singular vectors where one layer alone reads them, and the least important ones go elsewhere.
+Channels are outputs of convolutions, units those of linear and recurrent layers. A width is that of a channel group,
+so all layers that share it change together: a residual stream, a concatenation, the heads of attention. Units that a
+single layer reads are removed along singular vectors, all others by importance.
 
-Recuperation is how long a child of the operation trains before it is compared (the published constants).
+Recuperation is the number of epochs that a child trains before it is compared (the published constants).
 """
 
 import random
@@ -38,7 +38,7 @@ from fxsurgery.searchers.common.width_constraints import FREE, WidthConstraints
 from fxsurgery.surgery import Pass
 
 MOST_WORK = 2**33
-"""Multiplications of a singular value decomposition that is worth it: about a second or two."""
+"""Maximum number of multiplications of a singular value decomposition: about one or two seconds."""
 
 
 Units: TypeAlias = Annotated[int, Range(least=1, most=MOST_UNITS)]
@@ -46,38 +46,38 @@ Units: TypeAlias = Annotated[int, Range(least=1, most=MOST_UNITS)]
 
 @dataclass(frozen=True, kw_only=True)
 class Amounts:
-    """How far one move goes, and how many there are.
+    """Size of one move, and number of moves.
 
     Raises:
         SurgeryError: a number has no meaning.
     """
 
     channels: Units = 3
-    """A move adds or removes so many channels, or the share of the width if that is more."""
+    """Channels that a move adds or removes, at least; more if `share` of the width is more."""
     units: Units = 2
-    """The same of units."""
+    """Units that a move adds or removes, at least."""
     share: Fraction = 0.1
     places: Annotated[int, Range(least=1, most=10_000)] = 8
-    """At most so many places for each operation; drawn at random where there are more."""
+    """Maximum number of places for each operation; drawn at random if there are more."""
 
     def __post_init__(self) -> None:
         check_fields(self, SurgeryError)
 
     def step(self, least: int, width: int) -> int:
-        """By how many a width changes."""
+        """Return the number of units by which a width changes."""
         return max(least, int(self.share * width))
 
 
 Finder = Callable[[Program, Amounts, int], Iterator[tuple[str, Pass]]]
-"""Gives the moves of an operation, each with its place."""
+"""Yields the moves of an operation, each with its place."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """What is done to a parent."""
+    """A kind of change to a parent network."""
 
     recuperation: float
-    """Epochs that a child trains before its first match."""
+    """Number of epochs that a child trains before its first match."""
     find: Finder
 
 
@@ -93,12 +93,12 @@ def moves(
     Args:
         program: the parent.
         operation: one of `OPERATIONS`.
-        amounts: how far a move goes, and at how many places at most.
-        seed: of the places where there are more, and of what the passes draw.
+        amounts: the size of a move and the maximum number of places.
+        seed: seed of the draw of places, and of the passes that draw weights.
         constraints: the layers that no move may change or remove.
 
     Raises:
-        SurgeryError: no operation has that name.
+        SurgeryError: there is no operation of that name.
     """
     if operation not in OPERATIONS:
         raise SurgeryError(f"no operation is named {operation!r}; there are: {', '.join(OPERATIONS)}")
@@ -143,7 +143,7 @@ class Kept:
 
 
 def apply_move(program: Program, move: Pass) -> Match[Program]:
-    """Apply a move; a refusal says why its result is no candidate, in few enough wordings to be counted.
+    """Apply a move; a refusal gives a reason without names and numbers, so that reasons can be counted.
 
     Raises:
         PassCrashedError: a bug of the pass.
@@ -161,7 +161,7 @@ def apply_move(program: Program, move: Pass) -> Match[Program]:
 
 
 def _degenerate(parent: Program, child: Program) -> Refusal | None:
-    """Why a network is no candidate; `None` if it is one."""
+    """Return why a network is not a candidate; `None` if it is one."""
     inherited = {id(t) for t in parent.graph_module.state_dict(keep_vars=True).values()}
     state = child.graph_module.state_dict(keep_vars=True)
     if not all(map(_is_finite, (t for t in state.values() if id(t) not in inherited))):
@@ -178,14 +178,14 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _countable(reason: str) -> str:
-    """A reason without what differs from place to place: names, numbers, and what follows a colon or a bracket."""
-    told = re.split(r"[:;(\n]", reason)[0].strip()
-    told = re.sub(r"%[\w.]+|'[^']*'", "a node", told)
-    return re.sub(r"[\w.]*\w", lambda word: _general(word[0]), told)
+    """Return a reason without what differs by place: names, numbers, and text after a colon or a bracket."""
+    short = re.split(r"[:;(\n]", reason)[0].strip()
+    short = re.sub(r"%[\w.]+|'[^']*'", "a node", short)
+    return re.sub(r"[\w.]*\w", lambda word: _general(word[0]), short)
 
 
 def _general(word: str) -> str:
-    """`n` for a number, `a layer` for what looks like the name of one."""
+    """Return `n` for a number and `a layer` for a word that looks like the name of a layer."""
     if word.replace(".", "").isdigit():
         return "n"
     return "a layer" if any(c.isdigit() or c in "._" for c in word) else word
@@ -199,7 +199,7 @@ def _add_dense(program: Program, amounts: Amounts, seed: int) -> Iterator[tuple[
 
 
 def _add_cell(program: Program, amounts: Amounts, seed: int) -> Iterator[tuple[str, Pass]]:
-    for move in AddConvCell.candidates(program, 3 * amounts.places):  # told fast, but not at hundreds of places
+    for move in AddConvCell.candidates(program, 3 * amounts.places):  # fast to check, but not at hundreds of places
         if move.kind != "none":
             yield move.after, replace(move, seed=seed)
 
@@ -231,7 +231,7 @@ def _narrow(program: Program, amounts: Amounts, seed: int, *, channels: bool) ->
 
 
 def _merging(program: Program, step: Callable[[int], int]) -> dict[str, SvdShrink]:
-    """By channel group: the move along singular vectors, where it takes no more units than asked for, and no minute."""
+    """Return the move along singular vectors of each channel group whose size it meets and that is fast to compute."""
     groups = {g.name: len(g.units) for g in structure(program).groups if len(g.producers) == 1}
     found = dict[str, SvdShrink]()
     for move in SvdShrink.candidates(program, step):
@@ -246,9 +246,9 @@ def _merging(program: Program, step: Callable[[int], int]) -> dict[str, SvdShrin
 
 
 def _folding(program: Program, move: PruneChannels) -> PruneChannels:
-    """Where norms scale the channels: what is left of them goes into the biases of their readers, if all have one.
+    """Return the move that folds the constants of channels that norms scale into the biases of their readers, if any.
 
-    A new bias before a batch norm would be a parameter without effect.
+    Readers without a bias are left alone: a new bias before a batch norm would be a parameter without effect.
     """
     ((name, positions),) = move.drop
     gone = structure(program).named(name).units[list(positions)]
@@ -261,7 +261,7 @@ def _folding(program: Program, move: PruneChannels) -> PruneChannels:
 
 
 def _widths(program: Program, *, channels: bool) -> set[str]:
-    """The names of the widths that a convolution gives, or of those that none does."""
+    """Return the names of the widths that convolutions produce, or of the other ones."""
     convolutions = {node.name for node in program.nodes if is_convolution(program, node)}
     found = {g.name: set(g.producers) for g in structure(program).groups}
     found |= {path: {node.name} for path, node in single_channel_layers(program).items()}
@@ -284,4 +284,4 @@ OPERATIONS: dict[str, Operation] = {
     "add-channels": Operation(0.1, partial(_widen, channels=True)),
     "remove-channels": Operation(1.0, partial(_narrow, channels=True)),
 }
-"""By name. The identity has no moves: the parent itself trains on."""
+"""The operations by name. The identity has no moves: the parent itself continues training."""

@@ -1,6 +1,6 @@
 """The Pareto front: the networks that no other one beats in the metric without costing more.
 
-`a` dominates `b` where it costs no more and scores no worse. Of two that are equal in both, the first stays.
+`a` dominates `b` if it costs no more and scores no worse. Of two that are equal in both, the first one stays.
 """
 
 import math
@@ -25,9 +25,9 @@ class ParetoMember:
 
     program: Program
     trial: Trial
-    """Its record, as of these weights."""
+    """Its record at these weights."""
     score: Score
-    """On validation data, of these weights."""
+    """Validation score of these weights."""
 
     @override
     def __repr__(self) -> str:
@@ -46,7 +46,7 @@ class ParetoMember:
 
     @property
     def cost(self) -> Cost:
-        """Its parameters and MACs, counted anew."""
+        """Its parameters and MACs."""
         return cost(self.program)
 
     @property
@@ -75,28 +75,28 @@ def member_from_plain(plain: Mapping[str, Any], program: Program) -> ParetoMembe
 
 
 class Ranked(Protocol):
-    """What can be on a front."""
+    """An entry of a front."""
 
     @property
     def metric(self) -> float:
-        """On validation data."""
+        """The validation metric."""
 
     def along(self, axis: Metric) -> float | None:
-        """The cost on one axis; `None` where that was not measured."""
+        """Return the cost in one metric; `None` if that was not measured."""
 
 
 R = TypeVar("R", bound=Ranked)
 
 
 class Front(Generic[R]):
-    """The members that were added and are dominated by none."""
+    """The members that were added and are not dominated."""
 
     def __init__(self, axis: Metric = "params", *, higher_is_better: bool = True) -> None:
-        """Begin with nobody.
+        """Create an empty front.
 
         Args:
-            axis: the cost that the validation metric is set against.
-            higher_is_better: of the metric.
+            axis: the cost that is traded off against the validation metric.
+            higher_is_better: whether a higher metric is better.
         """
         self.axis: Metric = axis
         self._sign = 1.0 if higher_is_better else -1.0
@@ -104,16 +104,16 @@ class Front(Generic[R]):
 
     @property
     def members(self) -> tuple[R, ...]:
-        """The cheapest first, and so the worst first."""
+        """The members, cheapest (and so worst) first."""
         return tuple(self._members)
 
     def add(self, member: R) -> bool:
-        """Take a member in unless one that is there dominates it, and drop those that it dominates.
+        """Add a member unless an existing one dominates it, and drop those that it dominates.
 
-        One whose metric is NaN or infinitely bad is never taken in, nor one whose cost was not measured.
+        A member whose metric is NaN or infinitely bad, or whose cost was not measured, is never added.
 
         Returns:
-            Whether it was taken in.
+            Whether it was added.
         """
         if not self._ranked(member) or any(self._dominates(other, member) for other in self._members):
             return False

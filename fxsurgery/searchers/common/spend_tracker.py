@@ -1,7 +1,7 @@
-"""What a search has spent of what it may: steps, told as epochs, and seconds. It is never overshot.
+"""Track the steps, reported as epochs, and the seconds that a search spends. The limit is never exceeded.
 
-Seconds go through the run directory whenever a round of matches begins, so that a run that was killed and goes on has
-those of all rounds before.
+Seconds are written to the run directory at the start of each round of matches, so that a resumed run counts those of
+all earlier rounds.
 """
 
 import math
@@ -15,16 +15,16 @@ from fxsurgery.runs.run_directory import RunDir
 
 @dataclass(eq=False)
 class SpendTracker:
-    """Pays for training, before it is done."""
+    """Accounts for training before it is done."""
 
     spend: Spend
     epoch: float
-    """Optimizer steps that go once through the training data."""
+    """Optimizer steps in one pass over the training data."""
     run: RunDir
     reserved: int = 0
-    """Steps that are kept for later."""
+    """Steps reserved for later stages."""
     spent: int = 0
-    """Steps."""
+    """Optimizer steps spent so far."""
     _before: float = 0.0
     """Seconds until `_since`."""
     _since: float = field(init=False)
@@ -34,21 +34,21 @@ class SpendTracker:
 
     @property
     def allowed(self) -> int | None:
-        """Steps that may be spent in all; `None` where only the time is limited."""
+        """Total number of steps allowed; `None` if only the time is limited."""
         return None if self.spend.epochs is None else math.floor(self.spend.epochs * self.epoch + 1e-9)
 
     @property
     def left(self) -> float:
-        """Steps that may still be spent, what is reserved aside."""
+        """Number of steps left, not counting those reserved."""
         return math.inf if self.allowed is None else self.allowed - self.spent - self.reserved
 
     @property
     def epochs(self) -> float:
-        """Spent so far."""
+        """Epochs spent so far."""
         return self.spent / self.epoch
 
     def deadline(self) -> float | None:
-        """When the time will be up, by `time.monotonic`; `None` where it does not matter."""
+        """Return the deadline as a `time.monotonic` value; `None` if the time is not limited."""
         if self.spend.seconds is None:
             return None
         gone = self.run.recall("seconds", lambda: self.seconds, is_amount)
@@ -57,5 +57,5 @@ class SpendTracker:
 
     @property
     def seconds(self) -> float:
-        """Gone until now."""
+        """Seconds spent so far."""
         return self._before + time.monotonic() - self._since

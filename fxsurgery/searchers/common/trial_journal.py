@@ -1,7 +1,7 @@
 """The trials of one generation in the run's journal: written as they are made, read back by a resumed run.
 
-A resumed run so knows which moves gave a trial, which gave none and why, and which trials equal another one, without
-trying the moves again. Of the trials it rebuilds those that train.
+So a resumed run knows which moves gave a trial, which gave none and why, and which trials are duplicates, without
+trying the moves again. It rebuilds only the trials that train.
 """
 
 from collections import Counter
@@ -28,11 +28,11 @@ class Generation:
 
     trials: tuple[Trial, ...]
     hashes: tuple[str, ...]
-    """Of what each trial computes: equal for duplicates."""
+    """Structural hash of each trial, in order: equal for duplicates."""
     rejected: Mapping[str, int] = field(default_factory=Counter)
-    """By reason."""
+    """Number of rejected moves, by reason."""
     crashes: tuple[str, ...] = ()
-    """What passes that crashed said."""
+    """Messages of passes that crashed."""
 
 
 _SAVED = schema_of(
@@ -44,17 +44,17 @@ _SAVED = schema_of(
 def recall_generation(
     run: RunDir, number: int, parents: list[int], first: int, make: Callable[[], Generation]
 ) -> Generation:
-    """Return the trials of a generation: made now, or as the journal has them from before a kill.
+    """Return the trials of a generation: made now, or recalled from the journal of a resumed run.
 
     Args:
-        run: has the journal.
-        number: of the generation.
+        run: the run directory with the journal.
+        number: number of the generation.
         parents: numbers of the trials that its trials may be made of.
-        first: number of its first trial.
+        first: number of the first trial of the generation.
         make: makes the trials.
 
     Raises:
-        RunError: the journal says that something else was done here, or holds no such trials.
+        RunError: the journal records something else at this point, or trials that do not fit.
     """
 
     def is_generation(plain: object) -> bool:

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from typing import Any, Literal, TypeAlias
 
+from typing_extensions import override
+
 from fxsurgery.budget import Metric
+from fxsurgery.printable import printable
 
 START, IDENTITY = "start", "identity"
 """Operations that change nothing."""
@@ -19,14 +22,14 @@ START, IDENTITY = "start", "identity"
 Status: TypeAlias = Literal[
     "undecided", "eliminated", "outranked", "duplicate", "failed", "parent", "winner",
 ]  # fmt: skip
-"""What became of a trial.
+"""The outcome of a trial.
 
-- `undecided`: the search ended before it was compared, or it still takes part.
+- `undecided`: the search ended before it was compared, or it is still competing.
 - `eliminated`: it lost to another trial of the same operation.
 - `outranked`: it was the best of its operation and lost to the best of another one.
 - `duplicate`: it equals another trial and was not trained.
 - `failed`: its training diverged.
-- `parent`: it is or was one of the networks that the next ones are made of.
+- `parent`: it is or was one of the networks from which the next ones are made.
 - `winner`: the search chose it.
 """
 
@@ -43,24 +46,30 @@ class Trial:
 
     number: int
     parent: int | None
-    """Number of the trial that it was made of; `None` for the start."""
+    """Number of the trial that it was made from; `None` for the start."""
     generation: int
     """0 for the start."""
     operation: str
     """`start`, `identity`, or what was done to the parent: `add-cell`, `remove-units`, ..."""
     move: str = ""
-    """The pass that did it, as text; empty for the start and the identity."""
+    """The pass that was applied, as text; empty for the start and the identity."""
     costs: Mapping[Metric, float] = field(default_factory=dict)
-    """By metric, for those that are known: params and MACs always."""
+    """Costs by metric; parameters and MACs are always known."""
     epochs: float = 0.0
-    """Epochs trained, including those of its ancestors."""
+    """Number of epochs trained, including those of its ancestors."""
     score: float | None = None
-    """The validation metric, averaged over the last epochs; `None` if it never trained to an end."""
+    """The validation metric, averaged over the last epochs; `None` if it never finished a training."""
     scores: tuple[tuple[float, float], ...] = ()
-    """After each of its own epochs: epochs trained, including those of its ancestors, and validation metric."""
+    """Pairs of epochs trained (including those of its ancestors) and validation metric, one per epoch of its own."""
     status: Status = "undecided"
     reason: str = "not decided"
     """The status in words: `lost in competition 1`, `duplicate of 5`, `diverged: the loss is nan at step 12`, ..."""
+
+    @override
+    def __repr__(self) -> str:
+        score = "no score" if self.score is None else f"score {self.score:.4g}"
+        params = f"{self.costs['params']:,} parameters, " if "params" in self.costs else ""
+        return printable(f"<Trial {self.number}: {self.operation}, {params}{score}, {self.status}>")
 
     def cost(self, metric: Metric) -> float | None:
         """Return its cost in one metric; `None` if that is not known."""
@@ -72,55 +81,60 @@ class SearchRecord:
     """A whole search. Plain values only."""
 
     trials: tuple[Trial, ...]
-    """By number."""
+    """The trials, in the order of their numbers."""
     winner: int
     spent: float
-    """Epochs of all trials, including the warm-up and any fine-tuning, but not matches that the clock stopped."""
+    """Epochs of all trials, including warm-up and fine-tuning, excluding matches stopped by the time limit."""
     allowed: float | None
-    """Epochs that could be spent; `None` if only the time was limited."""
+    """Number of epochs allowed; `None` if only the time was limited."""
     finetuned: float = 0.0
-    """Epochs of fine-tuning of the winner after the search; its trial is as it was before."""
+    """Epochs of fine-tuning of the winner after the search; its trial does not include them."""
     rejected: Mapping[str, int] = field(default_factory=dict)
-    """Reasons for which moves gave no trial, and how many moves each one stopped."""
+    """Number of moves that gave no trial, by reason."""
     duplicates: int = 0
-    """Number of trials that were equal to another one and not trained."""
+    """Number of trials that equal another one and were not trained."""
     lost_workers: int = 0
     """Number of trainings that were run again because their process died."""
     axis: Metric = "params"
-    """The cost that the Pareto front sets the validation metric against."""
+    """The cost that the Pareto front trades off against the validation metric."""
     higher_is_better: bool = True
     """Whether a higher validation metric is better."""
 
+    @override
+    def __repr__(self) -> str:
+        of = "" if self.allowed is None else f" of {self.allowed:g}"
+        return f"<SearchRecord: {len(self.trials)} trials, winner {self.winner}, {self.spent:g}{of} epochs spent>"
+
     @property
     def trained(self) -> int:
-        """Number of trials that have a score: those that trained to an end, and the start."""
+        """Number of trials with a score: those that finished a training, and the start."""
         return sum(trial.score is not None for trial in self.trials)
 
     def is_winner(self, trial: Trial) -> bool:
-        """Return True for the winner with the weights that won: the front may hold it as it was earlier or later."""
+        """Return True for the winner at the weights that won; the front may hold it at earlier or later weights."""
         return trial.number == self.winner and trial.epochs == self.trials[self.winner].epochs
 
     def ending_with(self, trial: Trial) -> "SearchRecord":
-        """Return the record of the same search, had it chosen `trial`, as it was then."""
+        """Return the record of the same search with `trial` as its winner."""
         number = trial.number
         trials = (*self.trials[:number], trial, *self.trials[number + 1 :])
         return replace(self, trials=trials, winner=number)
 
     def line(self, number: int) -> tuple[Trial, ...]:
         """Return a trial and its ancestors, the start first."""
-        found = [self.trials[number]]
-        while (parent := found[-1].parent) is not None:
-            found.append(self.trials[parent])
-        return tuple(reversed(found))
+        line = [self.trials[number]]
+        while (parent := line[-1].parent) is not None:
+            line.append(self.trials[parent])
+        return tuple(reversed(line))
 
     def changes(self, number: int) -> tuple[Trial, ...]:
         """Return the trials of that line that differ from their parent."""
         return tuple(t for t in self.line(number) if t.operation not in {START, IDENTITY})
 
     def done(self, number: int) -> str:
-        """Return what was done to the start, in order: `add-cell, remove-units x2`."""
+        """Return the operations applied to the start, in order: `add-cell, remove-units x2`."""
         runs = ((name, len(list(run))) for name, run in groupby(self.changes(number), lambda t: t.operation))
-        return ", ".join(f"{name} x{many}" if many > 1 else name for name, many in runs) or "nothing"
+        return ", ".join(f"{name} x{count}" if count > 1 else name for name, count in runs) or "nothing"
 
 
 def to_plain(record: SearchRecord) -> dict[str, Any]:
@@ -130,12 +144,12 @@ def to_plain(record: SearchRecord) -> dict[str, Any]:
 
 
 def from_plain(plain: Mapping[str, Any]) -> SearchRecord:
-    """Return the record that `to_plain` wrote; keys that a later version added are left out.
+    """Return the record that `to_plain` wrote; unknown keys, of a later version, are ignored.
 
     Raises:
         KeyError: something is missing.
         TypeError: something is missing or of another type.
-        ValueError: the numbers make no line of descent.
+        ValueError: the numbers of trials and parents are inconsistent.
     """
     trials = tuple(map(trial_from_plain, plain["trials"]))
     require_descent(trials)
@@ -164,14 +178,14 @@ def trial_from_plain(plain: Mapping[str, Any]) -> Trial:
 
 
 def require_descent(trials: tuple[Trial, ...], first: int = 0) -> None:
-    """Refuse trials whose numbers do not count up from `first`, or whose parents are not among those before.
+    """Refuse trials whose numbers do not count up from `first`, or whose parents do not precede them.
 
     Raises:
         ValueError: it names the trial.
     """
     for place, trial in enumerate(trials, first):
         if trial.number != place or (trial.parent is not None and not 0 <= trial.parent < place):
-            raise ValueError(f"trial {trial.number} of parent {trial.parent} stands at {place}")
+            raise ValueError(f"trial {trial.number} of parent {trial.parent} is at position {place}")
 
 
 def _known(kind: type[Trial | SearchRecord], plain: Mapping[str, Any]) -> dict[str, Any]:

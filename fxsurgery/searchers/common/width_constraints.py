@@ -1,4 +1,4 @@
-"""What a user asks of single widths: layers that keep theirs, and layers that keep a given fraction of their units.
+"""Constraints on single widths: layers that keep theirs, and layers that keep a given fraction of their units.
 
 Layers are named as `layer_names` describes. Layers that share their channels change together, so a constraint on one
 holds for its whole channel group. Of several `ratios` for one layer, its exact name goes before any pattern, and of
@@ -17,7 +17,7 @@ from torch import nn
 
 from fxsurgery.analysis.layer_widths import LayerWidth, layer_widths
 from fxsurgery.analysis.structure import structure
-from fxsurgery.argument_names import keyword, named
+from fxsurgery.argument_names import command, keyword, named
 from fxsurgery.errors import SpecError, StructureError
 from fxsurgery.program import Program
 from fxsurgery.searchers.common.layer_names import LayerNames, Matched
@@ -160,7 +160,7 @@ def _targets(program: Program, made: WidthConstraints, found: Sequence[tuple[Mat
         if not members:
             raise StructureError(
                 f"{named('ratios')}: {one.pattern!r} stands for {listed(one.layers)}, whose width cannot change; see "
-                "fxsurgery.inspect, and leave it out"
+                f"{command('inspect')}, and leave it out"
             ).at("ratios")
         asked |= dict.fromkeys(members, (one, ratio))
     targets, kept = dict[str, Target](), made.kept_groups(program)

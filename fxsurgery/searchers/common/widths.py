@@ -71,7 +71,7 @@ class Space:
 
     @property
     def is_to_shrink(self) -> bool:
-        """Whether some width that the user fixed is still larger than that."""
+        """Whether a width is still larger than the user fixed it."""
         return any(choice.counts[0] < len(choice.group.units) for choice in self.choices)
 
     def smallest(self) -> Cost:

@@ -2,21 +2,21 @@
 
     warm up the start
     until the epochs are spent:
-        every parent makes one child for each operation and place, and one that is itself
+        every parent makes one child for each operation and place, and one copy of itself
         competition 1: within each operation, in brackets; one is left of each
         competition 2: all of these, in brackets; those that are left are the next parents
 
-Who trains against whom says `brackets`, who wins `fitness`, what an operation is `searchers.operations`. A child goes
-on with its parent's weights; before its first match it is given some time to recover from what was done to it. The
-score is the validation metric, averaged over the last epochs of a match.
+`brackets` draws the matches, `fitness` ranks the networks, `searchers.common.moves` defines the operations. A child
+starts with its parent's weights; before its first match it trains for a while to recover from the operation. The score
+is the validation metric, averaged over the last epochs of a match.
 
 The end. Greedily, the network with the best score of all that ever trained. Otherwise that of the greatest fitness
 against the start, among the last parents and those who are in competition 2 when the epochs run out; and in random
-mode one of these at random. Each round is paid for before it begins, so that the spend is never overshot: what cannot
-be paid for is not begun.
+mode one of these at random. Each round is paid for before it begins, so that the spend is never exceeded: a round
+that cannot be paid for is not started.
 
-Where the published code does otherwise than the paper, this follows the paper: scores are of validation data, both
-kinds of pool are tried, and the spend is not overshot.
+Where the published code differs from the paper, this follows the paper: scores are of validation data, both
+kinds of pool are tried, and the spend is not exceeded.
 """
 
 import math
@@ -35,7 +35,14 @@ from fxsurgery.searchers.common.spend_tracker import SpendTracker
 from fxsurgery.searchers.ectonas.evolution_loop import EvolutionLoop
 from fxsurgery.searchers.ectonas.fitness import Fitness
 from fxsurgery.searchers.ectonas.latency_budget import verified_choice, verified_end
-from fxsurgery.searchers.ectonas.outcome import fine_tuned, member_of, out_of_reach, record_of, relate, told_of
+from fxsurgery.searchers.ectonas.outcome import (
+    fine_tuned,
+    member_of,
+    move_notes,
+    record_history,
+    record_of,
+    unmet_budget_message,
+)
 from fxsurgery.searchers.ectonas.population import Population
 from fxsurgery.searchers.ectonas.settings import Ectonas, EvolutionSettings
 from fxsurgery.searchers.ectonas.training import SearchState
@@ -44,57 +51,57 @@ from fxsurgery.searchers.session import SearchOutcome, Session, Stage
 __all__ = ["DEFAULT_SPEND", "Ectonas", "EvolutionSettings", "plan_notes", "search", "stages"]
 
 DEFAULT_SPEND = Spend(epochs=1000)
-"""The paper's."""
+"""The spend of the paper."""
 
 
 def search(
     program: Program, budget: Budget | None, config: Ectonas, session: Session, *, trained: bool
 ) -> SearchOutcome:
-    """Evolve `program`, which is left as it is.
+    """Evolve `program`, which is not changed.
 
     Raises:
-        BudgetError: no network of the search keeps the budget, or the spend does not pay for warm-up and fine-tuning.
-        StructureError: no operation can be done to the program.
+        BudgetError: no network of the search meets the budget, or the spend does not cover warm-up and fine-tuning.
+        StructureError: no operation can be applied to the program.
         TrainingError: the warm-up diverges, or the metric is never a number.
     """
-    school = _school(program, budget, config, session, trained=trained)
-    start = school.population.start(program)
-    evolving = EvolutionLoop(school)
-    with session.workshop, session.trainer.progress.stage("search", *school.length()):
-        evolving.begin(trained=trained)
-        begun = school.latest[start].program
-        evolving.run()
-    chosen = evolving.choice()
+    search_state = _search_state(program, budget, config, session, trained=trained)
+    start = search_state.population.start(program)
+    loop = EvolutionLoop(search_state)
+    with session.workshop, session.trainer.progress.stage("search", *search_state.length()):
+        loop.begin(trained=trained)
+        begun = search_state.latest[start].program
+        loop.run()
+    chosen = loop.choice()
     if math.isnan(chosen.figures.score):
         raise TrainingError(
             f"the validation {session.task.metric_name} is not a number (NaN) for any network; see what the metric "
             f"gives on {named('val_data')}"
         )
-    if school.fitness.excess(chosen.figures):
-        raise BudgetError(out_of_reach(evolving, chosen))
-    chosen, verified = verified_choice(evolving, chosen)
-    relate(session, chosen)
+    if search_state.fitness.excess(chosen.figures):
+        raise BudgetError(unmet_budget_message(loop, chosen))
+    chosen, verified = verified_choice(loop, chosen)
+    record_history(session, chosen)
     before = session.scored(begun, "score of the start")
     session.offer(chosen.program, session.score(chosen.program, "winner"))
-    tuned = fine_tuned(school, chosen)
+    tuned = fine_tuned(search_state, chosen)
     verified = verified_end(session, verified)
-    short = evolving.first_is_short()
-    told = (*session.notes, *evolving.notes, *((short,) if short else ()), *told_of(school))
+    short = loop.short_spend_note()
+    told = (*session.notes, *loop.notes, *((short,) if short else ()), *move_notes(search_state))
     outcome = session.outcome(begun, before, None, told)
     return replace(
         outcome,
         latency=verified,
-        search=record_of(school, chosen, tuned),
-        pareto=tuple(member_of(state, session) for state in school.front.members),
+        search=record_of(search_state, chosen, tuned),
+        pareto=tuple(member_of(state, session) for state in search_state.front.members),
     )
 
 
 def stages(config: Ectonas, session: Session, *, trained: bool) -> list[Stage]:
-    """What `search` will train."""
-    purse = _purse(config, session)
+    """Return the stages that `search` will train."""
+    tracker = _tracker(config, session)
     warm_up = 0 if trained else session.steps(config, config.weights_epochs)
-    rest = 0 if purse.allowed is None else max(int(purse.left) - warm_up, 0)
-    plan = {"warm-up": warm_up, "search": rest, "fine-tune": purse.reserved}
+    rest = 0 if tracker.allowed is None else max(int(tracker.left) - warm_up, 0)
+    plan = {"warm-up": warm_up, "search": rest, "fine-tune": tracker.reserved}
     matches = max(1, rest // max(1, session.steps(config, config.match_epochs)))
     return [
         Stage(name, steps, round(steps / session.epoch), trainings=matches if name == "search" else 1)
@@ -104,32 +111,32 @@ def stages(config: Ectonas, session: Session, *, trained: bool) -> list[Stage]:
 
 
 def plan_notes(program: Program, config: Ectonas, session: Session, *, trained: bool) -> tuple[str, ...]:
-    """What to know before a search: how far what may be spent goes.
+    """Return the notes for a plan: how far the spend goes.
 
     Raises:
-        BudgetError: it does not pay for the warm-up and the fine-tuning.
+        BudgetError: the spend does not cover warm-up and fine-tuning.
     """
     apart = replace(session, latency=None, trainer=replace(session.trainer, run=RunDir()))
-    school = _school(program, None, replace(config, front="params"), apart, trained=trained)
-    start = school.population.start(program)
-    children = Counter(child.operation for child in school.population.children([start], 1))
-    price, allowed = school.generation_epochs(children), school.purse.spend.epochs
+    search_state = _search_state(program, None, replace(config, front="params"), apart, trained=trained)
+    start = search_state.population.start(program)
+    children = Counter(child.operation for child in search_state.population.children([start], 1))
+    price, allowed = search_state.generation_epochs(children), search_state.tracker.spend.epochs
     of = "" if allowed is None else f" of the {allowed:g} that may be spent"
     told = f"the first generation, of {children.total()} networks, takes about {price:.0f} epochs{of}"
     return (f"{told}; later ones, of {config.parents} parents, take more",)
 
 
-def _purse(config: Ectonas, session: Session) -> SpendTracker:
+def _tracker(config: Ectonas, session: Session) -> SpendTracker:
     reserved = session.last_steps(config, config.finetune_epochs)
     return SpendTracker(session.spend or DEFAULT_SPEND, session.epoch, session.trainer.run, reserved)
 
 
-def _school(
+def _search_state(
     program: Program, budget: Budget | None, config: Ectonas, session: Session, *, trained: bool
 ) -> SearchState:
-    higher, purse = bool(session.task.higher_is_better), _purse(config, session)
+    higher, tracker = bool(session.task.higher_is_better), _tracker(config, session)
     warm_up = 0 if trained else session.steps(config, config.weights_epochs)
-    if warm_up > purse.left:
+    if warm_up > tracker.left:
         fixed = " and ".join(
             f"{what} of {epochs:g} epochs"
             for what, epochs in (
@@ -162,5 +169,5 @@ def _school(
         ),
         Fitness(greediness=config.greediness, higher_is_better=higher, limits=limits),
         Front(config.front, higher_is_better=higher),
-        purse,
+        tracker,
     )

@@ -1,13 +1,13 @@
-"""What candidates are ranked by (ECToNAS, Eq. 2).
+"""The ranking of candidates (ECToNAS, Eq. 2).
 
     greedy:  v        alpha = 1, and always within one kind of operation
     else:    alpha dv - (1 - alpha) dp,   dv = (v - v0) / |v0|,   dp = (p - p0) / p0
 
 v is the validation metric, its sign turned where lower is better; p counts parameters. v0 and p0 are those of the
-parent, or, at the end, of the start, since the children of two parents have no common measure otherwise.
+parent, or, at the end, of the start, since the children of two parents cannot be compared otherwise.
 
-A budget goes first: whoever keeps it is worth more than anyone who does not, and of those who do not, whoever exceeds
-it by less.
+A budget takes precedence: a candidate that meets it ranks above all that do not, and these rank by how little they
+exceed it.
 """
 
 import math
@@ -18,20 +18,20 @@ from typing import TypeAlias
 from fxsurgery.budget import Metric
 
 Worth: TypeAlias = tuple[float, float]
-"""To compare: minus the share by which the budget is exceeded, then the fitness."""
+"""Rank key: minus the fraction by which the budget is exceeded, then the fitness."""
 
 LEAST_SCORE = 1e-12
-"""A smaller score of a parent divides as this does."""
+"""Lower bound of the divisor in relative changes of the score."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What a candidate is ranked by."""
+    """The score and costs of a candidate."""
 
     score: float
     """The validation metric."""
     costs: Mapping[Metric, float]
-    """Params and MACs at least; of a measured cost, the upper bound of its 95 % interval."""
+    """Parameters, MACs and maybe others; for a measured cost, the upper bound of its 95 % interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +42,15 @@ class Fitness:
     """Alpha, from 0 to 1."""
     higher_is_better: bool
     limits: Mapping[Metric, float]
-    """What the budget allows; empty without one."""
+    """The limits of the budget; empty without one."""
 
     def greedy(self, figures: Figures) -> Worth:
-        """By the metric alone."""
+        """Return the rank key by the metric alone."""
         value = figures.score if self.higher_is_better else -figures.score
         return self._worth(figures, value)
 
     def against(self, figures: Figures, before: Figures) -> Worth:
-        """By what was gained over `before`; by the metric alone where greediness is 1."""
+        """Return the rank key by the gain over `before`; by the metric alone if greediness is 1."""
         if self.greediness == 1:
             return self.greedy(figures)
         gain = (figures.score - before.score) / max(abs(before.score), LEAST_SCORE)
@@ -60,7 +60,7 @@ class Fitness:
         return self._worth(figures, self.greediness * signed - (1 - self.greediness) * growth)
 
     def excess(self, figures: Figures) -> float:
-        """By what share the budget is exceeded, in the limit that is exceeded most; 0 where it is kept."""
+        """Return the fraction by which the budget is exceeded, in its worst limit; 0 if it is met."""
         shares = [figures.costs[name] / limit for name, limit in self.limits.items() if name in figures.costs]
         return max(0.0, max(shares, default=1.0) - 1)
 

@@ -1,4 +1,4 @@
-"""The end of a search under a budget of latency: what is returned is measured thoroughly, and holds the budget."""
+"""The end of a search with a latency budget: the result is measured thoroughly and meets the budget."""
 
 from collections.abc import Iterator
 
@@ -6,21 +6,21 @@ from fxsurgery.budget import CostEstimate
 from fxsurgery.errors import BudgetError
 from fxsurgery.searchers.common.latency_model import ATTEMPTS
 from fxsurgery.searchers.ectonas.evolution_loop import EvolutionLoop
-from fxsurgery.searchers.ectonas.training import State
+from fxsurgery.searchers.ectonas.training import TrainedState
 from fxsurgery.searchers.session import Session
 
 
-def verified_choice(evolving: EvolutionLoop, chosen: State) -> tuple[State, CostEstimate | None]:
-    """The network that wins: `chosen`, or the next best that holds the budget of latency when verified.
+def verified_choice(loop: EvolutionLoop, chosen: TrainedState) -> tuple[TrainedState, CostEstimate | None]:
+    """Return the winner: `chosen`, or the next best network whose verified latency meets the budget.
 
     Raises:
-        BudgetError: none of the best holds it.
+        BudgetError: none of the best networks meets it.
     """
-    model = evolving.school.session.latency
+    model = loop.search_state.session.latency
     if model is None or model.limit_ms is None:
         return chosen, None
     misses = list[CostEstimate]()
-    for state in _admitted(evolving, chosen):
+    for state in _admitted(loop, chosen):
         found = model.verify(state.program)
         if found.high <= model.limit_ms:
             return state, found
@@ -31,14 +31,14 @@ def verified_choice(evolving: EvolutionLoop, chosen: State) -> tuple[State, Cost
 
 
 def verified_end(session: Session, verified: CostEstimate | None) -> CostEstimate | None:
-    """Verify what would be returned; where a fine-tuned winner misses the budget, it is left out.
+    """Verify the result; a fine-tuned winner that misses the budget is dropped.
 
     Args:
-        session: with the winner that was verified, and what was made of it.
-        verified: the winner's latency.
+        session: holds the verified winner and its fine-tuned version.
+        verified: the latency of the winner.
 
     Returns:
-        The latency of the best that is left.
+        The latency of the best network that is left.
     """
     model = session.latency
     if model is None or model.limit_ms is None or session.best[1] is session.offered[0][1]:
@@ -55,13 +55,13 @@ def verified_end(session: Session, verified: CostEstimate | None) -> CostEstimat
     return verified
 
 
-def _admitted(evolving: EvolutionLoop, chosen: State) -> Iterator[State]:
-    """`chosen`, then the others whose weights are there and who keep the budget as they were measured, best first."""
-    school = evolving.school
+def _admitted(loop: EvolutionLoop, chosen: TrainedState) -> Iterator[TrainedState]:
+    """Yield `chosen`, then the other networks with weights whose measured costs meet the budget, best first."""
+    search_state = loop.search_state
     yield chosen
-    others = [*school.latest.values(), *school.front.members]
+    others = [*search_state.latest.values(), *search_state.front.members]
     seen = [chosen]
     for state in sorted(others, key=lambda state: state.worth, reverse=True):
-        if state not in seen and not school.fitness.excess(state.figures):
+        if state not in seen and not search_state.fitness.excess(state.figures):
             seen.append(state)
             yield state

@@ -1,4 +1,4 @@
-"""The networks of an evolutionary search: how they come about, what they are, and what was refused."""
+"""The networks of an evolutionary search, how they are made, and the moves that were rejected."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from fxsurgery.seeding import mix
 
 @dataclass(eq=False)
 class Individual:
-    """A network of the search, as far as it has come."""
+    """A network of the search with its training so far."""
 
     number: int
     parent: "Individual | None"
@@ -31,35 +31,36 @@ class Individual:
     operation: str
     move: str
     program: Program | None
-    """With its present weights; let go of when it is out. It shares tensors with its parent until it trains."""
+    """The network with its current weights; `None` once it is eliminated. It shares tensors with its parent until it
+    trains."""
     costs: dict[Metric, CostEstimate]
     status: Status = "undecided"
     reason: str = "not decided"
     steps: int = 0
-    """Trained, its ancestors' among them."""
+    """Number of steps trained, including those of its ancestors."""
     own_steps: int = 0
     score: float | None = None
     scores: list[tuple[int, float]] = field(default_factory=list)
-    """After each of its own epochs: steps trained, and validation metric."""
+    """Pairs of steps trained and validation metric, one per epoch of its own."""
     records: list[Mapping[str, Any]] = field(default_factory=list)
     slowdowns: int = 0
     """Reductions of the learning rate since the start, by it and by its ancestors, each after a training diverged."""
 
     @property
     def figures(self) -> Figures:
-        """What it is ranked by; with a score of NaN where it never trained to an end."""
+        """The values that it is ranked by; the score is NaN if it never finished a training."""
         score = float("nan") if self.score is None else self.score
         return Figures(score=score, costs={metric: found.high for metric, found in self.costs.items()})
 
     def line(self) -> "list[Individual]":
-        """Its ancestors and itself, the start first."""
+        """Return its ancestors and itself, the start first."""
         found = [self]
         while (parent := found[-1].parent) is not None:
             found.append(parent)
         return found[::-1]
 
     def trial(self, epoch: float) -> Trial:
-        """Return its record; `epoch` is in steps."""
+        """Return its record; `epoch`: number of steps per epoch."""
         return Trial(
             number=self.number,
             parent=None if self.parent is None else self.parent.number,
@@ -77,42 +78,46 @@ class Individual:
 
 @dataclass(eq=False)
 class Population:
-    """Every network so far, and how the next ones are made."""
+    """All networks so far; makes the next ones."""
 
     operations: Sequence[str]
     amounts: Amounts
     seed: int
     most_params: int
-    """No network has more, unless the start has: then none has more than the start, enlarged by `most_growth`."""
+    """Maximum number of parameters of a network; if the start has more, the start enlarged by `most_growth`."""
     most_growth: float
-    """By this share of its parent's parameters a network may be larger."""
+    """Maximum growth of a network over its parent, as a fraction of the parent's parameters."""
     constraints: WidthConstraints = FREE
-    """The layers that no move changes."""
+    """Names the layers that no move may change."""
     costs: CostOracle = field(default_factory=CostOracle)
     measured: Sequence[Metric] = ()
-    """Metrics of each network that are asked of `costs`, beside those that are always counted."""
+    """Further metrics that are measured of each network."""
     run: RunDir = field(default_factory=RunDir)
-    """Recalls the trials that were made before a kill."""
+    """The run whose journal recalls the trials of an interrupted search."""
     everyone: list[Individual] = field(default_factory=list)
     rejected: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
     crashes: list[str] = field(default_factory=list)
-    """Of passes: what each said."""
+    """Messages of passes that crashed."""
     _seen: dict[str, int] = field(default_factory=dict)
-    """The first network of each hash, by number."""
+    """Number of the first network of each structural hash."""
 
     def start(self, program: Program) -> Individual:
-        """The first network."""
-        # Its hash is not noted: the identity of the start is no duplicate, and shall train on.
+        """Add the first network."""
+        # Its hash is not recorded: the identity of the start is not a duplicate and must train.
         trial = Trial(number=0, parent=None, generation=0, operation=START, costs=self._counted(program))
-        return self._joined(trial, None, program)
+        return self._added(trial, None, program)
 
     def children(self, parents: Sequence[Individual], generation: int) -> list[Individual]:
-        """One child for each parent, operation and place; those that are worth training."""
+        """Make a child for each parent, operation and place; return those that are not duplicates."""
         made = dict[int, Program]()
         by_number = {parent.number: parent for parent in parents}
         found = recall_generation(
-            self.run, generation, list(by_number), len(self.everyone), lambda: self._bred(parents, generation, made)
+            self.run,
+            generation,
+            list(by_number),
+            len(self.everyone),
+            lambda: self._made_trials(parents, generation, made),
         )
         self.rejected.update(found.rejected)
         self.crashes += found.crashes
@@ -122,32 +127,32 @@ class Population:
             self._seen.setdefault(known, trial.number)
             if trial.status == "duplicate":
                 self.duplicates += 1
-                self._joined(trial, parent, None)
+                self._added(trial, parent, None)
             else:
-                children.append(self._joined(trial, parent, made.get(trial.number) or _rebuilt(trial, parent)))
+                children.append(self._added(trial, parent, made.get(trial.number) or _rebuilt(trial, parent)))
         return children
 
-    def _bred(self, parents: Sequence[Individual], generation: int, programs: dict[int, Program]) -> Generation:
-        """The trials of a generation; their programs go into `programs`, by number."""
+    def _made_trials(self, parents: Sequence[Individual], generation: int, programs: dict[int, Program]) -> Generation:
+        """Return the trials of a generation; their programs are put into `programs`, by number."""
         trials, hashes, seen = list[Trial](), list[str](), dict(self._seen)
         rejected, crashes = Counter[str](), list[str]()
         for parent, operation in ((p, o) for p in parents for o in self.operations):
-            assert parent.program is not None  # whoever is a parent has its weights
+            assert parent.program is not None  # a parent has its weights
             for move, made in self._made(parent.program, operation, generation, crashes):
                 refused = made if isinstance(made, Refusal) else self._too_large(made, parent)
                 if refused is not None:
                     rejected[f"{operation}: {refused}"] += 1
                     continue
-                assert isinstance(made, Program)  # what is not refused
+                assert isinstance(made, Program)  # since it was not refused
                 number, known = len(self.everyone) + len(trials), structural_hash(made)
                 first = seen.setdefault(known, number)
-                double: dict[str, Any] = (
+                duplicate: dict[str, Any] = (
                     {} if first == number else {"status": "duplicate", "reason": f"duplicate of {first}"}
                 )
                 trials.append(
                     Trial(
                         number=number, parent=parent.number, generation=generation, operation=operation, move=move,
-                        costs=self._counted(made), **double,
+                        costs=self._counted(made), **duplicate,
                     )
                 )  # fmt: skip
                 hashes.append(known)
@@ -158,7 +163,7 @@ class Population:
     def _made(
         self, program: Program, operation: str, generation: int, crashes: list[str]
     ) -> Iterator[tuple[str, Match[Program]]]:
-        """What each move of one operation makes of a program, or why it makes nothing."""
+        """Yield each move of one operation with the program that it gives, or a refusal."""
         if operation == IDENTITY:
             yield "", program
             return
@@ -175,7 +180,7 @@ class Population:
             yield str(move), made
 
     def _too_large(self, program: Program, parent: Individual) -> Refusal | None:
-        """Why a network is beyond the caps."""
+        """Return why a network is too large; `None` if it is not."""
         start, before = self.everyone[0].costs["params"].value, parent.costs["params"].value
         params = self.costs.cost(program, "params").value
         most = self.most_params if start <= self.most_params else (1 + self.most_growth) * start
@@ -186,12 +191,12 @@ class Population:
         return None
 
     def _counted(self, program: Program) -> dict[Metric, float]:
-        """What is counted of every network, duplicates too."""
+        """Return the costs that are counted for every network, including duplicates."""
         counted: tuple[Metric, ...] = ("params", "macs")
         return {metric: self.costs.cost(program, metric).value for metric in counted}
 
-    def _joined(self, trial: Trial, parent: Individual | None, program: Program | None) -> Individual:
-        """A network that takes part, or one of which there is a duplicate."""
+    def _added(self, trial: Trial, parent: Individual | None, program: Program | None) -> Individual:
+        """Add a network that competes, or a duplicate (without a program)."""
         costs = {metric: CostEstimate.exactly(value) for metric, value in trial.costs.items()}
         if program is not None:
             costs |= {metric: self.costs.cost(program, metric) for metric in self.measured}
@@ -205,13 +210,13 @@ class Population:
 
 
 def _rebuilt(trial: Trial, parent: Individual | None) -> Program:
-    """The program of a trial that was made before a kill, or by the first process of several."""
+    """Return the program of a trial that an interrupted run made, or the first of several processes."""
     assert parent is not None  # the start is not rebuilt
-    assert parent.program is not None  # whoever is a parent has its weights
+    assert parent.program is not None  # a parent has its weights
     return parse(trial.move)(parent.program).program if trial.move else parent.program
 
 
 def _crashed(error: PassCrashedError, crashes: list[str]) -> Refusal:
-    """Why a move came to nothing: a search of hours shall not end by a bug at one place, nor pass over it."""
+    """Record a crash and refuse the move: a bug at one place must neither end a search of hours nor be ignored."""
     crashes.append(str(error))
     return Refusal("output", "the pass crashed, which is a bug of fxsurgery")

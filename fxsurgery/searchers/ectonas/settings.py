@@ -1,4 +1,4 @@
-"""What can be said of an evolutionary search."""
+"""The settings of an evolutionary search."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, TypeAlias
@@ -24,63 +24,63 @@ Many: TypeAlias = Annotated[int, Range(least=1, below=10**18, said=f"{_WHOLE} 10
 
 @dataclass(frozen=True, kw_only=True)
 class EvolutionSettings(Settings):
-    """The settings that an evolutionary search has beside those of every method. The defaults are the paper's."""
+    """The settings of an evolutionary search beyond those of every method. The defaults are those of the paper."""
 
     finetune_learning_rate: OptionalRate = None
     """Initial learning rate of the fine-tuning; `learning_rate` by default."""
     greediness: Fraction = 1.0
-    """Alpha: 1 ranks by the validation metric, 0 by the number of parameters, between is a balance of their changes."""
+    """Alpha: 1 ranks by the validation metric, 0 by the number of parameters, values between balance their changes."""
     selection: Selection = "fitness"
-    """`random` draws the winners of all matches: the control."""
+    """How the winners of matches are selected: by `fitness`, or `random` as a control."""
     match_epochs: Annotated[float, Range(above=0, below=10**18)] = 5
-    """Of each entry in each round of a competition."""
+    """Number of epochs that each network trains in each round of a competition."""
     rounds: Several = 3
-    """Of a competition."""
+    """Number of rounds of a competition."""
     parents: Several = 2
-    """Winners of a generation."""
+    """Number of networks that win a generation and become the parents of the next one."""
     rolling_epochs: Many = 3
-    """Over so many last epochs of its matches the score of a network is averaged."""
+    """Number of last epochs over which the score of a network is averaged."""
     operations: tuple[str, ...] = tuple(OPERATIONS)
-    """What may be done to a parent."""
+    """Names of the operations that may be applied to a parent."""
     channels: Units = 3
-    """Channels that are added or removed at once, at least."""
+    """Minimum number of channels that one move adds or removes."""
     units: Units = 2
-    """Units of dense layers that are added or removed at once, at least."""
+    """Minimum number of units of dense layers that one move adds or removes."""
     change: Fraction = 0.1
-    """Of a width, the share that is added or removed at once, where that is more."""
+    """Fraction of a width that one move adds or removes, if that is more than `channels` or `units`."""
     places: Several = 8
-    """Of each operation on each parent, at most so many places are tried."""
+    """Maximum number of places at which each operation is tried on each parent."""
     most_params: Many = 8_000_000
-    """Networks with more parameters are not tried, unless the start has more: then `most_growth` bounds them alone."""
+    """Maximum number of parameters of a network; if the start has more, only `most_growth` applies."""
     most_growth: Annotated[float, Range(above=0, below=10**18)] = 3.0
-    """Nor are those that are larger than their parent by more than this share."""
+    """Maximum growth of a network over its parent, as a fraction of the parent's parameters."""
     front: Metric = "params"
-    """What the Pareto front sets the metric against."""
+    """The cost that the Pareto front trades off against the validation metric."""
 
 
 @checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Ectonas(EvolutionSettings):
-    """How the search goes. The defaults are the paper's.
+    """The settings of `method="ectonas"`. The defaults are those of the paper.
 
     Raises:
-        SurgeryError: a setting has no meaning.
+        SurgeryError: a setting is out of its range, or two settings exclude each other.
     """
 
     weights_epochs: Epochs = 10
-    """The warm-up of a network that is not trained yet."""
+    """Number of epochs of warm-up for a network that is not trained yet."""
     finetune_epochs: Epochs = 0
-    """Of the winner, after the search, at a rate that falls to 0; they are part of the spend."""
+    """Number of epochs of fine-tuning of the winner, at a rate that falls to 0; they are part of the spend."""
     fewest_steps: Steps = 0
-    """No training is shorter, however little data there is."""
+    """Minimum number of steps of a training, however little data there is."""
     learning_rate: OptionalRate = None
     """Learning rate of the warm-up and of all matches, found by a range test on the start by default.
 
-    It is at most 0.1, and at most 0.01 for a trained model, whose score would fall at once. A training that diverges is
-    repeated at a tenth of the rate, within the spend, and the networks that descend from it keep that rate. The paper's
-    is 0.1. The test itself is not part of the spend. A rate that you give is kept."""
+    It is at most 0.1, and at most 0.01 for a trained model, whose score would drop at once. A training that diverges is
+    repeated at a tenth of the rate, within the spend, and its descendants keep that rate. The paper uses 0.1. The test
+    itself is not part of the spend. A rate that you give is kept."""
     momentum: Annotated[float, Range(least=0, below=1)] = 0.0
-    """Momentum of SGD. Each match begins with a fresh optimizer."""
+    """Momentum of SGD. Each match starts with a new optimizer."""
     weight_decay: Annotated[float, Range(least=0)] = 0.0
     """Weight decay of SGD."""
     schedule: ScheduleName | Schedule = "cosine"
@@ -107,8 +107,7 @@ class Ectonas(EvolutionSettings):
         super().__post_init__()
         if self.optimizer is not None and self.finetune_learning_rate is not None:
             raise SurgeryError(
-                "finetune_learning_rate is for SGD, and the optimizer that was given has a rate of its own; leave it "
-                "out"
+                "finetune_learning_rate is for SGD, and the given optimizer has a rate of its own; leave it out"
             )
         for name in self.operations or ("none at all",):
             if name not in OPERATIONS:

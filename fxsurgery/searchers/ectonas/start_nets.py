@@ -27,7 +27,7 @@ from fxsurgery.seeding import seeded
 SIZES: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = MappingProxyType(
     {"small": ((3, 6, 9), (10,)), "medium": ((3, 6), (10, 10)), "large": ((3,), (100, 50, 10))}
 )
-"""By size: the channels of the cells, and the units of the dense layers."""
+"""Channels of the cells and units of the dense layers, by size."""
 
 _MNIST = (1, 28, 28)
 
@@ -44,13 +44,13 @@ def start_net(
 
     Args:
         size: `small`, `medium` or `large`.
-        convolutions: whether cells stand before the dense layers.
-        input_shape: of one sample: (channels, height, width); without convolutions any.
-        classes: how many scores it gives.
-        seed: of the weights.
+        convolutions: whether convolution cells precede the dense layers.
+        input_shape: shape of one sample: (channels, height, width); any shape without convolutions.
+        classes: number of class scores.
+        seed: seed of the weights.
 
     Raises:
-        SurgeryError: there is no such size, or a number has no meaning.
+        SurgeryError: the size is unknown, or a number is out of its range.
     """
     if size not in SIZES:
         raise SurgeryError(f"size={size!r}: it must be one of {', '.join(SIZES)}")
@@ -140,4 +140,4 @@ START_NETS: Mapping[str, Callable[..., nn.Sequential]] = MappingProxyType(
         "large-ffnn": large_ffnn,
     }
 )
-"""By name, what builds each: all take `input_shape`, `classes` and `seed`."""
+"""The builder of each network, by name; all take `input_shape`, `classes` and `seed`."""

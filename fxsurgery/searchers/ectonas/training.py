@@ -1,4 +1,4 @@
-"""How the networks of a search train, and what is kept of each: who may still win, the best, and the Pareto front."""
+"""Train the networks of a search, and keep those that may still win, the best one and the Pareto front."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,60 +27,60 @@ from fxsurgery.training.progress import TrainingProgress
 
 
 @dataclass(eq=False)
-class State:
-    """A network as it was after a training."""
+class TrainedState:
+    """A network as it was after one training."""
 
     individual: Individual
     trial: Trial
     worth: Worth
-    """Greedily."""
+    """Its rank key by the metric alone."""
     figures: Figures
     metric: float
-    """The validation metric of these very weights."""
+    """The validation metric of these weights."""
     records: int
-    """Of its training curve, so many were there then."""
+    """Length of its training curve at this time."""
     base: Program
-    """What trained."""
+    """The program that trained."""
     end: JobResult | None
-    """What it came to; `None`: nothing trained, and `base` is the network itself."""
+    """The result of the training; `None` if nothing trained and `base` is the network itself."""
 
     @cached_property
     def program(self) -> Program:
-        """The network; its weights are fetched when it is first asked for."""
+        """The network; its weights are loaded on first use."""
         if self.end is not None:
             self.base, self.end = self.end.trained(self.base), None
         return self.base
 
     def along(self, axis: Metric) -> float | None:
-        """Its cost on one axis; `None` where that was not measured."""
+        """Return its cost in one metric; `None` if that was not measured."""
         return self.trial.cost(axis)
 
     def records_of(self, ancestor: Individual) -> int:
-        """Of an ancestor's training curve, or its own, how many records led here."""
+        """Return how many records of an ancestor's training curve, or its own, belong to this network."""
         return self.records if ancestor is self.individual else len(ancestor.records)
 
     def forget(self) -> None:
-        """Give up weights that nobody asked for."""
+        """Discard weights that were not loaded."""
         if self.end is not None:
             self.end.forget()
 
 
 @dataclass(eq=False)
 class SearchState:
-    """Trains networks, and remembers what is worth it."""
+    """Trains networks and keeps those that matter for the result."""
 
     config: Ectonas
     session: Session
     population: Population
     fitness: Fitness
-    front: Front[State]
-    purse: SpendTracker
-    latest: dict[Individual, State] = field(default_factory=dict)
-    """Of everyone who may still win."""
-    champion: State | None = None
-    """Of all that ever trained, the one with the best score."""
+    front: Front[TrainedState]
+    tracker: SpendTracker
+    latest: dict[Individual, TrainedState] = field(default_factory=dict)
+    """The latest training of each network that may still win."""
+    champion: TrainedState | None = None
+    """The network with the best score of all that ever trained."""
     trainings: int = 0
-    """Rounds of them."""
+    """Number of rounds of trainings so far."""
     shown: int = 0
     """Steps that the progress line has counted."""
     rate: float | None = None
@@ -89,34 +89,34 @@ class SearchState:
     """Trainings that diverged and were repeated at a lower learning rate."""
 
     def length(self) -> tuple[int, str]:
-        """How long the search is, for the screen, in epochs or else in seconds; and what is measured."""
-        spend = self.purse.spend
+        """Return the length of the search in epochs, or else in seconds, and the metric: for the progress line."""
+        spend = self.tracker.spend
         return math.ceil(spend.epochs or spend.seconds or 1), self.session.task.metric_name
 
     def match_steps(self, individual: Individual) -> int:
-        """Of its next match; before its first one it recovers."""
+        """Return the number of steps of its next match, including the recovery before its first one."""
         steps = self.session.steps(self.config, self.config.match_epochs)
         return steps if individual.own_steps else steps + self._recovery(individual.operation)
 
     def match_epochs(self, group: Sequence[Individual]) -> float:
-        """Of the next match of a group."""
-        return sum(map(self.match_steps, group)) / self.purse.epoch
+        """Return the number of epochs of the next match of a group."""
+        return sum(map(self.match_steps, group)) / self.tracker.epoch
 
     def generation_epochs(self, children: Mapping[str, int]) -> float:
-        """What a generation takes of which so many children are made by each operation."""
+        """Return the number of epochs of a generation, given the number of children by operation."""
         config, rng = self.config, np.random.default_rng(0)
-        entries = sum(self._recovery(operation) * many for operation, many in children.items())
+        entries = sum(self._recovery(operation) * count for operation, count in children.items())
         match = self.session.steps(config, config.match_epochs)
         pools, winners = list(children.values()), 1 if len(children) >= config.parents else config.parents
         for goal in (winners, config.parents):
             for left in reversed(range(config.rounds)):
                 entries += match * sum(pools)
-                pools = [len(drawn(range(many), left=left, winners=goal, rng=rng)) for many in pools]
+                pools = [len(drawn(range(size), left=left, winners=goal, rng=rng)) for size in pools]
             pools = [sum(pools)]
-        return entries / self.purse.epoch
+        return entries / self.tracker.epoch
 
     def _recovery(self, operation: str) -> int:
-        """Steps before the first match."""
+        """Return the number of steps before the first match."""
         known = OPERATIONS.get(operation)
         return 0 if known is None else math.ceil(known.recuperation * self.session.epoch)
 
@@ -135,19 +135,19 @@ class SearchState:
         """Run a match of each individual, and return the results in this order."""
         return self._train(individuals, where, list(map(self.match_steps, individuals)), self.config.match_epochs)
 
-    def fine_tune(self, state: State) -> tuple[Program | None, JobResult, int]:
+    def fine_tune(self, state: TrainedState) -> tuple[Program | None, JobResult, int]:
         """Fine-tune a network; return it, `None` if that failed, the last result, and the steps that were spent."""
         config, spent, slowdowns = self.config, 0, state.individual.slowdowns
         while True:
             rate = config.finetune_learning_rate or self._rate(slowdowns)
-            recipe = replace(recipe_of(config, self.purse.reserved, None), optimizer=config.optimizer_at(rate))
+            recipe = replace(recipe_of(config, self.tracker.reserved, None), optimizer=config.optimizer_at(rate))
             name = "fine-tune" if slowdowns == state.individual.slowdowns else f"fine-tune at {rate:.3g}"
             job = Job(name, state.program, recipe, self.session.seed, objective=self.session.objective)
-            [end] = self.session.run_jobs([job], self.purse.deadline())
+            [end] = self.session.run_jobs([job], self.tracker.deadline())
             spent += steps_run(end, recipe.steps)
             tried = slowdowns - state.individual.slowdowns
             can_repeat = self.rate is not None and config.finetune_learning_rate is None and tried < RETRIES
-            if not end.diverged or not can_repeat or spent > self.purse.left:
+            if not end.diverged or not can_repeat or spent > self.tracker.left:
                 break
             slowdowns, self.repeated = slowdowns + 1, self.repeated + 1
         return None if end.failure is not None else end.trained(state.program), end, spent
@@ -177,20 +177,20 @@ class SearchState:
             for number, end in zip(again, self._run(where, [jobs[number] for number in again]), strict=True):
                 ended[number] = end
         for individual, job, end in zip(individuals, jobs, ended, strict=True):
-            self._take(individual, job, end)
+            self._record(individual, job, end)
         return ended
 
     def _run(self, where: str, jobs: list[Job]) -> list[JobResult]:
         """Run jobs, and charge what they ran."""
-        ended = self.session.run_jobs(jobs, self.purse.deadline(), lambda at, end: self._show(where, jobs[at], end))
-        self.purse.spent += sum(steps_run(end, job.recipe.steps) for job, end in zip(jobs, ended, strict=True))
+        ended = self.session.run_jobs(jobs, self.tracker.deadline(), lambda at, end: self._show(where, jobs[at], end))
+        self.tracker.spent += sum(steps_run(end, job.recipe.steps) for job, end in zip(jobs, ended, strict=True))
         return ended
 
     def _repeatable(self, jobs: Sequence[Job], ended: Sequence[JobResult]) -> list[int]:
         """Return the numbers of the jobs that diverged, the first ones that can be paid for once more."""
         failed = [n for n, end in enumerate(ended) if end.diverged] if self.rate is not None else []
         totals = np.cumsum([jobs[number].recipe.steps for number in failed])
-        return failed[: int(np.searchsorted(totals, self.purse.left, side="right"))]
+        return failed[: int(np.searchsorted(totals, self.tracker.left, side="right"))]
 
     def _rate(self, slowdowns: int) -> float | None:
         """Return the learning rate after a number of reductions; `None` if the settings give one."""
@@ -199,7 +199,7 @@ class SearchState:
     def _job(self, individual: Individual, where: str, steps: int, epochs: float, patience: int | None) -> Job:
         known = self.latest.get(individual)
         program = individual.program if known is None else known.program
-        assert program is not None  # what trains has weights
+        assert program is not None  # a network that trains has weights
         own = self.session.steps(self.config, epochs)
         recipe = Recipe(
             steps=steps,
@@ -213,8 +213,8 @@ class SearchState:
         work = steps * individual.costs["macs"].value
         return Job(name, program, recipe, mix(self.session.seed, self.trainings), work)
 
-    def _take(self, individual: Individual, job: Job, end: JobResult) -> None:
-        """Take over what a training came to."""
+    def _record(self, individual: Individual, job: Job, end: JobResult) -> None:
+        """Record the result of a training."""
         if end.stopped:
             return
         steps = steps_run(end, job.recipe.steps)
@@ -233,11 +233,11 @@ class SearchState:
         self.remember(individual, job.program, end)
 
     def remember(self, individual: Individual, base: Program, end: JobResult | None) -> None:
-        """What a network is now, with its score."""
+        """Keep a network as it is now, with its score."""
         figures = individual.figures
-        state = State(
+        state = TrainedState(
             individual=individual,
-            trial=individual.trial(self.purse.epoch),
+            trial=individual.trial(self.tracker.epoch),
             worth=self.fitness.greedy(figures),
             figures=figures,
             metric=individual.scores[-1][1] if individual.scores else figures.score,
@@ -251,19 +251,19 @@ class SearchState:
         self.front.add(state)
 
     def drop(self, individual: Individual, status: Status, reason: str) -> None:
-        """Let go of a network's weights, unless it is the best in something."""
+        """Discard the weights of a network, unless it is the champion or on the front."""
         individual.status, individual.reason, individual.program = status, reason, None
         last = self.latest.pop(individual, None)
         if last is not None and last is not self.champion and last not in self.front.members:
             last.forget()
 
     def _show(self, where: str, job: Job, end: JobResult) -> None:
-        """Where the search is, on the screen."""
+        """Update the progress line."""
         if end.stopped:
             return
         self.shown += steps_run(end, job.recipe.steps)
         total, _ = self.length()
-        gone = self.shown / self.purse.epoch if self.purse.spend.epochs else self.purse.seconds
+        gone = self.shown / self.tracker.epoch if self.tracker.spend.epochs else self.tracker.seconds
         last: dict[str, Any] = {
             "epoch": 0,
             "loss": math.nan,
@@ -279,7 +279,7 @@ class SearchState:
             loss=last["loss"],
             metric=last["metric"],
             lr=last["lr"],
-            seconds=self.purse.seconds,
+            seconds=self.tracker.seconds,
         )
         self.session.trainer.progress.show(standing)
 
@@ -292,6 +292,6 @@ def steps_run(end: JobResult, steps: int) -> int:
 
 
 def validation_steps(steps: int, own: int, epochs: float) -> tuple[int, ...]:
-    """After which of `steps` the validation data are looked at: once an epoch of the last `own`."""
-    many = min(max(1, round(epochs)), own)  # no more than once a step
-    return tuple(sorted({steps - own + math.ceil(own * k / many) for k in range(1, many + 1)} - {0}))
+    """Return the steps after which validation runs: once an epoch within the last `own` of `steps`."""
+    count = min(max(1, round(epochs)), own)  # at most once a step
+    return tuple(sorted({steps - own + math.ceil(own * k / count) for k in range(1, count + 1)} - {0}))

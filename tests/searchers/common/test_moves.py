@@ -342,8 +342,8 @@ def test_refusals_and_degenerates_are_told_in_words_that_can_be_counted():
         if isinstance(refused := apply_move(start, move), Refusal)
     )
     assert told == {
-        "the program gives out what it computes": 1,
-        "it calls no linear layer or convolution, and is no sum": 2,
+        "the program returns its output": 1,
+        "it is neither a call of a linear layer or convolution nor a sum": 2,
         "no channel would remain in a layer": 3,
         "a layer can have from n to n units, not n": 1,
     }

@@ -271,7 +271,7 @@ def test_random_mode_keeps_a_budget_too():
 
 def test_a_budget_that_nobody_keeps_is_an_error_that_says_how_near_it_came():
     with pytest.raises(
-        BudgetError, match=r"no network of \d+ generations? keeps the budget; the nearest .* has [\d,]+ par"
+        BudgetError, match=r"no network of \d+ generations? meets the budget; the nearest .* has [\d,]+ par"
     ):
         evolved(cnn(), epochs=15, budget=Budget(params=10))
 
@@ -396,7 +396,7 @@ def test_a_residual_network_evolves():
 
 
 def test_nothing_to_do_is_an_error_with_reasons():
-    with pytest.raises(StructureError, match="none of the operations remove-cell can be done to this model"):
+    with pytest.raises(StructureError, match="none of the operations remove-cell can be applied to this model"):
         evolved(ffnn(), replace(QUICK, operations=("identity", "remove-cell")))
     with pytest.raises(StructureError, match="the identity alone, which makes no other network"):
         evolved(ffnn(), replace(QUICK, operations=("identity",)))

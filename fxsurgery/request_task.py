@@ -1,10 +1,11 @@
-"""The task of a request: data, loss and metric, checked before anything trains."""
+"""The task of a request: what its data, loss and metric make, checked before anything is captured."""
 
 from dataclasses import replace
 
 from fxsurgery.argument_names import assigned, named, usage
-from fxsurgery.batch_layout import by_position
+from fxsurgery.batch_layout import by_position, statement_of
 from fxsurgery.errors import DataError
+from fxsurgery.program import Program
 from fxsurgery.request import OptimizeRequest
 from fxsurgery.searchers.common.settings import Settings
 from fxsurgery.searchers.methods import Method
@@ -15,18 +16,12 @@ _DATA_LINE = "fxsurgery.optimize(model, {}train_data=(images, labels), val_data=
 
 
 def task_of(request: OptimizeRequest, method: Method, settings: Settings) -> Task | None:
-    """Return the task of the data of a request, whose validation and test data are known to end.
-
-    Returns:
-        The task; `None` without data.
+    """Return the task that the data of a request make; `None` without data.
 
     Raises:
-        DataError: data are missing or do not fit together.
+        DataError: data are missing, contradict each other, or do not end.
     """
-    task = _task(request, method, settings)
-    if task is not None:
-        require_ends(task)
-    return task
+    return _with_end(_task(request, method, settings))
 
 
 def _task(request: OptimizeRequest, method: Method, settings: Settings) -> Task | None:
@@ -54,6 +49,13 @@ def _task(request: OptimizeRequest, method: Method, settings: Settings) -> Task 
         data = f"{named('train_data')} and {named('val_data')}"
         raise DataError(f"{_listed(given)} without {data}: leave them out, or {line}").at(given[0])
     return None
+
+
+def _with_end(task: Task | None) -> Task | None:
+    """Return the task, whose validation and test data were checked to end."""
+    if task is not None:
+        require_ends(task)
+    return task
 
 
 def _given(request: OptimizeRequest, *names: str) -> list[str]:
@@ -86,3 +88,19 @@ def _require_data(request: OptimizeRequest) -> None:
             f"{named(missing[0])} is missing: {line}, each a tuple of tensors, a Dataset or a DataLoader; or give "
             "neither, to work without data"
         ).at(missing[0])
+
+
+def located(request: OptimizeRequest, task: Task | None, program: Program) -> Task | None:
+    """Return the task with the batch dims of the captured model, unless the user declared them or gave other inputs."""
+    if (
+        task is None
+        or task.batch_dims is not None
+        or request.example_inputs is not None
+        or request.example_kwargs is not None
+    ):
+        return task
+    if program.batch_dims is None or program.batch_dims == replace(program.examples, batch_dims=None).dims:
+        return task
+    said = statement_of(program.examples)
+    by_name = task.capture_examples().kwargs and not program.example_kwargs
+    return replace(task, batch_dims=said[0] if by_name else said)  # a dict by name may be the model's one input
