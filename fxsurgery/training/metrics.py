@@ -158,7 +158,7 @@ def metric_named(name: str, counting: Counting | None) -> Any:  # noqa: ANN401 -
     return TorchMetric(ALIASES.get(short, bare), ignored)
 
 
-def is_better_when_higher(metric: object, stated: bool | None, select: str | None) -> bool:
+def is_better_when_higher(metric: object, *, stated: bool | None, select: str | None) -> bool:
     """Return the direction of a metric: lower if the metric or the user states so; that of a loss is lower.
 
     Args:

@@ -94,7 +94,7 @@ class Task:
         metric = self._resolved_metric()
         check_fields(self, DataError)
         name = self.metric_name or self.select or (self.metric if isinstance(self.metric, str) else name_of(metric))
-        is_higher_better = is_better_when_higher(metric, self.higher_is_better, self.select)
+        is_higher_better = is_better_when_higher(metric, stated=self.higher_is_better, select=self.select)
         resolved = {"metric": metric, "metric_name": name, "higher_is_better": is_higher_better}
         for field_name, value in resolved.items():
             object.__setattr__(self, field_name, value)
