@@ -47,7 +47,7 @@ def amount(given: object) -> object:
         return given
     found = _AMOUNT.fullmatch(given.strip())
     if found is None:
-        raise ValueError(f"{given!r} is no amount; write 0.5 or 50% for half, 1200000 or 1.2M for that many")
+        raise ValueError(f"{given!r} is not an amount; write 0.5 or 50% for half, 1200000 or 1.2M for that many")
     number, unit = found[1], found[2].lower()
     if not math.isfinite(float(number)):
         raise ValueError(f"{given!r} is too large")
@@ -70,7 +70,7 @@ class Cost:
 
     params: int
     macs: int
-    uncounted: tuple[str, ...] = ()
+    uncounted: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     """Names of operations that `macs` does not count: elementwise operations, pooling, norms, and `unknown_macs`."""
     unknown_macs: tuple[str, ...] = ()
     """Those of them that may need an unknown number of multiply-accumulates; `macs` is then too low."""

@@ -13,8 +13,10 @@ from typing import Any, Self, TypeAlias
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from typing_extensions import override
 
 from fxsurgery.errors import reason_of
+from fxsurgery.printable import printable
 
 InputPath: TypeAlias = tuple[str | int, ...]
 """Path in a structure: keys, fields and indices, outermost first."""
@@ -32,6 +34,11 @@ class Inputs:
     """Batch dim of each of `tensors`; inferred from their sizes if it is not given."""
     samples: int | None = None
     """Number of samples if no dim of a tensor has that size."""
+
+    @override
+    def __repr__(self) -> str:
+        named = (f"{name}={_brief(value)}" for name, value in self.kwargs.items())
+        return printable(f"Inputs({', '.join([*map(_brief, self.args), *named])})")
 
     @property
     def leaves(self) -> list[Any]:
@@ -242,3 +249,15 @@ def _parts(value: object) -> Iterable[tuple[str | int, object]]:
     if type(value) in pytree.SUPPORTED_NODES:
         return enumerate(pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)[0])
     return ()
+
+
+def _brief(value: object) -> str:
+    """Return shapes and dtypes of tensors, and other values cut to one line."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: {_brief(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_brief, value))})"
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."

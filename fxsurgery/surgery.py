@@ -54,6 +54,12 @@ class PassResult:
     origins: Mapping[str, Origin] = field(default_factory=dict)
     """Origins of parameters that were made from an earlier one, by name, for `training.transfer_optimizer_state`."""
 
+    @override
+    def __repr__(self) -> str:
+        counts = {"change": self.changes, "refusal": len(self.refusals)}
+        numbers = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
+        return f"<PassResult: {numbers}, {self.effect.value}; {self.program!r}>"
+
 
 class Pass(ABC):
     """A transformation of a program into another. Calling it never modifies its input."""

@@ -214,7 +214,7 @@ def test_an_unverified_latency_is_not_returned(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(preparation, "Timer", lambda _, original, *__: Device(original, bias=1.5))
     monkeypatch.setattr(latency_model, "hold", lambda model, cut, finish: finish(cut(model.limit), 1) and None)
     monkeypatch.setattr(dnal, "hold", latency_model.hold)
-    with pytest.raises(BudgetError, match=r"a latency of .* ms \(original: .* ms\) is not held"):
+    with pytest.raises(BudgetError, match=r"a latency of .* ms \(original: .* ms\) is not met"):
         quick(net(), budget=Budget(latency_ms=0.5))
 
 

@@ -74,15 +74,15 @@ def input_names(graph: fx.Graph, names: Sequence[str]) -> list[str]:
 
 def _names_read(graph: fx.Graph) -> set[str]:
     """Return the names that the code of a graph reads, without the names of its own values."""
-    twin = fx.Graph()
-    twin.output(twin.graph_copy(graph, {}))
-    inputs = [n for n in twin.nodes if n.op == "placeholder"]
+    renamed = fx.Graph()
+    renamed.output(renamed.graph_copy(graph, {}))
+    inputs = [n for n in renamed.nodes if n.op == "placeholder"]
     for number, node in enumerate(inputs):
         node.target = f"_{number}"
         node._rename(f"_{number}")  # noqa: SLF001 -- so that an input called `self` does not count
-    code = ast.parse(twin.python_code("self").src)
+    code = ast.parse(renamed.python_code("self").src)
     return {"self", "fx_pytree", "pytree", *(part.id for part in ast.walk(code) if isinstance(part, ast.Name))} - {
-        n.name for n in twin.nodes
+        n.name for n in renamed.nodes
     }
 
 
@@ -168,14 +168,14 @@ def unused_tensor_notes(
     return (f"forward does not use these tensors, so they were removed: {names}",) if missing else ()
 
 
-def check_unshared(twin: nn.Module, model: nn.Module) -> None:
+def check_unshared(renamed: nn.Module, model: nn.Module) -> None:
     """Raise if a copy or graph module shares memory with the user's model.
 
     Raises:
         CaptureError: it names the shared tensors.
     """
     users = {tensor.untyped_storage().data_ptr() for _, tensor in _state(model)} - {0}
-    if shared := [name for name, t in _state(twin) if t.untyped_storage().data_ptr() in users]:
+    if shared := [name for name, t in _state(renamed) if t.untyped_storage().data_ptr() in users]:
         raise CaptureError(
             f"copy.deepcopy(model) shares memory for {', '.join(shared)}; remove the model's __deepcopy__, or copy "
             "these tensors there"

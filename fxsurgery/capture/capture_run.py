@@ -122,8 +122,8 @@ class CaptureRun:
     def _infer_batch(self, inputs: Inputs, compact: Variant | None) -> tuple[Inputs, tuple[str, ...]]:
         names = inputs.names(self._model.forward)
 
-        def run(given: Inputs) -> list[Tensor]:
-            return reference_runs.run_eval(self._scratch.copy(), given).tensors
+        def run(variant: Inputs) -> list[Tensor]:
+            return reference_runs.run_eval(self._scratch.copy(), variant).tensors
 
         if compact is not None:
             inferred, note = by_running(compact.inputs, run, compact.outcome.tensors, names)

@@ -236,7 +236,7 @@ class Comparison:
         """
         wide = inputs.map(lambda x: x.double() if x.is_floating_point() else x)
         got, expected = (
-            self._outcome(model, lambda twin, given: run_train(twin.double(), given, step), wide)
+            self._outcome(model, lambda model_copy, variant: run_train(model_copy.double(), variant, step), wide)
             for model in (self.graph_module, self.model)
         )
         if not (isinstance(got, ReferenceOutcome) and isinstance(expected, ReferenceOutcome)):

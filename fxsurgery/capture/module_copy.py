@@ -74,9 +74,9 @@ def _is_plain(tensor: Tensor, memo: dict[Any, Any]) -> bool:
     """Return True if `clone` copies the tensor fully: it has its own storage and no special properties."""
     if tensor.layout is not torch.strided or tensor.device.type not in {"cpu", "cuda"} or tensor.requires_grad:
         return False
-    is_whole = tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
-    is_whole = is_whole and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg() or vars(tensor))
-    return is_whole and _storage_key(tensor) not in memo.setdefault("torch", {})
+    owns_storage = tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
+    owns_storage = owns_storage and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg() or vars(tensor))
+    return owns_storage and _storage_key(tensor) not in memo.setdefault("torch", {})
 
 
 def _storage_key(tensor: Tensor) -> object:

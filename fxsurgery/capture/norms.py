@@ -57,14 +57,14 @@ def restore_plain_norms(graph: fx.Graph, model: nn.Module, lifted: set[str]) -> 
 
 def _owner(node: fx.Node, model: nn.Module) -> str:
     """Return the path of the module whose tensors and settings the call uses; empty if there is none."""
-    given = _call_arguments(node)
-    mean = given["running_mean"]
+    arguments = _call_arguments(node)
+    mean = arguments["running_mean"]
     path = str(mean.target).rpartition(".")[0] if isinstance(mean, fx.Node) and mean.op == "get_attr" else ""
     if not path or not isinstance(module := model.get_submodule(path), _BatchNorm):
         return ""
-    own = all(_is_own(given[name], f"{path}.{name}", getattr(module, name)) for name in _TENSORS)
-    same = (given["eps"], given["momentum"]) == (module.eps, module.momentum)
-    return path if own and same and isinstance(given["training"], bool) else ""
+    is_owned = all(_is_own(arguments[name], f"{path}.{name}", getattr(module, name)) for name in _TENSORS)
+    same = (arguments["eps"], arguments["momentum"]) == (module.eps, module.momentum)
+    return path if is_owned and same and isinstance(arguments["training"], bool) else ""
 
 
 def _call_arguments(node: fx.Node) -> dict[str, Any]:
@@ -73,8 +73,8 @@ def _call_arguments(node: fx.Node) -> dict[str, Any]:
     return found.arguments
 
 
-def _is_own(given: object, path: str, tensor: torch.Tensor | None) -> bool:
-    return given is None if tensor is None else isinstance(given, fx.Node) and given.target == path
+def _is_own(arguments: object, path: str, tensor: torch.Tensor | None) -> bool:
+    return arguments is None if tensor is None else isinstance(arguments, fx.Node) and arguments.target == path
 
 
 def _plain_type(module: nn.Module) -> type[nn.Module]:

@@ -98,10 +98,10 @@ def _require_numbers(model: nn.Module) -> None:
 
 def _require_names(model: nn.Module) -> None:
     names = [name for name, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers())]
-    if odd := [name for name in names if not name.isprintable() or not {'"', "\\"}.isdisjoint(name)]:
-        raise CaptureError(f"a graph cannot contain the name {odd[0]!r}; rename it without quotes and backslashes")
-    if odd := [name for name in names if any(map(keyword.iskeyword, name.split(".")))]:
-        raise CaptureError(f"a graph cannot contain the name {odd[0]!r}, a Python keyword; rename it")
+    if invalid := [name for name in names if not name.isprintable() or not {'"', "\\"}.isdisjoint(name)]:
+        raise CaptureError(f"a graph cannot contain the name {invalid[0]!r}; rename it without quotes and backslashes")
+    if invalid := [name for name in names if any(map(keyword.iskeyword, name.split(".")))]:
+        raise CaptureError(f"a graph cannot contain the name {invalid[0]!r}, a Python keyword; rename it")
     own = {name.partition(".")[0] for name in (*dict(model.named_children()), *model.state_dict())}
     if taken := sorted(own & {"code", "graph"}):
         raise CaptureError(

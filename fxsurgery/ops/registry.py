@@ -256,17 +256,17 @@ def _is_marked(node: fx.Node) -> bool:
     return (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
 
 
-def argument(node: fx.Node, module: nn.Module | None, asked: OperandArgument | None) -> Any:  # noqa: ANN401
+def argument(node: fx.Node, module: nn.Module | None, parameter: OperandArgument | None) -> Any:  # noqa: ANN401
     """Return the value of an argument of the operator that `node` calls.
 
     Args:
         node: the node.
         module: the module that the node calls, whose attribute is read; None for other nodes.
-        asked: the argument; None returns None.
+        parameter: the argument; None returns None.
     """
-    if asked is None:
+    if parameter is None:
         return None
-    return asked.of_module(module) if module is not None else asked.of_node(node)
+    return parameter.of_module(module) if module is not None else parameter.of_node(node)
 
 
 def _operator(spelling: Spelling | None) -> Operator | None:

@@ -34,7 +34,7 @@ from fxsurgery.nn.elastic import (
     activate,
     center,
     elastic_space,
-    is_whole,
+    is_largest,
 )
 from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
@@ -61,7 +61,7 @@ class ExtractSubnet(Rewrite):
     def candidates(cls, program: Program) -> Iterator[Self]:
         """Yield a random configuration, the smallest and the largest."""
         space = elastic_space(program)
-        if space.size == 1 or not is_whole(program.graph_module):
+        if space.size == 1 or not is_largest(program.graph_module):
             return
         random = space.sample(torch.Generator().manual_seed(0))
         for subnet in dict.fromkeys((random, space.smallest, space.largest)):
@@ -78,7 +78,7 @@ class ExtractSubnet(Rewrite):
         if space.size == 1:
             edit.refuse("output", "the program is not a supernet; apply elasticize first")
             return Effect.EXACT
-        if not is_whole(program.graph_module):
+        if not is_largest(program.graph_module):
             edit.refuse("output", "the supernet does not run at its largest: activate(model, Subnet()) first")
             return Effect.EXACT
         subnet = space.complete(Subnet(self.widths, self.depths, self.kernels))

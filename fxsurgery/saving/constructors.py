@@ -119,9 +119,9 @@ def constructor_call(module: nn.Module) -> ConstructorCall:
     if CLASSES.get(kind.__name__) is not kind:
         raise SavingError(f"its class {kind.__module__}.{kind.__qualname__} is not part of torch.nn")
     norms = tuple(_norms(module)) if is_parametrized(module) else ()
-    given = _arguments(module, kind)
+    all_arguments = _arguments(module, kind)
     reasons = list[str]()
-    for arguments in (_shortened(given), given):
+    for arguments in (_shortened(all_arguments), all_arguments):
         found = ConstructorCall(kind.__name__, _without_defaults(kind, arguments), norms)
         try:
             difference = _difference(found.build(), module)
@@ -191,13 +191,13 @@ def _difference(built: nn.Module, module: nn.Module) -> str:
     pairs = dict(built.named_modules()), dict(module.named_modules())
     if pairs[0].keys() != pairs[1].keys():
         return f"its class does not explain the modules {', '.join(sorted(pairs[0].keys() ^ pairs[1].keys()))}"
-    for path, twin in pairs[0].items():
-        if found := _attributes_differ(twin, pairs[1][path]):
+    for path, built_module in pairs[0].items():
+        if found := _attributes_differ(built_module, pairs[1][path]):
             return f"`{path}`: {found}" if path else found
     shapes = [{n: t.shape for n, t in (*m.named_parameters(), *m.named_buffers())} for m in (built, module)]
     if shapes[0] != shapes[1]:
-        odd = next(n for n in shapes[0].keys() | shapes[1].keys() if shapes[0].get(n) != shapes[1].get(n))
-        return f"its {odd} has shape {shapes[1].get(odd)}, but the constructor gives {shapes[0].get(odd)}"
+        name = next(n for n in shapes[0].keys() | shapes[1].keys() if shapes[0].get(n) != shapes[1].get(n))
+        return f"its {name} has shape {shapes[1].get(name)}, but the constructor gives {shapes[0].get(name)}"
     return ""
 
 
@@ -212,8 +212,8 @@ def _attributes_differ(built: nn.Module, module: nn.Module) -> str:
             if name.endswith("_hooks"):
                 return f"it has {name.strip('_')}"
             return f"its {name} is {str(own_attributes.get(name))[:60]}, but the constructor gives {str(value)[:60]}"
-    odd = [n for n in own_attributes.keys() - built_attributes.keys() if hasattr(type(module), n)]
-    return f"its {', '.join(odd)} was replaced on the instance" if odd else ""
+    differing = [n for n in own_attributes.keys() - built_attributes.keys() if hasattr(type(module), n)]
+    return f"its {', '.join(differing)} was replaced on the instance" if differing else ""
 
 
 def _same(left: object, right: object) -> bool:

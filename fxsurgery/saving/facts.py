@@ -21,8 +21,8 @@ def schema_of(kind: type[Any], **changed: Any) -> Any:  # noqa: ANN401 -- a type
     kinds = {**get_type_hints(kind), **changed}
     saved = [f for f in fields(kind) if not f.name.startswith("_") and kinds[f.name] is not None]
     needed = {f.name for f in saved if f.default is MISSING and f.default_factory is MISSING}
-    given: dict[str, Any] = {f.name: (kinds[f.name], ... if f.name in needed else None) for f in saved}
-    return create_model(kind.__name__, __config__=ConfigDict(extra="forbid", strict=True), **given)
+    model_fields: dict[str, Any] = {f.name: (kinds[f.name], ... if f.name in needed else None) for f in saved}
+    return create_model(kind.__name__, __config__=ConfigDict(extra="forbid", strict=True), **model_fields)
 
 
 def require_types(folder: Path, facts: Mapping[str, Any], schema: type[BaseModel]) -> None:

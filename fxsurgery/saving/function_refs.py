@@ -109,9 +109,9 @@ def check_call(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
     source = args[0] if args else None
     while isinstance(source, fx.Node) and source.target is operator.getitem:
         source = source.args[0] if source.args else None
-    given = isinstance(source, fx.Node) and source.op == "call_module"
-    public = isinstance(name, str) and name.isidentifier() and not name.startswith("_")
-    if name not in ATTRIBUTES and not (given and public):
+    is_module_output = isinstance(source, fx.Node) and source.op == "call_module"
+    is_public = isinstance(name, str) and name.isidentifier() and not name.startswith("_")
+    if name not in ATTRIBUTES and not (is_module_output and is_public):
         raise SavingError(
             f"a saved graph may not read the attribute {name!r}, only {', '.join(sorted(ATTRIBUTES))}; load only files "
             "saved by fxsurgery"

@@ -129,8 +129,8 @@ def _set_structure(graph: fx.Graph, saved: SavedGraph, inputs: Inputs) -> None:
         raise RunError(f"damaged: the input names {', '.join(names)[:60]} do not match the example inputs")
     structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))[1]
     outputs = None if saved.outputs is None else read_structure(saved.outputs)
-    given = next(reversed(graph.nodes)).args[0]
-    count = len(given) if isinstance(given, (list, tuple)) else 1
+    returned = next(reversed(graph.nodes)).args[0]
+    count = len(returned) if isinstance(returned, (list, tuple)) else 1
     if outputs is not None and outputs.num_leaves != count:
         raise RunError(f"damaged: the graph returns {count} values, but the output structure has {outputs.num_leaves}")
     graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, structure, outputs)))

@@ -177,8 +177,10 @@ def _build_torch_module(entry: TorchEntry, max_layers: int) -> nn.Module:
     if kind is None:
         raise RunError(f"damaged: {entry.class_name[:60]!r} is not a module class of torch.nn")
     arguments = {name: decoded(value) for name, value in entry.arguments.items()}
-    if odd := sorted(arguments.keys() - {p.name for p in parameters_of(kind)}):
-        raise RunError(f"damaged: `{entry.path}`: torch.nn.{entry.class_name} has no argument {', '.join(odd)[:60]}")
+    if unknown := sorted(arguments.keys() - {p.name for p in parameters_of(kind)}):
+        raise RunError(
+            f"damaged: `{entry.path}`: torch.nn.{entry.class_name} has no argument {', '.join(unknown)[:60]}"
+        )
     layers = [v for n, v in arguments.items() if n.endswith("layers")]
     if any(type(v) is not int or v > max_layers for v in layers):
         raise RunError(f"damaged: `{entry.path}` has {layers[0]} layers, but there are only {max_layers} tensors")

@@ -61,12 +61,12 @@ class OriginalCalls:
         Raises:
             RunError: it does not.
         """
-        wanted = _constants(node)
+        expected = _constants(node)
 
         def is_same(other: fx.Node) -> bool:
             named = other.op == "call_module" or other.name == node.name
             alike = named and other.op == node.op and other.target == node.target
-            return alike and wanted is not None and _constants(other) == wanted
+            return alike and expected is not None and _constants(other) == expected
 
         if self._find(is_same) is None:
             raise RunError(
@@ -138,6 +138,6 @@ def captures_of(original: nn.Module | None, inputs: Inputs, leaf_paths: Iterable
 def _leaf_types(original: nn.Module, leaf_paths: Iterable[str]) -> tuple[type[nn.Module], ...]:
     """Return the types at `leaf_paths` that capture would trace unless they are passed as leaf modules."""
     found = [module for path in leaf_paths if (module := submodule(original, path)) is not None]
-    asked = (*COMPOSED, nn.MultiheadAttention)
-    own = [m for m in found if not type(m).__module__.startswith("torch.") or isinstance(m, asked)]
-    return tuple({type(module): None for module in own})
+    traced_by_default = (*COMPOSED, nn.MultiheadAttention)
+    candidates = [m for m in found if not type(m).__module__.startswith("torch.") or isinstance(m, traced_by_default)]
+    return tuple({type(module): None for module in candidates})

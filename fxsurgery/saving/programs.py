@@ -135,8 +135,8 @@ def _verify(program: Program, folder: Path) -> None:
     if devices - {"cpu"}:
         return  # the loaded program is on the CPU, which rounds differently
     pairs = list(zip(_outputs(program), _outputs(again), strict=True))
-    if odd := [i for i, (ours, theirs) in enumerate(pairs) if not _equal(ours, theirs)]:
-        raise SavingError(f"the written program and the original differ in outputs {odd}; report this model")
+    if differing := [i for i, (expected, loaded) in enumerate(pairs) if not _equal(expected, loaded)]:
+        raise SavingError(f"the written program and the original differ in outputs {differing}; report this model")
 
 
 def _outputs(program: Program) -> list[Tensor]:

@@ -40,8 +40,8 @@ def check_sizes(
             )
     if missing := sorted(declared_shapes.keys() - known):
         raise RunError(f"the weights lack {', '.join(missing[:4])}; pass the weights of the whole model")
-    if odd := sorted(header.keys() - {entry.name for entry in entries if not entry.of}):
-        raise RunError(f"damaged: the graph does not use the tensors {', '.join(odd)[:60]}")
+    if unused := sorted(header.keys() - {entry.name for entry in entries if not entry.of}):
+        raise RunError(f"damaged: the graph does not use the tensors {', '.join(unused)[:60]}")
 
 
 def _require_there(entry: StateEntry, header: Mapping[str, torch.Size], known: Collection[str]) -> None:

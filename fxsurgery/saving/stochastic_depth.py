@@ -31,8 +31,8 @@ class StochasticDepth(nn.Module):
         if not self.training or self.p == 0.0:
             return x
         size = [x.shape[0] if self.mode == "row" else 1] + [1] * (x.dim() - 1)
-        kept = torch.empty(size, dtype=x.dtype, device=x.device).bernoulli_(1.0 - self.p)
-        return x * kept.div_(1.0 - self.p) if self.p < 1.0 else x * kept
+        factors_per_sample = torch.empty(size, dtype=x.dtype, device=x.device).bernoulli_(1.0 - self.p)
+        return x * factors_per_sample.div_(1.0 - self.p) if self.p < 1.0 else x * factors_per_sample
 
     @override
     def extra_repr(self) -> str:
@@ -46,7 +46,7 @@ def depth_of(module: nn.Module) -> StochasticDepth | None:
     named = any(word in type(module).__name__.lower() for word in ("droppath", "stochasticdepth", "drop_path"))
     if not named or next(module.children(), None) or module.state_dict() or _has_hooks(module):
         return None
-    return next((twin for twin in _candidates(module) if _agree(module, twin)), None)
+    return next((reference for reference in _candidates(module) if _agree(module, reference)), None)
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -60,18 +60,23 @@ def _candidates(module: nn.Module) -> Iterator[StochasticDepth]:
             yield StochasticDepth(float(found or 0.0), mode)
 
 
-def _agree(module: nn.Module, twin: StochasticDepth) -> bool:
+def _agree(module: nn.Module, reference: StochasticDepth) -> bool:
     """Return True if every sample is either 0 or scaled correctly, and the fraction of zeros is plausible."""
     x = torch.linspace(0.5, 2.0, _SAMPLES * 4, dtype=torch.float64).reshape(_SAMPLES, 2, 2)
     module = copy.deepcopy(module)
     with seeded(0, x.device), torch.no_grad():
-        idle, runs = module.eval()(x), [module.train()(x) for _ in range(1 if twin.mode == "row" else _RUNS)]
-    if not torch.equal(idle, x) or any(run.shape != x.shape for run in runs):
+        eval_output, runs = (
+            module.eval()(x),
+            [module.train()(x) for _ in range(1 if reference.mode == "row" else _RUNS)],
+        )
+    if not torch.equal(eval_output, x) or any(run.shape != x.shape for run in runs):
         return False
     factors = torch.stack([run / x for run in runs]).flatten(2)
-    dim = 2 if twin.mode == "row" else (1, 2)
-    kept = factors.amax(dim)
-    scale = 1 / (1 - twin.p) if twin.p < 1 else 1.0
-    exact = torch.allclose(kept, factors.amin(dim)) and torch.allclose(kept, torch.where(kept > 0, scale, 0.0).double())
-    spread = math.sqrt(twin.p * (1 - twin.p) / kept.numel())
-    return exact and abs((kept > 0).double().mean().item() - (1 - twin.p)) <= 5 * spread
+    dim = 2 if reference.mode == "row" else (1, 2)
+    factors_per_sample = factors.amax(dim)
+    scale = 1 / (1 - reference.p) if reference.p < 1 else 1.0
+    exact = torch.allclose(factors_per_sample, factors.amin(dim)) and torch.allclose(
+        factors_per_sample, torch.where(factors_per_sample > 0, scale, 0.0).double()
+    )
+    spread = math.sqrt(reference.p * (1 - reference.p) / factors_per_sample.numel())
+    return exact and abs((factors_per_sample > 0).double().mean().item() - (1 - reference.p)) <= 5 * spread

@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 from fxsurgery.capture import capture
 from fxsurgery.comparison import relative_error
 from fxsurgery.errors import SpecError
-from fxsurgery.nn.elastic import ElasticSpace, KernelMatrices, Subnet, UnitMask, activate, elastic_space, is_whole
+from fxsurgery.nn.elastic import ElasticSpace, KernelMatrices, Subnet, UnitMask, activate, elastic_space, is_largest
 from fxsurgery.passes import Elasticize
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect
@@ -292,11 +292,11 @@ def test_activating_leaves_the_program_alone_and_goes_back():
     supernet = Elasticize()(ofa()).program
     model = supernet.trainable_copy()
     activate(model, elastic_space(supernet).smallest)
-    assert not is_whole(model)
-    assert is_whole(supernet.graph_module)
+    assert not is_largest(model)
+    assert is_largest(supernet.graph_module)
     small = model(IMAGE)
     activate(model, Subnet())
-    assert is_whole(model)
+    assert is_largest(model)
     assert torch.equal(model(IMAGE), supernet(IMAGE))
     assert relative_error(small, model(IMAGE)) > 1e-2
 

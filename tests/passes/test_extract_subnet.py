@@ -11,7 +11,7 @@ from fxsurgery.analysis.cost import cost
 from fxsurgery.capture import capture
 from fxsurgery.comparison import relative_error
 from fxsurgery.errors import SpecError
-from fxsurgery.nn.elastic import KernelMatrices, Subnet, activate, elastic_space, is_whole
+from fxsurgery.nn.elastic import KernelMatrices, Subnet, activate, elastic_space, is_largest
 from fxsurgery.passes import Elasticize, ExtractSubnet, FoldBn, InsertGates, PruneChannels, replay
 from fxsurgery.program import Program
 from fxsurgery.surgery import Effect
@@ -364,7 +364,7 @@ def test_any_other_program_is_refused():
 
 def test_a_supernet_that_runs_smaller_is_refused():
     start = running(supernet(), some(supernet())[1])
-    assert not is_whole(start.graph_module)
+    assert not is_largest(start.graph_module)
     result = ExtractSubnet()(start)
     assert result.program is start
     assert "does not run at its largest" in result.refusals[0].reason
@@ -400,5 +400,5 @@ def test_the_supernet_is_left_alone():
     start = supernet()
     state = copy.deepcopy(start.graph_module.state_dict())
     ExtractSubnet.of(elastic_space(start).smallest)(start)
-    assert is_whole(start.graph_module)
+    assert is_largest(start.graph_module)
     assert all(torch.equal(value, state[name]) for name, value in nonempty(start.graph_module.state_dict().items()))

@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from fxsurgery import capture
 from fxsurgery.errors import SpecError
-from fxsurgery.nn.elastic import Subnet, UnitMask, activate, elastic_space, is_whole
+from fxsurgery.nn.elastic import Subnet, UnitMask, activate, elastic_space, is_largest
 from fxsurgery.passes import Elasticize
 from fxsurgery.training import (
     FeatureDistillation,
@@ -222,7 +222,7 @@ def test_each_sub_network_is_a_term_and_validation_scores_the_whole():
     assert list(losses) == ["largest", "smallest", "random 1", "random 2"]
     assert history[0]["terms"] == pytest.approx(losses, rel=1e-12)
     assert history[0]["loss"] == pytest.approx(sum(losses.values()), rel=1e-12)
-    assert is_whole(model)
+    assert is_largest(model)
     activate(model, Subnet())
     assert history[0]["metric"] == evaluate(model, task_of(X)).metric
 
@@ -235,7 +235,7 @@ def test_the_supernet_is_whole_again_after_an_error():
     activate(model, elastic_space(model).smallest)
     with pytest.raises(KeyError, match="stop"):
         one_step(model, SandwichObjective(objective=failing), task_of(X))
-    assert is_whole(model)
+    assert is_largest(model)
 
 
 def test_sub_networks_learn_a_teachers_features():

@@ -10,7 +10,7 @@ computes the same as the original program. Each module stores its own choices, s
 """
 
 from fxsurgery.nn.elastic.kernels import ELASTIC_CONVS, ElasticConv, KernelMatrices, Size, center, margins
-from fxsurgery.nn.elastic.running import activate, elastic_space, is_whole
+from fxsurgery.nn.elastic.running import activate, elastic_space, is_largest
 from fxsurgery.nn.elastic.space import Choices, ElasticSpace, Picks, Subnet
 from fxsurgery.nn.elastic.switches import BlockSwitch, UnitMask
 
@@ -32,6 +32,6 @@ __all__ = [
     "activate",
     "center",
     "elastic_space",
-    "is_whole",
+    "is_largest",
     "margins",
 ]

@@ -22,7 +22,7 @@ def elastic_space(supernet: Program | nn.Module) -> ElasticSpace:
     return ElasticSpace(*(tuple(found.items()) for found in (widths, depths, kernels)))
 
 
-def is_whole(supernet: nn.Module) -> bool:
+def is_largest(supernet: nn.Module) -> bool:
     """Return True if a supernet runs in its largest configuration, the only one whose structure can be analyzed."""
     for module in supernet.modules():
         if isinstance(module, UnitMask) and not bool((module.place < module.limit).all()):

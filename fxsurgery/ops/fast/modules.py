@@ -61,10 +61,10 @@ def global_average(rank: int) -> FastModule:
 
     def fast_module(module: Any, x: Tensor, meta: Meta) -> MetaCall | None:  # noqa: ANN401
         del meta
-        wanted = module.output_size if isinstance(module.output_size, tuple) else (module.output_size,) * rank
-        if x.dim() != rank + 2 or any(size != 1 for size in wanted):
+        output_size = module.output_size if isinstance(module.output_size, tuple) else (module.output_size,) * rank
+        if x.dim() != rank + 2 or any(size != 1 for size in output_size):
             return None
-        return MetaCall(ATEN.mean.dim, (x, list(range(-rank, 0)), True), x.new_empty((*x.shape[:2], *wanted)))
+        return MetaCall(ATEN.mean.dim, (x, list(range(-rank, 0)), True), x.new_empty((*x.shape[:2], *output_size)))
 
     return fast_module
 

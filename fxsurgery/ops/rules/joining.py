@@ -53,8 +53,8 @@ def _along(part: Labels, dim: int) -> list[Ids]:
 def _agreed(state: PropagationState, others: list[list[Ids]]) -> list[Ids]:
     """Return the planes that every part has on the same dims, united; all others are frozen."""
     agreed = list[Ids]()
-    wanted = {tuple(varying(p)) for planes in others for p in planes}
-    for dims in sorted(wanted):
+    labeled_dims = {tuple(varying(p)) for planes in others for p in planes}
+    for dims in sorted(labeled_dims):
         found = [next((p for p in planes if tuple(varying(p)) == dims), None) for planes in others]
         known = [p for p in found if p is not None]
         if len(known) < len(others):

@@ -42,8 +42,8 @@ def call(node: fx.Node, special: Show, *, tensors: bool) -> Code:
 
 def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any], special: Show) -> str:
     """Return the code of the arguments of a call, without parentheses."""
-    given = [to_code(a, special).text for a in args]
-    return ", ".join([*given, *(f"{name_as_code(k)}={to_code(v, special).text}" for k, v in kwargs.items())])
+    positional = [to_code(a, special).text for a in args]
+    return ", ".join([*positional, *(f"{name_as_code(k)}={to_code(v, special).text}" for k, v in kwargs.items())])
 
 
 def _without_defaults(function: Any, node: fx.Node) -> dict[str, Any]:  # noqa: ANN401 -- any function

@@ -133,9 +133,9 @@ def source(program: Program) -> str:
     return "\n\n".join(part.strip("\n") + "\n" for part in parts)
 
 
-def class_name(wanted: str, helpers: set[str]) -> str:
+def class_name(original_name: str, helpers: set[str]) -> str:
     """Return a valid class name based on the name of the user's model."""
-    name = re.sub(r"\W", "_", wanted, flags=re.ASCII)
+    name = re.sub(r"\W", "_", original_name, flags=re.ASCII)
     usable = name.isidentifier() and not keyword.iskeyword(name)
     taken = GLOBALS | helpers
     return name if usable and name not in taken and not name.startswith("__") else f"Model{name if usable else ''}"

@@ -84,19 +84,19 @@ class Tree:
             mode = "" if depth.mode == "row" else f", mode={to_code(depth.mode).text}"
             return f"StochasticDepth({to_code(depth.p).text}{mode})"
         try:
-            found = constructor_call(module)
+            call = constructor_call(module)
         except SavingError as error:
             kind = f"{type(module).__module__}.{type(module).__qualname__}"
             raise SavingError(
                 f"`{path}` ({kind}) cannot be written as code: {error}. Save the result with `save` instead, and load "
                 f"it with {usage('original=your_model', 'original')}"
             ) from error
-        return self._layer(found)
+        return self._layer(call)
 
-    def _layer(self, found: ConstructorCall) -> str:
-        name = "Linear" if found.name == "NonDynamicallyQuantizableLinear" else found.name
-        code = f"nn.{name}({_arguments(found)})"
-        for norm in found.norms:
+    def _layer(self, call: ConstructorCall) -> str:
+        name = "Linear" if call.name == "NonDynamicallyQuantizableLinear" else call.name
+        code = f"nn.{name}({_arguments(call)})"
+        for norm in call.norms:
             code = self._parametrized(norm, code)
         return code
 
@@ -174,9 +174,9 @@ def _dtype(tensor: Tensor) -> str:
     return "" if tensor.dtype is torch.float32 else f", dtype={tensor.dtype}"
 
 
-def _arguments(found: ConstructorCall) -> str:
+def _arguments(call: ConstructorCall) -> str:
     """Return the code of the arguments: required ones by position, the others by keyword."""
-    required = [p.name for p in parameters_of(found.kind) if p.default is p.empty]
-    given = dict(found.arguments)
-    positional = [to_code(given.pop(name)).text for name in required if name in given]
-    return ", ".join([*positional, *(f"{name}={to_code(value).text}" for name, value in given.items())])
+    required = [p.name for p in parameters_of(call.kind) if p.default is p.empty]
+    remaining = dict(call.arguments)
+    positional = [to_code(remaining.pop(name)).text for name in required if name in remaining]
+    return ", ".join([*positional, *(f"{name}={to_code(value).text}" for name, value in remaining.items())])

@@ -29,8 +29,8 @@ folder, work = Path(sys.argv[1]), Path(sys.argv[2])
 spec = importlib.util.spec_from_file_location("model", folder / "model.py")
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
-asked = json.loads((work / "asked.json").read_text())
-torch.set_num_threads(asked["threads"])
+expected = json.loads((work / "expected.json").read_text())
+torch.set_num_threads(expected["threads"])
 inputs = module.read_tensors(work / "inputs.safetensors")
 outputs = module.read_tensors(work / "outputs.safetensors")
 kinds = {"tensor": inputs.__getitem__, "tuple": lambda v: tuple(map(value, v)), "float": float,
@@ -54,21 +54,21 @@ def tensors(found):
 
 model = module.load(folder)
 assert not model.training, "load() returns a model in train mode"
-assert sorted(model.state_dict()) == sorted(asked["keys"]), "other state_dict keys: %s" % sorted(
-    set(model.state_dict()) ^ set(asked["keys"]))
+assert sorted(model.state_dict()) == sorted(expected["keys"]), "other state_dict keys: %s" % sorted(
+    set(model.state_dict()) ^ set(expected["keys"]))
 own = dict(model.named_parameters(remove_duplicate=False))
-assert sorted(n for n, p in own.items() if p.requires_grad) == asked["trains"], "requires_grad differs"
-args, kwargs = value(asked["call"])
+assert sorted(n for n, p in own.items() if p.requires_grad) == expected["trains"], "requires_grad differs"
+args, kwargs = value(expected["call"])
 torch.manual_seed(0)
 with torch.no_grad():
     got = list(tensors(model(*args, **kwargs)))
 assert len(got) == len(outputs), "%d outputs instead of %d" % (len(got), len(outputs))
-for i, mine in enumerate(got):
-    wanted = outputs[str(i)]
-    same = mine.dtype == wanted.dtype and mine.shape == wanted.shape
-    assert same and torch.equal(mine.nan_to_num(), wanted.nan_to_num()), "output %d differs" % i
-if asked["train"]:
-    args, kwargs = value(asked["call"])
+for i, output in enumerate(got):
+    reference = outputs[str(i)]
+    same = output.dtype == reference.dtype and output.shape == reference.shape
+    assert same and torch.equal(output.nan_to_num(), reference.nan_to_num()), "output %d differs" % i
+if expected["train"]:
+    args, kwargs = value(expected["call"])
     got = [x for x in tensors(model.train()(*args, **kwargs)) if x.requires_grad]
     sum(x.float().sum() for x in got).backward()
     assert any(p.grad is not None for p in model.parameters()), "no gradient reaches a parameter"
@@ -83,7 +83,7 @@ def verify(program: Program, folder: Path) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="fxsurgery-") as name:
         work = Path(name)
-        (work / "asked.json").write_text(json.dumps(_expectations(program, work)), encoding="utf-8")
+        (work / "expected.json").write_text(json.dumps(_expectations(program, work)), encoding="utf-8")
         command = [sys.executable, "-I", "-B", "-c", SCRIPT, str(folder.resolve()), str(work)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
