@@ -1,4 +1,4 @@
-"""The ATen operations of a walk: what labels their results have, and what work each is."""
+"""Processing of the ATen operations of a propagation: the labels of their results, and their work."""
 
 # ruff: noqa: ANN401 -- values of the user's graph
 
@@ -23,24 +23,24 @@ ATEN = torch.ops.aten
 
 
 class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Takes in what a program runs, one ATen operation after the other, while it is on.
+    """Dispatch mode that processes the ATen operations of a running program one by one.
 
     Args:
-        state: where rules note what is tied and what is frozen; `state.node` is the node that is being run.
+        state: records what rules unite and freeze; `state.node` is the running node.
         fixed: ids of the tensors that depend on no input.
-        moving: names of the nodes that depend on one.
-        batch: samples in what runs.
+        moving: names of the nodes that depend on an input.
+        batch: number of samples in the run.
     """
 
     def __init__(self, state: PropagationState, fixed: set[int], moving: set[str], batch: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.state = state
         self.uncounted: dict[str, None] = {}
-        """Operations without MACs."""
+        """Operations whose MACs are not counted."""
         self.unknown_macs: dict[str, dict[str, None]] = {}
-        """Nodes by operation."""
+        """Nodes with operations of unknown MACs, by operation."""
         self.hidden = self.in_module = False
-        """Of the node that is being run: whether it hides sizes from every rewrite, whether it calls a module."""
+        """Whether the running node hides sizes from rewrites, and whether it calls a module."""
         self._fixed, self._moving, self._batch = fixed, moving, batch
         self._labels: dict[int, Labels] = {}
         self._alive = list[Tensor]()
@@ -59,17 +59,17 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def known(self) -> list[Labels]:
-        """Return what is known of every tensor that has labels."""
+        """Return the labels of every tensor that has some."""
         return [labels for labels in self._labels.values() if labels.planes]
 
     def labels(self, tensor: Tensor) -> Labels:
-        """What is known of a tensor; one that was not met before carries no label."""
+        """Return the labels of a tensor; an unknown tensor has none."""
         if (known := self._labels.get(id(tensor))) is None:
             known = self.remember(tensor, Labels(tuple(tensor.shape)))
         return known
 
     def remember(self, tensor: Tensor, labels: Labels) -> Labels:
-        """Keep what is known of a tensor."""
+        """Store and return the labels of a tensor."""
         self._labels[id(tensor)] = labels
         self._alive.append(tensor)
         return labels
@@ -81,7 +81,7 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return Labels(labels.shape, list(labels.planes), labels.version)
 
     def meet(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> None:
-        """Take one ATen operation in."""
+        """Process one ATen operation."""
         results = (result,) if isinstance(result, Tensor) else tuple(tensors_of(result))
         if not results:
             return
@@ -94,7 +94,7 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._count(call, args, kwargs, result)
 
     def _given(self, value: Any) -> Any:
-        """Arguments with labels for tensors; ATen nests no deeper than lists."""
+        """Return the arguments with labels in place of tensors; ATen nests no deeper than lists."""
         if isinstance(value, Tensor):
             return self.current(value)
         if isinstance(value, (list, tuple)) and not all(type(v) is int for v in value):
@@ -113,7 +113,7 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return [Labels(tuple(r.shape)) for r in call.results]
 
     def _keep_constants(self, call: AtenCall, results: Sequence[Labels]) -> Sequence[Labels]:
-        """Freeze the dims whose size a norm or grouped conv takes as a number that no rewrite reaches."""
+        """Freeze the dims whose size a norm or grouped convolution takes as a number that cannot be rewritten."""
         if not self.hidden:
             return results
         sizes = None if (declared := registry.of_aten(call.op)) is None else declared.sizes
@@ -126,7 +126,7 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return results
 
     def _hides_a_shape(self, call: AtenCall) -> bool:
-        """Whether labeled data is reshaped by numbers that stand where no rewrite reaches them."""
+        """Return True if labeled data is reshaped by size arguments that cannot be rewritten."""
         if not self.hidden:
             return False
         declared = registry.of_aten(call.op)
@@ -135,7 +135,7 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _count(self, call: AtenCall, args: Sequence[Any], kwargs: dict[str, Any], result: object) -> None:
         macs, is_fixed = macs_of(call.op, args, kwargs, result), self._note_fixed(args, call.results)
         if macs is not None:
-            # What depends on no input is done once for the whole batch.
+            # Values that depend on no input are computed once for the whole batch.
             share = macs if is_fixed else macs / self._batch
             self.state.work.append(Work(self.state.node, call.name, share, self.state.work_dims))
         elif (declared := registry.of_aten(call.op)) is None or declared.computes:
@@ -144,7 +144,7 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.unknown_macs.setdefault(call.name, {})[self.state.node] = None
 
     def _note_fixed(self, args: Sequence[Any], results: Sequence[Tensor]) -> bool:
-        """Return whether an operation works on parameters alone; its result counts as one, too."""
+        """Return True if an operation reads parameters only; its result then counts as a parameter too."""
         if self.state.node in self._moving and not self.in_module:
             return False
         lists = (a if isinstance(a, (list, tuple)) else (a,) for a in args)
@@ -156,9 +156,9 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _is_reshape(source: Tensor, result: Tensor) -> bool:
-    """Whether a strided view shows all entries of its source in their order.
+    """Return True if a strided view contains all entries of its source in order.
 
-    Written in place, as pooling to one place does to keep channels last, it must show rows in their order.
+    A view that is written in place, as global pooling does to keep channels last, must contain rows in order.
     """
     if source is result:
         return bool(result.dim() > 1 and result.numel() == len(result) * result.stride(0) and result.stride(1) == 1)
@@ -167,7 +167,7 @@ def _is_reshape(source: Tensor, result: Tensor) -> bool:
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """The tensors of a value, however nested."""
+    """Yield the tensors in a nested value."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple, dict)):

@@ -1,12 +1,11 @@
-"""Multiply-accumulates of one ATen operation, as its declaration has them.
+"""MACs (multiply-accumulates) of one ATen operation, according to its declaration.
 
-A MAC is one multiplication with its addition, so half of what `torch.utils.flop_counter` counts. Counted
-are convolutions and matrix products: attention's two, the steps of recurrent layers, products with vectors,
-bilinear forms, pairwise distances (one MAC a feature). Not counted by convention are biases, norms, activations
-and all else that is elementwise (a product that is multiplied and summed by hand too), reductions, pooling and
-resampling, lookups and data movement; they are named in `Cost.uncounted`. What is neither has unknown MACs:
-transforms, decompositions and solvers, sparse and quantized products, operations of other libraries. These are
-named in `Cost.unknown_macs`.
+One MAC is one multiplication with its addition, half of what `torch.utils.flop_counter` counts. Counted are
+convolutions and matrix products: the two of attention, the steps of recurrent layers, products with vectors, bilinear
+forms, pairwise distances (one MAC per feature). Not counted by convention are biases, norms, activations and everything
+else that is elementwise (including a manual multiply and sum), reductions, pooling and resampling, lookups and data
+movement; they are listed in `Cost.uncounted`. All others have unknown MACs: transforms, decompositions and solvers,
+sparse and quantized products, operations of other libraries. They are listed in `Cost.unknown_macs`.
 """
 
 import functools
@@ -22,7 +21,7 @@ from fxsurgery.ops.rules.call import base_name
 
 
 def macs_of(op: OpOverload, args: Args, kwargs: dict[str, Any], result: object) -> float | None:
-    """MACs of `op` on (meta) tensors; `None` where it has none by the convention, or unknown ones."""
+    """Return the MACs of `op` on (meta) tensors; None if they are not counted or unknown."""
     declared = registry.of_aten(op)
     first = _first_tensor(result)
     if first is None:
@@ -33,7 +32,7 @@ def macs_of(op: OpOverload, args: Args, kwargs: dict[str, Any], result: object) 
 
 
 def macs_by_torch(op: Any, args: Args, kwargs: dict[str, Any], result: object) -> float | None:  # noqa: ANN401
-    """MACs by the formula that PyTorch has for `op`; `None` where it has none."""
+    """Return the MACs by PyTorch's own formula for `op`; None without one."""
     from torch.utils.flop_counter import flop_registry  # noqa: PLC0415 -- it imports triton
 
     registered = flop_registry.get(op)
@@ -41,7 +40,7 @@ def macs_by_torch(op: Any, args: Args, kwargs: dict[str, Any], result: object) -
 
 
 def has_unknown_macs(op: OpOverload) -> bool:
-    """Whether `op`, which has no MACs that could be counted, may have some all the same."""
+    """Return True if `op`, for which no MACs are counted, may have some."""
     if (declared := registry.of_aten(op)) is not None:
         return declared.multiplies and declared.macs is None
     return _may_multiply(op)
@@ -49,7 +48,7 @@ def has_unknown_macs(op: OpOverload) -> bool:
 
 @functools.cache
 def _may_multiply(op: OpOverload) -> bool:
-    """Whether an operation that is not declared may have MACs: neither a view nor a copy, nor entry by entry."""
+    """Return True if an undeclared operation may have MACs, being neither view, copy nor elementwise."""
     if op.is_view:
         return False
     name = base_name(op)

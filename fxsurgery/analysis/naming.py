@@ -1,4 +1,4 @@
-"""Names: the node that an option names, and what a new module is called after."""
+"""Names: looking up nodes named in options, and naming new modules."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -10,16 +10,16 @@ from fxsurgery.program import Program
 
 
 def node_named(program: Program, name: str, known: Callable[[], Iterable[str]], what: str) -> fx.Node:
-    """The node of that name.
+    """Return the node with the given name.
 
     Args:
-        program: where it is.
-        name: as an option of a pass has it.
-        known: the names that would do, to be told.
-        what: what these are, in the plural.
+        program: the program.
+        name: the name, as given in an option of a pass.
+        known: returns the valid names, for the error message.
+        what: what the valid names refer to, in the plural.
 
     Raises:
-        SpecError: there is none; where a module has that path, the message says which nodes call it.
+        SpecError: there is none; if a module has this path, the message names the nodes that call it.
     """
     found = next((n for n in program.nodes if n.name == name and n.op != "output"), None)
     if found is not None:
@@ -30,9 +30,9 @@ def node_named(program: Program, name: str, known: Callable[[], Iterable[str]], 
 
 
 def stem_of(name: str) -> str:
-    """What a new module is called after, where it stands behind one of this name: without what passes have added.
+    """Return the base name for a module inserted after one with this name: without suffixes that passes have added.
 
-    So names stay short however many cells and layers are put in one after the other.
+    This keeps names short when many cells and layers are inserted in a row.
     """
     return _ADDED.sub("", name) or name
 

@@ -1,7 +1,7 @@
-"""Functions of one tensor that take it entry by entry, and what is true of them.
+"""Elementwise functions of one tensor and their properties.
 
-What is true is worked out by running the function on a grid of numbers: whatever PyTorch computes counts,
-with the options that the user's module has.
+Properties are found by running the function on a grid of numbers with the options of the user's module, so they hold
+for whatever PyTorch computes.
 """
 
 from collections import Counter
@@ -15,36 +15,36 @@ from fxsurgery.analysis.cached import cached
 from fxsurgery.program import Program
 
 _FAR = torch.logspace(1, 6, 41)
-"""Where a bound may lie: a clamp to [-20, 20] is no identity."""
+"""Points that detect bounds: a clamp to [-20, 20] is not the identity."""
 _GRID = torch.cat([-_FAR, torch.linspace(-12, 12, 481), _FAR, torch.tensor([-1e-3, 0.0, 1e-3])])
 
 
 @dataclass(frozen=True)
 class Pointwise:
-    """What is true, in eval mode, of a function f of single entries."""
+    """Properties of an elementwise function f in eval mode."""
 
     is_identity: bool
     is_idempotent: bool
-    """f(f(x)) = f(x)."""
+    """Whether f(f(x)) = f(x)."""
     keeps_zero: bool
-    """f(0) = 0."""
+    """Whether f(0) = 0."""
     is_non_negative: bool
-    """f(x) >= 0."""
+    """Whether f(x) >= 0 for all x."""
 
 
 def pointwise(program: Program, node: fx.Node) -> Pointwise | None:
-    """What is true of the function that `node` computes of one tensor, entry by entry; `None` if it is none."""
+    """Return the properties of the elementwise function of one tensor that `node` computes; None if it is none."""
     return _all_pointwise(program).get(node.name)
 
 
 @cached
 def calls_of(program: Program) -> Counter[str]:
-    """How many nodes call each module, by path."""
+    """Return the number of nodes that call each module, by path."""
     return Counter(str(n.target) for n in program.nodes if n.op == "call_module")
 
 
 def only_reader(node: fx.Node) -> fx.Node | None:
-    """The one node that reads `node`; `None` where there are several, or none but the output."""
+    """Return the only reader of `node`; None if there are several, or only the output."""
     readers = [reader for reader in node.users if reader.op != "output"]
     return readers[0] if len(readers) == 1 == len(node.users) else None
 
@@ -63,7 +63,7 @@ def _known(program: Program, node: fx.Node) -> Pointwise | None:
     if operator is None or operator.role is None or not inputs or not node.args or node.args[0] is not inputs[0]:
         return None
     is_module = node.op == "call_module"
-    if operator.role == "identity":  # whether it trains, another node may tell a function
+    if operator.role == "identity":  # another node may pass the train flag to a function
         return _IDENTITY if len(inputs) == 1 or not is_module else None
     if len(inputs) != 1 or (is_module and not operator.is_exactly(program.module(node))):
         return None

@@ -1,22 +1,22 @@
-"""Where the positions of a feature map lie, and what a dense layer makes of fewer or more of them.
+"""Positions of feature maps, and conversion of linear weights over flattened maps to other numbers of positions.
 
-A dense layer that reads a flattened map has a weight for each channel and position: `W[o, c, p]`. On a map of other
+A linear layer that reads a flattened map has a weight for each channel and position: `W[o, c, p]`. On a map with other
 positions q it reads
 
-    W'[o, c, q] = sum_p T[q, p] W[o, c, p]        T: (new, old) positions, a product of one factor a dim
+    W'[o, c, q] = sum_p T[q, p] W[o, c, p]        T: (new, old) positions, a product of one factor per dim
 
-* The old map is exactly `x_old[p] = sum_q A[p, q] x_new[q]`, as where an average pool A goes: T is A transposed, and
+* If the old map is exactly `x_old[p] = sum_q A[p, q] x_new[q]`, as with an average pooling A, T is A transposed, and
   `W' x_new = W x_old` (w / 4 for each of the four under a 2 x 2 window; overlapping windows add up).
-* Otherwise T matches places (`nearest`). Where positions get fewer, each old one gives its weight to the nearest new
-  one: under a 2 x 2 pool, the sum over each window. Where they get more, each old one shares its weight equally among
-  those new ones that it is nearest to.
+* Otherwise T matches positions (`nearest`). With fewer positions, each old one passes its weight to the nearest new
+  one: under a 2 x 2 pooling, the sum over each window. With more positions, each old one divides its weight equally
+  among the new ones that it is nearest to.
 
-Every row of weights keeps its sum over positions (T's columns sum to 1), so a channel that is constant over space
-counts as it did. That is why the last row and column of an odd map, which a pool without `ceil_mode` does not see, are
-added to the window next to them: dropped, their share of each channel's mean would be gone as well.
+Every row of weights keeps its sum over positions (the columns of T sum to 1), so a channel that is constant over space
+keeps its contribution. For the same reason, the last row and column of an odd map, which a pooling without `ceil_mode`
+skips, are added to the adjacent window: otherwise their part of each channel's mean would be lost.
 
-Source: ECToNAS, appendix A.2. The paper pools the weights themselves: with their mean
-(a quarter of what the pooled map needs) or their maximum.
+Source: ECToNAS, appendix A.2. The paper pools the weights themselves, with their mean (a quarter of what the pooled map
+needs) or their maximum.
 """
 
 import math
@@ -28,72 +28,71 @@ import torch
 from torch import Tensor, nn
 
 Choice = Literal["structured", "random", "largest", "mean", "maximum"]
-"""What a new position takes of the weights it stands for: their sum, one at random, that of largest |w|, their mean
-or the greatest."""
+"""How a new position combines the old weights: their sum, a random one, that of largest |w|, their mean or maximum."""
 
 
 @dataclass(frozen=True)
 class SpatialAxis:
-    """Where the positions of a map lie along one dim: at `start + step * i` on a map that others are measured on."""
+    """Positions of a map along one dim, `start + step * i`, in the coordinates of a reference map."""
 
     start: float = 0.0
     step: float = 1.0
 
     def through(self, kernel: int, stride: int, padding: float, dilation: int) -> "SpatialAxis":
-        """Where the centers of windows lie."""
+        """Return the positions of window centers."""
         return SpatialAxis(self.start + self.step * ((kernel - 1) * dilation / 2 - padding), self.step * stride)
 
     def stretched(self, size: int, new: int) -> "SpatialAxis":
-        """Where `new` positions lie that cover `size` ones evenly, as after an adaptive pool or an upsampling."""
+        """Return `new` positions that cover `size` ones evenly, as after adaptive pooling or upsampling."""
         return SpatialAxis(self.start + self.step * (size / new - 1) / 2, self.step * size / new)
 
     def centers(self, size: int) -> Tensor:
-        """The place of each position, (size,)."""
+        """Return the coordinate of each position, (size,)."""
         return self.start + self.step * torch.arange(size, dtype=torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
 class Map:
-    """A feature map before and after the change, the batch left out: (channels, *positions)."""
+    """A feature map before and after the change, without the batch: (channels, *positions)."""
 
     old: tuple[int, ...]
     new: tuple[int, ...]
     factors: tuple[Tensor | None, ...]
-    """For each dim, how weights of the old entries make those of the new ones: (new, old)."""
+    """The factor of T for each dim, (new, old); None for the identity."""
     axes: tuple[tuple[SpatialAxis, SpatialAxis] | None, ...]
-    """For each dim, where old and new positions lie; `None` for channels."""
+    """Old and new positions for each dim; None for channels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Which entry of which map each entry of a value is, before and after the change."""
+    """The entry of a map that each entry of a value corresponds to, before and after the change."""
 
     maps: tuple[Map, ...]
     old: Any
-    """Tensors of the value's structure and old shape: entries, counted through all maps."""
+    """Tensors in the value's structure and old shape with entry numbers, counted through all maps."""
     new: Any
 
     @classmethod
     def of(cls, own: Map, batch: int) -> "Layout":
-        """The value is the map itself."""
+        """Return the layout of a value that is the map itself."""
         old, new = (torch.arange(math.prod(s)).reshape(1, *s).expand(batch, *s) for s in (own.old, own.new))
         return cls((own,), old, new)
 
     def axis(self, dim: int) -> tuple[Map, int] | None:
-        """The map, and the dim of it, that `dim` of the value runs along; `None` if it is no such dim."""
+        """Return the map and its dim that `dim` of the value runs along; None if it runs along no single dim."""
         old, new = (_vector(index, dim) for index in (self.old, self.new))
         start = (0, 0)
         for own in self.maps:
             end = (start[0] + math.prod(own.old), start[1] + math.prod(own.new))
             if start[0] <= int(old[0]) < end[0]:
                 found = _running(old - start[0], own.old) & _running(new - start[1], own.new)
-                # Of several dims of one position, before and after, each is the one; its own place comes first.
+                # Several dims may match one position before and after; prefer the dim at the same place.
                 return (own, dim - 1 if dim - 1 in found else min(found)) if found else None
             start = end
         return None
 
     def columns(self) -> tuple[Tensor, Tensor] | None:
-        """The entries along the last dim, old and new; `None` where those of other rows are not alike."""
+        """Return old and new entries along the last dim; None if other rows differ."""
         found = list[Tensor]()
         for index in (self.old, self.new):
             rows = index.reshape(-1, index.shape[-1])
@@ -104,7 +103,7 @@ class Layout:
         return found[0], found[1]
 
     def channels(self) -> Tensor | None:
-        """How the old channels of a value (batch, channels, ...) make the new ones: (new, old); `None`: not known."""
+        """Return the matrix from old to new channels of a value (batch, channels, ...), (new, old); None if unknown."""
         old, new = self._channels(_vector(self.old, 1), 0), self._channels(_vector(self.new, 1), 1)
         if old is None or new is None:
             return None
@@ -117,7 +116,7 @@ class Layout:
         return found
 
     def _channels(self, vector: Tensor, side: int) -> tuple[Tensor, Tensor] | None:
-        """For each entry its map and channel; `None` where they differ in position: along `vector` run others."""
+        """Return map and channel of each entry; None if entries along `vector` differ in position."""
         shapes = [(own.old, own.new)[side] for own in self.maps]
         ends = torch.tensor([math.prod(shape) for shape in shapes]).cumsum(0)
         strides = torch.tensor([max(math.prod(shape[1:]), 1) for shape in shapes])
@@ -130,12 +129,12 @@ class Layout:
 
 
 def _vector(index: Tensor, dim: int) -> Tensor:
-    """The entries along one dim, at the start of all others."""
+    """Return the entries along one dim, at index 0 of all others."""
     return index[tuple(slice(None) if d == dim else 0 for d in range(index.dim()))].contiguous()
 
 
 def _running(entries: Tensor, shape: Sequence[int]) -> set[int]:
-    """The dims of a map of `shape` along which `entries` may run from first to last."""
+    """Return the dims of a map of `shape` along which `entries` may run from first to last."""
     found = set[int]()
     for dim, size in enumerate(shape):
         stride = math.prod(shape[dim + 1 :])
@@ -146,10 +145,9 @@ def _running(entries: Tensor, shape: Sequence[int]) -> set[int]:
 
 
 def nearest(old: SpatialAxis, new: SpatialAxis, old_size: int, new_size: int) -> Tensor:
-    """Which new positions stand for which old ones, by place: (new, old), each column sums to 1.
+    """Return the matrix that assigns old positions to the nearest new ones, (new, old); each column sums to 1.
 
-    Between two that are equally near, the first. An old position that no new one is nearest to, where they get more,
-    gives its weight to the one nearest to it.
+    Ties go to the first. With more positions, an old one that is nearest to no new one is assigned to its nearest one.
     """
     places, others = old.centers(old_size), new.centers(new_size)
     apart = (others[:, None] - places[None]).abs().mul(2**20).round()
@@ -162,7 +160,7 @@ def nearest(old: SpatialAxis, new: SpatialAxis, old_size: int, new_size: int) ->
 
 
 def aggregate(weight: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
-    """`W'[o, q] = sum_p T[q, p] W[o, p]`: (out, *old) to (out, *new), with T's factor for each dim, `None` for none."""
+    """Return `W'[o, q] = sum_p T[q, p] W[o, p]`, (out, *old) to (out, *new), with a factor of T or None per dim."""
     found = weight.float() if weight.dtype in {torch.float16, torch.bfloat16} else weight
     for dim, factor in enumerate(factors, start=1):
         if factor is not None:
@@ -171,14 +169,14 @@ def aggregate(weight: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
 
 
 def chosen(scores: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
-    """For each new position, the old one of the highest score among those it stands for; -1 where it has none.
+    """Return for each new position the old one with the highest score among those assigned to it; -1 without one.
 
     Args:
         scores: (rows, *old).
-        factors: which new position each old one goes to.
+        factors: assignment of old positions to new ones, one per dim.
 
     Returns:
-        (rows, new positions), counted through the flattened old ones.
+        (rows, new positions), as indices into the flattened old positions.
     """
     target, count = torch.zeros((), dtype=torch.int64), 1
     for size, factor in zip(scores.shape[1:], factors, strict=True):
@@ -195,14 +193,14 @@ def chosen(scores: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
 
 @dataclass(frozen=True)
 class Take:
-    """How dense weights are taken over."""
+    """How linear weights are converted."""
 
     choice: Choice = "structured"
     seed: int = 0
 
 
 class Taker:
-    """Makes the weights for a changed map of those for the old one."""
+    """Converts the weights of an old map to those of a changed one."""
 
     def __init__(self, take: Take) -> None:
         self._choice, self._generator = take.choice, torch.Generator().manual_seed(take.seed)
@@ -210,12 +208,12 @@ class Taker:
     def columns(
         self, weight: Tensor, maps: Sequence[Map], columns: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor | None]:
-        """A dense weight, (out, in), for the new columns, and which old columns they are, if they are any.
+        """Return a linear weight, (out, in), for the new columns, and the old columns of which they are copies, if any.
 
         Args:
-            weight: of the old columns.
-            maps: that both are columns of.
-            columns: the entries, counted through all maps, that old and new columns are.
+            weight: the weight for the old columns.
+            maps: the maps that the columns are entries of.
+            columns: old and new columns as entry numbers, counted through all maps.
         """
         old, new = (index.to(weight.device) for index in columns)
         full = weight.new_zeros(len(weight), sum(math.prod(m.old) for m in maps))
@@ -233,7 +231,7 @@ class Taker:
         return torch.cat(parts, 1)[:, new].contiguous(), index
 
     def entries(self, weight: Tensor, factors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
-        """The new weight, (out, new entries), of one for a map, and the old entries it is made of, if it is any."""
+        """Return the new weight of one map, (out, new entries), and the old entries that it copies, if it is a copy."""
         if self._choice == "structured" or all(factor is None for factor in factors):
             return aggregate(weight, factors).flatten(1), None
         if self._choice == "mean":
@@ -244,4 +242,4 @@ class Taker:
             return weight.flatten(1).gather(1, index.clamp(min=0)).masked_fill(index < 0, 0), None
         draws = torch.rand(1, *weight.shape[1:], generator=self._generator)
         index = chosen(draws, factors)[0].to(weight.device)
-        return weight.flatten(1)[:, index], index  # each new entry stands for some old one where they get fewer
+        return weight.flatten(1)[:, index], index  # with fewer entries, each new one replaces at least one old one

@@ -1,7 +1,7 @@
-"""What changes together: which units a program's tensors have, and what may be removed.
+"""Structure of a program: which units its tensors have, and which of them can be removed.
 
-A *unit* is a class of atoms, named by its root: one channel, with every tensor slice that lives and dies
-with it. A *channel group* is the vector of units that the same layers produce: what a width is.
+A *unit* is a set of united atoms, named by its root: one channel with every tensor slice that must be removed with it.
+A *channel group* is the vector of units that the same layers produce; its length is a width.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,68 +23,68 @@ from fxsurgery.program import Program
 
 Mask = NDArray[np.bool_]
 Counts = NDArray[np.bool_] | NDArray[np.int64]
-"""For each id, how many of it there are after a change of sizes: a `Mask` where nothing is copied."""
+"""Number of copies of each id after a change of sizes: a `Mask` if nothing is duplicated."""
 
 
 def is_unchanged(counts: Counts, ids: Ids) -> bool:
-    """Whether a dim along which `ids` run is what it was."""
+    """Return True if a dim with labels `ids` is unchanged."""
     return bool((counts[ids] == 1).all())
 
 
 @dataclass(frozen=True, eq=False)
 class ChannelGroup:
-    """Units that the same layers produce, in the order of their channels."""
+    """Units that the same layers produce, in channel order."""
 
     name: str
-    """The first layer that produces them, as the user calls it; `#2` and so on where one has several."""
+    """Path of the first layer that produces them; with `#2` and so on if it has several groups."""
     producers: tuple[str, ...]
-    """The nodes that produce them; the tensor that holds them where none does."""
+    """Names of the nodes that produce them, or of the parameter that contains them."""
     units: Ids
-    """Their roots, one entry a unit."""
+    """Roots, one entry per unit."""
 
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """The facts. Ids are roots; 0 is what may not be removed."""
+    """The structure of a program. Ids are roots; 0 stands for everything that cannot be removed."""
 
     tensors: Mapping[str, Mapping[int, Ids]]
-    """The units along each dim of each parameter and buffer."""
+    """Units along each dim of each parameter and buffer."""
     values: Mapping[str, Any]
-    """What each node gives, by node name: `Labels` where it gives a tensor."""
+    """Value of each node by name, with `Labels` in place of tensors."""
     groups: tuple[ChannelGroup, ...]
     contractions: tuple[Contraction, ...]
-    """Where units are consumed with a weight."""
+    """Places where units are consumed by a weight."""
     work: tuple[Work, ...]
     inexact: frozenset[int]
-    """Units whose removal changes what is computed on the others (a norm over them)."""
+    """Units whose removal changes the results for the others, as with a norm over them."""
     ungateable: frozenset[int]
-    """Units that something consumes where no gate can stand in front."""
+    """Units that are consumed at a place where no gate can be inserted."""
     freezes: tuple[Freeze, ...]
     unknown: Mapping[str, tuple[str, ...]]
-    """Operations without a rule, with the nodes they froze the inputs of."""
+    """Operations without a rule, with the nodes whose inputs they froze."""
     group_width: Mapping[str, int]
-    """Channels in one group of a grouped conv or norm that loses whole groups, by node."""
+    """Channels per group of a grouped convolution or norm that loses whole groups, by node."""
     uncounted: tuple[str, ...]
     unknown_macs: Mapping[str, tuple[str, ...]]
-    """Operations whose MACs nobody counts, with the nodes that run them."""
+    """Operations with unknown MACs, with the nodes that run them."""
     inexact_nodes: frozenset[str]
-    """Nodes at which removal changes what is computed on the surviving units."""
+    """Nodes at which a removal changes the results for surviving units."""
     masks: frozenset[str]
-    """Nodes that give tensors of truth values: as an index, one stands for as many dims as it has."""
+    """Nodes with boolean tensors, which stand for as many dims as they have when used as an index."""
     numbers: Mapping[str, tuple[tuple[str, tuple[int, ...]], ...]]
-    """By node that gives a number: the tensors (by node) and dims whose extents it came from."""
+    """The tensors (by node) and dims that the number of each node depends on."""
     size: int
-    """One more than the largest id."""
+    """Largest id plus one."""
 
     def mask(self, removed: Ids) -> Mask:
-        """For each id, whether it stays when the units `removed` go."""
+        """Return for each id whether it stays when the units `removed` are removed."""
         keep = np.ones(self.size, bool)
         keep[removed] = False
         keep[0] = True
         return keep
 
     def empty_dims(self, keep: Counts) -> list[int]:
-        """One unit of each tensor dim of which nothing would be left: empty when `keep` is legal."""
+        """Return one unit of each tensor dim that would become empty; no unit if `keep` is legal."""
         if keep.all():
             return []
         vectors = list(self.vectors())
@@ -93,7 +93,7 @@ class Structure:
         return sorted({int(vectors[i].max()) for i in np.flatnonzero(~left)})
 
     def vectors(self) -> Iterator[Ids]:
-        """Every labeled dim: of parameters and buffers, and of what flows between nodes."""
+        """Yield the units of every labeled dim, of parameters, buffers and node values."""
         for dims in self.tensors.values():
             yield from dims.values()
         for value in self.values.values():
@@ -105,24 +105,24 @@ class Structure:
                     yield from (plane.ravel() for plane in labels.planes)
 
     def along(self, labels: Labels) -> dict[int, Ids]:
-        """The units of a tensor by dim."""
+        """Return the units of a tensor by dim."""
         return {varying(plane)[0]: plane.ravel() for plane in labels.planes}
 
     def removable(self, group: ChannelGroup) -> bool:
-        """Whether the group's units can go exactly, and a gate can stand for their going."""
+        """Return True if the group's units can be removed exactly and represented by gates."""
         units = set(group.units.tolist())
         return not units & self.inexact and not units & self.ungateable
 
     def is_mask(self, node: fx.Node) -> bool:
-        """Whether `node` gives a tensor of truth values."""
+        """Return True if the value of `node` is a boolean tensor."""
         return node.name in self.masks
 
     def group(self, name: str) -> ChannelGroup | None:
-        """The channel group of that name."""
+        """Return the channel group with the given name; None without one."""
         return next((g for g in self.groups if g.name == name), None)
 
     def named(self, name: str) -> ChannelGroup:
-        """The channel group of that name.
+        """Return the channel group with the given name.
 
         Raises:
             SpecError: there is none.
@@ -138,13 +138,13 @@ class Structure:
 
 @cached
 def structure(program: Program) -> Structure:
-    """What changes together in `program`, where attention loses whole heads."""
+    """Return the structure of `program`, where attention loses whole heads."""
     return _analyzed(program, "heads")
 
 
 @cached
 def head_dim_structure(program: Program) -> Structure:
-    """The same where attention loses channels, the same of every head."""
+    """Return the structure of `program`, where attention loses the same channels of every head."""
     return _analyzed(program, "head_dim")
 
 
@@ -198,9 +198,9 @@ def _members(state: PropagationState, noted: list[Ids]) -> frozenset[int]:
 
 
 def _groups(walk: Propagation, tensors: Mapping[str, Mapping[int, Ids]], program: Program) -> Iterator[ChannelGroup]:
-    """Units by the set of nodes that produce them, in the order in which these run.
+    """Yield units by the set of nodes that produce them, in execution order.
 
-    What no node produces, as the channels of a learned query, goes by the parameter that holds it.
+    Units that no node produces, such as the channels of a learned query, are named after their parameter.
     """
     names = {n.name: str(n.target) if n.op == "call_module" else n.name for n in program.nodes}
     makers = _Makers(walk.state.atoms.count)
@@ -220,7 +220,7 @@ def _groups(walk: Propagation, tensors: Mapping[str, Mapping[int, Ids]], program
 
 
 class _Makers:
-    """Which nodes make each unit: a number for each set of them, worked out on whole arrays."""
+    """Finds the nodes that produce each unit, computed on whole arrays with a number for each set of nodes."""
 
     def __init__(self, size: int) -> None:
         self.owner = np.zeros(size, np.int64)
@@ -230,8 +230,8 @@ class _Makers:
         self._numbers = dict[tuple[str, ...], int]()
 
     def add(self, node: str, ids: Ids) -> None:
-        """`node` makes `ids`, roots in the order of its channels."""
-        # The first place of each unit: of several writes to one entry, the last one stays.
+        """Record that `node` produces `ids`, roots in channel order."""
+        # The first position of each unit: of several writes to one entry, the last one stays.
         self._place[ids[::-1]] = np.arange(len(ids))[::-1]
         units = ids[(self._place[ids] == np.arange(len(ids))) & (ids > 0)]
         fresh = units[self.owner[units] == 0]
@@ -248,7 +248,7 @@ class _Makers:
         return self._numbers[nodes]
 
     def groups(self) -> Iterator[tuple[tuple[str, ...], Ids]]:
-        """Each set of nodes with the units that they make, in the order in which they were first made."""
+        """Yield each set of nodes with the units that they produce, in order of first production."""
         units = np.flatnonzero(self.owner)
         units = units[np.argsort(self._rank[units])]
         owners, firsts = np.unique(self.owner[units], return_index=True)

@@ -1,8 +1,8 @@
-"""A layer's weight as a matrix: which layers have one of their own, and what lower ranks keep of it.
+"""A layer's weight as a matrix: which layers have one of their own, and low-rank approximations of it.
 
-    W = U diag(s) V^T,  |W - W_r|_F^2 = sum_{i > r} s_i^2    (Eckart and Young: no matrix of rank r is nearer)
+    W = U diag(s) V^T,  |W - W_r|_F^2 = sum_{i > r} s_i^2    (Eckart and Young: no matrix of rank r is closer)
 
-In float64 on the CPU, so that every device gets the same tensors.
+Computed in float64 on the CPU, so that every device gets the same tensors.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,57 +18,55 @@ from fxsurgery.match import Refusal
 from fxsurgery.ops.layers import CONVOLUTIONS, MIXING
 from fxsurgery.program import Program
 
-"""Layers whose weight is (outputs, inputs, *kernel)."""
-
 _RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Svd:
-    """`left @ diag(values) @ right` is the matrix."""
+    """A decomposition of a matrix into `left @ diag(values) @ right`."""
 
     left: Tensor
-    """(rows, k), k the smaller of rows and columns; orthonormal columns."""
+    """(rows, k) with k = min(rows, columns) and orthonormal columns."""
     values: Tensor
-    """(k,), falling."""
+    """(k,), in descending order."""
     right: Tensor
-    """(k, columns); orthonormal rows."""
+    """(k, columns) with orthonormal rows."""
 
     def kept(self, rank: int) -> float:
-        """The share of the squared singular values that the largest `rank` hold."""
+        """Return the fraction of the sum of squared singular values in the largest `rank` ones."""
         energy = self.values.square()
         return float(energy[:rank].sum() / energy.sum())
 
     def rank_for(self, energy: float, noise: float) -> int:
-        """The smallest rank that keeps the share `energy`; what `noise` explains need not be kept."""
+        """Return the smallest rank that keeps the fraction `energy`, apart from what `noise` explains."""
         lost = 1 - self.values.square().cumsum(0) / self.values.square().sum()
         return int((lost > max(1 - energy, noise**2)).sum()) + 1
 
     def is_within(self, rank: int, noise: float) -> bool:
-        """Whether what `rank` loses, |W - W_r| / |W|, is at most `noise`."""
+        """Return True if the relative loss of `rank`, |W - W_r| / |W|, is at most `noise`."""
         return bool(self.values[rank:].norm() <= noise * self.values.norm())
 
 
 def svd(matrix: Tensor) -> Svd:
-    """The singular value decomposition of (rows, columns), in float64 on the CPU."""
+    """Return the singular value decomposition of a (rows, columns) matrix, in float64 on the CPU."""
     return Svd(*torch.linalg.svd(wide(matrix), full_matrices=False))
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """A tensor in float64 on the CPU, without gradients."""
+    """Return a tensor in float64 on the CPU, without gradients."""
     return tensor.detach().to("cpu", torch.float64)
 
 
 def rounding(tensor: Tensor) -> float:
-    """The relative change of a tensor that its own dtype may be to blame for."""
+    """Return the relative error of a tensor that the precision of its dtype explains."""
     return 4 * torch.finfo(tensor.dtype).eps
 
 
 def calls_to(program: Program, path: str, kinds: Sequence[type[nn.Module]] = MIXING) -> list[fx.Node]:
-    """The nodes that call the module at `path`.
+    """Return the nodes that call the module at `path`.
 
     Raises:
-        SpecError: none does.
+        SpecError: there is none.
     """
     if found := [n for n in program.nodes if n.op == "call_module" and n.target == path]:
         return found
@@ -77,7 +75,7 @@ def calls_to(program: Program, path: str, kinds: Sequence[type[nn.Module]] = MIX
 
 
 def obstacle(program: Program, path: str) -> Refusal | None:
-    """Why the weight of the module at `path` is not a matrix that can be taken apart; `None` if it is."""
+    """Return why the weight of the module at `path` cannot be decomposed; None if it can."""
     module = program.graph_module.get_submodule(path)
     if is_parametrized(module) or "weight" not in module._parameters:  # noqa: SLF001 -- not what a hook sets
         return Refusal(path, "it has no weight, or one that is computed from other tensors")
@@ -94,7 +92,7 @@ def obstacle(program: Program, path: str) -> Refusal | None:
 
 
 def principal(h: Tensor, matrix: Tensor, rank: int) -> Tensor:
-    """(n, rank): where h (rows, n), centered, varies most; where it tells nothing, where `matrix` reaches."""
+    """Return the principal directions of h (rows, n), centered, as (n, rank); completed by those of `matrix`."""
     centered = h - h.mean(0)
     seen, reach = centered.T @ centered, matrix @ matrix.T
     weight = 1e-9 * float(seen.trace() / reach.trace()) or 1.0
@@ -103,10 +101,10 @@ def principal(h: Tensor, matrix: Tensor, rank: int) -> Tensor:
 
 
 def best_signs(function: Callable[[Tensor], Tensor], h: Tensor, basis: Tensor, metric: Tensor) -> Tensor:
-    """(r,): signs s under which sum_k s_k f(s_k h v_k) v_k comes near f(h), but for a constant.
+    """Return signs s, (r,), for which sum_k s_k f(s_k h v_k) v_k approximates f(h) up to a constant.
 
-    The start is the side on which h v_k has more of its squares; then one at a time, until none helps. A side on which
-    the unit gives one value for all of h, so that it could not train, is left out.
+    Initially each sign is the side on which h v_k has more of its squares; then signs are flipped one at a time until
+    none helps. A sign for which the unit is constant over h, so that it could not train, is excluded.
     """
     z = (h @ basis).T
     both = torch.stack([function(z), -function(-z)])
@@ -134,7 +132,7 @@ def best_signs(function: Callable[[Tensor], Tensor], h: Tensor, basis: Tensor, m
 
 
 def way_back(after: Tensor, before: Tensor, start: Tensor, metric: Tensor) -> Tensor:
-    """(r, n): T near `start` such that `after @ T`, but for a constant, comes near `before`, (rows, n)."""
+    """Return T, (r, n), near `start` such that `after @ T` approximates `before`, (rows, n), up to a constant."""
     halves = torch.arange(len(after)) < len(after) // 2
     if len(after) < 4:
         return start

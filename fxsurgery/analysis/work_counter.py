@@ -1,4 +1,4 @@
-"""Counts the multiply-accumulates of whatever runs, operation by operation, and names what it cannot count."""
+"""Counts the MACs of running code by operation, and lists the operations that cannot be counted."""
 
 from collections.abc import Iterable
 from typing import Any, Self
@@ -14,15 +14,15 @@ from fxsurgery.analysis.macs import has_unknown_macs, macs_by_torch, macs_of
 from fxsurgery.ops.rules.call import base_name
 
 OUTSIDE = frozenset("numpy __array__ __dlpack__ data_ptr".split())
-"""Methods that hand the numbers of a tensor to code that PyTorch does not see."""
+"""Methods that pass tensor data to code outside of PyTorch."""
 
 
 class WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The MACs of one sample: what depends on no data is done once for the whole batch.
+    """Counts the MACs per sample; what does not depend on data is computed once per batch.
 
     Args:
         state: parameters and buffers.
-        batch: samples in what runs.
+        batch: number of samples in the run.
     """
 
     supports_higher_order_operators = True
@@ -62,7 +62,7 @@ class WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _note_fixed(self, args: tuple[Any, ...], result: object) -> bool:
-        """Return whether an operation works on parameters alone; its result counts as one, too."""
+        """Return True if an operation reads parameters only; its result then counts as a parameter too."""
         given = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
         if not given or not all(id(tensor) in self._fixed for tensor in given):
             return False
@@ -71,7 +71,7 @@ class WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _Outside(TorchFunctionMode):
-    """Notes where numbers leave PyTorch."""
+    """Records where tensor data leaves PyTorch."""
 
     def __init__(self, unknown: dict[str, None]) -> None:
         super().__init__()
