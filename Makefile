@@ -42,7 +42,7 @@ docs: .venv/.installed-dev
 	@echo "open site/index.html"
 
 bench: .venv/.installed-dev
-	@echo "A benchmark is a module; --help tells its options. Tables land in benchmarks/results/."
+	@echo "Each benchmark is a module; --help lists its options. Tables are written to benchmarks/results/."
 	@grep -ls __main__ benchmarks/*.py benchmarks/*/__main__.py | sed -E 's|/__main__||; s|benchmarks/(.*)\.py|  $(BIN)/python -m benchmarks.\1 --help|'
 
 $(BIN)/python:

@@ -1,4 +1,4 @@
-"""CPU seconds and peak memory that capturing torchvision's models takes, beside another checkout where asked.
+"""CPU seconds and peak memory of capturing torchvision's models, optionally compared with another checkout.
 
     python -m benchmarks.capture_speed --against ../other-checkout --repeats 3
 
@@ -23,7 +23,7 @@ MODELS = (
     "shufflenet_v2_x1_0", "squeezenet1_0", "swin_t", "vgg11_bn", "vit_b_16",
 )  # fmt: skip
 OPTIONS = {name: {"init_weights": False, "aux_logits": False} for name in ("googlenet", "inception_v3")}
-"""Without the heads of train mode alone, which capture refuses."""
+"""Build without auxiliary heads that only train mode uses, which capture refuses."""
 BATCH = 2
 COLUMNS = {
     "model": "", "CPU seconds": ".2f", "forwards": ".1f", "memory": ".1f", "CPU seconds before": ".2f",
@@ -33,7 +33,7 @@ COLUMNS = {
 
 
 class Measured(TypedDict):
-    """What one capture took."""
+    """Measurements of one capture."""
 
     seconds: float
     """CPU seconds of the process."""
@@ -44,7 +44,7 @@ class Measured(TypedDict):
 
 
 def main(models: Sequence[str], against: Path | None, repeats: int, size: int) -> None:
-    """Measure each model, in turns with the other checkout; write the table."""
+    """Measure each model, interleaved with the other checkout, and write the table."""
     from benchmarks.tables import Table, write  # noqa: PLC0415 -- a child has no use for it
 
     rows = list[dict[str, str | float]]()
@@ -120,7 +120,7 @@ def measure(name: str, size: int) -> Measured:
 
 
 def _forget_peak() -> int:
-    """Let the peak of resident memory be what it is now, and return that, in bytes. Linux alone tells it."""
+    """Reset the peak of resident memory and return the current value in bytes. Linux only."""
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     return _memory("VmRSS")
 

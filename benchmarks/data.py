@@ -31,7 +31,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """Train to learn from, validation to select on, test to report once."""
+    """Splits of a data set: train, validation to select on, test to report once."""
 
     train: Split
     validation: Split
@@ -43,7 +43,7 @@ def fashion_mnist(
 ) -> Splits:
     """The first `train` training images, the `validation` that follow them, and the first `test` test images.
 
-    All are normalized by the mean and the deviation of the pixels in the train split. The files lie in
+    All are normalized by the mean and the deviation of the pixels in the train split. The files are in
     `root`, else in `$FXSURGERY_FASHION_MNIST`, else where the Debian package puts them.
 
     Raises:

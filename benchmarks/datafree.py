@@ -8,8 +8,8 @@ A network is trained on Fashion-MNIST; then the images are gone. Each row shrink
 * noise: the same as the first on plain Gaussian noise;
 * real, no labels: the same on as many of the training images, without their labels: what better inputs could bring.
 
-True accuracy and agreement with the network as it was are of the test images, which nothing else looks at; the
-agreement that a user sees is of held-out inputs of the row's own kind. A run that was done before is not run again:
+True accuracy and agreement with the original are measured on the test images, which nothing else uses; the
+agreement that a user sees is measured on held-out inputs of the row's own kind. Completed runs are not repeated:
 delete `runs/` to start over.
 """
 
@@ -87,14 +87,14 @@ def _notes(options: argparse.Namespace) -> str:
 
 
 class Lab:
-    """One seed's network and what can be done to it."""
+    """The network of one seed and its runs."""
 
     def __init__(self, preset: Preset, data: Splits, epochs: float, seed: int) -> None:
         self._preset, self._data, self._epochs, self._seed = preset, data, epochs, seed
         self._kept = RUNS / f"datafree-{preset.name}-{epochs:g}-{len(data.train)}-{seed}.pt"
 
     def rows(self, budgets: list[float]) -> dict[str, Callable[[], Figures]]:
-        """By name, each run."""
+        """Return the runs by name."""
         found: dict[str, Callable[[], Figures]] = {"as it is": lambda: self._figures(self.original.graph_module, None)}
         for budget in budgets:
             for kind in KINDS:
@@ -103,7 +103,7 @@ class Lab:
 
     @functools.cached_property
     def original(self) -> Program:
-        """The trained network."""
+        """Return the trained network."""
         train, validation = (part for part in (self._data.train, self._data.validation))
         task = Task.of(
             (train.images, train.labels), (validation.images, validation.labels),
@@ -122,12 +122,12 @@ class Lab:
 
     @functools.cached_property
     def amount(self) -> Amount:
-        """What a user gets."""
+        """Return the result of the public interface."""
         return Amount.affordable(cost(self.original).macs)
 
     @functools.cached_property
     def matched(self) -> Synthetic:
-        """Inputs made from the network alone."""
+        """Synthesize inputs from the network alone."""
 
         def train(model: nn.Module, task: Task, recipe: Recipe, stage: str) -> None:
             fit(model, task, recipe, seed=self._seed, stage=stage, device="cpu")
@@ -137,7 +137,7 @@ class Lab:
         return made
 
     def _inputs(self, kind: str) -> tuple[Inputs, Inputs]:
-        """To train on, and held out."""
+        """Return inputs to train on, and inputs held out."""
         if kind.startswith("matched"):
             return self.matched.train, self.matched.val
         many, few = self.amount.samples, self.amount.validation

@@ -1,6 +1,6 @@
 """DNAL against its controls, at equal training: `python -m benchmarks.dnal --preset R20w8`.
 
-Every row gets the same number of training epochs in all, the weights and architecture stages included:
+Every row gets the same total number of training epochs, the weights and architecture stages included:
 
 * the network as it is;
 * DNAL at each budget: a quarter of the epochs for the weights, an eighth for the gates, the rest to fine-tune (of
@@ -9,7 +9,7 @@ Every row gets the same number of training epochs in all, the weights and archit
 * uniform width: the same architecture with all widths scaled, trained from scratch.
 
 Selection is on validation data (none of these rows selects anything: the last weights count); test data is
-looked at once a run. A run that was done before is not run again: delete `runs/` to start over.
+scored once per run. Completed runs are not repeated: delete `runs/` to start over.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--preset", default="R20w8", choices=PRESETS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.3], help="fractions of the MACs")
-    parser.add_argument("--epochs", type=float, help="in all, a run; the preset's unless given")
+    parser.add_argument("--epochs", type=float, help="epochs per run; the preset's by default")
     parser.add_argument("--train", type=int, default=10_000, help="training images")
     parser.add_argument("--align", type=int, default=1, help="widths are multiples of this; the controls round to 1")
     options = parser.parse_args()

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 IMAGE = (1, 28, 28)
 VGG16_STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
-"""Channels at full width and convolutions, a stage."""
+"""Channels at full width and number of convolutions, per stage."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Preset:
 
     name: str
     factory: Callable[[float], nn.Module]
-    """From a multiplier of all widths to the network."""
+    """Function from a multiplier of all widths to the network."""
     epochs: int = 12
     batch_size: int = 64
     learning_rate: float = 0.05

@@ -49,7 +49,7 @@ OURS: dict[str, Callable[[], nn.Module]] = {"tiny": tiny, "r20w8": lambda: resne
 
 
 def main() -> None:
-    """Time what was asked for; print the table."""
+    """Time the requested passes and print the table."""
     options = _options()
     if options.child:
         json.dump(list(_rows(options)), sys.stdout)
@@ -104,7 +104,7 @@ def _in_child(checkout: Path, model: str, options: argparse.Namespace) -> list[R
 
 
 def _least(turns: list[list[Row]]) -> list[Row]:
-    """The least of each figure over several turns."""
+    """Return the minimum of each figure over several repeats."""
     found = list[Row]()
     for rows in zip(*turns, strict=True):
         figures = {k: min(row[k] for row in rows) for k, v in rows[0].items() if isinstance(v, float)}  # type: ignore[type-var]

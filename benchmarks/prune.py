@@ -7,11 +7,11 @@ with batch norms estimated anew after each cut:
 * 3 rounds: half of the fine-tune goes between the rounds;
 * not normalized: sums of different layers are compared as they are;
 * Torch-Pruning: its `BasePruner`, global, with its group importances at their defaults and the head ignored; the
-  largest network within the budget that its pruning ratio gives. Then our estimate and our loop. Its Taylor has the
-  gradients of as many batches as ours.
+  largest network within the budget that its pruning ratio gives. Then the estimate and the loop of fxsurgery. Its
+  Taylor importance gets the gradients of as many batches.
 
 'pruned' is right after the last cut. The better one of before and after fine-tuning, on validation data, counts; test
-data is looked at once a run. A run that was done before is not run again: delete `runs/` to start over.
+data is scored once per run. Completed runs are not repeated: delete `runs/` to start over.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--preset", default="R20w8", choices=PRESETS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.3], help="fractions of the MACs")
-    parser.add_argument("--epochs", type=float, default=6, help="of the network that every row starts from")
+    parser.add_argument("--epochs", type=float, default=6, help="epochs of the network that every row starts from")
     parser.add_argument("--finetune", type=float, default=2, help="epochs")
     parser.add_argument("--train", type=int, default=10_000, help="training images")
     parser.add_argument("--align", type=int, default=1, help="widths are multiples of this, Torch-Pruning's too")
@@ -179,7 +179,7 @@ class _Bench:
 
 
 def _leave_gradients(model: nn.Module, task: Task, batches: int) -> None:
-    """Leave the gradients of so many batches in `model`, summed, in eval mode, as Torch-Pruning's examples do."""
+    """Accumulate the gradients of `batches` batches in `model`, in eval mode, as Torch-Pruning's examples do."""
     for images, labels in islice(task.train_data, batches):
         nn.functional.cross_entropy(model(images), labels).backward()
 

@@ -1,4 +1,4 @@
-"""Runs that were made before are not made again: their figures are kept under `runs/`, which may be deleted."""
+"""Completed runs are not repeated: their figures are stored under `runs/`, which may be deleted."""
 
 import json
 from collections.abc import Callable
@@ -9,7 +9,7 @@ Figures = dict[str, float]
 
 
 def once(key: str, run: Callable[[], Figures]) -> Figures:
-    """What `run` gives, or gave when it was last run under this key."""
+    """Return the figures of `run`, or those that are stored under this key."""
     path = RUNS / f"{key}.json"
     if path.exists():
         return json.loads(path.read_text())  # type: ignore[no-any-return]

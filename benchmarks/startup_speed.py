@@ -1,6 +1,6 @@
-"""What it takes to start: CPU time of fresh processes, beside that of `import torch`.
+"""Startup time: CPU time of fresh processes, relative to that of `import torch`.
 
-The processes take turns; of each the fastest of all rounds counts, so that bytecode is cached.
+The processes are interleaved; the fastest round of each counts, so that bytecode is cached.
 
     python -m benchmarks.startup_speed
 """

@@ -27,7 +27,7 @@ Cell = str | int | float | None | Sequence[float]
 
 @dataclass(frozen=True)
 class Interval:
-    """The mean over the seeds, give or take `half_width`: infinite for one seed, which tells no spread."""
+    """The mean over the seeds, plus or minus `half_width`: infinite for one seed, which has no spread."""
 
     mean: float
     half_width: float
@@ -46,7 +46,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Header:
-    """How and where a table came about."""
+    """How and where a table was made."""
 
     command: str
     date: str
@@ -71,7 +71,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def header() -> Header:
-    """The header for what runs now, on this machine."""
+    """Return the header for the current process and machine."""
     return Header(
         command=_command(sys.orig_argv),
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -142,7 +142,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _command(arguments: Sequence[str]) -> str:
-    """The command line as typed in the repository, without the paths of this machine."""
+    """Return the command line as typed in the repository, without local paths."""
     here = f"{Path.cwd()}/"
     return shlex.join(["python", *(argument.removeprefix(here) for argument in arguments[1:])])
 

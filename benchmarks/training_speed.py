@@ -1,4 +1,4 @@
-"""What the training loop costs beside a plain one: CPU time of a step of tiny networks.
+"""Overhead of the training loop over a plain one: CPU time per step of tiny networks.
 
 The plain loop has what anybody would write: the same optimizer, clipping, schedule and batches from tensors. Trainings
 of both alternate in one process; of each the fastest of all rounds counts. What a training takes to begin and to end is
@@ -47,7 +47,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {"mlp": (
 
 @dataclass(frozen=True)
 class Training:
-    """What both loops are given."""
+    """The arguments of both loops."""
 
     x: Tensor
     y: Tensor
@@ -57,7 +57,7 @@ class Training:
 
 
 def plain(model: nn.Module, given: Training) -> None:
-    """A training loop as one writes it by hand."""
+    """A training loop written by hand."""
     x, y, make, steps, batch = given.x, given.y, given.make, given.steps, given.batch
     optimizer, factor, step = make(model.parameters()), cosine(), 0
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -76,7 +76,7 @@ def plain(model: nn.Module, given: Training) -> None:
 
 
 def ours(model: nn.Module, given: Training) -> None:
-    """The same by `fit`, with one look at the validation data at the end."""
+    """The same by `fit`, with one validation at the end."""
     x, y, steps, batch = given.x, given.y, given.steps, given.batch
     recipe = Recipe(steps=steps, optimizer=given.make, schedule=cosine(), gradient_clip=CLIP, validations=(steps,))
     fit(model, Task.of((x, y), (x[:batch], y[:batch]), batch_size=batch), recipe, device="cpu")
@@ -105,7 +105,7 @@ def main() -> None:
 
 
 def measured(network: Callable[[], nn.Module], given: Training, rounds: int) -> tuple[float, float]:
-    """CPU time of a step in microseconds, of the plain loop and of ours."""
+    """Return the CPU time per step in microseconds, of the plain loop and of `fit`."""
     best = [float("inf")] * 2
     for _ in range(rounds):
         for number, loop in enumerate((plain, ours)):

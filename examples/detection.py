@@ -1,4 +1,4 @@
-"""Make an object detector smaller: where are discs and squares, in noisy pictures that this script draws?
+"""Shrink an object detector that finds discs and squares in noisy pictures that this script draws.
 
 The detector has no anchors: each cell of a grid says which class has its center there, and how far the box reaches.
 
@@ -23,7 +23,7 @@ Found = dict[str, Tensor]
 
 
 class Residual(nn.Module):
-    """Two convolutions, added to what comes in."""
+    """Two convolutions, added to their input."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -69,14 +69,14 @@ def overlap(one: Tensor, other: Tensor) -> Tensor:
 
 
 def loss(output: dict[str, Tensor], target: list[Found]) -> dict[str, Tensor]:
-    """Two terms by name; they are summed. `target` has the boxes (objects, 4) and labels (objects,) of each picture."""
+    """Return two terms by name. `target` has the boxes (objects, 4) and labels (objects,) of each picture."""
     picture = torch.cat([torch.full_like(found["labels"], i) for i, found in enumerate(target)])
     boxes, labels = (torch.cat([found[key] for found in target]) for key in ("boxes", "labels"))
     column, row = ((boxes[:, :2] + boxes[:, 2:]) / 2 // STRIDE).long().unbind(1)
     wanted = torch.zeros_like(output["class"])
     wanted[picture, labels, row, column] = 1
     each = functional.binary_cross_entropy_with_logits(output["class"], wanted, reduction="none")
-    missed = (output["class"].sigmoid() - wanted).detach().square()  # what is right already counts little
+    missed = (output["class"].sigmoid() - wanted).detach().square()  # confident hits count little
     predicted = output["box"][picture, :, row, column]
     return {
         "class": 4 * (missed * each).sum() / len(labels),
@@ -85,7 +85,7 @@ def loss(output: dict[str, Tensor], target: list[Found]) -> dict[str, Tensor]:
 
 
 class AveragePrecision:
-    """Area under precision against recall, boxes that overlap by half being hits; mean over the classes."""
+    """Area under the precision-recall curve, mean over the classes. A hit is a box that overlaps by at least half."""
 
     higher_is_better = True
 
@@ -94,7 +94,7 @@ class AveragePrecision:
         self.objects = [0] * CLASSES
 
     def update(self, output: dict[str, Tensor], target: list[Found]) -> None:
-        """Match the most certain peaks of each picture with its objects, each of which is found once."""
+        """Match the most confident peaks of each picture with its objects; each object is matched once."""
         scores = output["class"].sigmoid()
         peaks = scores * (scores == functional.max_pool2d(scores, 3, 1, 1))
         for found, of_picture, boxes in zip(target, peaks, output["box"].flatten(2), strict=True):
@@ -109,7 +109,7 @@ class AveragePrecision:
                         left = left[torch.arange(len(left), device=left.device) != overlaps.argmax()]
 
     def compute(self) -> float:
-        """Mean over the classes of the mean, over the objects, of the precision at which each is found."""
+        """Return the mean over classes of the mean precision at which each object is found."""
         found = [torch.tensor([hit for _, hit in sorted(scored, reverse=True)]).double() for scored in self.scored]
         precise = [hits.cumsum(0) / torch.arange(1, len(hits) + 1) for hits in found]
         parts = [(p * h).sum().item() / max(n, 1) for p, h, n in zip(precise, found, self.objects, strict=True)]
@@ -117,7 +117,7 @@ class AveragePrecision:
 
 
 def draw(samples: int, seed: int) -> list[tuple[Tensor, Found]]:
-    """Pictures (1, SIZE, SIZE) with one to three objects, each in a quarter of its own."""
+    """Draw pictures (1, SIZE, SIZE) with one to three objects, each in its own quarter."""
     random = torch.Generator().manual_seed(seed)
     place, drawn = torch.arange(SIZE) + 0.5, list[tuple[Tensor, Found]]()
     for _ in range(samples):
@@ -135,7 +135,7 @@ def draw(samples: int, seed: int) -> list[tuple[Tensor, Found]]:
 
 
 def loader(samples: int, seed: int, *, shuffle: bool) -> DataLoader[Any]:
-    """Batches of pictures (batch, 1, SIZE, SIZE) and a list of what is in each: their numbers of objects differ."""
+    """Return batches of pictures (batch, 1, SIZE, SIZE) and a list of their objects, whose number differs."""
 
     def together(batch: list[tuple[Tensor, Found]]) -> tuple[Tensor, list[Found]]:
         return torch.stack([picture for picture, _ in batch]), [found for _, found in batch]

@@ -1,4 +1,4 @@
-"""Make a model of your own smaller: replace `MyNet` and the data by yours. Runs as it is, in under a minute.
+"""Shrink your own model: replace `MyNet` and the data by yours. It runs in less than a minute.
 
 python examples/own_model.py
 """
@@ -50,7 +50,7 @@ def main() -> None:
     )
     print(result.summary())
     small: nn.Module = result.model  # a plain module: train it on, save its state_dict, use it
-    print(f"it is a {type(small).__name__} with {sum(p.numel() for p in small.parameters()):,} parameters")
+    print(f"a {type(small).__name__} with {sum(p.numel() for p in small.parameters()):,} parameters")
     print(result.export_onnx("small.onnx"))
     print(result.benchmark())
 

@@ -1,4 +1,4 @@
-"""Make a network that predicts a number smaller: a table of ten measurements, the progress of diabetes.
+"""Shrink a network that predicts a number: the progress of diabetes from a table of ten measurements.
 
 python examples/regression.py
 """
@@ -31,7 +31,7 @@ class TableNet(nn.Module):
 
 
 class R2:
-    """The share of the variance that is explained: no mean over batches, so it sees them all before it is told."""
+    """Fraction of the variance that is explained. It is not a mean over batches, so it collects all of them first."""
 
     higher_is_better = True
 
@@ -39,23 +39,23 @@ class R2:
         self.outputs, self.targets = list[Tensor](), list[Tensor]()
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        """Keep a batch."""
+        """Store a batch."""
         self.outputs.append(output)
         self.targets.append(target)
 
     def compute(self) -> dict[str, Tensor]:
-        """Both numbers are reported, the first is what counts."""
+        """Return both numbers; the first one is selected on."""
         output, target = torch.cat(self.outputs), torch.cat(self.targets)
         r2 = 1 - (output - target).square().mean() / target.var(correction=0)
         return {"R2": r2, "mean error": (output - target).abs().mean()}
 
 
 def data() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Training and validation data: (samples, 10) measurements and (samples, 1) targets, of mean 0 and variance 1."""
+    """Return training and validation data: (samples, 10) measurements, (samples, 1) standardized targets."""
     table, progress = load_diabetes(return_X_y=True)
     order = torch.randperm(len(table), generator=torch.Generator().manual_seed(0))
     x = torch.tensor(table, dtype=torch.float32)[order] * len(table) ** 0.5
-    y = torch.tensor(progress, dtype=torch.float32)[order, None]  # (samples, 1), as the model answers
+    y = torch.tensor(progress, dtype=torch.float32)[order, None]  # (samples, 1), like the output
     y = (y - y[:300].mean()) / y[:300].std()
     return (x[:300], y[:300]), (x[300:], y[300:])
 

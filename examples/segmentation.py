@@ -1,4 +1,4 @@
-"""Make a U-Net smaller: which pixels are background, disc or square, in noisy pictures that this script draws.
+"""Shrink a U-Net that labels pixels as background, disc or square, in noisy pictures that this script draws.
 
 python examples/segmentation.py
 """
@@ -27,7 +27,7 @@ def block(before: int, after: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """Down twice and up again, each resolution handed across by concatenation."""
+    """A U-Net of two levels with skip connections by concatenation."""
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class UNet(nn.Module):
 
 
 class MeanIoU:
-    """Intersection over union, counted over all the pictures, mean over the classes; and the share of right pixels."""
+    """Intersection over union over all pictures, mean over the classes; and the fraction of correct pixels."""
 
     higher_is_better = True
 
@@ -60,14 +60,14 @@ class MeanIoU:
         self.confusion += torch.bincount(pairs, minlength=len(CLASSES) ** 2).reshape(self.confusion.shape).cpu()
 
     def compute(self) -> dict[str, Tensor]:
-        """Both numbers are reported, `select=` of the task says which one counts."""
+        """Return both numbers; the `select=` of the task names the one that is selected on."""
         hits = self.confusion.diag()
         union = self.confusion.sum(0) + self.confusion.sum(1) - hits
         return {"mIoU": (hits / union.clamp(min=1)).mean(), "pixel accuracy": hits.sum() / self.confusion.sum()}
 
 
 def draw(samples: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Pictures (samples, 1, SIZE, SIZE) and the class of each pixel (samples, SIZE, SIZE)."""
+    """Draw pictures (samples, 1, SIZE, SIZE) and the class of each pixel (samples, SIZE, SIZE)."""
     random = torch.Generator().manual_seed(seed)
     place = torch.arange(SIZE)
     masks = torch.zeros(samples, SIZE, SIZE, dtype=torch.long)

@@ -1,4 +1,4 @@
-"""Make a transformer smaller: which module of Python's standard library is a piece of text from?
+"""Shrink a transformer that classifies text: which module of the standard library is it from?
 
 python examples/text.py
 """
@@ -21,11 +21,11 @@ from fxsurgery.training import adamw
 MODULES = ("argparse", "statistics", "tarfile", "_pydecimal", "difflib", "turtle")
 LENGTH, WORDS = 24, 2000
 UNKNOWN = 1
-"""The number of a word that is not among the `WORDS` most frequent; 0 is padding."""
+"""Id of a word that is not among the `WORDS` most frequent ones; 0 is padding."""
 
 
 class Block(nn.Module):
-    """Attention by heads, then a feed-forward layer, each added to what comes in."""
+    """Multi-head attention, then a feed-forward layer, each with a residual connection."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """(batch, length, width) -> the same; `mask` (batch, 1, 1, length) is true where there are words."""
+        """(batch, length, width) -> the same; `mask` (batch, 1, 1, length) is True at words."""
         batch, length, _ = x.shape
         q, k, v = self.qkv(self.norm1(x)).reshape(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         seen = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -44,7 +44,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A small transformer; the mean over the words is classified."""
+    """A small transformer that classifies the mean over the words."""
 
     def __init__(self, width: int = 64, heads: int = 8, depth: int = 2) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Encoder(nn.Module):
 
 
 def data(share: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Batches are dicts: what `forward` calls its inputs, and `labels`. Pieces of 8 to `LENGTH` words."""
+    """Return training and validation data: the inputs of `forward` and `labels`, for pieces of 8 to `LENGTH` words."""
     texts = [re.findall(r"[a-z]+", getsource(import_module(name)).lower()) for name in MODULES]
     common = Counter(word for text in texts for word in text).most_common(WORDS - 2)
     number = {word: i for i, (word, _) in enumerate(common, start=2)}

@@ -1,7 +1,7 @@
-"""How messages name the arguments of public functions: each front end in its own terms.
+"""Names of arguments in messages, in the terms of the active front end.
 
-A message names an argument by its path, `("spend", "epochs")`, and the front end at work writes it: `spend=` in Python,
-`--spend epochs` on the command line, `run.toml, line 4: spend.epochs` where a config file gave it.
+A message names an argument by its path, `("spend", "epochs")`, and the active front end writes it: `spend=` in Python,
+`--spend epochs` on the command line, `run.toml, line 4: spend.epochs` if a config file set it.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from typing import ClassVar
 
 
 class ArgumentNames:
-    """Python's terms; another front end overrides them."""
+    """Names of arguments in Python; other front ends override them."""
 
     speaks_python: ClassVar[bool] = True
     """Whether messages may write values and types as Python does: `None`, `True`, a tuple."""
@@ -21,7 +21,7 @@ class ArgumentNames:
         return ".".join(map(str, path))
 
     def keyword(self, *path: str | int) -> str:
-        """Return what to write a value behind: `run_dir=`."""
+        """Return the prefix of a value: `run_dir=`."""
         return f"{path[-1]}="
 
     def assigned(self, name: str, value: object, form: str = "") -> str:
@@ -54,7 +54,7 @@ _ACTIVE: ContextVar[ArgumentNames] = ContextVar("_ACTIVE", default=_PYTHON)
 
 @contextmanager
 def naming_by(names: ArgumentNames) -> Iterator[None]:
-    """Let messages that are composed in the block name arguments in these terms."""
+    """Use these names of arguments in messages that are composed in the block."""
     token = _ACTIVE.set(names)
     try:
         yield
@@ -73,7 +73,7 @@ def named(*path: str | int) -> str:
 
 
 def keyword(*path: str | int) -> str:
-    """Return what to write the value of an argument behind.
+    """Return the prefix of the value of an argument.
 
     Example:
         >>> keyword("run_dir"), keyword("settings", "align")
@@ -113,7 +113,7 @@ def entry(owner: str, name: str, value: object) -> str:
 
 
 def command(name: str) -> str:
-    """Return what to call: a public function, or the command of its name.
+    """Return the name of a public function, or of the command with that name.
 
     Example:
         >>> command("inspect")
@@ -128,7 +128,7 @@ def speaks_python() -> bool:
 
 
 def usage(line: str, *names: str, call: bool = False) -> str:
-    """Return how to give some arguments: a line of Python, unless another front end is at work.
+    """Return how to give some arguments: a line of Python, unless another front end is active.
 
     Args:
         line: the line of Python.

@@ -1,4 +1,4 @@
-"""What running a model costs, and what it may cost at most."""
+"""Costs of running a model, and limits on them."""
 
 import dataclasses
 import math
@@ -16,16 +16,16 @@ from fxsurgery.option_text import shown
 from fxsurgery.option_types import Range, check_fields
 
 Limit: TypeAlias = Annotated[int | float, Range(above=0, below=10**18)] | None
-"""An amount that may not be exceeded; `None` is no limit."""
+"""Upper limit of an amount; `None` for no limit."""
 BudgetLimit: TypeAlias = Annotated[int | float, Range(above=0, below=10**18)] | str | None
 """A `Limit` that may be written as text, `"50%"` or `"300M"`; a `Budget` holds the number."""
 _CLOSED = ConfigDict(extra="forbid")
-"""A limit that does not exist is refused in a config file, too."""
+"""Pydantic configuration that refuses unknown limits in a config file."""
 _SCALES = {"k": 1e3, "m": 1e6, "g": 1e9}
 _AMOUNT = re.compile(r"([-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*([%kmg]?)", re.IGNORECASE)
 
 Metric: TypeAlias = Literal["params", "macs", "peak_activation_bytes", "latency_ms"]
-"""The metrics of a cost; MACs, activations and latency are per sample."""
+"""Metrics of a cost; MACs, activations and latency are for one sample."""
 
 
 def amount(given: object) -> object:
@@ -47,7 +47,7 @@ def amount(given: object) -> object:
         return given
     found = _AMOUNT.fullmatch(given.strip())
     if found is None:
-        raise ValueError(f"{given!r} is no amount; write 0.5 or 50% for half, 1200000 or 1.2M for that many")
+        raise ValueError(f"{given!r} is not an amount; write 0.5 or 50% for half, 1200000 or 1.2M for that many")
     number, unit = found[1], found[2].lower()
     if not math.isfinite(float(number)):
         raise ValueError(f"{given!r} is too large")
@@ -66,19 +66,19 @@ def _share(fraction: float, text: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a model takes. The unit is in each name; MACs are for one sample."""
+    """Cost of running a model; MACs are for one sample."""
 
     params: int
     macs: int
-    uncounted: tuple[str, ...] = ()
-    """Operations on tensors that the MACs leave out, by name: elementwise work, pooling, norms, and `unknown_macs`."""
+    uncounted: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    """Names of operations that `macs` does not count: elementwise operations, pooling, norms, and `unknown_macs`."""
     unknown_macs: tuple[str, ...] = ()
-    """Those of them that may take multiply-accumulates of which nobody knows how many: `macs` is then too low."""
+    """Those of them that may need an unknown number of multiply-accumulates; `macs` is then too low."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CostEstimate:
-    """What a program costs in one metric, with the bounds of its 95 % interval; the unit is the metric's.
+    """Cost of a program in one metric, in the unit of the metric, with the bounds of its 95 % interval.
 
     Example:
         >>> CostEstimate(value=2.0, low=1.75, high=2.25).width
@@ -136,7 +136,7 @@ class Budget:
             raise BudgetError(f"a budget needs at least one limit, e.g. {entry('budget', 'macs', 0.5)}").at("budget")
 
     def limits(self, original: Cost) -> Iterator[tuple[Metric, float]]:
-        """Each counted limit as (`"params"` or `"macs"`, absolute amount)."""
+        """Yield each counted limit as (`"params"` or `"macs"`, absolute amount)."""
         counted: tuple[Metric, ...] = ("params", "macs")
         for name in counted:
             if (value := getattr(self, name)) is not None:
@@ -144,10 +144,10 @@ class Budget:
                 yield name, value * getattr(original, name) if fraction else float(value)
 
     def latency_limit(self, original_ms: float) -> float | None:
-        """The limit on latency in milliseconds; `None` where there is none.
+        """Return the limit on latency in milliseconds; `None` if there is none.
 
         Args:
-            original_ms: the original's latency, of which a fraction is taken.
+            original_ms: latency of the original, which a fraction refers to.
         """
         value: Any = self.latency_ms
         if value is None:
@@ -155,7 +155,7 @@ class Budget:
         return value * original_ms if isinstance(value, float) and value <= 1.0 else float(value)
 
     def holds(self, cost: Cost, original: Cost) -> bool:
-        """Whether `cost` is within every counted limit."""
+        """Return True if `cost` is within every counted limit."""
         return all(getattr(cost, name) <= limit for name, limit in self.limits(original))
 
 
@@ -169,7 +169,7 @@ def _number(name: str, text: str) -> object:
 @checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Spend:
-    """What a search may spend at most; the first limit that is reached ends it.
+    """Budget of the search itself; the first limit that is reached ends it.
 
     Raises:
         BudgetError: no limit is given, or one is not a positive number.
@@ -178,10 +178,10 @@ class Spend:
     __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
 
     epochs: Limit = None
-    """Passes over the training data, counted over every candidate, the warm-up among them."""
+    """Passes over the training data, summed over all candidates and the warm-up."""
     seconds: Limit = None
-    """On the clock. Such a result depends on the machine's speed. Of a run that was killed, the time since its last
-    round of matches began does not count."""
+    """Wall-clock time. The result then depends on the speed of the machine. In a resumed run, the time of the round of
+    matches that was interrupted does not count."""
 
     def __post_init__(self) -> None:
         check_fields(self, BudgetError)

@@ -1,4 +1,4 @@
-"""Measures of how far outputs differ, and the largest difference that counts as rounding."""
+"""Differences between outputs, and the largest difference that counts as rounding."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,22 +10,22 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torc
 """Largest difference that counts as rounding, relative to the largest absolute reference value."""
 
 _PART = 2**20
-"""Entries that are compared at a time."""
+"""Number of entries that are compared at a time."""
 
 
 def largest_error(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> tuple[float, float]:
-    """Return the largest relative error of several outputs, and the limit up to which it is rounding."""
+    """Return the largest relative error of several outputs, and the largest one that counts as rounding."""
     measured = max(map(relative_error, got, wanted), default=0.0)
     return measured, max((TOLERANCE.get(o.dtype, 0.0) for o in wanted), default=0.0)
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> float:
-    """Largest absolute difference over the largest absolute value wanted; infinite where the shapes differ."""
+    """Return the largest absolute difference divided by the largest wanted value; infinite if the shapes differ."""
     return absolute_error(got, wanted) / max(magnitude(wanted), 1e-12)
 
 
 def absolute_error(got: Tensor, wanted: Tensor) -> float:
-    """Largest absolute difference, NaN in both places being equal; infinite where the shapes differ."""
+    """Return the largest absolute difference, where NaN equals NaN; infinite if the shapes differ."""
     if got.shape != wanted.shape:
         return torch.inf
     worst = 0.0
@@ -39,7 +39,7 @@ def absolute_error(got: Tensor, wanted: Tensor) -> float:
 
 
 def magnitude(tensor: Tensor) -> float:
-    """The largest absolute value of a tensor, NaN and infinity left out; 0 if it has none."""
+    """Return the largest finite absolute value of a tensor; 0 if it has none."""
     return max(map(_magnitude, _in_parts(tensor)), default=0.0)
 
 

@@ -1,4 +1,4 @@
-"""The one place where a graph is changed."""
+"""`Editor`, the only code that changes a graph."""
 
 import operator
 from collections.abc import Callable, Iterable
@@ -14,18 +14,18 @@ from fxsurgery.match import Refusal
 from fxsurgery.program import Program
 
 _LIBRARIES = ("torch", "fxsurgery", "_operator", "builtins", "math")
-"""Where modules and functions come from that hold no size of a batch but in their arguments."""
+"""Packages whose modules and functions hold no batch size except in their arguments."""
 
 Reference = Callable[[Program, Inputs], list[Tensor]]
-"""Given a pass's result and inputs: what the result's outputs on them must be."""
+"""`reference(result, inputs)` returns the outputs that the result must have for these inputs."""
 
 
 class Editor:
     """A private copy of a program's graph, and the only way to change it.
 
-    Facts are asked of `program`, which stays as it was; edits go to the copy, and name nodes of either.
-    Each edit is counted here, so a pass cannot misreport whether it did anything. Tensors are shared with
-    `program` until an edit replaces them, and are never written to.
+    `program` is not modified and provides the facts; edits apply to the copy, and accept nodes of either. Each edit is
+    counted here, so that a pass cannot misreport whether it changed anything. Tensors are shared with `program` until
+    an edit replaces them, and are never written to.
     """
 
     def __init__(self, program: Program) -> None:
@@ -33,18 +33,18 @@ class Editor:
         self.changes = 0
         self.refusals: list[Refusal] = []
         self.origins: dict[str, Origin] = {}
-        """By parameter of the result, for those that are made of entries of one before."""
+        """Origin of each parameter of the result that was made from entries of another one."""
         self.reference: Reference | None = None
         self.may_fix_batch = False
-        """Whether an edit put something into the program that may hold the size of the example batch: an integer of
-        at least 2 among the arguments of a node, or a module or function of another library."""
+        """Whether an edit inserted something that may hold the size of the example batch: an integer of at least 2
+        among the arguments of a node, or a module or function of another library."""
         self._draft = program.draft()
         self._dropped = False
         self._rewired = False
         self._twins: dict[str, fx.Node] = {n.name: n for n in self._draft.graph.nodes}
 
     def replace_module(self, path: str, new: nn.Module) -> None:
-        """Put `new` where the module at `path` stands; every call of it follows."""
+        """Replace the module at `path` by `new`, in all its calls."""
         parent, _, leaf = path.rpartition(".")
         self._note_module(new)
         setattr(self._draft.get_submodule(parent), leaf, new.eval() if new.training else new)
@@ -61,11 +61,11 @@ class Editor:
         fx.node.map_aggregate(arguments, note)
 
     def module(self, path: str) -> nn.Module:
-        """The module that now stands at `path`; to read, not to write to."""
+        """Return the current module at `path`; do not modify it."""
         return self._draft.get_submodule(path)
 
     def replace_tensor(self, path: str, new: Tensor) -> None:
-        """Put `new` where the parameter or buffer at `path`, read by a `get_attr` node, stands."""
+        """Replace the parameter or buffer at `path`, which a `get_attr` node reads, by `new`."""
         parent, _, leaf = path.rpartition(".")
         owner = self._draft.get_submodule(parent)
         if leaf in owner._parameters and not isinstance(new, nn.Parameter):  # noqa: SLF001
@@ -74,7 +74,7 @@ class Editor:
         self.changes += 1
 
     def set_argument(self, node: fx.Node, key: int | str, value: Argument) -> None:
-        """Give `node` another argument: positional by `int`, by name with `str`."""
+        """Set an argument of `node`: a positional one by its index, or a keyword one by its name."""
         twin = self.twin(node)
         self._note_numbers(value)
         value = fx.node.map_arg(value, self.twin)
@@ -85,7 +85,7 @@ class Editor:
         self.changes += 1
 
     def fix_number(self, node: fx.Node, number: fx.Node, value: int) -> None:
-        """Let `node` use a constant where it still uses a number that the graph computes."""
+        """Replace a number that the graph computes by a constant, in the arguments of `node`."""
         twin, old = self.twin(node), self.twin(number)
         if old in twin.all_input_nodes:
             swap = partial(_swapped, old=old, value=value)
@@ -95,7 +95,7 @@ class Editor:
             self.changes += 1
 
     def scale_number(self, node: fx.Node, number: fx.Node, up: int, down: int) -> fx.Node:
-        """`number * up // down`, computed right before `node`, which is still to be told to use it."""
+        """Insert `number * up // down` before `node`, and return the new node; `node` does not use it yet."""
         self._note_numbers(up, down)
         with self._draft.graph.inserting_before(self.twin(node)):
             product = self._draft.graph.call_function(operator.mul, (self.twin(number), up))
@@ -103,7 +103,7 @@ class Editor:
         return self._added(scaled)
 
     def entry(self, node: fx.Node, shape: fx.Node, dim: int) -> fx.Node:
-        """`shape[dim]`, read right before `node`, which is still to be told to use it."""
+        """Insert `shape[dim]` before `node`, and return the new node; `node` does not use it yet."""
         with self._draft.graph.inserting_before(self.twin(node)):
             return self._added(self._draft.graph.call_function(operator.getitem, (self.twin(shape), dim)))
 
@@ -113,7 +113,7 @@ class Editor:
         return node
 
     def retarget(self, node: fx.Node, target: object, args: tuple[Argument, ...]) -> None:
-        """Make `node` another function call, on `args` alone."""
+        """Turn `node` into a call of another function with the arguments `args`."""
         twin = self.twin(node)
         self._note_numbers(args)
         self.may_fix_batch |= not _is_known(target)
@@ -123,7 +123,7 @@ class Editor:
         self.changes += 1
 
     def insert_call(self, path: str, module: nn.Module, args: tuple[Argument, ...], *, before: fx.Node) -> fx.Node:
-        """Call `module`, kept at `path`, on `args`, right before `before`. The new node is returned."""
+        """Insert a call of `module`, stored at `path`, with `args` before `before`, and return the new node."""
         parent, _, leaf = path.rpartition(".")
         self._note_module(module)
         self._note_numbers(args)
@@ -138,7 +138,7 @@ class Editor:
     def insert_function(
         self, target: Callable[..., object], args: tuple[Argument, ...], *, before: fx.Node, **named: Argument
     ) -> fx.Node:
-        """Call a function of torch or `operator` on `args`, right before `before`. The new node is returned."""
+        """Insert a call of a function of torch or `operator` with `args` before `before`, and return the new node."""
         self._note_numbers(args, named)
         self.may_fix_batch |= not _is_known(target)
         args, named = fx.node.map_arg(args, self.twin), fx.node.map_arg(named, self.twin)
@@ -146,7 +146,7 @@ class Editor:
             return self._added(self._draft.graph.call_function(target, args, named))
 
     def new_path(self, stem: str) -> str:
-        """`stem`, with a number where a module or tensor of that name is there already."""
+        """Return `stem`, with a number appended if a module or tensor of that name exists."""
         parent, _, leaf = stem.rpartition(".")
         owner: object = self._draft
         for part in parent.split(".") if parent else ():
@@ -157,11 +157,11 @@ class Editor:
         return stem if number == 1 else f"{stem}_{number}"
 
     def record_origin(self, name: str, origin: Origin) -> None:
-        """Say that parameter `name` of the result is made of entries of one of the program."""
+        """Record that parameter `name` of the result was made from entries of a parameter of the program."""
         self.origins[name] = origin
 
     def replace_uses(self, old: fx.Node, new: fx.Node, readers: Iterable[fx.Node] | None = None) -> None:
-        """Let `readers`, or all that read `old` but `new` itself, read `new` instead."""
+        """Make `readers`, or all readers of `old` except `new`, read `new` instead."""
         before, after = self.twin(old), self.twin(new)
         for reader in list(before.users) if readers is None else [self.twin(r) for r in readers]:
             if reader is not after:
@@ -169,44 +169,44 @@ class Editor:
         self.changes += 1
 
     def rewire(self, node: fx.Node, old: fx.Node, new: fx.Node) -> None:
-        """Let `node` read `new` where it read `old`."""
+        """Replace `old` by `new` in the inputs of `node`."""
         self.twin(node).replace_input_with(self.twin(old), self.twin(new))
         self.changes += 1
 
     def first_input(self, node: fx.Node) -> fx.Node:
-        """What `node` reads first by now; what it read in `program` may have been replaced, and erased."""
+        """Return the current first input of `node`; the one in `program` may have been replaced and erased."""
         return self.twin(node).all_input_nodes[0]
 
     def bypass(self, node: fx.Node) -> None:
-        """Drop `node`; its readers read its first input instead."""
+        """Remove `node`; its readers read its first input instead."""
         self.twin(node).replace_all_uses_with(self.first_input(node))
         self.erase(node)
 
     def erase(self, node: fx.Node) -> None:
-        """Drop `node`, which nothing reads any more."""
+        """Remove `node`, which has no readers left."""
         self._draft.graph.erase_node(self.twin(node))
         self._dropped = True
         self.changes += 1
 
     def refuse(self, node: fx.Node | str, reason: str | Refusal) -> None:
-        """Say why a site that looked like a match is left alone; the reason may be that of a refusal elsewhere."""
+        """Record why a site that looked like a match is left alone; the reason may be another refusal."""
         self.refusals.append(Refusal(str(node), str(reason)))
 
     def decline(self, refusal: Refusal) -> None:
-        """Leave a site alone for the reason that a look at it gave."""
+        """Record the refusal of a site."""
         self.refusals.append(refusal)
 
     def prove_equal_to(self, reference: Reference) -> None:
-        """Promise that the result's outputs equal what `reference` gives, up to rounding; it is checked."""
+        """Promise that the outputs of the result equal those of `reference` up to rounding; this is checked."""
         self.reference = reference
 
     def twin(self, node: fx.Node) -> fx.Node:
-        """The copy's node of this name; to change, since it is not known whether it will be."""
+        """Return the node of the copy with this name, which the caller may change."""
         self._rewired = True
         return self._twins[node.name]
 
     def finish(self, by: str) -> Program:
-        """The edited program, verified; the input program itself when nothing changed."""
+        """Return the edited program, verified; the input program itself if nothing changed."""
         if not self.changes:
             return self.program
         if self._dropped:
@@ -216,7 +216,7 @@ class Editor:
         return replace(self.program, graph_module=self._draft, log=(*self.program.log, by))
 
     def _delete_unread(self) -> None:
-        """Drop the tensors that a `get_attr` node of the program read and nothing reads now."""
+        """Delete tensors that a `get_attr` node of the program read and no node reads now."""
         nodes = list(self._draft.graph.nodes)
         read = {str(n.target) for n in nodes if n.op == "get_attr"}
         called = {str(n.target) for n in nodes if n.op == "call_module"}
@@ -228,7 +228,7 @@ class Editor:
                 delattr(self._draft.get_submodule(owner), leaf)
 
     def _compile(self) -> None:
-        """Where no node was touched, what was compiled for the program's graph is right for its copy as well."""
+        """Recompile the copy; if no node was changed, reuse the compiled code of the program's graph."""
         if self._rewired:
             self._draft.recompile()
         else:
@@ -240,5 +240,5 @@ def _swapped(node: fx.Node, *, old: fx.Node, value: int) -> Argument:
 
 
 def _is_known(target: object) -> bool:
-    """Whether a class or function is of one of `_LIBRARIES`; methods of tensors name no module."""
+    """Return True if a class or function belongs to one of `_LIBRARIES`; tensor methods name no module."""
     return (getattr(target, "__module__", None) or "torch").partition(".")[0] in _LIBRARIES

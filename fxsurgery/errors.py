@@ -1,16 +1,16 @@
-"""Every error that fxsurgery raises on purpose, and the text of the foreign errors that they quote."""
+"""The errors that fxsurgery raises, and the text of other errors that they quote."""
 
 from typing import Self
 
 
 class SurgeryError(Exception):
-    """The root: `except SurgeryError` catches what fxsurgery foresaw, and nothing else."""
+    """Base class of all errors that fxsurgery raises on purpose."""
 
     path: tuple[str | int, ...] = ()
-    """The argument that is at fault, from the outside in: `("budget", "macs")`; empty if it is none."""
+    """Path of the argument at fault, outermost first: `("budget", "macs")`; empty if no argument is."""
 
     def at(self, *path: str | int) -> Self:
-        """Return this error with the path of the argument that is at fault.
+        """Return this error with the path of the argument at fault.
 
         Example:
             >>> SurgeryError("macs=-1: it must be greater than 0").at("budget", "macs").path
@@ -25,11 +25,11 @@ class ArgumentError(SurgeryError, TypeError):
 
 
 class CaptureError(SurgeryError):
-    """A model cannot be taken as a graph; the message names the user's file and line where it can."""
+    """A model cannot be captured as a graph; the message names the user's file and line if they are known."""
 
 
 class TrainOnlyError(CaptureError):
-    """A model uses parts in train mode alone, which the graph of its eval mode would lose."""
+    """A model uses parts only in train mode, which the graph of its eval mode would lose."""
 
 
 class VerifyError(SurgeryError):
@@ -41,35 +41,35 @@ class DifferError(VerifyError):
 
 
 class NotRunningError(VerifyError):
-    """What a pass left does not run, or the reference that it is compared with does not."""
+    """The result of a pass does not run, or the reference that it is compared with does not."""
 
 
 class PassCrashedError(SurgeryError):
-    """A pass raised: a bug of the pass. The cause is chained; the message names the pass and the log."""
+    """A pass raised an exception, which is a bug of the pass. The message names the pass and the log."""
 
 
 class SpecError(SurgeryError):
-    """A pass spec cannot be read, or names what the program does not have."""
+    """The text of a pass cannot be parsed, or refers to something that the program does not have."""
 
 
 class OperatorError(SurgeryError):
-    """An operator is declared under a name or a spelling that is taken, or that PyTorch does not have."""
+    """An operator is declared under a name that is taken, or that PyTorch does not have."""
 
 
 class BudgetError(SurgeryError):
-    """A budget is malformed, or cannot be reached; the message says what can."""
+    """A budget is malformed, or cannot be reached; the message says what can be reached."""
 
 
 class StructureError(SurgeryError):
-    """A program has nothing that the asked-for surgery could change; the message says why."""
+    """A program has nothing that the requested surgery could change; the message says why."""
 
 
 class DataError(SurgeryError):
-    """The user's data does not fit: an empty loader, a batch of another shape, no inputs to work with."""
+    """The data do not fit the model: an empty loader, a batch of another shape, no inputs."""
 
 
 class TrainingError(SurgeryError):
-    """Training cannot go on: a loss that is not finite, or not a scalar."""
+    """Training cannot continue, e.g. because the loss is not finite or not a scalar."""
 
 
 class DivergedError(TrainingError):
@@ -84,7 +84,7 @@ class CallbackError(SurgeryError):
 
 
 class WorkerError(SurgeryError):
-    """A process that ran a job died again and again, or raised what nobody foresaw; the message names the job."""
+    """A worker process died repeatedly, or raised an unexpected error; the message names the job."""
 
 
 class ExportError(SurgeryError):
@@ -92,7 +92,7 @@ class ExportError(SurgeryError):
 
 
 class DeviceError(SurgeryError):
-    """A device or target is not there, or cannot run the model."""
+    """A device or target does not exist, or cannot run the model."""
 
 
 class MissingExtraError(SurgeryError):
@@ -104,15 +104,15 @@ class RunError(SurgeryError):
 
 
 class SavingError(SurgeryError):
-    """A program cannot be saved or written as code, or what was saved asks for what loading does not do."""
+    """A program cannot be saved or written as code, or a saved one requires what loading does not do."""
 
 
 class ConfigError(SurgeryError):
-    """A config file, or a flag of the command line, says what cannot be understood; the message says where."""
+    """A config file or a command-line flag is invalid; the message says where."""
 
 
 class SourceError(SurgeryError):
-    """What a command was told to work with, as `module:name` or as a file, cannot be imported, made or read."""
+    """The model or data of a command, given as `module:name` or as a file, cannot be imported, built or read."""
 
 
 def reason_of(error: BaseException) -> str:

@@ -30,7 +30,7 @@ from fxsurgery.seeding import seeded
 ExampleInputs: TypeAlias = (
     Tensor | np.ndarray[Any, Any] | Sequence[Any] | Mapping[str, Any] | DataLoader[Any] | Dataset[Any] | Inputs
 )
-"""What `example_inputs=` accepts: see the table of this module."""
+"""Values that `example_inputs=` accepts: see the table of this module."""
 TARGETS = ("labels", "label", "targets", "target", "y")
 """Keys of a dict that hold the target of a batch."""
 _FORMS = (Tensor, np.ndarray, Sequence, Mapping, DataLoader, Dataset, Inputs, type(None))

@@ -1,4 +1,4 @@
-"""Writing files so that they are there whole or not at all, however the process ends."""
+"""Atomic file writes: a file is written completely or not at all, however the process ends."""
 
 import errno
 import os
@@ -27,12 +27,12 @@ NO_TENSORS = (
     pickle.UnpicklingError, struct.error, RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError,
     AssertionError, OverflowError,
 )  # fmt: skip
-"""What `torch.load(weights_only=True)` raises, found by changing bytes, on a file that is none of tensors."""
+"""Errors that `torch.load(weights_only=True)` raises for a corrupt file, found by changing bytes."""
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system says about `path` into an error of ours.
+    """Turn an `OSError` about `path` into a `RunError`.
 
     Raises:
         RunError: it cannot be written or read; it says why and what to do.
@@ -47,7 +47,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under another name, see it to the disk, and put it in its place.
+    """Write a file under a temporary name, flush it to the disk, and rename it.
 
     Raises:
         RunError: the system refuses; a file that was there stays as it was.
@@ -70,24 +70,24 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def require_plain(path: Path) -> None:
-    """Refuse to put a file in the place of a folder, a device or a pipe.
+    """Refuse to replace a folder, a device or a pipe by a file.
 
     Raises:
         RunError: one of these stands there.
     """
     if path.exists() and not path.is_file():
-        raise RunError(f"{path} is no plain file: name another, nothing that was there is lost")
+        raise RunError(f"{path} is not a regular file; choose another path, nothing there was changed")
 
 
 def _umask() -> int:
-    """What new files of this process are not allowed; it can be read by setting it alone."""
+    """Return the umask of the process, which can only be read by setting it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
 
 
 def settle(folder: Path) -> None:
-    """See the names of a folder to the disk, where the system knows how."""
+    """Flush the entries of a folder to the disk if the system supports it."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

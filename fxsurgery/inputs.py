@@ -1,7 +1,7 @@
-"""Example inputs of any structure: what a model is called with, positional and by name.
+"""Inputs of a model, positional and keyword, of any structure.
 
-The *batch* is one dim of each tensor that has a part for every sample, as `batch_dims` says. Where it is not given it
-is dim 0 of the first tensor, and of every tensor that is as long there; `fxsurgery.batch_layout` infers it better.
+The *batch* is one dim of each tensor that has an entry for every sample, given by `batch_dims`. By default it is dim 0
+of the first tensor, and of every tensor with the same size there; `fxsurgery.batch_layout` infers it more reliably.
 """
 
 import functools
@@ -13,13 +13,15 @@ from typing import Any, Self, TypeAlias
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from typing_extensions import override
 
 from fxsurgery.errors import reason_of
+from fxsurgery.printable import printable
 
 InputPath: TypeAlias = tuple[str | int, ...]
-"""Where something is in a structure: keys, fields and indices, outermost first."""
+"""Path in a structure: keys, fields and indices, outermost first."""
 BatchDims: TypeAlias = tuple[int | None, ...]
-"""For each tensor among the inputs, in order, the dim that is the batch; `None` where it has none."""
+"""Batch dim of each tensor among the inputs, in order; `None` for a tensor without one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +31,18 @@ class Inputs:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     batch_dims: BatchDims | None = None
-    """Which dim of each of `tensors` is the batch; inferred from their sizes alone where it is not given."""
+    """Batch dim of each of `tensors`; inferred from their sizes if it is not given."""
     samples: int | None = None
-    """Number of samples where no dim of a tensor is as long."""
+    """Number of samples if no dim of a tensor has that size."""
+
+    @override
+    def __repr__(self) -> str:
+        named = (f"{name}={_brief(value)}" for name, value in self.kwargs.items())
+        return printable(f"Inputs({', '.join([*map(_brief, self.args), *named])})")
 
     @property
     def leaves(self) -> list[Any]:
-        """Tensors and constants, in the order of the flattened structure: what the placeholders stand for."""
+        """Tensors and constants in the order of the flattened structure, which is that of the placeholders."""
         return list(self._leaves)
 
     @functools.cached_property
@@ -59,32 +66,32 @@ class Inputs:
 
     @property
     def batch(self) -> int | None:
-        """The batch size; `None` where no tensor has a batch dim and nothing else tells it."""
+        """The batch size; `None` if no tensor has a batch dim and `samples` is not given."""
         if self.batch_dims is None:
             return next((x.size(0) for x in self.tensors if x.dim()), self.samples)
         return next((x.size(d) for x, d in zip(self.tensors, self.dims, strict=True) if d is not None), self.samples)
 
     def batch_dim(self, tensor: Tensor) -> int | None:
-        """Which dim of one of the tensors is the batch; `None` where none is."""
+        """Return the batch dim of one of the tensors; `None` if it has none."""
         return next((d for x, d in zip(self.tensors, self.dims, strict=True) if x is tensor), None)
 
     def is_batched(self, tensor: Tensor) -> bool:
-        """Whether one of the tensors has a batch dim."""
+        """Return True if this tensor, one of the inputs, has a batch dim."""
         return self.batch_dim(tensor) is not None
 
     @property
     def offsets(self) -> list[bool]:
-        """Which tensors hold offsets: where each sample begins in a tensor that has no batch dim, such as flat ids."""
+        """Which tensors hold offsets: where each sample starts in a tensor without a batch dim, such as flat ids."""
         flat = self._unbatched_lengths()
         return [d is not None and _are_offsets(x, flat) for x, d in zip(self.tensors, self.dims, strict=True)]
 
     def holds_offsets(self, tensor: Tensor) -> bool:
-        """Whether one of the tensors holds offsets."""
+        """Return True if this tensor, one of the inputs, holds offsets."""
         return any(found and x is tensor for x, found in zip(self.tensors, self.offsets, strict=True))
 
     @property
     def _has_lengths(self) -> bool:
-        """Whether a tensor holds the lengths of the samples in one before it that has no batch dim."""
+        """Whether a tensor holds the lengths of the samples in an earlier tensor without a batch dim."""
         flat = set[int]()
         for x, dim in zip(self.tensors, self.dims, strict=True):
             if dim is None and x.dim():
@@ -95,13 +102,13 @@ class Inputs:
 
     @property
     def is_resizable(self) -> bool:
-        """Whether there is a batch dim, and no tensor without one whose rows are counted out among the samples."""
+        """Whether there is a batch dim, and no tensor without one whose rows are divided by lengths."""
         has_rows = bool(self.batch) and any(dim is not None for dim in self.dims)
         return has_rows and not self._has_lengths
 
     @property
     def is_divisible(self) -> bool:
-        """Whether each sample has rows of its own: no offsets or lengths share a tensor out among the samples."""
+        """Whether each sample has its own rows: no offsets or lengths divide a tensor among the samples."""
         return self.is_resizable and not any(self.offsets)
 
     def _unbatched_lengths(self) -> set[int]:
@@ -109,12 +116,12 @@ class Inputs:
         return {len(x) for x, d in pairs if d is None and x.dim() and len(x)}
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The same structure with each tensor changed, all of whose dims mean what they did."""
+        """Return the same structure with `change` applied to each tensor, which must keep the meaning of its dims."""
         args, kwargs = pytree.tree_map_only(Tensor, change, (self.args, dict(self.kwargs)))
         return type(self)(args, kwargs, self.batch_dims, self.samples)
 
     def map_batched(self, change: Callable[[Tensor, int], Tensor]) -> Self:
-        """The same structure with each tensor that has a batch dim changed, given that dim."""
+        """Return the same structure with `change(tensor, batch_dim)` applied to each tensor that has a batch dim."""
         dims = iter(self.dims)
 
         def changed(x: Tensor) -> Tensor:
@@ -124,10 +131,10 @@ class Inputs:
         return self.map(changed)
 
     def resized(self, samples: int) -> Self:
-        """Return that many samples: the first ones, and over again where there are too few.
+        """Return inputs with this number of samples: the first ones, repeated if there are too few.
 
-        Where the order of numbers matters, as of offsets or of sorted lengths, the last one over again.
-        What cannot be resized stays as it is: see `is_resizable`.
+        If the order of values matters, as in offsets or sorted lengths, the last sample is repeated. Inputs that cannot
+        be resized (`is_resizable`) are returned unchanged.
         """
         if not self.is_resizable:
             return self
@@ -135,7 +142,7 @@ class Inputs:
         return self.map_batched(lambda x, d: _taken(x, d, rows.to(x.device)))
 
     def resized_rows(self, samples: int) -> Tensor:
-        """The samples that `resized` takes, by their numbers, (samples,)."""
+        """Return the indices of the samples that `resized` takes, (samples,)."""
         rows, size = torch.arange(samples), self.batch or 1
         return rows.clamp(max=size - 1) if self._is_ordered() else rows % size
 
@@ -144,15 +151,15 @@ class Inputs:
         return any(d is not None and is_integer_vector(x) and _is_monotone(x) for x, d in pairs)
 
     def grown(self) -> Self:
-        """One sample more."""
+        """Return inputs with one more sample."""
         return self.resized((self.batch or 0) + 1)
 
     def rows(self, start: int, stop: int) -> Self:
-        """The samples from `start` to `stop`; what has no batch dim stays whole."""
+        """Return the samples from `start` to `stop`; tensors without a batch dim are unchanged."""
         return self.map_batched(lambda x, d: x.narrow(d, start, min(stop, x.size(d)) - start))
 
     def joined(self, other: Self) -> Self:
-        """The samples of both; what is not batched as it is here.
+        """Return the samples of both; tensors without a batch dim are those of `self`.
 
         Raises:
             ValueError: the other differs in structure, or in a size other than the batch; or the samples of one
@@ -171,7 +178,7 @@ class Inputs:
         return self.map(lambda _: next(both))
 
     def names(self, forward: Callable[..., Any]) -> list[str]:
-        """What `forward` calls each positional input, then the names of the others."""
+        """Return the names of the positional inputs in `forward`, then those of the keyword inputs."""
         names = list[str]()
         for parameter in inspect.signature(forward).parameters.values():
             if parameter.kind is parameter.VAR_POSITIONAL:
@@ -181,12 +188,12 @@ class Inputs:
         return [*names[: len(self.args)], *self.kwargs]
 
     def clone(self) -> Self:
-        """The same on memory of its own, for a model that writes to its inputs."""
+        """Return a copy that shares no memory, for a model that writes to its inputs."""
         return self.map(lambda x: x.detach().clone())
 
 
 def dims_of_size(tensors: Sequence[Tensor], size: int | None, first: int = 0) -> BatchDims:
-    """For each tensor the dim of that size: `first` where it is that long, else dim 0; `None` where neither is."""
+    """Return the dim of that size for each tensor: `first` if it has that size, else dim 0; `None` if neither has."""
 
     def dim(x: Tensor) -> int | None:
         return next((d for d in (first, 0) if d < x.dim() and x.size(d) == size), None)
@@ -199,30 +206,31 @@ def _taken(x: Tensor, dim: int, rows: Tensor) -> Tensor:
 
 
 def is_integer_vector(x: Tensor) -> bool:
-    """Whether a tensor has one dim and holds integers."""
+    """Return True if a tensor has one dim and holds integers."""
     return x.dim() == 1 and not x.is_floating_point() and not x.is_complex() and x.dtype != torch.bool and not x.is_meta
 
 
 def _is_monotone(x: Tensor) -> bool:
-    """Whether the values only rise or only fall, and are not all the same."""
+    """Return True if the values are monotone and not all equal."""
     steps = x[1:].long() - x[:-1].long()
     return bool(steps.any()) and bool((steps >= 0).all() or (steps <= 0).all())
 
 
 def is_rising_from_zero(x: Tensor) -> bool:
-    """Whether a tensor is a vector of integers that begin at 0 and never fall."""
+    """Return True if a tensor is a vector of integers that starts at 0 and never decreases."""
     return is_integer_vector(x) and bool(len(x)) and not int(x[0]) and bool((x[1:] >= x[:-1]).all())
 
 
 def _are_offsets(x: Tensor, lengths: set[int]) -> bool:
-    """Whether the values rise from 0 and stay within the length of one of the tensors that have no batch dim."""
+    """Return True if the values rise from 0 and stay within the size of a tensor without a batch dim."""
     return is_rising_from_zero(x) and any(int(x[-1]) <= n for n in lengths)
 
 
 def tensors_in(value: object, at: InputPath = ()) -> Iterator[tuple[InputPath, Tensor]]:
-    """The tensors of any structure, such as a model's output or a batch, in order, and where they are.
+    """Yield the tensors of any structure, such as a model's output or a batch, in order, each with its path.
 
-    Dicts, tuples, lists, dataclasses, and all that PyTorch's pytree knows. For inputs: the order of `Inputs.tensors`.
+    It may hold dicts, tuples, lists, dataclasses, and whatever PyTorch's pytree knows. The order of inputs is that of
+    `Inputs.tensors`.
     """
     if isinstance(value, Tensor):
         yield at, value
@@ -241,3 +249,15 @@ def _parts(value: object) -> Iterable[tuple[str | int, object]]:
     if type(value) in pytree.SUPPORTED_NODES:
         return enumerate(pytree.SUPPORTED_NODES[type(value)].flatten_fn(value)[0])
     return ()
+
+
+def _brief(value: object) -> str:
+    """Return shapes and dtypes of tensors, and other values cut to one line."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: {_brief(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_brief, value))})"
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."

@@ -1,6 +1,6 @@
-"""What of a model surgery can reach, and why the rest stays: `fxsurgery.inspect`."""
+"""Which parts of a model can shrink, and why the others cannot: `fxsurgery.inspect`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,69 +9,127 @@ from torch import fx, nn
 from typing_extensions import override
 
 from fxsurgery.analysis.cost import cost, unknown_macs_notes
-from fxsurgery.analysis.propagation import LEAF, Propagation
+from fxsurgery.analysis.frozen_reasons import KEPT, FrozenReasons, module_name
+from fxsurgery.analysis.propagation import LEAF
 from fxsurgery.analysis.structure import Structure, structure
 from fxsurgery.batch_layout import Statement
 from fxsurgery.budget import Cost
 from fxsurgery.capture import capture, guess_inputs
-from fxsurgery.errors import CaptureError, DataError
+from fxsurgery.display import Figure, Html, bar, card, listing, table
+from fxsurgery.display.html import escaped
+from fxsurgery.errors import CaptureError, DataError, SurgeryError
 from fxsurgery.example_inputs import ExampleInputs
-from fxsurgery.ops.union_find import Ids, TracedUnionFind
+from fxsurgery.ops.union_find import Ids
 from fxsurgery.option_types import checked
-from fxsurgery.printable import lines
+from fxsurgery.printable import lines, printable
 from fxsurgery.program import Program
+from fxsurgery.report.figures import chosen, macs_of_layers, units_of_widths
 from fxsurgery.rewriting.removable import unremovable, unremovable_notes
 from fxsurgery.surroundings import plain_surroundings
 
 
 @dataclass(frozen=True)
 class Width:
-    """Units that can be removed one by one, each with everything that lives and dies with it."""
+    """A width of the model, whose units can be removed one by one, each with everything that depends on it."""
 
     name: str
-    """The layer that produces them first."""
+    """Name of the first layer that produces the units."""
     units: int
+    """Number of units that can be removed."""
     channels: int
-    """Channels of that layer that they are: as many as units, or several a unit, as where a unit is a head."""
+    """Number of channels of that layer: one or several a unit, as where a unit is an attention head."""
     producers: tuple[str, ...]
+    """Names of all layers that produce the units."""
     exact: bool
-    """Whether the others compute the same without them; not where a norm or softmax runs over them."""
+    """Whether the other units compute the same without a removed one; not where a norm or softmax runs over them."""
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """A layer whose work cannot shrink."""
+    """A layer that cannot shrink."""
 
     name: str
     macs: float
-    """For one sample."""
+    """Multiply-accumulates for one sample."""
     reason: str
+    """Reason why its outputs and inputs stay."""
 
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """What surgery can reach of a model."""
+    """Which parts of a model can shrink. `print` shows a page, a notebook shows tables.
+
+    Example:
+        >>> import torch
+        >>> found = inspect(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.ones(1, 4))
+        >>> found
+        <Inspection of Sequential: 100.0% of 48 MACs editable, 1 width of 8 removable units in all>
+        >>> found.plot("widths")
+        <Figure 'Removable units': shown by a notebook; .save('figure.svg') writes it>
+    """
 
     program: Program
     cost: Cost
-    """Parameters, and MACs of one sample."""
+    """Number of parameters, and MACs of one sample."""
     editable_macs: float
-    """The share of the MACs, 0 to 1, of layers that can lose inputs or outputs."""
+    """Fraction of the MACs in layers that can lose inputs or outputs, 0 to 1."""
     editable_params: float
-    """The share of the parameters that some removable channel has a part in."""
+    """Fraction of the parameters that belong to some removable channel, 0 to 1."""
     widths: tuple[Width, ...]
     fixed: tuple[Fixed, ...]
-    """The layers that cannot shrink, the largest first."""
+    """Layers that cannot shrink, the largest first."""
     notes: tuple[str, ...]
-    """Leaf modules with the reason, operations without a rule, checks that could not be made."""
+    """Leaf modules with the reason, operations without a rule, checks that were impossible."""
+
+    @override
+    def __repr__(self) -> str:
+        editable = f"{self.editable_macs:.1%} of {self.cost.macs:,} MACs editable"
+        return printable(f"<Inspection of {self.program.name}: {editable}, {_units(self.widths)}>")
+
+    def _repr_html_(self) -> str:
+        share = f"{self.cost.params:,} parameters, {self.editable_params:.1%} editable"
+        most = max((width.units for width in self.widths), default=1)
+        widths = [
+            (width.name, bar(width.units / most, _size(width)), "" if width.exact else "a norm runs over them")
+            for width in self.widths[:SHOWN]
+        ]
+        total = self.cost.macs or 1
+        fixed = [(part.name, f"{part.macs / total:.1%}", Html(escaped(part.reason))) for part in self.fixed[:SHOWN]]
+        return card(
+            f"Inspection of {self.program.name}",
+            f"{self.cost.macs:,} MACs for one sample, {self.editable_macs:.1%} editable; {share}",
+            table((_units(self.widths), "channels", ""), widths) if widths else "",
+            _more(self.widths),
+            table(("cannot shrink", "share of the MACs", "reason"), fixed) if fixed else "",
+            _more(self.fixed),
+            listing("notes", self.notes),
+            "print(inspection) for the page; inspection.plot('macs'), inspection.plot('widths')",
+        )
+
+    @checked(SurgeryError)
+    @plain_surroundings()
+    def plot(self, name: str = "macs") -> Figure:
+        """Return a picture, which a notebook shows and `.save("picture.svg")` writes.
+
+        Args:
+            name: `"macs"` (MACs of each layer, and which can shrink) or `"widths"` (removable units of each width).
+
+        Raises:
+            SurgeryError: there is no such picture; the message lists those that there are.
+        """
+        figures = {
+            "macs": lambda: macs_of_layers(self.program),
+            "widths": lambda: units_of_widths({width.name: width.units for width in self.widths}),
+        }
+        return figures[chosen(name, figures)]()
 
     @override
     def __str__(self) -> str:
-        """A page to read."""
+        """Return a page to read."""
         page = [
             f"{self.cost.params:,} parameters, {self.cost.macs:,} MACs for one sample",
             f"editable: {self.editable_macs:.1%} of the MACs, {self.editable_params:.1%} of the parameters",
-            f"{len(self.widths)} widths of {sum(w.units for w in self.widths):,} removable units in all:",
+            f"{_units(self.widths)}:",
         ]
         page += [_line(width) for width in self.widths[:SHOWN]]
         page += [f"  and {len(self.widths) - SHOWN} more"] if len(self.widths) > SHOWN else []
@@ -83,10 +141,8 @@ class Inspection:
         return lines([*page, *(f"note: {note}" for note in self.notes)])
 
 
-_NONE: Ids = np.zeros(0, np.int64)
-
 SHOWN = 12
-"""Entries of a list that `str` shows."""
+"""Number of entries of each list that is shown."""
 
 
 @checked(CaptureError, apart=("model", "example_inputs"), example_kwargs=DataError)
@@ -126,8 +182,8 @@ def inspect(
 
 @plain_surroundings()
 def inspect_program(program: Program) -> Inspection:
-    """The same for a captured model."""
-    facts, whole = structure(program), cost(program)
+    """Return what surgery can change in a captured model, and why the rest stays as it is."""
+    facts = structure(program)
     work = [(w, any(ids.any() for ids in w.dims)) for w in facts.work]
     total = sum(w.macs for w, _ in work) or 1.0
     sizes = {name: p.numel() for name, p in program.graph_module.named_parameters()}
@@ -136,17 +192,17 @@ def inspect_program(program: Program) -> Inspection:
     for part, free in work:
         if not free:
             stuck[part.node] = stuck.get(part.node, 0.0) + part.macs
-    reasons = _Reasons(program) if stuck else None
+    reasons = FrozenReasons(program) if stuck else None
     leaves = {part.node for part, _ in work if part.op == LEAF}
-    why = {node: "it is a leaf module" if node in leaves else reasons.of(node) for node in stuck if reasons}
-    fixed = [Fixed(_name(program, node), macs, why[node]) for node, macs in stuck.items() if macs]
+    why = {node: KEPT if node in leaves else reasons.of(node) for node in stuck if reasons}
+    fixed = [Fixed(module_name(program, node), macs, why[node]) for node, macs in stuck.items() if macs]
     unknown = tuple(
         f"operation {op!r} (at {', '.join(nodes[:3])}) has no rule: what flows into it keeps its width"
         for op, nodes in facts.unknown.items()
     )
     return Inspection(
         program=program,
-        cost=whole,
+        cost=cost(program),
         editable_macs=sum(w.macs for w, free in work if free) / total,
         editable_params=editable / (sum(sizes.values()) or 1),
         widths=tuple(_widths(program, facts)),
@@ -170,7 +226,7 @@ def _widths(program: Program, facts: Structure) -> Iterator[Width]:
 
 
 def _tensors_of(facts: Structure, producer: str, node: fx.Node | None) -> list[Mapping[int, Ids]]:
-    """The units along the dims of the tensors that a producer holds or is told."""
+    """Return the units along the dims of the tensors that a producer holds or reads."""
     if node is None:
         return [facts.tensors[producer]]
     if node.op == "call_module":
@@ -179,65 +235,22 @@ def _tensors_of(facts: Structure, producer: str, node: fx.Node | None) -> list[M
     return [facts.tensors[name] for name in read if name in facts.tensors]
 
 
-class _Reasons:
-    """Why layers keep their widths: a second analysis, which remembers what froze what."""
-
-    def __init__(self, program: Program) -> None:
-        self._program, self._atoms = program, TracedUnionFind()
-        self._nodes = {n.name: n for n in program.nodes}
-        self._walk = Propagation(program, self._atoms)
-        self._walk.walk()
-
-    def of(self, name: str) -> str:
-        """Return why the work of a node or leaf module cannot shrink."""
-        node = self._nodes.get(name) or next((n for n in self._program.nodes if str(n.target) == name), None)
-        if node is None or (node.op == "call_module" and not self._weight(node) and self._has_state(node)):
-            return "it is a leaf module"
-        weight = self._weight(node)
-        if weight is None:
-            return "neither of what it multiplies can lose anything"
-        return f"outputs kept by {self._cause(weight[0])}, inputs by {self._entering(node, weight[1])}"
-
-    def _has_state(self, node: fx.Node) -> bool:
-        return bool(self._program.module(node).state_dict())
-
-    def _weight(self, node: fx.Node) -> tuple[Ids, Ids] | None:
-        """The ids along the first two dims of the weight that a node multiplies by."""
-        named = [n for n in self._walk.dims if n.startswith(f"{node.target}.")] if node.op == "call_module" else []
-        named += [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
-        state = dict(self._program.graph_module.named_parameters()) | dict(self._program.graph_module.named_buffers())
-        known = (self._walk.dims[name] for name in named if name in self._walk.dims and state[name].dim() > 1)
-        # A dim of size 1 has no units.
-        return next(((dims.get(0, _NONE), dims.get(1, _NONE)) for dims in known), None)
-
-    def _entering(self, node: fx.Node, ids: Ids) -> str:
-        """What keeps the inputs of a node: where they were kept before they came here, that."""
-        event = self._atoms.cause(ids)
-        source = next(iter(node.all_input_nodes), None)
-        if event is None or self._walk.state.freezes[event].node != node.name:
-            return self._cause(ids)
-        while source is not None and source.op != "placeholder":
-            if (weight := self._weight(source)) is not None:
-                return self._cause(weight[0])
-            source = next(iter(source.all_input_nodes), None)
-        return "the model's input"
-
-    def _cause(self, ids: Ids) -> str:
-        event = self._atoms.cause(ids)
-        if event is None:
-            return "their size of 1"
-        freeze = self._walk.state.freezes[event]
-        return freeze.op if freeze.op == "the model's output" else f"{freeze.op} at {_name(self._program, freeze.node)}"
-
-
-def _name(program: Program, name: str) -> str:
-    node: fx.Node | None = next((n for n in program.nodes if n.name == name), None)
-    return str(node.target) if node is not None and node.op == "call_module" else name
-
-
 def _line(width: Width) -> str:
     others = f" with {', '.join(width.producers[1:4])}" if len(width.producers) > 1 else ""
+    return f"  {width.name}: {_size(width)}{others}{'' if width.exact else ' (a norm runs over them)'}"
+
+
+def _size(width: Width) -> str:
     each, rest = divmod(width.channels, width.units)
-    many = f"{width.channels} channels in {width.units} units" if rest else f"{width.units} units of {each} channels"
-    size = f"{width.units} channels" if width.channels == width.units else many
-    return f"  {width.name}: {size}{others}{'' if width.exact else ' (a norm runs over them)'}"
+    if width.channels == width.units:
+        return f"{width.units} channels"
+    return f"{width.channels} channels in {width.units} units" if rest else f"{width.units} units of {each} channels"
+
+
+def _units(widths: tuple[Width, ...]) -> str:
+    total = sum(width.units for width in widths)
+    return f"{len(widths)} width{'' if len(widths) == 1 else 's'} of {total:,} removable units in all"
+
+
+def _more(entries: Sequence[object]) -> str:
+    return f"and {len(entries) - SHOWN} more" if len(entries) > SHOWN else ""

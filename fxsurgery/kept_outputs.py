@@ -1,9 +1,9 @@
-"""Outputs of programs that a proof has run, kept for the next proof.
+"""Cache of the outputs of programs that a proof has run, for the next proof.
 
-They belong to the program object, so copies, pickles and `replace` begin without any, and go with it. They hold as long
-as nothing that they depend on changed: the graph's code, the modules, every tensor (by its checksum, see
-`fxsurgery.tensor_state`), the example inputs, and the precision and determinism settings of PyTorch. The rest of the
-surroundings is always plain (`fxsurgery.surroundings`).
+The cache belongs to the program object, so copies, pickles and `replace` start without it. An entry is valid as long as
+nothing that it depends on changes: the code of the graph, the modules, every tensor (by its checksum, see
+`fxsurgery.tensor_state`), the example inputs, and the precision and determinism settings of PyTorch. All other settings
+are always the default ones (`fxsurgery.surroundings`).
 """
 
 from collections.abc import Iterator
@@ -22,12 +22,12 @@ from fxsurgery.surroundings import plain_surroundings
 from fxsurgery.tensor_state import TensorState, state_of
 
 MOST_BYTES = 2**24
-"""Of outputs that are kept for one program and number of samples; larger ones are worked out again."""
+"""Largest total size of cached outputs for one program and number of samples; larger ones are recomputed."""
 
 
 @dataclass(frozen=True)
 class _State:
-    """What outputs depend on."""
+    """State that outputs depend on."""
 
     code: object
     modules: tuple[tuple["ref[nn.Module]", bool], ...]
@@ -37,7 +37,7 @@ class _State:
 
 @dataclass
 class _Record:
-    """What is known of a program."""
+    """Cached outputs and facts of a program."""
 
     runs: dict[int | None, tuple[_State, tuple[Tensor, ...]]] = field(default_factory=dict)
     is_apart: bool | None = None
@@ -48,9 +48,9 @@ _RECORDS = WeakKeyDictionary[Program, _Record]()
 
 
 def sample_outputs(program: Program, samples: int | None = None) -> tuple[Tensor, ...]:
-    """Return the output tensors on the example inputs; they are kept, so they must not be written to.
+    """Return the output tensors for the example inputs; they are cached, so they must not be modified.
 
-    What is drawn at random is the same in every run.
+    Random draws are the same in every run.
 
     Args:
         program: in eval mode, run without gradients.
@@ -62,14 +62,14 @@ def sample_outputs(program: Program, samples: int | None = None) -> tuple[Tensor
 
 @contextmanager
 def runs_seeded(inputs: Inputs) -> Iterator[None]:
-    """Let runs in the block draw the same numbers each time; afterwards the random states are as they were before."""
+    """Make runs in the block draw the same numbers each time; the random states are restored afterwards."""
     device = device_of(inputs)
     with random_states_kept([device] if device.type == "cuda" else []):
         yield
 
 
 def kept_outputs(program: Program, samples: int | None = None) -> tuple[Tensor, ...]:
-    """Return what `sample_outputs` does; to be called inside `runs_seeded`, in plain surroundings."""
+    """Return the result of `sample_outputs`; call it inside `runs_seeded`, in plain surroundings."""
     record, state = _record(program), _state(program)
     if state is not None and samples in record.runs and record.runs[samples][0] == state:
         return record.runs[samples][1]
@@ -84,35 +84,35 @@ def kept_outputs(program: Program, samples: int | None = None) -> tuple[Tensor, 
 
 
 def seeded_outputs(program: Program, inputs: Inputs) -> list[Tensor]:
-    """Return the output tensors on `inputs`; to be called inside `runs_seeded`."""
+    """Return the output tensors for `inputs`; call it inside `runs_seeded`."""
     reseed(0, device_of(inputs))
     return program.outputs(inputs)
 
 
 def device_of(inputs: Inputs) -> torch.device:
-    """Return the device of the first tensor of some inputs; the CPU where there is none."""
+    """Return the device of the first tensor of some inputs; the CPU if there is none."""
     return next((x.device for x in inputs.tensors), torch.device("cpu"))
 
 
 def forget_outputs(program: Program) -> bool:
-    """Drop what is kept of a program; return whether there was anything."""
+    """Drop the cached outputs of a program; return whether there were any."""
     return _RECORDS.pop(program, None) is not None
 
 
 def is_apart(program: Program) -> bool | None:
-    """Return whether the outputs for each sample are its own, whatever others are there; `None` if not known yet."""
+    """Return whether the outputs of a sample are independent of the other samples; `None` if unknown."""
     return _record(program).is_apart
 
 
 def is_first_question(program: Program) -> bool:
-    """Return whether nobody has asked before, by this function, whether a program's outputs are apart."""
+    """Return True at the first call for a program, so that independence of samples is tested once."""
     record = _record(program)
     was_asked, record.is_asked = record.is_asked, True
     return not was_asked
 
 
 def note_apart(program: Program, *, value: bool | None) -> None:
-    """Note whether the outputs for each sample are its own, as a proof has seen."""
+    """Record whether the outputs of a sample are independent of the other samples."""
     _record(program).is_apart = value
 
 
@@ -121,7 +121,7 @@ def _record(program: Program) -> _Record:
 
 
 def _state(program: Program) -> _State | None:
-    """The present state of a program; `None` where it cannot be told."""
+    """Return the current state of a program; `None` if it cannot be determined."""
     modules = list(program.graph_module.modules())
     tensors = list[TensorState]()
     for tensor in (*_held(modules), *program.examples.tensors):
@@ -133,7 +133,7 @@ def _state(program: Program) -> _State | None:
 
 
 def _held(modules: list[nn.Module]) -> Iterator[Tensor]:
-    """The tensors that modules hold: parameters, buffers and, where a module is not PyTorch's, plain attributes."""
+    """Yield the tensors of modules: parameters, buffers and, for modules that are not PyTorch's, plain attributes."""
     for module in modules:
         yield from (t for t in module._parameters.values() if t is not None)  # noqa: SLF001 -- `parameters` is slow
         yield from (t for t in module._buffers.values() if t is not None)  # noqa: SLF001
@@ -146,7 +146,7 @@ _SETTINGS = attrgetter(
     "mkldnn.matmul.fp32_precision", "mkldnn.conv.fp32_precision", "mkldnn.rnn.fp32_precision",
     "mkldnn.enabled", "mkldnn.deterministic", "cudnn.enabled", "cudnn.deterministic", "cudnn.benchmark",
 )  # fmt: skip
-"""What of the caller's settings of `torch.backends` holds inside `plain_surroundings` and may change outputs."""
+"""Settings of `torch.backends` that stay in effect inside `plain_surroundings` and may change outputs."""
 
 
 def _settings() -> tuple[object, ...]:

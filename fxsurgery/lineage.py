@@ -1,4 +1,4 @@
-"""Where the entries of a result's parameters come from, through one pass or several."""
+"""Origins of the entries of a result's parameters, through one or several passes."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,31 +12,31 @@ from fxsurgery.program import Program
 
 @dataclass(frozen=True, eq=False)
 class Origin:
-    """Where the entries of a result's parameter come from: what an optimizer knows of them goes with them."""
+    """Origin of the entries of a result's parameter, so that optimizer state can follow them."""
 
     name: str
-    """The parameter of the program before."""
+    """Name of the parameter in the program before."""
     index: Mapping[int, Tensor] = field(default_factory=dict)
-    """By dim: for each entry of the new parameter, the entry of the old one; -1 for one that is new. Other dims
-    are what they were."""
+    """Dim -> for each entry of the new parameter, the index of the old entry; -1 for a new one. Other dims are
+    unchanged."""
 
 
 class LineageStep(Protocol):
-    """What a pass gave: a `PassResult`."""
+    """A `PassResult`, as far as this module needs it."""
 
     @property
     def program(self) -> Program:
-        """The program after it."""
+        """The program after the pass."""
 
     @property
     def origins(self) -> Mapping[str, Origin]:
-        """Of parameters of `program`, in terms of the program before."""
+        """Origins of the parameters of `program` in the program before."""
 
 
 def compose(start: Program, steps: Iterable[LineageStep]) -> dict[str, Origin]:
-    """The origins of what several passes, one after the other, made of `start`.
+    """Return the origins of parameters after several passes, applied one after another to `start`.
 
-    A parameter that one of them made anew under a name that `start` has gets an index of -1 throughout.
+    A parameter that a pass created under a name that `start` has gets the index -1 throughout.
     """
     shapes = {name: p.shape for name, p in _parameters(start.graph_module).items()}
     before, lineage = dict(shapes), dict[str, Origin | None]({name: Origin(name) for name in shapes})
@@ -60,7 +60,7 @@ def _traced(
     lineage: Mapping[str, Origin | None],
     origins: Mapping[str, Origin],
 ) -> Origin | None:
-    """Where a parameter of these names comes from, one pass further back than `origins`."""
+    """Return the origin of a parameter with these names, one pass further back than `origins`."""
     for name in names:
         if name in origins:
             first = lineage.get(origins[name].name)
@@ -81,5 +81,5 @@ def _none(shape: torch.Size) -> dict[int, Tensor]:
 
 
 def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of a model under all their names: a tied one has several."""
+    """Return the parameters of a model under all their names; a tied one has several."""
     return dict(model.named_parameters(remove_duplicate=False))

@@ -1,4 +1,4 @@
-"""What looking at a site gives: a match, or the refusal that says why the site is left alone.
+"""Results of examining a site: a match, or a refusal with the reason why the site is left alone.
 
 A function that looks for something to rewrite returns `Match[Plan]`, so `Plan | Refusal`; one that asks only whether
 anything stands in the way returns `Refusal | None`.
@@ -22,7 +22,7 @@ class Refusal:
     """
 
     node: str
-    """The node, or the path of the module, that stands in the way."""
+    """Name of the node, or path of the module, that prevents the rewrite."""
     reason: str
 
     @override

@@ -1,12 +1,10 @@
 """`optimize` and `plan`, the main functions of the package."""
 
 import datetime
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from fxsurgery.analysis.cost import unknown_macs_notes
-from fxsurgery.analysis.structure import structure
 from fxsurgery.argument_names import assigned
 from fxsurgery.datafree import foreseen_task, made_task
 from fxsurgery.errors import BudgetError, SavingError
@@ -15,6 +13,7 @@ from fxsurgery.preparation import PreparedRun, prepare
 from fxsurgery.request import OptimizeRequest, Signature, front_door
 from fxsurgery.result import Result
 from fxsurgery.result_facts import BeforeAfter
+from fxsurgery.result_notes import latency_note, latency_of, left_alone
 from fxsurgery.runs.layout import REPORT
 from fxsurgery.runs.records import is_text
 from fxsurgery.searchers.common.best_model import unwritable, unwritten
@@ -152,7 +151,7 @@ def plan(request: OptimizeRequest) -> Plan:
             *plan_notes,
             *ready.notes,
             *ready.program.notes,
-            *_left_alone(ready),
+            *left_alone(ready),
             *(() if found is None else found.notes()),
             *(r for r in told if isinstance(r, str)),
         ),
@@ -233,7 +232,7 @@ def _result(ready: PreparedRun, session: Session, outcome: SearchOutcome, notes:
         figures |= _figures(task, "test", before, after)
     if ready.task is None:
         notes = (f"data-free: fine-tune on your data; {task.metric_name}: {outcome.after.metric:.4f}", *notes)
-    latency = _latency(ready, outcome)
+    latency = latency_of(ready, outcome)
     return Result(
         program=outcome.program,
         original=outcome.trained,
@@ -242,8 +241,8 @@ def _result(ready: PreparedRun, session: Session, outcome: SearchOutcome, notes:
         figures=figures,
         notes=(
             *notes, *ready.notes, *ready.program.notes,
-            *_left_alone(ready), *outcome.notes,
-            *_latency_note(latency),
+            *left_alone(ready), *outcome.notes,
+            *latency_note(latency),
         ),
         history=tuple(session.trainer.progress.history),
         gates=outcome.gates,
@@ -278,41 +277,3 @@ def _require_fast(ready: PreparedRun, outcome: SearchOutcome) -> None:
         return
     if outcome.latency is None or outcome.latency.high > limit.limit_ms:
         raise BudgetError(ready.latency.missed(outcome.latency or ready.latency.verify(outcome.program)))
-
-
-def _latency(ready: PreparedRun, outcome: SearchOutcome) -> dict[str, float]:
-    """Return the verified latency of the result; empty if the budget does not limit it."""
-    if ready.latency is None or outcome.latency is None or ready.latency.limit_ms is None:
-        return {}
-    whole, limit_ms, found = ready.latency.original_ms, ready.latency.limit_ms, outcome.latency
-    interval = {"ms": found.value, "low_ms": found.low, "high_ms": found.high}
-    return {"original_ms": whole, **interval, "limit_ms": limit_ms, "batch": ready.latency.batch}
-
-
-def _latency_note(found: Mapping[str, float]) -> tuple[str, ...]:
-    if not found:
-        return ()
-    whole = found["original_ms"]
-    low, high = found["low_ms"] / whole, found["high_ms"] / whole
-    times = f"latency {whole:.4g} ms before, {found['ms']:.4g} ms after, {found['limit_ms']:.4g} ms allowed"
-    ratio = f"the ratio is {found['ms'] / whole:.3f} (95 % interval {low:.3f} to {high:.3f})"
-    return (f"{times}; measured in turns, {ratio}, at batch size {found['batch']}",)
-
-
-def _left_alone(ready: PreparedRun) -> tuple[str, ...]:
-    """Return notes on what cannot shrink or be counted, and why.
-
-    An evolutionary method reports each move that it could not make, so only what cannot be counted is listed.
-    """
-    uncounted = unknown_macs_notes(ready.program, ready.budget)
-    if ready.method.evolves:
-        return uncounted
-    facts = structure(ready.program)
-    total = sum(w.macs for w in facts.work) or 1.0
-    fixed = sum(w.macs for w in facts.work if not any(ids.any() for ids in w.dims))
-    share = (f"{fixed / total:.1%} of the MACs cannot shrink",) if fixed / total > 0.001 else ()
-    unknown = tuple(
-        f"operation {op!r} (at {', '.join(nodes[:3])}) has no rule: its inputs keep their width"
-        for op, nodes in facts.unknown.items()
-    )
-    return (*share, *unknown, *uncounted)

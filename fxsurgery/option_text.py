@@ -1,4 +1,4 @@
-"""How messages write values, and the annotations that values must fit."""
+"""Text of values, and of the annotations that they must fit, in messages."""
 
 import reprlib
 import types
@@ -12,16 +12,16 @@ from typing_extensions import override
 from fxsurgery.argument_names import speaks_python
 
 WIDEST = 63
-"""Bits of an integer, its sign aside: what fits into a tensor, a seed or a file."""
+"""Largest number of bits of an integer without its sign: what fits into a tensor, a seed or a file."""
 _LONGEST = 80
-"""Characters of a value that a message shows."""
+"""Number of characters of a value that a message shows."""
 
 
 class Constraint(ABC):
-    """What must hold of a value beside its type, as metadata of `Annotated`; its text completes "it must be ..."."""
+    """Constraint on a value apart from its type, as metadata of `Annotated`; its text completes "it must be ..."."""
 
     said: str = ""
-    """What follows the value in a message, in place of "it must be" and the text; `{value}` stands for the value."""
+    """Text after the value in a message, instead of "it must be" and the constraint; `{value}` is the value."""
 
     @override
     @abstractmethod
@@ -30,7 +30,7 @@ class Constraint(ABC):
 
 @dataclass(frozen=True)
 class Wording(Constraint):
-    """Other words for a value that does not fit; no demand of its own."""
+    """Custom text for a value that does not fit; adds no constraint."""
 
     said: str
 
@@ -67,7 +67,7 @@ def written(hint: Any) -> str:  # noqa: ANN401 -- any annotation
 
 
 def demand(hint: Any, value: object, *, is_bound: bool) -> str:  # noqa: ANN401 -- any annotation
-    """Return what a message says of a value that does not fit an annotation: "it must be a whole number, at least 1".
+    """Return the text for a value that does not fit an annotation: "it must be a whole number, at least 1".
 
     Args:
         hint: the annotation.
@@ -137,7 +137,7 @@ def _choices(hint: Any) -> Iterator[str]:  # noqa: ANN401 -- any annotation
 
 
 def _bounds(hint: Any) -> str:  # noqa: ANN401 -- any annotation
-    """Of the constraints that stand next to a type, not within it."""
+    """Return the text of the constraints next to a type, not within it."""
     return " and ".join(text for one in get_args(hint)[1:] if isinstance(one, Constraint) and (text := str(one)))
 
 
@@ -171,7 +171,7 @@ def _class_name(kind: Any) -> str:  # noqa: ANN401 -- a class, or what a class w
 
 
 class _Short(reprlib.Repr):
-    """Containers, some levels deep, and what they hold."""
+    """Representation of containers, limited in depth, and their entries."""
 
     @override
     def repr1(self, x: object, level: int) -> str:

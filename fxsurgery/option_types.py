@@ -1,4 +1,4 @@
-"""Arguments checked against the types and bounds that their annotations declare, before anything runs.
+"""Checks of arguments against the types and bounds of their annotations, before anything runs.
 
 One vocabulary for functions (`checked`), dataclasses (`check_fields`) and passes (`check_options`). Bounds stand in the
 annotation: `Annotated[int, Range(least=1)]`. A number must be finite, `bool` is no number, and a `str` is no sequence.
@@ -26,7 +26,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 MOST_UNITS = 2**16
-"""Channels or units that one move may ask for: more are a slip, and would fill the memory."""
+"""Largest number of channels or units in one move; larger numbers are mistakes, and would exhaust the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Range(Constraint, annotated_types.GroupedMetadata):
 
     @override
     def __iter__(self) -> Iterator[object]:
-        """The bounds as pydantic knows them."""
+        """Yield the bounds as pydantic's constraints."""
         if self.infinite:
             yield AllowInfNan(allow_inf_nan=True)
         bounds = {
@@ -69,7 +69,7 @@ class Range(Constraint, annotated_types.GroupedMetadata):
 
 @dataclass(frozen=True)
 class _PathText(Constraint, annotated_types.GroupedMetadata):
-    """What a file system takes as a path."""
+    """Constraint of a string or `Path` that a file system accepts."""
 
     @override
     def __iter__(self) -> Iterator[object]:
@@ -88,10 +88,10 @@ FilePath: TypeAlias = Annotated[str | Path, _PathText()]
 """A path to write to or read from."""
 OptionalFilePath: TypeAlias = FilePath | None
 Count: TypeAlias = Annotated[int, Range(least=1, below=2**31)]
-"""How many of something."""
+"""A positive number of things."""
 Seed: TypeAlias = Annotated[int, Range(least=0, below=2**63)]
 Fraction: TypeAlias = Annotated[float, Range(least=0, most=1)]
-"""A part of a whole."""
+"""A fraction from 0 to 1."""
 
 
 def checked(
@@ -135,7 +135,7 @@ def check_fields(
 ) -> None:
     """Refuse a field of a dataclass whose value is of another type, or out of the bounds, that it is declared with.
 
-    Numbers of numpy become Python's, so that they are saved and compared as such.
+    NumPy numbers become Python numbers, so that they are saved and compared as such.
 
     Args:
         owner: an instance, frozen or not.
@@ -202,7 +202,7 @@ def _checked(name: str, value: Any, hint: Any, *, owner: str, error: type[Surger
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401
-    """Numpy's numbers as Python's, and a device as its name."""
+    """Return a NumPy number as a Python number, and a device as its name."""
     if isinstance(value, torch.device):
         return str(value)
     if isinstance(value, int | float | complex) or not isinstance(value, numbers.Number):

@@ -1,4 +1,4 @@
-"""What `optimize` will do and how long it will take, told before anything trains."""
+"""The plan of an optimization: reachable costs, stages and estimated time, known before anything trains."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing_extensions import override
 from fxsurgery.analysis.cost import cost
 from fxsurgery.deploy import Timer, resolve_target
 from fxsurgery.deploy.timing import GLANCE
+from fxsurgery.display import bar, card, listing, table
 from fxsurgery.errors import DeviceError, ExportError
 from fxsurgery.preparation import PreparedRun
 from fxsurgery.printable import lines, printable
@@ -21,6 +22,7 @@ from fxsurgery.time_estimate import (
     Stopwatch,
     forward_time,
     latency_time,
+    range_test_time,
     score_time,
     stage_time,
     synthesis_time,
@@ -33,38 +35,72 @@ from fxsurgery.training.progress_line import clock
 
 @dataclass(frozen=True)
 class CostRange:
-    """One figure of the model, as it is and at the least that surgery can reach."""
+    """One cost of the model: its present value and the least that surgery can reach."""
 
     name: str
     original: float
     least: float | None
-    """`None` where a method has none: it grows as well."""
+    """The least value; `None` for a method that also grows the model."""
     target: float | None
-    """What the budget allows; `None` where it says nothing."""
+    """Limit of the budget; `None` if it does not limit this cost."""
+
+    def figures(self) -> tuple[str, str, str]:
+        """Return `original`, `least` and `target` as text, empty where there is none."""
+        form = "{:,.0f}" if self.name != "latency_ms" else "{:.3g}"
+        original, least, target = (
+            "" if value is None else form.format(value) for value in (self.original, self.least, self.target)
+        )
+        return original, least, target
 
     @override
     def __str__(self) -> str:
-        form = "{:,.0f}" if self.name != "latency_ms" else "{:.3g}"
-        parts = [f"{form.format(self.original)} now"]
-        if self.least is not None:
-            parts.append(f"{form.format(self.least)} at the least")
-        if self.target is not None:
-            parts.append(f"budget {form.format(self.target)}")
+        original, least, target = self.figures()
+        parts = [
+            f"{original} now",
+            *([f"{least} at the least"] if least else []),
+            *([f"budget {target}"] if target else []),
+        ]
         return printable(f"{self.name}: {', '.join(parts)}")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be done. `str(plan)` is the page to read."""
+    """The stages, reachable costs and estimated time of `optimize`. `print` shows a page, a notebook shows tables.
+
+    Example:
+        >>> Plan("prune", (), (Stage("fine-tune", 200),), 12.0)
+        <Plan for prune: 1 stage, 200 steps, about 0:12>
+    """
 
     method: str
     reach: tuple[CostRange, ...]
     stages: tuple[Stage, ...]
     seconds: float
-    """Estimated for all of it, from some steps that were taken on a copy."""
+    """Estimated duration, from a few steps on a copy of the model."""
     notes: tuple[str, ...] = ()
     stage_seconds: tuple[float, ...] = ()
     """Estimated for each stage; set-up, scores and latency measurements are the rest of `seconds`."""
+
+    @override
+    def __repr__(self) -> str:
+        steps = sum(stage.steps for stage in self.stages)
+        stages = f"{len(self.stages)} stage{'' if len(self.stages) == 1 else 's'}"
+        return printable(f"<Plan for {self.method}: {stages}, {steps:,} steps, about {clock(self.seconds)}>")
+
+    def _repr_html_(self) -> str:
+        costs = [(one.name, *one.figures()) for one in self.reach]
+        longest = max(self.stage_seconds, default=0.0) or 1.0
+        seconds = self.stage_seconds or [0.0] * len(self.stages)
+        stages = [
+            (stage.name, f"{stage.steps:,}", bar(s / longest, f"about {clock(s)}"))
+            for stage, s in zip(self.stages, seconds, strict=True)
+        ]
+        return card(
+            f"Plan for {self.method}: about {clock(self.seconds)} on this machine",
+            table(("", "now", "least", "budget"), costs),
+            table(("stage", "steps", "time"), stages),
+            listing("notes", self.notes),
+        )
 
     @override
     def __str__(self) -> str:
@@ -76,17 +112,17 @@ class Plan:
 
 
 def space_of(ready: PreparedRun) -> Space | None:
-    """The widths that the method chooses among; `None` where it has no such bounds."""
+    """Return the widths that the method chooses among; `None` for a method that also grows the model."""
     return None if ready.method.space is None else ready.method.space(ready.program, ready.settings, ready.constraints)
 
 
 def reach(ready: PreparedRun, found: Space | None, *, measured: bool) -> Iterator[CostRange | str]:
-    """What can be reached, figure by figure; a text where a latency cannot be measured.
+    """Yield the reachable range of each cost; a note if the latency cannot be measured.
 
     Args:
-        ready: what was asked for.
-        found: the widths that there are.
-        measured: whether to measure the latencies too where the budget does not limit them.
+        ready: the checked request.
+        found: the widths that the method chooses among.
+        measured: whether to measure latencies if the budget does not limit them.
     """
     whole, least = cost(ready.program), None if found is None else found.smallest()
     wanted = dict(ready.budget.limits(whole)) if ready.budget is not None else {}
@@ -117,7 +153,7 @@ def _glanced(timer: Timer, found: Space | None) -> tuple[float, float | None]:
 
 
 def check(ready: PreparedRun, found: Space | None) -> None:
-    """Refuse what cannot be reached.
+    """Check that the budget can be reached.
 
     Raises:
         BudgetError: the budget is below the minimum; the message gives that minimum.
@@ -163,7 +199,7 @@ def estimate(
         test=0 if task.test_data is None else count(task.test_data, "test_data"),
     )
     seconds = [stage_time(s, t, forward, counts, session.epoch) for s, t in zip(stages, times, strict=True)]
-    rest = score_time(forward, counts)
+    rest = score_time(forward, counts) + range_test_time(stages, step, ready.settings)
     if ready.latency is not None:
         rest += latency_time(watch, ready.latency, space, sum(stage.trainings for stage in stages) // 2)
     return tuple(seconds), rest

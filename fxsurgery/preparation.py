@@ -98,7 +98,7 @@ def prepare(request: OptimizeRequest, *, is_planned: bool = False) -> PreparedRu
     tuning = tuning_of(request, settings, program, task)
     resolved = {
         "method": method.name, "config": settings, "budget": budget, "spend": spend, "target": target,
-        "keep": list(constraints.keep), "ratios": list(map(list, constraints.ratios.items())),
+        "keep": list(constraints.keep) or None, "ratios": list(map(list, constraints.ratios.items())) or None,
     }  # fmt: skip
     asked = identity_of(request, resolved, program, task)
     run = _run(request, asked, is_planned=is_planned)

@@ -1,7 +1,7 @@
-r"""Text that a model, a metric or a file brought along, made safe to show.
+r"""Escaping of text from models, metrics and files, so that it is safe to print.
 
-A character that would move the cursor, color what follows, ring, or show text in another order than it is in is written
-out: `\x1b`, `\u202e`. All text for people goes through here where it is put together (`lines`) or shown.
+Characters that move the cursor, color the following text, ring the bell, or reorder text are written as escapes:
+`\x1b`, `\u202e`. All text for people is escaped here when it is composed (`lines`) or shown.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The captured model that every other part of fxsurgery passes along."""
+"""`Program`, the captured model that all parts of the package work on."""
 
 import copy
 from collections import OrderedDict
@@ -34,21 +34,21 @@ class Program:
     """
 
     graph_module: fx.GraphModule
-    """Called as the user's model is; its graph has one placeholder for each leaf of the inputs' structure."""
+    """The model, called like the user's; its graph has one placeholder for each leaf of the inputs' structure."""
     example_inputs: tuple[Any, ...]
-    """Positional: tensors, or tuples, lists and dicts of them."""
+    """Positional example inputs: tensors, or tuples, lists and dicts of them."""
     log: tuple[str, ...] = ()
-    """Specs of the passes that made it, oldest first; `fxsurgery.passes.replay` rebuilds it from them."""
+    """Texts of the passes that led to it, oldest first; `fxsurgery.passes.replay` applies them again."""
     example_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """By name."""
+    """Keyword example inputs."""
     notes: tuple[str, ...] = ()
-    """What a user should know of the capture: leaf modules with the reason, checks that could not be made."""
+    """Notes on the capture: leaf modules with the reason, checks that could not be made."""
     name: str = "Model"
-    """The class of the user's model."""
+    """Class name of the user's model."""
     batch_dims: BatchDims | None = None
-    """Which dim of each tensor among the example inputs is the batch, as `Inputs.batch_dims`."""
+    """Batch dim of each tensor among the example inputs, as in `Inputs.batch_dims`."""
     samples: int | None = None
-    """Number of samples in the example inputs where no dim of them is as long, as `Inputs.samples`."""
+    """Number of samples in the example inputs if no dim of them has that size, as in `Inputs.samples`."""
 
     def __post_init__(self) -> None:
         self.verify()
@@ -63,31 +63,31 @@ class Program:
 
     @property
     def examples(self) -> Inputs:
-        """The example inputs, positional and named, as one."""
+        """The positional and keyword example inputs."""
         return Inputs(self.example_inputs, self.example_kwargs, self.batch_dims, self.samples)
 
     @plain_surroundings()
     def outputs(self, inputs: Inputs) -> list[Tensor]:
-        """The output tensors on `inputs`, which are left alone, in eval mode and without gradients."""
+        """Return the output tensors for `inputs`, which are not modified, in eval mode and without gradients."""
         own = inputs.clone()
         with torch.no_grad():
             output = self.graph_module(*own.args, **own.kwargs)
         return [tensor for _, tensor in tensors_in(output)]
 
     def run_examples(self) -> list[Tensor]:
-        """The output tensors on the example inputs."""
+        """Return the output tensors for the example inputs."""
         return self.outputs(self.examples)
 
     def module(self, node: fx.Node) -> nn.Module:
-        """The module that a `call_module` node calls."""
+        """Return the module that a `call_module` node calls."""
         return self.graph_module.get_submodule(str(node.target))
 
     def operator(self, node: fx.Node) -> Operator | None:
-        """The declared operator that `node` calls, however it is spelled; `None` where it calls none."""
+        """Return the declared operator that `node` calls, in any spelling; `None` if it calls none."""
         return registry.of(node, self.module(node) if node.op == "call_module" else None)
 
     def attribute(self, path: str) -> object:
-        """What a `get_attr` node of this target reads."""
+        """Return the tensor that a `get_attr` node with this target reads."""
         return _attribute(self.graph_module, path)
 
     @property
@@ -96,13 +96,13 @@ class Program:
         return tuple(self.graph_module.graph.nodes)
 
     def calls(self, *types: type[M]) -> Iterator[tuple[fx.Node, M]]:
-        """The nodes that call a module of one of `types`, each with its module, in execution order."""
+        """Yield the nodes that call a module of one of `types`, each with its module, in execution order."""
         for node in self.nodes:
             if node.op == "call_module" and isinstance(module := self.module(node), types):
                 yield node, module
 
     def draft(self) -> fx.GraphModule:
-        """A copy of graph and modules that shares every tensor: to edit and then recompile, never to train."""
+        """Return a copy of graph and modules that shares every tensor, to edit and recompile, not to train."""
         twin = fx.GraphModule.__new__(fx.GraphModule)
         _copy_state(self.graph_module, twin, {})
         graph = copy.deepcopy(self.graph_module.graph)
@@ -112,11 +112,11 @@ class Program:
 
     @plain_surroundings()
     def trainable_copy(self) -> fx.GraphModule:
-        """A copy that shares nothing: to train."""
+        """Return a copy that shares no tensor, to train."""
         return copy.deepcopy(self.graph_module)
 
     def tapped(self, nodes: Sequence[str]) -> fx.GraphModule:
-        """Return a module that returns the outputs, and the values at some nodes: a teacher whose features are read.
+        """Return a module that returns the outputs and the values at some nodes, e.g. a teacher with its features.
 
         It shares the tensors of the program and none of its modules. It is in eval mode; to train, take
         `fxsurgery.taps.tapped(copy, nodes)` of a `trainable_copy()`.
@@ -133,12 +133,12 @@ class Program:
         return tapped(self.draft(), nodes)
 
     def with_weights(self, trained: fx.GraphModule) -> Self:
-        """The same program on the weights of `trained`, a trained copy of it. `trained` is taken over."""
+        """Return the program with the weights of `trained`, a trained copy of it, which is not copied again."""
         return replace(self, graph_module=trained.eval())
 
     @plain_surroundings()
     def in_double(self) -> Self:
-        """The same program in float64, on memory of its own: to tell rounding from a mistake."""
+        """Return the program in float64, without shared memory, to distinguish rounding from mistakes."""
         wide = self.examples.map(lambda x: x.double() if x.is_floating_point() else x.clone())
         graph_module = self.trainable_copy().double()
         for node in graph_module.graph.nodes:
@@ -150,7 +150,7 @@ class Program:
         return replace(self, graph_module=graph_module, example_inputs=wide.args, example_kwargs=wide.kwargs)
 
     def text(self) -> str:
-        """One line a node, in execution order; equal text means equal structure."""
+        """Return one line for each node, in execution order; equal text means equal structure."""
         return "\n".join(_line(self.graph_module, node) for node in self.nodes)
 
     def verify(self) -> None:
@@ -177,7 +177,7 @@ def _widened(value: Any) -> Any:  # noqa: ANN401 -- any argument of a node
 
 
 def _copy_state(module: nn.Module, twin: nn.Module, known: dict[int, object]) -> nn.Module:
-    """Fill `twin` with the state of `module`: containers of its own, submodules of their own, the same tensors."""
+    """Fill `twin` with the state of `module`: new containers and submodules, the same tensors."""
     known[id(module)] = twin
     state = twin.__dict__
     for name, value in vars(module).items():
@@ -192,7 +192,7 @@ def _copy_state(module: nn.Module, twin: nn.Module, known: dict[int, object]) ->
 
 
 _CONTAINERS = {dict, list, OrderedDict}
-"""What copies itself, much faster than `copy.copy` does it."""
+"""Containers with a `copy` method, which is much faster than `copy.copy`."""
 
 
 def _twin(module: nn.Module, known: dict[int, object]) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The proof that a pass kept its promise: outputs on the example inputs, and on another number of samples.
+"""Numeric proof that a pass kept its promise: outputs for the example inputs, and for another number of samples.
 
     result(x_1 ... x_B) = reference(x_1 ... x_B)        on the example inputs
     result(x_1)         = reference(x_1 ... x_B)_1      where a sample's outputs are its own: `kept_outputs.is_apart`
@@ -34,12 +34,12 @@ from fxsurgery.seeding import reseed
 RUN_ERRORS = (
     RuntimeError, TypeError, ValueError, LookupError, AssertionError, AttributeError, ArithmeticError,
 )  # fmt: skip
-"""What a program raises on inputs that it cannot take."""
+"""Errors that a program raises for inputs that it does not accept."""
 
 
 @dataclass(frozen=True)
 class Itself:
-    """The reference of what must compute the same as `program`."""
+    """Reference outputs: those of `program`."""
 
     program: Program
 
@@ -49,14 +49,14 @@ class Itself:
 
 
 def itself(program: Program) -> Reference:
-    """Return the reference of what must compute the same as `program`."""
+    """Return the reference of a result that must compute the same as `program`."""
     return Itself(program)
 
 
 def check_promise(result: Program, reference: Reference | None, edit: Editor, *, by: str) -> float | None:
-    """Compare `result` with `reference` on the example inputs; with the program before in shape only, without one.
+    """Compare `result` with `reference` on the example inputs; without a reference, only shapes with `before`.
 
-    To be called in plain surroundings, as `Rewrite` does.
+    Call it in plain surroundings, as `Rewrite` does.
 
     Args:
         result: what the edit left.
@@ -83,7 +83,7 @@ def _checked(claim: "_Claim", *, may_fix_batch: bool) -> float | None:
     except NotRunningError:
         raise
     except VerifyError:
-        # What was kept of the program before may be out of date in a way that nobody can tell, as a changed attribute.
+        # The cached outputs of the program before may be stale in a way that is not detected, as a changed attribute.
         if not claim.forget_reference():
             raise
         measured = claim.check_examples()
@@ -94,7 +94,7 @@ def _checked(claim: "_Claim", *, may_fix_batch: bool) -> float | None:
 
 @dataclass(frozen=True)
 class _Claim:
-    """That `result` computes what `reference` gives, which `by` said of it."""
+    """The claim of the pass `by` that `result` computes what `reference` returns."""
 
     result: Program
     reference: Reference
@@ -103,10 +103,10 @@ class _Claim:
     by: str
     shapes_only: bool
     _wanted: dict[int | None, Sequence[Tensor]] = field(default_factory=dict)
-    """What the reference gave, by the number of samples."""
+    """Reference outputs by number of samples."""
 
     def check_examples(self) -> float | None:
-        """Compare on the example inputs; return the relative error unless shapes alone are promised."""
+        """Compare on the example inputs; return the relative error, or `None` if only shapes are promised."""
         try:
             got = kept_outputs(self.result)
         except RUN_ERRORS as error:
@@ -117,12 +117,12 @@ class _Claim:
         return None if self.shapes_only else self._check_equal(got, wanted, " promised equal outputs; they")
 
     def forget_reference(self) -> bool:
-        """Drop the outputs that were kept of the reference; return whether there were any."""
+        """Drop the cached outputs of the reference; return whether there were any."""
         self._wanted.clear()
         return isinstance(self.reference, Itself) and forget_outputs(self.reference.program)
 
     def check_other_batch(self, *, may_fix_batch: bool) -> None:
-        """Compare on another number of samples: what holds the batch in a constant passes at the example batch."""
+        """Compare on another number of samples; a program with a constant batch size is right for the examples only."""
         batch = self.examples.batch or 0
         if self.examples.is_divisible and self._holds_by_sample(1 if batch > 1 and not may_fix_batch else batch + 1):
             note_apart(self.result, value=True)
@@ -140,7 +140,7 @@ class _Claim:
         self._check_equal(got, self._wanted_outputs(batch + 1), ": at another batch size the outputs")
 
     def _holds_by_sample(self, samples: int) -> bool:
-        """Whether the result gives on so many samples what the reference gives for each of them among the examples."""
+        """Return True if the result gives for fewer samples what the reference gives for them among the examples."""
         if is_apart(self.start) is False:
             return False
         try:
@@ -153,9 +153,9 @@ class _Claim:
         return _are_equal(got, expected)
 
     def _is_apart(self, expected: Sequence[Tensor], samples: int) -> bool:
-        """Whether the program before, or the reference, gives for samples what it gives for them among the examples.
+        """Return True if the outputs of program or reference for a sample do not depend on the other samples.
 
-        That of the program is found out when it is the reference, and when it is asked for a second time.
+        For the program this is tested if it is the reference, and at the second call.
         """
         is_own = isinstance(self.reference, Itself) and self.reference.program is self.start
         if not is_own and is_first_question(self.start):
@@ -166,7 +166,7 @@ class _Claim:
         return found
 
     def _picked(self, like: Sequence[Tensor], samples: int, among: Sequence[Tensor]) -> list[Tensor]:
-        """The outputs for samples out of those on the examples, `among`, shaped as the outputs `like` for them alone.
+        """Return the outputs for some samples out of those for the examples, `among`, with the shapes of `like`.
 
         Raises:
             ValueError, RuntimeError: an output has no dim, or several, that grow with the number of samples.
@@ -179,7 +179,7 @@ class _Claim:
         return found
 
     def _wanted_outputs(self, samples: int | None = None) -> Sequence[Tensor]:
-        """What the reference gives, on the example inputs or on so many samples of them."""
+        """Return the reference outputs for the example inputs, or for the given number of samples of them."""
         if samples not in self._wanted:
             try:
                 self._wanted[samples] = self._run_reference(samples)
@@ -203,7 +203,7 @@ class _Claim:
 
 
 def _are_equal(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
-    """Whether outputs differ by rounding alone."""
+    """Return True if outputs differ only by rounding."""
     measured, limit = largest_error(got, wanted)
     return measured <= limit
 

@@ -1,4 +1,4 @@
-"""Captures the user's model again, as the one that a result was made of."""
+"""Capture of the user's model again, in the same way as the model of a result."""
 
 from torch import nn
 
@@ -54,7 +54,7 @@ def _leaf_types(program: Program) -> tuple[type[nn.Module], ...]:
 
 
 def require_same(found: Program, wanted: Program, what: str) -> None:
-    """Refuse a program whose tensors have other names or shapes than those of the one wanted.
+    """Refuse a program whose tensors differ from those of `wanted` in name or shape.
 
     Raises:
         SpecError: it names the first tensor that differs; `what` says what this means.

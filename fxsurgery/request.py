@@ -137,7 +137,7 @@ class Arguments(PlainArguments):
 
     `output` is what the model returns; the default uses it, or its `logits`."""
     metric: Annotated[Any, Argument("with the task")] = None
-    """What networks are compared by: a name, a function, or an object with `update` and `compute`.
+    """Metric that networks are compared by: a name, a function, or an object with `update` and `compute`.
 
     Names: `accuracy`, `top5` (`top3`, ...), `mse`, `rmse`, `mae`, `r2`, `f1`, or any class of torchmetrics, such as
     `MulticlassF1Score` (extra `torchmetrics`). A function is called as `metric(output, target)`; higher is better
@@ -195,7 +195,7 @@ class Arguments(PlainArguments):
 
     @property
     def kept(self) -> tuple[str | nn.Module, ...]:
-        """What `keep` holds, one or several."""
+        """The entries of `keep`, whether it is one or several."""
         return (self.keep,) if isinstance(self.keep, str | nn.Module) else tuple(self.keep)
 
     @property

@@ -28,7 +28,7 @@ from fxsurgery.training.device import leads
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
+class Result(report.NotebookView):
     """Result of an optimization: plain data and plain modules.
 
     Example:

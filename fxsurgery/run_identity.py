@@ -1,4 +1,4 @@
-"""What tells one run of `optimize` from another, by what the declaration of each argument says of it."""
+"""The identity of a run of `optimize`: the settings that determine its result, as each argument declares."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -18,19 +18,19 @@ from fxsurgery.training import Task, resolve
 from fxsurgery.training.device import processes
 
 KEYS = {"config": "settings"}
-"""Arguments whose key in the identity has another name."""
+"""Arguments with another key in the identity."""
 
 
 def identity_of(
     request: OptimizeRequest, resolved: Mapping[str, object], program: Program, task: Task | None
 ) -> dict[str, Any]:
-    """Return what the result follows from as plain JSON, and the environment, which may only change rounding.
+    """Return the settings that determine the result, as plain JSON, and the environment, which changes rounding only.
 
     Args:
-        request: what was asked for.
-        resolved: what each argument that is recorded as resolved comes to, by name.
+        request: the arguments of `optimize`.
+        resolved: final values of the arguments that are recorded as resolved, by name.
         program: the captured model.
-        task: the data; `None` if there are none.
+        task: the data; `None` without data.
     """
     recorded = {name: argument.recorded for name, argument in arguments_of(OptimizeRequest).items()}
     return {

@@ -1,4 +1,4 @@
-"""Randomness and float modes that hold inside a block and leave the process as it was."""
+"""Context managers for random seeds and float modes, which restore the state of the process."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -13,10 +13,10 @@ from fxsurgery.turns import TURNS
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch (CPU and `device`), numpy and `random`; afterwards their states are as they were before.
+    """Seed torch (CPU and `device`), NumPy and `random` in the block; their states are restored afterwards.
 
-    Other threads of this package that seed wait meanwhile. A thread of the user's that draws from these generators
-    is not stopped, and gets numbers of the seed.
+    Other threads of this package that seed wait meanwhile. A user's thread that draws from these generators is not
+    stopped, and gets numbers of this seed.
     """
     with random_states_kept([device] if device.type == "cuda" else []):
         reseed(seed, device)
@@ -25,20 +25,20 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def random_states_kept(devices: Sequence[int | torch.device]) -> Iterator[None]:
-    """Put the states of torch's (CPU and the GPUs `devices`), numpy's and Python's generators back after the block."""
+    """Restore the states of the generators of torch (CPU and the GPUs `devices`), NumPy and Python after the block."""
     with TURNS.turn(), TURNS.borrowed(_RandomStates(devices)):
         yield
 
 
 class _RandomStates:
-    """The states of every generator that the process has once, as they were when this was made."""
+    """Saved states of all global random generators of the process."""
 
     def __init__(self, devices: Sequence[int | torch.device]) -> None:
         self._devices = list(devices)
         self._kept = self._now()
 
     def swap(self) -> None:
-        """Exchange the states with those that are kept."""
+        """Exchange the current states with the saved ones."""
         python, numpy, cpu, gpus = self._kept
         self._kept = self._now()
         random.setstate(python)
@@ -53,7 +53,7 @@ class _RandomStates:
 
 
 def reseed(seed: int, device: torch.device) -> None:
-    """Set every global random state that data sets and layers draw from. Call it inside `seeded` alone."""
+    """Seed every global random generator that data sets and layers draw from. Call it only inside `seeded`."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 -- as above
     torch.default_generator.manual_seed(seed)
@@ -63,13 +63,13 @@ def reseed(seed: int, device: torch.device) -> None:
 
 
 def mix(seed: int, epoch: int) -> int:
-    """One seed out of two numbers; a different epoch gives an unrelated stream."""
+    """Return a seed from two numbers; different epochs give unrelated streams."""
     return int(np.random.SeedSequence((seed % 2**64, epoch)).generate_state(1)[0])
 
 
 @contextmanager
 def flushed_denormals() -> Iterator[None]:
-    """Take denormal numbers as zero: a vanishing gate would otherwise slow a CPU down tenfold."""
+    """Treat denormal numbers as zero, since a vanishing gate would otherwise slow a CPU down tenfold."""
     before = bool((torch.full((1,), 1e-310, dtype=torch.float64) * 1.0 == 0).item())
     torch.set_flush_denormal(True)
     try:

@@ -1,4 +1,4 @@
-"""Values as text, `name(option=value,...)`, and back: passes and the steps of a deploy chain."""
+"""Parsing of `name(option=value,...)`: the texts of passes and of the steps of a deploy chain."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def parse_spec(spec: str, known: Mapping[str, type[T]], *, kind: str, example: str) -> T:
-    """Return the value that `spec` names. Nothing of `spec` is executed.
+    """Return the value that `spec` describes. No part of `spec` is executed.
 
     Args:
         spec: the text.

@@ -1,7 +1,7 @@
-"""Bounded, strict reading of files that somebody may have crafted: regular files of bounded size, and JSON in them.
+"""Strict reading of untrusted files: regular files of bounded size, and JSON in them.
 
 Strict JSON is UTF-8, has no key twice in one object, nests no deeper than the caller allows, holds no lone surrogate,
-and no number that is not finite unless the caller allows it. Whatever is wrong comes as one error of ours.
+and only finite numbers unless the caller allows others. Every fault is raised as one error of this package.
 """
 
 import json
@@ -20,7 +20,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_regular(path: Path, *, max_bytes: int, error: type[SurgeryError] = RunError) -> bytes:
-    """Read a regular file whole.
+    """Read a whole regular file.
 
     Args:
         path: the file. A link to a regular file is one.
@@ -104,7 +104,7 @@ def parse_json(
 
 
 def strict_loads(content: bytes, *, max_depth: int = 64, allow_nan: bool = False) -> Any:  # noqa: ANN401 -- any JSON
-    """Parse JSON, and refuse what is ambiguous or nests too deep.
+    """Parse JSON, and refuse ambiguous or too deeply nested JSON.
 
     Args:
         content: UTF-8.
@@ -128,7 +128,7 @@ def strict_loads(content: bytes, *, max_depth: int = 64, allow_nan: bool = False
 
 
 def _require_shallow(text: str, max_depth: int) -> None:
-    """Count brackets outside of strings, since a parser's own stack is the process's."""
+    """Count brackets outside of strings, because a parser would use the stack of the process."""
     depth = 0
     for bracket in _NO_BRACKET.sub("", _STRING.sub("", text)):
         depth += 1 if bracket in "[{" else -1

@@ -73,10 +73,12 @@ _TERMS: tuple[tuple[str, str], ...] = (
     ("mixed_precision=", "amp fp16 bf16 half precision dtype torch_dtype autocast"),
     ("memory_format=", "channels_last layout"),
     ("teacher=", "teacher_model distill distillation kd"),
+    ("distillation_weight=", "alpha kd_weight distill_weight"),
+    ("distillation_temperature=", "temperature kd_temperature distill_temperature"),
     ("finetune=", "train_fn training_loop finetune_fn trainer training_func"),
-    ("callbacks=", "callback hooks"),
-    ("callbacks=", "logger loggers log wandb tensorboard mlflow report_to tracker"),
-    ("patience=", "early_stopping early_stopping_patience early_stop"),
+    ("callbacks=", "callback hooks on_epoch_end"),
+    ("loggers=", "logger log log_with wandb tensorboard mlflow report_to tracker trackers"),
+    ("early_stopping=", "patience early_stopping_patience early_stop"),
     ("warmup=", "warmup_epochs warmup_steps warmup_ratio lr_warmup_epochs"),
     ("seed=", "random_state random_seed manual_seed rng"),
     ("device=", "gpu cuda devices map_location accelerator use_cuda"),
@@ -110,7 +112,7 @@ _TERMS: tuple[tuple[str, str], ...] = (
     ("latency=", "benchmark timing timings"),
     ("original=", "orig model base_model source"),
 )
-"""What to pass, and what users of other tools call it. A name may stand in several rows: the first that fits counts."""
+"""Arguments, and other tools' terms for them. A term may be in several rows: the first argument that fits counts."""
 
 
 def _by_term() -> dict[str, tuple[str, ...]]:
@@ -122,7 +124,7 @@ def _by_term() -> dict[str, tuple[str, ...]]:
 
 
 SYNONYMS = _by_term()
-"""A term of another tool -> what to pass here, the likeliest first: `learning_rate=` or `budget=Budget(macs=0.5)`."""
+"""Term of another tool -> arguments to pass instead, likeliest first: `learning_rate=`, `budget=Budget(macs=0.5)`."""
 
 
 def meant_by(name: str, known: Sequence[str]) -> str | None:
@@ -150,7 +152,7 @@ def hint(name: str, known: Iterable[str]) -> str:
     """Return the second half of a message on a name that does not exist: what was meant, else all that exist.
 
     Example:
-        >>> hint("epochs", ["finetune_epochs"]), hint("colour", ["path", "title"])
+        >>> hint("epochs", ["finetune_epochs"]), hint("color", ["path", "title"])
         ('did you mean finetune_epochs=?', 'it takes: path, title')
     """
     names = list(known)

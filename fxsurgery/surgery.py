@@ -1,4 +1,4 @@
-"""What a pass is, and how passes compose into passes."""
+"""Passes, their results, and their composition."""
 
 import enum
 import functools
@@ -22,23 +22,23 @@ from fxsurgery.surroundings import plain_surroundings
 
 
 class Effect(enum.Enum):
-    """What a pass did to the outputs."""
+    """Effect of a pass on the outputs."""
 
     EXACT = "exact"
-    """They are the same, up to rounding."""
+    """The outputs are equal up to rounding."""
     LOSSY = "lossy"
-    """They keep their shapes; the values want retraining."""
+    """The outputs keep their shapes; the program needs retraining."""
 
 
 class Trains(enum.Enum):
-    """What training does to the result of a pass whose effect is `EXACT`."""
+    """Behavior in training of the result of a pass whose effect is `EXACT`."""
 
     ALIKE = "alike"
-    """The same steps lead it and the program before to the same outputs."""
+    """The same training steps lead to the same outputs as for the program before."""
     ON = "on"
-    """It starts from the same outputs in train mode as well, statistics of norms included, and goes its own way."""
+    """Its outputs and norm statistics in train mode are the same at first, and diverge during training."""
     NO = "no"
-    """It is made for inference: in train mode it computes something else."""
+    """It is for inference only: in train mode it computes something else."""
 
 
 @dataclass(frozen=True)
@@ -50,22 +50,28 @@ class PassResult:
     effect: Effect
     refusals: tuple[Refusal, ...] = ()
     error: float | None = None
-    """Largest relative difference from what was promised; `None` where only shapes were promised."""
+    """Largest relative difference from the promised outputs; `None` if only shapes were promised."""
     origins: Mapping[str, Origin] = field(default_factory=dict)
-    """Parameters made of entries of an earlier one, by name, as `training.transfer_optimizer_state` takes them."""
+    """Origins of parameters that were made from an earlier one, by name, for `training.transfer_optimizer_state`."""
+
+    @override
+    def __repr__(self) -> str:
+        counts = {"change": self.changes, "refusal": len(self.refusals)}
+        numbers = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
+        return f"<PassResult: {numbers}, {self.effect.value}; {self.program!r}>"
 
 
 class Pass(ABC):
-    """A step from one program to another. Calling it never changes its input."""
+    """A transformation of a program into another. Calling it never modifies its input."""
 
     @abstractmethod
     def __call__(self, program: Program) -> PassResult:
-        """Run the pass and check on the example inputs what it promised."""
+        """Run the pass, and check its promise on the example inputs."""
 
     @abstractmethod
     @override
     def __str__(self) -> str:
-        """The pass as text; `fxsurgery.passes.parse` reads that of a single one back."""
+        """Return the pass as text, which `fxsurgery.passes.parse` parses for a single pass."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,8 @@ class Rewrite(Pass):
     name: ClassVar[str]
     trains: ClassVar[Trains] = Trains.ON
     follows_structure: ClassVar[bool] = False
-    """Whether it resizes what the structure analysis says belongs together. Where the result does not run, the model
-    computes with its sizes what no analysis sees: that is a refusal, and no bug of the pass."""
+    """Whether the pass resizes groups of the structure analysis. If the result does not run, the model computes with
+    its sizes in a way that no analysis sees: that is a refusal, not a bug of the pass."""
 
     @override
     def __init_subclass__(cls, **options: Any) -> None:
@@ -86,13 +92,13 @@ class Rewrite(Pass):
 
     @classmethod
     def candidates(cls, program: Program) -> Iterator[Self]:
-        """The instances worth trying on `program`: the moves that a search may make."""
+        """Yield the instances worth trying on `program`: the moves that a search may make."""
         del program
         yield cls()
 
     @abstractmethod
     def rewrite(self, edit: Editor) -> Effect:
-        """Make the edits; say what they do to the outputs of this program."""
+        """Make the edits, and return their effect on the outputs of the program."""
 
     @final
     @override
@@ -126,7 +132,7 @@ class Rewrite(Pass):
 
     @final
     def _in_double(self, program: Program, error: DifferError) -> float:
-        """The error in float64, where rounding is small and a mistake is not; raises `error` if there is one."""
+        """Return the error in float64, where rounding is small and a mistake is not; raise `error` for a mistake."""
         if any(x.dtype == torch.float64 for x in program.graph_module.parameters()):
             raise error
         try:
@@ -145,7 +151,7 @@ class Rewrite(Pass):
 
 
 def _guarded(candidates: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """The candidates of a pass, whose bugs are errors of ours that name the pass."""
+    """Wrap `candidates` of a pass so that its bugs are raised as errors that name the pass."""
 
     @functools.wraps(candidates)
     def guarded(cls: type[Rewrite], program: Program, *args: Any, **named: Any) -> Iterator[Any]:  # noqa: ANN401
@@ -169,7 +175,7 @@ def _require_program(who: str, given: object) -> None:
 
 @dataclass(frozen=True)
 class Chain(Pass):
-    """Passes one after the other."""
+    """A sequence of passes."""
 
     passes: tuple[Pass, ...]
 
@@ -196,5 +202,5 @@ class Chain(Pass):
 
 @checked(SpecError)
 def chain(*passes: Pass) -> Chain:
-    """The pass that runs `passes` in turn: exact when each of them is."""
+    """Return the pass that runs `passes` one after another; it is exact if each of them is."""
     return Chain(passes)

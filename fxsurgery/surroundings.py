@@ -1,12 +1,12 @@
-"""The surroundings in which this package works: PyTorch's own defaults, whatever the caller has set.
+"""Default PyTorch settings for the code of this package, whatever the caller has set.
 
-Autocast, gradient modes, function and dispatch modes, the default device and dtype change what operations compute,
-so that a caller's would change captures, proofs and trainings. Every public function that runs a model works inside
-`plain_surroundings`, which puts everything back, also after an error.
+Autocast, gradient modes, function and dispatch modes, the default device and dtype change what operations compute, and
+so would change captures, proofs and training. Every public function that runs a model does so inside
+`plain_surroundings`, which restores the caller's settings, also after an error.
 
-PyTorch keeps most of these by thread. It keeps the default dtype and anomaly mode once for the process: where the
-caller has changed them, other threads see the plain ones while the block runs. What is no matter of results but of
-speed, or the caller's demand on the machine, holds inside as well: numbers of threads, deterministic algorithms, the
+Most of these settings are local to a thread. The default dtype and anomaly mode are global to the process: if the
+caller has changed them, other threads see the defaults while the block runs. Settings that affect speed but not
+results, or that the caller requires of the machine, stay in effect: numbers of threads, deterministic algorithms, the
 precision of float32 matrix products, warning filters.
 """
 
@@ -35,21 +35,21 @@ from fxsurgery.turns import TURNS
 V = TypeVar("V")
 
 AUTOCAST_DTYPES = {"cpu": torch.bfloat16, "cuda": torch.float16, "mps": torch.float16, "xpu": torch.float16}
-"""By type of device, the precision of `torch.autocast` that names none."""
+"""Default dtype of `torch.autocast` by device type."""
 
 
 _LEFT: ContextVar[tuple[str, ...]] = ContextVar("_LEFT", default=())
 
 
 def left_outside() -> str:
-    """What the caller had set that does not hold inside, for the message of an error; empty where that is nothing."""
+    """Return the caller's settings that are not in effect here, for an error message; empty if there are none."""
     left = ", ".join(_LEFT.get())
     return f" (the caller's {left} does not hold inside fxsurgery: give dtype= and device= in forward)" if left else ""
 
 
 @contextmanager
 def plain_surroundings() -> Iterator[None]:
-    """Work as in a fresh thread of a fresh process; the caller's surroundings are put back afterwards."""
+    """Run the block with the settings of a new process; the caller's settings are restored afterwards."""
     with ExitStack() as stack:
         if left := tuple(_changed()):
             stack.callback(_LEFT.reset, _LEFT.set(left))
@@ -67,14 +67,14 @@ def plain_surroundings() -> Iterator[None]:
 
 @contextmanager
 def without_warnings(kind: type[Warning] = Warning) -> Iterator[None]:
-    """Ignore warnings in the block. Python keeps one list of filters for all threads: others of this package wait."""
+    """Ignore warnings in the block. All threads share one list of filters, so others of this package wait."""
     with TURNS.turn(), warnings.catch_warnings():
         warnings.simplefilter("ignore", kind)
         yield
 
 
 def _changed() -> Iterator[str]:
-    """What of the caller's may make a model run that does not run without it."""
+    """Yield the caller's settings that a model may need to run."""
     if (dtype := torch.get_default_dtype()) is not torch.float32:
         yield f"default dtype {dtype}"
     for mode in map(_get_function_stack_at, range(_len_torch_function_stack())):
@@ -85,7 +85,7 @@ def _changed() -> Iterator[str]:
 
 @contextmanager
 def _without_function_modes() -> Iterator[None]:
-    """No `TorchFunctionMode` is on, and no default device, which is one."""
+    """Disable every `TorchFunctionMode` and the default device, which is one."""
     default = torch._GLOBAL_DEVICE_CONTEXT  # noqa: SLF001 -- setting it in public moves it on the stack of modes
     device = getattr(default, "device_context", None)
     modes = [_pop_torch_function_stack() for _ in range(_len_torch_function_stack())]
@@ -100,7 +100,7 @@ def _without_function_modes() -> Iterator[None]:
 
 @contextmanager
 def _without_autocast() -> Iterator[None]:
-    """No autocast region is on: one that is entered inside is an outermost one, with a cache of its own."""
+    """Leave all autocast regions: one that is entered inside is an outermost one, with its own cache."""
     nesting = torch.autocast_increment_nesting() - 1
     torch.autocast_decrement_nesting()
     cached = torch.is_autocast_cache_enabled()
@@ -131,7 +131,7 @@ def _set_autocast(states: dict[str, tuple[bool, torch.dtype]], *, cached: bool) 
 
 @dataclass
 class _OnceForTheProcess(Generic[V]):
-    """A setting that all threads share: the first one that needs the plain value sets it, the last one undoes that."""
+    """A setting shared by all threads: the first that needs the default sets it, the last restores it."""
 
     value: V
     get: Callable[[], V]
@@ -142,7 +142,7 @@ class _OnceForTheProcess(Generic[V]):
 
     @contextmanager
     def plain(self) -> Iterator[None]:
-        """The setting has its plain value in the block."""
+        """Give the setting its default value in the block."""
         with self.lock:
             is_changed = bool(self.users) or self.get() != self.value
             if is_changed and not self.users:

@@ -1,4 +1,4 @@
-"""Inner feature maps of a graph, beside what it gives anyway.
+"""Taps: inner feature maps of a graph, returned in addition to its outputs.
 
 A view of a graph module returns (outputs, {name: value}) and shares every module and tensor with it, so what trains the
 one trains the other. The value is the one at the node: it is copied there, before an operation that follows, such as
@@ -18,7 +18,7 @@ from fxsurgery.errors import SpecError
 from fxsurgery.option_types import checked
 
 _CONSTANTS = (Tensor, int, float, complex, str, type(None))
-"""What a tapped value may be made of, beside what PyTorch's pytree takes apart."""
+"""Types that a tapped value may consist of, besides those that PyTorch's pytree flattens."""
 
 
 @checked(SpecError)
@@ -83,7 +83,7 @@ def _copied(value: Any, name: str) -> Any:  # noqa: ANN401 -- whatever a node gi
 
 
 def _return_taps(graph: fx.Graph, taps: dict[str, fx.Node]) -> None:
-    """Let the graph return (what it returned, taps)."""
+    """Make the graph return (its outputs, taps)."""
     [output] = [n for n in graph.nodes if n.op == "output"]
     given, codegen = output.args[0], graph._codegen  # noqa: SLF001 -- how the outputs are put together
     if not isinstance(codegen, _PyTreeCodeGen) or (structure := codegen.pytree_info.out_spec) is None:
@@ -96,7 +96,7 @@ def _return_taps(graph: fx.Graph, taps: dict[str, fx.Node]) -> None:
 
 
 def _require_node(model: fx.GraphModule, name: str) -> None:
-    """Refuse a name that is of no node whose value can be read.
+    """Refuse a name that no readable node has.
 
     Raises:
         SpecError: it says which node comes nearest.
@@ -127,5 +127,5 @@ def _is_inside(module: nn.Module, path: str, name: str) -> bool:
 
 
 def _spelled(path: str) -> str:
-    """How torch.fx spells the path of a module as the name of a node."""
+    """Return the name of a node that torch.fx derives from the path of a module."""
     return path.replace(".", "_").lstrip("_")

@@ -1,8 +1,8 @@
-"""What a tensor holds, as a number that is worked out fast, and as a digest that is worked out once.
+"""Identity of the content of a tensor: a fast checksum, and a cached SHA-256.
 
-A version counter does not tell whether a tensor was written to: fused optimizers, batch norms, `.data` and NumPy write
-past it. So a tensor is told by its *checksum*: CRC-32 of its bytes, or, where they are many, of the sums (modulo 2^64)
-of 512 bytes each, which takes as long as to read them.
+The version counter of a tensor does not show every write: fused optimizers, batch norms, `.data` and NumPy bypass it.
+So a tensor is identified by its *checksum*: CRC-32 of its bytes, or, for large tensors, of the sums (modulo 2^64) of
+512 bytes each, which takes as long as reading them.
 """
 
 import hashlib
@@ -15,16 +15,16 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 _SMALL = 2**14
-"""Bytes up to which each one goes into the checksum by itself."""
+"""Number of bytes up to which every byte enters the checksum by itself."""
 _ROW = 64
-"""Integers of eight bytes that are summed."""
+"""Number of eight-byte integers that are summed."""
 _WORD = 8
-"""Bytes of such an integer."""
+"""Size of such an integer in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorState:
-    """What a tensor is and holds; equal for a tensor that was not changed in between."""
+    """State of a tensor; equal for a tensor that was not modified in between."""
 
     kind: tuple[torch.dtype, tuple[int, ...], torch.device]
     version: int
@@ -32,7 +32,7 @@ class TensorState:
 
 
 def state_of(tensor: Tensor) -> TensorState | None:
-    """Return the present state of a tensor; `None` for one whose bytes cannot be read (sparse, quantized, meta)."""
+    """Return the current state of a tensor; `None` if its bytes cannot be read (sparse, quantized, meta)."""
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
         return None
     version = 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 -- there is no public way
@@ -40,7 +40,7 @@ def state_of(tensor: Tensor) -> TensorState | None:
 
 
 def digest(tensor: Tensor) -> str:
-    """Return the SHA-256 of a tensor's type, shape and bytes; it is kept for as long as the tensor stays as it is."""
+    """Return the SHA-256 of a tensor's dtype, shape and bytes; it is cached until the tensor changes."""
     state, known = state_of(tensor), _DIGESTS.get(tensor)
     if known is not None and state is not None and known[0] == state:
         return known[1]
@@ -52,7 +52,7 @@ def digest(tensor: Tensor) -> str:
 
 
 _DIGESTS: MutableMapping[Tensor, tuple[TensorState, str]] = WeakTensorKeyDictionary()
-"""By tensor: the state for which the digest holds, and the digest."""
+"""Cached digest of each tensor, with the state for which it is valid."""
 
 
 def _checksum(tensor: Tensor) -> int:
@@ -71,5 +71,5 @@ def _buffer(tensor: Tensor) -> memoryview:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    """The entries as bytes, (bytes,)."""
+    """Return the entries as bytes, (bytes,)."""
     return tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)

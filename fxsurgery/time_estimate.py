@@ -9,7 +9,7 @@ later call takes.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count as count_up
 
@@ -25,6 +25,7 @@ from fxsurgery.searchers.trainer import Trainer
 from fxsurgery.training import Hooks, Recipe, StepInfo, Task, evaluate, fit
 from fxsurgery.training.batches import count
 from fxsurgery.training.bn_inversion import Amount, synthetic_inputs
+from fxsurgery.training.rate_range import STEPS as RANGE_STEPS
 
 Clock = Callable[[], float]
 """Seconds from any origin."""
@@ -43,6 +44,8 @@ CALIBRATION_BATCHES = 100
 """Number of training batches that re-estimate the batch norms, at most."""
 DEFAULT_VALIDATIONS = 5
 """Number of validations of a stage by default, at most; one an epoch."""
+TESTED_KINDS = {"weights", "fine-tune", "search"}
+"""Kinds of stages whose learning rate a range test finds."""
 RETRIES = 2
 """Number of times that a network is typically cut for a budget of latency."""
 
@@ -203,6 +206,18 @@ def stage_time(stage: Stage, training: StepTime, forward: float, counts: BatchCo
 def score_time(forward: float, counts: BatchCounts) -> float:
     """Return the seconds of scoring the original on the validation data, and both networks on the test data."""
     return forward * (counts.val + 2 * counts.test)
+
+
+def range_test_time(stages: Sequence[Stage], training: StepTime, settings: Settings) -> float:
+    """Return the seconds of the range tests for learning rates: one sweep for each kind of stage.
+
+    Args:
+        stages: what is trained; the part of a name before a comma is the kind of stage.
+        training: seconds of a step and of a start.
+        settings: whether a range test finds the rates.
+    """
+    kinds = {stage.name.partition(",")[0] for stage in stages} & TESTED_KINDS
+    return len(kinds) * training.seconds(RANGE_STEPS) if settings.finds_rate else 0.0
 
 
 def _scaled(program: Program, factor: float) -> Program:

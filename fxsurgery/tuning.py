@@ -1,4 +1,4 @@
-"""How networks are fine-tuned, if not by the task's loss alone: by a function of the user's, or with a teacher."""
+"""Fine-tuning by more than the task's loss: by a function of the user, or with a teacher."""
 
 from dataclasses import dataclass, fields
 
@@ -15,12 +15,12 @@ from fxsurgery.training.knowledge_distillation import distillation_of
 
 @dataclass(frozen=True, eq=False)
 class Tuning:
-    """What fine-tunes networks."""
+    """How networks are fine-tuned."""
 
     finetune: Finetune | None = None
-    """The user's own function in place of the last fine-tune stage."""
+    """Function of the user that replaces the last fine-tune stage."""
     objective: Objective = task_objective
-    """How a batch becomes a loss."""
+    """Objective of the training."""
 
 
 def check_tuning(request: OptimizeRequest, settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""Turns at what a process has once: a thread borrows it, and every other thread of this package waits.
+"""Turns at global state of the process: one thread borrows it, and every other thread of this package waits.
 
 PyTorch, numpy and Python draw from generators that all threads share, torch.fx traces by replacing methods of
 `nn.Module`, and Accelerate keeps its state on its classes. Two threads at once would draw from each other's seeds and
@@ -17,14 +17,14 @@ from typing import Protocol
 
 
 class Loan(Protocol):
-    """State of the process that is borrowed."""
+    """Borrowed state of the process."""
 
     def swap(self) -> None:
-        """Exchange what the process has and what this object keeps."""
+        """Exchange the state of the process with the one that this object holds."""
 
 
 class Turns:
-    """A lock that a thread can take again while it has it, handed on in the order of the requests."""
+    """A reentrant lock that is handed on in the order of the requests."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.Lock())
@@ -35,7 +35,7 @@ class Turns:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait until no other thread has the turn, and keep it while the block runs."""
+        """Wait until no other thread has the turn, and hold it while the block runs."""
         self._take(1)
         try:
             yield
@@ -44,7 +44,7 @@ class Turns:
 
     @contextmanager
     def borrowed(self, loan: Loan) -> Iterator[None]:
-        """Keep the turn while the block runs; `loan` holds what the process had before, and gives it back."""
+        """Hold the turn while the block runs; `loan` holds the previous state of the process, and restores it."""
         with self.turn():
             self._loans.append(loan)
             try:
@@ -54,7 +54,7 @@ class Turns:
                 loan.swap()
 
     def give_way(self) -> None:
-        """Let the threads that wait have their turns. Without any, this costs next to nothing."""
+        """Let waiting threads have their turns. Without any, this is almost free."""
         if not self._waiting or self._owner != threading.get_ident():
             return
         loans, depth = self._loans, self._depth
@@ -84,7 +84,7 @@ class Turns:
             self._depth += depth
 
     def _regain(self, depth: int) -> KeyboardInterrupt | None:
-        """Take the turn again, whatever happens: only then can what was borrowed be put back. An interrupt is kept."""
+        """Take the turn again, so that borrowed state can be restored. An interrupt is raised afterwards."""
         interrupted = None
         while True:
             try:
@@ -102,7 +102,7 @@ class Turns:
                 self._changed.notify_all()
 
     def forget_other_threads(self) -> None:
-        """Call in a forked process: the threads that had the turn, or waited for it, are not there."""
+        """Reset the lock in a forked process, where the threads that held or awaited it do not exist."""
         self._changed = threading.Condition(threading.Lock())
         self._waiting = deque()
         if self._owner != threading.get_ident():
@@ -110,6 +110,6 @@ class Turns:
 
 
 TURNS = Turns()
-"""Those of this process."""
+"""Turns of this process."""
 
 os.register_at_fork(after_in_child=TURNS.forget_other_threads)

@@ -1,7 +1,7 @@
-"""Whether a value is as an annotation declares it: pydantic decides, in strict mode, and the value stays as it is.
+"""Checks of values against annotations by pydantic in strict mode; values are not converted.
 
-What pydantic would admit and this package does not: integers too wide for a tensor or a file, what only converts to a
-number (a tensor, say), and a `str` as a collection. A class is checked by `isinstance`, whatever fields it has.
+Beyond pydantic, this package refuses integers too wide for a tensor or a file, values that only convert to a number
+(such as a tensor), and a `str` as a collection. A class is checked by `isinstance`, whatever fields it has.
 """
 
 import functools
@@ -16,12 +16,12 @@ from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from fxsurgery.option_text import WIDEST
 
 BOUNDS = frozenset("greater_than greater_than_equal less_than less_than_equal predicate_failed literal_error".split())
-"""What pydantic calls it if a value is of the right type, and not one of those that fit."""
+"""Pydantic's error types for a value of the right type that violates a constraint."""
 _STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
 def faults(value: object, hint: Any) -> frozenset[str]:  # noqa: ANN401 -- any annotation
-    """Return pydantic's names of what is wrong with a value; empty if it is as the annotation declares.
+    """Return pydantic's error types for a value; empty if it fits the annotation.
 
     Example:
         >>> faults(1, float | None), sorted(faults("a", int))
@@ -43,7 +43,7 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:  # noqa: ANN401 -- any annotation
 
 
 def declared(hint: Any) -> Any:  # noqa: ANN401 -- any annotation
-    """Return the annotation with what this package asks beyond pydantic."""
+    """Return the annotation with the constraints that this package adds to pydantic's."""
     kind, inner = get_origin(hint), get_args(hint)
     if kind is Annotated:
         bare = inner[0] in _NUMBERS  # pydantic wants bounds next to the number itself
@@ -69,7 +69,7 @@ def _declared_class(hint: Any, kind: Any) -> Any:  # noqa: ANN401 -- any annotat
 
 
 def _is_structural(hint: Any) -> bool:  # noqa: ANN401 -- any annotation
-    """Whether it is a protocol that nobody can check at run time."""
+    """Return True if an annotation is a protocol that cannot be checked at run time."""
     return getattr(hint, "_is_protocol", False) and not getattr(hint, "_is_runtime_protocol", False)
 
 

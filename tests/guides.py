@@ -2,7 +2,7 @@
 
 The names that a reader has already (`my_model`, `train_data`) come from `tests/docs/preludes/`: `common.py` for all
 pages, then the file of the page's name, if there is one. A `text` block is what the Python block before it prints;
-where `<!-- numbers vary -->` stands above it, numbers and the spaces around them are not compared.
+where `<!-- numbers vary -->` is above it, numbers, the spaces around them and lines of notes are not compared.
 """
 
 import contextlib
@@ -44,9 +44,9 @@ class Guide:
 
     blocks: tuple[Block, ...]
     space: dict[str, object]
-    """What its code has defined."""
+    """The names that its code has defined."""
     printed: list[tuple[str, Block]] = field(default_factory=list)
-    """What a block of Python printed, beside the block that shows it."""
+    """The output of a block of Python, with the block that shows it."""
 
 
 def page_of(name: str) -> str:
@@ -85,7 +85,9 @@ def prepare(name: str, space: dict[str, object]) -> None:
 
 def comparable(text: str, *, varies: bool) -> str:
     """The text, or what of it does not vary."""
-    return NUMBER.sub("#", text) if varies else text
+    if not varies:
+        return text
+    return "\n".join(NUMBER.sub("#", line) for line in text.splitlines() if not line.startswith("note: "))
 
 
 def commands(text: str) -> list[str]:

@@ -83,6 +83,9 @@ def test_a_call_that_does_not_fit_is_one_error_that_names_the_argument(call, mes
         ({"max_grad_norm": 1.0}, "gradient_clip="), ({"gradient_accumulation_steps": 2}, "accumulate="),
         ({"num_workers": 2}, "workers="), ({"pretrained": True}, "trained="), ({"imgsz": 224}, "example_inputs="),
         ({"round_to": 8}, "align="), ({"optim": 1}, "optimizer="), ({"bacth_size": 8}, "batch_size="),
+        ({"ignored_layers": []}, "keep="), ({"exclude": []}, "keep="), ({"layer_ratios": {}}, "ratios="),
+        ({"report_to": "wandb"}, "loggers="), ({"patience": 3}, "early_stopping="), ({"scheduler": 1}, "schedule="),
+        ({"teacher_model": 1}, "teacher="), ({"temperature": 2.0}, "distillation_temperature="),
     ],
     ids=lambda given: next(iter(given)) if isinstance(given, dict) else given,
 )  # fmt: skip

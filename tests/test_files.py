@@ -14,7 +14,7 @@ def test_what_is_no_plain_file_is_left_alone(tmp_path: Path):
     os.mkfifo(pipe)
     folder.mkdir()
     for path in (pipe, folder, Path("/dev/null")):
-        with pytest.raises(RunError, match="is no plain file"):
+        with pytest.raises(RunError, match="is not a regular file"):
             write_whole(path, b"mine")
     assert pipe.is_fifo()
     assert Path("/dev/null").is_char_device()

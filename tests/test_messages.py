@@ -58,6 +58,7 @@ COMPLETED = {
 
 ELSEWHERE = {
     ("capture/preconditions.py", "require_capturable"): "the texts of `_PROBLEMS`, which a test of their own reads",
+    ("cli/sources.py", "Wanted._made"): "the texts of `remedy_for`, which tests of the commands read",
     ("config/reading.py", "_config"): "the texts of `mistakes`, which tests of a config file read",
     ("config/reading.py", "_settings"): "as in `_config`",
     ("config/reading.py", "_optimizer"): "as in `_config`",

@@ -206,7 +206,7 @@ def test_a_budget_in_milliseconds_is_met_as_measured(monkeypatch: pytest.MonkeyP
         assert result.latency == pytest.approx(
             {"original_ms": whole, "ms": found, "low_ms": found, "high_ms": found, "limit_ms": 0.5 * whole, "batch": 1}
         )
-        assert any("ms allowed; measured in turns, the ratio is 0." in note for note in result.notes)
+        assert any("ms allowed; measured interleaved, the ratio is 0." in note for note in result.notes)
 
 
 def test_an_unverified_latency_is_not_returned(monkeypatch: pytest.MonkeyPatch):
@@ -214,7 +214,7 @@ def test_an_unverified_latency_is_not_returned(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(preparation, "Timer", lambda _, original, *__: Device(original, bias=1.5))
     monkeypatch.setattr(latency_model, "hold", lambda model, cut, finish: finish(cut(model.limit), 1) and None)
     monkeypatch.setattr(dnal, "hold", latency_model.hold)
-    with pytest.raises(BudgetError, match=r"a latency of .* ms \(original: .* ms\) is not held"):
+    with pytest.raises(BudgetError, match=r"a latency of .* ms \(original: .* ms\) is not met"):
         quick(net(), budget=Budget(latency_ms=0.5))
 
 

@@ -162,7 +162,7 @@ def test_a_run_directory_in_use_is_refused_to_another_thread(tmp_path: Path):
     run()
     go_on.set()
     first.join()
-    assert "another run of this process is at work there" in told[0]
+    assert "another run of this process is working there" in told[0]
     assert told[1:] == ["ended"]
     lines = (tmp_path / "run" / "journal.jsonl").read_text().splitlines()
     assert len(set(lines)) == len(lines) > 2

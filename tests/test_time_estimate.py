@@ -1,9 +1,9 @@
 """The estimate of a plan: what is timed is warm, and every part of a run is counted. No test looks at a real clock."""
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -24,11 +24,13 @@ from fxsurgery.time_estimate import (
     StepTime,
     Stopwatch,
     latency_time,
+    range_test_time,
     score_time,
     stage_time,
     synthesis_time,
 )
 from fxsurgery.training import Amount
+from fxsurgery.training.rate_range import STEPS as RANGE_STEPS
 from nonempty import nonempty
 from programs import program
 
@@ -116,6 +118,18 @@ def test_the_original_is_scored_and_both_networks_on_the_test_data():
     assert score_time(FORWARD_S, COUNTS) == pytest.approx((7 + 2 * 11) * FORWARD_S)
 
 
+def test_the_learning_rate_of_each_kind_of_stage_is_tested_once():
+    stages = [
+        Stage(name, 9) for name in ("weights", "architecture", "fine-tune, round 1 of 2", "fine-tune, round 2 of 2")
+    ]
+    training = StepTime(STEP_S, START_S)
+    one = START_S + RANGE_STEPS * STEP_S
+    assert range_test_time(stages, training, Prune()) == pytest.approx(2 * one)
+    assert range_test_time(stages[1:3], training, Prune()) == pytest.approx(one)
+    assert range_test_time(stages, training, Prune(learning_rate=0.1)) == 0
+    assert range_test_time([Stage("search", 9), Stage("fine-tune", 9)], training, Ectonas()) >= one
+
+
 @dataclass
 class FakeTimer:
     """Counts measurements, on the clock of a machine."""
@@ -174,7 +188,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
     monkeypatch.setattr(time_estimate, "fit", timed_fit)
     monkeypatch.setattr(time_estimate, "evaluate", timed_evaluate)
-    monkeypatch.setattr(sys.modules["fxsurgery.optimize"], "Stopwatch", lambda: Stopwatch(made.clock))
+    monkeypatch.setattr(import_module("fxsurgery.optimize"), "Stopwatch", lambda: Stopwatch(made.clock))
     return made
 
 
@@ -191,7 +205,10 @@ def test_a_plan_in_a_cold_process_has_the_right_order(machine: Machine, config):
     stage = plan.stages[-1]
     batches = 2 * 6 + 4
     assert forecast(plan)["fine-tune"] == pytest.approx(START_S + stage.steps * STEP_S + batches * FORWARD_S)
-    assert plan.seconds == pytest.approx(sum(plan.stage_seconds) + 2 * FORWARD_S)
+    tested = START_S + RANGE_STEPS * STEP_S
+    assert plan.seconds == pytest.approx(sum(plan.stage_seconds) + 2 * FORWARD_S + tested)
+    given = fxsurgery.plan(net(), **JOB, config=replace(config, learning_rate=0.01), budget=Budget(macs=0.6))
+    assert given.seconds == pytest.approx(plan.seconds - tested)
     assert f"stage fine-tune: {stage.steps} steps, about 0:04" in str(plan)
 
 

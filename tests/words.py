@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 BRITISH = re.compile(
     r"\b\w*(?:"
-    r"colour|behaviour|neighbour|honour|favour|licence|centre[ds]?\b|labell(?:ed|ing)|catalogue|barycentre"
+    r"colour|behaviour|neighbour|honour|favour|licence|centre[ds]?\b|labell(?:ed(?!by)|ing)|catalogue|barycentre"
     r"|(?:initial|normal|optim|parametr|random|standard|minim|maxim|factor|quant|recogn|summar|synchron|special"
     r"|general|visual|serial|organ|penal|memor|vector|discret|local|util|elastic|material)is(?:e|ed|es|er|ing|ation)\b"
     r"|analys(?:e|ed|ing)\b"

@@ -1,7 +1,7 @@
-"""Write passes.md and its pictures anew, for every pass of the registry: `python tools/draw_passes.py`.
+"""Write docs/passes.md and its pictures for every pass of the registry: `python tools/draw_passes.py`.
 
-What stands there comes from the passes: the docstrings, the options, the reasons in their refusals, and an example on
-one of the small models that is run while it is written. What only a person can say is in `passes_prose.md`.
+The text comes from the passes: the docstrings, the options, the reasons in their refusals, and an example on
+one of the small models that is run while it is written. Prose written by hand is in `passes_prose.md`.
 """
 
 import ast
@@ -34,7 +34,7 @@ from small_models import MODELS
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 WHOLE = 0.6
-"""Graphs are drawn whole if more than this share of their nodes stands around the change; else that alone is drawn."""
+"""Draw whole graphs if more than this fraction of their nodes is near the change; otherwise only that part."""
 TIMES, ARROW = "\N{MULTIPLICATION SIGN}", "\N{RIGHTWARDS ARROW}"
 
 EFFECTS = {Effect.EXACT: "exact", Effect.LOSSY: "lossy"}
@@ -47,17 +47,17 @@ TRAINING = {
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """A move on a small model, as code and as what it gives."""
+    """A move on a small model, as code and with its result."""
 
     model: type[nn.Module]
     first: Rewrite | None
-    """A pass that prepares for it, such as the one that it undoes."""
+    """A pass that is applied before, such as the one that the move undoes."""
     move: Rewrite
     start: Program
     result: PassResult
 
     def code(self) -> str:
-        """What a reader copies and runs."""
+        """Return the code that a reader copies and runs."""
         names = sorted({type(p).__name__ for p in (self.first, self.move) if p})
         prepare = f"program = {call(self.first)}(program).program\n" if self.first else ""
         return formatted(
@@ -70,30 +70,30 @@ class Example:
 
 
 _HOMES = ("fxsurgery.analysis", "fxsurgery.rewriting")
-"""Packages whose answers are reasons of a pass."""
+"""Packages whose refusals are reasons of a pass."""
 
 
 def formatted(code: str) -> str:
-    """Code as `ruff format` leaves it, which looks at the pages as well."""
+    """Format code with `ruff format`, which also checks the pages."""
     ruff = [sys.executable, "-m", "ruff", "format", "-"]
     return subprocess.run(ruff, input=code, capture_output=True, text=True, check=True, cwd=HERE).stdout
 
 
 def call(move: Rewrite) -> str:
-    """The expression that makes a pass, without the options that have their default."""
+    """Return the expression that makes a pass, without options at their defaults."""
     given = {f.name: getattr(move, f.name) for f in fields(move) if getattr(move, f.name) != f.default}
     return f"{type(move).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
 
 @functools.cache
 def captured(model: type[nn.Module]) -> Program:
-    """A small model as a program."""
+    """Capture a small model."""
     with seeded(0, torch.device("cpu")):
         return capture(model().eval(), torch.randn(2, 3, 12, 12))
 
 
 def starts(models: Iterable[type[nn.Module]]) -> Iterator[tuple[type[nn.Module], Rewrite | None, Program]]:
-    """Each model as captured; then each after the first candidate of each pass."""
+    """Yield each model as captured, then each after the first candidate of each pass."""
     models = list(models)
     yield from ((model, None, captured(model)) for model in models)
     for model, pass_type in itertools.product(models, ALL.values()):
@@ -102,7 +102,7 @@ def starts(models: Iterable[type[nn.Module]]) -> Iterator[tuple[type[nn.Module],
 
 
 def example(pass_type: type[Rewrite], preferred: str | None) -> Example:
-    """The first candidate on the first small model that has one, as it is or prepared by another pass."""
+    """Return the first candidate on the first small model that has one, unchanged or after another pass."""
     for model, first, program in starts(sorted(MODELS, key=lambda m: m.__name__ != preferred)):
         if first is not None and type(first) is pass_type:
             continue
@@ -112,7 +112,7 @@ def example(pass_type: type[Rewrite], preferred: str | None) -> Example:
 
 
 def drawn(shown: Example) -> str:
-    """The picture of an example."""
+    """Draw an example."""
     programs = shown.start, shown.result.program
     states = _states(*programs), _states(*programs[::-1], new="new")
     around = [_around(p, s) for p, s in zip(programs, states, strict=True)]
@@ -125,13 +125,13 @@ def drawn(shown: Example) -> str:
 
 
 def _around(program: Program, states: dict[str, str]) -> set[str]:
-    """What a pass touched, and what stands next to it."""
+    """Return the nodes that a pass changed, and their neighbors."""
     reads = {n.name: [r.name for r in n.all_input_nodes] for n in program.nodes}
     return near(reads, {name for name, state in states.items() if state != "same"}, 1)
 
 
 def _states(program: Program, other: Program, new: str = "removed") -> dict[str, str]:
-    """For each node: whether it is the same in the other program, changed, or not there."""
+    """Return for each node whether it is the same in the other program, changed, or missing."""
     theirs, found = {n.name: n for n in other.nodes}, dict[str, str]()
     for node in program.nodes:
         if (twin := theirs.get(node.name)) is None:
@@ -149,7 +149,7 @@ def _what(program: Program, node: fx.Node) -> str:
 
 
 def _tensors(program: Program, node: fx.Node) -> list[int]:
-    """The tensors of a node, by identity: programs share those that a pass did not replace."""
+    """Return the identities of a node's tensors: programs share those that a pass did not replace."""
     if node.op == "get_attr":
         value: Any = program.graph_module
         for part in str(node.target).split("."):
@@ -181,7 +181,7 @@ def _boxes(program: Program, states: dict[str, str], shown: set[str]) -> list[Bo
 
 
 def _shapes(program: Program) -> dict[str, str]:
-    """What each node gives on the example inputs, without the batch."""
+    """Return the output shape of each node on the example inputs, without the batch."""
     model = program.trainable_copy()
     ShapeProp(model).propagate(*program.examples.clone().leaves)
     metas = {n.name: n.meta.get("tensor_meta") for n in model.graph.nodes}
@@ -193,7 +193,7 @@ def _where(node: fx.Node) -> str:
 
 
 def _label(program: Program, node: fx.Node) -> str:
-    """A few letters: the kind of a module and its sizes, or a function and its numbers."""
+    """Return a short label: the type and sizes of a module, or a function and its numbers."""
     if node.op == "call_module":
         return _module_label(program.module(node))
     if node.op in {"placeholder", "output"}:
@@ -222,7 +222,7 @@ def _module_label(module: nn.Module) -> str:
 
 
 def section(name: str, prose: str, shown: Example) -> str:
-    """What the page says of one pass."""
+    """Return the section of one pass."""
     pass_type = ALL[name]
     with contextlib.redirect_stdout(io.StringIO()) as out, torch.random.fork_rng(devices=[]):
         exec(compile(shown.code(), f"example of {name}", "exec", dont_inherit=True), {"__name__": "example"})
@@ -256,7 +256,7 @@ def _flat(text: str) -> str:
 
 
 def _options(pass_type: type[Rewrite]) -> str:
-    """A table of the fields, from their annotations, defaults and the docstrings below them."""
+    """Return a table of the fields, from their annotations, defaults and docstrings."""
     if not fields(pass_type):
         return ""
     found = ast.parse(textwrap.dedent(inspect.getsource(pass_type))).body[0]
@@ -282,7 +282,7 @@ def _options(pass_type: type[Rewrite]) -> str:
 
 
 def _reasons(module: ModuleType) -> list[str]:
-    """The reasons that a pass gives: its own, then those of what it asks of `analysis` and `rewriting`."""
+    """Return the refusal reasons of a pass: its own, then those of the functions of `_HOMES` that it calls."""
     found = _told(ast.parse(inspect.getsource(module)))
     for asked in vars(module).values():
         if _is_asked(asked) and "Refusal" in str(inspect.signature(asked).return_annotation):
@@ -295,7 +295,7 @@ def _is_asked(thing: object) -> bool:
 
 
 def _answers(asked: Callable[..., object], known: set[object]) -> list[str]:
-    """The reasons that a function gives, and those of the functions and classes that it names."""
+    """Return the refusal reasons of a function, and those of the functions and classes that it names."""
     known.add(asked)
     tree, home = ast.parse(textwrap.dedent(inspect.getsource(asked))), vars(inspect.getmodule(asked))
     found = _told(tree)
@@ -307,7 +307,7 @@ def _answers(asked: Callable[..., object], known: set[object]) -> list[str]:
 
 
 def _told(tree: ast.AST) -> list[str]:
-    """What is refused with."""
+    """Return the texts of the refusals in a syntax tree."""
     found = list[str]()
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and len(node.args) > 1:
@@ -329,13 +329,13 @@ def _texts(value: ast.expr) -> list[str]:
 
 
 def prose() -> dict[str, str]:
-    """By pass, what was written by hand; by "" what stands above all."""
+    """Return the prose of each pass, and under "" the introduction."""
     parts = re.split(r"^## (.+)\n", (HERE / "passes_prose.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     return {"": parts[0].strip(), **{k.strip(): v.strip() for k, v in zip(parts[1::2], parts[2::2], strict=True)}}
 
 
 def pages() -> dict[str, str]:
-    """By path from this folder: the page and each picture, as they should be."""
+    """Return the page and each picture by path from docs/."""
     written, sections, rows = prose(), list[str](), list[str]()
     found = dict[str, str]()
     for name in sorted(ALL):
@@ -352,7 +352,7 @@ def pages() -> dict[str, str]:
 
 
 def main() -> None:
-    """Write what differs; drop the pictures of passes that are gone."""
+    """Write all pages, and delete the pictures of passes that no longer exist."""
     found = pages()
     (DOCS / "images").mkdir(exist_ok=True)
     for path, text in found.items():

@@ -1,4 +1,4 @@
-"""Write settings.md anew, from the declarations of arguments and settings: `python tools/list_settings.py`."""
+"""Write docs/settings.md from the declarations of arguments and settings: `python tools/list_settings.py`."""
 
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ names it: see [Command line](cli.md).
 
 
 def page() -> str:
-    """The whole text."""
+    """Return the whole page."""
     rows = dict[str, list[str]]()
     for settings in sections():
         rows.setdefault(_title(settings), []).extend(_rows(settings))
@@ -51,7 +51,7 @@ def page() -> str:
 
 
 def arguments() -> list[str]:
-    """A row for each argument of `optimize`."""
+    """Return a row for each argument of `optimize`."""
     defaults, texts = {f.name: f.default for f in fields(Arguments)}, docs_of(Arguments)
     flags = {name: flag(name) for name in arguments_of(RunConfig)}
     return [
@@ -62,7 +62,7 @@ def arguments() -> list[str]:
 
 
 def sections() -> list[type[Settings]]:
-    """Every class of settings, those that several methods share first; those of one method alone make one table."""
+    """Return every class of settings, shared ones first; the classes of a single method form one table."""
     lines = [[c for c in reversed(m.settings.__mro__) if is_dataclass(c)] for m in METHODS.values()]
     every = dict.fromkeys(c for line in lines for c in line)
     return sorted(
@@ -72,7 +72,9 @@ def sections() -> list[type[Settings]]:
 
 def _rows(settings: type[Settings]) -> list[str]:
     defaults = {f.name: f.default for f in fields(settings)}
-    return [f"| `{name}` | `{defaults[name]!r}` | {text} |" for name, text in texts_of(settings).items()]
+    return [
+        f"| `{name}` | `{defaults[name]!r}` | {text} |" for name, text in texts_of(settings).items() if name in defaults
+    ]
 
 
 def _title(settings: type[Settings]) -> str:
@@ -84,7 +86,7 @@ def _title(settings: type[Settings]) -> str:
 
 
 def texts_of(settings: type[Settings]) -> dict[str, str]:
-    """What stands under each field that the class has itself, or has with another default."""
+    """Return the text of each field that a class defines, or redefines with another default."""
     return {name: one_line(text).replace("|", "\\|") for name, text in own_docs(settings).items()}
 
 

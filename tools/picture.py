@@ -220,7 +220,7 @@ def _box(place: _Place, box: Box, tall: int) -> list[str]:
 
 
 def near(reads: Mapping[str, Iterable[str]], touched: set[str], steps: int) -> set[str]:
-    """The nodes at most so many steps from a touched one, along lines of either direction."""
+    """Return the nodes within `steps` of a touched one, along lines of either direction."""
     found = set(touched)
     for _ in range(steps):
         found |= {n for n, sources in reads.items() if found & set(sources)} | {s for n in found for s in reads[n]}

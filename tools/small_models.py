@@ -1,6 +1,6 @@
-"""The networks of the pages: small enough to draw, each with something that the others lack.
+"""The networks of the pages: small enough to draw, each with a trait that the others lack.
 
-Their source is shown on the pages as it stands here. All take images of (batch, 3, 12, 12).
+The pages show their source. All take images of (batch, 3, 12, 12).
 """
 
 import torch
@@ -24,7 +24,7 @@ class Plain(nn.Module):
 
 
 class Residual(nn.Module):
-    """A block beside an identity shortcut: what is summed lives and dies together."""
+    """A residual block with an identity shortcut: the summed channels live and die together."""
 
     def __init__(self) -> None:
         super().__init__()

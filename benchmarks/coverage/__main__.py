@@ -1,4 +1,4 @@
-"""Any PyTorch model: captured, shrunk and proven, beside two other tools: `python -m benchmarks.coverage`.
+"""Capture, shrink and prove many models, compared with two other tools: `python -m benchmarks.coverage`.
 
 Every (model, tool) runs in a process of its own, on one thread and under limits, and leaves a line in
 `benchmarks/runs/coverage.jsonl`; the last line of a pair counts. At the end, or with `--table` alone, the table goes to
@@ -35,7 +35,7 @@ RUNS = Path(__file__).parents[1] / "runs" / "coverage.jsonl"
 
 
 def main() -> None:
-    """Run what is asked for, then write the table."""
+    """Run the requested pairs, then write the table."""
     options = _options()
     if not options.table:
         settings = Settings(
@@ -90,7 +90,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--limit", type=int, default=Settings.limit_s, help="CPU seconds a pair, and for each check after the proof"
     )
-    parser.add_argument("--ratio", type=float, default=Settings.ratio, help="share of the units that goes")
+    parser.add_argument("--ratio", type=float, default=Settings.ratio, help="fraction of the units to remove")
     parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--resume", action="store_true", help="skip the pairs that the run file has")
     parser.add_argument("--table", action="store_true", help="only write the table")

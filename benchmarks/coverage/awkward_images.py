@@ -390,7 +390,7 @@ class Dicts(nn.Module):
 
 @dataclass
 class Detections:
-    """What `DataclassOut` gives."""
+    """The output of `DataclassOut`."""
 
     scores: Tensor
     boxes: Tensor

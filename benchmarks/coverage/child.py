@@ -26,7 +26,7 @@ TOOLS = {
 
 
 def prepare(tools: Iterable[str]) -> None:
-    """Import what the models and tools need, and run each tool on a tiny net: what first use costs counts for none."""
+    """Import what models and tools need, and run each tool on a tiny net, so that first use is not measured."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     with _quiet():
@@ -36,7 +36,7 @@ def prepare(tools: Iterable[str]) -> None:
 
 
 def cover(journal: Journal, *, ratio: float, seed: int) -> None:
-    """Build the journal's model and take it through its tool."""
+    """Build the journal's model and run its tool on it."""
     sample = named(journal.row.model)
     journal.arm()
     try:
@@ -67,13 +67,13 @@ def _use(
 
 
 def _leave_to_the_past() -> None:
-    """Else whoever happens to fill the garbage collector's quota pays for going over all that others made."""
+    """Collect garbage now, so that no later stage pays for the objects of an earlier one."""
     gc.collect()
     gc.freeze()
 
 
 def _tiny() -> nn.Module:
-    """What each tool runs on first, so that what libraries import on first use counts for none."""
+    """A tiny net that each tool runs on first, so that imports on first use are not measured."""
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
 
 

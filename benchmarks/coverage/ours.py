@@ -2,7 +2,7 @@
 
 A model passes when it was captured, lost parameters, equals the silenced model (normalized over the survivors
 where a norm ran over what went) to 1e-5 relative in float32, takes a training step, and a second round of
-surgery holds the same. A difference above 1e-5 is looked at again in float64: rounding shrinks with the
+surgery holds the same. A difference above 1e-5 is checked again in float64: rounding shrinks with the
 precision, a mistake does not.
 """
 
@@ -41,7 +41,7 @@ Drop = tuple[tuple[str, tuple[int, ...]], ...]
 
 @dataclass(frozen=True)
 class Removal:
-    """How much goes, and whether the export is tried."""
+    """Fraction of the units to remove, and whether to try the export."""
 
     ratio: float = 0.3
     seed: int = 0
@@ -49,7 +49,7 @@ class Removal:
 
 
 def run(journal: Journal, model: nn.Module, inputs: Inputs, removal: Removal) -> None:
-    """Take `model` through all stages; the verdict is the journal's, or of the error that ends it."""
+    """Run all stages on `model`; the journal has the verdict, or the error that ended it."""
     journal.arm()
     with journal.stage("capture"):
         program = _captured(model, inputs)
@@ -68,7 +68,7 @@ def run(journal: Journal, model: nn.Module, inputs: Inputs, removal: Removal) ->
 
 
 def verdict(error: BaseException, stage: str) -> str:
-    """What an error says of the model: refused if it was foreseen, wrong if numbers differ, crash otherwise."""
+    """Return the verdict of an error: refused if it was foreseen, wrong if numbers differ, crash otherwise."""
     if isinstance(error, VerifyError) and "differ" in str(error):
         return "wrong"
     if isinstance(error, VerifyError | PassCrashedError) or not isinstance(error, SurgeryError):
@@ -77,7 +77,7 @@ def verdict(error: BaseException, stage: str) -> str:
 
 
 def choose(facts: Structure, ratio: float, seed: int) -> Drop:
-    """A random share of all units, less those without which some tensor would have nothing left."""
+    """Return a random fraction of all units, except those that would leave some tensor empty."""
     units = np.concatenate([group.units for group in facts.groups]) if facts.groups else np.zeros(0, np.int64)
     order = np.random.default_rng(seed).permutation(units)
     keep = facts.mask(order[: math.ceil(ratio * len(order))])
@@ -88,7 +88,7 @@ def choose(facts: Structure, ratio: float, seed: int) -> Drop:
 
 
 def _shrunk(journal: Journal, program: Program, removal: Removal) -> PassResult | None:
-    """The proven result of the first round; the verdict where there is none."""
+    """Return the proven result of the first round, or the verdict if there is none."""
     row = journal.row
     with journal.stage("analysis"):
         facts = structure(program)
@@ -119,7 +119,7 @@ def _shrunk(journal: Journal, program: Program, removal: Removal) -> PassResult 
 
 
 def _reach(program: Program, facts: Structure, drop: Drop) -> dict[str, float]:
-    """How large the program is, and how much of it the surgery can reach."""
+    """Return the size of the program, and how much of it surgery can reach."""
     now = cost(program)
     return {
         "nodes": len(program.nodes),
@@ -133,7 +133,7 @@ def _reach(program: Program, facts: Structure, drop: Drop) -> dict[str, float]:
 
 
 def _obstacles(facts: Structure) -> list[str]:
-    """The operations that need all of the most units."""
+    """Return the operations that freeze the most units."""
     needed = Counter[str]()
     for freeze in facts.freezes:
         needed[freeze.op] += freeze.count
@@ -141,7 +141,7 @@ def _obstacles(facts: Structure) -> list[str]:
 
 
 def _again(journal: Journal, program: Program, removal: Removal) -> bool:
-    """A second round on what the first one left."""
+    """Run a second round on the result of the first one."""
     journal.arm()
     with journal.stage("second round"):
         drop = choose(structure(program), removal.ratio, removal.seed + 1)
@@ -171,7 +171,7 @@ def _captured(model: nn.Module, inputs: Inputs) -> Program:
 
 
 def _proven(journal: Journal, pruning: PruneChannels, program: Program, result: PassResult, name: str) -> bool:
-    """Whether the result equals what was promised; the verdict where it does not."""
+    """Check that the result equals its reference; return the verdict if it does not."""
     journal.row.figures[name] = error = result.error
     if error is None:
         journal.end("unproven", "; ".join(journal.row.refusals) or "no reference to compare with")
@@ -192,20 +192,20 @@ def _proven(journal: Journal, pruning: PruneChannels, program: Program, result: 
 
 
 def _removable(terms: CostTerms) -> float:
-    """The share of an amount that some unit takes with it when it goes."""
+    """Return the fraction of an amount that the removal of some unit removes."""
     total = sum(terms.amounts)
     fixed = (math.prod(float((ids == 0).mean()) for ids in dims) for dims in terms.dims)
     return sum(a * (1 - f) for a, f in zip(terms.amounts, fixed, strict=True)) / total if total else 0.0
 
 
 def _difference(got: Program, wanted: Program) -> float | None:
-    """How much the removal did to the outputs: a test whose effect is nil would prove nothing."""
+    """Return how much the removal changed the outputs: a removal without effect would prove nothing."""
     pairs = list(zip(got.run_examples(), wanted.run_examples(), strict=True))
     return max((relative_error(a, b) for a, b in pairs if a.shape == b.shape), default=None)
 
 
 def _train(program: Program, model: nn.Module, inputs: Inputs) -> str:
-    """What stops a step of SGD; empty if nothing does, or if the user's own model cannot take one either."""
+    """Return what prevents a step of SGD; empty if nothing does, or if the original model cannot take one either."""
     failures = [_step(program.trainable_copy(), batch) for batch in (inputs.grown(), inputs)]
     if not all(failures):
         return ""
@@ -240,7 +240,7 @@ def _export(pruned: nn.Module, inputs: Inputs, original: nn.Module) -> str:
 
 
 def _exports(model: nn.Module, inputs: Inputs) -> str:
-    """What stops the export; empty if it agrees with the model, at any batch size or at the example's."""
+    """Return what prevents the export; empty if the file agrees with the model, at any batch or at the example's."""
     by_name = {"example_kwargs": dict(inputs.kwargs)} if inputs.kwargs else {}
     failure = ""
     with tempfile.TemporaryDirectory() as folder:

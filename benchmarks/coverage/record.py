@@ -1,4 +1,4 @@
-"""What became of one model under one tool, and the journal that survives the process it happens in."""
+"""The outcome of one model under one tool, and the journal that survives its process."""
 
 import contextlib
 import ctypes
@@ -19,13 +19,13 @@ GOOD = ("pass", "right", "unchecked")
 
 @dataclass
 class Stage:
-    """What one stage took."""
+    """Time and memory of one stage."""
 
     cpu_s: float
-    """Of the thread that works; every model runs on one."""
+    """CPU seconds of the working thread; every model runs on one thread."""
     wall_s: float
     peak_mib: float
-    """Resident memory at its highest, over what was resident when the stage began."""
+    """Peak resident memory above that at the start of the stage."""
 
 
 @dataclass
@@ -39,12 +39,12 @@ class Row:
     Either: hung. `unbuilt` where the model itself does not run."""
     reason: str = ""
     stage: str = ""
-    """The one that is running, or that was the last to run."""
+    """The stage that is running, or that ran last."""
     captured: bool = False
     stages: dict[str, Stage] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    """What the capture says of itself: above all, which parts it kept as leaves."""
+    """Notes of the capture: mainly, which parts are leaves."""
     refusals: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     """Operations without a rule."""
@@ -72,7 +72,7 @@ class Row:
 
 
 class Journal:
-    """Keeps a row on disk as it comes about, and kills its own process when a limit is reached."""
+    """Write a row to disk as it grows, and kill the process when a limit is reached."""
 
     def __init__(self, row: Row, path: Path | None = None, limit_s: int = 0) -> None:
         self.row = row
@@ -93,7 +93,7 @@ class Journal:
         self.save()
 
     def arm(self) -> None:
-        """From here on the limit counts anew: in CPU seconds, and twice as long on the clock."""
+        """Restart the limit: in CPU seconds, and twice as long on the clock."""
         if self._limit_s:
             _, hard = resource.getrlimit(resource.RLIMIT_CPU)
             resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 1 + self._limit_s, hard))
@@ -105,7 +105,7 @@ class Journal:
         self.save()
 
     def save(self) -> None:
-        """Put the row on disk, whole."""
+        """Write the whole row to disk."""
         if self._path is not None:
             draft = self._path.with_suffix(".draft")
             draft.write_text(self.row.line(), encoding="utf-8")
@@ -113,7 +113,7 @@ class Journal:
 
 
 def first_line(error: BaseException | str, width: int = 240) -> str:
-    """The first line that says something, the type of an error in front; no list of units, no path of this machine."""
+    """Return the first line of a reason, after the type of the error; without lists of units and local paths."""
     text = without_paths(next((line.strip() for line in str(error).splitlines() if line.strip()), ""))
     text = re.sub(r"prune-channels\(drop=.*?\),leaves=.*?\)", "prune-channels", text)
     kind = f"{type(error).__name__}: " if isinstance(error, BaseException) else ""

@@ -29,12 +29,12 @@ TIMES = {
     "worst on": "",
 }  # fmt: skip
 NOTES = """\
-Captured: there is a graph of the model. Pruned and right: parameters went, and the outputs equal those of the model
-with the removed entries silenced. Ours: within 1e-5 relative, normalized over the survivors where a norm runs over what
-went, and a training step and a second round hold too. A rival's: within 1e-4, where it can be told. Not comparable:
-pruned and runs, but a norm runs over what went, or the tool does not say what it removed. Ours and Torch-Pruning remove
-at random; torch-kirigami follows its quick start, by magnitude to a parameter budget. Torch-Pruning's prune stage
-carries one index tensor a parameter, which tells what it removed."""
+Captured: there is a graph of the model. Pruned and right: parameters were removed, and the outputs equal those of the
+model with the removed entries silenced. fxsurgery: within 1e-5 relative, normalized over the survivors where a norm
+runs over removed units, and a training step and a second round work too. Other tools: within 1e-4, where a comparison
+is possible. Not comparable: pruned and runs, but a norm runs over removed units, or the tool does not report what it
+removed. fxsurgery and Torch-Pruning remove at random; torch-kirigami follows its quick start, by magnitude to a
+parameter budget. Torch-Pruning's prune stage carries one index tensor per parameter, which records the removal."""
 
 
 @dataclass(frozen=True)

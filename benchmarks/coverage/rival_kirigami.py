@@ -13,7 +13,7 @@ from fxsurgery.inputs import Inputs
 
 
 def run(journal: Journal, model: nn.Module, inputs: Inputs, ratio: float) -> None:
-    """Take `model` through all stages; the verdict is the journal's, or the error that ends it."""
+    """Run all stages on `model`; the journal has the verdict, or the error that ended it."""
     row = journal.row
     before = sum(p.numel() for p in model.parameters())
     journal.arm()

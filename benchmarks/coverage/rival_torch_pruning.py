@@ -1,7 +1,7 @@
 """Torch-Pruning as its README uses it: BasePruner, random importance, output layers ignored, heads given.
 
 It slices a parameter's gradient along with the parameter. So each gradient is filled with the positions of its
-entries beforehand (integers, in the bits of the floats), and what survives tells which entries of the original
+entries beforehand (integers, in the bits of the floats), and what survives shows which entries of the original
 to zero: the original with them zeroed is what the pruned model must equal, unless a norm runs over what went.
 """
 
@@ -30,7 +30,7 @@ INCOMPARABLE = ("Std", "Attention", "LSTM", "GRU", "Parametrized", "Softmax")
 
 
 def run(journal: Journal, model: nn.Module, inputs: Inputs, ratio: float) -> None:
-    """Take `model` through all stages; the verdict is the journal's, or the error that ends it."""
+    """Run all stages on `model`; the journal has the verdict, or the error that ended it."""
     row = journal.row
     original = copy.deepcopy(model)
     before = sum(p.numel() for p in model.parameters())

@@ -21,7 +21,7 @@ LISTS = {
     "awkward": "benchmarks.coverage.awkward",
 }
 ONNX_EVERY = {"torchvision": 8, "timm": 8, "transformers": 1, "awkward": 1}
-"""Of each list, every so many models are exported too."""
+"""One of this many models of each list is exported too."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Sample:
     build: Callable[[], tuple[nn.Module, Inputs]]
     """The model as its library builds it, and inputs; both drawn from the global generator."""
     heavy: bool = False
-    """Wants the machine's memory for itself."""
+    """Whether it needs the machine's memory for itself."""
     exported: bool = False
     """Whether its export is tried as well."""
 

@@ -28,7 +28,7 @@ POLL_S = 0.25
 
 @dataclass(frozen=True)
 class Settings:
-    """What is the same for every pair of a sweep."""
+    """Settings of every pair of a sweep."""
 
     ratio: float = 0.3
     seed: int = 0
@@ -57,7 +57,7 @@ def sweep(pairs: Sequence[Pair], settings: Settings) -> Iterator[Row]:
 
 
 def isolated(model: str, tool: str, settings: Settings, memory_limit_mib: float) -> Row:
-    """The row of one pair, from a process of its own."""
+    """Return the row of one pair, from a process of its own."""
     with tempfile.TemporaryDirectory(prefix="coverage-") as folder:
         out, complaints = Path(folder) / "row.json", Path(folder) / "stderr"
         journal = Journal(Row(model, tool), out, settings.limit_s)
@@ -70,7 +70,7 @@ def isolated(model: str, tool: str, settings: Settings, memory_limit_mib: float)
 
 
 def _run(journal: Journal, settings: Settings, complaints: Path) -> None:
-    """What the forked process does."""
+    """Run a pair in the forked process."""
     tempfile.tempdir = str(complaints.parent)
     with complaints.open("w", encoding="utf-8") as stderr:
         os.dup2(stderr.fileno(), 2)
@@ -78,7 +78,7 @@ def _run(journal: Journal, settings: Settings, complaints: Path) -> None:
 
 
 def settle(row: Row, code: int, killed: str, complaint: str, settings: Settings) -> Row:
-    """The row with a verdict, whatever became of its process."""
+    """Return the row with a verdict, however its process ended."""
     row.about = {"commit": settings.commit, "ratio": settings.ratio, "seed": settings.seed, "limit": settings.limit_s}
     if row.status != "running":
         return row
@@ -93,7 +93,7 @@ def settle(row: Row, code: int, killed: str, complaint: str, settings: Settings)
 
 
 def _watch(process: ForkProcess, memory_limit_mib: float, patience_s: float) -> str:
-    """Wait for the process; what it was killed for, if it was."""
+    """Wait for the process; return why it was killed, if it was."""
     began = time.monotonic()
     try:
         while process.is_alive():

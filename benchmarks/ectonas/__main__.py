@@ -1,12 +1,12 @@
 """ECToNAS against its controls and beside the paper: `python -m benchmarks.ectonas PART`.
 
-Parts, each a table or two in `benchmarks/results/`; each says first how long it will take, and goes on where it was
-cut off, inside a search too (delete `benchmarks/runs/` to start over). `PART --help` tells its options.
+Parts, each a table or two in `benchmarks/results/`; each prints an estimate of its time first, and resumes where it was
+interrupted, inside a search too (delete `benchmarks/runs/` to start over). `PART --help` lists its options.
 
 * `ecto6`: the six start nets on Fashion-MNIST, greedy, alpha 0.5, alpha 0, random, and trained plainly;
 * `crossing`: the same on tabular data made to look like images: who drops its convolutions, who gains some;
 * `r20`: from a trained ResNet-20, with and without a budget, against pruning and longer training;
-* `throughput`: two processes, or Ray, against one, and that they come to the same;
+* `throughput`: two processes, or Ray, against one, with equal results;
 * `memory`: a generation of children before any of them trains, against deep copies.
 """
 
@@ -17,7 +17,7 @@ from benchmarks.ectonas.tabular import TRAIN_ROWS
 
 
 def main() -> None:
-    """Run the part that was asked for."""
+    """Run the requested part."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.ectonas", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -51,7 +51,7 @@ def theirs(mode: str) -> dict[str, Any]:
 
 
 def notes(asked: Nets) -> str:
-    """What a reader must know of the table."""
+    """Return the notes below the table."""
     return (
         f"The data are no real ones, but a made table of the form and size of the paper's modified Adult set: "
         f"{asked.samples:,} rows to train on, a tenth of them for validation, 16,281 to test, 100 columns in no order, "

@@ -78,7 +78,7 @@ def theirs(mode: str) -> dict[str, Any]:
 
 
 def notes(asked: Nets) -> str:
-    """What a reader must know of the first table."""
+    """Return the notes below the first table."""
     learned = asked.samples - asked.samples // 10
     return (
         f"Nets: {', '.join(asked.nets)}. 'epochs' are those of a whole search over all its candidates, or of the plain "
@@ -96,7 +96,7 @@ def notes(asked: Nets) -> str:
 
 
 def notes_by_net() -> str:
-    """What a reader must know of a table by net."""
+    """Return the notes below a table by net."""
     return (
         "'winner trained' are the epochs of the winner, its ancestors' among them; 'spent' those of the whole search; "
         "'rejected' moves gave no candidate, 'duplicates' were not trained. 'convolutions' are those of the start and "

@@ -1,4 +1,4 @@
-"""What a generation of children takes before any of them trains, against a deep copy of each.
+"""Memory of a generation of children before any of them trains, against a deep copy of each.
 
 Every network is captured in a process of its own and all children of the first generation are made of it and held,
 as a search does. Counted twice: the bytes of all distinct tensor storages among the start and its children; and the
@@ -48,7 +48,7 @@ COLUMNS = {
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of this part."""
     parser.add_argument("--nets", nargs="+", default=[*NETS, *OTHERS], choices=[*NETS, *OTHERS], metavar="NET")
-    parser.add_argument("--places", type=int, default=8, help="of each operation, at most so many are tried")
+    parser.add_argument("--places", type=int, default=8, help="maximum number of places tried per operation")
 
 
 def main(options: argparse.Namespace) -> None:

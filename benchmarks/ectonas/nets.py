@@ -1,4 +1,4 @@
-"""The start nets under every mode: what the parts `ecto6` and `crossing` have in common."""
+"""The start nets in every mode: shared by the parts `ecto6` and `crossing`."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ AS_LONG = f"{BASELINE}, as long as the greedy winners"
 PAPER_SPEND, PAPER_BASELINE, PAPER_MATCH = 1000, 200, 5
 """Epochs."""
 Found = Mapping[tuple[str, str], Sequence[Figures]]
-"""By net and mode, one a seed."""
+"""Trials by net and mode, one per seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +34,18 @@ class Nets:
 
     @classmethod
     def of(cls, data: str, options: argparse.Namespace) -> "Nets":
-        """As the command line says."""
+        """Values from the command line."""
         return cls(data=data, **{f.name: getattr(options, f.name) for f in fields(cls) if f.name != "data"})
 
     @property
     def suffix(self) -> str:
-        """Tells tables apart."""
+        """Suffix of the names of the tables."""
         matches = "" if self.match_epochs == PAPER_MATCH else f"-matches-{self.match_epochs:g}"
         some = [self.modes if set(self.modes) < set(MODES) else (), self.nets if set(self.nets) < set(NETS) else ()]
         return "-".join([f"{self.spend:g}{matches}-of-{self.samples}", *(name for names in some for name in names)])
 
     def trials(self) -> list[Trial]:
-        """Every trial that can be named beforehand; those that take longest first, so that no worker is left alone."""
+        """Return every trial that is known beforehand, the longest first, so that no worker ends up alone."""
         order = sorted(self.modes, key=lambda mode: mode == BASELINE)
         return [self._trial(net, mode, seed) for mode in order for net in self.nets for seed in self.seeds]
 
@@ -82,7 +82,7 @@ def of_mode(found: Found, mode: str) -> list[Figures]:
 
 
 def modes_of(found: Found) -> list[str]:
-    """In the order of the table."""
+    """Modes in the order of the table."""
     return [mode for mode in (*MODES, AS_LONG) if any(of == mode for _, of in found)]
 
 
@@ -97,18 +97,20 @@ def add_options(parser: argparse.ArgumentParser, *, samples: int, seeds: Sequenc
     )
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=0.1)
-    parser.add_argument("--match-epochs", type=float, default=PAPER_MATCH, help="of a search; the paper's unless said")
+    parser.add_argument(
+        "--match-epochs", type=float, default=PAPER_MATCH, help="epochs per match; the paper's by default"
+    )
     parser.add_argument("--workers", type=int, default=1, help="trials at once, each in a process of one thread")
 
 
 def in_order(found: Found) -> list[tuple[tuple[str, str], Sequence[Figures]]]:
-    """By net, then by mode, as these are listed."""
+    """Sort by net, then by mode, in the order in which they are listed."""
     modes = modes_of(found)
     return sorted(found.items(), key=lambda item: (NETS.index(item[0][0]), modes.index(item[0][1])))
 
 
 def of_searches(asked: Nets) -> str:
-    """What to tell of the searches' length."""
+    """Return the note on the length of the searches."""
     ours = f"{asked.spend:g} epochs a search, warm-up included, in matches of {asked.match_epochs:g}"
     theirs = f"the paper's {PAPER_SPEND:,} in matches of {PAPER_MATCH}"
     if (asked.spend, asked.match_epochs) == (PAPER_SPEND, PAPER_MATCH):

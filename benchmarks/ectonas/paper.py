@@ -1,4 +1,4 @@
-"""What the paper reports: means over six start nets, 1,000 epochs a search (Schiessler et al., ECToNAS, 2023)."""
+"""Figures of the paper: means over six start nets, 1,000 epochs per search (Schiessler et al., ECToNAS, 2023)."""
 
 from dataclasses import dataclass
 

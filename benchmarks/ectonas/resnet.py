@@ -1,6 +1,6 @@
 """From a ResNet-20, which the paper's operations cannot change: with and without a budget, against its controls.
 
-R20w8 is trained on Fashion-MNIST for a few epochs, once a seed, and every row goes on from it:
+R20w8 is trained on Fashion-MNIST for a few epochs, once a seed, and every row continues from it:
 
 * searches: greedy, alpha 0.5 and random, free and with half the MACs, with matches and places cut down so that a small
   spend is several generations; the winner is fine-tuned at a falling rate inside the spend;
@@ -40,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--first", type=float, default=4, help="epochs that the start is trained")
     parser.add_argument("--spend", type=float, default=60, help="epochs a search, its fine-tune among them")
-    parser.add_argument("--budget", type=float, default=0.5, help="share of the MACs")
+    parser.add_argument("--budget", type=float, default=0.5, help="fraction of the MACs")
     parser.add_argument("--train", dest="samples", type=int, default=10_000, help="training images")
     parser.add_argument("--match-epochs", type=float, default=0.25, help="the paper's are 5")
     parser.add_argument("--places", type=int, default=3, help="of each operation on each parent")

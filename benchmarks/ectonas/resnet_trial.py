@@ -45,29 +45,29 @@ class Trial:
     rounds: int
     finetune_epochs: float
     learning_rate: float
-    """Of the matches of a search; all else trains at the preset's, which falls to 0."""
+    """Learning rate of the matches; everything else trains at the preset's, which decays to 0."""
 
     net = PRESET.name
 
     @property
     def epochs(self) -> float:
-        """That are trained for this trial alone."""
+        """Epochs that are trained for this trial only."""
         return self.spend + (self.first if self.mode == AS_IT_IS else 0)
 
     @property
     def name(self) -> str:
-        """What is told of it."""
+        """Name in the progress messages."""
         budget = f", {self.budget:g} of the MACs" if self.budget else ""
         return f"{self.mode}{budget}, seed {self.seed}, {self.first:g} + {self.spend:g} epochs"
 
     @property
     def start_key(self) -> str:
-        """What its start is kept under."""
+        """Key of its start network under `runs/`."""
         return f"ectonas-r20-start-{self.first:g}-{self.samples}-{self.seed}"
 
     @property
     def key(self) -> str:
-        """What it is kept under."""
+        """Key of its figures under `runs/`."""
         search = (
             f"-{self.match_epochs:g}-{self.places}-{self.rounds}-{self.finetune_epochs:g}-{self.learning_rate:g}"
             if self.mode in SEARCHES
@@ -77,17 +77,17 @@ class Trial:
         return f"ectonas-r20-{'-'.join(map(str, of))}{search}-{self.seed}".replace(" ", "_")
 
     def model(self) -> nn.Module:
-        """The network, new."""
+        """Return the untrained network."""
         return PRESET.model(self.seed)
 
     def task(self) -> Task:
-        """What is to be learned."""
+        """Return the task."""
         data = _splits(self.samples)
         train, validation, test = ((part.images, part.labels) for part in (data.train, data.validation, data.test))
         return Task.of(train, validation, test_data=test, batch_size=PRESET.batch_size, seed=self.seed)
 
     def start(self) -> nn.Module:
-        """The network after its first epochs, kept once it has them."""
+        """Return the network after its first epochs; it is trained once and stored."""
         path, model = RUNS / f"{self.start_key}.pt", self.model()
         if path.exists():
             model.load_state_dict(torch.load(path, weights_only=True))
@@ -99,7 +99,7 @@ class Trial:
         return model.eval()
 
     def figures(self) -> Figures:
-        """What it comes to, or came to when it was run before."""
+        """Run the trial, or recall its figures."""
         run = {START: self._begun, AS_IT_IS: self._whole, PRUNE: self._pruned}.get(self.mode, self._searched)
         found = once(self.key, run)
         shutil.rmtree(RUNS / self.key / STAGES, ignore_errors=True)

@@ -17,12 +17,12 @@ def accuracy(found: Sequence[Figures]) -> str:
 
 
 def mean(found: Iterable[Figures], name: str) -> float:
-    """Of one figure."""
+    """Return the mean and the deviation of one figure."""
     return statistics.fmean(figures[name] for figures in found)
 
 
 def crossed(found: Iterable[Figures], start: str) -> tuple[int, int]:
-    """Of the trials from a CNN, or an FFNN: how many ended as the other kind, and how many there are."""
+    """Return how many trials from a CNN (or FFNN) ended as the other kind, and how many there are."""
     ends = [kind(figures["convolutions"]) for figures in found if kind(figures["convolutions before"]) == start]
     return sum(end != start for end in ends), len(ends)
 
@@ -38,7 +38,7 @@ HEADINGS = {CNN: f"{CNN} → {FFNN}", FFNN: f"{FFNN} → {CNN}"}
 
 
 def share(count: int, of: int) -> str | None:
-    """`5 of 75 (6.7 %)`; nothing where there is none to count."""
+    """Format as `5 of 75 (6.7 %)`; empty if there is nothing to count."""
     return f"{count} of {of} ({count / of:.1%})".replace("%", " %") if of else None
 
 

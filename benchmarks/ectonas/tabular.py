@@ -3,7 +3,7 @@
 The paper takes the census table Adult (48,842 people, 14 attributes, 76 % of them in one class), one-hot encodes it to
 100 columns scaled into [0, 1], scrambles these and calls them the pixels of a 10x10 image. Adult ships with no package
 that fxsurgery depends on, and the real tables that do (in scikit-learn: breast cancer, wine, diabetes) have a few
-hundred rows, on which six networks cannot be told apart. So the table is made, of Adult's form and size:
+hundred rows, on which six networks are not distinguishable. So the table is synthetic, of Adult's form and size:
 
 * 13 attributes from `sklearn.datasets.make_classification`: 8 of them informative, 3 linear in those, 2 noise;
 * 5 stay numbers, min-max scaled; 8 are cut into as many categories as Adult's have, with uneven shares and in no

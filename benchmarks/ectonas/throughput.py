@@ -50,13 +50,13 @@ class Timed(Trial):
     @property
     @override
     def name(self) -> str:
-        """What is told of it."""
+        """Name in the progress messages."""
         return f"{super().name}, {self.executor}"
 
     @property
     @override
     def key(self) -> str:
-        """What it is kept under."""
+        """Key of its figures under `runs/`."""
         executor = f"{self.executor}-{self.workers}-{self.warm_up_epochs:g}"
         return f"{super().key}-throughput-{executor}"
 
@@ -83,7 +83,7 @@ class Timed(Trial):
 
 
 def digest(result: Result) -> int:
-    """A number of 48 bits, which JSON keeps, of all that a search comes to: weights, passes, scores, lineage."""
+    """Return a 48-bit hash of a search's result: weights, passes, scores, lineage."""
     # A worker that died costs time alone.
     record = to_plain(replace(result.search, lost_workers=0))
     found = hashlib.sha256(json.dumps([record, result.log], sort_keys=True).encode())
@@ -98,7 +98,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nets", nargs="+", default=["medium-cnn", "large-ffnn"], choices=NETS, metavar="NET")
     known = [name for name in EXECUTORS if name != "ray" or find_spec("ray")]
     parser.add_argument("--executors", nargs="+", default=known, choices=EXECUTORS, metavar="EXECUTOR")
-    parser.add_argument("--workers", type=int, default=2, help="of each executor but the one in this process")
+    parser.add_argument("--workers", type=int, default=2, help="workers of each executor except the in-process one")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a round each")
     parser.add_argument("--spend", type=float, default=60, help="epochs a search")
     parser.add_argument("--warm-up", type=float, default=2, help="epochs; the paper's are 10")
@@ -138,7 +138,7 @@ def table(options: argparse.Namespace, found: Mapping[tuple[str, str], Sequence[
 
 
 def row(net: str, executor: str, workers: int, found: Mapping[tuple[str, str], Sequence[Figures]]) -> dict[str, Any]:
-    """Of one net and executor, beside one process."""
+    """Return the row of one net and executor, relative to one process."""
     figures, alone = found[net, executor], found.get((net, ALONE))
     cells: dict[str, Any] = {
         "net": net,

@@ -1,4 +1,4 @@
-"""Many trials: how long they will take, and several at once, each in a process of its own with one thread."""
+"""Run many trials, several at once, each in a process of its own with one thread; estimate their time."""
 
 import multiprocessing
 import time
@@ -19,15 +19,15 @@ _TIMED_STEPS = 20
 
 
 class Planned(Protocol):
-    """A trial that is to be run."""
+    """A trial to run."""
 
     @property
     def name(self) -> str:
-        """What is told of it."""
+        """Name in the progress messages."""
 
     @property
     def key(self) -> str:
-        """What it is kept under."""
+        """Key of its figures under `runs/`."""
 
     @property
     def net(self) -> str:
@@ -35,13 +35,13 @@ class Planned(Protocol):
 
     @property
     def epochs(self) -> float:
-        """In all."""
+        """Epochs in total."""
 
     def model(self) -> nn.Module:
         """The network."""
 
     def task(self) -> Task:
-        """What it learns."""
+        """Return the task."""
 
     def figures(self) -> Figures:
         """Run it, or recall it."""
@@ -80,12 +80,12 @@ def _figures(trial: Planned) -> Figures:
 
 
 def one_thread() -> None:
-    """As each match of a search has: what a search comes to then hangs on its seed alone."""
+    """Use one thread, as each match does: then the result of a search depends only on its seed."""
     torch.set_num_threads(1)
 
 
 def missing(trials: Sequence[Planned]) -> list[Planned]:
-    """The trials that were not run to their end before."""
+    """Return the trials that have not been completed."""
     return [trial for trial in trials if not (RUNS / f"{trial.key}.json").exists()]
 
 
@@ -109,7 +109,7 @@ def estimate(trials: Sequence[Planned], workers: int) -> str:
 
 
 def seconds_an_epoch(trial: Planned) -> float:
-    """Of the trial's network, in one thread, the validation among them."""
+    """Return the seconds of an epoch of the trial's network in one thread, including validation."""
     one_thread()
     task, model = trial.task(), trial.model()
     recipe = Recipe(steps=_TIMED_STEPS, optimizer=sgd(0.01), schedule=constant(), validations=0)

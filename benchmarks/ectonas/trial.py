@@ -1,4 +1,4 @@
-"""One trial: a start net, a mode and a seed, and what they come to; kept under `runs/`, gone on with after a kill."""
+"""One trial: a start net, a mode, a seed, and its figures; stored under `runs/`, resumable after a kill."""
 
 import shutil
 from collections.abc import Mapping
@@ -54,23 +54,23 @@ class Trial:
     """One of `MODES`."""
     seed: int
     epochs: float
-    """What the search may spend, over all candidates; or those of the baseline."""
+    """Epochs of the search over all candidates, or of the baseline."""
     samples: int
-    """To train on, the tenth for validation among them."""
+    """Number of samples, a tenth of them for validation."""
     batch_size: int = 128
     learning_rate: float = 0.1
-    """Of SGD without momentum, at a constant rate: the paper's."""
+    """Learning rate of SGD without momentum, constant: the paper's."""
     match_epochs: float = 5
-    """Of a search: the paper's."""
+    """Epochs per match of a search: the paper's."""
 
     @property
     def name(self) -> str:
-        """What is told of it."""
+        """Name in the progress messages."""
         return f"{self.net}, {self.mode}, seed {self.seed}, {self.epochs:g} epochs"
 
     @property
     def key(self) -> str:
-        """What it is kept under."""
+        """Key of its figures under `runs/`."""
         of: list[object] = ["ectonas", self.data, self.net, self.mode, f"{self.epochs:g}", self.samples]
         of += [self.batch_size, f"{self.learning_rate:g}"]
         if self.mode != BASELINE:
@@ -78,7 +78,7 @@ class Trial:
         return "-".join(map(str, [*of, self.seed]))
 
     def model(self) -> nn.Module:
-        """The start net, new."""
+        """Return the untrained start net."""
         size, _, kind = self.net.partition("-")
         shape = tuple(splits(self.data, self.samples).train.images.shape[1:])
         return start_nets.start_net(
@@ -86,15 +86,15 @@ class Trial:
         )
 
     def task(self) -> Task:
-        """What is to be learned."""
+        """Return the task."""
         data = splits(self.data, self.samples)
         train, validation, test = ((part.images, part.labels) for part in (data.train, data.validation, data.test))
         return Task.of(train, validation, test_data=test, batch_size=self.batch_size, seed=self.seed)
 
     def figures(self) -> Figures:
-        """What it comes to, or came to when it was run before."""
+        """Run the trial, or recall its figures."""
         found = once(self.key, self._trained if self.mode == BASELINE else self.searched)
-        # Only now: a search that is killed before its figures are kept goes on from these.
+        # Only now: a search that is killed before its figures are stored resumes from these.
         shutil.rmtree(RUNS / self.key / STAGES, ignore_errors=True)
         return found
 
@@ -120,7 +120,7 @@ class Trial:
         return splits(self.data, self.samples).train.images[:2]
 
     def searched(self) -> Figures:
-        """Run the search, or go on with it."""
+        """Run the search, or resume it."""
         rates = {"learning_rate": self.learning_rate, "match_epochs": self.match_epochs}
         result = optimize(
             self.model(), method="ectonas", train_data=self.task(), trained=False, spend=Spend(epochs=self.epochs),
@@ -148,7 +148,7 @@ def of_search(result: Result) -> Figures:
 
 
 def sizes(before: Program, after: Program) -> Figures:
-    """What both take, and how many convolutions they have."""
+    """Return the costs of both networks, and their numbers of convolutions."""
     was, now = cost(before), cost(after)
     return {
         "params before": was.params,

@@ -1,4 +1,4 @@
-"""What the passes do to a trained network, and what they cost: `python -m benchmarks.passes [part ...]`.
+"""The effect of the passes on a trained network, and their cost: `python -m benchmarks.passes [part ...]`.
 
 Parts, each a table in `benchmarks/results/`:
 
@@ -22,9 +22,9 @@ PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 
 def main() -> None:
-    """Run the parts that were asked for, all of them unless said."""
+    """Run the requested parts, or all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)}; all unless said")
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)}; all by default")
     parser.add_argument("--train", type=int, default=10_000, help="training images")
     parser.add_argument("--epochs", type=float, help="of training V8; the preset's unless given")
     parser.add_argument("--seeds", type=int, default=10, help="networks of the pooling trial")

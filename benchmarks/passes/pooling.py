@@ -22,7 +22,7 @@ from fxsurgery.training import cosine
 TRAINING = Training(epochs=4, learning_rate=0.02)
 FINETUNE = Training(epochs=1, learning_rate=0.005)
 PUBLISHED = {"average": "mean", "max": "maximum"}
-"""What the paper's own code makes of the weights."""
+"""Aggregate the weights as the paper's code does."""
 ROWS = [(k, w) for k, published in PUBLISHED.items() for w in ("structured", published, "largest", "random")]
 
 
@@ -42,7 +42,7 @@ class Minimal(nn.Module):
 
 
 def network(seed: int, task: Task, images: int) -> nn.Module:
-    """A trained one."""
+    """Return a trained network."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = Minimal()

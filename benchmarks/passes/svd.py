@@ -45,8 +45,8 @@ def main(seeds: Sequence[int], images: int) -> None:
     columns = {"units": "d", **dict.fromkeys(names, ".3f"), **{f"{name}: accuracy": ".3f" for name in names}}
     whole = [run["as it is"] for run in runs]
     notes = (
-        "The hidden layer (7,056 -> 32, ReLU, 10) of the network of the pooling trial, shrunk to so many units. The "
-        "first columns: error of the class scores on 2,000 test images, |y' - y| / |y| over all. Then test "
+        "The hidden layer (7,056 -> 32, ReLU, 10) of the network of the pooling trial, shrunk to the given number of "
+        "units. The first columns: error of the class scores on 2,000 test images, |y' - y| / |y| over all. Then test "
         f"accuracy; the network as it is: {sum(whole) / len(whole):.3f}. Signs, covariances and fits from {EXAMPLES} "
         "training images; `whitened` and `refitted` have signs from data, too. At 32 units no rank is lost: all of the "
         "error is that of ReLU in another basis. `pruned` is the control, `prune-channels` on those units that the "
@@ -77,6 +77,6 @@ def _scores(program: Program, images: Tensor) -> Tensor:
 
 
 def _pruning(start: Program, units: int) -> PruneChannels:
-    """All but so many units go, those first that the next layer weighs least."""
+    """Remove all but `units` units, first those with the smallest weights in the next layer."""
     group = structure(start).named("dense")
     return PruneChannels((("dense", least_important(start, group, len(group.units) - units)),))

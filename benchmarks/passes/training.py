@@ -1,4 +1,4 @@
-"""How the networks of these tables train, and what is measured of them."""
+"""Training of the networks of these tables, and the measurements on them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +29,13 @@ class Training:
 
 
 def task_of(data: Splits, batch_size: int, seed: int) -> Task:
-    """Fashion-MNIST as a task; test data are looked at in the tables, and select nothing."""
+    """Return Fashion-MNIST as a task; test data are scored for the tables and select nothing."""
     parts = ((part.images, part.labels) for part in (data.train, data.validation))
     return Task.of(*parts, test_data=(data.test.images, data.test.labels), batch_size=batch_size, seed=seed)
 
 
 def accuracy(model: nn.Module, task: Task) -> float:
-    """On test data, in eval mode."""
+    """Return the accuracy on test data in eval mode."""
     return evaluate(model.eval(), task, task.test_data).metric
 
 
@@ -48,7 +48,7 @@ def after(program: Program, task: Task, training: Training, seed: int = 0) -> tu
 
 
 def trained(model: nn.Module, key: str, task: Task, training: Training, *, seed: int, schedule: Schedule) -> nn.Module:
-    """`model` with trained weights: those of an earlier run under this key, or it is trained now."""
+    """Load the trained weights of `model` from an earlier run under this key, or train it now."""
     path: Path = RUNS / f"{key}.pt"
     if path.exists():
         model.load_state_dict(torch.load(path, weights_only=True))

@@ -1,7 +1,7 @@
-"""The commands, in the order in which one comes to need them.
+"""The commands, in the order of a typical workflow.
 
 A command is the function of its name in the module of its name, which is imported when the command is called: listing
-the commands must not wait for PyTorch.
+the commands must not import PyTorch.
 """
 
 from importlib import import_module
@@ -14,15 +14,15 @@ from typing_extensions import override
 
 SUMMARIES = {
     "demo": "Train a small network on digits, halve its MACs, fine-tune, export to ONNX and measure both.",
-    "inspect": "Say what of a model can shrink, and what holds the rest. Nothing is trained.",
-    "optimize": "Make a model smaller: search what can go within the budget, cut it, fine-tune.",
-    "report": "Write a page about a result: before and after, widths layer by layer, training curves.",
-    "bench": "Measure the latency of one sample, models side by side, through ONNX Runtime.",
-    "export": "Export a result, or any model, to ONNX, and check the file against PyTorch.",
+    "inspect": "Show which layers of a model can shrink, and why others cannot. Nothing is trained.",
+    "optimize": "Make a model smaller: search for what to remove, remove it, fine-tune.",
+    "report": "Write an HTML report of a result: before and after, widths by layer, training curves.",
+    "bench": "Measure the latency of one sample, model against model, through ONNX Runtime.",
+    "export": "Export a result, or any model, to ONNX and check the file against PyTorch.",
 }
 """First paragraph of the help of each command."""
 ANNOUNCED = {"demo": "importing PyTorch"}
-"""What to print before a command is imported, which takes seconds."""
+"""Line to print before a command is imported, which takes seconds."""
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -38,17 +38,17 @@ def main(
     *,
     version: Annotated[
         bool,
-        typer.Option("--version", metavar="", callback=_version, is_eager=True, help="Show the version and leave."),
+        typer.Option("--version", metavar="", callback=_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
     r"""Make your own PyTorch model smaller and faster, or better.
 
-    [bold]The way through[/bold]
-      1. [cyan]demo[/cyan]      see all of it happen on a small network, in about a minute
-      2. [cyan]inspect[/cyan]   what of your model can shrink, and what holds the rest
-      3. [cyan]optimize[/cyan]  make it smaller; --dry-run first says how far and how long
-      4. [cyan]report[/cyan]    a page about what came out
-      5. [cyan]bench[/cyan]     original and result side by side, on this machine
+    [bold]Typical workflow[/bold]
+      1. [cyan]demo[/cyan]      see every step on a small network, in about a minute
+      2. [cyan]inspect[/cyan]   which layers of your model can shrink, and why others cannot
+      3. [cyan]optimize[/cyan]  make it smaller; start with --dry-run to see the plan
+      4. [cyan]report[/cyan]    an HTML report of the result
+      5. [cyan]bench[/cyan]     original against result, on this machine
       6. [cyan]export[/cyan]    the ONNX file, checked against PyTorch
 
     [bold]Examples[/bold]
@@ -58,14 +58,15 @@ def main(
           --val-data mypkg.data:val --budget macs=0.5 --out small
       fxsurgery bench small
 
-    A model is named as [cyan]module:factory[/cyan] or [cyan]path/to/file.py:factory[/cyan]; the current
-    directory is importable. Each command tells more: fxsurgery optimize --help.
+    Name a model as [cyan]module:factory[/cyan] or [cyan]path/to/file.py:factory[/cyan]; the current
+    directory is importable. For details see fxsurgery optimize --help; for
+    completion of commands and flags run fxsurgery --install-completion.
     """
     del version
 
 
 class LazyCommand(TyperCommand):
-    """A command that is listed by its summary, and imported when it is called."""
+    """A command that is listed by its summary and imported when it is called."""
 
     def loaded(self) -> Any:  # noqa: ANN401 -- typer does not export the class of its commands
         """Import the command."""
@@ -82,7 +83,7 @@ class LazyCommand(TyperCommand):
 
 
 def _listed() -> None:
-    """Stands for each command in the list of them."""
+    """Placeholder for a command that is not imported yet."""
 
 
 for name, summary in SUMMARIES.items():

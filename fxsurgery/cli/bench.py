@@ -16,30 +16,29 @@ from fxsurgery.errors import ConfigError
 from fxsurgery.result import Result
 
 
-def bench(  # noqa: PLR0913 -- what can be said, each by a flag  # noqa: PLR0917 -- what can be said, each by a flag
+def bench(  # noqa: PLR0913 -- one for each flag  # noqa: PLR0917 -- one for each flag
     what: Annotated[
         list[Path],
         typer.Argument(
             metavar="SAVED|FILE.onnx",
-            help="A saved result or a run: its original against its result. Or ONNX files: the first is what the "
-            "others are compared to.",
+            help="A saved result or a run: original against result. Or ONNX files: each is compared to the first.",
         ),
     ],
     *,
     original: Original = None,
     member: Member = None,
     device: Annotated[str, typer.Option(metavar="TARGET", help="local (this machine's CPU) or cuda.")] = "local",
-    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="Runs of each model that count, at most.")] = 200,
-    seconds: Annotated[float, typer.Option(min=0.1, metavar="N", help="For all of it, about.")] = 20.0,
-    threads: Annotated[int, typer.Option(min=1, metavar="N", help="Of ONNX Runtime.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="Most timed runs of each model.")] = 200,
+    seconds: Annotated[float, typer.Option(min=0.1, metavar="N", help="Most seconds to measure, roughly.")] = 20.0,
+    threads: Annotated[int, typer.Option(min=1, metavar="N", help="Threads of ONNX Runtime.")] = 1,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the latency of one sample, models side by side, through ONNX Runtime.
+    """Measure the latency of one sample, model against model, through ONNX Runtime.
 
-    The models run in turns, in random order, in one process, so that what
-    disturbs one disturbs all. The ratio comes with its 95 % interval: believe a
-    difference whose interval leaves out 1.
+    The models run in turns, in random order, in one process, so that a
+    disturbance affects all of them. The ratio comes with its 95 % interval: a
+    difference is significant if the interval excludes 1.
 
     [bold]Examples[/bold]
       fxsurgery bench small

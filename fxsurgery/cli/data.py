@@ -1,4 +1,4 @@
-"""Data, losses and metrics, from what the command line calls them."""
+"""Load data, losses and metrics by the names that the command line gives them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,15 +17,15 @@ from fxsurgery.seeding import seeded
 from fxsurgery.training import Task
 
 _READY = (DataLoader, Dataset, Task, tuple, list, Mapping, Tensor, np.ndarray)
-"""Data as they are; what is anything else and can be called is called for them."""
+"""Types of data that are used as they are; any other callable is called and must return data."""
 
 
 def data_of(text: str, what: str, seed: int) -> Any:  # noqa: ANN401 -- whatever the user has
-    """The data that `text` names: an object or what a function gives, or the arrays of a file.
+    """Return the data that `text` names: an object, the result of a function, or the arrays of a file.
 
     Raises:
-        ConfigError: the text has no form that is known.
-        SourceError: they cannot be imported, made or read.
+        ConfigError: the text has no known form.
+        SourceError: the data cannot be imported, made or read.
     """
     if text.endswith((".npz", ".safetensors")):
         return _arrays(Path(text), what)
@@ -38,10 +38,10 @@ def data_of(text: str, what: str, seed: int) -> Any:  # noqa: ANN401 -- whatever
 
 
 def callable_of(text: str, what: str) -> Any:  # noqa: ANN401 -- a function, or an object that counts
-    """A loss or metric: an instance of a class, anything else as it is.
+    """Return a loss or metric; a class is instantiated, any other object returned as it is.
 
     Raises:
-        ConfigError: the text has no form that is known.
+        ConfigError: the text has no known form.
         SourceError: it cannot be imported or made.
     """
     found = named(text, what)
@@ -69,7 +69,7 @@ def metric_of(text: str, what: str) -> Any:  # noqa: ANN401 -- a name, a functio
 
 
 def _arrays(path: Path, what: str) -> Any:  # noqa: ANN401
-    """`(x, y)` where a file has just these; all its arrays by name otherwise. Nothing in it is executed."""
+    """Return `(x, y)` if a file has only these arrays, else all arrays by name. Nothing in it is executed."""
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
@@ -82,7 +82,7 @@ def _arrays(path: Path, what: str) -> Any:  # noqa: ANN401
         ) from error
     except (ValueError, safetensors.SafetensorError) as error:
         raise SourceError(
-            f"{what}: {path} is damaged, or holds what is no array: {reason_of(error)}; save the arrays again, "
-            "with numpy.savez or safetensors"
+            f"{what}: {path} is damaged, or holds something other than arrays: {reason_of(error)}; save the arrays "
+            "again, with numpy.savez or safetensors"
         ) from error
     return (arrays["x"], arrays["y"]) if set(arrays) == {"x", "y"} else arrays

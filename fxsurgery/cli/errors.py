@@ -1,4 +1,4 @@
-"""How a command ends: with 0; with 2 for what it was told; with 1 for what went wrong; with 130 when stopped."""
+"""Exit codes of a command: 0 for success, 2 for a wrong command line or config, 1 for a failure, 130 if interrupted."""
 
 import contextlib
 import json
@@ -19,10 +19,10 @@ from fxsurgery.training.device import leads
 
 @contextlib.contextmanager
 def ending(*, as_json: bool = False) -> Iterator[None]:
-    """Turn an error of ours into one line and an exit code.
+    """Turn an error of fxsurgery into one line and an exit code.
 
     Args:
-        as_json: keep standard output free for JSON: what the user's own code prints goes to standard error.
+        as_json: keep standard output free for JSON: output of the user's own code goes to standard error.
     """
     try:
         output = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
@@ -38,23 +38,23 @@ def ending(*, as_json: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def resumable(run_dir: Path | None) -> Iterator[None]:
-    """Say, where the block is stopped, how to go on with what `run_dir` keeps of it."""
+    """If the block is interrupted, say how to resume the run in `run_dir`."""
     try:
         yield
     except KeyboardInterrupt as error:
         if run_dir is None or not run_dir.is_dir():
             raise
-        on = f"; the run is kept in {run_dir}: give the same command with --resume to go on"
-        raise KeyboardInterrupt(on) from error
+        remedy = f"; the run is kept in {run_dir}: repeat the command with --resume to continue it"
+        raise KeyboardInterrupt(remedy) from error
 
 
 def say(text: str, color: str | None = None, *, by_all: bool = False) -> None:
-    """A line on standard error; its first word in color on a terminal.
+    """Print a line on standard error, its first word in color on a terminal.
 
     Args:
         text: the line.
-        color: of its first word.
-        by_all: whether each process of a distributed run says it, not the first alone.
+        color: color of its first word.
+        by_all: whether each process of a distributed run prints it, not only the first.
     """
     if not (by_all or leads()):
         return
@@ -63,19 +63,19 @@ def say(text: str, color: str | None = None, *, by_all: bool = False) -> None:
 
 
 def give(value: object, *, as_json: bool) -> None:
-    """What the command is for, on standard output."""
+    """Print the result of a command on standard output."""
     if leads():
         with naming_by(FlagNames()):
             typer.echo(_json(value) if as_json else printable(str(value), "\n"))
 
 
 def _json(value: object) -> str:
-    # DEL is the one control character that JSON writes as it is.
+    # DEL is the one control character that JSON does not escape.
     return json.dumps(_finite(value), indent=2).replace("\x7f", "\\u007f")
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401
-    """JSON has no number for infinity or for what is none."""
+    """Replace infinity and NaN, which JSON does not have, by `None`."""
     if isinstance(value, Mapping):
         return {str(key): _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

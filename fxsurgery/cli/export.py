@@ -13,9 +13,9 @@ from fxsurgery.cli.sources import wanted
 from fxsurgery.deploy import OnnxModel, ToFloat16, export_onnx
 
 
-def export(  # noqa: PLR0913 -- what can be said, each by a flag
+def export(  # noqa: PLR0913 -- one for each flag
     model: Model,
-    onnx: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="Where it goes.")],
+    onnx: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="The file to write.")],
     *,
     model_args: ModelArgs = None,
     weights: Weights = None,
@@ -24,14 +24,18 @@ def export(  # noqa: PLR0913 -- what can be said, each by a flag
     example_shape: ExampleShape = None,
     example_inputs: ExampleInputs = None,
     opset: Annotated[
-        int | None, typer.Option(metavar="N", help="The operator set; the exporter's choice unless said.")
+        int | None, typer.Option(metavar="N", help="The operator set; the exporter's choice by default.")
     ] = None,
     exporter: Annotated[
         Literal["auto", "dynamo", "legacy"],
-        typer.Option(help="dynamo, legacy (faster, deprecated in PyTorch), or auto: the first, else the second."),
+        typer.Option(help="dynamo, legacy (faster, deprecated in PyTorch), or auto: dynamo, else legacy."),
     ] = "auto",
     check: Annotated[
-        bool, typer.Option("--check/--no-check", help="Compare the file with PyTorch; a model that draws cannot be.")
+        bool,
+        typer.Option(
+            "--check/--no-check",
+            help="Compare the file with PyTorch; impossible for a model that draws random numbers.",
+        ),
     ] = True,
     fixed_batch: Annotated[
         bool, typer.Option("--fixed-batch", help="Export for the batch size of the example inputs alone.")
@@ -42,10 +46,10 @@ def export(  # noqa: PLR0913 -- what can be said, each by a flag
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Export a result, or any model, to ONNX, and check the file against PyTorch.
+    """Export a result, or any model, to ONNX and check the file against PyTorch.
 
     ONNX Runtime runs the file at two batch sizes; a file that disagrees with the
-    model is not kept. The batch size is free, all other sizes are fixed.
+    model is deleted. The batch size is dynamic, all other sizes are fixed.
 
     [bold]Examples[/bold]
       fxsurgery export small small.onnx
@@ -70,7 +74,7 @@ def export(  # noqa: PLR0913 -- what can be said, each by a flag
 
 
 def line(file: OnnxModel) -> str:
-    """What there is to say of an exported file."""
+    """Return a line about an exported file."""
     checked = "not checked"
     if file.parity is not None:
         sizes = " and ".join(map(str, file.parity.batch_sizes))

@@ -1,4 +1,4 @@
-"""Importing what a command line names: `package.module:attribute` or `path/to/file.py:attribute`.
+"""Import the objects that a command line names: `package.module:attribute` or `path/to/file.py:attribute`.
 
 The current directory is importable, as it is for `python -m`.
 """
@@ -25,14 +25,14 @@ _LIBRARIES = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib"
 
 
 def named(text: str, what: str) -> Any:  # noqa: ANN401 -- whatever the user made
-    """The object that `text` names.
+    """Import the object that `text` names.
 
     Args:
         text: `module:attribute` or `file.py:attribute`; the attribute may be dotted.
-        what: what the command line calls it, for messages: `--train-data`.
+        what: the flag that names it, for messages: `--train-data`.
 
     Raises:
-        ConfigError: the text has no such form.
+        ConfigError: the text does not have this form.
         SourceError: there is no such module or attribute, or importing it fails.
     """
     if not is_named(text):
@@ -98,9 +98,9 @@ def _from_file(path: Path, what: str) -> ModuleType:
     name = path.stem if path.stem not in sys.modules else str(whole)
     spec = importlib.util.spec_from_file_location(name, whole)
     if spec is None or spec.loader is None:
-        raise SourceError(f"{what}: {path} is no Python file; name one that ends in .py")
+        raise SourceError(f"{what}: {path} is not a Python file; name one that ends in .py")
     if str(whole.parent) not in sys.path:
-        sys.path.insert(0, str(whole.parent))  # what it imports lies beside it
+        sys.path.insert(0, str(whole.parent))  # its imports are next to it
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -114,7 +114,7 @@ def _from_file(path: Path, what: str) -> ModuleType:
 
 @contextmanager
 def _blamed(doing: str) -> Iterator[None]:
-    """Turn whatever the user's code raises into an error of ours that names their line."""
+    """Turn an exception of the user's code into a `SourceError` that names its line."""
     try:
         yield
     except SurgeryError:
@@ -127,7 +127,7 @@ def _blamed(doing: str) -> Iterator[None]:
 
 
 def _place(error: BaseException) -> str:
-    """The innermost line of the user's own code that the error went through."""
+    """Return the innermost line of the user's own code in the traceback."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({_relative(error.filename)}, line {error.lineno})"
     frames = traceback.extract_tb(error.__traceback__)
@@ -146,13 +146,13 @@ def _relative(filename: str) -> str:
 
 
 def _advice(text: str) -> str:
-    """How to name data, a loss, a metric or a class; empty if the text gives no hint."""
+    """Return how to name data, a loss, a metric or a class."""
     path = Path(text)
     if path.suffix == ".py" and path.is_file():
         return f"; name what is in it: {text}:NAME"
     if "." in text and not path.suffix.strip(".").isdigit() and not path.parent.name:
         module_name, _, attribute = text.rpartition(".")
-        return f"; perhaps {module_name}:{attribute}"
+        return f"; write {module_name}:{attribute}"
     return "; name what you mean as module:name or file.py:name"
 
 

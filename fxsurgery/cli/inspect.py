@@ -22,7 +22,7 @@ from fxsurgery.inspection import Inspection, inspect_program
 from fxsurgery.program import Program
 
 
-def inspect(  # noqa: PLR0913 -- what can be said, each by a flag
+def inspect(  # noqa: PLR0913 -- one for each flag
     model: Model,
     *,
     model_args: ModelArgs = None,
@@ -34,11 +34,11 @@ def inspect(  # noqa: PLR0913 -- what can be said, each by a flag
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Say what of a model can shrink, and what holds the rest. Nothing is trained.
+    """Show which layers of a model can shrink, and why others cannot. Nothing is trained.
 
-    It shows the parameters and multiply-accumulates (MACs), the share of them
-    that surgery can reach, each width that can change with how many units can
-    go, and for every layer that keeps its size what holds it and where.
+    The output has the parameters and multiply-accumulates (MACs), the fraction
+    of them that surgery can remove, each width that can change with its
+    removable units, and the reason for every layer that keeps its size.
 
     [bold]Examples[/bold]
       fxsurgery inspect torchvision.models:resnet18
@@ -54,11 +54,11 @@ def inspect(  # noqa: PLR0913 -- what can be said, each by a flag
 
 
 def captured(loaded: Loaded, leaf_modules: tuple[type[nn.Module], ...]) -> Program:
-    """The model as a program.
+    """Capture the model as a program.
 
     Raises:
-        CaptureError: it cannot be taken as a graph.
-        DataError: nothing tells its inputs.
+        CaptureError: the model cannot be captured as a graph.
+        DataError: its inputs are not given and cannot be inferred.
     """
     if loaded.result is not None:
         return loaded.result.program

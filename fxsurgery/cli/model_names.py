@@ -1,4 +1,4 @@
-"""What to write in place of a MODEL that names no model: the remedy for each thing that people try."""
+"""Remedies for a MODEL that names no model: the right form for each common mistake."""
 
 import ast
 import importlib.util
@@ -19,7 +19,7 @@ _SHOWN = 3
 
 
 def remedy_for(text: str) -> str:
-    """Return what a text is, if it is not `module:factory`, and what to write instead.
+    """Return what a text names, if it is not `module:factory`, and what to write instead.
 
     Example:
         >>> remedy_for("cnn.onnx")
@@ -32,7 +32,7 @@ def remedy_for(text: str) -> str:
 
 
 def remedy_for_directory(folder: Path) -> str:
-    """Return what to write in place of a directory that holds no saved result and no run."""
+    """Return what to write instead of a directory that holds neither a saved result nor a run."""
     if (folder / "model.py").is_file() and (folder / "weights.safetensors").is_file():
         return f"{folder} holds standalone code; name its function: {folder / 'model.py'}:load"
     if (folder / CONFIG).is_file() and not (folder / JOURNAL).is_file() and _is_pretrained(folder / CONFIG):
@@ -100,7 +100,7 @@ def _python(path: Path) -> str:
 
 
 def _public(path: Path) -> Iterator[str]:
-    """The public classes of a file, then its functions, by reading it only."""
+    """Yield the public classes of a file, then its functions; the file is parsed, not run."""
     try:
         body = ast.parse(path.read_text(encoding="utf-8")).body
     except (OSError, ValueError, SyntaxError):
@@ -115,7 +115,7 @@ def _onnx(path: Path) -> str:
 
 def _config(path: Path) -> str:
     if path.suffix in {".yaml", ".yml"}:
-        return f"{path} is no model, and config files are TOML or JSON; {_FORMS}"
+        return f"{path} is not a model, and config files are TOML or JSON; {_FORMS}"
     return f"{path} is a config file, not a model; pass it as --config {path} to optimize, or {_FORMS}"
 
 
@@ -135,7 +135,7 @@ _BY_SUFFIX: dict[str, Callable[[Path], str]] = {
 
 
 def _published(text: str) -> str:
-    """The remedy for the name of a published model; empty if it is none."""
+    """Return the remedy for the name of a published model; empty for any other text."""
     owner, slash, name = text.rpartition("/")
     if owner == "timm" or text.startswith("timm:"):
         model = name if slash else text.partition(":")[2]
@@ -155,7 +155,7 @@ def _published(text: str) -> str:
 
 
 def _module(text: str) -> str:
-    """The remedy for the name of a module, or of an attribute with a dot before it; empty if it is neither."""
+    """Return the remedy for the name of a module, or of a dotted attribute; empty for any other text."""
     module, dot, attribute = text.rpartition(".")
     if not all(part.isidentifier() for part in text.split(".")):
         return ""
@@ -174,7 +174,7 @@ def _is_importable(name: str) -> bool:
 
 
 def _is_pretrained(path: Path) -> bool:
-    """Whether a `config.json` is one of Hugging Face's, and none of a run."""
+    """Return True for a `config.json` of Hugging Face."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""`fxsurgery optimize`: its flags, as the schema of a run declares them."""
+"""`fxsurgery optimize`, with a flag for each argument of a run."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -14,14 +14,14 @@ from fxsurgery.cli.running import Done, as_plain, dry, run
 from fxsurgery.cli.sources import model_arguments
 from fxsurgery.config import FlagNames, RunConfig, assignments, effective, flag, layer_ratios, origins_of, read
 
-_MODEL = "[cyan]module:factory[/cyan], [cyan]file.py:factory[/cyan] or a saved directory; or the config file says it."
-_CONFIG = "A .toml or .json file of all that flags can say; flags go before it."
-_DRY = "Show what can be reached, what would be done and for how long; train nothing."
-_PRINT = "Print the config that file and flags come to, with every setting, as JSON for --config; do nothing."
+_MODEL = "[cyan]module:factory[/cyan], [cyan]file.py:factory[/cyan] or a saved directory; may be in the config file."
+_CONFIG = "A .toml or .json file with the same arguments; flags override it."
+_DRY = "Show the reachable costs, the stages and the time they take; train nothing."
+_PRINT = "Print the merged config with every setting, as JSON for --config, and exit."
 
 
 def _with_keys(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with a flag for each key of the config file, in place of its `**asked`."""
+    """Replace `**asked` of a command by a flag for each key of the config file."""
     signature = inspect.signature(command)
     own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
     keys = [*own[:2], *parameters(), *own[2:]]
@@ -37,16 +37,17 @@ def optimize(
     dry_run: Annotated[bool, option(None, "", _DRY, "--dry-run", "-n")] = False,
     print_config: Annotated[bool, option(None, "", _PRINT, "--print-config")] = False,
     as_json: AsJson = False,
-    quiet: Annotated[bool, option(None, "", "No progress, only the end.", "--quiet", "-q")] = False,
+    quiet: Annotated[bool, option(None, "", "Show no progress, only the result.", "--quiet", "-q")] = False,
     **asked: Any,  # noqa: ANN401 -- a flag for each key of the config file
 ) -> None:
-    r"""Make a model smaller: search what can go within the budget, cut it, fine-tune.
+    r"""Make a model smaller: search for what to remove, remove it, fine-tune.
 
-    Or let it evolve: ectonas lets it grow where that pays, and shrink elsewhere.
+    With --method ectonas the model evolves: it grows where that improves it and
+    shrinks elsewhere.
 
-    Ask for --dry-run first: it says what can be reached, and how long it takes.
-    Without data it works on inputs made of the model, and learns from the
-    model's own outputs; fine-tune such a result on your data.
+    Start with --dry-run to see which costs are reachable and how long the run
+    takes. Without data, synthetic inputs are used and the model learns from its
+    own outputs; fine-tune such a result on your data.
 
     [bold]Examples[/bold]
       fxsurgery optimize mypkg.nets:resnet --train-data mypkg.data:train \
@@ -65,11 +66,12 @@ def optimize(
     an .npz or .safetensors file, of arrays x and y, or of a batch by name.
 
     [bold]AMOUNT[/bold] up to 1.0, or with %, is a fraction of the original: macs=0.5 and
-    macs=50%. Anything larger is absolute: params=1.2M, latency_ms=2.5.
+    macs=50%. A larger amount is absolute: params=1.2M, latency_ms=2.5.
 
     [bold]The config file[/bold] has the same names with _ for -, and tables \[budget],
-    \[spend], \[ratios], \[settings] and \[model_args]. Flags go before it: --budget, --spend and
-    --ratio replace their tables, --set and --model-args change single entries.
+    \[spend], \[ratios], \[settings] and \[model_args]. Flags override it:
+    --budget, --spend and --ratio replace their tables, --set and --model-args
+    single entries.
     """
     with ending(as_json=as_json):
         flags = _said({"model": model, **asked})
@@ -89,10 +91,10 @@ def optimize(
 
 
 def _said(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What the flags say, by the keys of the config."""
+    """Return the values of the flags that were given, by config key."""
     said = {name: value for name, value in asked.items() if value is not None and value is not False and value != []}
     switches = {name for name, value in said.items() if value is True and getattr(RunConfig, name) is True}
-    said |= dict.fromkeys(switches, False)  # the flag of what is on by default turns it off
+    said |= dict.fromkeys(switches, False)  # the flag of an option that is on by default turns it off
     for name in ("budget", "spend"):
         if limits := said.get(name):
             said[name] = assignments(limits, flag(name), raw=True)

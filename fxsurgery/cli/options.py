@@ -1,4 +1,4 @@
-"""Arguments and options of the commands, as the schema of a run declares them."""
+"""Arguments and options of the commands, derived from the declared arguments of a run."""
 
 import inspect
 import types
@@ -44,7 +44,7 @@ def key(name: str) -> Any:  # noqa: ANN401 -- typer's
 
 
 def _entries(name: str) -> tuple[str, ...]:
-    """The entries of a table, as a flag takes them: `macs=`; empty if the names are the user's."""
+    """Return the entries of a table as a flag takes them, `macs=`; empty if the names are the user's."""
     table = dataclass_of(hints_of(RunConfig)[name])
     owners = [method.settings for method in METHODS.values()] if name == "settings" else [table] if table else []
     return tuple(dict.fromkeys(f"{field.name}=" for owner in owners for field in fields(owner)))
@@ -65,7 +65,7 @@ def parameters() -> Iterator[inspect.Parameter]:
 
 
 def _taken(hint: Any) -> Any:  # noqa: ANN401 -- any annotation
-    """What the parser of the command line takes for an entry that is declared so."""
+    """Return the type that the command-line parser uses for an annotation."""
     kinds = list(_kinds(hint))
     if bool in kinds:
         return bool
@@ -74,7 +74,7 @@ def _taken(hint: Any) -> Any:  # noqa: ANN401 -- any annotation
 
 
 def _kinds(hint: Any) -> Iterator[Any]:  # noqa: ANN401 -- any annotation
-    """The plain types that an annotation admits; of a Literal those of its values."""
+    """Yield the plain types that an annotation admits; for a Literal, the types of its values."""
     kind, inner = get_origin(hint), get_args(hint)
     if kind is Annotated:
         yield from _kinds(inner[0])
@@ -88,7 +88,7 @@ def _kinds(hint: Any) -> Iterator[Any]:  # noqa: ANN401 -- any annotation
 
 
 def _choices(hint: Any) -> tuple[str, ...]:  # noqa: ANN401 -- any annotation
-    """The texts that an annotation admits, of all its literals; empty if it has none."""
+    """Return the texts that the literals of an annotation admit; empty if it has none."""
     kind, inner = get_origin(hint), get_args(hint)
     if kind is Literal:
         return inner
@@ -114,13 +114,13 @@ Member: TypeAlias = Annotated[
     option(
         "Model and inputs",
         "N",
-        "Of an evolved result: network N of its Pareto front in place of the winner.",
+        "For an evolved result: network N of its Pareto front instead of the best one.",
         "--member",
     ),
 ]
 Seed: TypeAlias = Annotated[
-    int, typer.Option("--seed", metavar="N", min=0, max=2**63 - 1, help="Of everything random.")
+    int, typer.Option("--seed", metavar="N", min=0, max=2**63 - 1, help="Seed of everything random.")
 ]
 AsJson: TypeAlias = Annotated[
-    bool, option(None, "", "JSON on standard output; all else goes to standard error.", "--json")
+    bool, option(None, "", "Print JSON on standard output, and everything else on standard error.", "--json")
 ]

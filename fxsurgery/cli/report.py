@@ -12,17 +12,17 @@ from fxsurgery.cli.sources import member_of, saved_result
 
 def report(
     saved: Annotated[Path, typer.Argument(metavar="SAVED", help="The directory of a saved result or of a run.")],
-    html: Annotated[Path, typer.Argument(metavar="FILE.html", help="Where the page goes.")],
+    html: Annotated[Path, typer.Argument(metavar="FILE.html", help="The file to write.")],
     original: Original = None,
     member: Member = None,
     *,
     bench: Annotated[
-        bool, typer.Option("--bench", metavar="", help="Measure the latencies too, in about 20 s.")
+        bool, typer.Option("--bench", metavar="", help="Also measure the latencies, in about 20 s.")
     ] = False,
 ) -> None:
-    """Write a page about a result: before and after, widths layer by layer, training curves.
+    """Write an HTML report of a result: before and after, widths by layer, training curves.
 
-    The page is one file that needs no network and shows in any browser.
+    The report is one self-contained file that opens in any browser, offline.
 
     [bold]Examples[/bold]
       fxsurgery report small small.html

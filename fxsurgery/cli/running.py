@@ -1,4 +1,4 @@
-"""What `fxsurgery optimize` does with a config: plan, or optimize and keep what came out."""
+"""Run `fxsurgery optimize`: plan, or optimize and write the requested files."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -26,18 +26,18 @@ from fxsurgery.training import from_rank_zero
 
 @dataclass(frozen=True)
 class Kept:
-    """What of a result was written."""
+    """The files of a result that were written."""
 
     paths: Mapping[str, Path]
-    """By the flag that asked for it."""
+    """Path by the name of the flag that requested it."""
     onnx: OnnxModel | None
     failures: tuple[str, ...]
-    """What could not be, and why."""
+    """Why other requested files were not written."""
 
 
 @dataclass(frozen=True, eq=False)
 class Done:
-    """A result, and what was kept of it."""
+    """A result and the files that were written."""
 
     result: Result
     kept: Kept
@@ -51,20 +51,20 @@ class Done:
 
 
 def dry(config: RunConfig, settings: Settings) -> Plan:
-    """What would be done.
+    """Return the plan of a run.
 
     Raises:
-        SurgeryError: as `run` does before it trains.
+        SurgeryError: `run` would raise it before training.
     """
     model, arguments = _arguments(config, settings)
     return fxsurgery.plan(model, **arguments, verbose=False)
 
 
 def run(config: RunConfig, settings: Settings, *, verbose: bool) -> Done:
-    """Optimize, and keep what the config says.
+    """Optimize and write the files that the config requests.
 
     Raises:
-        SurgeryError: one of its children, for whatever fails.
+        SurgeryError: a subclass that says what failed.
     """
     model, arguments = _arguments(config, settings)
     _warn(config)
@@ -74,7 +74,7 @@ def run(config: RunConfig, settings: Settings, *, verbose: bool) -> Done:
 
 
 def as_plain(shown: object) -> object:
-    """A plan, or what was done, for JSON."""
+    """Return a plan or a finished run as plain data for JSON."""
     if isinstance(shown, Plan):
         return asdict(shown)
     if not isinstance(shown, Done):
@@ -97,11 +97,11 @@ def as_plain(shown: object) -> object:
 
 
 def _evolved(result: Result) -> dict[str, Any]:
-    """The search and its Pareto front, of a method that trains many networks."""
+    """Return the search and its Pareto front, for a method that trains many networks."""
     record = result.search
     if record is None:
         return {}
-    told = {name: getattr(record, name) for name in ("spent", "allowed", "rejected", "duplicates", "lost_workers")}
+    counts = {name: getattr(record, name) for name in ("spent", "allowed", "rejected", "duplicates", "lost_workers")}
     front = [
         {
             "metric": member.metric,
@@ -112,11 +112,11 @@ def _evolved(result: Result) -> dict[str, Any]:
         }
         for member in result.pareto
     ]
-    return {"search": {"networks": record.trained, **told}, "pareto": front}
+    return {"search": {"networks": record.trained, **counts}, "pareto": front}
 
 
 def _arguments(config: RunConfig, settings: Settings) -> tuple[Any, dict[str, Any]]:
-    """The model, and the other arguments of `fxsurgery.optimize`: those that are plain as they are."""
+    """Return the model and the other arguments of `fxsurgery.optimize`."""
     check_outputs(config)
     loaded = Wanted(
         config.model, config.model_args, config.weights, config.example_shape, config.example_inputs, config.seed,
@@ -148,16 +148,16 @@ def _arguments(config: RunConfig, settings: Settings) -> tuple[Any, dict[str, An
 def _warn(config: RunConfig) -> None:
     if config.train_data is None and config.val_data is None:
         say(
-            "WITHOUT DATA: no --train-data and --val-data, so this works on inputs made of the model and learns from "
-            "its own outputs. Fine-tune the result on your data before you use it.",
+            "WITHOUT DATA: no --train-data and --val-data, so synthetic inputs are used and the model learns from its "
+            "own outputs. Fine-tune the result on your data before you use it.",
             "yellow",
         )
     if not any((config.run_dir, config.out, config.standalone, config.onnx)):
-        say("note: nothing of the result will be kept; give --out DIR, or --onnx FILE", "yellow")
+        say("note: the result will not be saved; pass --out DIR or --onnx FILE to keep it", "yellow")
 
 
 def _keep(config: RunConfig, result: Result) -> Kept:
-    """Keep all that can be kept: one file that cannot be written shall not cost the others."""
+    """Write all requested files: a file that cannot be written must not prevent the others."""
     kept, failures, files = dict[str, Path](), list[str](), list[OnnxModel]()
     steps: tuple[tuple[str, Path | None, Callable[[Path], object]], ...] = (
         ("out", config.out, result.save),

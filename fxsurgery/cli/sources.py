@@ -1,4 +1,4 @@
-"""The models that a command works with, and their inputs, from what the command line calls them."""
+"""Load models and their inputs by the names that the command line gives them."""
 
 import json
 from collections.abc import Mapping
@@ -28,16 +28,16 @@ from fxsurgery.seeding import seeded
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A model, and what is known of its inputs."""
+    """A model and its inputs."""
 
     model: nn.Module
     inputs: Inputs | None = None
-    """`None` where nothing is."""
+    """Inputs to capture the model on; `None` if none were given."""
     result: Result | None = None
-    """Where it came from a saved one."""
+    """The saved result that the model came from, if any."""
 
     def member(self, number: int | None) -> "Loaded":
-        """Another network of its Pareto front; itself where no number is given.
+        """Return another network of the Pareto front; the model itself if `number` is `None`.
 
         Raises:
             ConfigError: there is no such network.
@@ -46,14 +46,14 @@ class Loaded:
             return self
         if self.result is None:
             raise ConfigError(
-                "--member: the model is no saved result, and has no Pareto front; leave --member out, or name a "
+                "--member: the model is not a saved result, so it has no Pareto front; leave --member out, or name a "
                 "saved result"
             )
         taken = member_of(self.result, number)
         return Loaded(taken.model, self.inputs, taken)
 
     def known_inputs(self) -> tuple[Inputs, tuple[str, ...]]:
-        """Inputs to capture the model on, guessed where none are known; and what to say of that."""
+        """Return inputs to capture the model on, inferred if none were given, and notes on the inference."""
         if self.inputs is not None:
             return self.inputs, ()
         guessed, how = guess_inputs(self.model)
@@ -62,7 +62,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a command line says of a model and its inputs."""
+    """The model and its inputs as the command line names them."""
 
     model: str
     arguments: Mapping[str, Any] | None = None
@@ -71,14 +71,14 @@ class Wanted:
     example_inputs: str | None = None
     seed: int = 0
     original: str | None = None
-    """For a saved model that kept modules whole."""
+    """Name of the original model, for a saved model with leaf modules."""
 
     def load(self) -> Loaded:
-        """The model.
+        """Load the model.
 
         Raises:
-            ConfigError: a text has no form that is known.
-            SourceError: it cannot be imported, made or read, or is no `torch.nn.Module`.
+            ConfigError: a text has no known form.
+            SourceError: the model cannot be imported, made or read, or is not a `torch.nn.Module`.
             RunError: a saved directory cannot be read.
         """
         if Path(self.model).is_dir():
@@ -100,26 +100,27 @@ class Wanted:
     def _made(self) -> nn.Module:
         if not is_named(self.model):
             raise ConfigError(f"MODEL: {remedy_for(self.model)}")
-        # Importing draws numbers, too: what the factory draws shall not depend on what was imported before.
+        # Importing may draw numbers: those that the factory draws must not depend on earlier imports.
         with seeded(self.seed, torch.device("cpu")):
             found = named(self.model, "MODEL")
         if isinstance(found, nn.Module):
             if self.arguments:
                 raise ConfigError(
-                    f"--model-args: {self.model} is a module already, and is not called; leave --model-args out, or "
-                    "name the class"
+                    f"--model-args: {self.model} is already a module, so it is not called; leave --model-args out, or "
+                    "name its class"
                 )
             return found
         if not callable(found):
             raise SourceError(
                 f"MODEL: {self.model} is a {type(found).__name__}; it must be a torch.nn.Module, "
-                "or a class or function that gives one"
+                "or a class or function that returns one"
             )
         with seeded(self.seed, torch.device("cpu")):
             made = called(found, self.model, "MODEL", self.arguments)
         if not isinstance(made, nn.Module):
             raise SourceError(
-                f"MODEL: {self.model}() gives a {type(made).__name__}, not a torch.nn.Module; name what makes a module"
+                f"MODEL: {self.model}() returns a {type(made).__name__}, not a torch.nn.Module; name a class or "
+                "function that returns a module"
             )
         return made
 
@@ -146,10 +147,10 @@ def wanted(  # noqa: PLR0917 -- as the flags come
     seed: int,
     original: str | None = None,
 ) -> Wanted:
-    """What the flags that several commands share say.
+    """Return the model and inputs that the flags shared by several commands name.
 
     Raises:
-        ConfigError: one has no form that is known.
+        ConfigError: a flag has no known form.
     """
     try:
         sizes: Any = shapes(example_shape or [])
@@ -159,17 +160,17 @@ def wanted(  # noqa: PLR0917 -- as the flags come
 
 
 def model_arguments(texts: list[str]) -> dict[str, Any]:
-    """What `--model-args` says: `name=value`, or one JSON object.
+    """Parse `--model-args`: assignments `name=value`, or one JSON object.
 
     Raises:
-        ConfigError: it has neither form.
+        ConfigError: they have neither form.
     """
     if len(texts) == 1 and texts[0].lstrip().startswith("{"):
         try:
             found: dict[str, Any] = json.loads(texts[0])
         except ValueError as error:
             raise ConfigError(
-                f"--model-args: {texts[0]!r} is no valid JSON: {reason_of(error)}; quote text as JSON does, or write "
+                f"--model-args: {texts[0]!r} is not valid JSON: {reason_of(error)}; quote text as JSON does, or write "
                 "name=value"
             ) from error
         return found
@@ -177,16 +178,16 @@ def model_arguments(texts: list[str]) -> dict[str, Any]:
 
 
 def saved_result(folder: Path, original: str | None = None, arguments: Mapping[str, Any] | None = None) -> Result:
-    """The result in a directory that `Result.save` made, or in a run directory.
+    """Load the result in a directory that `Result.save` wrote, or in a run directory.
 
     Args:
         folder: the directory.
-        original: names the user's model, from which leaf modules are taken.
-        arguments: what that is called with.
+        original: name of the user's model, which provides the leaf modules of the result.
+        arguments: arguments of the factory that `original` names.
 
     Raises:
-        SourceError: the run has no result yet, or `original` cannot be made.
-        RunError: there is none, or it cannot be read.
+        SourceError: the directory holds neither a result nor a run, or `original` cannot be made.
+        RunError: the run has not finished, or the result cannot be read.
     """
     if not folder.is_dir():
         what = f"{folder} is a file" if folder.is_file() else f"there is no directory {folder}"
@@ -198,7 +199,7 @@ def saved_result(folder: Path, original: str | None = None, arguments: Mapping[s
 
 
 def member_of(result: Result, number: int | None) -> Result:
-    """The result with another network of its Pareto front as its end; itself where no number is given.
+    """Return a result with another network of its Pareto front selected; the result itself if `number` is `None`.
 
     Raises:
         ConfigError: there is no such network.
@@ -223,15 +224,15 @@ def teacher_of(text: str, what: str) -> Any:  # noqa: ANN401 -- a module, or a n
 
 
 def module_class(text: str) -> type[nn.Module]:
-    """The class of modules that `text` names.
+    """Return the class of modules that `text` names.
 
     Raises:
-        ConfigError: the text has no form that is known.
-        SourceError: it is no such class.
+        ConfigError: the text has no known form.
+        SourceError: the object is not a class of modules.
     """
     found = named(text, "--leaf-module")
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise SourceError(f"--leaf-module: {text} is no class of torch.nn.Module; name one as module:Class")
+        raise SourceError(f"--leaf-module: {text} is not a subclass of torch.nn.Module; name one as module:Class")
     return found
 
 

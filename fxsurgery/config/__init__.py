@@ -1,4 +1,4 @@
-"""What a run is asked for in text: a TOML or JSON file, and flags that go before it."""
+"""The arguments of a run as text: a TOML or JSON file, and flags that override it."""
 
 from fxsurgery.config.flag_names import FlagNames
 from fxsurgery.config.parsers import shapes

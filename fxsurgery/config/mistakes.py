@@ -1,4 +1,4 @@
-"""What is wrong in a config, in the words that the declaration of each value has for it; each with its place."""
+"""Messages for the mistakes in a config, each with its location and the declared type of the value."""
 
 import types
 from collections.abc import Iterator, Mapping
@@ -18,19 +18,19 @@ _MISSING = {"missing", "missing_argument", "missing_keyword_only_argument"}
 
 
 def mistakes(error: ValidationError, origins: Origins, at: KeyPath, declared: Mapping[str, Any]) -> Iterator[str]:
-    """Every mistake that pydantic found, once for each place.
+    """Yield a message for each mistake that pydantic found, one for each entry.
 
     Args:
-        error: what pydantic raised.
+        error: the error that pydantic raised.
         origins: where each entry came from.
-        at: where what was validated stands.
+        at: the path of the table that was validated.
         declared: the annotation of each of its entries.
     """
-    told = set[KeyPath]()
+    seen = set[KeyPath]()
     for found in error.errors(include_url=False, include_context=False):
         place, hint = _resolved(found["loc"], declared)
-        if place not in told:
-            told.add(place)
+        if place not in seen:
+            seen.add(place)
             yield _mistake(found, origins, (*at, *place), hint, declared)
 
 
@@ -78,9 +78,9 @@ def _mistake(found: Any, origins: Origins, place: KeyPath, hint: Any, declared: 
 
 
 def _resolved(loc: KeyPath, declared: Mapping[str, Any]) -> tuple[KeyPath, Any]:
-    """The place of an entry, and its annotation; pydantic adds which choice of a union it tried, which is left out.
+    """Return the path of an entry and its annotation; for an unknown key, the annotation of its table.
 
-    Of a key that is unknown, the annotation is that of the table.
+    Pydantic appends the branch of a union that it tried, which is left out.
     """
     hint: Any = declared.get(str(loc[0])) if loc else None
     for depth, part in enumerate(loc[1:], 1):
@@ -95,7 +95,7 @@ def _resolved(loc: KeyPath, declared: Mapping[str, Any]) -> tuple[KeyPath, Any]:
 
 
 def dataclass_of(hint: Any) -> type[Any] | None:  # noqa: ANN401 -- any annotation
-    """The dataclass that an annotation admits; `None` if there is none."""
+    """Return the dataclass that an annotation admits; `None` if there is none."""
     kind, inner = get_origin(hint), get_args(hint)
     if kind is Annotated:
         return dataclass_of(inner[0])
@@ -105,6 +105,6 @@ def dataclass_of(hint: Any) -> type[Any] | None:  # noqa: ANN401 -- any annotati
 
 
 def _entry_of(hint: Any) -> Any:  # noqa: ANN401 -- any annotation
-    """The annotation of the entries of a tuple of any length."""
+    """Return the annotation of the entries of a tuple of any length; `None` for other annotations."""
     bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     return get_args(bare)[0] if get_origin(bare) is tuple else None

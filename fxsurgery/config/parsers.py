@@ -1,4 +1,4 @@
-"""Values that are written as short texts: amounts, shapes, assignments."""
+"""Parse values that are written as short texts: amounts, shapes, assignments."""
 
 import re
 import tomllib
@@ -8,21 +8,21 @@ from fxsurgery.budget import amount
 
 
 def whole_amount(given: object) -> object:
-    """A limit of what there is nothing to take a share of: an absolute amount.
+    """Parse a limit that cannot be a fraction: an absolute amount.
 
     Raises:
-        ValueError: it is a text and no such number.
+        ValueError: it is a text, but not such a number.
     """
     if isinstance(given, str) and given.strip().endswith("%"):
-        raise ValueError(f"it is an amount, never a share such as {given.strip()}; write 300 or 1.5k")
+        raise ValueError(f"it must be an absolute amount, not a fraction such as {given.strip()}; write 300 or 1.5k")
     return amount(given)
 
 
 def shapes(given: object) -> object:
-    """Shapes of inputs: `"3,224,224"` or `[3, 224, 224]` is one; a list of such is several.
+    """Parse the shapes of inputs: `"3,224,224"` or `[3, 224, 224]` is one shape, a list of these is several.
 
     Raises:
-        ValueError: a text is no shape.
+        ValueError: a text is not a shape.
     """
     if isinstance(given, str):
         return [_shape(given)]
@@ -59,12 +59,12 @@ def flat_ratios(given: object) -> object:
 
 def _shape(text: str) -> list[int]:
     if re.fullmatch(r"\s*[1-9]\d*(\s*[,x]\s*[1-9]\d*)*\s*", text) is None:
-        raise ValueError(f"{text!r} is no shape; write 3,224,224, without the batch")
+        raise ValueError(f"{text!r} is not a shape; write 3,224,224, without the batch")
     return [int(part) for part in re.split("[,x]", text)]
 
 
 def value(text: str) -> object:
-    """A setting as TOML writes it: `0.01`, `true`, `[1, 2]`, `{name = "adamw", lr = 1e-3}`; any other is a text."""
+    """Parse a setting as TOML: `0.01`, `true`, `[1, 2]`, `{name = "adamw", lr = 1e-3}`; else return the text."""
     try:
         return tomllib.loads(f"it = {text}")["it"]
     except tomllib.TOMLDecodeError:
@@ -72,10 +72,10 @@ def value(text: str) -> object:
 
 
 def assigned(text: str) -> tuple[tuple[str, ...], str]:
-    """The name, at its dots, and the text of `name=value`.
+    """Split `name=value` into the parts of the dotted name and the text of the value.
 
     Raises:
-        ValueError: it is not of this form.
+        ValueError: the text does not have this form.
     """
     name, equals, rest = text.partition("=")
     names = tuple(part.strip() for part in name.split("."))

@@ -1,7 +1,7 @@
-"""From a file and flags to a checked config; every mistake is told with its place.
+"""Read a config file and flags into a checked config; each error names the line or the flag.
 
-The method's settings are its own frozen dataclass, which pydantic checks as it stands. Its one field that is a
-function, `optimizer`, is written as a table: `optimizer = {name = "adamw", lr = 1e-3}`.
+Pydantic checks the method's settings, a frozen dataclass, against its annotations. The one field that is a function,
+`optimizer`, is written as a table: `optimizer = {name = "adamw", lr = 1e-3}`.
 """
 
 import json
@@ -32,15 +32,15 @@ OPTIMIZERS: Mapping[str, Callable[..., OptimizerFactory]] = {"sgd": sgd, "adamw"
 
 
 def read(path: Path | None, flags: Table) -> tuple[RunConfig, Settings]:
-    """The config of a file and of flags, which go before it, and the settings of its method.
+    """Return the config of a file and of flags, which override it, and the settings of its method.
 
     Args:
         path: a `.toml` or `.json` file.
-        flags: by the names of `RunConfig`'s fields. Each takes the place of what the file says; of `settings` and
-            `model_args`, entry by entry.
+        flags: values by the names of `RunConfig`'s fields. Each overrides the value of the file; `settings` and
+            `model_args` entry by entry.
 
     Raises:
-        ConfigError: the file cannot be read, a key is unknown, or a value is of the wrong kind.
+        ConfigError: the file cannot be read, a key is unknown, or a value has the wrong type.
     """
     origins = origins_of(path, flags)
     merged = dict(origins.table)
@@ -53,7 +53,7 @@ def read(path: Path | None, flags: Table) -> tuple[RunConfig, Settings]:
 
 
 def origins_of(path: Path | None, flags: Table) -> Origins:
-    """Where each entry of a config is said.
+    """Return the location of each entry of a config.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -65,7 +65,7 @@ def origins_of(path: Path | None, flags: Table) -> Origins:
 
 
 def effective(config: RunConfig, settings: Settings) -> dict[str, Any]:
-    """The config with every setting that it comes to, as plain JSON; as a file it gives the same run."""
+    """Return the config with every setting of the method, as plain JSON; as a file it gives the same run."""
     dumped = TypeAdapter(RunConfig).dump_python(config, mode="json", exclude_none=True)
     plain = {name: value for name, value in dumped.items() if value not in ([], {})}
     made = {f.name: getattr(settings, f.name) for f in fields(settings)}
@@ -74,15 +74,15 @@ def effective(config: RunConfig, settings: Settings) -> dict[str, Any]:
 
 
 def assignments(texts: Iterable[str], flag: str, *, raw: bool = False) -> dict[str, Any]:
-    """What `name=value` and `outer.inner=value` say, as a table.
+    """Parse assignments `name=value` and `outer.inner=value` into a table.
 
     Args:
         texts: the assignments.
-        flag: that they were given to.
-        raw: leave the values as texts.
+        flag: the flag that they were given to.
+        raw: keep the values as texts.
 
     Raises:
-        ConfigError: one is not of this form.
+        ConfigError: an assignment does not have this form.
     """
     table = dict[str, Any]()
     for text in texts:
@@ -147,18 +147,18 @@ def _table(path: Path, text: str) -> Table:
         found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except ValueError as error:
         raise ConfigError(
-            f"{path} is no valid {path.suffix[1:].upper()}: {reason_of(error)}; correct the file there"
+            f"{path} is not valid {path.suffix[1:].upper()}: {reason_of(error)}; correct the file there"
         ) from error
     if not isinstance(found, dict):
-        raise ConfigError(f"{path} holds a {type(found).__name__} where it must hold an object")
+        raise ConfigError(f"{path} must hold an object, not a {type(found).__name__}")
     return found
 
 
 def _config(table: Table, origins: Origins) -> RunConfig:
-    """The checked config of a table.
+    """Return the checked config of a table.
 
     Raises:
-        ConfigError: it says every mistake.
+        ConfigError: the message lists every mistake.
     """
     plain, found = dict(table), list[str]()
     for name, parse in (("budget", amount), ("spend", whole_amount)):
@@ -181,7 +181,7 @@ def _config(table: Table, origins: Origins) -> RunConfig:
 
 
 def _parsed(limits: Table, parse: Callable[[object], object]) -> tuple[dict[str, object], dict[str, str]]:
-    """The limits as numbers, and why some are none."""
+    """Return the limits as numbers, and for each other limit why it is not a number."""
     parsed, wrong = dict[str, object](), dict[str, str]()
     for name, limit in limits.items():
         try:
@@ -192,7 +192,7 @@ def _parsed(limits: Table, parse: Callable[[object], object]) -> tuple[dict[str,
 
 
 def _settings(config: RunConfig, origins: Origins) -> Settings:
-    """The method's settings of the table."""
+    """Return the settings of the method."""
     method, default = method_of(config.method, None)
     known = [f.name for f in fields(method.settings)]
     for name in config.settings:

@@ -1,4 +1,4 @@
-"""Everything that a config file and the flags of `fxsurgery optimize` can say, as one checked value."""
+"""The arguments of `fxsurgery optimize`, as keys of a config file and as flags."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +22,9 @@ INPUTS, DATA, GOAL, KEEPING = "Model and inputs", "Data", "What to make", "What 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(PlainArguments):
-    """A run of `fxsurgery optimize`: the keys of its file, and its flags.
+    """A run of `fxsurgery optimize`: the keys of its config file, and its flags.
 
-    Where `optimize` takes an object, a text names it.
+    Arguments that are objects in Python are texts that name the object.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -32,16 +32,16 @@ class RunConfig(PlainArguments):
     model: Annotated[str, Argument(panel=INPUTS, metavar="MODEL", flags=("MODEL",))]
     """module:factory, file.py:factory, or the directory of a saved result or of a run."""
     model_args: Annotated[dict[str, Any], Argument(panel=INPUTS, metavar="NAME=VALUE")] = field(default_factory=dict)
-    """What the factory is called with; or all as JSON: '{"width": 32}'."""
+    """Argument of the factory; or all of them as JSON: '{"width": 32}'."""
     weights: Annotated[Path | None, Argument(panel=INPUTS, metavar="FILE")] = None
     """State dict to load into the model: .safetensors or .pt."""
     original: Annotated[str | None, Argument(panel=INPUTS, metavar="MODULE:NAME")] = None
-    """Your model, if MODEL is a saved one that kept parts of it whole."""
+    """Your model, if MODEL is a saved result with leaf modules."""
     example_shape: Annotated[Shapes, Argument(panel=INPUTS, metavar="N,N,N")] = ()
-    """Shape of an input without its batch, e.g. 3,224,224; once for each input. Taken from the data, or guessed, by
+    """Shape of an input without its batch, e.g. 3,224,224; once for each input. Taken from the data, or inferred, by
     default."""
     example_inputs: Annotated[str | None, Argument(panel=INPUTS, metavar="DATA")] = None
-    """Inputs if a shape does not tell, e.g. token ids: module:name, or a file."""
+    """Inputs that random numbers of a shape cannot replace, e.g. token ids: module:name, or a file."""
     leaf_modules: Annotated[
         tuple[str, ...], Argument(panel=INPUTS, metavar="MODULE:CLASS", flags=("--leaf-module",))
     ] = ()
@@ -52,8 +52,8 @@ class RunConfig(PlainArguments):
     test_data: Annotated[str | None, Argument(panel=DATA, metavar="DATA")] = None
     loss: Annotated[str | None, Argument(panel=DATA, metavar="MODULE:NAME")] = None
     metric: Annotated[str | None, Argument(panel=DATA, metavar="NAME")] = None
-    """What networks are compared by: accuracy, top5, mse, r2, f1, a torchmetrics class such as MulticlassF1Score, or
-    your own as module:name."""
+    """Metric that networks are compared by: accuracy, top5, mse, r2, f1, a torchmetrics class such as
+    MulticlassF1Score, or your own as module:name."""
 
     finetune: Annotated[str | None, Argument(panel="Training", metavar="MODULE:NAME")] = None
     """Function of the model that fine-tunes it, in place of the last fine-tune stage."""
@@ -73,17 +73,17 @@ class RunConfig(PlainArguments):
     loggers: Annotated[tuple[str, ...], Argument(panel=KEEPING, metavar="NAME", flags=("--logger",))] = ()
     """Log to tensorboard, wandb or mlflow, also several; each takes the extra of its name."""
     out: Annotated[Path | None, Argument(panel=KEEPING, metavar="DIR", flags=("--out", "-o"))] = None
-    """Save the result here, for the other commands."""
+    """Save the result here, as input of the other commands."""
     standalone: Annotated[Path | None, Argument(panel=KEEPING, metavar="DIR")] = None
-    """Save code and weights here that need torch alone."""
+    """Save code and weights here that need only torch."""
     onnx: Annotated[Path | None, Argument(panel=KEEPING, metavar="FILE")] = None
     """Export to this ONNX file, checked against PyTorch."""
     report: Annotated[Path | None, Argument(panel=KEEPING, metavar="FILE")] = None
-    """Write an HTML page about it."""
+    """Write an HTML report."""
 
 
 def flag(name: str) -> str:
-    """Return the flag that stands for a key of the file.
+    """Return the flag for a key of the config file.
 
     Example:
         >>> flag("batch_size"), flag("settings"), flag("model")
@@ -94,5 +94,5 @@ def flag(name: str) -> str:
 
 
 def text_of(name: str) -> str:
-    """Return what a key of the file is, in one paragraph; for an object, what the argument of `optimize` is."""
+    """Return the description of a key of the config file, in one paragraph."""
     return summary(docs_of(RunConfig).get(name) or docs_of(Arguments)[name])

@@ -1,4 +1,4 @@
-"""Where in a file, or in which flag, something was said."""
+"""Locate an entry of a config: the line of the file, or the flag."""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from fxsurgery.config.run_config import flag
 
 KeyPath: TypeAlias = tuple[str | int, ...]
-"""Keys from the outermost table inwards."""
+"""Keys from the outermost table inward."""
 
 _HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?$")
 _ENTRY = re.compile(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"))*)\s*=""")
@@ -21,30 +21,30 @@ class Origins:
 
     path: Path | None = None
     text: str = ""
-    """Of the file."""
+    """Text of the file."""
     flags: Mapping[str, Any] = field(default_factory=dict)
     table: Mapping[str, Any] = field(default_factory=dict)
-    """What the file says."""
+    """Parsed content of the file."""
 
     def in_file(self, name: str) -> bool:
-        """Whether the file says something that no flag replaces."""
+        """Return True if the file has the key and no flag overrides it."""
         return name in self.table and name not in self.flags
 
     def tell(self, place: KeyPath) -> str:
-        """Where an entry was said, and its name: `--set align`, or `run.toml, line 7: settings.align`."""
+        """Return the location and name of an entry: `--set align`, or `run.toml, line 7: settings.align`."""
         if not place:
             return str(self.path or "the flags")
         name, inner = str(place[0]), [str(part) for part in place[1:]]
-        said = self.flags.get(name)
-        elsewhere = isinstance(said, Mapping) and inner and inner[0] not in said
-        if self.path is None or (name in self.flags and not elsewhere):
+        by_flag = self.flags.get(name)
+        is_in_file = isinstance(by_flag, Mapping) and inner and inner[0] not in by_flag
+        if self.path is None or (name in self.flags and not is_in_file):
             return " ".join([flag(name), *([".".join(inner)] if inner else [])])
         line = line_of(self.text, place, json=self.path.suffix == ".json")
         return f"{self.path}{f', line {line}' if line else ''}: {'.'.join([name, *inner])}"
 
 
 def line_of(text: str, place: KeyPath, *, json: bool = False) -> int | None:
-    """The line, from 1, that says what is at `place`; that of what it lies in, where it has none of its own."""
+    """Return the line number, from 1, of the entry at `place`, or of its innermost table that has a line."""
     keys = [part for part in place if isinstance(part, str)]
     return _json_line(text, keys) if json else _toml_line(text, keys)
 

@@ -1,12 +1,12 @@
-"""Latency of several models, side by side.
+"""Latency of several models, measured side by side.
 
-Machines drift: two models measured one after the other differ by 10 % when they are the same. So all are
-interleaved in one process, in a new random order each round, and compared round by round:
+Machines drift: the same model measured twice in a row differs by 10 %. So all models are interleaved in one process, in
+a new random order each round, and compared round by round:
 
     ratio = exp(median over rounds of (log t_model - log t_first))
 
-with a bootstrap interval over loadings and rounds. Peak memory is not among the figures: the operating system counts it
-for the process, which holds all the models and PyTorch.
+with a bootstrap interval over loadings and rounds. Peak memory is not measured: the operating system counts it for the
+whole process, which holds all models and PyTorch.
 """
 
 import statistics
@@ -24,21 +24,24 @@ from fxsurgery.deploy.interleave import Measure, Models
 from fxsurgery.deploy.measurement import Measurement
 from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.ort_session import CPU
+from fxsurgery.display import bar, card, table
 from fxsurgery.errors import DeviceError
 from fxsurgery.example_inputs import ExampleInputs, inputs_of
 from fxsurgery.option_types import FilePath, checked
-from fxsurgery.printable import lines
+from fxsurgery.printable import lines, printable
 from fxsurgery.surroundings import plain_surroundings
 
 Times = NDArray[np.float64]
 
+MAX_NAMED = 4
+"""Number of models that `repr` names."""
 CONTENDED_BELOW = 0.95
-"""Processor time over wall time, per thread, of a run that had its processors to itself."""
+"""Ratio of processor time to wall time per thread below which other processes used the processors."""
 
 
 @dataclass(frozen=True)
 class Latency:
-    """One model's times, in milliseconds."""
+    """Latency of one model, in milliseconds."""
 
     name: str
     p50_ms: float
@@ -46,38 +49,38 @@ class Latency:
     p99_ms: float
     min_ms: float
     load_ms: float
-    """To make the session, from a file that the system has in memory; the median over loadings, as next."""
+    """Time to create the session from a cached file; median over loadings, as for `first_ms`."""
     first_ms: float
-    """The first inference, which also allocates."""
+    """Time of the first inference, which also allocates memory."""
     runs: int
     ratio: float
-    """Against the first model, round by round."""
+    """Latency relative to the first model, compared round by round."""
     ratio_low: float
     ratio_high: float
-    """Bounds of the ratio's 95 % interval."""
+    """Upper bound of the 95 % interval of the ratio; `ratio_low` is the lower bound."""
     bytes: int
     sha256: str
 
 
 @dataclass(frozen=True)
 class LatencyReport:
-    """What was measured, where and how."""
+    """Latencies with the device and the settings of the measurement. `print` shows a table, as does a notebook."""
 
     models: tuple[Latency, ...]
     device: str
     provider: str
-    """ONNX Runtime's name for what ran it. On a GPU, times include copying inputs and outputs."""
+    """Execution provider of ONNX Runtime. On a GPU, times include copying inputs and outputs."""
     runtime: str
     threads: int
     batch: int
     loads: int
-    """How many times the models were loaded anew: memory that lies well or badly must not decide."""
+    """Number of times that the models were loaded anew, so that no single memory layout decides."""
     seed: int
     date: str
-    """In UTC, ISO 8601."""
+    """Time of the measurement in UTC, ISO 8601."""
     contended: bool | None
-    """Whether something else took the processor meanwhile: ratios hold, absolute times are too long. `None` on a
-    GPU, where it cannot be told."""
+    """Whether other processes used the processor meanwhile: ratios hold, absolute times are too long. `None` on a GPU,
+    where this is unknown."""
 
     def __getitem__(self, name: str) -> Latency:
         for model in self.models:
@@ -86,8 +89,32 @@ class LatencyReport:
         raise KeyError(name)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
+        """Return the report as plain values, for JSON."""
         return asdict(self)
+
+    @override
+    def __repr__(self) -> str:
+        times = ", ".join(f"{m.name} {m.p50_ms:.3f} ms" for m in self.models[:MAX_NAMED])
+        more = f" and {len(self.models) - MAX_NAMED} more" if len(self.models) > MAX_NAMED else ""
+        ratio = f", ratio {self.models[-1].ratio:.3f}" if len(self.models) == 2 else ""
+        return printable(f"<LatencyReport: {times}{more}{ratio}; batch {self.batch} on {self.device}>")
+
+    def _repr_html_(self) -> str:
+        slowest = max((m.p50_ms for m in self.models), default=1.0) or 1.0
+        rows = [
+            (
+                m.name, bar(m.p50_ms / slowest, f"{m.p50_ms:.3f} ms"), f"{m.p90_ms:.3f}", f"{m.min_ms:.3f}",
+                f"{m.ratio:.3f}", f"{m.ratio_low:.3f} to {m.ratio_high:.3f}",
+            )
+            for m in self.models
+        ]  # fmt: skip
+        return card(
+            "Latency", table(("", "p50", "p90, ms", "min, ms", "ratio", "95 % interval"), rows), self._circumstances()
+        )
+
+    def _circumstances(self) -> str:
+        busy = "; the machine was busy" if self.contended else ""
+        return f"{self.device}, {self.threads} thread(s), batch {self.batch}, {self.runtime}, {self.date}{busy}"
 
     @override
     def __str__(self) -> str:
@@ -96,9 +123,7 @@ class LatencyReport:
         for m in self.models:
             times = f"{m.p50_ms:>10.3f}{m.p90_ms:>10.3f}{m.min_ms:>10.3f}{m.ratio:>8.3f}"
             rows.append(f"{m.name:<{width}}{times}  {m.ratio_low:.3f} to {m.ratio_high:.3f}")
-        busy = "; the machine was busy" if self.contended else ""
-        rows.append(f"{self.device}, {self.threads} thread(s), batch {self.batch}, {self.runtime}, {self.date}{busy}")
-        return lines(rows)
+        return lines([*rows, self._circumstances()])
 
 
 @checked(DeviceError, apart=("example_inputs",))
@@ -115,19 +140,19 @@ def compare_latency(  # noqa: PLR0913 -- what a user may want to say, each by na
     seconds: float = 20.0,
     seed: int = 0,
 ) -> LatencyReport:
-    """Measure models on this machine's CPU through ONNX Runtime; the first is what the others are compared to.
+    """Measure models on this machine's CPU through ONNX Runtime; the others are compared to the first.
 
     Args:
         models: ONNX files by name.
         example_inputs: what the model in PyTorch is called with, in one of the forms of `fxsurgery.example_inputs`; a
             dict is given by name.
         example_kwargs: inputs by name, beside the others.
-        batch_dims: which dim of the inputs is the batch, for the report; by their sizes alone unless given.
-        rounds: runs of each model that count, at most.
-        warmup: rounds after each of five loadings, which do not; at most a fifth of the time goes to them.
-        threads: of ONNX Runtime.
-        seconds: for all of it. No round begins after it, except three that count, of those asked for.
-        seed: of the order and of the bootstrap.
+        batch_dims: which dim of the inputs is the batch, for the report; inferred from their sizes by default.
+        rounds: largest number of measured runs of each model.
+        warmup: rounds after each of five loadings that are not measured; they take a fifth of the time at most.
+        threads: number of threads of ONNX Runtime.
+        seconds: time limit for the whole measurement; at least three rounds, if requested, are measured anyway.
+        seed: seed of the order of the runs and of the bootstrap.
 
     Raises:
         DataError: `batch_dims` does not fit the inputs.
@@ -186,13 +211,13 @@ def report_of(measurement: Measurement) -> LatencyReport:
 def ratio_of(
     times: Sequence[Times], first: Sequence[Times], seed: int = 0, samples: int = 1_000
 ) -> tuple[float, float, float]:
-    """How much longer `times` are than `first`, round by round, with a 95 % bootstrap interval.
+    """Return the ratio of `times` to `first`, compared round by round, and its 95 % bootstrap interval.
 
     Args:
-        times: one array for each loading of the models.
-        first: the same of what they are compared to.
-        seed: of the bootstrap, which draws loadings, and rounds within them.
-        samples: how many times it draws.
+        times: times of the model in milliseconds, one array for each loading.
+        first: times of the model to compare with, likewise.
+        seed: seed of the bootstrap, which draws loadings, and rounds within them.
+        samples: number of bootstrap samples.
     """
     logs = [np.log(a) - np.log(b) for a, b in zip(times, first, strict=True)]
     generator = np.random.default_rng(seed)
@@ -206,13 +231,13 @@ def ratio_of(
 
 
 def _share(measurement: Measurement) -> float:
-    """How many processors were in use, on average over the runs."""
+    """Return the average number of processors in use over the runs."""
     used = sum(block.processor_ms for block in measurement.blocks)
     return used / sum(sum(runs.run_ms) for block in measurement.blocks for runs in block.models)
 
 
 def _latency(place: int, measurement: Measurement) -> Latency:
-    """The statistics of one model."""
+    """Return the statistics of one model."""
     runs = [block.models[place] for block in measurement.blocks]
     times, first = ([np.asarray(block.models[i].run_ms) for block in measurement.blocks] for i in (place, 0))
     p50, p90, p99 = (float(p) for p in np.percentile(np.concatenate(times), [50, 90, 99]))

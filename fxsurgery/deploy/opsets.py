@@ -2,7 +2,7 @@
 
 import functools
 
-from fxsurgery.argument_names import assigned
+from fxsurgery.argument_names import assigned, named
 from fxsurgery.errors import ExportError
 
 _IR_VERSION = 8
@@ -51,7 +51,9 @@ def newest_runnable() -> int:
         opset = [helper.make_opsetid("", version)]
         if _loads(helper.make_model(graph, opset_imports=opset, ir_version=_IR_VERSION).SerializeToString()):
             return version
-    raise ExportError("opset= cannot be checked: ONNX Runtime loads no graph of any version; install onnxruntime again")
+    raise ExportError(
+        f"{named('opset')} cannot be checked: ONNX Runtime loads no graph of any version; install onnxruntime again"
+    )
 
 
 def _loads(file: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""What a notebook shows: HTML cards and SVG figures that need no script, no style sheet and no network.
+"""Notebook views: HTML cards and SVG figures that need no script, no style sheet and no network.
 
 Text takes the color of what surrounds it, so that both are readable in light and dark mode. All text is escaped.
 """

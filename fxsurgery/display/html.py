@@ -1,7 +1,7 @@
 """HTML cards for notebooks, of tables, bars and lists, with inline styles alone."""
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 from fxsurgery.printable import printable
@@ -10,7 +10,9 @@ ACCENT, NEUTRAL = "#3b82d6", "#8a94a0"
 """Colors that are readable on white and on black."""
 MAX_LISTED = 8
 """Number of entries of a list that a card shows."""
-_CELL = "padding:.15em .8em .15em 0;vertical-align:top;background:none;border:0;white-space:normal"
+_CELL = (
+    "padding:.15em .8em .15em 0;vertical-align:top;background:none;border:0;white-space:normal;overflow-wrap:anywhere"
+)
 _RULE = "border-bottom:1px solid rgba(128,128,128,.35)"
 
 
@@ -44,13 +46,19 @@ def card(title: str, *parts: Content) -> str:
     )
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Content]]) -> Html:
-    """Return a table whose first column is aligned left, and all others right, unless they hold bars."""
+def table(header: Sequence[str], rows: Sequence[Sequence[Content]]) -> Html:
+    """Return a table. Its first column and those with markup, such as bars, are aligned left, all others right."""
+    left = {0, *(i for row in rows for i, content in enumerate(row) if isinstance(content, Html))}
+    sides = ["left" if i in left else "right" for i in range(len(header))]
     head = "".join(
-        f"<th style='{_CELL};{_RULE};text-align:{_side(i)};font-weight:500;opacity:.75'>{escaped(name)}</th>"
-        for i, name in enumerate(header)
+        f"<th style='{_CELL};{_RULE};text-align:{side};font-weight:500;opacity:.75'>{escaped(name)}</th>"
+        for side, name in zip(sides, header, strict=True)
     )
-    body = "".join(f"<tr style='background:none'>{''.join(map(_cell, range(len(row)), row))}</tr>" for row in rows)
+    cells = (
+        "".join(f"<td style='{_CELL};text-align:{side}'>{escaped(c)}</td>" for side, c in zip(sides, row, strict=True))
+        for row in rows
+    )
+    body = "".join(f"<tr style='background:none'>{row}</tr>" for row in cells)
     style = "border-collapse:collapse;font-variant-numeric:tabular-nums;margin:.3em 0;font-size:.95em"
     return Html(f"<table style='{style}'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
@@ -77,12 +85,3 @@ def listing(title: str, entries: Sequence[Content], *, limit: int = MAX_LISTED) 
     items = "".join(f"<li style='overflow-wrap:anywhere'>{entry}</li>" for entry in shown)
     head = f"<div style='margin-top:.4em;opacity:.75'>{escaped(title)}</div>"
     return Html(f"{head}<ul style='margin:.1em 0 .3em;padding-left:1.4em'>{items}</ul>")
-
-
-def _cell(column: int, content: Content) -> str:
-    side = "left" if isinstance(content, Html) else _side(column)
-    return f"<td style='{_CELL};text-align:{side};overflow-wrap:anywhere'>{escaped(content)}</td>"
-
-
-def _side(column: int) -> str:
-    return "right" if column else "left"

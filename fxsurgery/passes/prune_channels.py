@@ -113,17 +113,17 @@ def _fold(edit: Editor, keep: Mask) -> Reference | None:
         edit.refuse("output", "a norm, mean or softmax runs over removed channels: no masked program equals the result")
     removed = np.flatnonzero(~keep)
     if not np.isin(removed, gate_plan(edit.program).units).all():
-        edit.refuse("output", "the constants of removed channels are read by something other than a layer with a bias")
+        edit.refuse("output", "the contribution of removed channels is read by something other than a layer with a bias")
         exact = False
     for left in leftovers(edit.program, reference, keep):
         if left.is_zero:
             continue
         if (module := _foldable(edit, left)) is None:
-            edit.refuse(left.site.node, "the constants of removed channels cannot be folded into this consumer")
+            edit.refuse(left.site.node, "the contribution of removed channels cannot be folded into this consumer")
             exact = False
             continue
         if left.obstacle:
-            edit.refuse(left.site.node, f"the constants of removed channels {left.obstacle}")
+            edit.refuse(left.site.node, f"the contribution of removed channels {left.obstacle}")
             exact = False
         path = str(left.site.node.target)
         kept = torch.from_numpy(np.flatnonzero(_kept_outputs(edit.program, path, module, keep)))

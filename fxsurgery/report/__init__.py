@@ -1,7 +1,8 @@
-"""What an optimization came to, as one HTML page that stands alone."""
+"""The report of an optimization: one HTML page without other files, its pictures, and its summary as text."""
 
+from fxsurgery.report.notebook import NotebookView
 from fxsurgery.report.page import render, write
 from fxsurgery.report.report_input import ReportInput
 from fxsurgery.report.summary import summary
 
-__all__ = ["ReportInput", "render", "summary", "write"]
+__all__ = ["NotebookView", "ReportInput", "render", "summary", "write"]

@@ -1,6 +1,6 @@
-"""Charts as shapes in a box from (0, 0), top left, to (1000, 100), which the page stretches to the room that it has.
+"""Chart shapes in a box from (0, 0), top left, to (1000, 100), which pages and figures stretch to their size.
 
-Text is no part of the box, so that it keeps its size on a phone: ticks and stage names are positions in per cent.
+Text is no part of the box, so that it keeps its size on a phone: ticks and stage names are positions in percent.
 """
 
 import math
@@ -11,48 +11,48 @@ from fxsurgery.report.formatting import short
 
 WIDE, HIGH = 1000.0, 100.0
 LOG_FROM = 30.0
-"""Largest over smallest value, from which on the axis is logarithmic."""
+"""Ratio of the largest to the smallest value above which an axis is logarithmic."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A labeled line across, or down."""
+    """A labeled grid line."""
 
     at: float
-    """Per cent from the top; of a line down, from the left."""
+    """Position in percent from the top, or from the left for a vertical line."""
     label: str
 
 
 @dataclass(frozen=True)
 class Axis:
-    """From values to heights."""
+    """Maps values to positions."""
 
     low: float
     high: float
     logarithmic: bool = False
 
     def up(self, value: float) -> float:
-        """How far up a value is, 0 to 1."""
+        """Return the relative height of a value, 0 to 1."""
         if self.logarithmic:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
     def y(self, value: float) -> str:
-        """Its place in the box."""
+        """Return the y coordinate of a value."""
         return f"{HIGH * (1 - self.up(value)):.2f}"
 
     def x(self, value: float) -> float:
-        """Its place in the box, where the axis runs from left to right."""
+        """Return the x coordinate of a value on a horizontal axis."""
         return WIDE * self.up(value)
 
     def ticks(self) -> tuple[Tick, ...]:
-        """Three to six round values."""
+        """Return three to six ticks at round values."""
         values = self._round()
         places = [round(100 * (1 - self.up(value)), 2) for value in values]
         return tuple(Tick(place, label) for place, label in zip(places, _apart(values), strict=True))
 
     def across(self) -> tuple[Tick, ...]:
-        """The same, where the axis runs from left to right."""
+        """Return such ticks of a horizontal axis."""
         values = self._round()
         places = [round(100 * self.up(value), 2) for value in values]
         return tuple(Tick(place, label) for place, label in zip(places, _apart(values), strict=True))
@@ -62,7 +62,7 @@ class Axis:
 
 
 def axis(values: Sequence[float], *, from_zero: bool = False, may_be_log: bool = False) -> Axis:
-    """An axis that holds all of `values`, which are finite and at least one."""
+    """Return an axis that covers `values`, which are finite and not empty."""
     low, high = min(values), max(values)
     if may_be_log and low > 0 and high / low > LOG_FROM:
         return Axis(low / 1.1, high * 1.1, logarithmic=True)
@@ -73,17 +73,17 @@ def axis(values: Sequence[float], *, from_zero: bool = False, may_be_log: bool =
 
 
 def line(points: Iterable[tuple[float, float]], scale: Axis) -> str:
-    """The path through (x in the box, value) points."""
+    """Return the path through points of x coordinate and value."""
     return "".join(f"{'L' if i else 'M'}{x:.2f} {scale.y(value)}" for i, (x, value) in enumerate(points))
 
 
 def dots(points: Iterable[tuple[float, float]], scale: Axis) -> str:
-    """A path of points: lines of no length, which round caps make dots."""
+    """Return a path of zero-length lines, which round line caps render as dots."""
     return "".join(f"M{x:.2f} {scale.y(value)}h0" for x, value in points)
 
 
 def stairs(points: Sequence[tuple[float, float]], end: float, scale: Axis) -> str:
-    """The path that keeps each point's value until the next point, the last one until `end`."""
+    """Return a step path, in which each value holds until the next point and the last one until `end`."""
     steps = [(x, value) for x, value in points]
     until = [*(x for x, _ in steps[1:]), end]
     corners = ((at, value) for (x, value), stop in zip(steps, until, strict=True) for at in (x, stop))
@@ -91,13 +91,13 @@ def stairs(points: Sequence[tuple[float, float]], end: float, scale: Axis) -> st
 
 
 def _apart(values: list[float]) -> list[str]:
-    """Labels with as many digits as it takes to tell them apart."""
+    """Return labels with as many digits as make them distinct."""
     written = ([short(value, digits) for value in values] for digits in range(4, 16))
     return next(labels for labels in written if len(set(labels)) == len(labels))
 
 
 def _steps(low: float, high: float) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten."""
+    """Return round values: multiples of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / 4
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
@@ -106,7 +106,7 @@ def _steps(low: float, high: float) -> list[float]:
 
 
 def _decades(low: float, high: float) -> list[float]:
-    """Powers of ten, and where these are few, twice and five times them."""
+    """Return powers of ten and, if these are few, twice and five times them."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     stride = max(1, (last - first) // 5)
     tens = [10.0**n for n in range(first, last + 1, stride)]

@@ -1,4 +1,4 @@
-"""The training curves: loss, validation metric and learning rate over the steps of all stages, one after the other."""
+"""Training curves: loss, validation metric and learning rate over the steps of all stages in sequence."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,50 +9,50 @@ from fxsurgery.report.chart import WIDE, Tick, axis, dots, line
 from fxsurgery.report.formatting import count, figure
 
 LEAST_SHARE = 0.12
-"""Of the width that a stage gets, however short it is, while there are few."""
+"""Smallest fraction of the width of a stage, while there are few stages."""
 
 
 @dataclass(frozen=True)
 class StageCurve:
-    """One training: its records, and the part of the chart's width that is its own."""
+    """The records of one stage, and its part of the width of the chart."""
 
     name: str
     records: tuple[Mapping[str, Any], ...]
     left: float
-    """From 0 to 1, as next."""
+    """Left edge, 0 to 1; `width` is relative likewise."""
     width: float
 
     @property
     def steps(self) -> int:
-        """Optimizer steps."""
+        """Number of optimizer steps."""
         return _steps(self.records)
 
     def points(self, key: str) -> list[tuple[float, float]]:
-        """Where in the box, and what, for each record that has a finite value."""
+        """Return x coordinate and value of each record with a finite value."""
         known = [(r["step"], value) for r in self.records if _finite(value := r.get(key))]
         return [(WIDE * (self.left + self.width * s / self.steps), v) for s, v in known]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One chart of them."""
+    """One chart of training curves."""
 
     title: str
     lines: tuple[str, ...]
-    """A path for each stage."""
+    """Path of each stage."""
     dots: str
-    """The path of single points, where there are few."""
+    """Path of the single points, if they are few."""
     ticks: tuple[Tick, ...]
     reference: float | None
-    """A line across, per cent from the top: the original."""
+    """Position of a horizontal line for the original, in percent from the top."""
     note: str
-    """What the axis or the reference is."""
+    """Explanation of the axis or the reference."""
     summary: str
-    """The chart in words."""
+    """Description for screen readers."""
 
 
 def stages(history: Sequence[Mapping[str, Any]]) -> tuple[StageCurve, ...]:
-    """The stages of a history, in order; one that starts over is another."""
+    """Return the stages of a history, in order; a stage that starts over counts as another."""
     runs = [run for run in _runs(history) if _steps(run) > 0]
     shares = [_steps(run) for run in runs]
     least = min(LEAST_SHARE, 0.5 / max(len(runs), 1)) * sum(shares)
@@ -65,7 +65,7 @@ def stages(history: Sequence[Mapping[str, Any]]) -> tuple[StageCurve, ...]:
 
 
 def curves(found: Sequence[StageCurve], metric_name: str, original: float | None) -> tuple[Curve, ...]:
-    """The charts that there is anything to draw for.
+    """Return the charts for which there are values.
 
     Args:
         found: the stages.
@@ -120,7 +120,7 @@ def _runs(history: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, An
 
 
 def _steps(run: Sequence[Mapping[str, Any]]) -> int:
-    """Planned, or gone where a stage ended early or said nothing."""
+    """Return the planned number of steps, or the number taken if that is larger or alone known."""
     return int(max(run[-1].get("steps") or 0, run[-1]["step"]))
 
 

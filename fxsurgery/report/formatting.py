@@ -1,4 +1,4 @@
-"""How figures are written: exact where they are counted, four digits where they are measured."""
+"""Formats of numbers: counts are exact, measured values have four digits."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,22 +12,22 @@ UNITS = {"macs": "MACs", "params": "parameters", "latency_ms": "ms"}
 
 
 def count(value: float) -> str:
-    """A whole number, with commas."""
+    """Return a whole number with commas."""
     return f"{value:,.0f}".replace("-", MINUS)
 
 
 def epochs(value: float) -> str:
-    """Passes over the data, to a tenth of one."""
+    """Return a number of epochs to a tenth."""
     return f"{value:,.1f}".removesuffix(".0")
 
 
 def figure(value: float, digits: int = 4) -> str:
-    """A measured number, with so many digits after the point; a dash where it is not finite."""
+    """Return a measured number with `digits` decimals, or a dash if it is not finite."""
     return f"{value:,.{digits}f}".replace("-", MINUS) if math.isfinite(value) else DASH
 
 
 def short(value: float, digits: int = 4) -> str:
-    """A number for an axis, in so many digits: `0.05`, `1.2k`, `3M`."""
+    """Return a number for an axis in `digits` significant digits: `0.05`, `1.2k`, `3M`."""
     for size, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             scale = 1e3 if suffix == "k" else size
@@ -36,7 +36,7 @@ def short(value: float, digits: int = 4) -> str:
 
 
 def compact(value: float) -> str:
-    """A count in three digits: `23.5 M`."""
+    """Return a count in three digits: `23.5 M`."""
     for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g} {suffix}"
@@ -44,12 +44,12 @@ def compact(value: float) -> str:
 
 
 def percent(part: float, whole: float) -> str:
-    """A share: `49.9 %`; a dash where it is no number."""
+    """Return a fraction in percent: `49.9 %`; a dash if it is undefined."""
     return f"{100 * part / whole:.1f}{PER_CENT}" if whole and math.isfinite(part / whole) else DASH
 
 
 def change(before: float, after: float) -> str:
-    """By how much something that is counted went up or down, with its sign."""
+    """Return the relative change of a count in percent, with its sign."""
     if not before or not math.isfinite(after / before):
         return DASH
     moved = 100 * (after / before - 1)
@@ -59,17 +59,17 @@ def change(before: float, after: float) -> str:
 
 
 def ratio(before: float, after: float) -> str:
-    """After over before; a dash where that is no number."""
+    """Return `after / before`, or a dash if it is undefined."""
     return figure(after / before, 3) if before else DASH
 
 
 def enumerated(parts: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """Return an enumeration: `a`, `a and b`, `a, b and c`."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def budget(asked: object) -> str:
-    """A budget in words: `at most 50 % of the MACs and 12 ms`; empty where there is none."""
+    """Return a budget in words: `at most 50 % of the MACs and 12 ms`; an empty string without a budget."""
     if not isinstance(asked, Mapping):
         return "" if asked is None else str(asked)
     limits = [_limit(name, value) for name, value in asked.items() if value is not None]

@@ -1,4 +1,4 @@
-"""How decided the gates were: a histogram over 0 to 1."""
+"""A histogram of the gates over 0 to 1."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ BINS = 20
 
 @dataclass(frozen=True)
 class Bar:
-    """One column, in the chart's box."""
+    """One column of the histogram, in the box of the chart."""
 
     x: float
     y: float
@@ -26,7 +26,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Histogram:
-    """The columns, and how many gates were open, closed and neither."""
+    """The columns, and the numbers of open, closed and undecided gates."""
 
     bars: tuple[Bar, ...]
     ticks: tuple[Tick, ...]
@@ -36,17 +36,17 @@ class Histogram:
     open: int
     low: float
     high: float
-    """Between the two, a gate counts as undecided."""
+    """Gates between `low` and `high` count as undecided."""
 
     @property
     def summary(self) -> str:
-        """The chart in words."""
+        """Description for screen readers."""
         parts = [f"{count(self.closed)} closed", f"{count(self.undecided)} undecided", f"{count(self.open)} open"]
         return f"Of {count(self.total)} gates, {enumerated(parts)}"
 
 
 def histogram(gates: Sequence[float]) -> Histogram | None:
-    """The histogram of gates, 0 to 1; `None` where there are none."""
+    """Return the histogram of gates, 0 to 1; `None` if there are none."""
     values = np.asarray([g for g in gates if math.isfinite(g)])
     if not len(values):
         return None
@@ -67,7 +67,7 @@ def histogram(gates: Sequence[float]) -> Histogram | None:
 
 
 def _bar(gates: int, edge: float, up: float) -> Bar:
-    """A column that can be seen wherever there is a gate."""
+    """Return a column, which is visible if it holds any gate."""
     height = HIGH * max(up, 0.012) if gates else 0.0
     label = f"{edge:.2f} to {edge + 1 / BINS:.2f}: {count(gates)}"
     room = WIDE / BINS

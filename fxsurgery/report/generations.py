@@ -1,4 +1,4 @@
-"""The generations of an evolution, each as a table of what was tried, and the moves that came to nothing."""
+"""The generations of an evolutionary search, as tables of operations, and the moves that were rejected."""
 
 import math
 from collections.abc import Sequence
@@ -9,47 +9,47 @@ from fxsurgery.report.formatting import count, enumerated, figure
 from fxsurgery.searchers.common.trials import SearchRecord, Status, Trial
 
 OUT_AT_ONCE: frozenset[Status] = frozenset({"eliminated", "duplicate", "failed", "undecided"})
-"""Status of what did not win within its operation."""
+"""Status of trials that did not win within their operation."""
 
 
 @dataclass(frozen=True)
 class Tried:
-    """What one operation came to in one generation."""
+    """The outcome of one operation in one generation."""
 
     operation: str
     candidates: str
     best: str
-    """Its winner, by number; of several that are left, or where none is, the one that scored best."""
+    """Number of its winner; of several or no winners, of the trial with the best score."""
     score: str
     params: str
-    fate: str
+    outcome: str
 
 
 @dataclass(frozen=True)
 class GenerationRow:
-    """One of them."""
+    """One generation."""
 
     number: int
     parents: str
     many: int
-    """Candidates."""
+    """Number of candidates."""
     tried: tuple[Tried, ...]
 
 
 def generations(record: SearchRecord) -> tuple[GenerationRow, ...]:
-    """All but that of the start."""
+    """Return all generations except that of the start."""
     later = sorted((c for c in record.trials if c.generation), key=lambda c: c.generation)
     return tuple(_generation(number, list(born), record) for number, born in groupby(later, lambda c: c.generation))
 
 
 def refusals(record: SearchRecord) -> tuple[tuple[str, str], ...]:
-    """Why moves gave no trial, and how often, the most frequent first."""
+    """Return the reasons for rejected moves with their counts, the most frequent first."""
     found = sorted(record.rejected.items(), key=lambda pair: (-pair[1], pair[0]))
     return tuple((reason, count(many)) for reason, many in found)
 
 
 def mishaps(record: SearchRecord) -> tuple[str, ...]:
-    """What there is to say of duplicates and of lost workers."""
+    """Return sentences on duplicates and lost workers."""
     parts = list[str]()
     if many := record.duplicates:
         were = "candidates were" if many > 1 else "candidate was"
@@ -76,7 +76,7 @@ def _tried(operation: str, born: Sequence[Trial], record: SearchRecord) -> Tried
         best=str(best.number),
         score=figure(math.nan if best.score is None else best.score),
         params=count(best.costs["params"]),
-        fate=best.reason,
+        outcome=best.reason,
     )
 
 

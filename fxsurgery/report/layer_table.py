@@ -1,4 +1,4 @@
-"""How wide every layer was and is: the modules with weights, and the parameters that the graph reads itself.
+"""The width of every layer before and after: modules with weights, and parameters that the graph reads itself.
 
 Norms are left out: they are as wide as what they follow.
 """
@@ -16,27 +16,27 @@ from fxsurgery.program import Program
 from fxsurgery.report.formatting import TIMES
 
 FEWEST_IN_A_GROUP, MOST_IN_A_GROUP = 3, 60
-"""On average, and at the most."""
+"""Average number of layers in a group, at least, and number in any group, at most."""
 DEEPEST_GROUP = 6
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a layer is in one program."""
+    """The size of a layer in one program."""
 
     kind: str
     channels: int
-    """That it gives."""
+    """Number of output channels."""
     params: int
     macs: float
-    """For one sample."""
+    """Multiply-accumulates for one sample."""
     fixed: bool
-    """Whether none of its channels can be removed."""
+    """Whether none of its output channels can be removed."""
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer, before and after; `None` where it is not there."""
+    """One layer before and after; `None` where it does not exist."""
 
     name: str
     before: Size | None
@@ -44,17 +44,17 @@ class LayerRow:
 
     @property
     def kind(self) -> str:
-        """As it is now, or was."""
+        """Type of the layer, after or before."""
         return self._any.kind
 
     @property
     def widest(self) -> int:
-        """The larger of its two widths."""
+        """The larger of the two widths."""
         return max(s.channels for s in (self.before, self.after) if s is not None)
 
     @property
     def state(self) -> str:
-        """`removed`, `added`, `fixed`, `same` or `changed`."""
+        """One of `removed`, `added`, `fixed`, `same` and `changed`."""
         if self.before is None or self.after is None:
             return "removed" if self.after is None else "added"
         if self.before.channels != self.after.channels:
@@ -70,15 +70,15 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class LayerGroup:
-    """Layers next to each other in one part of the model."""
+    """Consecutive layers in one part of the model."""
 
     name: str
-    """Their common path; empty at the top."""
+    """Common path of the layers; empty at the top level."""
     layers: tuple[LayerRow, ...]
 
     @property
     def params(self) -> tuple[int, int]:
-        """All of their parameters, before and after."""
+        """Numbers of parameters of all layers, before and after."""
         return (
             sum(layer.before.params for layer in self.layers if layer.before),
             sum(layer.after.params for layer in self.layers if layer.after),
@@ -86,16 +86,16 @@ class LayerGroup:
 
     @property
     def widest(self) -> int:
-        """The largest width of any, before or after."""
+        """The largest width of any layer, before or after."""
         return max((layer.widest for layer in self.layers), default=1)
 
     def short(self, layer: LayerRow) -> str:
-        """What a layer is called here, without the common path."""
+        """Return the name of a layer without the common path."""
         return layer.name.removeprefix(f"{self.name}.") if self.name else layer.name
 
 
 def layers(original: Program, result: Program) -> tuple[LayerRow, ...]:
-    """Every layer of either, in the order in which they run; an added one stands right before the next that stayed."""
+    """Return the layers of both programs in execution order; an added layer precedes the next one that stayed."""
     before, after = _sizes(original), _sizes(result)
     names = list(before)
     place = len(names)
@@ -108,7 +108,7 @@ def layers(original: Program, result: Program) -> tuple[LayerRow, ...]:
 
 
 def grouped(found: tuple[LayerRow, ...]) -> tuple[LayerGroup, ...]:
-    """The layers by part of the model, in order: parts that can be looked at in one piece, but no crumbs."""
+    """Return the layers grouped by part of the model, in order, in groups that are neither tiny nor huge."""
     groups = tuple(_groups(found, 0))
     for depth in range(1, DEEPEST_GROUP + 1):
         finer = tuple(_groups(found, depth))
@@ -126,12 +126,12 @@ def _groups(found: tuple[LayerRow, ...], depth: int) -> Iterator[LayerGroup]:
 
 
 def _part(name: str, depth: int) -> str:
-    """The path down to `depth` levels, without the layer's own name."""
+    """Return the path of a layer down to `depth` levels, without its own name."""
     return ".".join(name.split(".")[:-1][:depth])
 
 
 def _sizes(program: Program) -> dict[str, Size]:
-    """Every layer's size, by its path."""
+    """Return the size of every layer, by path."""
     macs = dict[str, float]()
     for work in structure(program).work:
         macs[work.node] = macs.get(work.node, 0.0) + work.macs
@@ -146,13 +146,13 @@ def _sizes(program: Program) -> dict[str, Size]:
 
 
 def _as_they_run(program: Program) -> list[fx.Node]:
-    """The nodes in execution order, what is read right before its first use."""
+    """Return the nodes in execution order, with parameters right before their first use."""
     place = {node: number for number, node in enumerate(program.nodes)}
     return sorted(place, key=lambda n: min((place[u] for u in n.users), default=0) if n.op == "get_attr" else place[n])
 
 
 def _called(program: Program, node: fx.Node, macs: Mapping[str, float]) -> Size | None:
-    """The size of the module that a node calls, if it has weights."""
+    """Return the size of the module that a node calls, if it has weights."""
     module, path = program.module(node), str(node.target)
     params = list(module.parameters())
     if all(p.dim() < 2 for p in params):
@@ -164,7 +164,7 @@ def _called(program: Program, node: fx.Node, macs: Mapping[str, float]) -> Size 
 
 
 def _read(program: Program, node: fx.Node, macs: Mapping[str, float]) -> Size | None:
-    """The size of the parameter that a node reads, if that is no vector."""
+    """Return the size of the parameter that a node reads, unless it is a vector."""
     value = program.attribute(str(node.target)) if node.op == "get_attr" else None
     if not isinstance(value, nn.Parameter) or value.dim() < 2:
         return None
@@ -177,7 +177,7 @@ def _read(program: Program, node: fx.Node, macs: Mapping[str, float]) -> Size | 
 
 
 def _kind(module: nn.Module) -> str:
-    """What it is, in short: `Conv2d 3x3 /2 depthwise`."""
+    """Return the type in short: `Conv2d 3x3 /2 depthwise`."""
     name = type(module).__name__
     if not isinstance(module, _ConvNd):
         return name
@@ -189,7 +189,7 @@ def _kind(module: nn.Module) -> str:
 
 
 def _gives_dim_1(module: nn.Module) -> bool:
-    """Whether the channels that a layer gives run along dim 1 of its weight."""
+    """Return True if the output channels of a layer run along dim 1 of its weight."""
     operator = registry.of_module(module)
     return operator is not None and operator.weight is not None and operator.weight.outputs == 1
 

@@ -1,4 +1,4 @@
-"""How the winner of an evolution came about: its metric and its size over the epochs that its line was trained.
+"""The lineage of the winner of an evolutionary search: metric and size over its epochs and those of its ancestors.
 
 The same picture as Figure 6 of ECToNAS: what was done is marked where it was done.
 """
@@ -12,44 +12,44 @@ from fxsurgery.report.formatting import change, count, enumerated, epochs, figur
 from fxsurgery.searchers.common.trials import SearchRecord, Trial
 
 LEAST_ROOM, A_LETTER, A_BADGE = 7.0, 1.05, 4.0
-"""Of the width, in per cent: that a mark gets, however short its text; that a letter takes, and a number."""
+"""Percentages of the width: of the shortest mark, of a letter, and of a number."""
 FEW = 40
-"""Points that are dots as well."""
+"""Number of points up to which they are drawn as dots as well."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """Where something was done."""
+    """A mark where an operation was applied."""
 
     number: int
     label: str
     at: float
-    """Per cent from the left, as the next two."""
+    """Position in percent from the left."""
     left: float
-    """Where the text begins; the mark ends there instead, where it is `flush`."""
+    """Start of the text in percent from the left; for a `flush` mark, its end in percent from the right."""
     flush: bool
     row: int
-    """So that no two are in each other's way."""
+    """Row of the mark, so that no two overlap."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One network of the line."""
+    """One network of the lineage."""
 
     number: str
-    """Of its mark."""
+    """Number of its mark."""
     epoch: str
-    """From which on there was it."""
+    """Epoch at which it was created."""
     operation: str
     params: str
     change: str
-    """Of the parameters, against the one before."""
+    """Change of the number of parameters from the one before."""
     metric: str
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One chart of the line."""
+    """One chart of the lineage."""
 
     title: str
     note: str
@@ -57,24 +57,24 @@ class Plot:
     dots: str
     ticks: tuple[Tick, ...]
     reference: float | None
-    """A line across, per cent from the top."""
+    """Position of a horizontal line, in percent from the top."""
     summary: str
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """The charts, which share their horizontal axis, and what stands beside them."""
+    """The charts, which share their horizontal axis, with their marks and table."""
 
     plots: tuple[Plot, ...]
     marks: tuple[Mark, ...]
     rows: int
-    """Of marks."""
+    """Number of rows of marks."""
     epochs: tuple[Tick, ...]
     entries: tuple[Entry, ...]
 
 
 def lineage(record: SearchRecord, metric_name: str) -> Lineage | None:
-    """The picture of the winner's line; `None` where nothing of it was trained."""
+    """Return the charts of the winner's lineage; `None` if none of it was trained."""
     line_ = record.line(record.winner)
     if not line_[-1].epochs > 0:
         return None
@@ -91,12 +91,12 @@ def lineage(record: SearchRecord, metric_name: str) -> Lineage | None:
 
 
 def _begun(trial: Trial, record: SearchRecord) -> float:
-    """Epochs that its line had trained when it was made."""
+    """Return the number of epochs that its ancestors had trained when it was created."""
     return 0.0 if trial.parent is None else record.trials[trial.parent].epochs
 
 
 def _marks(changes: Sequence[Trial], record: SearchRecord, across: Axis) -> Iterator[Mark]:
-    """Each in the first row that has room for its text."""
+    """Yield the marks, each in the first row with room for its text."""
     ends = list[float]()
     for number, trial in enumerate(changes, 1):
         at = 100 * across.up(_begun(trial, record))
@@ -146,7 +146,7 @@ def _size(line_: Sequence[Trial], across: Axis) -> Plot:
 
 
 def _entries(line_: Sequence[Trial], record: SearchRecord) -> Iterator[Entry]:
-    """The start, each change, and the metric that each came to before the next."""
+    """Yield the start and each change, with the metric that it reached before the next."""
     changed = {c.number for c in record.changes(line_[-1].number)}
     stays = [i for i, c in enumerate(line_) if i == 0 or c.number in changed]
     for number, (i, following) in enumerate(zip(stays, [*stays[1:], len(line_)], strict=True)):

@@ -1,4 +1,4 @@
-"""The page: one HTML file with its style and drawings in it. It asks the network for nothing and runs no script."""
+"""The report page: one HTML file with inline style and drawings, without network access and scripts."""
 
 import platform
 from collections.abc import Iterator, Mapping
@@ -27,35 +27,35 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 OPEN_LAYERS = 60
-"""Up to so many layers, all parts of the model are shown unfolded."""
+"""Number of layers up to which all parts of the model are unfolded."""
 MOST_NAMED = 6
-"""Stages whose names stand under the charts; more get numbers, and a list."""
+"""Number of stages up to which their names stand under the charts; more get numbers and a list."""
 MOST_MEMBERS = 12
-"""Of a front, whose table is shown unfolded."""
+"""Number of networks of a Pareto front up to which its table is unfolded."""
 KEPT = "\n\t" + "".join(map(chr, range(0xD800, 0xE000)))
-"""Characters that a page may hold, unlike a terminal; `write` gives halves of surrogate pairs a form of their own."""
+"""Characters that a page may contain, unlike a terminal; `write` encodes halves of surrogate pairs."""
 SHOWN_SPEC = 200
-"""Characters of a pass that are shown before it is unfolded."""
+"""Number of characters of a pass that are shown while it is folded."""
 
 
 @checked(RunError)
-def render(told: ReportInput, *, latency: LatencyReport | None = None, title: str = "", date: str = "") -> str:
-    """The page, the same for the same arguments.
+def render(source: ReportInput, *, latency: LatencyReport | None = None, title: str = "", date: str = "") -> str:
+    """Return the page, which depends on the arguments only.
 
     Args:
-        told: a `fxsurgery.Result`.
+        source: a `fxsurgery.Result`.
         latency: what `Result.benchmark` gave.
-        title: what the model is called; the name of its class unless said.
-        date: what the page says of when it was made; nothing unless said.
+        title: name of the model; the name of its class by default.
+        date: date that the page shows; none by default.
     """
-    found = stages(told.history)
-    every = layers(told.original, told.program)
-    original = told.metrics.get("val")
+    found = stages(source.history)
+    every = layers(source.original, source.program)
+    original = source.metrics.get("val")
     return _environment().get_template("page.html").render(
-        title=title or title_of(told),
-        sentence=sentence(told),
-        tiles=tiles(told, latency),
-        rows=rows(told, latency),
+        title=title or title_of(source),
+        sentence=sentence(source),
+        tiles=tiles(source, latency),
+        rows=rows(source, latency),
         latency=latency,
         layers=every,
         groups=grouped(every),
@@ -63,27 +63,27 @@ def render(told: ReportInput, *, latency: LatencyReport | None = None, title: st
         unfolded=len(every) <= OPEN_LAYERS,
         stages=found,
         most_named=MOST_NAMED,
-        curves=curves(found, told.metric_name, None if original is None else original.before),
-        histogram=histogram(told.gates),
-        notes=told.notes,
-        passes=told.program.log,
+        curves=curves(found, source.metric_name, None if original is None else original.before),
+        histogram=histogram(source.gates),
+        notes=source.notes,
+        passes=source.program.log,
         shown_spec=SHOWN_SPEC,
-        circumstances=tuple(_circumstances(told, latency, date)),
-        metric_name=told.metric_name,
-        **_evolved(told),
+        circumstances=tuple(_circumstances(source, latency, date)),
+        metric_name=source.metric_name,
+        **_evolved(source),
     )  # fmt: skip
 
 
 def write(
-    told: ReportInput, path: str | Path, *, latency: LatencyReport | None = None, title: str = "", date: str = ""
+    source: ReportInput, path: str | Path, *, latency: LatencyReport | None = None, title: str = "", date: str = ""
 ) -> Path:
-    """Write the page to a file, whole or not at all; the arguments are those of `render`.
+    """Write the page to a file atomically; the arguments are those of `render`.
 
     Raises:
         RunError: the file cannot be written.
     """
     path = Path(path)
-    page = render(told, latency=latency, title=title, date=date)
+    page = render(source, latency=latency, title=title, date=date)
     # A name from a graph may hold what UTF-8 cannot: half of a surrogate pair.
     write_whole(path, page.encode("utf-8", "xmlcharrefreplace"))
     return path
@@ -106,21 +106,21 @@ def _environment() -> "Environment":
 
 
 def _shown(value: object) -> object:
-    """A value as it goes into the page, which then escapes it."""
+    """Return a value for the page, which then escapes it."""
     return printable(value, KEPT) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
-def _evolved(told: ReportInput) -> dict[str, Any]:
-    """What the page shows of an evolution."""
-    record = told.search
+def _evolved(source: ReportInput) -> dict[str, Any]:
+    """Return the template values of an evolutionary search."""
+    record = source.search
     if record is None:
         return {"evolved": False}
     return {
         "evolved": True,
         "most_members": MOST_MEMBERS,
-        "lineage": lineage(record, told.metric_name),
-        "scatter": scatter(record, told.pareto, told.metric_name),
-        "timed": any(member.latency_ms is not None for member in told.pareto),
+        "lineage": lineage(record, source.metric_name),
+        "scatter": scatter(record, source.pareto, source.metric_name),
+        "timed": any(member.latency_ms is not None for member in source.pareto),
         "generations": generations(record),
         "refusals": refusals(record),
         "rejected": sum(record.rejected.values()),
@@ -128,13 +128,13 @@ def _evolved(told: ReportInput) -> dict[str, Any]:
     }
 
 
-def _circumstances(told: ReportInput, latency: LatencyReport | None, date: str) -> Iterator[tuple[str, str]]:
-    """Under what circumstances this came about."""
+def _circumstances(source: ReportInput, latency: LatencyReport | None, date: str) -> Iterator[tuple[str, str]]:
+    """Yield settings, environment and versions."""
     if date:
         yield "date", date
-    if "seed" not in told.asked:
-        yield "seed", str(told.seed)
-    for name, value in told.asked.items():
+    if "seed" not in source.asked:
+        yield "seed", str(source.seed)
+    for name, value in source.asked.items():
         if value is not None and value != {}:
             yield from _settings(str(name), value)
     if latency is not None:

@@ -1,4 +1,4 @@
-"""What a report needs to be told: the part of a `fxsurgery.Result` that it reads."""
+"""The part of a `fxsurgery.Result` that a report reads."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -10,68 +10,68 @@ from fxsurgery.searchers.common.trials import SearchRecord
 
 
 class Pair(Protocol):
-    """One figure of the original and of the result."""
+    """One number of the original and of the result."""
 
     @property
     def before(self) -> float:
-        """Of the original."""
+        """Value of the original."""
 
     @property
     def after(self) -> float:
-        """Of the result."""
+        """Value of the result."""
 
 
 class ReportInput(Protocol):
-    """An optimization that has ended; `fxsurgery.Result` is one."""
+    """A finished optimization; `fxsurgery.Result` is one."""
 
     @property
     def original(self) -> Program:
-        """What it began with."""
+        """The original program."""
 
     @property
     def program(self) -> Program:
-        """What came of it; its log leads there."""
+        """The resulting program, whose log has the passes."""
 
     @property
     def costs(self) -> tuple[Cost | None, Cost | None]:
-        """What original and result take; `None` where it cannot be told without running what was loaded."""
+        """Costs of original and result; `None` if unknown without running a loaded model."""
 
     @property
     def metric_name(self) -> str:
-        """What `metrics` are."""
+        """Name of the metric."""
 
     @property
     def metrics(self) -> Mapping[str, Pair]:
-        """By split: `val`, `test`."""
+        """Values of the metric by split: `val`, `test`."""
 
     @property
     def figures(self) -> Mapping[str, Pair]:
-        """The other numbers of a metric that gives several, by name and split."""
+        """Other values of a metric that returns several, by name and split."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What stayed as it is, and why."""
+        """Notes for the user, such as layers that stayed as they are."""
 
     @property
     def history(self) -> tuple[Mapping[str, Any], ...]:
-        """As `fxsurgery.training.Progress` keeps it."""
+        """Training records, as `fxsurgery.training.Progress` keeps them."""
 
     @property
     def gates(self) -> tuple[float, ...]:
-        """Each gate at the end, 0 to 1; none where nothing was gated."""
+        """Final values of all gates, 0 to 1; empty without gates."""
 
     @property
     def seed(self) -> int:
-        """Of everything random."""
+        """Random seed of the run."""
 
     @property
     def asked(self) -> Mapping[str, Any]:
-        """What was asked for, plain JSON: `method`, `budget`, `settings` and the like; each may be missing."""
+        """Settings of the run as plain JSON: `method`, `budget`, `settings` and others; each may be missing."""
 
     @property
     def search(self) -> SearchRecord | None:
-        """The trials of a search that trained many networks."""
+        """Record of a search that trained many networks."""
 
     @property
     def pareto(self) -> tuple[ParetoMember, ...]:
-        """Its Pareto front, the cheapest first."""
+        """Pareto front of such a search, the cheapest network first."""

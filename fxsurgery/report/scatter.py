@@ -1,4 +1,4 @@
-"""Every network that an evolution trained, as a point of cost and metric, with the Pareto front through them."""
+"""Scatter plot of cost and metric of every trained network of a search, with the Pareto front."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,31 +15,31 @@ NAMES: Mapping[Metric, str] = {
     "latency_ms": "latency, ms",
 }  # fmt: skip
 FLUSH_FROM = 70.0
-"""Per cent from the left, from which on a text ends at its point instead of beginning there."""
+"""Position in percent from the left from which on a label ends at its point instead of starting there."""
 TOO_HIGH, TOO_LOW = 8.0, 92.0
-"""Per cent from the top, beyond which a name has no room above its point, or below."""
+"""Positions in percent from the top beyond which a label has no room above its point, or below."""
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Named:
-    """A point with its name."""
+    """A labeled point."""
 
     name: str
     kind: str
     path: str
     left: float
-    """Per cent; from the right, where it is `flush`."""
+    """Position in percent from the left, or from the right for a `flush` label."""
     top: float
     flush: bool
     below: bool
-    """Whether the name stands under the point."""
+    """Whether the label stands below the point."""
 
 
 @dataclass(frozen=True)
 class FrontPoint:
-    """One network of the front, in words."""
+    """One network of the front, as text."""
 
     number: int
     chosen: bool
@@ -47,25 +47,25 @@ class FrontPoint:
     params: str
     macs: str
     latency: str
-    """Empty where none was measured."""
+    """Latency in milliseconds; empty if it was not measured."""
     done: str
     peak: str
-    """Peak activation bytes; empty where they were not asked for."""
+    """Peak activation bytes; empty if they were not counted."""
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """The chart and its table."""
+    """The scatter plot and the table of the front."""
 
     axis: str
-    """Of `SearchRecord`."""
+    """Cost on the horizontal axis, as in `SearchRecord`."""
     title: str
     note: str
     others: str
-    """The path of what is not on the front, as dots."""
+    """Path of the dots that are not on the front."""
     front: str
     members: str
-    """Its dots."""
+    """Path of the dots on the front."""
     named: tuple[Named, ...]
     ticks: tuple[Tick, ...]
     across: tuple[Tick, ...]
@@ -74,7 +74,7 @@ class Scatter:
 
 
 def scatter(record: SearchRecord, members: Sequence[ParetoMember], metric_name: str) -> Scatter | None:
-    """The chart; `None` where nothing has both a metric and a cost."""
+    """Return the scatter plot; `None` if no network has both a metric and a cost."""
     others, front = _others(record, members), _front(record, members)
     every = [*others.values(), *front.values()]
     if not every:
@@ -98,7 +98,7 @@ def scatter(record: SearchRecord, members: Sequence[ParetoMember], metric_name: 
 
 
 def _others(record: SearchRecord, members: Sequence[ParetoMember]) -> dict[int, Point]:
-    """Cost and score of what was trained to an end, by number; what is on the front just so, aside."""
+    """Return cost and score of fully trained networks by number, except those on the front."""
     known = {(m.trial.number, m.trial.epochs) for m in members}
     found = dict[int, Point]()
     for trial in record.trials:
@@ -118,7 +118,7 @@ def _front(record: SearchRecord, members: Sequence[ParetoMember]) -> dict[int, P
 def _named(
     record: SearchRecord, members: Sequence[ParetoMember], points: Mapping[int, Point], across: Axis, scale: Axis
 ) -> Iterator[Named]:
-    """The start, its name under it, and the winner, its name away from the front, while there is room."""
+    """Yield the start with its label below, and the winner with its label away from the front, if there is room."""
     for name, number in (("start", 0), ("winner", record.winner)):
         if number not in points:
             continue

@@ -1,4 +1,4 @@
-"""What an optimization came to, in a few lines of text."""
+"""The summary of an optimization in a few lines of text."""
 
 import math
 
@@ -9,31 +9,31 @@ from fxsurgery.searchers.common.pareto import ParetoMember
 from fxsurgery.searchers.common.trials import SearchRecord
 
 MOST_SHOWN = 8
-"""Members of a front."""
+"""Number of networks of a Pareto front that are listed."""
 MOST_TEXT = 60
-"""Characters of what was done."""
+"""Number of characters of the operations of a network."""
 
 
-def summary(told: ReportInput) -> str:
-    """A table of before, after and ratio, that of the Pareto front where there is one, and the notes."""
+def summary(source: ReportInput) -> str:
+    """Return a table of before, after and ratio, a table of the Pareto front if there is one, and the notes."""
     rows = [
-        *_costs(told),
-        *((f"{told.metric_name} ({split})", p.before, p.after, "{:.4f}") for split, p in told.metrics.items()),
-        *((name, pair.before, pair.after, "{:.4f}") for name, pair in told.figures.items()),
+        *_costs(source),
+        *((f"{source.metric_name} ({split})", p.before, p.after, "{:.4f}") for split, p in source.metrics.items()),
+        *((name, pair.before, pair.after, "{:.4f}") for name, pair in source.figures.items()),
     ]
     width = max(len(name) for name, *_ in rows) + 1
     table = [f"{'':<{width}}{'before':>16}{'after':>16}{'ratio':>9}"]
     for name, was, is_, form in rows:
         ratio = is_ / was if was else math.nan
         table.append(f"{name:<{width}}{form.format(was):>16}{form.format(is_):>16}{ratio:>9.3f}")
-    return lines([*table, *_evolved(told), *(f"note: {note}" for note in told.notes)])
+    return lines([*table, *_evolved(source), *(f"note: {note}" for note in source.notes)])
 
 
-def _costs(told: ReportInput) -> list[tuple[str, float, float, str]]:
-    """What original and result take, as far as it is known without running anything of a result that was loaded."""
-    before, after = told.costs
+def _costs(source: ReportInput) -> list[tuple[str, float, float, str]]:
+    """Return the costs of original and result, as far as known without running a loaded model."""
+    before, after = source.costs
     if before is None or after is None:
-        was, is_ = (sum(p.numel() for p in x.graph_module.parameters()) for x in (told.original, told.program))
+        was, is_ = (sum(p.numel() for p in x.graph_module.parameters()) for x in (source.original, source.program))
         return [("parameters", was, is_, "{:,.0f}")]
     return [
         ("parameters", before.params, after.params, "{:,.0f}"),
@@ -41,15 +41,15 @@ def _costs(told: ReportInput) -> list[tuple[str, float, float, str]]:
     ]
 
 
-def _evolved(told: ReportInput) -> list[str]:
-    """How much of what might be spent was spent, and the Pareto front; nothing where there was no evolution."""
-    record = told.search
+def _evolved(source: ReportInput) -> list[str]:
+    """Return lines on the spent epochs and the Pareto front; none without an evolutionary search."""
+    record = source.search
     if record is None:
         return []
     networks = f"{record.trained:,} network{'s' if record.trained > 1 else ''}"
     of = "" if record.allowed is None else f" of {epochs(record.allowed)}"
     spent = f"evolved: {networks} trained, {epochs(record.spent)}{of} epochs spent"
-    return [spent, *_front(told.pareto, record, told.metric_name)]
+    return [spent, *_front(source.pareto, record, source.metric_name)]
 
 
 def _front(members: tuple[ParetoMember, ...], record: SearchRecord, metric_name: str) -> list[str]:
@@ -72,7 +72,7 @@ def _line(number: int, member: ParetoMember, record: SearchRecord, *, chosen: bo
 
 
 def _done(record: SearchRecord, number: int) -> str:
-    """What was done, its end left out where there is a lot of it."""
+    """Return the operations of a network, cut if they are many."""
     text = record.done(number)
     if len(text) <= MOST_TEXT:
         return text
@@ -80,7 +80,7 @@ def _done(record: SearchRecord, number: int) -> str:
 
 
 def _shown(many: int, winner: int | None) -> list[int]:
-    """Of so many members, those to show: both ends, the winner, and some spread over the rest."""
+    """Return the indices to list out of `many`: both ends, the winner, and some spread over the rest."""
     if many <= MOST_SHOWN:
         return list(range(many))
     spread = {round(i * (many - 1) / (MOST_SHOWN - 1)) for i in range(MOST_SHOWN)}

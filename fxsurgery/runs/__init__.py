@@ -1,1 +1,1 @@
-"""Run directories: what a search keeps on disk, and how a killed one goes on."""
+"""Run directories: what a search keeps on disk, and how a killed search resumes."""

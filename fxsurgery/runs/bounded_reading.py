@@ -1,4 +1,4 @@
-"""Reading a file of a run directory whole."""
+"""Read whole files of a run directory, of bounded size."""
 
 from pathlib import Path
 
@@ -7,21 +7,21 @@ from fxsurgery.files import writing
 from fxsurgery.strict_json import read_regular
 
 
-def read_whole(path: Path, most: int) -> bytes:
-    """Read a regular file, into as much memory as it is large.
+def read_whole(path: Path, max_bytes: int) -> bytes:
+    """Read a regular file whole.
 
     Args:
         path: the file.
-        most: the most bytes that it may have.
+        max_bytes: the largest size that is read.
 
     Raises:
-        RunError: it cannot be read, is not a regular file, or is too large.
+        RunError: the file cannot be read, is not a regular file, or is too large.
     """
     with writing(path):
         size = path.stat().st_size
     try:
-        return read_regular(path, max_bytes=min(size, most))
+        return read_regular(path, max_bytes=min(size, max_bytes))
     except MemoryError as error:
         raise RunError(
-            f"{path} has {size:,} bytes, more than there is memory for; see whether it is the right file"
+            f"{path} has {size:,} bytes, more than the memory holds; check that it is the right file"
         ) from error

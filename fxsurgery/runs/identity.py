@@ -1,4 +1,4 @@
-"""What tells two runs apart: hashes of models, and settings as plain JSON, the same in another process.
+"""The identity of a run: hashes of models, and settings as plain JSON, equal in every process.
 
 A function is identified by its name, the values that it holds, and its code, unless torch or this library defines it:
 their versions are recorded elsewhere. An object is identified by its class and its public attributes.
@@ -21,7 +21,7 @@ from fxsurgery.tensor_state import digest as tensor_digest
 from fxsurgery.training.snapshot import tensors_of
 
 DEEPEST = 6
-"""How far into what objects hold is looked."""
+"""Number of nested levels of objects that are described."""
 LONGEST = 100
 """A list or dict of more is represented by its hash."""
 _VERSIONED = {"torch", "fxsurgery", "builtins", "operator", "math"}
@@ -50,9 +50,9 @@ def weights_fingerprint(module: nn.Module) -> str:
 
 
 def structural_hash(program: Program) -> str:
-    """A hash of what a program computes: the same for two that differ in the names of nodes and modules alone.
+    """Return a hash of what a program computes, equal for two that differ only in names of nodes and modules.
 
-    Modules that are not torch's are distinguished by name, too: what they hold beside tensors is not looked into.
+    Modules outside torch also count by name: their state beside tensors is not compared.
     """
     digest = hashlib.sha256()
     numbers = {node: number for number, node in enumerate(program.nodes)}
@@ -79,13 +79,13 @@ def to_plain(value: object) -> Any:  # noqa: ANN401
     """Return a setting as plain JSON, equal for settings that have the same effect and different otherwise.
 
     Args:
-        value: a number, a text, a function, an object, or several of them in a tuple, a list or a dict.
+        value: a number, string, function or object, or a tuple, list or dict of them.
     """
     return _to_plain(value, ())
 
 
 def _to_plain(value: object, around: tuple[int, ...]) -> Any:  # noqa: ANN401
-    """`value`, which is held by the objects of these ids."""
+    """Return the plain form of `value`; `around` has the ids of the objects that hold it."""
     inside = (*around, id(value))
     if value is None or isinstance(value, bool | int | str):
         return value
@@ -111,7 +111,7 @@ def _name(value: object) -> str:
 
 
 def _held(value: object) -> Iterator[object]:
-    """What makes a function or object what it is, beside its name."""
+    """Yield what distinguishes a function or object from others of its name."""
     if isinstance(value, types.MethodType):
         yield from (value.__func__, value.__self__)
     elif isinstance(value, functools.partial):
@@ -131,21 +131,21 @@ def _held(value: object) -> Iterator[object]:
 
 
 def _cells(function: types.FunctionType) -> list[object]:
-    """What a function takes from around it, but for itself."""
-    found = list[object]()
+    """Return the contents of a function's closure, except the function itself."""
+    contents = list[object]()
     for cell in function.__closure__ or ():
         try:
-            found.append(cell.cell_contents)
+            contents.append(cell.cell_contents)
         except ValueError:  # a name that is not bound yet
             continue
-    return [part for part in found if part is not function]
+    return [part for part in contents if part is not function]
 
 
 def _code(code: types.CodeType) -> str:
-    """A hash of what a function does, whatever file and line it stands in."""
+    """Return a hash of the code of a function, independent of its file and line."""
     digest = hashlib.sha256(code.co_code)
     for part in (*code.co_names, *code.co_consts):
-        # A set has no order that another process would have, too.
+        # The order of a set differs between processes.
         plain = sorted(map(repr, part)) if isinstance(part, frozenset) else part
         digest.update((_code(part) if isinstance(part, types.CodeType) else repr(plain)).encode())
     return digest.hexdigest()[:16]

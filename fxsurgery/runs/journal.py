@@ -1,7 +1,7 @@
-"""What a run did, one JSON record a line, each on the disk before the next thing begins.
+"""The journal of a run: one JSON record a line, each written to disk before the run continues.
 
-A line ends with the SHA-256 of what stands before it, so that no changed bit goes unseen. A process that is killed
-while it writes leaves half a line at the end. It says nothing, and is cut off.
+A line ends with the SHA-256 of the text before it, which reveals any changed bit. A process that is killed while it
+writes leaves an incomplete last line, which is cut off.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from fxsurgery.runs.bounded_reading import read_whole
 from fxsurgery.strict_json import strict_loads
 
 Record: TypeAlias = Mapping[str, Any]
-"""Plain JSON; floats that are not finite are written as Python's `json` does."""
+"""Plain JSON; non-finite floats are written as by Python's `json`."""
 
 MOST_BYTES = 2**31
 _CHECKSUM = re.compile(rb', "sha256": "([0-9a-f]{64})"}')
@@ -26,7 +26,7 @@ _CHECKSUM_LENGTH = len(', "sha256": ""}') + 64
 
 
 class Journal:
-    """The records of a file, in order, and a way to add to them."""
+    """The records of a journal file, in order; new ones are appended."""
 
     def __init__(self, path: Path, *, truncate: bool = True) -> None:
         """Read the records of a file.
@@ -36,7 +36,7 @@ class Journal:
             truncate: whether to cut off the half line that a killed process left.
 
         Raises:
-            RunError: the file cannot be read, or a whole line is not as it was written.
+            RunError: the file cannot be read, or a complete line is damaged.
         """
         self.path = path
         content = read_whole(path, MOST_BYTES) if os.path.lexists(path) else b""
@@ -49,10 +49,10 @@ class Journal:
                 os.truncate(path, whole)
 
     def append(self, record: Record) -> None:
-        """Add a record, which has a key at least; it is on the disk when this returns.
+        """Append a record, which has at least one key, and write it to disk.
 
         Raises:
-            RunError: the system refuses, e.g. since the disk is full. What was there stays.
+            RunError: the file cannot be written, e.g. the disk is full. Earlier records stay intact.
         """
         body = json.dumps(record)
         line = f'{body[:-1]}, "sha256": "{hashlib.sha256(body.encode()).hexdigest()}"}}\n'
@@ -73,10 +73,10 @@ class Journal:
         self.records.append(json.loads(body))
 
     def damaged(self, number: int, why: str) -> RunError:
-        """The error of a line, counted from 1, that is not as it was written."""
+        """Return the error for a damaged line, counted from 1."""
         return RunError(
             f"{self.path} is damaged in line {number} ({why}); start in another directory, or remove this line and all "
-            "below it: the run then does again what they tell of"
+            "below it, and the run repeats what they record"
         )
 
     def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class Journal:
         except (ValueError, RecursionError) as error:
             raise self.damaged(number, reason_of(error)) from error
         if not isinstance(record, dict):
-            raise self.damaged(number, "no JSON object")
+            raise self.damaged(number, "it is not a JSON object")
         return record
 
     def _checked(self, record: dict[str, Any], line: bytes, number: int) -> Record:

@@ -47,7 +47,7 @@ def begin(path: Path, requested: Mapping[str, Any], *, resume: bool) -> list[str
 
 @dataclass(frozen=True)
 class Examined:
-    """What a run would do in a directory."""
+    """The outcome of checking a directory for a run."""
 
     settings: Mapping[str, Any]
     """The settings of the run, as `CONFIG` holds them."""

@@ -1,9 +1,9 @@
-"""One run at a time works in a run directory: what two wrote in turns would be neither's.
+"""Locks that let one run at a time work in a run directory.
 
-Two locks hold it. The system's keeps other processes out for as long as this one lives, so that a killed run leaves
-none behind; unlike that of `flock`, it is not handed to the workers of a data loader, which may outlive the run by some
-seconds. But it is the whole process's: it lets in other threads, and is gone as soon as any of them closes the file. So
-a table of this process keeps these out, before they touch the file.
+There are two locks. That of the operating system excludes other processes for as long as this one lives, so a killed
+run leaves none behind. Unlike that of `flock`, workers of a data loader, which may outlive the run by some seconds, do
+not inherit it. But it belongs to the whole process: other threads pass it, and it is released as soon as any of them
+closes the file. So a table in this process excludes other threads before they touch the file.
 """
 
 import errno
@@ -20,37 +20,37 @@ from fxsurgery.files import writing
 
 FILE = ".lock"
 _UNKNOWN = {errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS}
-"""What a file system says that knows no locks."""
+"""Error codes of file systems without locks."""
 _TAKEN = {errno.EACCES, errno.EAGAIN}
-_REMEDY = "let it end, or start in another directory"
+_REMEDY = "wait until it ends, or start in another directory"
 
 
 @dataclass(frozen=True, eq=False)
 class _Holder:
-    """Who works in a folder."""
+    """The run that works in a directory."""
 
     lock: "weakref.ref[Lock]"
     process: int
-    """A fork has the table of its parent, but not its locks."""
+    """Id of the process: a fork inherits the table of its parent, but not its locks."""
     thread: int
 
 
 _holders = dict[tuple[int, int], _Holder]()
-"""By device and inode of the folder, whatever its path."""
+"""Holders by device and inode of the directory, whatever its path."""
 _table = threading.Lock()
 
 
 class Lock:
-    """Of a folder, taken when this is made. Where the system knows no such lock, other processes are not kept out."""
+    """A lock on a directory, taken on construction. It excludes other processes only if the file system has locks."""
 
     def __init__(self, folder: Path) -> None:
-        """Take it.
+        """Take the lock.
 
-        A lock that the same thread took and never began to work under is given up for this one: its run failed before
-        it began, and an error that is kept somewhere keeps it.
+        A lock of the same thread under which no work began is released first: its run failed early, and a stored
+        exception keeps it alive.
 
         Raises:
-            RunError: another run has it, in this process or in another, or the folder cannot be written to.
+            RunError: another run has the lock, in this process or in another, or the directory is not writable.
         """
         self.working = False
         self._close: weakref.finalize[[int], Lock] | None = None
@@ -66,8 +66,8 @@ class Lock:
             raise
 
     def release(self) -> None:
-        """Let go of it; once is enough."""
-        # The file first: while this lock is in the table, no other of this process can hold the file.
+        """Release the lock; further calls do nothing."""
+        # Close the file first: while this lock is in the table, no other lock of this process can hold the file.
         self.close()
         with _table:
             holder = _holders.get(self._key)
@@ -75,32 +75,32 @@ class Lock:
                 del _holders[self._key]
 
     def close(self) -> None:
-        """Let other processes in."""
+        """Release the lock of the operating system, which excludes other processes."""
         if self._close is not None:
             self._close()
 
     def _enter(self, folder: Path) -> None:
-        """Put this lock into the table."""
+        """Enter this lock into the table of the process."""
         with _table:
             holder = _holders.get(self._key)
             before = None if holder is None or holder.process != os.getpid() else holder.lock()
             if holder is not None and before is not None:
                 if before.working or holder.thread != threading.get_ident():
-                    raise RunError(f"{folder}: another run of this process is at work there; {_REMEDY}")
+                    raise RunError(f"{folder}: another run of this process is working there; {_REMEDY}")
                 before.close()
             _holders[self._key] = _Holder(weakref.ref(self), os.getpid(), threading.get_ident())
 
 
 def _locked(folder: Path) -> int:
-    """The lock file, opened, and locked against other processes.
+    """Open the lock file and lock it against other processes.
 
     Raises:
-        RunError: another process has it, or something else stands in its place.
+        RunError: another process has the lock, or the path is not a regular file.
     """
     path = folder / FILE
     if os.path.lexists(path) and not path.is_file():
         raise RunError(f"{path} is not a regular file; remove it, or start in another directory")
-    # A pipe that takes its place in between is opened without waiting for its other end.
+    # Opening a pipe that replaced the file meanwhile must not wait for its other end.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666)
     try:
         _require_regular(descriptor, path)
@@ -111,7 +111,7 @@ def _locked(folder: Path) -> int:
         os.close(descriptor)
         if error.errno not in _TAKEN:
             raise
-        raise RunError(f"{folder}: another process is at work there; {_REMEDY}") from error
+        raise RunError(f"{folder}: another process is working there; {_REMEDY}") from error
     except BaseException:
         os.close(descriptor)
         raise

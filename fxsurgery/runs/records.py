@@ -1,7 +1,7 @@
-"""What the lines of a run's journal hold: the one schema that they are read by.
+"""The schema of the records of a journal.
 
-value   what was measured or drawn, by name
-stage   a training: its curve, why it failed or was stopped, the checksum of its weights
+value   a measured or random value, by name
+stage   a training: its curve, the reason why it failed or was stopped, the checksum of its weights
 end     the result: a note, and the checksums of its files
 """
 
@@ -19,22 +19,22 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def is_text(value: object) -> bool:
-    """Whether a value of a journal is a text."""
+    """Return True for a string."""
     return isinstance(value, str)
 
 
 def is_amount(value: object) -> bool:
-    """Whether it is seconds, milliseconds or the like."""
+    """Return True for a non-negative number, such as seconds."""
     return is_number(value) and value >= 0
 
 
 def are_amounts(count: int) -> _Field:
-    """The check that a value is a list of `count` amounts."""
+    """Return a check for a list of `count` non-negative numbers."""
     return lambda value: isinstance(value, list) and len(value) == count and all(map(is_amount, value))
 
 
 def is_choice_of(options: Collection[tuple[str | None, str | None]]) -> _Field:
-    """The check that a value is one of these memory and number formats with the reason."""
+    """Return a check for a pair of memory and number format out of `options`, with the reason for it."""
     return lambda value: (
         isinstance(value, list)
         and len(value) == 3
@@ -78,13 +78,13 @@ def _is_anything(value: object) -> bool:
 
 
 def require_curve(records: object, stage: str) -> None:
-    """Refuse what no training reports, e.g. of a journal.
+    """Require a training curve.
 
     Raises:
-        RunError: it names the stage.
+        RunError: the records are not a training curve; the message names the stage.
     """
     if not is_curve(records):
-        raise RunError(f"the journal's training curve of stage {stage!r} is none; start in another directory")
+        raise RunError(f"the journal's training curve of stage {stage!r} is malformed; start in another directory")
 
 
 _MUST: Mapping[str, Mapping[str, _Field]] = {
@@ -96,10 +96,10 @@ _MAY: Mapping[str, Mapping[str, _Field]] = {"stage": {"lost": _is_count, "weight
 
 
 def require_known(journal: Journal) -> None:
-    """Refuse a journal whose lines are not of this schema.
+    """Require that every record of a journal follows the schema.
 
     Raises:
-        RunError: it names the line.
+        RunError: a record does not; the message names the line.
     """
     for number, record in enumerate(journal.records, 1):
         if why := _why_not(record):
@@ -107,10 +107,10 @@ def require_known(journal: Journal) -> None:
 
 
 def _why_not(record: Record) -> str:
-    """What is wrong with a record; empty where nothing is."""
+    """Return what is wrong with a record; an empty string if nothing is."""
     kind = record.get("kind")
     if not isinstance(kind, str) or kind not in _MUST:
-        return "it is of an unknown kind"
+        return "it has an unknown kind"
     must, may = _MUST[kind], _MAY.get(kind, {})
     if other := sorted(record.keys() - {"kind", *must, *may}):
         return f"unknown key {other[0][:40]!r}"

@@ -1,4 +1,4 @@
-"""The files of a run's result: whether they are there as they were written."""
+"""Checksums of the files of a result, to find those that were changed or removed."""
 
 import hashlib
 import os
@@ -11,25 +11,25 @@ from fxsurgery.files import writing
 
 
 def checksums(root: Path, names: Iterable[str]) -> dict[str, str]:
-    """The SHA-256 of every file under `names`, by its path from `root`.
+    """Return the SHA-256 of every file under `names`, by path relative to `root`.
 
     Raises:
-        RunError: one cannot be read.
+        RunError: a file cannot be read.
     """
     found = sorted(path for name in names for path in _files(root / name))
     return {path.relative_to(root).as_posix(): _checksum(path) for path in found}
 
 
 def changed(root: Path, known: Mapping[str, str]) -> str | None:
-    """The first file that is not there as `checksums` found it; `None` where all are."""
+    """Return the first file that is missing or changed since `checksums`; `None` if all are intact."""
     return next((name for name, checksum in known.items() if _checksum(root / name) != checksum), None)
 
 
 def clear_away(root: Path, name: str, known: Iterable[str]) -> None:
-    """Remove a folder that holds nothing but known files, of which some are gone or changed.
+    """Remove a directory if it holds known files only.
 
     Raises:
-        RunError: the system refuses.
+        RunError: the directory cannot be removed.
     """
     folder, paths = root / name, {root / one for one in known}
     if folder.is_dir() and not folder.is_symlink() and paths >= set(_files(folder)):
@@ -38,14 +38,14 @@ def clear_away(root: Path, name: str, known: Iterable[str]) -> None:
 
 
 def _files(path: Path) -> list[Path]:
-    """All that is no folder, at a path and below it."""
+    """Return every path at and below `path` that is not a directory."""
     if path.is_dir() and not path.is_symlink():
         return [file for part in path.iterdir() for file in _files(part)]
     return [path] if os.path.lexists(path) else []
 
 
 def _checksum(path: Path) -> str:
-    """Empty where there is no regular file."""
+    """Return the SHA-256 of a file, or an empty string if it is missing or not a regular file."""
     if not os.path.lexists(path):
         return ""
     with writing(path):

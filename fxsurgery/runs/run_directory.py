@@ -1,21 +1,20 @@
-"""A run directory: what a killed run goes on from, to the same end.
+"""A run directory, from which a killed run resumes to the same result.
 
-    config.json      what was asked for, and of what
-    journal.jsonl    what was done, in order: stages, measured values, the end
-    stages/          the weights after each finished stage, and the last snapshot of each one under way
-    best/            the best model so far that the budget admits
+    config.json      settings of the run, hashes of the model, and the environment
+    journal.jsonl    finished stages, measured values and the end, in order
+    stages/          weights of each finished stage, and the last snapshot of each unfinished one
+    best/            best model so far within the budget
     result/          the result, for `fxsurgery.load`
-    report.html      the same as a page to read
-    logs/            what loggers write
+    report.html      the result as an HTML page
+    logs/            output of loggers
 
-A search is a function of its settings and seed, so it is resumed by running it again: each finished stage gives the
-weights it ended with, each measured value is the one of the journal, the stage under way goes on from its last
-snapshot. What is recalled must come in the order it was written in; anything else is an error. Stages that are
-trained at the same time (`places`) are numbered in the order of their names and written as they end.
+A search is a function of its settings and seed, so it is resumed by running it again: each finished stage returns its
+recorded weights, each measured value is read from the journal, and an unfinished stage continues from its last
+snapshot. Records must be recalled in the order in which they were written; anything else is an error. Stages that are
+trained at the same time (`places`) are numbered in the order of their names and recorded as they finish.
 
-One run at a time is at it: see `fxsurgery.runs.lock`; the processes that it starts for single stages write the
-snapshots of these, and nothing else. In a distributed run the first process alone reads
-and writes, and tells the others.
+One run at a time works in a directory: see `fxsurgery.runs.lock`. The processes that it starts for single stages write
+their snapshots only. In a distributed run, the main process alone reads and writes, and sends the values to the others.
 """
 
 import os
@@ -42,21 +41,21 @@ from fxsurgery.training.snapshot import Checkpointer, put_back, tensors_of
 T = TypeVar("T")
 
 SNAPSHOT_SECONDS = 30.0
-"""Between two snapshots of a stage, at least."""
+"""Smallest interval between two snapshots of a stage."""
 
 
 @dataclass(eq=False)
 class RunDir:
-    """Recalls what a run did before, and keeps what it does. Without a path it keeps nothing."""
+    """Records what a run does, and recalls what it did before. Without a path it records nothing."""
 
     path: Path | None = None
     journal: Journal | None = None
     notes: list[str] = field(default_factory=list)
     _recalled: list[Record] = field(default_factory=list)
-    """What is still to be gone through again."""
+    """Journal records that are not recalled yet."""
     _number: int = 0
     lock: Lock | None = None
-    """In the first process alone."""
+    """The lock on the directory; in the main process only."""
 
     def __enter__(self) -> Self:
         if self.lock is not None:
@@ -64,13 +63,18 @@ class RunDir:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let go of the directory."""
+        """Release the directory."""
         if self.lock is not None:
             self.lock.release()
 
     @classmethod
     def open(cls, path: str | Path, asked: Mapping[str, Any], *, resume: bool) -> Self:
-        """The directory of a run that asks for `asked`, plain JSON; begun, or gone on with.
+        """Open the directory of a run, for a new run or to resume the one that is there.
+
+        Args:
+            path: the directory, which is created if needed.
+            asked: settings of the run, as plain JSON.
+            resume: whether to resume a run that is there.
 
         Raises:
             RunError: it cannot be written to, holds something else, or a run that is not to be resumed, or that
@@ -98,19 +102,19 @@ class RunDir:
 
     @property
     def done(self) -> int:
-        """How much of the journal is still to be gone through again."""
+        """Number of journal records that are not recalled yet."""
         return len(self._recalled)
 
     def recall(self, name: str, compute: Callable[[], T], is_valid: Callable[[Any], bool] = lambda _: True) -> T:
-        """What `compute` gives, plain JSON; what it gave before where the run was here before.
+        """Return the recorded value of this point of the run, or compute and record it.
 
         Args:
-            name: what it is.
-            compute: gives it.
-            is_valid: whether a value of the journal is one that `compute` can give.
+            name: name of the value.
+            compute: returns the value, as plain JSON.
+            is_valid: whether a recorded value is one that `compute` can return.
 
         Raises:
-            RunError: the journal says that something else was done here.
+            RunError: the journal has another record at this point.
         """
         self._number += 1
 
@@ -122,21 +126,21 @@ class RunDir:
                 return value
             if not is_valid(record["value"]):
                 raise RunError(f"{self.path}: the journal's {name!r} is not of its type; start in another directory")
-            found: T = record["value"]
-            return found
+            recorded: T = record["value"]
+            return recorded
 
         return from_rank_zero(recalled)
 
     def stage(self, name: str, model: nn.Module, work: Callable[[Checkpointer | None], list[Any]]) -> list[Any]:
-        """Let `work` train `model` in place; where that was done before, give `model` the weights of then.
+        """Train `model` in place, or load the recorded weights if the stage was finished before.
 
         Args:
-            name: the stage.
-            model: what trains.
-            work: trains it and gives records, plain JSON. It is handed what keeps its snapshots.
+            name: name of the stage.
+            model: the model.
+            work: trains the model and returns records, as plain JSON. Its argument keeps the snapshots.
 
         Returns:
-            The records.
+            The records of the stage.
         """
         [place] = self.places([name])
         if place.record is not None:
@@ -148,13 +152,13 @@ class RunDir:
         return records
 
     def places(self, names: Sequence[str]) -> list[StageStore]:
-        """The places of stages that end in any order; nothing else may be kept until the last of them has ended.
+        """Return the stores of stages that finish in any order; nothing else may be recorded until the last has.
 
         Args:
-            names: of the stages, all different. Their places in the directory go by this order.
+            names: names of the stages, all different, in the order in which their files are numbered.
 
         Raises:
-            RunError: the journal says that something else was done here.
+            RunError: the journal has another record at this point.
         """
         recalled = from_rank_zero(lambda: self._recalled_of(names))
         return [self._place(name, recalled.get(name)) for name in names]
@@ -170,7 +174,7 @@ class RunDir:
         return place
 
     def _recalled_of(self, names: Sequence[str]) -> dict[str, Record]:
-        """The records of these stages that are to be gone through again, by name."""
+        """Return the records of these stages that are not recalled yet, by name."""
         found, wanted = dict[str, Record](), set(names)
         while self._recalled and wanted:
             record = self._recalled.pop(0)
@@ -182,14 +186,14 @@ class RunDir:
         return found
 
     def finish(self, save: Callable[[Path], str | None], tell: Callable[[str], None] = lambda _: None) -> str | None:
-        """Keep the result: once, and again where what was kept is gone or changed.
+        """Save the result, once, and again if its files were changed or removed.
 
         Args:
-            save: writes it and its page; gives what there is to tell of it.
-            tell: told of what is written again.
+            save: writes the result and its page to a directory and returns a note.
+            tell: called with a message if files are written again.
 
         Returns:
-            What `save` gave.
+            The note of `save`.
         """
         if self.path is None:
             return None
@@ -197,13 +201,13 @@ class RunDir:
 
         def end() -> str | None:
             record = self._next("end", RESULT)
-            while self._recalled:  # it was written again before
+            while self._recalled:  # the result was written again before
                 record = self._next("end", RESULT)
             if record is not None:
                 if (lost := changed(path, record["files"])) is None:
                     note: str | None = record["note"]
                     return note
-                tell(f"{path / lost} is gone or changed: the result is written again")
+                tell(f"{path / lost} is missing or changed: the result is written again")
                 clear_away(path, RESULT, record["files"])
             note = save(path / RESULT)
             self._note({"kind": "end", "name": RESULT, "note": note, "files": checksums(path, (RESULT, REPORT))})
@@ -212,7 +216,7 @@ class RunDir:
         return from_rank_zero(end)
 
     def _next(self, kind: str, name: str) -> Record | None:
-        """The next record to go through again; `None` where the run was not here yet."""
+        """Return the next record that is not recalled yet; `None` if the run did not get this far."""
         if not self._recalled:
             return None
         record = self._recalled.pop(0)
@@ -223,8 +227,8 @@ class RunDir:
     def _other(self, record: Record, kind: str, name: str) -> RunError:
         was = f"{record.get('kind')} {record.get('name')!r}"
         return RunError(
-            f"{self.path}: the journal has {was} where this run comes to {kind} {name!r}; it is another "
-            "version's or another model's. Start in another directory"
+            f"{self.path}: the journal has {was} where this run has {kind} {name!r}; another version or another model "
+            "wrote it. Start in another directory"
         )
 
     def _note(self, record: Record) -> None:
@@ -233,29 +237,29 @@ class RunDir:
 
 
 class Snapshots:
-    """Keeps the last snapshot of one stage in a file."""
+    """Keeps the last snapshot of a stage in a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._last = time.monotonic()
 
     def last(self) -> Mapping[str, Any] | None:
-        """The snapshot to go on from."""
+        """Return the snapshot to resume from."""
         found: Mapping[str, Any] | None = from_rank_zero(self._read)
         return found
 
     def wants(self, step: int, steps: int) -> bool:
-        """Whether the last one is long enough ago. The end is kept anyway."""
+        """Return True if the snapshot interval has elapsed; the end of a stage is saved anyway."""
         if step >= steps:
             return False
         return from_rank_zero(lambda: time.monotonic() - self._last >= SNAPSHOT_SECONDS)
 
     def keep(self, snapshot: Mapping[str, Any]) -> None:
-        """Put a snapshot in the place of the last."""
+        """Replace the last snapshot."""
         from_rank_zero(lambda: write_state(self.path, snapshot))
         self._last = time.monotonic()
 
     def _read(self) -> dict[str, Any] | None:
         if not os.path.lexists(self.path):
             return None
-        return read_state(self.path, "delete it, and the stage begins anew, to the same end")
+        return read_state(self.path, "delete it to train the stage again, to the same result")

@@ -1,4 +1,4 @@
-"""The place of one stage in a run directory: its weights, its snapshots, and the line of the journal that ends it."""
+"""The files of a stage in a run directory, its weights and snapshots, and the journal record that ends it."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,25 +16,25 @@ from fxsurgery.training.rank_zero import from_rank_zero
 from fxsurgery.training.snapshot import Checkpointer
 
 MOST_BYTES = 2**38
-"""Of a file of weights or a snapshot."""
+"""Largest size of a file of weights or a snapshot."""
 
 
 @dataclass(eq=False)
 class StageStore:
-    """Where a stage is kept: in files, or in memory where there is no run directory."""
+    """Stores a stage in files, or in memory if there is no run directory."""
 
     name: str
     note: Callable[[Record], None]
-    """Writes a line of the journal."""
+    """Appends a record to the journal."""
     stem: Path | None = None
-    """Its files, less what they end in."""
+    """Path of the files without their suffixes."""
     make_keeper: Callable[[Path], Checkpointer] | None = None
     record: Record | None = None
-    """What the stage came to; `None`: it has not ended yet."""
+    """Record of the finished stage; `None` if it has not finished."""
     _held: Mapping[str, Tensor] | None = None
 
     def keeper(self) -> Checkpointer | None:
-        """What keeps the snapshots of the stage under way, in whatever process it runs."""
+        """Return the checkpointer of the stage, for whatever process trains it."""
         if self.stem is None or self.make_keeper is None:
             return None
         return self.make_keeper(self.stem.with_suffix(".partial"))
@@ -48,17 +48,17 @@ class StageStore:
         stopped: bool = False,
         lost: int = 0,
     ) -> None:
-        """Keep what the stage came to: the weights first, then the line of the journal.
+        """Write the weights, then the journal record.
 
         Args:
-            records: its training curve, plain JSON.
-            tensors: its weights; `None` where it failed.
-            failure: why it has none.
-            stopped: whether the clock was why.
-            lost: how many processes died over it.
+            records: training curve, as plain JSON.
+            tensors: weights by name; `None` if the stage failed.
+            failure: reason of the failure.
+            stopped: whether the time limit was the reason.
+            lost: number of processes that died in the stage.
 
         Raises:
-            RunError: the system refuses, e.g. since the disk is full.
+            RunError: a file cannot be written, e.g. the disk is full.
         """
         told = {"failure": failure, "stopped": stopped, **({"lost": lost} if lost else {})}
         record = {"kind": "stage", "name": self.name, "records": list(records), **told}
@@ -68,11 +68,11 @@ class StageStore:
             self.record = from_rank_zero(lambda: self._keep(record, tensors))
 
     def weights(self) -> Mapping[str, Tensor]:
-        """Every parameter and buffer that the stage ended with, by name, on the CPU.
+        """Return the final parameters and buffers of the stage, by name, on the CPU.
 
         Raises:
-            TrainingError: it failed, or has not ended.
-            RunError: they were forgotten, or their file is damaged.
+            TrainingError: the stage failed, or has not finished.
+            RunError: the weights were discarded, or their file is damaged.
         """
         failure = "it has not ended" if self.record is None else self.record.get("failure")
         if failure is not None:
@@ -88,10 +88,10 @@ class StageStore:
         return from_rank_zero(lambda: self._read(path))
 
     def forget(self) -> None:
-        """Give up the weights, for good. What the stage came to is recalled without them.
+        """Discard the weights for good; the record of the stage stays.
 
-        A run that is killed and goes on asks again for all that it asked for before: so this is for weights that
-        were never asked for.
+        A resumed run requests all weights again that it requested before, so discard only weights that were never
+        requested.
         """
         self._held = None
         if self.stem is not None:
@@ -99,7 +99,7 @@ class StageStore:
             from_rank_zero(lambda: _remove(path))
 
     def clean(self) -> None:
-        """Remove the last snapshot, and what a process that was killed was about to put in its place."""
+        """Remove the last snapshot, and temporary files of a killed process."""
         if self.stem is None:
             return
         partial = self.stem.with_suffix(".partial")
@@ -107,7 +107,7 @@ class StageStore:
             _remove(path)
 
     def _keep(self, record: Record, tensors: Mapping[str, Tensor] | None) -> Record:
-        """Write the weights, then the line of the journal, which says by their checksum which they are."""
+        """Write the weights, then the journal record with their checksum."""
         if self.stem is not None and tensors is not None:
             record = {**record, "weights": write_state(self.stem.with_suffix(".weights"), tensors)}
         self.note(record)
@@ -117,11 +117,11 @@ class StageStore:
     def _read(self, path: Path) -> dict[str, Tensor]:
         if not path.exists():
             raise RunError(
-                f"{path} is not there: the weights of stage {self.name!r} were discarded after the stage, or "
-                "somebody removed them. Start in another directory"
+                f"{path} is missing: the weights of stage {self.name!r} were discarded after the stage, or the file "
+                "was removed. Start in another directory"
             )
         recorded = None if self.record is None else self.record.get("weights")
-        again = f"remove the line of stage {self.name!r} and all below it from the journal: they are then done again"
+        again = f"remove the line of stage {self.name!r} and all below it from the journal, to run these stages again"
         return read_state(path, f"start in another directory, or {again}", recorded)
 
 
@@ -131,10 +131,10 @@ def _remove(path: Path) -> None:
 
 
 def write_state(path: Path, content: Mapping[str, Any]) -> str:
-    """Write plain data, tensors among them, whole or not at all; its checksum.
+    """Write plain data and tensors atomically, and return the checksum.
 
     Raises:
-        RunError: the system refuses.
+        RunError: the file cannot be written.
     """
     encoded = encode(content)
     write_whole(path, encoded)
@@ -142,15 +142,15 @@ def write_state(path: Path, content: Mapping[str, Any]) -> str:
 
 
 def read_state(path: Path, remedy: str, recorded: str | None = None) -> dict[str, Any]:
-    """What `write_state` wrote.
+    """Read a file of `write_state`.
 
     Args:
         path: the file.
-        remedy: what to do where it is damaged.
-        recorded: the checksum that it must have, where that is known.
+        remedy: what to do if the file is damaged, for the message.
+        recorded: the expected checksum; `None` if it is unknown.
 
     Raises:
-        RunError: it cannot be read, is damaged, or is another than the one recorded.
+        RunError: the file cannot be read, is damaged, or has another checksum.
     """
     encoded = read_whole(path, MOST_BYTES)
     try:
@@ -158,5 +158,5 @@ def read_state(path: Path, remedy: str, recorded: str | None = None) -> dict[str
     except RunError as error:
         raise RunError(f"{error}, or {remedy}") from error
     if recorded not in {None, checksum(encoded)}:
-        raise RunError(f"{path} is damaged: it is another file than the one in the journal; {remedy}")
+        raise RunError(f"{path} is damaged: its checksum differs from the one in the journal; {remedy}")
     return found

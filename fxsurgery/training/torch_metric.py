@@ -19,7 +19,7 @@ from fxsurgery.extras import requires
 from fxsurgery.training.classification import logits_of
 
 Kind: TypeAlias = Literal["Binary", "Multiclass", "Multilabel"]
-STATE_DIRECTION = "state it with Task.of(train, val, metric=..., higher_is_better=False)"
+STATE_DIRECTION = "build the data with Task.of(train, val, metric=..., higher_is_better=False)"
 _KINDS: tuple[Kind, ...] = ("Binary", "Multiclass", "Multilabel")
 _INSTANCE = "pass an instance with its arguments, such as torchmetrics.classification.MulticlassFBetaScore(2.0, 10)"
 

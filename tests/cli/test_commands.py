@@ -70,7 +70,7 @@ def test_without_data_it_says_so_loudly(here: Path, give):
     result = give("optimize", "sample_nets:Net", "--example-shape", "3,8,8", "--budget", "macs=0.0001")
     assert result.exit_code == 1
     assert result.stderr.startswith("WITHOUT DATA: ")
-    assert "note: nothing of the result will be kept" in result.stderr
+    assert "note: the result will not be saved" in result.stderr
 
 
 def test_a_task_brings_all_its_data(here: Path, give):

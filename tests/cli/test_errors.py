@@ -26,26 +26,26 @@ FAILED = 1
     [
         ("inspect sample_none:Net", FAILED, "MODEL: there is no module 'sample_none'"),
         ("inspect sample_nets:Nett", FAILED, "did you mean 'Net'?"),
-        ("inspect sample_nets:nothing", FAILED, "gives a NoneType, not a torch.nn.Module"),
+        ("inspect sample_nets:nothing", FAILED, "returns a NoneType, not a torch.nn.Module"),
         ("inspect sample_nets:failing", FAILED, "sample_nets.py, line"),
         ("inspect sample_nets", TOLD, "is a whole module; name what is in it, as sample_nets:NAME"),
-        ("inspect sample_nets:Net --example-shape 3,a", TOLD, "--example-shape: '3,a' is no shape"),
+        ("inspect sample_nets:Net --example-shape 3,a", TOLD, "--example-shape: '3,a' is not a shape"),
         ("inspect sample_nets:Net --example-shape 5,8,8", FAILED, ""),
-        ("inspect sample_nets:Net --model-args {", TOLD, "--model-args: '{' is no valid JSON"),
+        ("inspect sample_nets:Net --model-args {", TOLD, "--model-args: '{' is not valid JSON"),
         ("inspect sample_nets:Net --weights w.pt", FAILED, "--weights: cannot read w.pt"),
         ("inspect .", FAILED, ""),
         ("optimize", TOLD, "no model: name it as module:factory"),
-        ("optimize sample_nets:Net --budget macs=half", TOLD, "--budget macs: 'half' is no amount"),
+        ("optimize sample_nets:Net --budget macs=half", TOLD, "--budget macs: 'half' is not an amount"),
         ("optimize sample_nets:Net --budget 0.5", TOLD, "--budget: '0.5' is not of the form name=value"),
         ("optimize sample_nets:Net --budget mac=0.5", TOLD, "did you mean 'macs'?"),
-        ("optimize sample_nets:Net --set aling=2", TOLD, "--set aling: 'aling' is no setting of dnal"),
+        ("optimize sample_nets:Net --set aling=2", TOLD, "--set aling: 'aling' is not a setting of dnal"),
         ("optimize sample_nets:Net --method dnall", TOLD, "--method: no method is named 'dnall'"),
         ("optimize sample_nets:Net --spend 300", TOLD, "--spend: '300' is not of the form name=value"),
-        ("optimize sample_nets:Net --spend epoch=300", TOLD, "--spend epoch: 'epoch' is no limit; did you mean"),
+        ("optimize sample_nets:Net --spend epoch=300", TOLD, "--spend epoch: 'epoch' is not a limit; did you mean"),
         ("optimize sample_nets:Net --workers 0", TOLD, "--workers: it must be at least 1 and less than"),
         ("optimize sample_nets:Net --example-shape 3,8,8 --spend epochs=3", FAILED, "--spend is for --method ectonas"),
         ("optimize sample_nets:Net --example-shape 3,8,8 --workers 3", FAILED, "--workers is for --method ectonas"),
-        ("export sample_nets:Net a.onnx --member 1", TOLD, "--member: the model is no saved result"),
+        ("export sample_nets:Net a.onnx --member 1", TOLD, "--member: the model is not a saved result"),
         ("bench none.onnx --member 1", TOLD, "--member is for a saved result, not for ONNX files"),
         ("optimize sample_nets:Net --batch-size 0", TOLD, "--batch-size: it must be at least 1 and less than"),
         ("optimize sample_nets:Net --config none.toml", TOLD, "cannot read none.toml"),
@@ -130,7 +130,7 @@ def test_a_key_of_a_config_file_is_told_with_its_line(here: Path, give):
     Path("run.toml").write_text('model = "sample_nets:Net"\n\n[budget]\nmac = 0.5\n')
     result = give("optimize", "--config", "run.toml")
     assert result.exit_code == TOLD
-    assert result.stderr == "error: run.toml, line 4: budget.mac: 'mac' is no limit; did you mean 'macs'?\n"
+    assert result.stderr == "error: run.toml, line 4: budget.mac: 'mac' is not a limit; did you mean 'macs'?\n"
 
 
 @pytest.mark.parametrize("in_file", [True, False])
@@ -143,7 +143,7 @@ def test_stopping_says_how_to_go_on(here: Path, give, monkeypatch, in_file: bool
     Path("run.toml").write_text('model = "sample_nets:Net"\nrun_dir = "run"\n')
     result = give("optimize", *(["--config", "run.toml"] if in_file else ["sample_nets:Net", "--run-dir", "run"]))
     assert result.exit_code == 130
-    on = "; the run is kept in run: give the same command with --resume to go on"
+    on = "; the run is kept in run: repeat the command with --resume to continue it"
     assert result.stderr.splitlines()[-1] == f"stopped{on}"
 
 
@@ -185,7 +185,7 @@ def test_a_run_that_is_interrupted_goes_on_to_the_same_end(here: Path, seen: lis
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
-    assert errors.splitlines()[-1] == "stopped; the run is kept in run: give the same command with --resume to go on"
+    assert errors.splitlines()[-1] == "stopped; the run is kept in run: repeat the command with --resume to continue it"
     with started(here, *flags) as process:
         output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors

@@ -25,7 +25,7 @@ def test_an_evolution_ends_with_what_it_spent_and_its_front(evolved_here: Path, 
     assert [m["params"] for m in told["pareto"]] == [m.cost.params for m in saved.pareto] != []
     assert [m["metric"] for m in told["pareto"]] == [m.metric for m in nonempty(saved.pareto)]
     assert "Pareto front" in saved.summary()
-    assert "How the winner came about" in (evolved_here / "evolved.html").read_text()
+    assert "Lineage of the winner" in (evolved_here / "evolved.html").read_text()
 
 
 def test_a_member_of_the_front_is_exported(evolved_here: Path, tmp_path: Path, give):

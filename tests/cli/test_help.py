@@ -101,7 +101,7 @@ def test_every_key_of_the_config_has_its_flag():
 
 
 def test_without_arguments_the_help_is_shown():
-    assert "The way through" in CliRunner().invoke(app, []).output
+    assert "Typical workflow" in CliRunner().invoke(app, []).output
 
 
 def test_the_version_is_told():

@@ -45,7 +45,7 @@ def test_a_file_never_takes_the_place_of_an_imported_module(here: Path):
     ("text", "message"),
     [
         ("sample_nets", "'sample_nets' is neither a file here nor of the form module:name"),
-        ("sample_nets.Net", "perhaps sample_nets:Net"),
+        ("sample_nets.Net", "write sample_nets:Net"),
         ("sample_nets.py", "name what is in it: sample_nets.py:NAME"),
         (":Net", "is neither a file here"),
         ("sample_nets:", "is neither a file here"),

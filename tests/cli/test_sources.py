@@ -33,7 +33,7 @@ def test_the_weights_that_a_factory_draws_follow_from_the_seed(here: Path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("sample_nets:nothing", r"sample_nets:nothing\(\) gives a NoneType, not a torch.nn.Module"),
+    [("sample_nets:nothing", r"sample_nets:nothing\(\) returns a NoneType, not a torch.nn.Module"),
      ("sample_nets:nn", "is a module; it must be a torch.nn.Module")],
 )  # fmt: skip
 def test_what_is_no_model_is_refused(here: Path, text: str, message: str):
@@ -42,7 +42,7 @@ def test_what_is_no_model_is_refused(here: Path, text: str, message: str):
 
 
 def test_arguments_for_a_module_that_is_there_are_refused(here: Path):
-    with pytest.raises(ConfigError, match="is a module already, and is not called"):
+    with pytest.raises(ConfigError, match="is already a module, so it is not called"):
         Wanted("sample_nets:ready", {"width": 8}).load()
 
 
@@ -143,7 +143,7 @@ def test_files_of_x_and_y_are_pairs_and_others_are_batches_by_name(here: Path, s
 
 def test_data_files_never_run_code(here: Path):
     np.savez("evil.npz", x=np.array([Evil()], object), y=np.zeros(1))
-    with pytest.raises(SourceError, match=r"--train-data: evil.npz is damaged, or holds what is no array"):
+    with pytest.raises(SourceError, match=r"--train-data: evil.npz is damaged, or holds something other than arrays"):
         data_of("evil.npz", "--train-data", 0)
     assert not (here / "executed").exists()
 
@@ -165,5 +165,5 @@ def test_a_loss_is_a_function_an_object_or_a_class(here: Path):
 
 def test_a_leaf_module_is_a_class_of_modules(here: Path):
     assert module_class("torch.nn:Linear") is nn.Linear
-    with pytest.raises(SourceError, match=r"sample_data:share is no class of torch.nn.Module"):
+    with pytest.raises(SourceError, match=r"sample_data:share is not a subclass of torch.nn.Module"):
         module_class("sample_data:share")

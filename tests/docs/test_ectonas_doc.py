@@ -1,4 +1,4 @@
-"""The page on ECToNAS tells of the operations, the settings and the names that there are, with their figures."""
+"""The page on ECToNAS lists the existing operations, settings and names, with their figures."""
 
 import re
 from dataclasses import fields

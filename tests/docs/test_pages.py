@@ -1,4 +1,4 @@
-"""Every block of README.md and docs/ runs as it stands, in order, and prints what the page says it prints."""
+"""Every block of README.md and docs/ runs, in order, and prints what the page says it prints."""
 
 import contextlib
 import re

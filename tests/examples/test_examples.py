@@ -18,7 +18,7 @@ LEARNED = {
 }
 """The metric of each, and what it reaches after a few steps; guessing is 0 for R2, under 0.3 for the others."""
 ALSO = {"regression": "mean error (val)", "segmentation": "pixel accuracy (val)"}
-"""What the metric gives besides."""
+"""The other figure of the metric."""
 
 
 def load(name: str) -> ModuleType:

@@ -10,6 +10,7 @@ import pytest
 
 from evolutions import evolved
 from fxsurgery.report import render
+from fxsurgery.report.notebook import available
 from fxsurgery.result import Result
 from nonempty import nonempty
 from report.pages import HOSTILE, latency, read, result
@@ -82,3 +83,15 @@ def test_nothing_sticks_out_of_the_screen(tmp_path: Path, given: Callable[[], Re
     inside, needed = body.attributes["data-wide"].split(",")
     assert int(inside) == width
     assert int(needed) <= width
+
+
+@pytest.mark.parametrize("given", [result, evolved], ids=["smaller", "evolved"])
+def test_cards_and_figures_load_in_silence_and_ask_the_network_for_nothing(tmp_path: Path, given: Callable[[], Result]):
+    policy = "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+    figures = [given().plot(name) for name in available(given())]
+    parts = [given()._repr_html_(), latency()._repr_html_(), *(figure._repr_html_() for figure in figures)]
+    document, said = browse(f"<!DOCTYPE html><meta charset='utf-8'>{policy}{''.join(parts)}", tmp_path)
+    assert said == []
+    shown = read(document)
+    assert len(shown.all("svg")) == len(nonempty(figures)) + 1
+    assert len(shown.all("table")) == 2

@@ -172,8 +172,8 @@ def test_a_start_that_did_not_train_is_the_first_point():
 def test_an_untrained_winner_has_no_picture():
     assert lineage(line(100, trained=False), "accuracy") is None
     alone = replace(evolved(), search=line(100, trained=False), pareto=())
-    assert "Nothing of the winner's line was trained." in section(render(alone), "lineage").text
-    assert "the start is all that was trained" in section(render(alone), "generations").text
+    assert "Neither the winner nor its ancestors were trained." in section(render(alone), "lineage").text
+    assert "only the start was trained" in section(render(alone), "generations").text
 
 
 def test_scores_that_are_no_numbers_leave_no_trace():
@@ -287,7 +287,7 @@ def test_each_generation_tells_what_each_operation_came_to():
             alike = [c for c in born if c.operation == tried.operation]
             assert tried.candidates == str(len(alike))
             assert int(tried.best) in {c.number for c in alike}
-    assert "winner" in {tried.fate for tried in found[-1].tried}
+    assert "winner" in {tried.outcome for tried in found[-1].tried}
 
 
 def test_the_best_of_an_operation_is_whoever_was_not_out_at_once():
@@ -306,10 +306,10 @@ def test_the_best_of_an_operation_is_whoever_was_not_out_at_once():
     ]
     found = replace(line(100), trials=(start, *(born(i, *end) for i, end in enumerate(ends, 1))), winner=0)
     [[tried]] = [g.tried for g in generations(found)]
-    assert (tried.best, tried.score, tried.fate) == ("2", "0.5000", "lost in competition 2")
+    assert (tried.best, tried.score, tried.outcome) == ("2", "0.5000", "lost in competition 2")
     lost = replace(found, trials=(start, *found.trials[3:4]))
     [[tried]] = [g.tried for g in generations(lost)]
-    assert (tried.score, tried.fate) == (DASH, "diverged: nan")
+    assert (tried.score, tried.outcome) == (DASH, "diverged: nan")
 
 
 def test_where_lower_is_better_the_lowest_is_the_best():

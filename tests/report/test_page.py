@@ -165,7 +165,7 @@ def test_a_result_without_training_gates_notes_or_metrics_has_a_page():
     titles = [h.text for h in tree.all("h2")]
     assert "Gates" not in titles
     assert "Nothing was trained." in tree.text
-    assert "Nothing: the graph is the original's." in tree.text
+    assert "None: the graph is that of the original." in tree.text
     assert "0 %" in [e.text for e in tree.all("span", class_="value")]
 
 

@@ -52,7 +52,7 @@ def in_a_thread(work: Callable[[], object]) -> BaseException | None:
 def test_another_thread_is_refused_and_lets_no_other_process_in(tmp_path: Path):
     held = Lock(tmp_path)
     refused = in_a_thread(lambda: Lock(tmp_path))
-    assert "another run of this process is at work there; let it end, or start in another directory" in str(refused)
+    assert "another run of this process is working there; wait until it ends" in str(refused)
     assert not is_free_for_others(tmp_path)
     held.release()
     held.release()

@@ -85,5 +85,5 @@ def test_a_curve_has_the_fields_of_a_training_and_no_other():
     fewer = {k: v for k, v in named.items() if k != "loss"}
     wrong += [{"loss": 1.0}, fewer, {**point, "more": 1}, {**point, "step": "1"}, {**point, "stage": 1}]
     for other in (*([point, given] for given in wrong), {}, None):
-        with pytest.raises(RunError, match="training curve of stage 'weights' is none"):
+        with pytest.raises(RunError, match="training curve of stage 'weights' is malformed"):
             require_curve(other, "weights")

@@ -155,7 +155,7 @@ def test_another_environment_is_a_note_and_no_refusal(tmp_path: Path):
 def test_another_sequence_is_refused(tmp_path: Path):
     search(RunDir.open(tmp_path, ASKED, resume=False), net(), [])
     run = RunDir.open(tmp_path, ASKED, resume=True)
-    with pytest.raises(RunError, match="has stage 'weights' where this run comes to value 'score'"):
+    with pytest.raises(RunError, match="has stage 'weights' where this run has value 'score'"):
         run.recall("score", lambda: 1)
 
 
@@ -328,7 +328,7 @@ def test_weights_of_another_stage_are_refused_though_they_are_whole(tmp_path: Pa
     search(RunDir.open(tmp_path, ASKED, resume=False), net(), [])
     first, second = sorted((tmp_path / "stages").iterdir())
     second.write_bytes(first.read_bytes())
-    with pytest.raises(RunError, match="it is another file than the one in the journal"):
+    with pytest.raises(RunError, match="its checksum differs from the one in the journal"):
         search(RunDir.open(tmp_path, ASKED, resume=True), net(), [])
 
 
@@ -407,13 +407,13 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path):
     with subprocess.Popen([*line, "hold"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **around) as first:
         assert first.stdout.readline() == "opened\n"
         with pytest.raises(
-            RunError, match="another process is at work there; let it end, or start in another directory"
+            RunError, match="another process is working there; wait until it ends, or start in another directory"
         ):
             RunDir.open(tmp_path, {"seed": 0}, resume=True)
         first.kill()
     with RunDir.open(tmp_path, {"seed": 0}, resume=True):
         refused = subprocess.run(line, capture_output=True, check=True, **around)
-        assert "another process is at work there" in refused.stdout
+        assert "another process is working there" in refused.stdout
     assert "opened" in subprocess.run(line, capture_output=True, check=True, **around).stdout
 
 
@@ -437,7 +437,7 @@ def test_another_thread_is_refused_until_the_first_is_done(tmp_path: Path):
         run.recall("value", lambda: 1)
     in_a_thread()
     assert len(refused) == 2
-    assert all("another run of this process is at work there" in why for why in nonempty(refused))
+    assert all("another run of this process is working there" in why for why in nonempty(refused))
 
 
 def test_config_says_what_was_asked_for(tmp_path: Path):

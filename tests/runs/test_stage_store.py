@@ -79,7 +79,7 @@ def test_weights_that_were_given_up_or_lost_are_a_clear_error(tmp_path: Path):
     with opened(tmp_path, resume=True) as run:
         one, other = run.places(["one", "other"])
         one.forget()
-    with pytest.raises(RunError, match=r"001-one.weights is not there: the weights of stage 'one' were discarded"):
+    with pytest.raises(RunError, match=r"001-one.weights is missing: the weights of stage 'one' were discarded"):
         one.weights()
     with pytest.raises(RunError, match=r"002-other.weights is damaged"):
         other.weights()

@@ -187,7 +187,7 @@ def test_papers_loss_is_equation_4_and_its_task_part_is_reported():
 
 def test_budget_and_lambda_exclude_each_other():
     for budget, config in ((None, QUICK), (Budget(macs=0.5), Dnal(penalty=1e-4))):
-        with pytest.raises(BudgetError, match="a budget= or Dnal"):
+        with pytest.raises(BudgetError, match="dnal takes either budget= or penalty="):
             search(start(), budget, config, Session(task()), trained=True)
 
 

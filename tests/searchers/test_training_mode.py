@@ -145,7 +145,7 @@ def test_another_choice_in_the_journal_is_refused(tmp_path: Path, probes, value)
 
 def test_another_memory_format_is_another_run(tmp_path: Path):
     quick(run_dir=tmp_path / "run")
-    with pytest.raises(RunError, match="memory_format was null, is"):
+    with pytest.raises(RunError, match='memory_format: null -> "channels_last"'):
         quick(run_dir=tmp_path / "run", resume=True, memory_format="channels_last")
 
 

@@ -11,7 +11,10 @@ from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from typing import Any, Literal, TypeAlias
 
+from typing_extensions import override
+
 from fxsurgery.budget import Metric
+from fxsurgery.printable import printable
 
 START, IDENTITY = "start", "identity"
 """Operations that change nothing."""
@@ -62,6 +65,12 @@ class Trial:
     reason: str = "not decided"
     """The status in words: `lost in competition 1`, `duplicate of 5`, `diverged: the loss is nan at step 12`, ..."""
 
+    @override
+    def __repr__(self) -> str:
+        score = "no score" if self.score is None else f"score {self.score:.4g}"
+        params = f"{self.costs['params']:,} parameters, " if "params" in self.costs else ""
+        return printable(f"<Trial {self.number}: {self.operation}, {params}{score}, {self.status}>")
+
     def cost(self, metric: Metric) -> float | None:
         """Return its cost in one metric; `None` if that is not known."""
         return self.costs.get(metric)
@@ -90,6 +99,11 @@ class SearchRecord:
     """The cost that the Pareto front trades off against the validation metric."""
     higher_is_better: bool = True
     """Whether a higher validation metric is better."""
+
+    @override
+    def __repr__(self) -> str:
+        of = "" if self.allowed is None else f" of {self.allowed:g}"
+        return f"<SearchRecord: {len(self.trials)} trials, winner {self.winner}, {self.spent:g}{of} epochs spent>"
 
     @property
     def trained(self) -> int:

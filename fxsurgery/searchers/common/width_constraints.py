@@ -17,7 +17,7 @@ from torch import nn
 
 from fxsurgery.analysis.layer_widths import LayerWidth, layer_widths
 from fxsurgery.analysis.structure import structure
-from fxsurgery.argument_names import keyword, named
+from fxsurgery.argument_names import command, keyword, named
 from fxsurgery.errors import SpecError, StructureError
 from fxsurgery.program import Program
 from fxsurgery.searchers.common.layer_names import LayerNames, Matched
@@ -160,7 +160,7 @@ def _targets(program: Program, made: WidthConstraints, found: Sequence[tuple[Mat
         if not members:
             raise StructureError(
                 f"{named('ratios')}: {one.pattern!r} stands for {listed(one.layers)}, whose width cannot change; see "
-                "fxsurgery.inspect, and leave it out"
+                f"{command('inspect')}, and leave it out"
             ).at("ratios")
         asked |= dict.fromkeys(members, (one, ratio))
     targets, kept = dict[str, Target](), made.kept_groups(program)

@@ -45,13 +45,13 @@ def member_of(state: TrainedState, session: Session) -> ParetoMember:
 
 
 def move_notes(search_state: SearchState) -> tuple[str, ...]:
-    """Return notes on the moves that gave no network."""
+    """Return notes on the moves that gave no network, and on trainings that were repeated."""
     rejected, crashes = search_state.population.rejected, search_state.population.crashes
-    bugs = tuple(f"please report this: {crash}" for crash in dict.fromkeys(crashes[:3]))
-    if search_state.repeated:
-        many = f"{search_state.repeated} training{'s' * (search_state.repeated > 1)}"
-        repeated = f"{many} diverged and were repeated at a tenth of the learning rate"
-        bugs = (*bugs, f"{repeated}; pass {keyword('settings', 'learning_rate')} to set it")
+    bugs: tuple[str, ...] = tuple(f"please report this: {crash}" for crash in dict.fromkeys(crashes[:3]))
+    if (many := search_state.repeated) > 0:
+        which = f"{many} trainings that diverged were" if many > 1 else "1 training that diverged was"
+        remedy = f"pass {keyword('settings', 'learning_rate')} to set it"
+        bugs = (*bugs, f"{which} repeated at a tenth of the learning rate; {remedy}")
     if not rejected:
         return bugs
     most = "; ".join(f"{why} ({many})" for why, many in rejected.most_common(3))

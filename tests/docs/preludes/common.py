@@ -1,4 +1,4 @@
-"""What the reader of a page has: a small model for images of 3 x 8 x 8, and data."""
+"""Names that the reader of a page has: a small model for images of 3 x 8 x 8, and data."""
 
 import torch
 from torch import nn

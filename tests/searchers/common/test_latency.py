@@ -96,7 +96,7 @@ def test_a_miss_after_the_fine_tuning_is_cut_and_tuned_again(monkeypatch: pytest
 def test_a_budget_that_no_network_holds_is_refused_with_the_figures(what: str):
     """A device that finds by and by that everything is slower than it seemed: quick measurements promised to hold."""
     device = Device(start(), bias=40.0)
-    said = r"a latency of [\d.]+ ms \(original: [\d.]+ ms\) is not held: .* takes .* Raise latency_ms above .* align="
+    said = r"a latency of [\d.]+ ms \(original: [\d.]+ ms\) is not met: .* takes .* Raise latency_ms above .* align="
     with pytest.raises(BudgetError, match=said):
         searched(device, what)
     assert 2 <= len(device.thorough) <= ATTEMPTS

@@ -71,5 +71,5 @@ def test_a_winner_that_is_slow_once_fine_tuned_stays_as_it_was(monkeypatch: pyte
 
 
 def test_a_search_whose_networks_are_all_slow_is_refused(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(BudgetError, match=r"a latency of [\d.]+ ms \(original: [\d.]+ ms\) is not held"):
+    with pytest.raises(BudgetError, match=r"a latency of [\d.]+ ms \(original: [\d.]+ ms\) is not met"):
         ended(monkeypatch, Device, bias=3.0)
