@@ -43,10 +43,10 @@ UNDECIDED = (0.1, 0.9)
 @checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Dnal(Narrowing):
-    """How the search goes.
+    """Settings of the search.
 
     Raises:
-        SurgeryError: a setting has no meaning.
+        SurgeryError: a setting is invalid.
     """
 
     penalty: Annotated[float | None, Range(least=0, said=": it would reward open gates; it must be at least 0")] = None
@@ -54,7 +54,7 @@ class Dnal(Narrowing):
     random: bool = False
     """The control: rank units at random instead of by gates; nothing else changes."""
     architecture_epochs: Epochs = 5
-    """In which the gates are learned, all weights frozen."""
+    """Epochs of gate learning with all weights frozen."""
 
 
 def require_goal(budget: Budget | None, config: Dnal, *, has_ratios: bool = False) -> None:
@@ -71,7 +71,7 @@ def require_goal(budget: Budget | None, config: Dnal, *, has_ratios: bool = Fals
 
 
 def search(program: Program, budget: Budget | None, config: Dnal, session: Session, *, trained: bool) -> SearchOutcome:
-    """Run DNAL on `program`, which is left as it is.
+    """Run DNAL on `program`, which is left unchanged.
 
     Raises:
         BudgetError: the budget cannot be reached, or neither or both of budget and `penalty` are given.
@@ -136,7 +136,7 @@ def widths(program: Program, config: Dnal, constraints: WidthConstraints = FREE)
 
 
 def stages(config: Dnal, session: Session, *, trained: bool) -> list[Stage]:
-    """What `search` will train."""
+    """Return the stages that `search` will train."""
     steps = {
         "weights": 0 if trained else session.steps(config, config.weights_epochs),
         "architecture": 0 if config.random else max(session.steps(config, config.architecture_epochs), 1),
@@ -148,7 +148,7 @@ def stages(config: Dnal, session: Session, *, trained: bool) -> list[Stage]:
 def _ranked(
     found: Space, budget: Budget | None, config: Dnal, session: Session
 ) -> tuple[Scores, tuple[GatePlan, Scores] | None]:
-    """A score for each unit; and the gates that it is made of, but for the random control."""
+    """Return a score for each unit and, except for the random control, the gates that it is computed from."""
     size = structure(found.program).size
     if config.random:
         if config.penalty is not None:
@@ -164,7 +164,7 @@ def _ranked(
 def _learn_gates(
     found: Space, budget: Budget | None, config: Dnal, session: Session
 ) -> tuple[GatePlan, Scores, Scores]:
-    """The architecture stage: each unit's logit and gate at its end."""
+    """Run the architecture stage; return each unit's final logit and gate."""
     movable = {choice.group.name for choice in found.choices if choice.counts[-1] < len(choice.group.units)}
     insertion = InsertGates(keep=tuple(g.name for g in structure(found.program).groups if g.name not in movable))
     plan, gated = insertion.plan(found.program), insertion(found.program)
