@@ -270,7 +270,7 @@ def test_a_plan_is_what_is_then_done(tmp_path: Path):
     assert "stage architecture: 20 steps" in str(plan)
     with pytest.raises(BudgetError, match="cannot be reached"):
         fxsurgery.plan(model, **options, budget=Budget(macs=0.001))
-    with pytest.raises(SurgeryError, match=r"takes no 'bugdet'.*did you mean budget\?"):
+    with pytest.raises(SurgeryError, match=r"takes no 'bugdet'.*did you mean budget=\?"):
         fxsurgery.plan(model, bugdet=Budget(macs=0.5))
 
 

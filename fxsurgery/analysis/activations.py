@@ -1,4 +1,4 @@
-"""Activations of a program: the values of some of its nodes on its example inputs."""
+"""Activations of a program: values of some of its nodes on the example inputs."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -12,31 +12,31 @@ from fxsurgery.seeding import seeded
 
 
 def read_values(program: Program, names: Collection[str], *, training: bool = False) -> dict[str, Tensor]:
-    """Return copies of the values of the named nodes on the example inputs.
+    """Return copies of the values of these nodes on the example inputs.
 
     Args:
-        program: left unchanged, in train mode too.
+        program: not changed, in train mode neither.
         names: names of nodes whose values are tensors.
-        training: run in train mode: norms use batch statistics, dropout is active with a fixed seed.
+        training: run in train mode: norms use the statistics of the batch, dropout is active with a fixed seed.
     """
     graph_module = _in_training(program) if training else program.graph_module
     return _run(program, _Reader(graph_module, frozenset(names), {})).seen
 
 
 def read_entering(program: Program, readers: Mapping[str, str]) -> dict[str, Tensor]:
-    """Return copies of what some nodes read on the example inputs, as it is when they run.
+    """Return copies of the tensors that nodes read on the example inputs, at the time when they run.
 
-    This differs from the value of the node that they read if another node writes into it in between.
+    Such a tensor differs from the value of its node if a node in between wrote into it.
 
     Args:
-        program: left unchanged.
-        readers: for each reading node, the name of the node that it reads.
+        program: not changed.
+        readers: the name of the node whose tensor is read, by the name of the reader.
     """
     return _run(program, _Reader(program.graph_module, frozenset(), readers)).entered
 
 
 def _in_training(program: Program) -> fx.GraphModule:
-    """Return the graph in train mode with shared parameters and copied buffers, which a run modifies."""
+    """Return the graph in train mode, with the same parameters and with copied buffers, which a run writes to."""
     model, own = program.draft().train(), dict[int, Tensor]()
     for module in model.modules():
         for name, buffer in module._buffers.items():  # noqa: SLF001 -- a buffer that two modules share stays one
@@ -53,7 +53,7 @@ def _run(program: Program, reader: "_Reader") -> "_Reader":
 
 
 class _Reader(fx.Interpreter):
-    """Runs a graph and records the values of some nodes and the inputs of others."""
+    """Runs a graph and records the values of some nodes, and the inputs of others."""
 
     def __init__(self, graph_module: fx.GraphModule, wanted: frozenset[str], readers: Mapping[str, str]) -> None:
         super().__init__(graph_module)
@@ -63,7 +63,7 @@ class _Reader(fx.Interpreter):
 
     @override
     def run_node(self, n: fx.Node) -> Any:
-        """Run a node; copy a requested value, since a later node may write into it."""
+        """Run a node; a wanted value is copied, as a later node may write into it."""
         if n.name in self._readers:
             source = next(i for i in n.all_input_nodes if i.name == self._readers[n.name])
             self.entered[n.name] = self.env[source].detach().clone()

@@ -1,4 +1,4 @@
-"""Processing of the ATen operations of a propagation: the labels of their results, and their work."""
+"""The ATen operations of a propagation: the labels of their results, and their work."""
 
 # ruff: noqa: ANN401 -- values of the user's graph
 
@@ -23,10 +23,10 @@ ATEN = torch.ops.aten
 
 
 class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Dispatch mode that processes the ATen operations of a running program one by one.
+    """Observes the ATen operations that a program runs while the mode is active.
 
     Args:
-        state: records what rules unite and freeze; `state.node` is the running node.
+        state: where rules record which units are tied and which are frozen; `state.node` is the current node.
         fixed: ids of the tensors that depend on no input.
         moving: names of the nodes that depend on an input.
         batch: number of samples in the run.
@@ -36,11 +36,11 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.state = state
         self.uncounted: dict[str, None] = {}
-        """Operations whose MACs are not counted."""
+        """Operations without MACs."""
         self.unknown_macs: dict[str, dict[str, None]] = {}
-        """Nodes with operations of unknown MACs, by operation."""
+        """Nodes by operation."""
         self.hidden = self.in_module = False
-        """Whether the running node hides sizes from rewrites, and whether it calls a module."""
+        """For the current node: whether its sizes are out of reach of every rewrite, and whether it calls a module."""
         self._fixed, self._moving, self._batch = fixed, moving, batch
         self._labels: dict[int, Labels] = {}
         self._alive = list[Tensor]()
@@ -59,23 +59,23 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def known(self) -> list[Labels]:
-        """Return the labels of every tensor that has some."""
+        """Return the labels of every labeled tensor."""
         return [labels for labels in self._labels.values() if labels.planes]
 
     def labels(self, tensor: Tensor) -> Labels:
-        """Return the labels of a tensor; an unknown tensor has none."""
+        """Return the labels of a tensor; a tensor that was not seen before has none."""
         if (known := self._labels.get(id(tensor))) is None:
             known = self.remember(tensor, Labels(tuple(tensor.shape)))
         return known
 
     def remember(self, tensor: Tensor, labels: Labels) -> Labels:
-        """Store and return the labels of a tensor."""
+        """Record the labels of a tensor."""
         self._labels[id(tensor)] = labels
         self._alive.append(tensor)
         return labels
 
     def current(self, tensor: Tensor) -> Labels:
-        """Return the current labels of a tensor, in the form that rules take."""
+        """Return the current labels of a tensor in the form that rules take."""
         labels = self.labels(tensor)
         self.state.refresh(labels)
         return Labels(labels.shape, list(labels.planes), labels.version)
@@ -113,7 +113,7 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return [Labels(tuple(r.shape)) for r in call.results]
 
     def _keep_constants(self, call: AtenCall, results: Sequence[Labels]) -> Sequence[Labels]:
-        """Freeze the dims whose size a norm or grouped convolution takes as a number that cannot be rewritten."""
+        """Freeze the dims whose size a norm or grouped convolution takes as a number that no rewrite can change."""
         if not self.hidden:
             return results
         sizes = None if (declared := registry.of_aten(call.op)) is None else declared.sizes
@@ -126,7 +126,7 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return results
 
     def _hides_a_shape(self, call: AtenCall) -> bool:
-        """Return True if labeled data is reshaped by size arguments that cannot be rewritten."""
+        """Return True if labeled data is reshaped by numbers that no rewrite can change."""
         if not self.hidden:
             return False
         declared = registry.of_aten(call.op)
@@ -135,7 +135,7 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _count(self, call: AtenCall, args: Sequence[Any], kwargs: dict[str, Any], result: object) -> None:
         macs, is_fixed = macs_of(call.op, args, kwargs, result), self._note_fixed(args, call.results)
         if macs is not None:
-            # Values that depend on no input are computed once for the whole batch.
+            # What depends on no input is done once for the whole batch.
             share = macs if is_fixed else macs / self._batch
             self.state.work.append(Work(self.state.node, call.name, share, self.state.work_dims))
         elif (declared := registry.of_aten(call.op)) is None or declared.computes:
@@ -144,7 +144,7 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.unknown_macs.setdefault(call.name, {})[self.state.node] = None
 
     def _note_fixed(self, args: Sequence[Any], results: Sequence[Tensor]) -> bool:
-        """Return True if an operation reads parameters only; its result then counts as a parameter too."""
+        """Return True if an operation works only on parameters; its result then counts as a parameter."""
         if self.state.node in self._moving and not self.in_module:
             return False
         lists = (a if isinstance(a, (list, tuple)) else (a,) for a in args)
@@ -156,9 +156,9 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _is_reshape(source: Tensor, result: Tensor) -> bool:
-    """Return True if a strided view contains all entries of its source in order.
+    """Return True if a strided view shows all entries of its source in order.
 
-    A view that is written in place, as global pooling does to keep channels last, must contain rows in order.
+    When the view is written in place, as pooling to one position does to keep channels last, its rows must be in order.
     """
     if source is result:
         return bool(result.dim() > 1 and result.numel() == len(result) * result.stride(0) and result.stride(1) == 1)
@@ -167,7 +167,7 @@ def _is_reshape(source: Tensor, result: Tensor) -> bool:
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in a nested value."""
+    """Yield the tensors of a nested value."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple, dict)):

@@ -2,10 +2,10 @@
 
     y = x + f(x)    ->    y = x
 
-`f` is everything between the value x and the sum: convolutions, norms, squeeze-and-excite gates, attention, layer
-scale, stochastic depth. It is found backward from the sum as the nodes that are used by the branch only. Their external
-inputs must include x and may include other values (a mask, an embedding) that others read as well. A projection
-shortcut is not an identity: neither operand of its sum reads the other.
+`f` is whatever stands between the value x and the sum: convolutions, norms, squeeze-and-excite gates, attention,
+layer scale, stochastic depth. It is found backwards from the sum: the nodes that serve nothing but the branch. What
+they read from outside must include x; it may include other values (a mask, an embedding) that others read as well.
+A projection shortcut is no identity: neither operand of its sum is read by the other.
 """
 
 from collections.abc import Mapping
@@ -24,28 +24,28 @@ from fxsurgery.program import Program
 
 @dataclass(frozen=True, eq=False)
 class IdentityBlock:
-    """A sum `skip + branch` whose branch is computed from the value of the skip."""
+    """A residual sum `sum = skip + branch`, whose branch is computed from the value of the skip."""
 
     sum: fx.Node
     skip: fx.Node
     """The shortcut operand: x, or an identity of it such as dropout."""
     branch: fx.Node
-    """The other operand, the last node of `inner`."""
+    """The other operand: the last of `inner`."""
     inner: tuple[fx.Node, ...]
-    """Nodes used by the branch only, in execution order; at least one has parameters."""
+    """The nodes that only the branch uses, in execution order; at least one has parameters."""
     reads: tuple[fx.Node, ...]
-    """External inputs of the branch: x, and others such as masks, sizes and shared norms."""
+    """The outside nodes that the branch reads: x, and others such as masks, sizes and shared norms."""
 
 
 @cached
 def identity_blocks(program: Program) -> tuple[IdentityBlock, ...]:
-    """Return every residual sum with an identity shortcut, in execution order; blocks may be nested."""
+    """Return every residual sum with an identity shortcut, in execution order. Blocks may be nested."""
     found = dict[fx.Node, IdentityBlock]()
     for node in program.nodes:
         if (operands := sum_operands(program, node)) is None:
             continue
         first, second = operands
-        scaled = node.kwargs.get("alpha", 1) != 1  # alpha scales the second operand, which is then no identity
+        scaled = node.kwargs.get("alpha", 1) != 1  # the second operand, which is no identity then
         for skip, branch in ((first, second), (second, first))[: 1 if scaled else 2]:
             if node not in found and (block := _block(program, node, skip, branch, found)) is not None:
                 found[node] = block
@@ -53,30 +53,30 @@ def identity_blocks(program: Program) -> tuple[IdentityBlock, ...]:
 
 
 def shape_of(program: Program, node: fx.Node) -> tuple[int, ...] | None:
-    """Return the shape of a node's value on the example inputs; None if it is not a tensor."""
+    """Return the shape of a node's value on the example inputs; `None` if it is not a tensor."""
     return node_values(program).shape(node)
 
 
 def dims_of(program: Program, node: fx.Node) -> tuple[int, ...]:
-    """Return the same, but empty instead of None if it is not a tensor."""
+    """Return the shape of a node's value on the example inputs; empty if it is not a tensor."""
     return shape_of(program, node) or ()
 
 
 def has_parameters(program: Program, node: fx.Node) -> bool:
-    """Return True if `node` calls a module with parameters or reads a parameter."""
+    """Return True if `node` is a layer: it calls a module with parameters, or reads a parameter."""
     if node.op == "call_module":
         return any(True for _ in program.module(node).parameters())
     return node.op == "get_attr" and isinstance(program.attribute(str(node.target)), nn.Parameter)
 
 
 def writes_into(program: Program, node: fx.Node) -> fx.Node | None:
-    """Return the node whose value `node` overwrites, as in-place operations do; None without one."""
+    """Return the node whose value `node` overwrites in place, as `nn.ReLU(inplace=True)` and `x.add_(y)` do."""
     written = registry.overwritten(node, program.module(node) if node.op == "call_module" else None)
     return written if isinstance(written, fx.Node) else None
 
 
 def sum_operands(program: Program, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """Return the two tensors that `node` adds; None if it is not a plain sum of two nodes."""
+    """Return the two nodes that `node` adds; `None` if it is not a plain sum of two nodes."""
     if program.operator(node) is not ADD:
         return None
     first = node.args[0] if node.args else node.kwargs.get("input")
@@ -87,7 +87,7 @@ def sum_operands(program: Program, node: fx.Node) -> tuple[fx.Node, fx.Node] | N
 
 
 def gives_zero(program: Program, node: fx.Node) -> bool:
-    """Return True if `node` returns 0 for any input, in train mode too."""
+    """Return True if the value of `node` is 0 for every input, also in train mode."""
     if node.op == "get_attr":
         value = program.attribute(str(node.target))
         return isinstance(value, Tensor) and not value.any()
@@ -108,7 +108,7 @@ def gives_zero(program: Program, node: fx.Node) -> bool:
 
 
 def cancels(program: Program, node: fx.Node, onto: fx.Node) -> fx.Node | None:
-    """Return the reader of `node` that would become constant if it read `onto` instead, as in `x - x`; else None."""
+    """Return the reader of `node` that would be constant if it read `onto`, which it reads already, as in `x - x`."""
     for reader in node.users:
         operator = program.operator(reader)
         if operator is not None and operator.cancels and onto in reader.all_input_nodes:
@@ -132,7 +132,7 @@ def _block(
 
 
 def _stream(program: Program, skip: fx.Node, known: Mapping[fx.Node, IdentityBlock]) -> set[fx.Node]:
-    """Return the nodes whose value `skip` passes on: itself, its identity source, and shortcuts of earlier blocks."""
+    """Return the nodes with the value of `skip`: itself, its inputs through identities, earlier shortcuts."""
     stream, node = {skip}, skip
     while True:
         fact = pointwise(program, node)
@@ -146,7 +146,7 @@ def _stream(program: Program, skip: fx.Node, known: Mapping[fx.Node, IdentityBlo
 
 
 def _serving(program: Program, branch: fx.Node, reader: fx.Node, stream: set[fx.Node]) -> tuple[fx.Node, ...]:
-    """Return the nodes used only for `reader` through `branch`; empty if `branch` has another reader."""
+    """Return the nodes that only `reader` uses, through `branch`; none if `branch` has another reader."""
     order = {n: i for i, n in enumerate(program.nodes)}
     serving, waiting = {reader}, [branch]
     while waiting:
@@ -162,14 +162,14 @@ def _serving(program: Program, branch: fx.Node, reader: fx.Node, stream: set[fx.
 
 
 def _writers(program: Program, node: fx.Node, serving: set[fx.Node]) -> set[fx.Node] | None:
-    """Return the readers of `node` that only write into it or a view of it; None if other nodes than `serving` read it.
+    """Return the readers of `node` that only write into it or a view of it; `None` if others than `serving` read it.
 
-    An example is `mask[a:b] = 1`, whose result nothing reads.
+    `mask[a:b] = 1` is such a reader: nothing reads its value.
     """
     found, waiting = set[fx.Node](), [user for user in node.users if user not in serving]
     while waiting:
         user = waiting.pop()
-        # An unread value matters only if it is written elsewhere: `B, N, C = x.shape` may leave a size unread.
+        # What nothing reads matters where it writes elsewhere: `B, N, C = x.shape` may leave a size unread.
         elsewhere = not user.users and writes_into(program, user) not in {None, node, *found}
         if user.op == "output" or elsewhere or serving.intersection(user.users):
             return None

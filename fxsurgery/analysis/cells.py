@@ -1,12 +1,12 @@
-"""Cells: a layer with the operations that follow it, and the affine map of a cell.
+"""Cells: a layer with the pool, norm, activation and dropout after it, and the affine map of a cell.
 
     conv -> pool -> batch norm -> activation -> dropout      in any order, each the only reader of the one before
 
-Without activation, dropout and pool, and on maps that are constant over the layer's window, a cell computes
+Without activation, dropout and pool, and on maps that are constant over the layer's window, a cell is
 
     y = A x + a        A[o, c] = s[o] sum_k W[o, c, k],  a[o] = s[o] (b[o] - mean[o]) + beta[o],  s = gamma / sigma
 
-with the norm in eval mode; of a norm over channels or positions, only gamma and beta count.
+with the norm in eval mode; a norm over channels or positions counts by its own gamma and beta alone.
 """
 
 from dataclasses import dataclass
@@ -30,26 +30,26 @@ Layer = nn.Linear | _ConvNd
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """A layer and the operations that follow it."""
+    """A layer with the nodes that belong to it."""
 
     node: fx.Node
     layer: Layer
     tail: tuple[fx.Node, ...]
-    """The following nodes, each the only reader of the one before."""
+    """The nodes after the layer, each the only reader of the previous one."""
 
     @property
     def source(self) -> fx.Node:
-        """The input of the layer."""
+        """The node that the layer reads."""
         return self.node.all_input_nodes[0]
 
     @property
     def end(self) -> fx.Node:
-        """The output of the cell."""
+        """The node that the next layers read."""
         return (self.node, *self.tail)[-1]
 
 
 def read_cell(program: Program, node: fx.Node) -> Cell | None:
-    """Return the cell that starts at `node`; None if it calls no linear layer or convolution."""
+    """Return the cell that starts at `node`; `None` if it calls no linear layer or convolution."""
     module = program.module(node) if node.op == "call_module" else None
     if not isinstance(module, (nn.Linear, _ConvNd)) or len(node.all_input_nodes) != 1:
         return None
@@ -63,13 +63,13 @@ def read_cell(program: Program, node: fx.Node) -> Cell | None:
 
 
 def windowed_pool(program: Program, node: fx.Node) -> Pool | None:
-    """Return the windowed pooling of `node` if it returns a single tensor; else None."""
+    """Return the pool with windows that `node` computes, if its value is a single tensor."""
     pool = read_pool(program, node)
     return None if pool is None or pool.gives_indices else pool
 
 
 def is_global_pool(program: Program, node: fx.Node) -> bool:
-    """Return True if `node` averages each channel of a map over all positions."""
+    """Return True if `node` computes the mean over all positions of each channel of a map."""
     before, after = (shape_of(program, n) for n in (node.all_input_nodes[0], node))
     if before is None or after is None or len(before) < 3 or after[:2] != before[:2] or set(after[2:]) - {1}:
         return False
@@ -92,7 +92,7 @@ def is_dropout(program: Program, node: fx.Node) -> bool:
 
 
 def affine(program: Program, cell: Cell) -> tuple[Tensor, Tensor]:
-    """Return A, (out, in), and a, (out,), of the cell in float64."""
+    """Return A and a of the cell, in float64: (out, in) and (out,)."""
     layer = cell.layer
     weight = layer.weight.detach().double()
     rows = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
@@ -108,7 +108,7 @@ def affine(program: Program, cell: Cell) -> tuple[Tensor, Tensor]:
 
 
 def is_matrix(program: Program, cell: Cell) -> bool:
-    """Return True if the cell computes exactly its affine map, in train mode too."""
+    """Return True if the cell equals its affine map, also in train mode."""
     facts = {n: pointwise(program, n) for n in cell.tail}
     if not all(fact is not None and fact.is_identity and not is_dropout(program, n) for n, fact in facts.items()):
         return False
@@ -123,7 +123,7 @@ def has_offset(program: Program, cell: Cell) -> bool:
 
 
 def passes_constants(program: Program, node: fx.Node, end: fx.Node) -> bool:
-    """Return True if the layer at `node` reads `end` through operations that keep a channel-wise constant."""
+    """Return True if the layer at `node` reads `end` through operations that keep constants in their channel."""
     if read_cell(program, node) is None:
         return False
     node = node.all_input_nodes[0]
@@ -139,7 +139,7 @@ def passes_constants(program: Program, node: fx.Node, end: fx.Node) -> bool:
 
 
 def map_past(program: Program, cell: Cell, before: tuple[int, ...], after: tuple[int, ...]) -> Map:
-    """Return the map from the cell's output to its source, which replaces it."""
+    """Return the map before and after the cell is removed: its output, and its source instead."""
     channel = 0 if isinstance(cell.layer, _ConvNd) else len(before) - 2
     matrix, _ = affine(program, cell)
     factors = list[Tensor | None]([None] * (len(before) - 1))
@@ -158,7 +158,7 @@ def map_past(program: Program, cell: Cell, before: tuple[int, ...], after: tuple
 
 
 def following_norm(program: Program, node: fx.Node) -> fx.Node | None:
-    """Return the batch norm that is the only reader of `node`, over the same channels and called once; else None."""
+    """Return the batch norm that is the only reader of `node`, over the same channels, and is called once."""
     reader = next(iter(node.users))
     norm = program.module(reader) if reader.op == "call_module" else None
     if len(node.users) > 1 or not isinstance(norm, _BatchNorm) or not norm.track_running_stats:
@@ -183,7 +183,7 @@ def _scale_and_shift(norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _goes_with(program: Program, layer: Layer, before: fx.Node, node: fx.Node) -> bool:
-    """Return True if `node`, which reads only `before`, is part of the layer's cell."""
+    """Return True if `node`, which reads only `before`, belongs to the cell of the layer."""
     if not node.args or node.args[0] is not before:
         return False
     if pointwise(program, node) is not None:

@@ -1,7 +1,7 @@
-"""Result shapes of common ATen operations on meta tensors, without their reference implementations.
+"""Shapes of the most common operations on meta tensors, without running their reference implementations.
 
-PyTorch computes many shapes by tracing a decomposition, at a millisecond each. If the result clearly has the shape and
-dtype of the input, no tracing is needed.
+PyTorch infers many shapes by tracing a decomposition, which takes a millisecond each. If the result always has the
+shape and type of the input, no tracing is needed.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def run_on_meta(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def _known(op: OpOverload, declared: Operator, args: tuple[Any, ...]) -> Any:  # noqa: ANN401
-    """Return the result if it has the dtype of the first argument; None if the operation must be run."""
+    """Return the result if it always has the type of the first argument; `None` for any other operation."""
     first, returns = args[0], op._schema.returns  # noqa: SLF001
     if declared.statistics in {"channel", "trailing"} and len(returns) > 1:
         return first.new_empty(first.shape), *(first.new_empty((0,)) for _ in returns[1:])
@@ -44,7 +44,7 @@ def _known(op: OpOverload, declared: Operator, args: tuple[Any, ...]) -> Any:  #
 
 
 def _joined(tensors: Sequence[Tensor], dim: int = 0) -> tuple[int, ...] | None:
-    """Return the shape of a concatenation; None unless all parts have the same dtype and number of dims."""
+    """Return the shape of a concatenation; `None` unless all parts have the same type and number of dims."""
     first = tensors[0]
     if any(t.dtype != first.dtype or t.dim() != first.dim() or not t.dim() for t in tensors):
         return None
@@ -54,7 +54,7 @@ def _joined(tensors: Sequence[Tensor], dim: int = 0) -> tuple[int, ...] | None:
 
 
 def _shape(declared: Operator, args: tuple[Any, ...]) -> tuple[int, ...] | None:
-    """Return the shape of a pointwise operation that keeps its first input's dtype; None if it must be run."""
+    """Return the shape of a pointwise operation that keeps the type of its first input; `None` if it must be run."""
     first, *others = args
     tensors = [a for a in others if isinstance(a, Tensor)]
     if not tensors:

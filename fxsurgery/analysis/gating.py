@@ -1,4 +1,4 @@
-"""Sites of gates: the data input of every node that mixes channels with a weight."""
+"""Positions of gates: the data input of every node that mixes channels with a weight."""
 
 from dataclasses import dataclass
 
@@ -14,12 +14,12 @@ from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
 
 GATES = "fxsurgery_gates"
-"""Name of the submodule that contains the gate modules."""
+"""Path of the gate modules in the model."""
 
 
 @dataclass(frozen=True, eq=False)
 class GateSite:
-    """A gate between `source`, whose `dim` is labeled with `ids`, and its reader `node`."""
+    """A position for a gate: between `source`, whose `dim` carries `ids`, and its reader `node`."""
 
     node: fx.Node
     source: fx.Node
@@ -29,27 +29,27 @@ class GateSite:
 
 @dataclass(frozen=True, eq=False)
 class GatePlan:
-    """All sites, the gated units, and the units that cannot be gated."""
+    """All gate positions, the units that can be gated, and the units that cannot."""
 
     sites: tuple[GateSite, ...]
     units: Ids
-    """Gated units in ascending order: gate `i + 1` of the vector belongs to unit `units[i]`."""
+    """The gated units, in increasing order: gate `i + 1` of the vector belongs to unit `units[i]`."""
 
     def index(self, ids: Ids) -> torch.Tensor:
-        """Return the entry of each id in the gate vector, 0 for ids without a gate."""
+        """Return the entry of each id in the gate vector: 0 for an ungated unit."""
         position = np.searchsorted(self.units, ids)
         found = (position < len(self.units)) & (self.units[np.minimum(position, len(self.units) - 1)] == ids)
         return torch.from_numpy(np.where(found, position + 1, 0))
 
     def without(self, units: Ids) -> "GatePlan":
-        """Return the plan without gates for some units, and without sites that then have none."""
+        """Return the plan without gates for some units, and without positions that then have no gate."""
         left = self.units[~np.isin(self.units, units)]
         return GatePlan(tuple(site for site in self.sites if np.isin(site.ids, left).any()), left)
 
 
 @cached
 def gate_plan(program: Program) -> GatePlan:
-    """Return the gate sites of `program` and the gated units."""
+    """Return the gate positions of `program` and the units that they gate."""
     facts = structure(program)
     nodes = {n.name: n for n in program.nodes}
     met = dict[str, int]()
@@ -69,19 +69,19 @@ def gate_plan(program: Program) -> GatePlan:
 
 
 def float_tensor(program: Program) -> torch.Tensor | None:
-    """Return a floating-point tensor of the model, preferably a parameter; None without one."""
+    """Return a floating-point tensor of the model, preferably a parameter; `None` if it has none."""
     tensors = (*program.graph_module.parameters(), *program.graph_module.buffers())
     return next((tensor for tensor in tensors if tensor.is_floating_point()), None)
 
 
 def gates_like(program: Program, units: int) -> GateVector:
-    """Return gates for `units` units, with the model's device and dtype."""
+    """Return gates for `units` units, with the device and dtype of the model."""
     like = float_tensor(program)
     return GateVector(units) if like is None else GateVector(units).to(like.device, like.dtype)
 
 
 def _dim(program: Program, node: fx.Node, entering: Labels, dim: int) -> int:
-    """Return the dim that `node` contracts in its input; the analysis treats every convolution input as batched."""
+    """Return the dim of its input that `node` contracts; in the analysis each convolution's input has a batch dim."""
     operator = program.operator(node)
     places = operator.rank if operator is not None and operator.is_convolution else None
     return 0 if places is not None and len(entering.shape) == places + 1 else dim
@@ -98,6 +98,6 @@ def _mixes(program: Program, node: fx.Node) -> bool:
     operator = program.operator(node)
     if operator is None or not operator.is_mixing_layer:
         return False
-    # Groups computed by the graph may be the samples of a batch, but a gate vector has a fixed length.
+    # Groups that the graph computes may be the samples of the batch, and a gate vector has one batch's length.
     groups = None if node.op == "call_module" or operator.weight is None else operator.weight.groups
     return groups is None or not isinstance(groups.of_node(node), fx.Node)

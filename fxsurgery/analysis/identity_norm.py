@@ -1,11 +1,11 @@
-"""A batch norm that computes the identity, by undoing statistics that were measured on data.
+"""A batch norm that is the identity: its scale and bias undo the statistics that were measured on data.
 
     running_mean = m, running_var = v n / (n - 1), weight = sqrt(running_var + eps), bias = running_mean
 
-with m and v over the n values of a channel. In eval mode it is the identity for any m and v. In train mode it
-normalizes with batch statistics, so m and v must be those of the actual values: the default pair 0 and 1 works in eval
-mode and fails at the first training step. PyTorch stores the unbiased variance as running variance, so training steps
-do not change it; the measured batch itself is scaled by sqrt(n / (n - 1)).
+with m and v over the n values of a channel. In eval mode it is the identity whatever m and v are. In train mode it
+normalizes with the statistics of the batch, so m and v have to be those that values have there: the default pair,
+0 and 1, passes in eval mode and breaks at the first training step. The unbiased variance is what PyTorch keeps as
+its running one, so training steps do not move it; a batch as measured comes out times sqrt(n / (n - 1)).
 """
 
 from torch import Tensor
@@ -21,24 +21,23 @@ from fxsurgery.program import Program
 
 @cached
 def without_statistics(program: Program) -> Refusal | None:
-    """Return why statistics cannot be measured in train mode (norms need several values per channel); else None."""
+    """Return why train mode has no statistics: its norms need several values per channel; `None` if it has."""
     try:
         read_values(program, (), training=True)
-    except Exception as error:  # noqa: BLE001 -- the user's modules may raise anything
-        told = first_line(error)
-        return Refusal("output", f"the program gives no statistics in train mode: {told}")
+    except Exception as error:  # noqa: BLE001 -- the user's modules and assertions raise whatever they like
+        return Refusal("output", f"the program gives no statistics in train mode: {first_line(error)}")
     return None
 
 
 def undoing(values: Tensor, like: _BatchNorm | None = None) -> _BatchNorm | None:
-    """Return the identity batch norm for `values`, (batch, channels, ...), with their device and dtype.
+    """Return the batch norm for `values` measured in train mode, with their device and dtype.
 
     Args:
-        values: values to normalize, measured in train mode on data.
-        like: a norm whose `eps` and `momentum` are used.
+        values: (batch, channels, ...) the values to normalize, on data.
+        like: a norm that provides `eps` and `momentum`.
 
     Returns:
-        None if there is only one value per channel, which has no variance.
+        The norm; `None` if there is a single value per channel, which has no variance.
     """
     by_channel = values.detach().double().transpose(0, 1).flatten(1)
     if by_channel.shape[1] < 2:

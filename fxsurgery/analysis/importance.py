@@ -1,20 +1,19 @@
-"""Importance of the units of a channel group, from weights or from gradients of the loss.
+"""Importance of each unit of a channel group: from its weights, or from their effect on the loss.
 
-The *entries* of a unit are those of every parameter that are removed with it, over its whole group of coupled layers:
-the rows that produce it, the scales and offsets of its norms, the columns that read it. Each counts once, even in a
-tensor that both produces and reads the unit; a head has the entries of all its channels. With w an entry and L the loss
-on one batch:
+A unit's *entries* are those of every parameter that go when it goes, over its whole group of tied layers: the rows that
+make it, the scales and offsets of its norms, the columns that read it. Each counts once, also in a tensor that both
+makes and reads the unit; a head has the entries of all its channels. With w an entry and L the loss on one batch:
 
-* *magnitude*: sum |w|^order over the entries of matrices and kernels, as in DepGraph (Fang et al. 2023, group sums);
-  biases and separate scales are excluded. Li et al. 2017 use the L1 norm of the producing rows.
-* *BN-gamma*: mean |gamma| over the unit's entries in batch norms (network slimming, Liu et al. 2017).
-* *Taylor*: |sum w * dL/dw| over all entries, for one batch: the first-order change of L when all of them become 0
-  (Molchanov et al. 2019, who square the sum). The absolute value is taken after the sum over entries and before the
-  mean over batches, since at a minimum the gradients of all batches together vanish.
+* *magnitude*: sum |w|^order over the entries of matrices and kernels, as DepGraph has it (Fang et al. 2023, group
+  sums); biases, and scales that stand alone, are left out. Li et al. 2017 take the L1 norm of what makes the unit.
+* *BN-gamma*: the mean |gamma| over the unit's entries in batch norms (network slimming, Liu et al. 2017).
+* *Taylor*: |sum w * dL/dw| over all entries, for one batch: to first order, by how much L moves when they all go to
+  0 (Molchanov et al. 2019, who square the sum). The absolute value is taken after the sum over entries and before
+  the mean over batches, since at a minimum the gradients of all batches together vanish.
 
-Sums over more entries are larger, so magnitudes of different groups are not comparable: see `over_their_mean`.
+Sums over more entries are larger, so magnitudes of two groups do not compare: see `over_their_mean`.
 
-`least_important` follows ECToNAS: the smallest |gamma| goes first; without a norm, the smallest L1 norm of the columns.
+`least_important` is ECToNAS's: the smallest |gamma| goes first; without a norm, the smallest L1 norm of the columns.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,18 +32,18 @@ from fxsurgery.program import Program
 
 
 def magnitude(program: Program, order: float = 1.0) -> Scores:
-    """Return the sum of |w|^order over each unit's entries in matrices and kernels.
+    """Return for each unit the sum of |w|^order over its entries in matrices and kernels.
 
     Args:
-        program: the program.
-        order: 1 for the L1 norm, 2 for the squared L2 norm.
+        program: the program with the weights.
+        order: 1 for the L1 norm, 2 for the square of the L2 norm.
     """
     weights = {name: p.detach() for name, p in program.graph_module.named_parameters() if p.dim() > 1}
     return unit_sums(program, {name: w.double().abs() ** order for name, w in weights.items()})
 
 
 def bn_gamma(program: Program) -> Scores:
-    """Return the mean |gamma| of each unit's entries in batch norms; NaN if no batch norm scales it."""
+    """Return for each unit the mean |gamma| of its entries in batch norms; NaN if no batch norm scales it."""
     gammas = {f"{path}.weight": gamma.abs() for path, gamma in _gammas(program)}
     total = unit_sums(program, gammas)
     count = unit_sums(program, {name: torch.ones_like(gamma) for name, gamma in gammas.items()})
@@ -53,17 +52,17 @@ def bn_gamma(program: Program) -> Scores:
 
 
 def taylor(program: Program, model: nn.Module) -> Scores:
-    """Return |sum w * dL/dw| for each unit, with the current gradients of `model`, a copy of the program's model."""
+    """Return for each unit |sum w * dL/dw|, with the current gradients of `model`, a copy of the program's."""
     products = {name: (p * p.grad).detach() for name, p in model.named_parameters() if p.grad is not None}
     return np.abs(unit_sums(program, products))
 
 
 def unit_sums(program: Program, amounts: Mapping[str, Tensor]) -> Scores:
-    """Return the sum of `amounts` over each unit's entries; 0 for id 0, which is never removed.
+    """Return for each unit the sum of `amounts` over its entries; 0 for id 0, which is never removed.
 
     Args:
-        program: the program.
-        amounts: a tensor of the parameter's shape for each parameter name.
+        program: the program with the units.
+        amounts: tensors of the parameters' shapes, by parameter name.
     """
     facts = structure(program)
     total = np.zeros(facts.size)
@@ -71,7 +70,7 @@ def unit_sums(program: Program, amounts: Mapping[str, Tensor]) -> Scores:
         dims = {dim: ids for dim, ids in facts.tensors.get(name, {}).items() if ids.any()}
         for dim, ids in dims.items():
             np.add.at(total, ids, _summed_to(amount, [dim]))
-        # An entry that belongs to a unit by several of its dims was added once for each: inclusion-exclusion.
+        # An entry that belongs to one unit by several of its dims was added for each: inclusion and exclusion.
         for several in _tied(dims):
             sign = -1.0 if len(several) % 2 == 0 else 1.0
             found = np.ix_(*(dims[d] for d in several))
@@ -82,10 +81,10 @@ def unit_sums(program: Program, amounts: Mapping[str, Tensor]) -> Scores:
 
 
 def over_their_mean(scores: Scores, groups: Iterable[ChannelGroup]) -> Scores:
-    """Return the scores divided by the mean of their group, so that groups are comparable.
+    """Return the scores divided by their mean over each group, so that groups can be compared.
 
-    Otherwise the cut follows the size of the layers' sums, which depends on fan and initialization more than on
-    importance: some layers would be cut to the minimum, others not at all.
+    Without this, the ranking follows the size of the layers' sums, which depends more on their fan and initialization
+    than on their function: some layers would be cut to the minimum, others not at all.
     """
     scaled = scores.copy()
     for group in groups:
@@ -96,7 +95,7 @@ def over_their_mean(scores: Scores, groups: Iterable[ChannelGroup]) -> Scores:
 
 @cached
 def norm_scales(program: Program) -> Scores:
-    """Return the smallest |gamma| of the batch norms over each unit; infinite without one."""
+    """Return for each unit the smallest |gamma| of its batch norms; infinite if it has none."""
     facts = structure(program)
     found = np.full(facts.size, np.inf)
     for path, gamma in _gammas(program):
@@ -107,14 +106,14 @@ def norm_scales(program: Program) -> Scores:
 
 
 def least_important(program: Program, group: ChannelGroup, count: int) -> tuple[int, ...]:
-    """Return the positions of the `count` least important units of a group, in ascending order."""
+    """Return the positions of the `count` least important units of a group, in increasing order."""
     scales = norm_scales(program)[group.units]
     scores = scales if np.isfinite(scales).all() else consumed_l1(program)[group.units]
     return tuple(sorted(np.argsort(scores, kind="stable")[:count].tolist()))
 
 
 def _gammas(program: Program) -> Iterator[tuple[str, Tensor]]:
-    """Yield path and scale of each batch norm that has a scale."""
+    """Return the scale of each batch norm that has one, by the path of the norm."""
     found = dict(program.calls(_NormBase))
     for path, module in {str(node.target): module for node, module in found.items()}.items():
         if module.affine:
@@ -122,14 +121,14 @@ def _gammas(program: Program) -> Iterator[tuple[str, Tensor]]:
 
 
 def _summed_to(amount: Tensor, dims: Iterable[int]) -> Scores:
-    """Return the sum over all dims except `dims`, which are in ascending order."""
+    """Return the sum over all dims except `dims`, which must be in increasing order."""
     others = [d for d in range(amount.dim()) if d not in set(dims)]
     wide = amount.double()
     return (wide.sum(others) if others else wide).cpu().numpy()
 
 
 def _tied(dims: Mapping[int, Ids]) -> Iterator[tuple[int, ...]]:
-    """Yield the sets of two or more dims that share a unit."""
+    """Yield the sets of several dims of a tensor that carry the same unit."""
     for many in range(2, len(dims) + 1):
         for several in combinations(sorted(dims), many):
             first, *others = (set(dims[d].tolist()) - {0} for d in several)

@@ -1,6 +1,6 @@
-"""Pairs of channel-mixing layers: a layer, and the one that reads it through pointwise operations or a flatten.
+"""Pairs of mixing layers: a layer and the one that reads it through pointwise operations and possibly a flatten.
 
-h = x A + b1,  y = f(h) W2 + b2        for row vectors; h has n units
+h = x A + b1,  y = f(h) W2 + b2        in row vectors; n units of h lie between the two
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ from fxsurgery.ops.movement import FLATTEN
 from fxsurgery.program import Program
 
 _ENTRIES = 2**23
-"""Maximum number of entries read, to limit the memory of the regression."""
+"""Maximum number of values to read, which bounds the memory of the regression."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,31 +45,31 @@ class LayerPair:
 
     @cached_property
     def matrix(self) -> Tensor:
-        """A transposed, (n, inputs * taps)."""
+        """The transposed A, (n, inputs * taps)."""
         return wide(self.first.weight).flatten(1)
 
     @property
     def largest(self) -> int:
-        """Maximum rank: the number of singular vectors; one more unit would be constant."""
+        """Number of singular vectors: any further unit would be constant."""
         return min(self.matrix.shape)
 
     @cached_property
     def bias(self) -> Tensor:
-        """The bias b1, (n,)."""
+        """Shape (n,)."""
         return self.matrix.new_zeros(self.width) if self.first.bias is None else wide(self.first.bias)
 
     @cached_property
     def reading(self) -> Tensor:
-        """W2, (outputs, n, taps), or (outputs, n, positions) after a flatten."""
+        """W2: (outputs, n, taps), with positions instead of taps after a flatten."""
         return wide(self.second.weight).reshape(self.second.weight.shape[0], self.width, -1)
 
     def rows(self, h: Tensor) -> Tensor:
-        """Return `h` as (samples and positions, n), subsampled regularly if there are too many rows."""
+        """Values of h: (samples and positions, n), evenly subsampled if there are too many."""
         rows = h.movedim(-self.first.weight.dim() + 1, -1).reshape(-1, self.width)
         return rows[:: 1 + rows.numel() // _ENTRIES]
 
     def coverage(self, h: Tensor) -> Tensor:
-        """Return the fraction of outputs at which each tap of the second layer reads h and not padding, (taps,)."""
+        """Fraction of outputs at which a tap of the second layer reads an entry of h, not zero padding: (taps,)."""
         taps = self.reading.shape[2]
         if isinstance(self.second, nn.Linear):
             return h.new_ones(taps)
@@ -80,7 +80,7 @@ class LayerPair:
 
 
 def find_pair(program: Program, path: str) -> Match[LayerPair]:
-    """Return the layer at `path` with the one that reads it, or the reason why they cannot be shrunk."""
+    """Return the layer at `path` and the one that reads it, or why they cannot be shrunk."""
     node, first = calls_to(program, path)[0], program.graph_module.get_submodule(path)
     if refusal := called_again(program, path) or obstacle(program, path):
         return Refusal(node.name, refusal.reason)
@@ -99,7 +99,7 @@ def find_pair(program: Program, path: str) -> Match[LayerPair]:
 
 
 def _chain(program: Program, node: fx.Node) -> Iterator[fx.Node]:
-    """Yield `node` and its chain of single readers up to the first that is neither pointwise nor a flatten."""
+    """Return `node` and its successive only readers, up to the first that is neither pointwise nor a flatten."""
     may_flatten = isinstance(program.module(node), CONVOLUTIONS)
     yield node
     while (reader := only_reader(node)) is not None:
@@ -122,7 +122,7 @@ def _no_reader(program: Program, last: fx.Node) -> str:
 
 
 def _is_flatten(program: Program, node: fx.Node) -> bool:
-    """Return True if `node` flattens channels and positions but not the batch."""
+    """Return True if `node` joins channels and positions, and keeps the batch dim."""
     if program.operator(node) is not FLATTEN:
         return False
     module = program.module(node) if node.op == "call_module" else None
@@ -134,7 +134,7 @@ def _is_flatten(program: Program, node: fx.Node) -> bool:
 
 
 def _activation(program: Program, between: list[fx.Node]) -> tuple[Callable[[Tensor], Tensor], bool]:
-    """Return the elementwise function of the nodes, and whether it is the identity."""
+    """Return the pointwise function of some nodes, and whether it is the identity."""
     steps = list[Callable[[Tensor], Tensor]]()
     for node in between:
         known = pointwise(program, node)

@@ -1,4 +1,4 @@
-"""Layers of a program by module paths of the user's model, and the channel groups of each.
+"""Which layers a program has, by the module paths of the user's model, and which channel groups each one belongs to.
 
 A layer that mixes channels (a convolution, a linear, recurrent or embedding layer, or a function called with a
 parameter) *produces* its output channels. A norm, an activation with parameters or a depthwise convolution keeps the
@@ -30,7 +30,7 @@ class LayerWidth:
     """
 
     name: str
-    """Path of the module, or name of a parameter that belongs to the model itself."""
+    """Path of the module; of a parameter that belongs to the model itself, its name."""
     groups: tuple[str, ...]
     """Names of the channel groups that its output channels belong to; empty if its width cannot change."""
     produces: bool
@@ -49,7 +49,7 @@ def layer_widths(program: Program) -> Mapping[str, LayerWidth]:
 
 
 def layers_of(node: fx.Node) -> list[str]:
-    """Return the layers of a node: its module, or the owners of the parameters that its function reads."""
+    """Return the layers that a node stands for: its module, or those whose parameters its function is called with."""
     if node.op == "call_module":
         return [str(node.target)]
     return list(dict.fromkeys(_read_from(node))) or [node.name]
@@ -63,12 +63,12 @@ def _with_parameters(program: Program) -> Iterator[str]:
 
 
 def _owner(tensor: str) -> str:
-    """Return the path of the module that owns a parameter, or the parameter's name if that is the model itself."""
+    """Return the path of the module that holds a parameter; the parameter's name if that is the model itself."""
     return tensor.rpartition(".")[0] or tensor
 
 
 def _produced(program: Program, facts: Structure) -> dict[str, dict[str, None]]:
-    """Return the names of the groups that each producing layer contributes to."""
+    """Return the names of the groups that each producing layer has a part in."""
     nodes = {node.name: node for node in program.nodes}
     produced = dict[str, dict[str, None]]()
     for group in facts.groups:
@@ -80,13 +80,13 @@ def _produced(program: Program, facts: Structure) -> dict[str, dict[str, None]]:
 
 
 def _mixing(program: Program, facts: Structure) -> set[str]:
-    """Return the layers that mix channels, whose weights have a dim of channels that they only read."""
+    """Return the layers that mix channels: a dim of their weights runs over channels that they only read."""
     sites = {contraction.node for contraction in facts.contractions}
     return {layer for node in program.nodes if node.name in sites for layer in layers_of(node)}
 
 
 def _kept(facts: Structure, mixing: set[str]) -> dict[str, dict[str, None]]:
-    """Return the names of the groups along the tensors of each layer that does not mix channels."""
+    """Return the names of the groups that the tensors of each layer that mixes no channels run along."""
     group_of = np.full(facts.size, -1)
     for number, group in enumerate(facts.groups):
         group_of[group.units] = number
@@ -100,7 +100,7 @@ def _kept(facts: Structure, mixing: set[str]) -> dict[str, dict[str, None]]:
 
 
 def _read_from(node: fx.Node) -> Iterator[str]:
-    """Yield the owners of the parameters that a node reads, directly or through functions of parameters only."""
+    """Yield the owners of the parameters that a node reads, maybe through functions of parameters alone."""
     for read in node.all_input_nodes:
         if read.op == "get_attr":
             yield _owner(str(read.target))
@@ -109,7 +109,7 @@ def _read_from(node: fx.Node) -> Iterator[str]:
 
 
 def _is_constant(node: fx.Node) -> bool:
-    """Return True if a node depends on parameters and buffers only."""
+    """Return True if a node depends on parameters and buffers alone."""
     waiting, seen = [node], {node}
     while waiting:
         read = waiting.pop()

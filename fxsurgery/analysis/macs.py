@@ -1,11 +1,12 @@
-"""MACs (multiply-accumulates) of one ATen operation, according to its declaration.
+"""Multiply-accumulates of one ATen operation, according to its declaration.
 
-One MAC is one multiplication with its addition, half of what `torch.utils.flop_counter` counts. Counted are
-convolutions and matrix products: the two of attention, the steps of recurrent layers, products with vectors, bilinear
-forms, pairwise distances (one MAC per feature). Not counted by convention are biases, norms, activations and everything
-else that is elementwise (including a manual multiply and sum), reductions, pooling and resampling, lookups and data
-movement; they are listed in `Cost.uncounted`. All others have unknown MACs: transforms, decompositions and solvers,
-sparse and quantized products, operations of other libraries. They are listed in `Cost.unknown_macs`.
+A MAC is one multiplication with its addition, so half of the count of `torch.utils.flop_counter`. Counted
+are convolutions and matrix products: attention's two, the steps of recurrent layers, products with vectors,
+bilinear forms, pairwise distances (one MAC a feature). Not counted by convention are biases, norms, activations
+and all other elementwise operations (including a product that is multiplied and summed by hand), reductions,
+pooling and resampling, lookups and data movement; they are named in `Cost.uncounted`. The MACs
+of all other operations are unknown: transforms, decompositions and solvers, sparse and quantized products,
+operations of other libraries. These are named in `Cost.unknown_macs`.
 """
 
 import functools
@@ -21,7 +22,7 @@ from fxsurgery.ops.rules.call import base_name
 
 
 def macs_of(op: OpOverload, args: Args, kwargs: dict[str, Any], result: object) -> float | None:
-    """Return the MACs of `op` on (meta) tensors; None if they are not counted or unknown."""
+    """Return the MACs of `op` on (meta) tensors; `None` if it has none by the convention, or if they are unknown."""
     declared = registry.of_aten(op)
     first = _first_tensor(result)
     if first is None:
@@ -32,7 +33,7 @@ def macs_of(op: OpOverload, args: Args, kwargs: dict[str, Any], result: object) 
 
 
 def macs_by_torch(op: Any, args: Args, kwargs: dict[str, Any], result: object) -> float | None:  # noqa: ANN401
-    """Return the MACs by PyTorch's own formula for `op`; None without one."""
+    """Return the MACs by PyTorch's formula for `op`; `None` if it has no formula."""
     from torch.utils.flop_counter import flop_registry  # noqa: PLC0415 -- it imports triton
 
     registered = flop_registry.get(op)
@@ -40,7 +41,7 @@ def macs_by_torch(op: Any, args: Args, kwargs: dict[str, Any], result: object) -
 
 
 def has_unknown_macs(op: OpOverload) -> bool:
-    """Return True if `op`, for which no MACs are counted, may have some."""
+    """Return True if `op`, whose MACs cannot be counted, may have some."""
     if (declared := registry.of_aten(op)) is not None:
         return declared.multiplies and declared.macs is None
     return _may_multiply(op)
@@ -48,7 +49,7 @@ def has_unknown_macs(op: OpOverload) -> bool:
 
 @functools.cache
 def _may_multiply(op: OpOverload) -> bool:
-    """Return True if an undeclared operation may have MACs, being neither view, copy nor elementwise."""
+    """Return True if an undeclared operation may have MACs: it is neither a view, nor a copy, nor pointwise."""
     if op.is_view:
         return False
     name = base_name(op)

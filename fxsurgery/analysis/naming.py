@@ -1,4 +1,4 @@
-"""Names: looking up nodes named in options, and naming new modules."""
+"""Names: the node that an option names, and the base name of a new module."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -10,16 +10,16 @@ from fxsurgery.program import Program
 
 
 def node_named(program: Program, name: str, known: Callable[[], Iterable[str]], what: str) -> fx.Node:
-    """Return the node with the given name.
+    """Return the node of that name.
 
     Args:
-        program: the program.
-        name: the name, as given in an option of a pass.
-        known: returns the valid names, for the error message.
-        what: what the valid names refer to, in the plural.
+        program: the program with the node.
+        name: the name, from an option of a pass.
+        known: valid names, for the message.
+        what: the kind of the valid names, in the plural.
 
     Raises:
-        SpecError: there is none; if a module has this path, the message names the nodes that call it.
+        SpecError: there is no such node; if a module has that path, the message names the nodes that call it.
     """
     found = next((n for n in program.nodes if n.name == name and n.op != "output"), None)
     if found is not None:
@@ -30,9 +30,9 @@ def node_named(program: Program, name: str, known: Callable[[], Iterable[str]], 
 
 
 def stem_of(name: str) -> str:
-    """Return the base name for a module inserted after one with this name: without suffixes that passes have added.
+    """Return the base name for a new module after one of this name, without the suffixes that passes added.
 
-    This keeps names short when many cells and layers are inserted in a row.
+    So names stay short, however many cells and layers are inserted.
     """
     return _ADDED.sub("", name) or name
 

@@ -1,7 +1,7 @@
-"""Values of the nodes of a program on the example inputs as meta tensors: shape, dtype, and whether they are tensors.
+"""Values of the nodes of a program on the example inputs: whether they are tensors, their shapes and dtypes.
 
-They come from one run on meta tensors. A program that needs tensor values, or creates tensors on a fixed device, is run
-on real tensors (`real_run`), and the values are stored as meta tensors.
+A run on meta tensors finds them without the computation. A program that needs numbers, or makes tensors on a device
+that it names, is run on real tensors (`real_run`), and the values of its nodes are kept as meta tensors.
 """
 
 from collections.abc import Mapping
@@ -21,36 +21,36 @@ from fxsurgery.program import Program
 
 @dataclass(frozen=True, eq=False)
 class NodeValues:
-    """The values of the nodes of a program."""
+    """Values of the nodes of a program."""
 
     by_name: Mapping[str, Any]
-    """Value per node: meta tensors in place of tensors, in any nested structure; numbers unchanged."""
+    """Meta tensors in place of tensors, in the structure of the node's value; numbers are kept."""
     meta_module: fx.GraphModule | None
-    """The graph with meta parameters; None if it does not run with them."""
+    """The graph on meta parameters; `None` if it cannot run on them."""
 
     def is_tensor(self, node: object) -> bool:
-        """Return True if `node` is a node whose value is a tensor."""
+        """Return True if the value of `node` is a tensor."""
         return isinstance(node, fx.Node) and isinstance(self.by_name.get(node.name), Tensor)
 
     def length(self, node: fx.Node) -> int | None:
-        """Return the length of the tuple or list that `node` returns; None for any other value."""
+        """Return the length of the value of `node`; `None` if it is not a tuple or list."""
         value = self.by_name.get(node.name)
         return len(value) if isinstance(value, (tuple, list)) else None
 
     def shape(self, node: fx.Node) -> tuple[int, ...] | None:
-        """Return the shape of the value of `node`; None if it is not a tensor."""
+        """Return the shape of the value of `node`; `None` if it is not a tensor."""
         value = self.by_name.get(node.name)
         return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
 @cached
 def node_values(program: Program) -> NodeValues:
-    """Return the values of the nodes of `program` on the example inputs."""
+    """Return the value of each node of `program` on the example inputs."""
     return run_on_meta(program, program.examples) or NodeValues(real_run(program).values, None)
 
 
 def run_on_meta(program: Program, inputs: Inputs) -> NodeValues | None:
-    """Return the values of the nodes on `inputs` from a run on meta tensors; None if the program needs real ones."""
+    """Return the value of each node on `inputs`, from a run on meta tensors; `None` if the program needs numbers."""
     bare = _without_numbers(program)
     run = _Run(bare)
     try:
@@ -62,7 +62,7 @@ def run_on_meta(program: Program, inputs: Inputs) -> NodeValues | None:
 
 
 def _without_numbers(program: Program) -> fx.GraphModule:
-    """Return the graph with meta parameters and buffers; tied ones stay tied, and the program is left unchanged."""
+    """Return the graph on meta parameters and buffers; tied ones stay tied, and the program is not changed."""
     bare, known = program.draft(), dict[int, Tensor]()
     for module in bare.modules():
         for kind in (module._parameters, module._buffers):  # noqa: SLF001

@@ -1,14 +1,14 @@
-"""Peak activation memory: the bytes of all tensors alive at the same time while a program runs, without weights.
+"""Peak activation memory: the bytes of all tensors that are alive at once while a program runs, without weights.
 
-With size(s) the bytes of a storage s, first(s) the node that creates it and last(s) the last node that reads any view
-of it, in execution order:
+With size(s) the bytes of a storage s, first(s) the node that makes it and last(s) the last node that reads any view of
+it, in execution order:
 
     peak = max over nodes t of  sum of size(s) over all s with first(s) <= t <= last(s)
 
-Inputs and output of a node are alive together, an in-place operation or view takes nothing, an input is freed after its
-last use, and outputs stay to the end. This is what a planner with one shared arena needs; memory that a layer allocates
-and frees internally is not included. Counted for one sample, or for the example batch if the program accepts no other
-batch size.
+So a node's inputs and its output are alive together, an operation in place or a view takes nothing, an input is freed
+after its last use, and outputs stay to the end. This is what a planner that shares one arena needs; what a layer
+allocates and frees inside itself is not seen. Counted for one sample; for a program that takes only its example batch,
+for that batch.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from fxsurgery.program import Program
 
 @cached
 def peak_activation_bytes(program: Program) -> int:
-    """Return the maximum number of bytes of activations at any time.
+    """Return the largest number of bytes of activations that are alive at once.
 
     Example:
         >>> from fxsurgery import capture
@@ -44,7 +44,7 @@ def peak_activation_bytes(program: Program) -> int:
 
 
 Held = Mapping[str, Mapping[int, int]]
-"""The storages of each node's value with their size in bytes, by node."""
+"""The storages of each node's value, with their sizes in bytes."""
 
 
 def _peak(nodes: tuple[fx.Node, ...], held: Held) -> int:
@@ -80,7 +80,7 @@ def _held(module: fx.GraphModule, values: Mapping[str, Any]) -> Held:
 
 
 def _real_values(program: Program, inputs: Inputs) -> Mapping[str, Any]:
-    """Return the values of all nodes in a real run; all are kept alive, so that no storage is reused."""
+    """Return each node's value from a run with numbers; all are kept, so that no storage is reused."""
     run = fx.Interpreter(program.graph_module, garbage_collect_values=False)
     device = next((x.device for x in inputs.tensors), torch.device("cpu"))
     with _disable_current_modes(), torch.no_grad(), device:
@@ -89,7 +89,7 @@ def _real_values(program: Program, inputs: Inputs) -> Mapping[str, Any]:
 
 
 def _storage(tensor: Tensor) -> dict[int, int]:
-    """Return the storage of a tensor with its bytes; a sparse tensor, which has none, counts as dense."""
+    """Return the storage of a tensor and its bytes; a sparse tensor, which has none, counts as a dense one."""
     if tensor.layout != torch.strided:
         return {id(tensor): tensor.numel() * tensor.element_size()}
     storage = tensor.untyped_storage()

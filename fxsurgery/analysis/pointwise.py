@@ -1,7 +1,7 @@
-"""Elementwise functions of one tensor and their properties.
+"""Properties of pointwise functions of one tensor.
 
-Properties are found by running the function on a grid of numbers with the options of the user's module, so they hold
-for whatever PyTorch computes.
+The properties are found by running the function on a grid of numbers, as PyTorch computes it with the options of the
+user's module.
 """
 
 from collections import Counter
@@ -15,25 +15,25 @@ from fxsurgery.analysis.cached import cached
 from fxsurgery.program import Program
 
 _FAR = torch.logspace(1, 6, 41)
-"""Points that detect bounds: a clamp to [-20, 20] is not the identity."""
+"""Candidates for bounds: a clamp to [-20, 20] is not the identity."""
 _GRID = torch.cat([-_FAR, torch.linspace(-12, 12, 481), _FAR, torch.tensor([-1e-3, 0.0, 1e-3])])
 
 
 @dataclass(frozen=True)
 class Pointwise:
-    """Properties of an elementwise function f in eval mode."""
+    """Properties of a pointwise function f in eval mode."""
 
     is_identity: bool
     is_idempotent: bool
-    """Whether f(f(x)) = f(x)."""
+    """f(f(x)) = f(x)."""
     keeps_zero: bool
-    """Whether f(0) = 0."""
+    """f(0) = 0."""
     is_non_negative: bool
-    """Whether f(x) >= 0 for all x."""
+    """f(x) >= 0."""
 
 
 def pointwise(program: Program, node: fx.Node) -> Pointwise | None:
-    """Return the properties of the elementwise function of one tensor that `node` computes; None if it is none."""
+    """Return the properties of the pointwise function of one tensor that `node` computes; `None` if it is not one."""
     return _all_pointwise(program).get(node.name)
 
 
@@ -44,7 +44,7 @@ def calls_of(program: Program) -> Counter[str]:
 
 
 def only_reader(node: fx.Node) -> fx.Node | None:
-    """Return the only reader of `node`; None if there are several, or only the output."""
+    """Return the only reader of `node`; `None` if there are several, or if it is the output."""
     readers = [reader for reader in node.users if reader.op != "output"]
     return readers[0] if len(readers) == 1 == len(node.users) else None
 
@@ -63,7 +63,7 @@ def _known(program: Program, node: fx.Node) -> Pointwise | None:
     if operator is None or operator.role is None or not inputs or not node.args or node.args[0] is not inputs[0]:
         return None
     is_module = node.op == "call_module"
-    if operator.role == "identity":  # another node may pass the train flag to a function
+    if operator.role == "identity":  # whether it trains, another node may tell a function
         return _IDENTITY if len(inputs) == 1 or not is_module else None
     if len(inputs) != 1 or (is_module and not operator.is_exactly(program.module(node))):
         return None

@@ -1,8 +1,8 @@
-"""Label propagation: run a program on meta tensors and apply the rules to every ATen operation.
+"""Run a program on meta tensors and apply the rules to every ATen operation.
 
-The operations are intercepted by a `TorchDispatchMode`, so rules handle ATen only, while their findings are attributed
-to the running node of the user's graph. What cannot run on meta tensors (a leaf module, an operation without shapes) is
-looked up in one real run, and its inputs are frozen.
+The operations are intercepted by a `TorchDispatchMode`, so the rules only know ATen, while their findings are recorded
+for the node of the user's graph that is being run. Values that cannot be computed on meta tensors (of a leaf module, an
+operation without shapes) are looked up in one real run; their inputs freeze.
 """
 
 import copy
@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from fxsurgery.analysis.aten_calls import AtenCalls, tensors_of
 from fxsurgery.analysis.fast_shapes import computes_no_tensor, plain_function, plain_module
-from fxsurgery.analysis.real_run import is_user_leaf, on_meta, real_run
+from fxsurgery.analysis.real_run import is_kept_whole, on_meta, real_run
 from fxsurgery.analysis.refit import is_resizable
 from fxsurgery.analysis.shapes import hides_its_shape, is_sized, target_name
 from fxsurgery.analysis.size_expressions import SizeExpressions, computed_slices
@@ -34,7 +34,7 @@ LEAF = "leaf module"
 META = torch.device("meta")
 
 NO_META = (NotImplementedError, RuntimeError)
-"""Exceptions of operations that cannot run on meta tensors."""
+"""Exceptions of an operation that cannot run on meta tensors."""
 
 
 class Propagation(fx.Interpreter):
@@ -65,7 +65,7 @@ class Propagation(fx.Interpreter):
         self._make_product_grids()
 
     def _make_product_grids(self) -> None:
-        """Unite until every plane varies along one dim, so that reshapes commute with the removal of units."""
+        """Tie units until every plane varies along one dim: then reshapes commute with the removal of units."""
         waiting = self.calls.known()
         while True:
             version = self.state.atoms.version
@@ -102,7 +102,7 @@ class Propagation(fx.Interpreter):
             with META, self.calls:
                 return getattr(self, node.op)(node.target, args, kwargs)
         except NO_META:
-            # The real run also counts what was counted before the failure.
+            # The real run counts what was counted before it broke off, too.
             del self.state.work[counted:]
             return self._looked_up(node)
 
@@ -114,7 +114,7 @@ class Propagation(fx.Interpreter):
 
     @override
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the inputs of a node, with this run's device in place of any that the node names."""
+        """Return the inputs of a node; a device among them is replaced by that of this run."""
         if not n.kwargs and all(type(a) is fx.Node for a in n.args):  # as of most nodes
             return tuple(map(self.env.__getitem__, n.args)), {}  # type: ignore[arg-type]
         args, kwargs = super().fetch_args_kwargs_from_env(n)
@@ -131,7 +131,7 @@ class Propagation(fx.Interpreter):
         return self._modules[target]
 
     def _on_meta(self, module: nn.Module) -> nn.Module:
-        """Return a copy of a called module with the meta parameters."""
+        """Return a copy of a called module on the meta parameters."""
         if next(module.children(), None) is not None or isinstance(module, nn.RNNBase):
             return copy.deepcopy(module, dict(self._metas))
         new = copy.copy(module)
@@ -145,7 +145,7 @@ class Propagation(fx.Interpreter):
         module = self.fetch_attr(target)
         if isinstance(module, nn.RNNBase) and isinstance(args[0], Tensor) and is_resizable(module):
             return self._recurrent(module, args, kwargs)
-        if is_user_leaf(module):
+        if is_kept_whole(module):
             raise NotImplementedError(f"{type(module).__name__} is a leaf module")
         return super().call_module(target, args, kwargs)
 
@@ -163,7 +163,7 @@ class Propagation(fx.Interpreter):
         return (ends[0], ends[1:]) if len(ends) > 2 else ends
 
     def _looked_up(self, node: fx.Node) -> Any:
-        """Return the value of a node that cannot run on meta tensors from a real run; freeze its inputs."""
+        """Return the value of a node that cannot run on meta tensors, from a real run, and freeze its inputs."""
         given = pytree.tree_leaves([self.env.get(n) for n in node.all_input_nodes])
         self.state.op = target_name(node)
         for leaf in given:
@@ -203,7 +203,7 @@ class Propagation(fx.Interpreter):
                 self.state.freeze(self.state.vector(labels, dim))
 
     def _freeze_parts(self, node: fx.Node) -> None:
-        """Freeze a slice whose bounds depend on the input sizes, since it may be any other part at another size."""
+        """Freeze dims that are sliced at bounds that follow the input sizes: at another size the slice differs."""
         source = self.env.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
         if not isinstance(source, Tensor):
             return
@@ -213,7 +213,7 @@ class Propagation(fx.Interpreter):
                 self.state.freeze(self.state.vector(self.calls.labels(source), dim))
 
     def _follow_inputs(self, numbers: Sequence[fx.Node]) -> bool:
-        """Return True if numbers come from a dim without labels, whose size the inputs determine."""
+        """Return True if numbers come from a dim without labels, whose size depends on the inputs."""
         sources = self.numbers.of(numbers)
         labeled = all(
             any(dim in varying(plane) for plane in self.calls.labels(self.env[tensor]).planes)
@@ -223,7 +223,7 @@ class Propagation(fx.Interpreter):
         return not sources or not labeled
 
     def _label_tensors(self, named: Sequence[tuple[str, Tensor]]) -> None:
-        """Create atoms for each dim of each parameter and buffer, except inside modules that cannot be resized."""
+        """Assign fresh labels to each dim of each parameter and buffer, except in modules that cannot be resized."""
         opaque, kernels = list[str](), set[str]()
         for path, module in self._called.items():
             if not is_resizable(module):
@@ -236,7 +236,7 @@ class Propagation(fx.Interpreter):
             shape = tuple(tensor.shape)
             labels = Labels(shape)
             if not name.startswith(whole):
-                # Kernel positions are not channels: nothing is removed along them.
+                # The places of a kernel are no channels: nothing is removed along them.
                 own = shape[:2] if name in kernels else shape
                 ids = self.dims[name] = {}
                 for d, n in enumerate(own):
@@ -252,7 +252,7 @@ def _called(root: fx.GraphModule) -> dict[str, nn.Module]:
 
 
 def _reached_by_inputs(program: Program) -> set[str]:
-    """Return the nodes that depend on an input, or on its size."""
+    """Return the nodes that depend on an input, or at least on its size."""
     reached = set[str]()
     for node in program.nodes:
         if node.op == "placeholder" or any(n.name in reached for n in node.all_input_nodes):

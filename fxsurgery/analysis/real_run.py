@@ -28,18 +28,18 @@ def real_run(program: Program) -> "RealRun":
 
 @dataclass(frozen=True, eq=False)
 class RealRun:
-    """The results of one real run, by node."""
+    """Findings of one real run, by node."""
 
     values: dict[str, Any]
-    """Value, with meta tensors in place of tensors."""
+    """Value of the node, with meta tensors in place of tensors."""
     macs: dict[str, float]
-    """MACs for one sample."""
+    """MACs of one sample, by operation."""
     unknown: dict[str, tuple[str, ...]]
-    """Operations whose MACs are unknown."""
+    """Operations that could not be counted."""
 
 
 class _Run(fx.Interpreter):
-    """Records the value of each node and counts the work of each call."""
+    """Records the value of each node, and counts the work of each call."""
 
     def __init__(self, program: Program) -> None:
         super().__init__(program.graph_module)
@@ -58,20 +58,20 @@ class _Run(fx.Interpreter):
         try:
             with WorkCounter(self._state, self._batch) as counter:
                 result = super().run_node(node)
-        except Exception:  # noqa: BLE001 -- some code does not run under a dispatch mode (control flow that PyTorch compiles)
+        except Exception:  # noqa: BLE001 -- what does not run while it is watched (control flow that PyTorch compiles)
             self.found.macs[node.name], self.found.unknown[node.name] = 0.0, (target_name(node),)
             return super().run_node(node)
         self.found.macs[node.name], self.found.unknown[node.name] = counter.macs, tuple(counter.unknown)
         return result
 
 
-def is_user_leaf(module: nn.Module) -> bool:
-    """Return True for a leaf module with state and code of the user's own, which capture could not trace."""
+def is_kept_whole(module: nn.Module) -> bool:
+    """Return True if a called module has state and code of the user: capture could not trace into it."""
     own = not type(module).__module__.startswith(("torch.nn", "torch.ao.nn", "fxsurgery"))
     return own and bool(list(module.state_dict())) and not is_resizable(module)
 
 
 def on_meta(tensor: Tensor) -> Tensor:
-    """Return a meta tensor of the same shape and dtype; a parameter for a parameter."""
+    """Return a meta tensor of the same shape and type; a parameter for a parameter."""
     meta = tensor.detach().to("meta")
     return nn.Parameter(meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else meta

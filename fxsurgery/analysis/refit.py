@@ -1,4 +1,4 @@
-"""Refitting modules to resized tensors: which modules support it, and the size attributes that must follow."""
+"""Modules on resized tensors: which modules can be resized, and their size attributes."""
 
 import copy
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def is_resizable(module: nn.Module) -> bool:
 
 
 def _has_sized_tensors(module: nn.Module) -> bool:
-    """Return True if `refit` knows the tensors of a module."""
+    """Return True if `refit` supports the tensors of a module."""
     operator = registry.of_module(module)
     known = operator is not None and (operator.weight is not None or operator.kind is Kind.RECURRENT)
     return known or isinstance(module, UnitMask)
@@ -36,22 +36,22 @@ def _is_mixing_layer(module: nn.Module) -> bool:
 
 
 def is_parametrized(module: nn.Module) -> bool:
-    """Return True if a tensor of `module` is computed by one of PyTorch's parametrizations."""
+    """Return True if a tensor of `module` is computed from others by PyTorch's parametrizations."""
     return "parametrizations" in module._modules and parametrize.is_parametrized(module)  # noqa: SLF001 -- asked often
 
 
 def is_computed(module: nn.Module) -> bool:
     """Return True if a tensor of `module` is computed from others, by a parametrization or by a hook before each call.
 
-    A hook (`torch.nn.utils.spectral_norm`, `torch.nn.utils.prune`) stores it as a plain attribute, which PyTorch's own
-    layers otherwise never do.
+    A hook (`torch.nn.utils.spectral_norm`, `torch.nn.utils.prune`) sets it as a plain attribute, which PyTorch's layers
+    do not have otherwise.
     """
     is_hooked = _has_sized_tensors(module) and any(isinstance(value, Tensor) for value in vars(module).values())
     return is_hooked or is_parametrized(module)
 
 
 def is_weight_normed(module: nn.Module) -> bool:
-    """Return True if only `weight` is parametrized, by weight norm over all dims except the first."""
+    """Return True if only `weight` is parametrized, by weight norm over all dims but the first."""
     if not is_parametrized(module) or not _is_mixing_layer(module):
         return False
     found = getattr(module, "parametrizations")  # noqa: B009 -- not declared on nn.Module
@@ -60,17 +60,17 @@ def is_weight_normed(module: nn.Module) -> bool:
 
 
 def scale_name(module: nn.Module) -> str:
-    """Return the name of the tensor that scales the outputs; an output whose row is 0 equals its bias."""
+    """Return the tensor that scales the outputs of a module: an output whose row is 0 equals its bias."""
     return "parametrizations.weight.original0" if is_weight_normed(module) else "weight"
 
 
 def refit(module: nn.Module, tensors: Mapping[str, Tensor], sizes: Sizes | None = None) -> nn.Module:
-    """Return a copy of `module` with the given tensors and matching size attributes.
+    """Return a copy of `module` on `tensors` (by their names in it), with matching size attributes.
 
     Args:
-        module: a module for which `is_resizable` holds; left unchanged.
-        tensors: resized parameters and buffers by name; the others are shared.
-        sizes: new sizes that the tensors do not determine.
+        module: a module that `is_resizable`; it is not changed.
+        tensors: the resized parameters and buffers; the others are shared.
+        sizes: new sizes that do not follow from a tensor.
     """
     if is_weight_normed(module):
         return _refit_weight_normed(module, tensors, sizes)
@@ -94,7 +94,7 @@ def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def _refit_weight_normed(module: nn.Module, tensors: Mapping[str, Tensor], sizes: Sizes | None) -> nn.Module:
-    """Refit a weight-normalized module: the norm of a shorter row is smaller, so its magnitude g shrinks with it.
+    """Scale the magnitude g with the norm of a shortened row, so that the remaining entries of w are unchanged.
 
     w = g v / |v|, so w' = g' v' / |v'| with g' = g |v'| / |v| over the surviving rows.
     """
@@ -122,13 +122,13 @@ def _row_norms(weight: Tensor) -> Tensor:
 
 
 def size_attributes(module: nn.Module) -> dict[str, object]:
-    """Return the size attributes of `module` by name; empty if it cannot be resized."""
+    """Return the attributes of `module` that hold its sizes, by name; none if it cannot be resized."""
     if is_parametrized(module) or not _has_sized_tensors(module):
         return {}
     return dict(_attributes(module, Sizes()))
 
 
 def _attributes(module: nn.Module, sizes: Sizes) -> Mapping[str, object]:
-    """Return the size attributes of a module with its current tensors."""
+    """Return the size attributes of a module that match its current tensors."""
     operator = registry.of_module(module)
     return {} if operator is None or operator.size_attributes is None else operator.size_attributes(module, sizes)

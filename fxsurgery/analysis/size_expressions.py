@@ -1,7 +1,7 @@
-"""Numbers that the graph computes from shapes, and the dims that they depend on.
+"""Numbers that the graph computes from shapes, and the dims of the tensors that they depend on.
 
-A number used as a size (`x.view(n, c // 2, ...)`) is rewritten when the size changes. A number used in any other way
-(`x / c ** 0.5`) must keep its value, so the dims that it depends on are frozen.
+A number that is used as a size (`x.view(n, c // 2, ...)`) is rewritten with the size. A number with any other use
+(`x / c ** 0.5`) must keep its value, so the dims that it depends on freeze.
 """
 
 import math
@@ -15,17 +15,17 @@ from fxsurgery.ops.facets import OperandArgument, SizeRule
 from fxsurgery.ops.movement import GETITEM
 
 Source = tuple[fx.Node, tuple[int, ...]]
-"""A tensor, and the dims of it that a number depends on."""
+"""A tensor, and those of its dims that a number depends on."""
 
 
 class SizeExpressions:
-    """The numbers found so far in one propagation."""
+    """Numbers that one propagation has seen so far."""
 
     def __init__(self) -> None:
         self._sources: dict[fx.Node, set[Source]] = {}
 
     def note(self, node: fx.Node, env: Mapping[fx.Node, Any]) -> None:
-        """Record the dims that the numbers returned or passed on by `node` depend on."""
+        """Record the dims that the numbers of `node` depend on."""
         source = node.args[0] if node.args else None
         if counts(node) and isinstance(source, fx.Node) and isinstance(env.get(source), Tensor):
             dims = tuple(range(env[source].dim()))
@@ -39,7 +39,7 @@ class SizeExpressions:
             self._sources[node] = sources
 
     def forget(self, node: fx.Node) -> None:
-        """Discard the numbers of `node`, whose value is a tensor."""
+        """Forget the numbers of `node`, whose value is a tensor."""
         self._sources.pop(node, None)
 
     def behind(self, node: fx.Node) -> set[Source]:
@@ -49,21 +49,21 @@ class SizeExpressions:
         return self.of(node.all_input_nodes)
 
     def of(self, nodes: Iterable[fx.Node]) -> set[Source]:
-        """Return the tensors and dims that the numbers returned by `nodes` depend on."""
+        """Return the tensors and dims that the numbers of `nodes` depend on."""
         return set[Source]().union(*(self._sources.get(n, ()) for n in nodes))
 
     def by_name(self) -> dict[str, tuple[tuple[str, tuple[int, ...]], ...]]:
-        """Return the tensors and dims that the number of each node depends on."""
+        """Return by node the tensors and dims that its number depends on."""
         return {n.name: tuple((t.name, dims) for t, dims in found) for n, found in self._sources.items()}
 
 
 def counts(node: fx.Node) -> bool:
-    """Return True if `node` reads sizes of its first input."""
+    """Return True if `node` reads the extents of its first input."""
     return _extents(node) in {"sizes", "count", "first"}
 
 
 def extents(node: fx.Node, shape: tuple[int, ...]) -> Any:  # noqa: ANN401 -- a size or several
-    """Return the result of a node for which `counts` holds, for an input of `shape`."""
+    """Return the value of a node that `counts` for an input of `shape`."""
     kind = _extents(node)
     if kind == "count":
         return math.prod(shape)
@@ -79,7 +79,7 @@ def _extents(node: fx.Node) -> str | None:
 
 
 def _chosen(node: fx.Node) -> object:
-    """Return the dim whose size is read, if only one is."""
+    """Return the only dim whose size is read."""
     spelling = registry.spelling_of(node)
     if spelling is None or spelling.operator.extents != "sizes" or spelling.form == "attribute":
         return None
@@ -87,14 +87,14 @@ def _chosen(node: fx.Node) -> object:
 
 
 def _picked(dims: tuple[int, ...], index: object) -> tuple[int, ...]:
-    """Return the dims of an entry or slice of a shape."""
+    """Return the dims that an entry or a slice of a shape depends on."""
     if len(dims) > 1 and isinstance(index, int):
         return (dims[index],)
     return dims[index] if len(dims) > 1 and isinstance(index, slice) else dims
 
 
 def computed_slices(node: fx.Node, rank: int) -> Iterator[tuple[int, tuple[fx.Node, ...]]]:
-    """Yield the dims of its first input, of `rank` dims, that `node` slices by computed numbers, with those numbers."""
+    """Return the dims of its first input, of `rank` dims, that `node` slices by computed numbers, and these numbers."""
     operator = registry.of(node)
     if operator is None or (sizes := operator.sizes) is None:
         return

@@ -1,22 +1,22 @@
-"""Positions of feature maps, and conversion of linear weights over flattened maps to other numbers of positions.
+"""Where the positions of a feature map lie, and what a dense layer makes of fewer or more of them.
 
-A linear layer that reads a flattened map has a weight for each channel and position: `W[o, c, p]`. On a map with other
+A dense layer that reads a flattened map has a weight for each channel and position: `W[o, c, p]`. On a map of other
 positions q it reads
 
-    W'[o, c, q] = sum_p T[q, p] W[o, c, p]        T: (new, old) positions, a product of one factor per dim
+    W'[o, c, q] = sum_p T[q, p] W[o, c, p]        T: (new, old) positions, a product of one factor a dim
 
-* If the old map is exactly `x_old[p] = sum_q A[p, q] x_new[q]`, as with an average pooling A, T is A transposed, and
+* The old map is exactly `x_old[p] = sum_q A[p, q] x_new[q]`, as where an average pool A goes: T is A transposed, and
   `W' x_new = W x_old` (w / 4 for each of the four under a 2 x 2 window; overlapping windows add up).
-* Otherwise T matches positions (`nearest`). With fewer positions, each old one passes its weight to the nearest new
-  one: under a 2 x 2 pooling, the sum over each window. With more positions, each old one divides its weight equally
-  among the new ones that it is nearest to.
+* Otherwise T matches places (`nearest`). Where positions get fewer, each old one gives its weight to the nearest new
+  one: under a 2 x 2 pool, the sum over each window. Where they get more, each old one shares its weight equally among
+  those new ones that it is nearest to.
 
-Every row of weights keeps its sum over positions (the columns of T sum to 1), so a channel that is constant over space
-keeps its contribution. For the same reason, the last row and column of an odd map, which a pooling without `ceil_mode`
-skips, are added to the adjacent window: otherwise their part of each channel's mean would be lost.
+Every row of weights keeps its sum over positions (T's columns sum to 1), so a channel that is constant over space
+counts as it did. That is why the last row and column of an odd map, which a pool without `ceil_mode` does not see, are
+added to the window next to them: dropped, their share of each channel's mean would be gone as well.
 
-Source: ECToNAS, appendix A.2. The paper pools the weights themselves, with their mean (a quarter of what the pooled map
-needs) or their maximum.
+Source: ECToNAS, appendix A.2. The paper pools the weights themselves: with their mean
+(a quarter of what the pooled map needs) or their maximum.
 """
 
 import math
@@ -28,22 +28,23 @@ import torch
 from torch import Tensor, nn
 
 Choice = Literal["structured", "random", "largest", "mean", "maximum"]
-"""How a new position combines the old weights: their sum, a random one, that of largest |w|, their mean or maximum."""
+"""How to combine the weights of the old positions that a new position replaces: their sum, a random one, the one of
+largest |w|, their mean or their maximum."""
 
 
 @dataclass(frozen=True)
 class SpatialAxis:
-    """Positions of a map along one dim, `start + step * i`, in the coordinates of a reference map."""
+    """Coordinates of a map's positions along one dim: `start + step * i`, in units of a reference map."""
 
     start: float = 0.0
     step: float = 1.0
 
     def through(self, kernel: int, stride: int, padding: float, dilation: int) -> "SpatialAxis":
-        """Return the positions of window centers."""
+        """Return the coordinates of the centers of windows."""
         return SpatialAxis(self.start + self.step * ((kernel - 1) * dilation / 2 - padding), self.step * stride)
 
     def stretched(self, size: int, new: int) -> "SpatialAxis":
-        """Return `new` positions that cover `size` ones evenly, as after adaptive pooling or upsampling."""
+        """Return the coordinates of `new` positions that evenly cover `size` ones, as after an adaptive pool."""
         return SpatialAxis(self.start + self.step * (size / new - 1) / 2, self.step * size / new)
 
     def centers(self, size: int) -> Tensor:
@@ -53,23 +54,23 @@ class SpatialAxis:
 
 @dataclass(frozen=True, eq=False)
 class Map:
-    """A feature map before and after the change, without the batch: (channels, *positions)."""
+    """A feature map before and after the change, the batch left out: (channels, *positions)."""
 
     old: tuple[int, ...]
     new: tuple[int, ...]
     factors: tuple[Tensor | None, ...]
-    """The factor of T for each dim, (new, old); None for the identity."""
+    """For each dim, the matrix from weights of old entries to those of new ones: (new, old)."""
     axes: tuple[tuple[SpatialAxis, SpatialAxis] | None, ...]
-    """Old and new positions for each dim; None for channels."""
+    """For each dim, the coordinates of old and new positions; `None` for channels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The entry of a map that each entry of a value corresponds to, before and after the change."""
+    """The entry of a map that each entry of a value is, before and after the change."""
 
     maps: tuple[Map, ...]
     old: Any
-    """Tensors in the value's structure and old shape with entry numbers, counted through all maps."""
+    """Tensors of the value's structure and old shape: entries, counted through all maps."""
     new: Any
 
     @classmethod
@@ -79,20 +80,20 @@ class Layout:
         return cls((own,), old, new)
 
     def axis(self, dim: int) -> tuple[Map, int] | None:
-        """Return the map and its dim that `dim` of the value runs along; None if it runs along no single dim."""
+        """Return the map and its dim that `dim` of the value runs along; `None` if there is none."""
         old, new = (_vector(index, dim) for index in (self.old, self.new))
         start = (0, 0)
         for own in self.maps:
             end = (start[0] + math.prod(own.old), start[1] + math.prod(own.new))
             if start[0] <= int(old[0]) < end[0]:
                 found = _running(old - start[0], own.old) & _running(new - start[1], own.new)
-                # Several dims may match one position before and after; prefer the dim at the same place.
+                # Of several dims of one position, before and after, each is the one; its own place comes first.
                 return (own, dim - 1 if dim - 1 in found else min(found)) if found else None
             start = end
         return None
 
     def columns(self) -> tuple[Tensor, Tensor] | None:
-        """Return old and new entries along the last dim; None if other rows differ."""
+        """Return the old and new entries along the last dim; `None` if other rows differ."""
         found = list[Tensor]()
         for index in (self.old, self.new):
             rows = index.reshape(-1, index.shape[-1])
@@ -103,7 +104,7 @@ class Layout:
         return found[0], found[1]
 
     def channels(self) -> Tensor | None:
-        """Return the matrix from old to new channels of a value (batch, channels, ...), (new, old); None if unknown."""
+        """Return the matrix from old to new channels of a value, (new, old); `None` if unknown."""
         old, new = self._channels(_vector(self.old, 1), 0), self._channels(_vector(self.new, 1), 1)
         if old is None or new is None:
             return None
@@ -116,7 +117,7 @@ class Layout:
         return found
 
     def _channels(self, vector: Tensor, side: int) -> tuple[Tensor, Tensor] | None:
-        """Return map and channel of each entry; None if entries along `vector` differ in position."""
+        """Return the map and channel of each entry; `None` if the entries along `vector` differ in position."""
         shapes = [(own.old, own.new)[side] for own in self.maps]
         ends = torch.tensor([math.prod(shape) for shape in shapes]).cumsum(0)
         strides = torch.tensor([max(math.prod(shape[1:]), 1) for shape in shapes])
@@ -145,9 +146,10 @@ def _running(entries: Tensor, shape: Sequence[int]) -> set[int]:
 
 
 def nearest(old: SpatialAxis, new: SpatialAxis, old_size: int, new_size: int) -> Tensor:
-    """Return the matrix that assigns old positions to the nearest new ones, (new, old); each column sums to 1.
+    """Match new positions to old ones by distance: (new, old), each column sums to 1.
 
-    Ties go to the first. With more positions, an old one that is nearest to no new one is assigned to its nearest one.
+    Of two that are equally near, the first counts. If there are more new positions, an old one that is nearest to none
+    gives its weight to its own nearest.
     """
     places, others = old.centers(old_size), new.centers(new_size)
     apart = (others[:, None] - places[None]).abs().mul(2**20).round()
@@ -160,7 +162,7 @@ def nearest(old: SpatialAxis, new: SpatialAxis, old_size: int, new_size: int) ->
 
 
 def aggregate(weight: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
-    """Return `W'[o, q] = sum_p T[q, p] W[o, p]`, (out, *old) to (out, *new), with a factor of T or None per dim."""
+    """Compute `W'[o, q] = sum_p T[q, p] W[o, p]`, (out, *old) to (out, *new); T has a factor or `None` per dim."""
     found = weight.float() if weight.dtype in {torch.float16, torch.bfloat16} else weight
     for dim, factor in enumerate(factors, start=1):
         if factor is not None:
@@ -169,14 +171,14 @@ def aggregate(weight: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
 
 
 def chosen(scores: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
-    """Return for each new position the old one with the highest score among those assigned to it; -1 without one.
+    """Return for each new position the old one of the highest score among those it replaces; -1 if there is none.
 
     Args:
         scores: (rows, *old).
-        factors: assignment of old positions to new ones, one per dim.
+        factors: for each dim, the new position of each old one.
 
     Returns:
-        (rows, new positions), as indices into the flattened old positions.
+        (rows, new positions), counted through the flattened old ones.
     """
     target, count = torch.zeros((), dtype=torch.int64), 1
     for size, factor in zip(scores.shape[1:], factors, strict=True):
@@ -193,14 +195,14 @@ def chosen(scores: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
 
 @dataclass(frozen=True)
 class Take:
-    """How linear weights are converted."""
+    """How dense weights are transferred."""
 
     choice: Choice = "structured"
     seed: int = 0
 
 
 class Taker:
-    """Converts the weights of an old map to those of a changed one."""
+    """Transfers the weights of an old map to a changed one."""
 
     def __init__(self, take: Take) -> None:
         self._choice, self._generator = take.choice, torch.Generator().manual_seed(take.seed)
@@ -208,12 +210,12 @@ class Taker:
     def columns(
         self, weight: Tensor, maps: Sequence[Map], columns: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor | None]:
-        """Return a linear weight, (out, in), for the new columns, and the old columns of which they are copies, if any.
+        """Return a dense weight (out, in) for the new columns, and the old columns that they equal, if any.
 
         Args:
-            weight: the weight for the old columns.
-            maps: the maps that the columns are entries of.
-            columns: old and new columns as entry numbers, counted through all maps.
+            weight: the weight of the old columns.
+            maps: the maps of the columns.
+            columns: the entries, counted through all maps, that old and new columns are.
         """
         old, new = (index.to(weight.device) for index in columns)
         full = weight.new_zeros(len(weight), sum(math.prod(m.old) for m in maps))
@@ -231,7 +233,7 @@ class Taker:
         return torch.cat(parts, 1)[:, new].contiguous(), index
 
     def entries(self, weight: Tensor, factors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
-        """Return the new weight of one map, (out, new entries), and the old entries that it copies, if it is a copy."""
+        """Return the new weight of a map, (out, new entries), and the old entries that it consists of, if any."""
         if self._choice == "structured" or all(factor is None for factor in factors):
             return aggregate(weight, factors).flatten(1), None
         if self._choice == "mean":
@@ -242,4 +244,4 @@ class Taker:
             return weight.flatten(1).gather(1, index.clamp(min=0)).masked_fill(index < 0, 0), None
         draws = torch.rand(1, *weight.shape[1:], generator=self._generator)
         index = chosen(draws, factors)[0].to(weight.device)
-        return weight.flatten(1)[:, index], index  # with fewer entries, each new one replaces at least one old one
+        return weight.flatten(1)[:, index], index  # each new entry stands for some old one where they get fewer

@@ -1,7 +1,7 @@
-"""Stages: consecutive identity-skip blocks `x + f(x)` with the same operations.
+"""Stages: consecutive identity-skip blocks `x + f(x)` of the same operations.
 
-If sums of several kinds alternate, such as attention and feed-forward, one round of them is a block. Any block can be
-skipped without changing another layer; a depth of d keeps the first d blocks.
+If sums of several kinds alternate, as attention and feed-forward parts do, a block is one round of them. Each block can
+be skipped without changing another layer; a smaller depth keeps the first blocks.
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,20 @@ from fxsurgery.ops.operator import Kind
 from fxsurgery.program import Program
 
 LONGEST_ROUND = 8
-"""Maximum number of sums in one block of a stage; Swin's have four."""
+"""Maximum number of sums in one block of a stage; Swin's blocks have four."""
 
 
 @dataclass(frozen=True, eq=False)
 class ResolutionStage:
-    """Blocks of which the first ones can be kept, each of one or more residual sums."""
+    """Blocks, each of one or more residual sums, of which the first ones are kept at a smaller depth."""
 
     name: str
-    """Path of the first layer of the first block."""
+    """The first layer of the first block, by its name in the user's model."""
     blocks: tuple[tuple[IdentityBlock, ...], ...]
 
 
 def stages(program: Program, shallowest: int = 1) -> tuple[ResolutionStage, ...]:
-    """Return the stages with more than `shallowest` blocks, in execution order."""
+    """Return the stages of more than `shallowest` blocks, in execution order."""
     found = list[ResolutionStage]()
     for chain in _chains(program):
         kinds, start = [_kind(program, block) for block in chain], 0
@@ -44,7 +44,7 @@ def stages(program: Program, shallowest: int = 1) -> tuple[ResolutionStage, ...]
 
 
 def _longest_repeat(kinds: Sequence[object]) -> tuple[int, int]:
-    """Return the length and count of the repeated round at the start that reaches furthest; the shortest of several."""
+    """Return the length and number of repeats of the initial round that reaches furthest, the shortest of several."""
     best = (1, 1)
     for width in range(1, min(LONGEST_ROUND, len(kinds)) + 1):
         times = 1
@@ -56,7 +56,7 @@ def _longest_repeat(kinds: Sequence[object]) -> tuple[int, int]:
 
 
 def _chains(program: Program) -> list[list[IdentityBlock]]:
-    """Return chains of skippable blocks, each continuing from the sum before."""
+    """Return the chains of consecutive blocks that can be skipped."""
     chains, last = list[list[IdentityBlock]](), dict[fx.Node, list[IdentityBlock]]()
     for block in identity_blocks(program):
         if _writes_outside(program, block):
@@ -75,7 +75,7 @@ def _writes_outside(program: Program, block: IdentityBlock) -> bool:
 
 
 def _origin(program: Program, node: fx.Node, sums: dict[fx.Node, list[IdentityBlock]]) -> fx.Node:
-    """Return the sum that a value comes from through activations, norms and reshapes only, or the first of these."""
+    """Return the sum that a value derives from by activations, norms and reshapes; else the first of these."""
     while node not in sums and node.args and isinstance(source := node.args[0], fx.Node):
         operator = program.operator(node)
         is_norm = operator is not None and operator.kind is Kind.NORM

@@ -1,7 +1,7 @@
-"""Structure of a program: which units its tensors have, and which of them can be removed.
+"""Structure of a program: the units of its tensors, which units are coupled, and which can be removed.
 
-A *unit* is a set of united atoms, named by its root: one channel with every tensor slice that must be removed with it.
-A *channel group* is the vector of units that the same layers produce; its length is a width.
+A *unit* is a class of labels, named by its root: one channel, with every tensor slice that is removed with it. A
+*channel group* is the vector of units that the same layers produce: the unit vector of a width.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,42 +23,42 @@ from fxsurgery.program import Program
 
 Mask = NDArray[np.bool_]
 Counts = NDArray[np.bool_] | NDArray[np.int64]
-"""Number of copies of each id after a change of sizes: a `Mask` if nothing is duplicated."""
+"""For each id, its number of copies after a change of sizes: a `Mask` if nothing is copied."""
 
 
 def is_unchanged(counts: Counts, ids: Ids) -> bool:
-    """Return True if a dim with labels `ids` is unchanged."""
+    """Return True if a dim along which `ids` run is unchanged."""
     return bool((counts[ids] == 1).all())
 
 
 @dataclass(frozen=True, eq=False)
 class ChannelGroup:
-    """Units that the same layers produce, in channel order."""
+    """Units that the same layers produce, in the order of their channels."""
 
     name: str
-    """Path of the first layer that produces them; with `#2` and so on if it has several groups."""
+    """The first layer that produces them, by its name in the user's model; `#2` and so on if it has several."""
     producers: tuple[str, ...]
-    """Names of the nodes that produce them, or of the parameter that contains them."""
+    """The nodes that produce them; the tensor that holds them if there are none."""
     units: Ids
-    """Roots, one entry per unit."""
+    """Their roots, one entry per unit."""
 
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """The structure of a program. Ids are roots; 0 stands for everything that cannot be removed."""
+    """Units of the tensors of a program. Ids are roots; 0 stands for all that may not be removed."""
 
     tensors: Mapping[str, Mapping[int, Ids]]
-    """Units along each dim of each parameter and buffer."""
+    """The units along each dim of each parameter and buffer."""
     values: Mapping[str, Any]
-    """Value of each node by name, with `Labels` in place of tensors."""
+    """The value of each node, by node name: `Labels` in place of tensors."""
     groups: tuple[ChannelGroup, ...]
     contractions: tuple[Contraction, ...]
-    """Places where units are consumed by a weight."""
+    """The operations that consume units with a weight."""
     work: tuple[Work, ...]
     inexact: frozenset[int]
-    """Units whose removal changes the results for the others, as with a norm over them."""
+    """Units whose removal changes the values of other units, such as under a norm over them."""
     ungateable: frozenset[int]
-    """Units that are consumed at a place where no gate can be inserted."""
+    """Units with a consumer that cannot have a gate before it."""
     freezes: tuple[Freeze, ...]
     unknown: Mapping[str, tuple[str, ...]]
     """Operations without a rule, with the nodes whose inputs they froze."""
@@ -66,25 +66,25 @@ class Structure:
     """Channels per group of a grouped convolution or norm that loses whole groups, by node."""
     uncounted: tuple[str, ...]
     unknown_macs: Mapping[str, tuple[str, ...]]
-    """Operations with unknown MACs, with the nodes that run them."""
+    """Operations whose MACs are not counted, with the nodes that run them."""
     inexact_nodes: frozenset[str]
-    """Nodes at which a removal changes the results for surviving units."""
+    """Nodes at which a removal changes the values of the remaining units."""
     masks: frozenset[str]
-    """Nodes with boolean tensors, which stand for as many dims as they have when used as an index."""
+    """Nodes whose values are Boolean tensors: as an index, such a tensor stands for as many dims as it has."""
     numbers: Mapping[str, tuple[tuple[str, tuple[int, ...]], ...]]
-    """The tensors (by node) and dims that the number of each node depends on."""
+    """For each node whose value is a number, the tensors (by node) and dims whose extents it depends on."""
     size: int
-    """Largest id plus one."""
+    """One more than the largest id."""
 
     def mask(self, removed: Ids) -> Mask:
-        """Return for each id whether it stays when the units `removed` are removed."""
+        """Return for each id whether it remains when the units `removed` are removed."""
         keep = np.ones(self.size, bool)
         keep[removed] = False
         keep[0] = True
         return keep
 
     def empty_dims(self, keep: Counts) -> list[int]:
-        """Return one unit of each tensor dim that would become empty; no unit if `keep` is legal."""
+        """Return one unit of each tensor dim that would become empty; empty if `keep` is valid."""
         if keep.all():
             return []
         vectors = list(self.vectors())
@@ -93,7 +93,7 @@ class Structure:
         return sorted({int(vectors[i].max()) for i in np.flatnonzero(~left)})
 
     def vectors(self) -> Iterator[Ids]:
-        """Yield the units of every labeled dim, of parameters, buffers and node values."""
+        """Yield every labeled dim of parameters, buffers and values of nodes."""
         for dims in self.tensors.values():
             yield from dims.values()
         for value in self.values.values():
@@ -105,27 +105,27 @@ class Structure:
                     yield from (plane.ravel() for plane in labels.planes)
 
     def along(self, labels: Labels) -> dict[int, Ids]:
-        """Return the units of a tensor by dim."""
+        """Return the units of a tensor, by dim."""
         return {varying(plane)[0]: plane.ravel() for plane in labels.planes}
 
     def removable(self, group: ChannelGroup) -> bool:
-        """Return True if the group's units can be removed exactly and represented by gates."""
+        """Return True if the units of a group can be removed exactly, and a gate has the same effect."""
         units = set(group.units.tolist())
         return not units & self.inexact and not units & self.ungateable
 
     def is_mask(self, node: fx.Node) -> bool:
-        """Return True if the value of `node` is a boolean tensor."""
+        """Return True if the value of `node` is a Boolean tensor."""
         return node.name in self.masks
 
     def group(self, name: str) -> ChannelGroup | None:
-        """Return the channel group with the given name; None without one."""
+        """Return the channel group of that name; `None` if there is none."""
         return next((g for g in self.groups if g.name == name), None)
 
     def named(self, name: str) -> ChannelGroup:
-        """Return the channel group with the given name.
+        """Return the channel group of that name.
 
         Raises:
-            SpecError: there is none.
+            SpecError: there is no such group.
         """
         if (group := self.group(name)) is not None:
             return group
@@ -198,9 +198,9 @@ def _members(state: PropagationState, noted: list[Ids]) -> frozenset[int]:
 
 
 def _groups(walk: Propagation, tensors: Mapping[str, Mapping[int, Ids]], program: Program) -> Iterator[ChannelGroup]:
-    """Yield units by the set of nodes that produce them, in execution order.
+    """Return the units by the set of nodes that produce them, in execution order.
 
-    Units that no node produces, such as the channels of a learned query, are named after their parameter.
+    Units that no node produces, such as the channels of a learned query, are listed by the parameter that holds them.
     """
     names = {n.name: str(n.target) if n.op == "call_module" else n.name for n in program.nodes}
     makers = _Makers(walk.state.atoms.count)
@@ -220,7 +220,7 @@ def _groups(walk: Propagation, tensors: Mapping[str, Mapping[int, Ids]], program
 
 
 class _Makers:
-    """Finds the nodes that produce each unit, computed on whole arrays with a number for each set of nodes."""
+    """The producers of each unit: a number for each set of nodes, computed on whole arrays."""
 
     def __init__(self, size: int) -> None:
         self.owner = np.zeros(size, np.int64)
@@ -230,8 +230,8 @@ class _Makers:
         self._numbers = dict[tuple[str, ...], int]()
 
     def add(self, node: str, ids: Ids) -> None:
-        """Record that `node` produces `ids`, roots in channel order."""
-        # The first position of each unit: of several writes to one entry, the last one stays.
+        """Record that `node` produces `ids`, roots in the order of its channels."""
+        # The first place of each unit: of several writes to one entry, the last one stays.
         self._place[ids[::-1]] = np.arange(len(ids))[::-1]
         units = ids[(self._place[ids] == np.arange(len(ids))) & (ids > 0)]
         fresh = units[self.owner[units] == 0]
@@ -248,7 +248,7 @@ class _Makers:
         return self._numbers[nodes]
 
     def groups(self) -> Iterator[tuple[tuple[str, ...], Ids]]:
-        """Yield each set of nodes with the units that they produce, in order of first production."""
+        """Yield each set of nodes with the units that they produce, in the order of first production."""
         units = np.flatnonzero(self.owner)
         units = units[np.argsort(self._rank[units])]
         owners, firsts = np.unique(self.owner[units], return_index=True)

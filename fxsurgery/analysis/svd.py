@@ -1,8 +1,8 @@
-"""A layer's weight as a matrix: which layers have one of their own, and low-rank approximations of it.
+"""The weight of a layer as a matrix: which layers have one, and its approximations of lower rank.
 
-    W = U diag(s) V^T,  |W - W_r|_F^2 = sum_{i > r} s_i^2    (Eckart and Young: no matrix of rank r is closer)
+    W = U diag(s) V^T,  |W - W_r|_F^2 = sum_{i > r} s_i^2    (Eckart and Young: no matrix of rank r is nearer)
 
-Computed in float64 on the CPU, so that every device gets the same tensors.
+In float64 on the CPU, so that every device gets the same tensors.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,22 +18,24 @@ from fxsurgery.match import Refusal
 from fxsurgery.ops.layers import CONVOLUTIONS, MIXING
 from fxsurgery.program import Program
 
+"""Layers whose weight is (outputs, inputs, *kernel)."""
+
 _RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Svd:
-    """A decomposition of a matrix into `left @ diag(values) @ right`."""
+    """The factors of a matrix `left @ diag(values) @ right`."""
 
     left: Tensor
-    """(rows, k) with k = min(rows, columns) and orthonormal columns."""
+    """Shape (rows, k), with k the smaller of rows and columns; orthonormal columns."""
     values: Tensor
-    """(k,), in descending order."""
+    """Shape (k,), decreasing."""
     right: Tensor
-    """(k, columns) with orthonormal rows."""
+    """Shape (k, columns); orthonormal rows."""
 
     def kept(self, rank: int) -> float:
-        """Return the fraction of the sum of squared singular values in the largest `rank` ones."""
+        """Return the fraction of the squared singular values in the largest `rank` of them."""
         energy = self.values.square()
         return float(energy[:rank].sum() / energy.sum())
 
@@ -43,12 +45,12 @@ class Svd:
         return int((lost > max(1 - energy, noise**2)).sum()) + 1
 
     def is_within(self, rank: int, noise: float) -> bool:
-        """Return True if the relative loss of `rank`, |W - W_r| / |W|, is at most `noise`."""
+        """Return True if the error of `rank`, |W - W_r| / |W|, is at most `noise`."""
         return bool(self.values[rank:].norm() <= noise * self.values.norm())
 
 
 def svd(matrix: Tensor) -> Svd:
-    """Return the singular value decomposition of a (rows, columns) matrix, in float64 on the CPU."""
+    """Return the singular value decomposition of (rows, columns), in float64 on the CPU."""
     return Svd(*torch.linalg.svd(wide(matrix), full_matrices=False))
 
 
@@ -58,7 +60,7 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 def rounding(tensor: Tensor) -> float:
-    """Return the relative error of a tensor that the precision of its dtype explains."""
+    """Return the relative change of a tensor that rounding in its own dtype can cause."""
     return 4 * torch.finfo(tensor.dtype).eps
 
 
@@ -66,7 +68,7 @@ def calls_to(program: Program, path: str, kinds: Sequence[type[nn.Module]] = MIX
     """Return the nodes that call the module at `path`.
 
     Raises:
-        SpecError: there is none.
+        SpecError: no node calls it.
     """
     if found := [n for n in program.nodes if n.op == "call_module" and n.target == path]:
         return found
@@ -75,7 +77,7 @@ def calls_to(program: Program, path: str, kinds: Sequence[type[nn.Module]] = MIX
 
 
 def obstacle(program: Program, path: str) -> Refusal | None:
-    """Return why the weight of the module at `path` cannot be decomposed; None if it can."""
+    """Return why the weight of the module at `path` cannot be factorized as a matrix; `None` if it can."""
     module = program.graph_module.get_submodule(path)
     if is_parametrized(module) or "weight" not in module._parameters:  # noqa: SLF001 -- not what a hook sets
         return Refusal(path, "it has no weight, or one that is computed from other tensors")
@@ -92,7 +94,7 @@ def obstacle(program: Program, path: str) -> Refusal | None:
 
 
 def principal(h: Tensor, matrix: Tensor, rank: int) -> Tensor:
-    """Return the principal directions of h (rows, n), centered, as (n, rank); completed by those of `matrix`."""
+    """Return the directions (n, rank) in which h (rows, n), centered, varies most; else the directions of `matrix`."""
     centered = h - h.mean(0)
     seen, reach = centered.T @ centered, matrix @ matrix.T
     weight = 1e-9 * float(seen.trace() / reach.trace()) or 1.0
@@ -101,10 +103,10 @@ def principal(h: Tensor, matrix: Tensor, rank: int) -> Tensor:
 
 
 def best_signs(function: Callable[[Tensor], Tensor], h: Tensor, basis: Tensor, metric: Tensor) -> Tensor:
-    """Return signs s, (r,), for which sum_k s_k f(s_k h v_k) v_k approximates f(h) up to a constant.
+    """Return the signs s, (r,), that make sum_k s_k f(s_k h v_k) v_k approximate f(h), up to a constant.
 
-    Initially each sign is the side on which h v_k has more of its squares; then signs are flipped one at a time until
-    none helps. A sign for which the unit is constant over h, so that it could not train, is excluded.
+    The initial sign has more of the squares of h v_k on its side; signs are then flipped one at a time while that
+    helps. A sign with which the unit is constant over all of h, so that it could not train, is excluded.
     """
     z = (h @ basis).T
     both = torch.stack([function(z), -function(-z)])
@@ -132,7 +134,7 @@ def best_signs(function: Callable[[Tensor], Tensor], h: Tensor, basis: Tensor, m
 
 
 def way_back(after: Tensor, before: Tensor, start: Tensor, metric: Tensor) -> Tensor:
-    """Return T, (r, n), near `start` such that `after @ T` approximates `before`, (rows, n), up to a constant."""
+    """Return T, (r, n), close to `start`, such that `after @ T` approximates `before`, (rows, n), up to a constant."""
     halves = torch.arange(len(after)) < len(after) // 2
     if len(after) < 4:
         return start

@@ -1,4 +1,4 @@
-"""Counts the MACs of running code by operation, and lists the operations that cannot be counted."""
+"""Counts the multiply-accumulates of a run by operation, and names operations that it cannot count."""
 
 from collections.abc import Iterable
 from typing import Any, Self
@@ -14,11 +14,11 @@ from fxsurgery.analysis.macs import has_unknown_macs, macs_by_torch, macs_of
 from fxsurgery.ops.rules.call import base_name
 
 OUTSIDE = frozenset("numpy __array__ __dlpack__ data_ptr".split())
-"""Methods that pass tensor data to code outside of PyTorch."""
+"""Methods that pass the values of a tensor to code outside PyTorch."""
 
 
 class WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the MACs per sample; what does not depend on data is computed once per batch.
+    """Counts the MACs of one sample; work that depends on no data is done once for the whole batch.
 
     Args:
         state: parameters and buffers.
@@ -62,7 +62,7 @@ class WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _note_fixed(self, args: tuple[Any, ...], result: object) -> bool:
-        """Return True if an operation reads parameters only; its result then counts as a parameter too."""
+        """Return True if an operation works only on parameters; its result then counts as a parameter."""
         given = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
         if not given or not all(id(tensor) in self._fixed for tensor in given):
             return False
@@ -71,7 +71,7 @@ class WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _Outside(TorchFunctionMode):
-    """Records where tensor data leaves PyTorch."""
+    """Records where values leave PyTorch."""
 
     def __init__(self, unknown: dict[str, None]) -> None:
         super().__init__()

@@ -52,5 +52,5 @@ def _error_of(content: dict[str, Any], job: Job) -> SurgeryError:
         error.add_note(f"in the process of job {job.name!r}:\n{content['traceback']}")
         return error
     return WorkerError(
-        f"job {job.name!r} ended with {content['said']} in its process; correct what it shows:\n{content['traceback']}"
+        f"job {job.name!r} ended with {content['text']} in its process; correct what it shows:\n{content['traceback']}"
     )

@@ -113,7 +113,7 @@ def _fold(edit: Editor, keep: Mask) -> Reference | None:
         edit.refuse("output", "a norm, mean or softmax runs over removed channels: no masked program equals the result")
     removed = np.flatnonzero(~keep)
     if not np.isin(removed, gate_plan(edit.program).units).all():
-        edit.refuse("output", "the contribution of removed channels is read by something other than a layer with a bias")
+        edit.refuse("output", "what removed channels contribute is read by something other than a layer with a bias")
         exact = False
     for left in leftovers(edit.program, reference, keep):
         if left.is_zero:

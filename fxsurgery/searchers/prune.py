@@ -1,12 +1,12 @@
-"""The baseline method: rank the channels of a trained network by a simple importance, cut to the budget, fine-tune.
+"""The baseline: rank the channels of a trained network by a simple importance, cut to the budget, fine-tune.
 
-It shares everything else with the learned methods, so that they are comparable: the passes, the cut to aligned widths
-within the budget (`fxsurgery.searchers.common.widths`), re-estimated batch norms, the training loop and the choice on
-validation data. The importances are those of `fxsurgery.analysis.importance`.
+It shares everything with the learned methods, so that they can be compared: the passes, the cut to aligned widths
+within the budget (`fxsurgery.searchers.common.widths`), the estimate of the batch norms, the training loop and the
+choice on validation data. The importances are those of `fxsurgery.analysis.importance`.
 
-It prunes in one shot or in n rounds: with c the cost of the network and b the budget, round k cuts to
-c (b / c)^(k / n), so that each round removes the same fraction of what is left. Between rounds the network is
-trained; then its structure is analyzed and its channels are ranked again.
+In one shot, or in n rounds: with c the cost of the network and b what it may cost, round k cuts to c (b / c)^(k / n),
+so that each takes the same share of what is left. Between the rounds the network is trained; then its structure is
+analyzed and its channels are ranked anew.
 """
 
 import math
@@ -38,20 +38,20 @@ from fxsurgery.training import Hooks, Recipe, StepInfo, constant, sgd
 Importance: TypeAlias = Literal["magnitude", "bn-gamma", "taylor", "random"]
 IMPORTANCES: tuple[str, ...] = get_args(Importance)
 SUMS = "fxsurgery_taylor"
-"""Name of the buffer in which a copy of the model accumulates Taylor importances, so that snapshots include it."""
+"""The buffer in which a copy of the model adds up each unit's Taylor importance, so that snapshots have it."""
 
 
 @checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Prune(Narrowing):
-    """Settings of the search.
+    """Settings of the `prune` method.
 
     Raises:
-        SurgeryError: a setting is invalid.
+        SurgeryError: a setting has an invalid value.
     """
 
     importance: Importance = "magnitude"
-    """Importance that units are ranked by: `magnitude`, `bn-gamma`, `taylor` or `random`."""
+    """Importance that ranks the units: `magnitude`, `bn-gamma`, `taylor` or `random`."""
     rounds: Annotated[int, Range(least=1, most=1000)] = 1
     """Number of rounds in which the budget is approached; 1 is one-shot."""
     between: Annotated[
@@ -59,17 +59,17 @@ class Prune(Narrowing):
     ] = 0.5
     """Fraction of `finetune_epochs` spent between the rounds, evenly; the rest follows the last round."""
     scope: Literal["global", "local"] = "global"
-    """Rank the units of all groups together, or remove the same fraction of each group."""
+    """Rank the units of all groups against each other, or take the same fraction of each group."""
     normalize: bool = True
-    """For the global scope, rank by importance over its mean in the group: see `fxsurgery.analysis.importance`."""
+    """With `scope="global"`, divide the importance by its mean in the group: see `fxsurgery.analysis.importance`."""
     order: Annotated[float, Range(above=0)] = 1.0
-    """Exponent of |w| for magnitude."""
+    """Exponent of |w| in the magnitude importance."""
     taylor_batches: Count = 50
-    """Number of training steps whose gradients are used for Taylor."""
+    """Number of training batches whose gradients make up the Taylor importance."""
 
 
 def search(program: Program, budget: Budget | None, config: Prune, session: Session, *, trained: bool) -> SearchOutcome:
-    """Prune `program`, which is left unchanged.
+    """Prune `program`, which is left as it is.
 
     Raises:
         BudgetError: there is no budget, or it cannot be reached.
@@ -149,7 +149,7 @@ def stages(config: Prune, session: Session, *, trained: bool) -> list[Stage]:
 
 
 def needs_data(config: Prune) -> str | None:
-    """Return why these settings need the user's data; None if they do not."""
+    """Return why these settings need the user's data; `None` if they do not."""
     if config.importance != "taylor":
         return None
     return (
@@ -164,7 +164,7 @@ def _named(what: str, number: int, config: Prune) -> str:
 
 
 def _epochs(number: int, config: Prune) -> float:
-    """Return the number of fine-tuning epochs after a round."""
+    """Return the epochs of fine-tuning after a round."""
     if config.rounds == 1:
         return config.finetune_epochs
     share = 1 - config.between if number == config.rounds else config.between / (config.rounds - 1)
@@ -173,7 +173,7 @@ def _epochs(number: int, config: Prune) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Goal:
-    """Target cost of a round in absolute terms."""
+    """Absolute limits of one round."""
 
     budget: Budget | None
     latency: LatencyLimit | None
@@ -181,7 +181,7 @@ class _Goal:
 
 
 def _approach(program: Program, budget: Budget | None, config: Prune, session: Session) -> Iterator[_Goal]:
-    """Yield the target of each round."""
+    """Yield the limits of each round."""
     original, limit = cost(program), session.latency_limit
     for number in range(1, config.rounds + 1):
         share = number / config.rounds
@@ -200,14 +200,14 @@ def _approach(program: Program, budget: Budget | None, config: Prune, session: S
 
 
 def _between(whole: float, wanted: float, share: float) -> float:
-    """Return the geometric interpolation between two values at a fraction."""
+    """Return the point at a fraction of the way between two amounts, on a geometric scale."""
     return wanted if share == 1 or wanted >= whole else whole * (wanted / whole) ** share
 
 
 def _cutter(
     program: Program, goal: _Goal, config: Prune, session: Session, number: int
 ) -> Callable[[LatencyLimit | None], Program]:
-    """Return a function that cuts the program to a goal with a target latency; its units are ranked once."""
+    """Return the function that cuts the program to a goal and a latency; its units are ranked once."""
     ranks = list[Scores]()
 
     def cut(latency: LatencyLimit | None) -> Program:
@@ -254,7 +254,7 @@ def _scores(program: Program, config: Prune, session: Session, number: int) -> S
 
 
 def _require_finite(found: Space, scores: Scores, config: Prune) -> None:
-    """Raise if the importances to rank by are not finite."""
+    """Refuse a ranking by importances that are not finite."""
     if wrong := [c.group.name for c in found.choices if not np.isfinite(scores[c.group.units]).all()]:
         raise TrainingError(
             f"the {config.importance} importance of the channels of {', '.join(wrong[:3])} is not finite: do gradients "
@@ -263,7 +263,7 @@ def _require_finite(found: Space, scores: Scores, config: Prune) -> None:
 
 
 def _taylor(program: Program, config: Prune, session: Session, number: int) -> Scores:
-    """Return the importance summed over batches, computed on a temporary copy at learning rate 0."""
+    """Return the importance, summed over batches by a copy that trains at a learning rate of 0."""
     model = program.trainable_copy()
     model.register_buffer(SUMS, torch.zeros(structure(program).size, dtype=torch.float64))
 
@@ -279,7 +279,7 @@ def _taylor(program: Program, config: Prune, session: Session, number: int) -> S
 
 
 def _left_out(found: Space, config: Prune) -> tuple[str, ...]:
-    """Return notes about widths that BN-gamma cannot rank."""
+    """Return notes on the widths that BN-gamma cannot rank."""
     if config.importance != "bn-gamma":
         return ()
     everything = _all_widths(found.program, config, found.constraints).choices

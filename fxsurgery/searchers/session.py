@@ -41,12 +41,12 @@ from fxsurgery.training.snapshot import Checkpointer
 from fxsurgery.training.snapshot_schema import is_score
 
 REFERENCES = ("original", "trained")
-"""Names of the reference scores."""
+"""Names of the scores with which all others are compared."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A planned stage of a search."""
+    """A stage that a search will go through."""
 
     name: str
     steps: int
@@ -61,39 +61,39 @@ class Stage:
 
 @dataclass(frozen=True, eq=False)
 class SearchOutcome:
-    """The result of a search."""
+    """The outcome of a search."""
 
     program: Program
     """The smaller program, fine-tuned."""
     trained: Program
-    """The program before pruning: the original one, or the result of the weights stage."""
+    """The program that was pruned: the one given, or that after the weights stage."""
     before: Score
     """Validation score of `trained`."""
     pruned: Score | None
-    """Validation score right after pruning and re-estimating the batch norms; None for methods without one."""
+    """Validation score right after pruning and re-estimating the batch norms; `None` if the method does not prune."""
     after: Score
     """Validation score of `program`."""
     notes: tuple[str, ...] = ()
     gates: tuple[float, ...] = ()
-    """Each gate at the end of the architecture stage."""
+    """Value of each gate at the end of the architecture stage."""
     search: SearchRecord | None = None
     """The trials of a search that trains many networks."""
     pareto: tuple[ParetoMember, ...] = ()
     """The Pareto front of the search."""
     latency: CostEstimate | None = None
-    """Verified latency of `program`; None if the budget does not limit it."""
+    """Verified latency of `program`; `None` if the budget does not limit it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Session:
-    """State shared by the stages of one search."""
+    """State that the stages of one search share."""
 
     task: Task
     trainer: Trainer = field(default_factory=Trainer)
     latency: LatencyModel | None = None
-    """Latency model for latency budgets; it recalls measurements from before an interruption."""
+    """Latency model for budgets of latency."""
     spend: Spend | None = None
-    """Spending limit of a search that runs until it is reached."""
+    """Spend of a search that runs until it is used up."""
     finetune: Finetune | None = None
     """The user's own function in place of the last fine-tune stage."""
     objective: Objective = task_objective
@@ -105,35 +105,35 @@ class Session:
     rates: dict[str, float] = field(default_factory=dict)
     """Learning rates that were found, by kind of stage."""
     offered: list[tuple[Score, Program]] = field(default_factory=list)
-    """Programs within the budget with their scores, in the order in which they were offered."""
+    """Programs within the budget, in the order in which they were offered."""
 
     @property
     def seed(self) -> int:
-        """The random seed."""
+        """Seed of all random numbers."""
         return self.trainer.seed
 
     @cached_property
     def epoch(self) -> float:
-        """Number of optimizer steps per epoch; below 1 if a step takes more batches than the training data has."""
+        """Optimizer steps per epoch; below 1 if a step takes more batches than an epoch has."""
         return steps_for(self.task, 1, min_steps=1, max_steps=None) / self.trainer.accumulate
 
     @property
     def costs(self) -> CostOracle:
-        """The cost oracle: counted metrics, and latency if there is a device to measure it on."""
+        """Cost oracle: counted costs, and the latency if there is a device to measure it on."""
         return CostOracle() if self.latency is None else self.latency.costs
 
     @property
     def latency_limit(self) -> LatencyLimit | None:
-        """The latency limit of the budget; None without one."""
+        """Latency limit of the budget; `None` if it has none."""
         return None if self.latency is None else self.latency.limit
 
     @property
     def lost_workers(self) -> int:
-        """Number of worker processes that died and whose trainings were repeated."""
+        """Number of processes that died and whose trainings were run again."""
         return self.workshop.lost
 
     def steps(self, settings: Settings, epochs: float) -> int:
-        """Return the number of optimizer steps for a number of epochs."""
+        """Return the number of optimizer steps of a number of epochs."""
         bounds = {"min_steps": settings.fewest_steps, "max_steps": settings.most_steps}
         return steps_for(self.task, epochs, accumulate=self.trainer.accumulate, **bounds)
 
@@ -145,7 +145,7 @@ class Session:
         return score
 
     def _watch(self, score: Score, what: str) -> None:
-        """Raise for a metric that cannot distinguish programs; note a later score or loss that is not finite."""
+        """Refuse a reference score that is NaN; note a later metric or loss that is not finite."""
         name = self.task.metric_name
         if math.isnan(score.metric) and what in REFERENCES:
             if self.task.metric is None:
@@ -163,7 +163,7 @@ class Session:
             self.notes.append(f"the validation loss of {what} is not finite: {score.loss}")
 
     def scored(self, program: Program, name: str, data: Loader | None = None) -> Score:
-        """Return the score of a program on `data`, by default the validation data; recalled after an interruption."""
+        """Return the score of a program on `data`, the validation data by default; recalled in a resumed run."""
         trainer = self.trainer
 
         def compute() -> dict[str, Any]:
@@ -190,7 +190,7 @@ class Session:
     def run_jobs(
         self, jobs: Sequence[Job], deadline: float | None, on_end: Callable[[int, JobResult], None] | None = None
     ) -> list[JobResult]:
-        """Run independent trainings and return their results in order."""
+        """Run independent trainings, and return their results in order."""
         whole = [replace(job, recipe=self.trainer.own(job.recipe)) for job in jobs]
 
         def report(number: int, end: JobResult) -> None:
@@ -204,7 +204,7 @@ class Session:
         return self.workshop.run(whole, self.task, self.trainer.run, deadline=deadline, on_end=report)
 
     def recalibrated(self, program: Program) -> Program:
-        """Return the program with re-estimated batch norm statistics."""
+        """Return the program with its batch norms re-estimated."""
         model, trainer = program.trainable_copy(), self.trainer
 
         def work(_: Checkpointer | None) -> list[Any]:
@@ -258,7 +258,7 @@ class Session:
         return StageTrainer(self.trainer, self.task, self.notes, self.rates, self.objective)
 
     def offer(self, program: Program, score: Score) -> None:
-        """Offer a program within the budget as a possible result; the best one is saved in the run directory."""
+        """Offer a program within the budget as the result; the best one is kept in the run directory."""
         self.offered.append((score, program))
         if self.best[1] is program:
             self.keep(program)
@@ -270,7 +270,7 @@ class Session:
 
     @property
     def best(self) -> tuple[Score, Program]:
-        """Return the offered program with the best validation score; the later one of equals, never one with a NaN."""
+        """The best offered program on validation data: the later of equals, and never one with a NaN."""
         sign = 1.0 if self.task.higher_is_better else -1.0
 
         def worth(pair: tuple[Score, Program]) -> float:
@@ -286,7 +286,7 @@ class Session:
         notes: tuple[str, ...],
         gates: tuple[float, ...] = (),
     ) -> SearchOutcome:
-        """Return the outcome with the best offered program on validation data."""
+        """Return the outcome of the search with the best offered program on validation data."""
         after, program = self.best
         if math.isnan(after.metric):
             raise TrainingError(

@@ -264,9 +264,9 @@ def test_gates_are_no_candidates():
 @pytest.mark.parametrize(
     ("layers", "after", "reason"),
     [
-        ((nn.Conv2d(3, 4, 1), nn.PReLU()), "_1", "no activation"),
-        ((nn.Conv2d(3, 4, 1), nn.Dropout()), "_1", "no activation"),
-        ((nn.Conv2d(3, 4, 1), nn.Softmax(1)), "_1", "no activation"),
+        ((nn.Conv2d(3, 4, 1), nn.PReLU()), "_1", "not an activation"),
+        ((nn.Conv2d(3, 4, 1), nn.Dropout()), "_1", "not an activation"),
+        ((nn.Conv2d(3, 4, 1), nn.Softmax(1)), "_1", "not an activation"),
         ((nn.ReLU(), nn.Conv2d(3, 4, 1)), "_0", "which dim"),
         ((nn.Conv2d(3, 4, 1), nn.Flatten(0), nn.ReLU()), "_2", "which dim"),
     ],

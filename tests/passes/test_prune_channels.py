@@ -428,7 +428,8 @@ def test_what_is_left_and_is_no_constant_is_told_from_borders():
     model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 2))
     start = capture(lively(model).eval(), torch.arange(6).reshape(2, 3))
     result = PruneChannels((("0", (0, 3)),), "constant")(start)
-    assert [(r.node, r.reason) for r in result.refusals] == [("_1", "the contribution of removed channels is not constant")]
+    reason = "the contribution of removed channels is not constant"
+    assert [(r.node, r.reason) for r in result.refusals] == [("_1", reason)]
 
 
 def test_candidates_take_as_many_as_they_are_told_to_and_leave_one():
@@ -466,7 +467,7 @@ class Shifted(nn.Module):
 
 @pytest.mark.parametrize(
     ("build", "name", "said"),
-    [(Mixed, "conv", "read by something else than a layer with a bias"), (Shifted, "first", "is not constant")],
+    [(Mixed, "conv", "read by something other than a layer with a bias"), (Shifted, "first", "is not constant")],
 )
 def test_a_constant_that_no_bias_can_take_over_is_said(build: type[nn.Module], name: str, said: str):
     start = capture(lively(build()).eval(), IMAGE)

@@ -249,14 +249,14 @@ def test_deepened_layer_goes_again():
 @pytest.mark.parametrize(
     ("name", "layer", "reason"),
     [
-        ("Plain", "head", "gives out"),
-        ("TwoHeads", "mask", "gives out"),
+        ("Plain", "head", "returns its output"),
+        ("TwoHeads", "mask", "returns its output"),
         ("Residual", "conv3", "size"),
         ("Residual", "add_1", "no identity shortcut"),
-        ("Grouped", "a", "groups"),
+        ("Grouped", "a", "grouped convolution"),
         ("SharedConv", "stem", "called 2 times"),
-        ("Attention", "qkv", "cannot take"),
-        ("Attention", "norm1", "no linear layer"),
+        ("Attention", "qkv", "cannot process"),
+        ("Attention", "norm1", "neither a call of a linear layer"),
     ],
 )
 def test_refusals_say_why(name: str, layer: str, reason: str):

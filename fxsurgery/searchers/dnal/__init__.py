@@ -43,18 +43,19 @@ UNDECIDED = (0.1, 0.9)
 @checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Dnal(Narrowing):
-    """Settings of the search.
+    """Settings of the `dnal` method.
 
     Raises:
-        SurgeryError: a setting is invalid.
+        SurgeryError: a setting has an invalid value.
     """
 
     penalty: Annotated[float | None, Range(least=0, said=": it would reward open gates; it must be at least 0")] = None
-    """The paper's lambda, instead of a budget."""
+    """Lambda of the paper, in place of a budget."""
     random: bool = False
-    """The control: rank units at random instead of by gates; nothing else changes."""
+    """Rank units at random instead of by gates, as a control; nothing else changes."""
     architecture_epochs: Epochs = 5
-    """Epochs of gate learning with all weights frozen."""
+    """Epochs in which the gates are learned, with all weights frozen. Their learning rate does not depend on
+    `learning_rate`: the gradients are normalized."""
 
 
 def require_goal(budget: Budget | None, config: Dnal, *, has_ratios: bool = False) -> None:
@@ -71,7 +72,7 @@ def require_goal(budget: Budget | None, config: Dnal, *, has_ratios: bool = Fals
 
 
 def search(program: Program, budget: Budget | None, config: Dnal, session: Session, *, trained: bool) -> SearchOutcome:
-    """Run DNAL on `program`, which is left unchanged.
+    """Run DNAL on `program`, which is left as it is.
 
     Raises:
         BudgetError: the budget cannot be reached, or neither or both of budget and `penalty` are given.
@@ -148,7 +149,7 @@ def stages(config: Dnal, session: Session, *, trained: bool) -> list[Stage]:
 def _ranked(
     found: Space, budget: Budget | None, config: Dnal, session: Session
 ) -> tuple[Scores, tuple[GatePlan, Scores] | None]:
-    """Return a score for each unit and, except for the random control, the gates that it is computed from."""
+    """Return a score for each unit, and the gates behind it; `None` for the random control."""
     size = structure(found.program).size
     if config.random:
         if config.penalty is not None:
@@ -164,7 +165,7 @@ def _ranked(
 def _learn_gates(
     found: Space, budget: Budget | None, config: Dnal, session: Session
 ) -> tuple[GatePlan, Scores, Scores]:
-    """Run the architecture stage; return each unit's final logit and gate."""
+    """Run the architecture stage; return each unit's logit and gate at its end."""
     movable = {choice.group.name for choice in found.choices if choice.counts[-1] < len(choice.group.units)}
     insertion = InsertGates(keep=tuple(g.name for g in structure(found.program).groups if g.name not in movable))
     plan, gated = insertion.plan(found.program), insertion(found.program)

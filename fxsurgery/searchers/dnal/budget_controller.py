@@ -1,16 +1,16 @@
-"""Control of the gates in DNAL's architecture stage so that they meet a budget.
+"""Steer the gates of DNAL's architecture stage to a budget.
 
-Stage 2 minimizes `L0 + lambda * E[cost]` over the gate logits s only, while delta grows from 1 to 1e4. The penalty is
-the expected cost under the gates, bilinear in neighboring soft widths. The effect of lambda depends on the loss, the
-number of steps and the network, so it is not a setting. Instead,
+Stage 2 minimizes `L0 + lambda * E[cost]` over the gate logits s alone, while delta grows from 1 to 1e4. The
+penalty is the expected cost under the gates, bilinear in neighboring soft widths. What lambda does depends
+on the loss, the number of steps and the network, so it is not a setting: here
 
     ds = delta * g * (1 - g) * [ (dL0/dg) / n_L  +  kappa * (dE/dg) / n_E ],      g = sigmoid(delta * s)
 
 with n the running mean magnitude of each gradient, so kappa is lambda in units of the loss, and a
-proportional-integral controller adjusts kappa until the expected cost follows a path from its start (1/4 of the MACs,
-with every gate at 1/2) to the budget. The path ends when delta is near 60; from about 100 on the gates are saturated
-and kappa has no effect. Kappa may be negative: a network of half-open gates is *below* most budgets and must be
-rewarded for growing.
+proportional-integral controller moves kappa until the expected cost follows a path from where it starts
+(1/4 of the MACs, with every gate at 1/2) to the budget. The path ends where delta is near 60; from about
+100 on the gates are saturated and kappa has no grip. Kappa may be negative: a network of half-open gates
+is *below* most budgets and must be paid to grow.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,13 +26,13 @@ from fxsurgery.training import StepInfo
 
 DELTA_END = 1e4
 PATH_END = 0.45
-"""Fraction of the stage after which the expected cost should be on target."""
+"""Fraction of the stage after which the expected cost must be on target."""
 PROPORTIONAL, INTEGRAL, LARGEST = 20.0, 1.0, 30.0
 
 
 @dataclass(frozen=True)
 class Limit:
-    """One limit of a budget: the expected fraction of the cost, and its upper bound."""
+    """One limit of a budget: the expected cost, and its maximum as a fraction of the original."""
 
     expected: ExpectedCost
     share: float
@@ -46,13 +46,13 @@ class BudgetController:
     limits: Sequence[Limit]
     kappa: float = 0.0
     trace: list[tuple[float, float, float]] = field(default_factory=list)
-    """(delta, expected fraction over its limit, kappa) at each step."""
+    """(delta, expected share over its limit, kappa) at each step."""
     _integral: float = 0.0
     _loss_scale: float = 0.0
     _start: float | None = None
 
     def before_step(self, info: StepInfo) -> None:
-        """Replace the loss's gradient by the controlled one."""
+        """Turn the loss's gradient into the steered one."""
         logits = self.vector.logits
         if logits.grad is None:
             return
@@ -68,12 +68,12 @@ class BudgetController:
         logits.grad = torch.where(alive, steered, torch.zeros_like(steered))
 
     def after_step(self, info: StepInfo) -> None:
-        """Increase delta exponentially, from 1 to 1e4 over the stage (Algorithm 1)."""
+        """Sharpen: delta grows exponentially, 1 to 1e4 over the stage (Algorithm 1)."""
         with torch.no_grad():
             self.vector.sharpness.fill_(DELTA_END ** ((info.step + 1) / max(info.steps, 1)))
 
     def state(self) -> dict[str, Any]:
-        """Controller state as plain data, for snapshots."""
+        """Return the controller state as plain data, for a snapshot."""
         return {
             "kappa": self.kappa,
             "integral": self._integral,
@@ -83,13 +83,13 @@ class BudgetController:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Restore the state from a snapshot."""
+        """Restore the state of a snapshot."""
         self.kappa, self._integral = state["kappa"], state["integral"]
         self._loss_scale, self._start = state["loss_scale"], state["start"]
         self.trace = [tuple(point) for point in state["trace"]]
 
     def _pull(self, gates: Tensor, progress: float) -> Tensor:
-        """Return the normalized gradient of the limit that is closest to being violated; adjusts kappa."""
+        """Return the normalized gradient of the limit that is closest to being exceeded, and update kappa."""
         leaf = torch.cat([gates.new_ones(1), gates]).requires_grad_()
         with torch.enable_grad():
             shares = [(limit.expected(leaf), limit.share) for limit in self.limits]
