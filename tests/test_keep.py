@@ -102,7 +102,7 @@ def test_no_move_of_an_evolution_touches_a_kept_layer(places: int):
     }  # fmt: skip
     result = fxsurgery.optimize(model, keep=keep, spend=Spend(epochs=60), **evolution, **WITHOUT_ALIGN)
     assert result.search is not None
-    moves = [trial.move for trial in nonempty(result.search.trials) if trial.move]
+    moves = nonempty(trial.move for trial in result.search.trials if trial.move)
     for layer in ("stem", "conv1", "conv2"):
         assert not any(f"'{layer}'" in move.replace(" after=", " at=") and _changes(move) for move in moves), layer
     for member in nonempty(result.pareto):

@@ -71,12 +71,12 @@ def test_every_stage_step_and_validation_is_reported_in_order(config, stages):
     assert begin.hyperparameters["budget.macs"] == 0.6
     assert [event.stage for event in seen.of(StageBegin)] == stages
     assert [(event.stage, event.steps, event.failure) for event in seen.of(StageEnd)] == [
-        (event.stage, event.steps, None) for event in seen.of(StageBegin)
+        (event.stage, event.steps, None) for event in nonempty(seen.of(StageBegin))
     ]
     for stage in nonempty(seen.of(StageBegin)):
-        steps = [event for event in seen.of(StepEnd) if event.stage == stage.stage]
+        steps = nonempty(event for event in seen.of(StepEnd) if event.stage == stage.stage)
         assert [event.step for event in steps] == list(range(1, stage.steps + 1))
-    total = seen.of(StepEnd)
+    total = nonempty(seen.of(StepEnd))
     assert [event.global_step for event in total] == list(range(1, len(total) + 1))
     assert {"trained", "pruned", "fine-tuned"} <= {event.stage for event in seen.of(Validation) if not event.step}
     last = [event for event in seen.of(Validation) if event.stage == "fine-tune"][-1]

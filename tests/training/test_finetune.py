@@ -45,7 +45,7 @@ def test_the_function_replaces_the_last_fine_tune_stage(config, times):
     assert [True] * times == CALLS
     stages = [(event.stage, event.steps) for event in seen.of(StageBegin)]
     assert stages[-1] == ("fine-tune, round 2 of 2" if getattr(config, "rounds", 1) == 2 else "fine-tune", 0)
-    assert all(steps for _, steps in stages[:-1])
+    assert [name for name, steps in stages[:-1] if not steps] == []
     assert seen.of(StageEnd)[-1].failure is None
 
 

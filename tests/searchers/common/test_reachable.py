@@ -58,7 +58,7 @@ def test_a_minimum_below_the_present_latency_comes_with_its_interval(widths):
     ids=["within the interval of the minimum", "the minimum itself", "met by the network as it is"],
 )
 def test_what_may_be_reached_is_not_refused(widths, limit_ms: float, narrowest: CostEstimate):
-    require_reachable(widths, Budget(latency_ms=limit_ms), limit(widths, limit_ms, narrowest))
+    assert require_reachable(widths, Budget(latency_ms=limit_ms), limit(widths, limit_ms, narrowest)) is None
 
 
 def test_every_figure_of_a_refusal_is_consistent(widths):

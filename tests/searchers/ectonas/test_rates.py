@@ -82,7 +82,7 @@ def test_a_rate_that_is_given_is_kept_and_nothing_is_repeated(settings, found, j
     result = evolved(replace(QUICK, **settings))
     assert found == []
     assert {rate for _, rate, _ in nonempty(jobs)} == {0.03}
-    assert not any("retry" in name for name, *_ in jobs)
+    assert [name for name, *_ in jobs if "retry" in name] == []
     assert any(trial.status == "failed" for trial in result.search.trials)
 
 
@@ -90,8 +90,8 @@ def test_a_network_that_diverges_is_trained_again_at_a_tenth_and_paid_for(found,
     result = evolved()
     again = [(name, rate) for name, rate, _ in jobs if "retry" in name]
     assert {name.rpartition(", ")[2] for name, _ in nonempty(again)} == {"retry 1"}
-    assert all(rate == pytest.approx(0.05 * 0.1**power) for power, (_, rate) in enumerate(again[:1], 1))
-    assert not any(trial.status == "failed" for trial in result.search.trials)
+    assert again[0][1] == pytest.approx(0.05 * 0.1)
+    assert [trial for trial in result.search.trials if trial.status == "failed"] == []
     assert result.search.spent * EPOCH == pytest.approx(sum(steps for *_, steps in jobs))
     assert result.search.spent <= result.search.allowed
     repeated = f"diverged {'was' if len(again) == 1 else 'were'} repeated at a tenth of the learning rate; pass "
