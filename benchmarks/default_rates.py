@@ -132,7 +132,7 @@ class Network:
 
 
 NETWORKS = {
-    "convolutions, batch norm": Network(lambda: DigitsNet((16, 32)), 2e-3),
+    "convolutions, batch norm": Network(lambda: DigitsNet((12, 24)), 2e-3),
     "convolutions, no norm": Network(plain_conv_net, 2e-3),
     "dense layers": Network(mlp, 1e-3),
     "transformer, layer norm": Network(Transformer, 1e-3),
@@ -146,8 +146,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--macs", type=float, default=0.5, help="fraction of the MACs that is left")
-    parser.add_argument("--steps", type=int, default=600, help="of the training beforehand")
-    parser.add_argument("--epochs", type=float, default=10, help="of the fine-tuning, and of the weights stage")
+    parser.add_argument("--steps", type=int, default=400, help="of the training beforehand")
+    parser.add_argument("--epochs", type=float, default=8, help="of the fine-tuning, and of the weights stage")
     options = parser.parse_args()
     rows = [
         _row(name, is_trained, options)

@@ -8,7 +8,7 @@ from fxsurgery.analysis.cost import unknown_macs_notes
 from fxsurgery.argument_names import assigned
 from fxsurgery.datafree import foreseen_task, made_task
 from fxsurgery.errors import BudgetError, SavingError
-from fxsurgery.plan import CostRange, Plan, check, estimate, reach, space_of
+from fxsurgery.plan import CostRange, Plan, check, estimate, parallel_note, reach, space_of
 from fxsurgery.preparation import PreparedRun, prepare
 from fxsurgery.request import OptimizeRequest, Signature, front_door
 from fxsurgery.result import Result
@@ -149,6 +149,7 @@ def plan(request: OptimizeRequest) -> Plan:
         seconds,
         (
             *plan_notes,
+            *parallel_note(ready),
             *ready.notes,
             *ready.program.notes,
             *left_alone(ready),

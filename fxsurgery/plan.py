@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing_extensions import override
 
 from fxsurgery.analysis.cost import cost
+from fxsurgery.argument_names import assigned
 from fxsurgery.deploy import Timer, resolve_target
 from fxsurgery.deploy.timing import GLANCE
 from fxsurgery.display import bar, card, listing, table
@@ -150,6 +151,14 @@ def _glanced(timer: Timer, found: Space | None) -> tuple[float, float | None]:
     return original, None if found is None else original * min(
         1.0, timer.ratio(found.smallest_program(), thorough=False)[0]
     )
+
+
+def parallel_note(ready: PreparedRun) -> tuple[str, ...]:
+    """Return a note on the estimate if several networks train at once, which it does not count on."""
+    if ready.request.executor == "in-process":
+        return ()
+    executor = assigned("executor", ready.request.executor)
+    return (f"the estimated time is that of one network at a time; {executor} trains several at once",)
 
 
 def check(ready: PreparedRun, found: Space | None) -> None:

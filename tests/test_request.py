@@ -184,7 +184,7 @@ def test_an_error_carries_the_path_of_its_argument(given, kind, path):
 def test_arguments_by_position_and_unknown_ones_are_refused():
     with pytest.raises(TypeError, match="model"):
         fxsurgery.optimize()
-    with pytest.raises(TypeError, match="too many positional arguments"):
+    with pytest.raises(TypeError, match="takes only model by position"):
         fxsurgery.optimize(net(), "prune")
-    with pytest.raises(SurgeryError, match=r"optimize takes no 'bugdet'.*did you mean budget\?"):
+    with pytest.raises(SurgeryError, match=r"optimize takes no 'bugdet'.*did you mean budget=\?"):
         fxsurgery.optimize(net(), bugdet=Budget(macs=0.5))

@@ -108,7 +108,7 @@ def test_a_later_format_and_a_damaged_file_are_named(tmp_path: Path) -> None:
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(RunError, match="something else"):
+    with pytest.raises(RunError, match="contains other files"):
         result().save(tmp_path)
 
 

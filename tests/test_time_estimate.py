@@ -219,6 +219,13 @@ def test_a_search_of_many_networks_starts_many_trainings(machine: Machine):
     assert plan.stage_seconds[0] == pytest.approx(20 * START_S + 160 * STEP_S + 2 * 41 * FORWARD_S)
 
 
+def test_a_plan_for_several_networks_at_once_says_what_the_estimate_is_of(machine: Machine):
+    options = {**JOB, "config": Ectonas(match_epochs=2), "spend": Spend(epochs=40)}
+    note = "the estimated time is that of one network at a time; executor='processes' trains several at once"
+    assert note in fxsurgery.plan(net(), **options, executor="processes", workers=2).notes
+    assert note not in fxsurgery.plan(net(), **options).notes
+
+
 def test_a_limit_in_seconds_caps_the_estimate(machine: Machine):
     config = Ectonas(match_epochs=2)
     assert fxsurgery.plan(net(), **JOB, config=config, spend=Spend(epochs=40, seconds=2)).seconds == 2

@@ -1,1 +1,1 @@
-"""analysis."""
+"""Facts about a program: shapes, structure, cost, importance. Analysis only reads, it never edits."""

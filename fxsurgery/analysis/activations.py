@@ -1,4 +1,4 @@
-"""What flows through a program: the values that some of its nodes give on its example inputs."""
+"""Activations of a program: values of some of its nodes on the example inputs."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -12,31 +12,31 @@ from fxsurgery.seeding import seeded
 
 
 def read_values(program: Program, names: Collection[str], *, training: bool = False) -> dict[str, Tensor]:
-    """What the nodes of these names give on the example inputs, each a copy of its own.
+    """Return copies of the values of these nodes on the example inputs.
 
     Args:
-        program: it is left as it was, in train mode as well.
-        names: of nodes that give tensors.
-        training: run in train mode: norms take the statistics of the batch, dropout drops (the same every time).
+        program: not changed, in train mode neither.
+        names: names of nodes whose values are tensors.
+        training: run in train mode: norms use the statistics of the batch, dropout is active with a fixed seed.
     """
     graph_module = _in_training(program) if training else program.graph_module
     return _run(program, _Reader(graph_module, frozenset(names), {})).seen
 
 
 def read_entering(program: Program, readers: Mapping[str, str]) -> dict[str, Tensor]:
-    """What nodes read of others on the example inputs, each a copy of its own: as it is when they run.
+    """Return copies of the tensors that nodes read on the example inputs, at the time when they run.
 
-    That differs from what the other gave where a node between wrote into it.
+    Such a tensor differs from the value of its node if a node in between wrote into it.
 
     Args:
-        program: it is left as it was.
-        readers: by name of a node, that of the node whose tensor it reads.
+        program: not changed.
+        readers: the name of the node whose tensor is read, by the name of the reader.
     """
     return _run(program, _Reader(program.graph_module, frozenset(), readers)).entered
 
 
 def _in_training(program: Program) -> fx.GraphModule:
-    """The graph in train mode, on the same parameters and on buffers of its own, which a run writes to."""
+    """Return the graph in train mode, with the same parameters and with copied buffers, which a run writes to."""
     model, own = program.draft().train(), dict[int, Tensor]()
     for module in model.modules():
         for name, buffer in module._buffers.items():  # noqa: SLF001 -- a buffer that two modules share stays one
@@ -53,7 +53,7 @@ def _run(program: Program, reader: "_Reader") -> "_Reader":
 
 
 class _Reader(fx.Interpreter):
-    """Runs a graph and keeps what some nodes give, and what some read."""
+    """Runs a graph and records the values of some nodes, and the inputs of others."""
 
     def __init__(self, graph_module: fx.GraphModule, wanted: frozenset[str], readers: Mapping[str, str]) -> None:
         super().__init__(graph_module)

@@ -1,4 +1,4 @@
-"""The ATen operations of a walk: what labels their results have, and what work each is."""
+"""The ATen operations of a propagation: the labels of their results, and their work."""
 
 # ruff: noqa: ANN401 -- values of the user's graph
 
@@ -23,13 +23,13 @@ ATEN = torch.ops.aten
 
 
 class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Takes in what a program runs, one ATen operation after the other, while it is on.
+    """Observes the ATen operations that a program runs while the mode is active.
 
     Args:
-        state: where rules note what is tied and what is frozen; `state.node` is the node that is being run.
+        state: where rules record which units are tied and which are frozen; `state.node` is the current node.
         fixed: ids of the tensors that depend on no input.
-        moving: names of the nodes that depend on one.
-        batch: samples in what runs.
+        moving: names of the nodes that depend on an input.
+        batch: number of samples in the run.
     """
 
     def __init__(self, state: PropagationState, fixed: set[int], moving: set[str], batch: int) -> None:
@@ -40,7 +40,7 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.unknown_macs: dict[str, dict[str, None]] = {}
         """Nodes by operation."""
         self.hidden = self.in_module = False
-        """Of the node that is being run: whether it hides sizes from every rewrite, whether it calls a module."""
+        """For the current node: whether its sizes are out of reach of every rewrite, and whether it calls a module."""
         self._fixed, self._moving, self._batch = fixed, moving, batch
         self._labels: dict[int, Labels] = {}
         self._alive = list[Tensor]()
@@ -59,29 +59,29 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def known(self) -> list[Labels]:
-        """Return what is known of every tensor that has labels."""
+        """Return the labels of every labeled tensor."""
         return [labels for labels in self._labels.values() if labels.planes]
 
     def labels(self, tensor: Tensor) -> Labels:
-        """What is known of a tensor; one that was not met before carries no label."""
+        """Return the labels of a tensor; a tensor that was not seen before has none."""
         if (known := self._labels.get(id(tensor))) is None:
             known = self.remember(tensor, Labels(tuple(tensor.shape)))
         return known
 
     def remember(self, tensor: Tensor, labels: Labels) -> Labels:
-        """Keep what is known of a tensor."""
+        """Record the labels of a tensor."""
         self._labels[id(tensor)] = labels
         self._alive.append(tensor)
         return labels
 
     def current(self, tensor: Tensor) -> Labels:
-        """Return the current labels of a tensor, in the form that rules take."""
+        """Return the current labels of a tensor in the form that rules take."""
         labels = self.labels(tensor)
         self.state.refresh(labels)
         return Labels(labels.shape, list(labels.planes), labels.version)
 
     def meet(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> None:
-        """Take one ATen operation in."""
+        """Process one ATen operation."""
         results = (result,) if isinstance(result, Tensor) else tuple(tensors_of(result))
         if not results:
             return
@@ -94,7 +94,7 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._count(call, args, kwargs, result)
 
     def _given(self, value: Any) -> Any:
-        """Arguments with labels for tensors; ATen nests no deeper than lists."""
+        """Return the arguments with labels in place of tensors; ATen nests no deeper than lists."""
         if isinstance(value, Tensor):
             return self.current(value)
         if isinstance(value, (list, tuple)) and not all(type(v) is int for v in value):
@@ -113,7 +113,7 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return [Labels(tuple(r.shape)) for r in call.results]
 
     def _keep_constants(self, call: AtenCall, results: Sequence[Labels]) -> Sequence[Labels]:
-        """Freeze the dims whose size a norm or grouped conv takes as a number that no rewrite reaches."""
+        """Freeze the dims whose size a norm or grouped convolution takes as a number that no rewrite can change."""
         if not self.hidden:
             return results
         sizes = None if (declared := registry.of_aten(call.op)) is None else declared.sizes
@@ -126,7 +126,7 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return results
 
     def _hides_a_shape(self, call: AtenCall) -> bool:
-        """Whether labeled data is reshaped by numbers that stand where no rewrite reaches them."""
+        """Return True if labeled data is reshaped by numbers that no rewrite can change."""
         if not self.hidden:
             return False
         declared = registry.of_aten(call.op)
@@ -144,7 +144,7 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.unknown_macs.setdefault(call.name, {})[self.state.node] = None
 
     def _note_fixed(self, args: Sequence[Any], results: Sequence[Tensor]) -> bool:
-        """Return whether an operation works on parameters alone; its result counts as one, too."""
+        """Return True if an operation works only on parameters; its result then counts as a parameter."""
         if self.state.node in self._moving and not self.in_module:
             return False
         lists = (a if isinstance(a, (list, tuple)) else (a,) for a in args)
@@ -156,9 +156,9 @@ class AtenCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _is_reshape(source: Tensor, result: Tensor) -> bool:
-    """Whether a strided view shows all entries of its source in their order.
+    """Return True if a strided view shows all entries of its source in order.
 
-    Written in place, as pooling to one place does to keep channels last, it must show rows in their order.
+    When the view is written in place, as pooling to one position does to keep channels last, its rows must be in order.
     """
     if source is result:
         return bool(result.dim() > 1 and result.numel() == len(result) * result.stride(0) and result.stride(1) == 1)
@@ -167,7 +167,7 @@ def _is_reshape(source: Tensor, result: Tensor) -> bool:
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """The tensors of a value, however nested."""
+    """Yield the tensors of a nested value."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple, dict)):

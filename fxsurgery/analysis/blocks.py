@@ -1,4 +1,4 @@
-"""Residual blocks whose shortcut is the identity: what can be skipped, in depth, without touching any other layer.
+"""Residual blocks with an identity shortcut, which can be skipped without changing any other layer.
 
     y = x + f(x)    ->    y = x
 
@@ -24,22 +24,22 @@ from fxsurgery.program import Program
 
 @dataclass(frozen=True, eq=False)
 class IdentityBlock:
-    """`sum = skip + branch`, where the branch is computed from what the skip carries."""
+    """A residual sum `sum = skip + branch`, whose branch is computed from the value of the skip."""
 
     sum: fx.Node
     skip: fx.Node
-    """The operand that takes the short way: x, or an identity (a dropout, say) of it."""
+    """The shortcut operand: x, or an identity of it such as dropout."""
     branch: fx.Node
     """The other operand: the last of `inner`."""
     inner: tuple[fx.Node, ...]
-    """Everything that serves the branch alone, in execution order; at least one of them has parameters."""
+    """The nodes that only the branch uses, in execution order; at least one has parameters."""
     reads: tuple[fx.Node, ...]
-    """What the branch reads from outside: x, and whatever else it needs (masks, sizes, shared norms)."""
+    """The outside nodes that the branch reads: x, and others such as masks, sizes and shared norms."""
 
 
 @cached
 def identity_blocks(program: Program) -> tuple[IdentityBlock, ...]:
-    """Every residual sum with an identity shortcut, in execution order. Blocks may hold others."""
+    """Return every residual sum with an identity shortcut, in execution order. Blocks may be nested."""
     found = dict[fx.Node, IdentityBlock]()
     for node in program.nodes:
         if (operands := sum_operands(program, node)) is None:
@@ -53,30 +53,30 @@ def identity_blocks(program: Program) -> tuple[IdentityBlock, ...]:
 
 
 def shape_of(program: Program, node: fx.Node) -> tuple[int, ...] | None:
-    """The shape of a node's value on the example inputs; `None` if it is no tensor."""
+    """Return the shape of a node's value on the example inputs; `None` if it is not a tensor."""
     return node_values(program).shape(node)
 
 
 def dims_of(program: Program, node: fx.Node) -> tuple[int, ...]:
-    """The same, for what is told from its number of dims: empty if it is no tensor."""
+    """Return the shape of a node's value on the example inputs; empty if it is not a tensor."""
     return shape_of(program, node) or ()
 
 
 def has_parameters(program: Program, node: fx.Node) -> bool:
-    """Whether `node` is a layer: it calls a module with parameters, or reads a parameter."""
+    """Return True if `node` is a layer: it calls a module with parameters, or reads a parameter."""
     if node.op == "call_module":
         return any(True for _ in program.module(node).parameters())
     return node.op == "get_attr" and isinstance(program.attribute(str(node.target)), nn.Parameter)
 
 
 def writes_into(program: Program, node: fx.Node) -> fx.Node | None:
-    """The value that `node` overwrites with its own, as `nn.ReLU(inplace=True)` and `x.add_(y)` do."""
+    """Return the node whose value `node` overwrites in place, as `nn.ReLU(inplace=True)` and `x.add_(y)` do."""
     written = registry.overwritten(node, program.module(node) if node.op == "call_module" else None)
     return written if isinstance(written, fx.Node) else None
 
 
 def sum_operands(program: Program, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """The two tensors that `node` adds; `None` if it is no plain sum of two nodes."""
+    """Return the two nodes that `node` adds; `None` if it is not a plain sum of two nodes."""
     if program.operator(node) is not ADD:
         return None
     first = node.args[0] if node.args else node.kwargs.get("input")
@@ -87,7 +87,7 @@ def sum_operands(program: Program, node: fx.Node) -> tuple[fx.Node, fx.Node] | N
 
 
 def gives_zero(program: Program, node: fx.Node) -> bool:
-    """Whether `node` gives 0 whatever it reads, in train mode as well."""
+    """Return True if the value of `node` is 0 for every input, also in train mode."""
     if node.op == "get_attr":
         value = program.attribute(str(node.target))
         return isinstance(value, Tensor) and not value.any()
@@ -108,7 +108,7 @@ def gives_zero(program: Program, node: fx.Node) -> bool:
 
 
 def cancels(program: Program, node: fx.Node, onto: fx.Node) -> fx.Node | None:
-    """The reader of `node` that would give a constant if it read `onto`, which it reads already: `x - x`."""
+    """Return the reader of `node` that would be constant if it read `onto`, which it reads already, as in `x - x`."""
     for reader in node.users:
         operator = program.operator(reader)
         if operator is not None and operator.cancels and onto in reader.all_input_nodes:
@@ -132,7 +132,7 @@ def _block(
 
 
 def _stream(program: Program, skip: fx.Node, known: Mapping[fx.Node, IdentityBlock]) -> set[fx.Node]:
-    """The nodes that `skip` gives on unchanged: itself, what it is an identity of, the shortcuts of earlier blocks."""
+    """Return the nodes with the value of `skip`: itself, its inputs through identities, earlier shortcuts."""
     stream, node = {skip}, skip
     while True:
         fact = pointwise(program, node)
@@ -146,7 +146,7 @@ def _stream(program: Program, skip: fx.Node, known: Mapping[fx.Node, IdentityBlo
 
 
 def _serving(program: Program, branch: fx.Node, reader: fx.Node, stream: set[fx.Node]) -> tuple[fx.Node, ...]:
-    """The nodes that serve `reader` through `branch` and nothing else; none if `branch` has another reader."""
+    """Return the nodes that only `reader` uses, through `branch`; none if `branch` has another reader."""
     order = {n: i for i, n in enumerate(program.nodes)}
     serving, waiting = {reader}, [branch]
     while waiting:
@@ -162,9 +162,9 @@ def _serving(program: Program, branch: fx.Node, reader: fx.Node, stream: set[fx.
 
 
 def _writers(program: Program, node: fx.Node, serving: set[fx.Node]) -> set[fx.Node] | None:
-    """The readers of `node` that only write into it, or into a view of it; `None` if others read it than `serving`.
+    """Return the readers of `node` that only write into it or a view of it; `None` if others than `serving` read it.
 
-    `mask[a:b] = 1` is such a reader: nothing reads what it gives.
+    `mask[a:b] = 1` is such a reader: nothing reads its value.
     """
     found, waiting = set[fx.Node](), [user for user in node.users if user not in serving]
     while waiting:

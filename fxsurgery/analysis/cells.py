@@ -1,4 +1,4 @@
-"""Cells: a layer with what follows it, and the affine map that a cell is at heart.
+"""Cells: a layer with the pool, norm, activation and dropout after it, and the affine map of a cell.
 
     conv -> pool -> batch norm -> activation -> dropout      in any order, each the only reader of the one before
 
@@ -30,26 +30,26 @@ Layer = nn.Linear | _ConvNd
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """A layer and what goes with it."""
+    """A layer with the nodes that belong to it."""
 
     node: fx.Node
     layer: Layer
     tail: tuple[fx.Node, ...]
-    """What follows the layer, each node the only reader of the one before."""
+    """The nodes after the layer, each the only reader of the previous one."""
 
     @property
     def source(self) -> fx.Node:
-        """What the layer reads."""
+        """The node that the layer reads."""
         return self.node.all_input_nodes[0]
 
     @property
     def end(self) -> fx.Node:
-        """What the layers after it read."""
+        """The node that the next layers read."""
         return (self.node, *self.tail)[-1]
 
 
 def read_cell(program: Program, node: fx.Node) -> Cell | None:
-    """The cell that starts at `node`; `None` if it calls no linear layer or convolution."""
+    """Return the cell that starts at `node`; `None` if it calls no linear layer or convolution."""
     module = program.module(node) if node.op == "call_module" else None
     if not isinstance(module, (nn.Linear, _ConvNd)) or len(node.all_input_nodes) != 1:
         return None
@@ -63,13 +63,13 @@ def read_cell(program: Program, node: fx.Node) -> Cell | None:
 
 
 def windowed_pool(program: Program, node: fx.Node) -> Pool | None:
-    """The pool with windows that `node` computes, if a tensor is all that it gives."""
+    """Return the pool with windows that `node` computes, if its value is a single tensor."""
     pool = read_pool(program, node)
     return None if pool is None or pool.gives_indices else pool
 
 
 def is_global_pool(program: Program, node: fx.Node) -> bool:
-    """Whether `node` takes the mean of all positions of each channel of a map."""
+    """Return True if `node` computes the mean over all positions of each channel of a map."""
     before, after = (shape_of(program, n) for n in (node.all_input_nodes[0], node))
     if before is None or after is None or len(before) < 3 or after[:2] != before[:2] or set(after[2:]) - {1}:
         return False
@@ -84,7 +84,7 @@ def is_global_pool(program: Program, node: fx.Node) -> bool:
 
 
 def is_dropout(program: Program, node: fx.Node) -> bool:
-    """Whether `node` drops entries in train mode."""
+    """Return True if `node` drops entries in train mode."""
     operator = program.operator(node)
     if operator is None or operator.role != "identity" or operator.draws is None:
         return False
@@ -92,7 +92,7 @@ def is_dropout(program: Program, node: fx.Node) -> bool:
 
 
 def affine(program: Program, cell: Cell) -> tuple[Tensor, Tensor]:
-    """A and a of the cell, in float64: (out, in) and (out,)."""
+    """Return A and a of the cell, in float64: (out, in) and (out,)."""
     layer = cell.layer
     weight = layer.weight.detach().double()
     rows = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
@@ -108,7 +108,7 @@ def affine(program: Program, cell: Cell) -> tuple[Tensor, Tensor]:
 
 
 def is_matrix(program: Program, cell: Cell) -> bool:
-    """Whether the cell is its affine map and nothing else, in train mode as well."""
+    """Return True if the cell equals its affine map, also in train mode."""
     facts = {n: pointwise(program, n) for n in cell.tail}
     if not all(fact is not None and fact.is_identity and not is_dropout(program, n) for n, fact in facts.items()):
         return False
@@ -117,13 +117,13 @@ def is_matrix(program: Program, cell: Cell) -> bool:
 
 
 def has_offset(program: Program, cell: Cell) -> bool:
-    """Whether the cell adds a constant."""
+    """Return True if the cell adds a constant."""
     modules = [cell.layer, *(program.module(n) for n in cell.tail if n.op == "call_module")]
     return any(getattr(module, name, None) is not None for module in modules for name in ("bias", "running_mean"))
 
 
 def passes_constants(program: Program, node: fx.Node, end: fx.Node) -> bool:
-    """Whether the layer at `node` reads `end`, with nothing between but what keeps a constant in its channel."""
+    """Return True if the layer at `node` reads `end` through operations that keep constants in their channel."""
     if read_cell(program, node) is None:
         return False
     node = node.all_input_nodes[0]
@@ -139,7 +139,7 @@ def passes_constants(program: Program, node: fx.Node, end: fx.Node) -> bool:
 
 
 def map_past(program: Program, cell: Cell, before: tuple[int, ...], after: tuple[int, ...]) -> Map:
-    """The cell's output before, and its source in its place."""
+    """Return the map before and after the cell is removed: its output, and its source instead."""
     channel = 0 if isinstance(cell.layer, _ConvNd) else len(before) - 2
     matrix, _ = affine(program, cell)
     factors = list[Tensor | None]([None] * (len(before) - 1))
@@ -158,7 +158,7 @@ def map_past(program: Program, cell: Cell, before: tuple[int, ...], after: tuple
 
 
 def following_norm(program: Program, node: fx.Node) -> fx.Node | None:
-    """The batch norm that alone reads `node`, over the same channels, and that nothing else calls."""
+    """Return the batch norm that is the only reader of `node`, over the same channels, and is called once."""
     reader = next(iter(node.users))
     norm = program.module(reader) if reader.op == "call_module" else None
     if len(node.users) > 1 or not isinstance(norm, _BatchNorm) or not norm.track_running_stats:
@@ -183,7 +183,7 @@ def _scale_and_shift(norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _goes_with(program: Program, layer: Layer, before: fx.Node, node: fx.Node) -> bool:
-    """Whether `node`, which reads `before` alone, is part of the layer's cell."""
+    """Return True if `node`, which reads only `before`, belongs to the cell of the layer."""
     if not node.args or node.args[0] is not before:
         return False
     if pointwise(program, node) is not None:

@@ -1,4 +1,4 @@
-"""What a program takes: parameters and multiply-accumulates, now and as a function of what survives.
+"""The cost of a program: parameters and multiply-accumulates, in full and as a function of the remaining units.
 
 Both are sums of terms, each a constant times the surviving shares of the dims it runs over (out
 channels, in channels), so one expression serves three uses: the count of a program, the count after a removal (a 0/1
@@ -22,23 +22,23 @@ from fxsurgery.program import Program
 
 @dataclass(frozen=True, eq=False)
 class CostTerms:
-    """`amounts[t]` times the share of each of `dims[t]`, summed over the terms t; a share is a mean gate."""
+    """The sum over terms t of `amounts[t]` times the share of each of `dims[t]`; a share is a mean gate."""
 
     amounts: tuple[float, ...]
     dims: tuple[tuple[Ids, ...], ...]
 
     def total(self, keep: Mask) -> int:
-        """The amount that is left of the original, exactly."""
+        """Return the exact amount that remains of the original."""
         shares = ([float(keep[ids].mean()) for ids in dims] for dims in self.dims)
         return round(sum(a * _product(s) for a, s in zip(self.amounts, shares, strict=True)))
 
     def expected(self, plan: GatePlan) -> "ExpectedCost":
-        """The differentiable form, as a function of the gate vector of `plan`."""
+        """Return the differentiable form, as a function of the gate vector of `plan`."""
         return ExpectedCost(self, plan)
 
 
 class ExpectedCost:
-    """The expected share of the original cost under independent gates, one a unit."""
+    """The expected fraction of the original cost under independent gates, one per unit."""
 
     def __init__(self, terms: CostTerms, plan: GatePlan) -> None:
         slots = dict[bytes, int]()
@@ -56,10 +56,10 @@ class ExpectedCost:
         self._weights = (amounts / amounts.sum()).float()
 
     def __call__(self, gates: Tensor) -> Tensor:
-        """The expected share, a scalar.
+        """Return the expected fraction, a scalar.
 
         Args:
-            gates: (1 + units,) the gate vector; entry 0, of what is never gated, is 1.
+            gates: (1 + units,) the gate vector; entry 0, for all ungated units, is 1.
         """
         if self._index.device != gates.device:
             self._move(gates.device)
@@ -74,14 +74,14 @@ class ExpectedCost:
 
 @cached
 def mac_terms(program: Program) -> CostTerms:
-    """MACs of one sample, by operation."""
+    """Return the MACs of one sample, by operation."""
     facts = structure(program)
     return CostTerms(tuple(w.macs for w in facts.work), tuple(w.dims for w in facts.work))
 
 
 @cached
 def param_terms(program: Program) -> CostTerms:
-    """Parameters, by tensor; buffers are not counted."""
+    """Return the parameters, by tensor; buffers are not counted."""
     facts = structure(program)
     entries = [(float(p.numel()), tuple(facts.tensors.get(name, {}).values())) for name, p in _parameters(program)]
     return CostTerms(tuple(a for a, _ in entries), tuple(d for _, d in entries))
@@ -89,7 +89,7 @@ def param_terms(program: Program) -> CostTerms:
 
 @cached
 def cost(program: Program) -> Cost:
-    """Parameters and MACs of `program`; one sample of its example inputs."""
+    """Return parameters and MACs of `program`, for one sample of its example inputs."""
     facts = structure(program)
     return Cost(
         params=sum(p.numel() for _, p in _parameters(program)),
@@ -100,7 +100,7 @@ def cost(program: Program) -> Cost:
 
 
 def cost_after(program: Program, keep: Mask) -> Cost:
-    """The cost that is left when only the ids of `keep` stay; no program is built."""
+    """Return the cost when only the ids of `keep` remain; no program is built."""
     facts = structure(program)
     return Cost(
         params=param_terms(program).total(keep),
@@ -111,18 +111,18 @@ def cost_after(program: Program, keep: Mask) -> Cost:
 
 
 TERMS: Mapping[Metric, Callable[[Program], CostTerms]] = {"macs": mac_terms, "params": param_terms}
-"""Metrics that are sums over units, and so known after a removal, and under gates, without building the program."""
+"""Metrics that are sums over units, so they are known after a removal or under gates without building the program."""
 
 COUNTERS: Mapping[Metric, Callable[[Program], int]] = {
     "params": lambda program: cost(program).params,
     "macs": lambda program: cost(program).macs,
     "peak_activation_bytes": peak_activation_bytes,
 }
-"""Metrics that are counted; every other one is measured."""
+"""Metrics that are counted; the others are measured."""
 
 
 def unknown_macs_notes(program: Program, budget: Budget | None = None) -> tuple[str, ...]:
-    """What to say of operations whose MACs are unknown: one note each, and one where `budget` limits the MACs."""
+    """Return a note for each operation whose MACs are unknown, and one if `budget` limits the MACs."""
     facts, paths = structure(program), {n.name: str(n.target) for n in program.nodes if n.op == "call_module"}
     notes = [
         f"the MACs of {op} (at {_listed([paths.get(node, node) for node in nodes])}) are not counted: it has no "
@@ -135,7 +135,7 @@ def unknown_macs_notes(program: Program, budget: Budget | None = None) -> tuple[
 
 
 def _listed(names: list[str]) -> str:
-    """The first three names."""
+    """Return the first three names, as text."""
     distinct = list(dict.fromkeys(names))
     return ", ".join(distinct[:3]) + (f" and {len(distinct) - 3} more" if distinct[3:] else "")
 

@@ -1,7 +1,7 @@
-"""Which convolutions can take the center of their kernel.
+"""Convolutions whose kernel can be replaced by its center.
 
-Those with odd sides, some of them larger than 3. The padding shrinks with the kernel, so there has to be enough:
-then a smaller one computes what the whole would with zeros around its center.
+These have odd sides, some of them larger than 3. The padding shrinks with the kernel, so it must be large enough:
+then the smaller kernel computes the same as the whole kernel with zeros around its center.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from fxsurgery.program import Program
 
 @dataclass(frozen=True, eq=False)
 class KernelChoice:
-    """A convolution, its calls, and the kernel sizes that it takes, the largest first."""
+    """A convolution, its calls and its possible kernel sizes, largest first."""
 
     path: str
     nodes: tuple[fx.Node, ...]
@@ -26,7 +26,7 @@ class KernelChoice:
 
 
 def kernel_choices(program: Program) -> tuple[tuple[KernelChoice, ...], dict[str, str]]:
-    """The convolutions of elastic kernel size; of the others with a side above 3, by node, why they are none."""
+    """Return the convolutions with elastic kernels, and for the others with a side above 3 the reason, by node."""
     users, found, refused = _users_of_tensors(program), list[KernelChoice](), dict[str, str]()
     calls = dict[str, tuple[_ConvNd, list[fx.Node]]]()
     for node, conv in program.calls(_ConvNd):
@@ -43,7 +43,7 @@ def kernel_choices(program: Program) -> tuple[tuple[KernelChoice, ...], dict[str
 
 
 def _users_of_tensors(program: Program) -> dict[int, int]:
-    """How many names each parameter has, by its id; reading it as an attribute counts as one more."""
+    """Count the names of each parameter, by its id; each read as an attribute counts as another name."""
     counts = dict[int, int]()
     named = dict(program.graph_module.named_parameters(remove_duplicate=False))
     read = [named[str(n.target)] for n in program.nodes if n.op == "get_attr" and str(n.target) in named]
@@ -53,7 +53,7 @@ def _users_of_tensors(program: Program) -> dict[int, int]:
 
 
 def _fixed(conv: _ConvNd, nodes: Sequence[fx.Node], users: dict[int, int]) -> Refusal | None:
-    """Why the kernel of a convolution must stay as it is."""
+    """Return why the kernel of a convolution cannot change."""
     if is_parametrized(conv):
         return Refusal(nodes[0].name, "its weight is computed from other tensors")
     if type(conv) not in ELASTIC_CONVS:
@@ -68,7 +68,7 @@ def _fixed(conv: _ConvNd, nodes: Sequence[fx.Node], users: dict[int, int]) -> Re
 
 
 def _sizes(conv: _ConvNd) -> tuple[Size, ...]:
-    """The kernel sizes, largest first: two less on every side above 3, as long as the padding can shrink with it."""
+    """Return the kernel sizes, largest first: two less on every side above 3, while the padding can shrink."""
     sizes = [tuple(conv.kernel_size)]
     while max(sizes[-1]) > 3:
         smaller = tuple(side - 2 if side > 3 else side for side in sizes[-1])

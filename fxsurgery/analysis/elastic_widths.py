@@ -1,7 +1,7 @@
-"""Which channel groups can take several widths, and which units stay at each.
+"""Channel groups with several possible widths, and the units that remain at each width.
 
-A group whose units can be removed exactly takes a few widths; it keeps its units in the order of the L1 norm of
-what the next layers weigh them with (SparseNAS, section 4, after OFA).
+A group whose units can be removed exactly has a few widths; its units are kept in the order of the L1 norm of their
+weights in the next layers (SparseNAS, section 4, after OFA).
 """
 
 import math
@@ -31,7 +31,7 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class WidthChoice:
-    """A group and the numbers of units that it may keep, smallest first; `order` has the most important first."""
+    """A group and its possible widths, smallest first; `order` lists its units, most important first."""
 
     group: ChannelGroup
     order: Ids
@@ -41,9 +41,9 @@ class WidthChoice:
 def width_choices(
     program: Program, fractions: Sequence[float], align: int, *, inner_only: bool = False
 ) -> tuple[WidthChoice, ...]:
-    """The groups of more than one width: `fractions` of the whole, in multiples of `align` where layers allow it.
+    """Return the groups with more than one width: `fractions` of the whole, in multiples of `align` where possible.
 
-    At the least widths, all at once, no tensor is empty.
+    With all groups at their smallest width, no tensor is empty.
 
     Args:
         program: the captured model.
@@ -66,14 +66,14 @@ def width_choices(
 
 
 def elastic_groups(program: Program) -> tuple[ChannelGroup, ...]:
-    """The groups for whose removed units a mask can stand."""
+    """Return the groups whose removed units a mask can replace."""
     facts, gated = structure(program), set(gate_plan(program).units.tolist())
     return tuple(g for g in facts.groups if set(g.units.tolist()) <= gated and facts.removable(g))
 
 
 @cached
 def residual_streams(program: Program) -> frozenset[int]:
-    """The units that some sum of two computed tensors has."""
+    """Return the units of all sums of two computed tensors."""
     facts, found = structure(program), set[int]()
     for node in program.nodes:
         operands = sum_operands(program, node)
@@ -87,7 +87,7 @@ def residual_streams(program: Program) -> frozenset[int]:
 def _choice(
     group: ChannelGroup, step: int, fractions: Sequence[float], scores: Scores, pinned: set[int]
 ) -> WidthChoice:
-    """`pinned` units come first, and the least width keeps them all."""
+    """Return an elastic width whose `pinned` units come first and are kept at the smallest width."""
     whole, first = len(group.units), np.isin(group.units, sorted(pinned))
     least = max(1, math.ceil(int(first.sum()) / step)) * step
     rounded = [math.floor(fraction * whole / step + 0.5) * step for fraction in fractions]
@@ -97,7 +97,7 @@ def _choice(
 
 
 def aligned_step(facts: Structure, group: ChannelGroup, align: int) -> int | None:
-    """How many units change every width they make up by a multiple of `align`; `None` where none do."""
+    """Return the number of units that changes all affected widths by a multiple of `align`; `None` if there is none."""
     step = 1
     for vector in _widths(facts, group):
         counts = np.array([np.count_nonzero(vector == unit) for unit in group.units])
@@ -119,7 +119,7 @@ def _widths(facts: Structure, group: ChannelGroup) -> Iterator[Ids]:
 
 @cached
 def consumed_l1(program: Program) -> Scores:
-    """For each unit, the L1 norm of all weights that its consumers have for it; 0 for what none weighs."""
+    """Return for each unit the L1 norm of the weights of its consumers; 0 for a unit without such weights."""
     total = np.zeros(structure(program).size)
     for site in gate_plan(program).sites:
         norms = _entering_l1(program, site.node).double().cpu().numpy()
@@ -130,7 +130,7 @@ def consumed_l1(program: Program) -> Scores:
 
 
 def _entering_l1(program: Program, node: fx.Node) -> Tensor:
-    """(channels,) the L1 norm of what a mixing node weighs each entering channel with."""
+    """Return the L1 norm of a mixing node's weights for each input channel, (channels,)."""
     module = program.module(node) if node.op == "call_module" else None
     with torch.no_grad():
         if isinstance(module, nn.RNNBase):

@@ -1,7 +1,7 @@
-"""Shapes of the commonest operations on meta tensors, without the detour over their reference implementations.
+"""Shapes of the most common operations on meta tensors, without running their reference implementations.
 
-PyTorch works many shapes out by tracing a decomposition, a millisecond each. Where the result plainly has the
-shape and type of the input, that is all there is to know.
+PyTorch infers many shapes by tracing a decomposition, which takes a millisecond each. If the result always has the
+shape and type of the input, no tracing is needed.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from fxsurgery.ops.operator import Kind, Operator
 
 
 def run_on_meta(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-    """What `op` gives on meta tensors."""
+    """Return the result of `op` on meta tensors."""
     declared, first = registry.of_aten(op), args[0] if args else None
     if declared is CAT and not kwargs and (shape := _joined(*args)) is not None:
         return args[0][0].new_empty(shape)
@@ -30,7 +30,7 @@ def run_on_meta(op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def _known(op: OpOverload, declared: Operator, args: tuple[Any, ...]) -> Any:  # noqa: ANN401
-    """What plainly has the type of the first argument; `None` for any other operation."""
+    """Return the result if it always has the type of the first argument; `None` for any other operation."""
     first, returns = args[0], op._schema.returns  # noqa: SLF001
     if declared.statistics in {"channel", "trailing"} and len(returns) > 1:
         return first.new_empty(first.shape), *(first.new_empty((0,)) for _ in returns[1:])
@@ -44,7 +44,7 @@ def _known(op: OpOverload, declared: Operator, args: tuple[Any, ...]) -> Any:  #
 
 
 def _joined(tensors: Sequence[Tensor], dim: int = 0) -> tuple[int, ...] | None:
-    """The shape of a concatenation; `None` unless all parts have one type and number of dims."""
+    """Return the shape of a concatenation; `None` unless all parts have the same type and number of dims."""
     first = tensors[0]
     if any(t.dtype != first.dtype or t.dim() != first.dim() or not t.dim() for t in tensors):
         return None
@@ -54,7 +54,7 @@ def _joined(tensors: Sequence[Tensor], dim: int = 0) -> tuple[int, ...] | None:
 
 
 def _shape(declared: Operator, args: tuple[Any, ...]) -> tuple[int, ...] | None:
-    """The shape of a pointwise operation that keeps the type of its first input; `None` where it has to be run."""
+    """Return the shape of a pointwise operation that keeps the type of its first input; `None` if it must be run."""
     first, *others = args
     tensors = [a for a in others if isinstance(a, Tensor)]
     if not tensors:

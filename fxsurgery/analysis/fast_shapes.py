@@ -1,4 +1,4 @@
-"""Nodes whose ATen operation and result shape are plain to see, as the declarations of their operators have it."""
+"""Nodes whose ATen operation and result shape follow from the declaration of their operator."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from fxsurgery.ops.operator import Kind
 
 
 def plain_module(module: nn.Module, args: Sequence[Any], meta: Meta) -> MetaCall | Tensor | None:
-    """What calling `module` on `args` does; its input where it does nothing, `None` where it has to be run."""
+    """Return the operation that `module` runs on `args`; its input if it does nothing, `None` if it must be run."""
     if len(args) != 1 or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
         return None
     declared = registry.of_module(module)
@@ -25,7 +25,7 @@ def plain_module(module: nn.Module, args: Sequence[Any], meta: Meta) -> MetaCall
 
 
 def plain_function(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> MetaCall | Tensor | None:  # noqa: ANN401
-    """What calling a function, or a method of `args[0]` by its name, does; `None` where it has to be run."""
+    """Return the operation of a function, or of a method of `args[0]` by name; `None` if it must be run."""
     if not args or not isinstance(args[0], Tensor) or not args[0].is_meta:
         return None
     spelling = registry.spelling_of_target(target)
@@ -38,7 +38,7 @@ def plain_function(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) 
 
 
 def computes_no_tensor(target: Any, args: Sequence[Any]) -> bool:  # noqa: ANN401
-    """Whether a function, or a method of `args[0]`, plainly works on numbers and containers alone."""
+    """Return True if a function, or a method of `args[0]`, works only on numbers and containers."""
     spelling = registry.spelling_of_target(target, args)
     if spelling is not None and spelling.operator.kind is Kind.QUERY:
         return True

@@ -1,4 +1,4 @@
-"""Where gates stand: at the data input of every node that mixes channels with a weight."""
+"""Positions of gates: the data input of every node that mixes channels with a weight."""
 
 from dataclasses import dataclass
 
@@ -14,12 +14,12 @@ from fxsurgery.ops.union_find import Ids
 from fxsurgery.program import Program
 
 GATES = "fxsurgery_gates"
-"""Where the gate modules are kept in the model."""
+"""Path of the gate modules in the model."""
 
 
 @dataclass(frozen=True, eq=False)
 class GateSite:
-    """`node` reads `source`, whose `dim` carries `ids`: a gate goes in between."""
+    """A position for a gate: between `source`, whose `dim` carries `ids`, and its reader `node`."""
 
     node: fx.Node
     source: fx.Node
@@ -29,27 +29,27 @@ class GateSite:
 
 @dataclass(frozen=True, eq=False)
 class GatePlan:
-    """Every site, the units that gates can stand for, and those they cannot."""
+    """All gate positions, the units that can be gated, and the units that cannot."""
 
     sites: tuple[GateSite, ...]
     units: Ids
-    """The gated units, in rising order: gate `i + 1` of the vector is unit `units[i]`."""
+    """The gated units, in increasing order: gate `i + 1` of the vector belongs to unit `units[i]`."""
 
     def index(self, ids: Ids) -> torch.Tensor:
-        """For each id, its entry in the gate vector: 0 for what is not gated."""
+        """Return the entry of each id in the gate vector: 0 for an ungated unit."""
         position = np.searchsorted(self.units, ids)
         found = (position < len(self.units)) & (self.units[np.minimum(position, len(self.units) - 1)] == ids)
         return torch.from_numpy(np.where(found, position + 1, 0))
 
     def without(self, units: Ids) -> "GatePlan":
-        """Return the plan with no gate for some units, and without the sites that then have none."""
+        """Return the plan without gates for some units, and without positions that then have no gate."""
         left = self.units[~np.isin(self.units, units)]
         return GatePlan(tuple(site for site in self.sites if np.isin(site.ids, left).any()), left)
 
 
 @cached
 def gate_plan(program: Program) -> GatePlan:
-    """Where gates stand in `program`, and for which units."""
+    """Return the gate positions of `program` and the units that they gate."""
     facts = structure(program)
     nodes = {n.name: n for n in program.nodes}
     met = dict[str, int]()
@@ -69,19 +69,19 @@ def gate_plan(program: Program) -> GatePlan:
 
 
 def float_tensor(program: Program) -> torch.Tensor | None:
-    """A floating-point tensor of the model, a parameter if there is one; `None` where it has none."""
+    """Return a floating-point tensor of the model, preferably a parameter; `None` if it has none."""
     tensors = (*program.graph_module.parameters(), *program.graph_module.buffers())
     return next((tensor for tensor in tensors if tensor.is_floating_point()), None)
 
 
 def gates_like(program: Program, units: int) -> GateVector:
-    """Gates for `units` units, on the device and of the dtype of the model."""
+    """Return gates for `units` units, with the device and dtype of the model."""
     like = float_tensor(program)
     return GateVector(units) if like is None else GateVector(units).to(like.device, like.dtype)
 
 
 def _dim(program: Program, node: fx.Node, entering: Labels, dim: int) -> int:
-    """The dim of what `node` reads that it contracts: for the analysis, each convolution's input has a batch."""
+    """Return the dim of its input that `node` contracts; in the analysis each convolution's input has a batch dim."""
     operator = program.operator(node)
     places = operator.rank if operator is not None and operator.is_convolution else None
     return 0 if places is not None and len(entering.shape) == places + 1 else dim

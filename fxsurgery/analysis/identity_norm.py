@@ -1,4 +1,4 @@
-"""A batch norm that changes nothing: it undoes statistics that were measured on data.
+"""A batch norm that is the identity: its scale and bias undo the statistics that were measured on data.
 
     running_mean = m, running_var = v n / (n - 1), weight = sqrt(running_var + eps), bias = running_mean
 
@@ -21,24 +21,23 @@ from fxsurgery.program import Program
 
 @cached
 def without_statistics(program: Program) -> Refusal | None:
-    """Why nothing can be measured in train mode; `None` if it can: norms in it want several values a channel."""
+    """Return why train mode has no statistics: its norms need several values per channel; `None` if it has."""
     try:
         read_values(program, (), training=True)
     except Exception as error:  # noqa: BLE001 -- the user's modules and assertions raise whatever they like
-        told = first_line(error)
-        return Refusal("output", f"the program gives no statistics in train mode: {told}")
+        return Refusal("output", f"the program gives no statistics in train mode: {first_line(error)}")
     return None
 
 
 def undoing(values: Tensor, like: _BatchNorm | None = None) -> _BatchNorm | None:
-    """The batch norm for `values`, (batch, channels, ...), measured in train mode; on their device, of their dtype.
+    """Return the batch norm for `values` measured in train mode, with their device and dtype.
 
     Args:
-        values: what it will normalize, on data.
-        like: a norm whose `eps` and `momentum` it takes.
+        values: (batch, channels, ...) the values to normalize, on data.
+        like: a norm that provides `eps` and `momentum`.
 
     Returns:
-        `None` where there is a single value a channel, which has no variance.
+        The norm; `None` if there is a single value per channel, which has no variance.
     """
     by_channel = values.detach().double().transpose(0, 1).flatten(1)
     if by_channel.shape[1] < 2:

@@ -1,4 +1,4 @@
-"""How much each unit of a channel group matters: by what its weights say, or by what the loss says of them.
+"""Importance of each unit of a channel group: from its weights, or from their effect on the loss.
 
 A unit's *entries* are those of every parameter that go when it goes, over its whole group of tied layers: the rows that
 make it, the scales and offsets of its norms, the columns that read it. Each counts once, also in a tensor that both
@@ -32,10 +32,10 @@ from fxsurgery.program import Program
 
 
 def magnitude(program: Program, order: float = 1.0) -> Scores:
-    """For each unit, the sum of |w|^order over its entries in matrices and kernels.
+    """Return for each unit the sum of |w|^order over its entries in matrices and kernels.
 
     Args:
-        program: whose weights.
+        program: the program with the weights.
         order: 1 for the L1 norm, 2 for the square of the L2 norm.
     """
     weights = {name: p.detach() for name, p in program.graph_module.named_parameters() if p.dim() > 1}
@@ -43,7 +43,7 @@ def magnitude(program: Program, order: float = 1.0) -> Scores:
 
 
 def bn_gamma(program: Program) -> Scores:
-    """For each unit, the mean |gamma| of its entries in batch norms; NaN where no batch norm scales it."""
+    """Return for each unit the mean |gamma| of its entries in batch norms; NaN if no batch norm scales it."""
     gammas = {f"{path}.weight": gamma.abs() for path, gamma in _gammas(program)}
     total = unit_sums(program, gammas)
     count = unit_sums(program, {name: torch.ones_like(gamma) for name, gamma in gammas.items()})
@@ -52,17 +52,17 @@ def bn_gamma(program: Program) -> Scores:
 
 
 def taylor(program: Program, model: nn.Module) -> Scores:
-    """For each unit, |sum w * dL/dw| with the gradients that `model`, a copy of the program's, holds now."""
+    """Return for each unit |sum w * dL/dw|, with the current gradients of `model`, a copy of the program's."""
     products = {name: (p * p.grad).detach() for name, p in model.named_parameters() if p.grad is not None}
     return np.abs(unit_sums(program, products))
 
 
 def unit_sums(program: Program, amounts: Mapping[str, Tensor]) -> Scores:
-    """For each unit, the sum of what `amounts` has for its entries; 0 for id 0, which never goes.
+    """Return for each unit the sum of `amounts` over its entries; 0 for id 0, which is never removed.
 
     Args:
-        program: whose units.
-        amounts: by parameter name, a tensor of the parameter's shape.
+        program: the program with the units.
+        amounts: tensors of the parameters' shapes, by parameter name.
     """
     facts = structure(program)
     total = np.zeros(facts.size)
@@ -81,10 +81,10 @@ def unit_sums(program: Program, amounts: Mapping[str, Tensor]) -> Scores:
 
 
 def over_their_mean(scores: Scores, groups: Iterable[ChannelGroup]) -> Scores:
-    """The scores, each group's divided by their mean over the group, so that those of different groups compare.
+    """Return the scores divided by their mean over each group, so that groups can be compared.
 
-    Without this the cut goes by the size of the layers' sums, which says more of their fan and their initialization
-    than of what they do: whole layers are cut to the least, others not at all.
+    Without this, the ranking follows the size of the layers' sums, which depends more on their fan and initialization
+    than on their function: some layers would be cut to the minimum, others not at all.
     """
     scaled = scores.copy()
     for group in groups:
@@ -95,7 +95,7 @@ def over_their_mean(scores: Scores, groups: Iterable[ChannelGroup]) -> Scores:
 
 @cached
 def norm_scales(program: Program) -> Scores:
-    """For each unit, the smallest |gamma| of the batch norms over it; infinite where none is."""
+    """Return for each unit the smallest |gamma| of its batch norms; infinite if it has none."""
     facts = structure(program)
     found = np.full(facts.size, np.inf)
     for path, gamma in _gammas(program):
@@ -106,14 +106,14 @@ def norm_scales(program: Program) -> Scores:
 
 
 def least_important(program: Program, group: ChannelGroup, count: int) -> tuple[int, ...]:
-    """The positions, in rising order, of the `count` units of a group that matter least."""
+    """Return the positions of the `count` least important units of a group, in increasing order."""
     scales = norm_scales(program)[group.units]
     scores = scales if np.isfinite(scales).all() else consumed_l1(program)[group.units]
     return tuple(sorted(np.argsort(scores, kind="stable")[:count].tolist()))
 
 
 def _gammas(program: Program) -> Iterator[tuple[str, Tensor]]:
-    """The scale of each batch norm that has one, by the norm's path."""
+    """Return the scale of each batch norm that has one, by the path of the norm."""
     found = dict(program.calls(_NormBase))
     for path, module in {str(node.target): module for node, module in found.items()}.items():
         if module.affine:
@@ -121,14 +121,14 @@ def _gammas(program: Program) -> Iterator[tuple[str, Tensor]]:
 
 
 def _summed_to(amount: Tensor, dims: Iterable[int]) -> Scores:
-    """The sum over all dims but `dims`, which come in rising order."""
+    """Return the sum over all dims except `dims`, which must be in increasing order."""
     others = [d for d in range(amount.dim()) if d not in set(dims)]
     wide = amount.double()
     return (wide.sum(others) if others else wide).cpu().numpy()
 
 
 def _tied(dims: Mapping[int, Ids]) -> Iterator[tuple[int, ...]]:
-    """The pairs, triples and so on of dims along which some unit lies."""
+    """Yield the sets of several dims of a tensor that carry the same unit."""
     for many in range(2, len(dims) + 1):
         for several in combinations(sorted(dims), many):
             first, *others = (set(dims[d].tolist()) - {0} for d in several)

@@ -1,4 +1,4 @@
-"""Pairs of mixing layers: a layer and the one that reads it through pointwise operations, and maybe a flatten.
+"""Pairs of mixing layers: a layer and the one that reads it through pointwise operations and possibly a flatten.
 
 h = x A + b1,  y = f(h) W2 + b2        in row vectors; n units of h lie between the two
 """
@@ -23,12 +23,12 @@ from fxsurgery.ops.movement import FLATTEN
 from fxsurgery.program import Program
 
 _ENTRIES = 2**23
-"""Of the values read at most, so that the regression's working memory stays small."""
+"""Maximum number of values to read, which bounds the memory of the regression."""
 
 
 @dataclass(frozen=True, eq=False)
 class LayerPair:
-    """Two layers and what stands between them: `f`, and maybe a flatten."""
+    """Two layers and the operations between them: `f`, and possibly a flatten."""
 
     node: fx.Node
     first: nn.Linear | _ConvNd
@@ -40,36 +40,36 @@ class LayerPair:
 
     @property
     def width(self) -> int:
-        """The number n of units."""
+        """Number n of units."""
         return self.first.weight.shape[0]
 
     @cached_property
     def matrix(self) -> Tensor:
-        """(n, inputs * taps): A, transposed."""
+        """The transposed A, (n, inputs * taps)."""
         return wide(self.first.weight).flatten(1)
 
     @property
     def largest(self) -> int:
-        """The number of singular vectors: a unit more would be constant."""
+        """Number of singular vectors: any further unit would be constant."""
         return min(self.matrix.shape)
 
     @cached_property
     def bias(self) -> Tensor:
-        """(n,)."""
+        """Shape (n,)."""
         return self.matrix.new_zeros(self.width) if self.first.bias is None else wide(self.first.bias)
 
     @cached_property
     def reading(self) -> Tensor:
-        """(outputs, n, taps), or positions where there is a flatten: W2."""
+        """W2: (outputs, n, taps), with positions instead of taps after a flatten."""
         return wide(self.second.weight).reshape(self.second.weight.shape[0], self.width, -1)
 
     def rows(self, h: Tensor) -> Tensor:
-        """(samples and positions, n), where there are too many every second one and so on."""
+        """Values of h: (samples and positions, n), evenly subsampled if there are too many."""
         rows = h.movedim(-self.first.weight.dim() + 1, -1).reshape(-1, self.width)
         return rows[:: 1 + rows.numel() // _ENTRIES]
 
     def coverage(self, h: Tensor) -> Tensor:
-        """(taps,): at what share of its outputs a tap of the second layer sees an entry of h and no zero padding."""
+        """Fraction of outputs at which a tap of the second layer reads an entry of h, not zero padding: (taps,)."""
         taps = self.reading.shape[2]
         if isinstance(self.second, nn.Linear):
             return h.new_ones(taps)
@@ -80,7 +80,7 @@ class LayerPair:
 
 
 def find_pair(program: Program, path: str) -> Match[LayerPair]:
-    """The layer at `path` and the one that reads it, or why they cannot be shrunk."""
+    """Return the layer at `path` and the one that reads it, or why they cannot be shrunk."""
     node, first = calls_to(program, path)[0], program.graph_module.get_submodule(path)
     if refusal := called_again(program, path) or obstacle(program, path):
         return Refusal(node.name, refusal.reason)
@@ -99,7 +99,7 @@ def find_pair(program: Program, path: str) -> Match[LayerPair]:
 
 
 def _chain(program: Program, node: fx.Node) -> Iterator[fx.Node]:
-    """`node`, then readers, one of the other alone, as far as the first that is neither pointwise nor a flatten."""
+    """Return `node` and its successive only readers, up to the first that is neither pointwise nor a flatten."""
     may_flatten = isinstance(program.module(node), CONVOLUTIONS)
     yield node
     while (reader := only_reader(node)) is not None:
@@ -122,7 +122,7 @@ def _no_reader(program: Program, last: fx.Node) -> str:
 
 
 def _is_flatten(program: Program, node: fx.Node) -> bool:
-    """Whether `node` joins channels and positions, and leaves the batch."""
+    """Return True if `node` joins channels and positions, and keeps the batch dim."""
     if program.operator(node) is not FLATTEN:
         return False
     module = program.module(node) if node.op == "call_module" else None
@@ -134,7 +134,7 @@ def _is_flatten(program: Program, node: fx.Node) -> bool:
 
 
 def _activation(program: Program, between: list[fx.Node]) -> tuple[Callable[[Tensor], Tensor], bool]:
-    """What nodes compute, entry by entry, and whether that is nothing."""
+    """Return the pointwise function of some nodes, and whether it is the identity."""
     steps = list[Callable[[Tensor], Tensor]]()
     for node in between:
         known = pointwise(program, node)

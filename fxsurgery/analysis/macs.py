@@ -1,12 +1,12 @@
-"""Multiply-accumulates of one ATen operation, as its declaration has them.
+"""Multiply-accumulates of one ATen operation, according to its declaration.
 
-A MAC is one multiplication with its addition, so half of what `torch.utils.flop_counter` counts. Counted
+A MAC is one multiplication with its addition, so half of the count of `torch.utils.flop_counter`. Counted
 are convolutions and matrix products: attention's two, the steps of recurrent layers, products with vectors,
 bilinear forms, pairwise distances (one MAC a feature). Not counted by convention are biases, norms, activations
-and all else that is elementwise (a product that is multiplied and summed by hand too), reductions, pooling and
-resampling, lookups and data movement; they are named in `Cost.uncounted`. What is neither has unknown MACs:
-transforms, decompositions and solvers, sparse and quantized products, operations of other libraries. These are
-named in `Cost.unknown_macs`.
+and all other elementwise operations (including a product that is multiplied and summed by hand), reductions,
+pooling and resampling, lookups and data movement; they are named in `Cost.uncounted`. The MACs
+of all other operations are unknown: transforms, decompositions and solvers, sparse and quantized products,
+operations of other libraries. These are named in `Cost.unknown_macs`.
 """
 
 import functools
@@ -22,7 +22,7 @@ from fxsurgery.ops.rules.call import base_name
 
 
 def macs_of(op: OpOverload, args: Args, kwargs: dict[str, Any], result: object) -> float | None:
-    """MACs of `op` on (meta) tensors; `None` where it has none by the convention, or unknown ones."""
+    """Return the MACs of `op` on (meta) tensors; `None` if it has none by the convention, or if they are unknown."""
     declared = registry.of_aten(op)
     first = _first_tensor(result)
     if first is None:
@@ -33,7 +33,7 @@ def macs_of(op: OpOverload, args: Args, kwargs: dict[str, Any], result: object) 
 
 
 def macs_by_torch(op: Any, args: Args, kwargs: dict[str, Any], result: object) -> float | None:  # noqa: ANN401
-    """MACs by the formula that PyTorch has for `op`; `None` where it has none."""
+    """Return the MACs by PyTorch's formula for `op`; `None` if it has no formula."""
     from torch.utils.flop_counter import flop_registry  # noqa: PLC0415 -- it imports triton
 
     registered = flop_registry.get(op)
@@ -41,7 +41,7 @@ def macs_by_torch(op: Any, args: Args, kwargs: dict[str, Any], result: object) -
 
 
 def has_unknown_macs(op: OpOverload) -> bool:
-    """Whether `op`, which has no MACs that could be counted, may have some all the same."""
+    """Return True if `op`, whose MACs cannot be counted, may have some."""
     if (declared := registry.of_aten(op)) is not None:
         return declared.multiplies and declared.macs is None
     return _may_multiply(op)
@@ -49,7 +49,7 @@ def has_unknown_macs(op: OpOverload) -> bool:
 
 @functools.cache
 def _may_multiply(op: OpOverload) -> bool:
-    """Whether an operation that is not declared may have MACs: neither a view nor a copy, nor entry by entry."""
+    """Return True if an undeclared operation may have MACs: it is neither a view, nor a copy, nor pointwise."""
     if op.is_view:
         return False
     name = base_name(op)

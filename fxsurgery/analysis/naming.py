@@ -1,4 +1,4 @@
-"""Names: the node that an option names, and what a new module is called after."""
+"""Names: the node that an option names, and the base name of a new module."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -10,16 +10,16 @@ from fxsurgery.program import Program
 
 
 def node_named(program: Program, name: str, known: Callable[[], Iterable[str]], what: str) -> fx.Node:
-    """The node of that name.
+    """Return the node of that name.
 
     Args:
-        program: where it is.
-        name: as an option of a pass has it.
-        known: the names that would do, to be told.
-        what: what these are, in the plural.
+        program: the program with the node.
+        name: the name, from an option of a pass.
+        known: valid names, for the message.
+        what: the kind of the valid names, in the plural.
 
     Raises:
-        SpecError: there is none; where a module has that path, the message says which nodes call it.
+        SpecError: there is no such node; if a module has that path, the message names the nodes that call it.
     """
     found = next((n for n in program.nodes if n.name == name and n.op != "output"), None)
     if found is not None:
@@ -30,9 +30,9 @@ def node_named(program: Program, name: str, known: Callable[[], Iterable[str]], 
 
 
 def stem_of(name: str) -> str:
-    """What a new module is called after, where it stands behind one of this name: without what passes have added.
+    """Return the base name for a new module after one of this name, without the suffixes that passes added.
 
-    So names stay short however many cells and layers are put in one after the other.
+    So names stay short, however many cells and layers are inserted.
     """
     return _ADDED.sub("", name) or name
 

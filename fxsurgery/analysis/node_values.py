@@ -1,7 +1,7 @@
-"""What each node of a program gives on the example inputs: its shape, its dtype, whether it is a tensor at all.
+"""Values of the nodes of a program on the example inputs: whether they are tensors, their shapes and dtypes.
 
-One run on meta tensors tells it, without the work. A program that needs numbers, or makes tensors on a device that it
-names, is run for real (`real_run`), and what its nodes give is kept as meta tensors.
+A run on meta tensors finds them without the computation. A program that needs numbers, or makes tensors on a device
+that it names, is run on real tensors (`real_run`), and the values of its nodes are kept as meta tensors.
 """
 
 from collections.abc import Mapping
@@ -21,36 +21,36 @@ from fxsurgery.program import Program
 
 @dataclass(frozen=True, eq=False)
 class NodeValues:
-    """What the nodes of a program give."""
+    """Values of the nodes of a program."""
 
     by_name: Mapping[str, Any]
-    """Meta tensors for tensors, in whatever structure the node gives; numbers as they are."""
+    """Meta tensors in place of tensors, in the structure of the node's value; numbers are kept."""
     meta_module: fx.GraphModule | None
-    """The graph on meta parameters; `None` where it does not run so."""
+    """The graph on meta parameters; `None` if it cannot run on them."""
 
     def is_tensor(self, node: object) -> bool:
-        """Return True if `node` is a node that gives a tensor."""
+        """Return True if the value of `node` is a tensor."""
         return isinstance(node, fx.Node) and isinstance(self.by_name.get(node.name), Tensor)
 
     def length(self, node: fx.Node) -> int | None:
-        """Return how many things `node` gives; `None` where it gives no tuple or list."""
+        """Return the length of the value of `node`; `None` if it is not a tuple or list."""
         value = self.by_name.get(node.name)
         return len(value) if isinstance(value, (tuple, list)) else None
 
     def shape(self, node: fx.Node) -> tuple[int, ...] | None:
-        """Return the shape of what `node` gives; `None` where that is no tensor."""
+        """Return the shape of the value of `node`; `None` if it is not a tensor."""
         value = self.by_name.get(node.name)
         return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
 @cached
 def node_values(program: Program) -> NodeValues:
-    """Return what each node of `program` gives on the example inputs."""
+    """Return the value of each node of `program` on the example inputs."""
     return run_on_meta(program, program.examples) or NodeValues(real_run(program).values, None)
 
 
 def run_on_meta(program: Program, inputs: Inputs) -> NodeValues | None:
-    """Return what each node gives on `inputs`, of a run without numbers; `None` if the program needs them."""
+    """Return the value of each node on `inputs`, from a run on meta tensors; `None` if the program needs numbers."""
     bare = _without_numbers(program)
     run = _Run(bare)
     try:
@@ -62,7 +62,7 @@ def run_on_meta(program: Program, inputs: Inputs) -> NodeValues | None:
 
 
 def _without_numbers(program: Program) -> fx.GraphModule:
-    """The graph on meta parameters and buffers; tied ones stay so, and the program's own are not touched."""
+    """Return the graph on meta parameters and buffers; tied ones stay tied, and the program is not changed."""
     bare, known = program.draft(), dict[int, Tensor]()
     for module in bare.modules():
         for kind in (module._parameters, module._buffers):  # noqa: SLF001
@@ -78,7 +78,7 @@ def _meta(tensor: Tensor) -> Tensor:
 
 
 class _Run(fx.Interpreter):
-    """Keeps what each node gives."""
+    """Records the value of each node."""
 
     def __init__(self, graph_module: fx.GraphModule) -> None:
         super().__init__(graph_module)

@@ -1,4 +1,4 @@
-"""Which values are never negative, whatever the input: a ReLU after one changes nothing."""
+"""Values that are nonnegative for every input, so that a ReLU after them is the identity."""
 
 from torch import fx
 
@@ -8,7 +8,7 @@ from fxsurgery.program import Program
 
 
 def is_non_negative(program: Program, node: fx.Node) -> bool:
-    """Whether the value of `node` is >= 0 for every input: an activation's is, and sums and pools of such values."""
+    """Return True if the value of `node` is >= 0 for every input: an activation, or a sum or pool of such values."""
     if (known := pointwise(program, node)) is not None:
         return known.is_non_negative or (known.is_identity and is_non_negative(program, node.all_input_nodes[0]))
     if (operands := sum_operands(program, node)) is not None and not set(node.kwargs) - {"input", "other"}:

@@ -1,4 +1,4 @@
-"""Peak activation memory: the bytes of all tensors that are alive at once while a program runs, weights left out.
+"""Peak activation memory: the bytes of all tensors that are alive at once while a program runs, without weights.
 
 With size(s) the bytes of a storage s, first(s) the node that makes it and last(s) the last node that reads any view of
 it, in execution order:
@@ -27,7 +27,7 @@ from fxsurgery.program import Program
 
 @cached
 def peak_activation_bytes(program: Program) -> int:
-    """Return the largest number of bytes that activations take at once.
+    """Return the largest number of bytes of activations that are alive at once.
 
     Example:
         >>> from fxsurgery import capture
@@ -44,7 +44,7 @@ def peak_activation_bytes(program: Program) -> int:
 
 
 Held = Mapping[str, Mapping[int, int]]
-"""By node: the storages of its value, each with its size in bytes."""
+"""The storages of each node's value, with their sizes in bytes."""
 
 
 def _peak(nodes: tuple[fx.Node, ...], held: Held) -> int:
@@ -68,7 +68,7 @@ def _peak(nodes: tuple[fx.Node, ...], held: Held) -> int:
 
 
 def _held(module: fx.GraphModule, values: Mapping[str, Any]) -> Held:
-    """The storages of what each node gives, but those of the weights of `module`."""
+    """Return the storages of each node's value, without those of the weights of `module`."""
     weights = {key for tensor in (*module.parameters(), *module.buffers()) for key in _storage(tensor)}
     found = dict[str, dict[int, int]]()
     for name, value in values.items():
@@ -80,7 +80,7 @@ def _held(module: fx.GraphModule, values: Mapping[str, Any]) -> Held:
 
 
 def _real_values(program: Program, inputs: Inputs) -> Mapping[str, Any]:
-    """What each node gives in a run with numbers; all of it is kept, so that no storage stands for two."""
+    """Return each node's value from a run with numbers; all are kept, so that no storage is reused."""
     run = fx.Interpreter(program.graph_module, garbage_collect_values=False)
     device = next((x.device for x in inputs.tensors), torch.device("cpu"))
     with _disable_current_modes(), torch.no_grad(), device:
@@ -89,7 +89,7 @@ def _real_values(program: Program, inputs: Inputs) -> Mapping[str, Any]:
 
 
 def _storage(tensor: Tensor) -> dict[int, int]:
-    """The storage of a tensor with its bytes; a sparse tensor, which has none, counts as if it were dense."""
+    """Return the storage of a tensor and its bytes; a sparse tensor, which has none, counts as a dense one."""
     if tensor.layout != torch.strided:
         return {id(tensor): tensor.numel() * tensor.element_size()}
     storage = tensor.untyped_storage()

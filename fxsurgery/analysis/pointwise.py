@@ -1,7 +1,7 @@
-"""Functions of one tensor that take it entry by entry, and what is true of them.
+"""Properties of pointwise functions of one tensor.
 
-What is true is worked out by running the function on a grid of numbers: whatever PyTorch computes counts,
-with the options that the user's module has.
+The properties are found by running the function on a grid of numbers, as PyTorch computes it with the options of the
+user's module.
 """
 
 from collections import Counter
@@ -15,13 +15,13 @@ from fxsurgery.analysis.cached import cached
 from fxsurgery.program import Program
 
 _FAR = torch.logspace(1, 6, 41)
-"""Where a bound may lie: a clamp to [-20, 20] is no identity."""
+"""Candidates for bounds: a clamp to [-20, 20] is not the identity."""
 _GRID = torch.cat([-_FAR, torch.linspace(-12, 12, 481), _FAR, torch.tensor([-1e-3, 0.0, 1e-3])])
 
 
 @dataclass(frozen=True)
 class Pointwise:
-    """What is true, in eval mode, of a function f of single entries."""
+    """Properties of a pointwise function f in eval mode."""
 
     is_identity: bool
     is_idempotent: bool
@@ -33,18 +33,18 @@ class Pointwise:
 
 
 def pointwise(program: Program, node: fx.Node) -> Pointwise | None:
-    """What is true of the function that `node` computes of one tensor, entry by entry; `None` if it is none."""
+    """Return the properties of the pointwise function of one tensor that `node` computes; `None` if it is not one."""
     return _all_pointwise(program).get(node.name)
 
 
 @cached
 def calls_of(program: Program) -> Counter[str]:
-    """How many nodes call each module, by path."""
+    """Return the number of nodes that call each module, by path."""
     return Counter(str(n.target) for n in program.nodes if n.op == "call_module")
 
 
 def only_reader(node: fx.Node) -> fx.Node | None:
-    """The one node that reads `node`; `None` where there are several, or none but the output."""
+    """Return the only reader of `node`; `None` if there are several, or if it is the output."""
     readers = [reader for reader in node.users if reader.op != "output"]
     return readers[0] if len(readers) == 1 == len(node.users) else None
 

@@ -1,4 +1,4 @@
-"""What pools and convolutions with windows compute, and which values of a program are feature maps."""
+"""Windows of pools and convolutions, and the values of a program that are feature maps."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ from fxsurgery.ops.pointwise import PRELU
 from fxsurgery.program import Program
 
 LOCAL = 3
-"""A larger window that is the whole map was chosen for that: it is global."""
+"""A window larger than this that covers the whole map counts as global pooling."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """A pool with windows; one entry a dim. Its node may call a module or a function."""
+    """A pool with windows, one entry per dim. Its node may call a module or a function."""
 
     kind: Literal["average", "max"]
     kernel: tuple[int, ...]
@@ -40,7 +40,7 @@ class Pool:
     gives_indices: bool
 
     def shares(self, dim: int, size: int, windows: int) -> Tensor:
-        """What each position counts in each window, along one dim: (windows, size). Of a max pool: all alike."""
+        """Return the weight of each position in each window along one dim, (windows, size); equal in a max pool."""
         found = torch.zeros(windows, size, dtype=torch.float64)
         kernel, padding = self.kernel[dim], self.padding[dim]
         for window in range(windows):
@@ -52,7 +52,7 @@ class Pool:
 
 
 def read_pool(program: Program, node: fx.Node) -> Pool | None:
-    """The pool with windows that `node` computes; `None` if it is none. Adaptive and global ones have no windows."""
+    """Return the pool with windows that `node` computes, else `None`. Adaptive and global pools have no windows."""
     operator = program.operator(node)
     if operator is None or (window := operator.window) is None or not operator.is_pool or window.kernel is None:
         return None
@@ -86,7 +86,7 @@ def _each(value: Any, rank: int) -> tuple[int, ...]:  # noqa: ANN401
 
 @dataclass(frozen=True)
 class Stencil:
-    """The windows of a convolution or pool, one entry a dim."""
+    """The windows of a convolution or pool, one entry per dim."""
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
@@ -95,21 +95,21 @@ class Stencil:
 
     @property
     def is_point(self) -> bool:
-        """Whether each window is one position, and each position has its window."""
+        """Return True if each window is one position, and each position has a window."""
         return set(self.kernel) == {1} == set(self.stride) and not any(self.padding)
 
     def through(self, dim: int, axis: SpatialAxis) -> SpatialAxis:
-        """Where the centers of the windows lie along `dim`."""
+        """Return the centers of the windows along `dim`."""
         return axis.through(self.kernel[dim], self.stride[dim], self.padding[dim], self.dilation[dim])
 
 
 def read_stencil(program: Program, node: fx.Node, sizes: Callable[[fx.Node], Sequence[int]]) -> Stencil | None:
-    """The windows of the convolution or pool that `node` computes; `None` if it is neither.
+    """Return the windows of the convolution or pool that `node` computes; `None` if it is neither.
 
     Args:
-        program: the node's.
+        program: the program of the node.
         node: any node.
-        sizes: gives the shape of a node's value: a function's weight tells its kernel.
+        sizes: function from a node to the shape of its value; the weight of a functional call has the kernel size.
     """
     if (pool := read_pool(program, node)) is not None:
         return Stencil(pool.kernel, pool.stride, pool.padding, pool.dilation)
@@ -138,10 +138,10 @@ def _stencil(kernel: tuple[int, ...], stride: Any, padding: Any, dilation: Any) 
 
 @cached
 def feature_maps(program: Program) -> dict[str, tuple[int, ...]]:
-    """The nodes that give (batch, channels, *positions), in execution order, with their shapes.
+    """Return the nodes whose values are (batch, channels, *positions), in execution order, with their shapes.
 
-    Convolutions and pools give such maps, images are some, and so is what keeps the shape of one: a norm, an
-    activation, a sum.
+    These are images, the outputs of convolutions and pools, and of nodes that keep their shape: norms, activations,
+    sums.
     """
     values, found = node_values(program).by_name, dict[str, tuple[int, ...]]()
     for node in program.nodes:
@@ -160,15 +160,16 @@ def feature_maps(program: Program) -> dict[str, tuple[int, ...]]:
 
 
 def _may_permute(operator: Operator) -> bool:
-    """Return True if its result may not be a feature map even where it has the shape of its input map."""
+    """Return True if the result may not be a feature map although it has the shape of the input map."""
     is_product = operator.kind is Kind.CONTRACTION and operator.window is None and operator is not LINEAR
     return operator.regroups or is_product
 
 
 def block_ends(program: Program) -> Iterator[fx.Node]:
-    """Where all that goes on is one map: after a convolution, sum or concatenation the last norm or activation.
+    """Yield the ends of blocks at which a single map continues.
 
-    A pool before the activation is part of the block, as in ECToNAS's cells. Images too, if there is no convolution.
+    An end is the last norm or activation after a convolution, sum or concatenation. A pool before the activation is
+    part of the block, as in the cells of ECToNAS. If there is no convolution, images count too.
     """
     maps = feature_maps(program)
     starts = [node for node in program.nodes if node.name in maps and is_convolution(program, node)]
@@ -179,7 +180,7 @@ def block_ends(program: Program) -> Iterator[fx.Node]:
 
 
 def _end(program: Program, start: fx.Node) -> fx.Node:
-    """The last norm or activation of the block that starts at a node; the node itself, without any."""
+    """Return the last norm or activation of the block that starts at a node; the node itself if it has none."""
     maps, node, end, is_active = feature_maps(program), start, start, False
     while (reader := only_reader(node)) is not None and reader.name in maps:
         if _keeps_place(program, reader):
@@ -192,7 +193,7 @@ def _end(program: Program, start: fx.Node) -> fx.Node:
 
 
 def _alone(program: Program) -> Iterator[fx.Node]:
-    """The maps beside which, once they are there, no other map is waiting to be read."""
+    """Yield the maps at which no other map is still to be read."""
     maps, order = feature_maps(program), {node: place for place, node in enumerate(program.nodes)}
     waiting = -1
     for node in program.nodes:
@@ -204,7 +205,7 @@ def _alone(program: Program) -> Iterator[fx.Node]:
 
 
 def is_convolution(program: Program, node: fx.Node) -> bool:
-    """Whether `node` calls a convolution, as a module or as a function."""
+    """Return True if `node` calls a convolution, as a module or as a function."""
     operator = program.operator(node)
     return operator is not None and operator.is_convolution
 
@@ -216,12 +217,12 @@ def _keeps_place(program: Program, node: fx.Node) -> bool:
 
 
 def spread(found: Sequence[fx.Node], most: int) -> list[fx.Node]:
-    """At most so many of the nodes, evenly spread, the last one among them."""
+    """Return at most `most` of the nodes, evenly spaced, including the last one."""
     return [found[len(found) * (i + 1) // min(most, len(found)) - 1] for i in range(min(most, len(found)))]
 
 
 def halved(old: Sequence[int], new: Sequence[int]) -> Map:
-    """A map of shape `old`, the batch first, before and after a 2 x 2 pool of stride 2 that leaves shape `new`."""
+    """Return a map of shape `old`, batch first, before and after a 2 x 2 pool of stride 2 that gives shape `new`."""
     axes, factors = list[tuple[SpatialAxis, SpatialAxis] | None]([None]), list[Tensor | None]([None])
     for before, now in zip(old[2:], new[2:], strict=True):
         pair = (SpatialAxis(), SpatialAxis().through(2, 2, 0, 1))
@@ -231,7 +232,7 @@ def halved(old: Sequence[int], new: Sequence[int]) -> Map:
 
 
 def too_small(program: Program, node: fx.Node) -> Refusal | None:
-    """Why the feature map that `node` gives cannot be pooled; `None` if it can."""
+    """Return why the feature map of `node` cannot be pooled; `None` if it can."""
     positions = feature_maps(program)[node.name][2:]
     if min(positions) >= 2:
         return None
@@ -239,7 +240,7 @@ def too_small(program: Program, node: fx.Node) -> Refusal | None:
 
 
 def readable(program: Program, node: fx.Node) -> Refusal | None:
-    """Why nothing can be put between a map and its readers; `None` if something can."""
+    """Return why nothing can be inserted between a map and its readers; `None` if something can."""
     if node.name not in feature_maps(program):
         return Refusal(node.name, "it gives no feature map: (batch, channels, *positions)")
     return None if node.users else Refusal(node.name, "nothing reads it")

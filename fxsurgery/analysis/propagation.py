@@ -1,8 +1,8 @@
-"""Run a program on meta tensors and let the rules see every ATen operation.
+"""Run a program on meta tensors and apply the rules to every ATen operation.
 
-The operations are met under a `TorchDispatchMode`, so the rules know ATen alone, while whatever they
-notice is booked under the node of the user's graph that is being run. What cannot run on meta tensors (a
-leaf module, an operation without shapes) is looked up in one real run; what flows into it freezes.
+The operations are intercepted by a `TorchDispatchMode`, so the rules only know ATen, while their findings are recorded
+for the node of the user's graph that is being run. Values that cannot be computed on meta tensors (of a leaf module, an
+operation without shapes) are looked up in one real run; their inputs freeze.
 """
 
 import copy
@@ -34,7 +34,7 @@ LEAF = "leaf module"
 META = torch.device("meta")
 
 NO_META = (NotImplementedError, RuntimeError)
-"""What an operation raises that cannot run on meta tensors."""
+"""Exceptions of an operation that cannot run on meta tensors."""
 
 
 class Propagation(fx.Interpreter):
@@ -65,7 +65,7 @@ class Propagation(fx.Interpreter):
         self._make_product_grids()
 
     def _make_product_grids(self) -> None:
-        """Tie until every plane varies along one dim: then reshapes commute with the removal of units."""
+        """Tie units until every plane varies along one dim: then reshapes commute with the removal of units."""
         waiting = self.calls.known()
         while True:
             version = self.state.atoms.version
@@ -114,7 +114,7 @@ class Propagation(fx.Interpreter):
 
     @override
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The inputs of a node; a device that it names is the one of this run."""
+        """Return the inputs of a node; a device among them is replaced by that of this run."""
         if not n.kwargs and all(type(a) is fx.Node for a in n.args):  # as of most nodes
             return tuple(map(self.env.__getitem__, n.args)), {}  # type: ignore[arg-type]
         args, kwargs = super().fetch_args_kwargs_from_env(n)
@@ -131,7 +131,7 @@ class Propagation(fx.Interpreter):
         return self._modules[target]
 
     def _on_meta(self, module: nn.Module) -> nn.Module:
-        """A copy of a called module on the meta parameters."""
+        """Return a copy of a called module on the meta parameters."""
         if next(module.children(), None) is not None or isinstance(module, nn.RNNBase):
             return copy.deepcopy(module, dict(self._metas))
         new = copy.copy(module)
@@ -163,7 +163,7 @@ class Propagation(fx.Interpreter):
         return (ends[0], ends[1:]) if len(ends) > 2 else ends
 
     def _looked_up(self, node: fx.Node) -> Any:
-        """What a node gives that cannot run on meta tensors, from a real run; its inputs freeze."""
+        """Return the value of a node that cannot run on meta tensors, from a real run, and freeze its inputs."""
         given = pytree.tree_leaves([self.env.get(n) for n in node.all_input_nodes])
         self.state.op = target_name(node)
         for leaf in given:
@@ -203,7 +203,7 @@ class Propagation(fx.Interpreter):
                 self.state.freeze(self.state.vector(labels, dim))
 
     def _freeze_parts(self, node: fx.Node) -> None:
-        """A part whose bounds follow the inputs' sizes may be any other at another size: nothing of it is unused."""
+        """Freeze dims that are sliced at bounds that follow the input sizes: at another size the slice differs."""
         source = self.env.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
         if not isinstance(source, Tensor):
             return
@@ -213,7 +213,7 @@ class Propagation(fx.Interpreter):
                 self.state.freeze(self.state.vector(self.calls.labels(source), dim))
 
     def _follow_inputs(self, numbers: Sequence[fx.Node]) -> bool:
-        """Whether numbers come from a dim without labels, whose size is the inputs' to say."""
+        """Return True if numbers come from a dim without labels, whose size depends on the inputs."""
         sources = self.numbers.of(numbers)
         labeled = all(
             any(dim in varying(plane) for plane in self.calls.labels(self.env[tensor]).planes)
@@ -223,7 +223,7 @@ class Propagation(fx.Interpreter):
         return not sources or not labeled
 
     def _label_tensors(self, named: Sequence[tuple[str, Tensor]]) -> None:
-        """Fresh atoms for each dim of each parameter and buffer; none inside what cannot be resized."""
+        """Assign fresh labels to each dim of each parameter and buffer, except in modules that cannot be resized."""
         opaque, kernels = list[str](), set[str]()
         for path, module in self._called.items():
             if not is_resizable(module):
@@ -252,7 +252,7 @@ def _called(root: fx.GraphModule) -> dict[str, nn.Module]:
 
 
 def _reached_by_inputs(program: Program) -> set[str]:
-    """Nodes that depend on an input, if only on its size."""
+    """Return the nodes that depend on an input, or at least on its size."""
     reached = set[str]()
     for node in program.nodes:
         if node.op == "placeholder" or any(n.name in reached for n in node.all_input_nodes):

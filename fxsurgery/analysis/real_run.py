@@ -18,7 +18,7 @@ from fxsurgery.program import Program
 
 @cached
 def real_run(program: Program) -> "RealRun":
-    """Run the program on its example inputs, whatever modes are on."""
+    """Run the program on its example inputs, independent of active modes."""
     device = next((x.device for x in program.examples.tensors), torch.device("cpu"))
     run = _Run(program)
     with _disable_current_modes(), torch.no_grad(), device:
@@ -28,18 +28,18 @@ def real_run(program: Program) -> "RealRun":
 
 @dataclass(frozen=True, eq=False)
 class RealRun:
-    """What one real run showed, by node."""
+    """Findings of one real run, by node."""
 
     values: dict[str, Any]
-    """What it gave, meta tensors for tensors."""
+    """Value of the node, with meta tensors in place of tensors."""
     macs: dict[str, float]
-    """Of one sample."""
+    """MACs of one sample, by operation."""
     unknown: dict[str, tuple[str, ...]]
     """Operations that could not be counted."""
 
 
 class _Run(fx.Interpreter):
-    """Notes what each node gives, and counts the work of each call."""
+    """Records the value of each node, and counts the work of each call."""
 
     def __init__(self, program: Program) -> None:
         super().__init__(program.graph_module)
@@ -66,12 +66,12 @@ class _Run(fx.Interpreter):
 
 
 def is_kept_whole(module: nn.Module) -> bool:
-    """Whether a called module has state and code of the user's own: capture could not look into it."""
+    """Return True if a called module has state and code of the user: capture could not trace into it."""
     own = not type(module).__module__.startswith(("torch.nn", "torch.ao.nn", "fxsurgery"))
     return own and bool(list(module.state_dict())) and not is_resizable(module)
 
 
 def on_meta(tensor: Tensor) -> Tensor:
-    """A meta tensor of the same shape and type; of a parameter, a parameter."""
+    """Return a meta tensor of the same shape and type; a parameter for a parameter."""
     meta = tensor.detach().to("meta")
     return nn.Parameter(meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else meta

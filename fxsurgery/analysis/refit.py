@@ -1,4 +1,4 @@
-"""A module on resized tensors: which modules can be, and the size attributes that follow."""
+"""Modules on resized tensors: which modules can be resized, and their size attributes."""
 
 import copy
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _WeightNorm = parametrizations._WeightNorm  # noqa: SLF001
 
 
 def is_resizable(module: nn.Module) -> bool:
-    """Whether the tensors of a called module, if it has any, can be resized."""
+    """Return True if the tensors of a called module, if any, can be resized."""
     if is_computed(module):
         return is_weight_normed(module)
     is_bare = not (module._parameters or module._buffers or module._modules)  # noqa: SLF001
@@ -24,7 +24,7 @@ def is_resizable(module: nn.Module) -> bool:
 
 
 def _has_sized_tensors(module: nn.Module) -> bool:
-    """Whether `refit` knows the tensors of a module."""
+    """Return True if `refit` supports the tensors of a module."""
     operator = registry.of_module(module)
     known = operator is not None and (operator.weight is not None or operator.kind is Kind.RECURRENT)
     return known or isinstance(module, UnitMask)
@@ -36,22 +36,22 @@ def _is_mixing_layer(module: nn.Module) -> bool:
 
 
 def is_parametrized(module: nn.Module) -> bool:
-    """Whether some tensor of `module` is computed from others, as PyTorch's parametrizations have it."""
+    """Return True if a tensor of `module` is computed from others by PyTorch's parametrizations."""
     return "parametrizations" in module._modules and parametrize.is_parametrized(module)  # noqa: SLF001 -- asked often
 
 
 def is_computed(module: nn.Module) -> bool:
-    """Whether a tensor of `module` is computed from others: by a parametrization, or by a hook before each call.
+    """Return True if a tensor of `module` is computed from others, by a parametrization or by a hook before each call.
 
-    A hook (`torch.nn.utils.spectral_norm`, `torch.nn.utils.prune`) leaves it as a plain attribute, which none of
-    PyTorch's own layers has otherwise.
+    A hook (`torch.nn.utils.spectral_norm`, `torch.nn.utils.prune`) sets it as a plain attribute, which PyTorch's layers
+    do not have otherwise.
     """
     is_hooked = _has_sized_tensors(module) and any(isinstance(value, Tensor) for value in vars(module).values())
     return is_hooked or is_parametrized(module)
 
 
 def is_weight_normed(module: nn.Module) -> bool:
-    """Whether `weight`, and nothing else, is parametrized, by weight norm over all dims but the first."""
+    """Return True if only `weight` is parametrized, by weight norm over all dims but the first."""
     if not is_parametrized(module) or not _is_mixing_layer(module):
         return False
     found = getattr(module, "parametrizations")  # noqa: B009 -- not declared on nn.Module
@@ -60,17 +60,17 @@ def is_weight_normed(module: nn.Module) -> bool:
 
 
 def scale_name(module: nn.Module) -> str:
-    """The tensor of a module that scales its outputs: at 0 in an output's row, that output is its bias."""
+    """Return the tensor that scales the outputs of a module: an output whose row is 0 equals its bias."""
     return "parametrizations.weight.original0" if is_weight_normed(module) else "weight"
 
 
 def refit(module: nn.Module, tensors: Mapping[str, Tensor], sizes: Sizes | None = None) -> nn.Module:
-    """A copy of `module` on `tensors` (by their names in it), its size attributes to match.
+    """Return a copy of `module` on `tensors` (by their names in it), with matching size attributes.
 
     Args:
-        module: one that `is_resizable`; it is left alone.
+        module: a module that `is_resizable`; it is not changed.
         tensors: the resized parameters and buffers; the others are shared.
-        sizes: the new sizes that no tensor tells.
+        sizes: new sizes that do not follow from a tensor.
     """
     if is_weight_normed(module):
         return _refit_weight_normed(module, tensors, sizes)
@@ -94,7 +94,7 @@ def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def _refit_weight_normed(module: nn.Module, tensors: Mapping[str, Tensor], sizes: Sizes | None) -> nn.Module:
-    """The norm of a shorter row is smaller: its magnitude g shrinks with it, so that what is left of w stays.
+    """Scale the magnitude g with the norm of a shortened row, so that the remaining entries of w are unchanged.
 
     w = g v / |v|, so w' = g' v' / |v'| with g' = g |v'| / |v| over the surviving rows.
     """
@@ -122,13 +122,13 @@ def _row_norms(weight: Tensor) -> Tensor:
 
 
 def size_attributes(module: nn.Module) -> dict[str, object]:
-    """Return the attributes of `module` that hold its sizes, by name; none where nothing resizes it."""
+    """Return the attributes of `module` that hold its sizes, by name; none if it cannot be resized."""
     if is_parametrized(module) or not _has_sized_tensors(module):
         return {}
     return dict(_attributes(module, Sizes()))
 
 
 def _attributes(module: nn.Module, sizes: Sizes) -> Mapping[str, object]:
-    """The size attributes of a module with the tensors that it now has."""
+    """Return the size attributes of a module that match its current tensors."""
     operator = registry.of_module(module)
     return {} if operator is None or operator.size_attributes is None else operator.size_attributes(module, sizes)

@@ -1,8 +1,8 @@
-"""Which modules and nodes carry sizes as constants.
+"""Modules and nodes that have sizes as constants.
 
-A module states its sizes as attributes (`Conv2d.in_channels`), see `fxsurgery.analysis.refit`. A node states
-them as arguments (`x.view(n, 2, 58)`): `resize` rewrites those of the operators that declare `sizes`. Any
-other function of torch reshapes by the shapes it meets; data that is reshaped anywhere else freezes.
+A module has its sizes as attributes (`Conv2d.in_channels`), see `fxsurgery.analysis.refit`. A node has them as
+arguments (`x.view(n, 2, 58)`): `resize` rewrites those of the operators that declare `sizes`. Other functions of
+torch reshape by the shapes of their inputs; data that is reshaped anywhere else freezes.
 """
 
 from torch import fx, nn
@@ -14,12 +14,12 @@ _LIBRARIES = ("torch", "_operator", "builtins", "math")
 
 
 def target_name(node: fx.Node) -> str:
-    """`view` for `x.view(...)`, `flatten` for `torch.flatten(x)`; the path for a module."""
+    """Return `view` for `x.view(...)`, `flatten` for `torch.flatten(x)`, and the path for a module."""
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
 def is_sized(node: fx.Node) -> bool:
-    """Whether `resize` rewrites the sizes among `node`'s arguments, computed ones as well."""
+    """Return True if `resize` rewrites the sizes among the arguments of `node`, including computed ones."""
     sizes = sizes_of(node)
     if sizes is None or not sizes.computed or not node.args or not isinstance(node.args[0], fx.Node):
         return False
@@ -27,13 +27,13 @@ def is_sized(node: fx.Node) -> bool:
 
 
 def is_rewritten(node: fx.Node) -> bool:
-    """Whether `resize` looks at `node`'s arguments."""
+    """Return True if `resize` handles the arguments of `node`."""
     sizes = sizes_of(node)
     return is_sized(node) or (sizes is not None and not sizes.computed and bool(node.args))
 
 
 def hides_its_shape(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether `node`, which calls `module` if it calls any, may reshape by a constant that no rewrite reaches."""
+    """Return True if `node`, or the `module` that it calls, may reshape by a constant that no rewrite can change."""
     operator = registry.of(node, module)
     if module is not None:
         return operator is not None and operator.hides_sizes
@@ -46,7 +46,7 @@ def hides_its_shape(node: fx.Node, module: nn.Module | None) -> bool:
 
 
 def sizes_of(node: fx.Node) -> SizeArguments | None:
-    """The arguments of a function or method that hold sizes, if any do."""
+    """Return the arguments of a function or method that hold sizes, if any."""
     operator = registry.of(node) if node.op in {"call_function", "call_method"} else None
     return None if operator is None else operator.sizes
 

@@ -1,4 +1,4 @@
-"""Whether the tensors of a module are its own: what stands in the way of replacing it for one reader."""
+"""Sharing of a module's tensors, which prevents replacing the module for one reader."""
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from fxsurgery.program import Program
 
 
 def fixed(program: Program, path: str) -> Refusal | None:
-    """Why the module at `path` cannot be given other tensors for the one node that calls it; `None` if it can."""
+    """Return why the tensors of the module at `path` cannot be replaced for its one caller; `None` if they can."""
     if refusal := called_again(program, path):
         return refusal
     if is_computed(program.graph_module.get_submodule(path)):
@@ -18,13 +18,13 @@ def fixed(program: Program, path: str) -> Refusal | None:
 
 
 def called_again(program: Program, path: str) -> Refusal | None:
-    """That the module at `path` is not called just once."""
+    """Return the reason if the module at `path` is not called exactly once."""
     calls = calls_of(program)[path]
     return None if calls == 1 else Refusal(path, f"{path} is called {calls} times")
 
 
 def shared(program: Program, path: str) -> Refusal | None:
-    """Who else has the parameters of the module at `path`."""
+    """Return the reason if another module shares the parameters of the module at `path`."""
     if refusal := read_elsewhere(program, path):
         return refusal
     for name, parameter in program.graph_module.get_submodule(path).named_parameters():
@@ -34,13 +34,13 @@ def shared(program: Program, path: str) -> Refusal | None:
 
 
 def read_elsewhere(program: Program, path: str) -> Refusal | None:
-    """That a node reads the tensors of the module at `path` without calling it."""
+    """Return the reason if a node reads the tensors of the module at `path` without calling it."""
     own = f"{path}."
     reader = next((n for n in program.nodes if n.op == "get_attr" and str(n.target).startswith(own)), None)
     return Refusal(str(reader), f"the tensors of {path} are read by %{reader} as well") if reader else None
 
 
 def names_of(program: Program, tensor: Tensor) -> list[str]:
-    """All names of a parameter; a tied one has several."""
+    """Return all names of a parameter; a tied parameter has several."""
     everywhere = program.graph_module.named_parameters(remove_duplicate=False)
     return [name for name, other in everywhere if other is tensor]

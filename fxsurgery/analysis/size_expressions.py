@@ -1,7 +1,7 @@
-"""SizeExpressions that the graph computes from shapes, and which dims of which tensors they came from.
+"""Numbers that the graph computes from shapes, and the dims of the tensors that they depend on.
 
-A number that says a size (`x.view(n, c // 2, ...)`) is rewritten with the size. One that is used in any
-other way (`x / c ** 0.5`) must stay what it is, so the dims that it came from freeze.
+A number that is used as a size (`x.view(n, c // 2, ...)`) is rewritten with the size. A number with any other use
+(`x / c ** 0.5`) must keep its value, so the dims that it depends on freeze.
 """
 
 import math
@@ -15,17 +15,17 @@ from fxsurgery.ops.facets import OperandArgument, SizeRule
 from fxsurgery.ops.movement import GETITEM
 
 Source = tuple[fx.Node, tuple[int, ...]]
-"""A tensor, and those of its dims that a number came from."""
+"""A tensor, and those of its dims that a number depends on."""
 
 
 class SizeExpressions:
-    """What one walk has seen of numbers so far."""
+    """Numbers that one propagation has seen so far."""
 
     def __init__(self) -> None:
         self._sources: dict[fx.Node, set[Source]] = {}
 
     def note(self, node: fx.Node, env: Mapping[fx.Node, Any]) -> None:
-        """Remember which dims the numbers that `node` gives or passes on came from."""
+        """Record the dims that the numbers of `node` depend on."""
         source = node.args[0] if node.args else None
         if counts(node) and isinstance(source, fx.Node) and isinstance(env.get(source), Tensor):
             dims = tuple(range(env[source].dim()))
@@ -39,31 +39,31 @@ class SizeExpressions:
             self._sources[node] = sources
 
     def forget(self, node: fx.Node) -> None:
-        """`node` turned out to give a tensor: its numbers end there."""
+        """Forget the numbers of `node`, whose value is a tensor."""
         self._sources.pop(node, None)
 
     def behind(self, node: fx.Node) -> set[Source]:
-        """The tensors and dims that the numbers among `node`'s inputs came from."""
+        """Return the tensors and dims that the numbers among the inputs of `node` depend on."""
         if not self._sources:
             return set()
         return self.of(node.all_input_nodes)
 
     def of(self, nodes: Iterable[fx.Node]) -> set[Source]:
-        """The tensors and dims that the numbers which `nodes` give came from."""
+        """Return the tensors and dims that the numbers of `nodes` depend on."""
         return set[Source]().union(*(self._sources.get(n, ()) for n in nodes))
 
     def by_name(self) -> dict[str, tuple[tuple[str, tuple[int, ...]], ...]]:
-        """By node: the tensors and dims that the number it gives came from."""
+        """Return by node the tensors and dims that its number depends on."""
         return {n.name: tuple((t.name, dims) for t, dims in found) for n, found in self._sources.items()}
 
 
 def counts(node: fx.Node) -> bool:
-    """Whether `node` reads the extents of its first input."""
+    """Return True if `node` reads the extents of its first input."""
     return _extents(node) in {"sizes", "count", "first"}
 
 
 def extents(node: fx.Node, shape: tuple[int, ...]) -> Any:  # noqa: ANN401 -- a size or several
-    """What a node that `counts` gives for an input of `shape`."""
+    """Return the value of a node that `counts` for an input of `shape`."""
     kind = _extents(node)
     if kind == "count":
         return math.prod(shape)
@@ -79,7 +79,7 @@ def _extents(node: fx.Node) -> str | None:
 
 
 def _chosen(node: fx.Node) -> object:
-    """The dim whose size alone is read."""
+    """Return the only dim whose size is read."""
     spelling = registry.spelling_of(node)
     if spelling is None or spelling.operator.extents != "sizes" or spelling.form == "attribute":
         return None
@@ -87,14 +87,14 @@ def _chosen(node: fx.Node) -> object:
 
 
 def _picked(dims: tuple[int, ...], index: object) -> tuple[int, ...]:
-    """Which dims an entry or a part of a shape came from."""
+    """Return the dims that an entry or a slice of a shape depends on."""
     if len(dims) > 1 and isinstance(index, int):
         return (dims[index],)
     return dims[index] if len(dims) > 1 and isinstance(index, slice) else dims
 
 
 def computed_slices(node: fx.Node, rank: int) -> Iterator[tuple[int, tuple[fx.Node, ...]]]:
-    """The dims of its first input, of `rank` dims, along which `node` takes a part by computed numbers, and those."""
+    """Return the dims of its first input, of `rank` dims, that `node` slices by computed numbers, and these numbers."""
     operator = registry.of(node)
     if operator is None or (sizes := operator.sizes) is None:
         return

@@ -28,27 +28,27 @@ import torch
 from torch import Tensor, nn
 
 Choice = Literal["structured", "random", "largest", "mean", "maximum"]
-"""What a new position takes of the weights it stands for: their sum, one at random, that of largest |w|, their mean
-or the greatest."""
+"""How to combine the weights of the old positions that a new position replaces: their sum, a random one, the one of
+largest |w|, their mean or their maximum."""
 
 
 @dataclass(frozen=True)
 class SpatialAxis:
-    """Where the positions of a map lie along one dim: at `start + step * i` on a map that others are measured on."""
+    """Coordinates of a map's positions along one dim: `start + step * i`, in units of a reference map."""
 
     start: float = 0.0
     step: float = 1.0
 
     def through(self, kernel: int, stride: int, padding: float, dilation: int) -> "SpatialAxis":
-        """Where the centers of windows lie."""
+        """Return the coordinates of the centers of windows."""
         return SpatialAxis(self.start + self.step * ((kernel - 1) * dilation / 2 - padding), self.step * stride)
 
     def stretched(self, size: int, new: int) -> "SpatialAxis":
-        """Where `new` positions lie that cover `size` ones evenly, as after an adaptive pool or an upsampling."""
+        """Return the coordinates of `new` positions that evenly cover `size` ones, as after an adaptive pool."""
         return SpatialAxis(self.start + self.step * (size / new - 1) / 2, self.step * size / new)
 
     def centers(self, size: int) -> Tensor:
-        """The place of each position, (size,)."""
+        """Return the coordinate of each position, (size,)."""
         return self.start + self.step * torch.arange(size, dtype=torch.float64)
 
 
@@ -59,14 +59,14 @@ class Map:
     old: tuple[int, ...]
     new: tuple[int, ...]
     factors: tuple[Tensor | None, ...]
-    """For each dim, how weights of the old entries make those of the new ones: (new, old)."""
+    """For each dim, the matrix from weights of old entries to those of new ones: (new, old)."""
     axes: tuple[tuple[SpatialAxis, SpatialAxis] | None, ...]
-    """For each dim, where old and new positions lie; `None` for channels."""
+    """For each dim, the coordinates of old and new positions; `None` for channels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Which entry of which map each entry of a value is, before and after the change."""
+    """The entry of a map that each entry of a value is, before and after the change."""
 
     maps: tuple[Map, ...]
     old: Any
@@ -75,12 +75,12 @@ class Layout:
 
     @classmethod
     def of(cls, own: Map, batch: int) -> "Layout":
-        """The value is the map itself."""
+        """Return the layout of a value that is the map itself."""
         old, new = (torch.arange(math.prod(s)).reshape(1, *s).expand(batch, *s) for s in (own.old, own.new))
         return cls((own,), old, new)
 
     def axis(self, dim: int) -> tuple[Map, int] | None:
-        """The map, and the dim of it, that `dim` of the value runs along; `None` if it is no such dim."""
+        """Return the map and its dim that `dim` of the value runs along; `None` if there is none."""
         old, new = (_vector(index, dim) for index in (self.old, self.new))
         start = (0, 0)
         for own in self.maps:
@@ -93,7 +93,7 @@ class Layout:
         return None
 
     def columns(self) -> tuple[Tensor, Tensor] | None:
-        """The entries along the last dim, old and new; `None` where those of other rows are not alike."""
+        """Return the old and new entries along the last dim; `None` if other rows differ."""
         found = list[Tensor]()
         for index in (self.old, self.new):
             rows = index.reshape(-1, index.shape[-1])
@@ -104,7 +104,7 @@ class Layout:
         return found[0], found[1]
 
     def channels(self) -> Tensor | None:
-        """How the old channels of a value (batch, channels, ...) make the new ones: (new, old); `None`: not known."""
+        """Return the matrix from old to new channels of a value, (new, old); `None` if unknown."""
         old, new = self._channels(_vector(self.old, 1), 0), self._channels(_vector(self.new, 1), 1)
         if old is None or new is None:
             return None
@@ -117,7 +117,7 @@ class Layout:
         return found
 
     def _channels(self, vector: Tensor, side: int) -> tuple[Tensor, Tensor] | None:
-        """For each entry its map and channel; `None` where they differ in position: along `vector` run others."""
+        """Return the map and channel of each entry; `None` if the entries along `vector` differ in position."""
         shapes = [(own.old, own.new)[side] for own in self.maps]
         ends = torch.tensor([math.prod(shape) for shape in shapes]).cumsum(0)
         strides = torch.tensor([max(math.prod(shape[1:]), 1) for shape in shapes])
@@ -130,12 +130,12 @@ class Layout:
 
 
 def _vector(index: Tensor, dim: int) -> Tensor:
-    """The entries along one dim, at the start of all others."""
+    """Return the entries along one dim, at index 0 of all others."""
     return index[tuple(slice(None) if d == dim else 0 for d in range(index.dim()))].contiguous()
 
 
 def _running(entries: Tensor, shape: Sequence[int]) -> set[int]:
-    """The dims of a map of `shape` along which `entries` may run from first to last."""
+    """Return the dims of a map of `shape` along which `entries` may run from first to last."""
     found = set[int]()
     for dim, size in enumerate(shape):
         stride = math.prod(shape[dim + 1 :])
@@ -146,10 +146,10 @@ def _running(entries: Tensor, shape: Sequence[int]) -> set[int]:
 
 
 def nearest(old: SpatialAxis, new: SpatialAxis, old_size: int, new_size: int) -> Tensor:
-    """Which new positions stand for which old ones, by place: (new, old), each column sums to 1.
+    """Match new positions to old ones by distance: (new, old), each column sums to 1.
 
-    Between two that are equally near, the first. An old position that no new one is nearest to, where they get more,
-    gives its weight to the one nearest to it.
+    Of two that are equally near, the first counts. If there are more new positions, an old one that is nearest to none
+    gives its weight to its own nearest.
     """
     places, others = old.centers(old_size), new.centers(new_size)
     apart = (others[:, None] - places[None]).abs().mul(2**20).round()
@@ -162,7 +162,7 @@ def nearest(old: SpatialAxis, new: SpatialAxis, old_size: int, new_size: int) ->
 
 
 def aggregate(weight: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
-    """`W'[o, q] = sum_p T[q, p] W[o, p]`: (out, *old) to (out, *new), with T's factor for each dim, `None` for none."""
+    """Compute `W'[o, q] = sum_p T[q, p] W[o, p]`, (out, *old) to (out, *new); T has a factor or `None` per dim."""
     found = weight.float() if weight.dtype in {torch.float16, torch.bfloat16} else weight
     for dim, factor in enumerate(factors, start=1):
         if factor is not None:
@@ -171,11 +171,11 @@ def aggregate(weight: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
 
 
 def chosen(scores: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
-    """For each new position, the old one of the highest score among those it stands for; -1 where it has none.
+    """Return for each new position the old one of the highest score among those it replaces; -1 if there is none.
 
     Args:
         scores: (rows, *old).
-        factors: which new position each old one goes to.
+        factors: for each dim, the new position of each old one.
 
     Returns:
         (rows, new positions), counted through the flattened old ones.
@@ -195,14 +195,14 @@ def chosen(scores: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
 
 @dataclass(frozen=True)
 class Take:
-    """How dense weights are taken over."""
+    """How dense weights are transferred."""
 
     choice: Choice = "structured"
     seed: int = 0
 
 
 class Taker:
-    """Makes the weights for a changed map of those for the old one."""
+    """Transfers the weights of an old map to a changed one."""
 
     def __init__(self, take: Take) -> None:
         self._choice, self._generator = take.choice, torch.Generator().manual_seed(take.seed)
@@ -210,11 +210,11 @@ class Taker:
     def columns(
         self, weight: Tensor, maps: Sequence[Map], columns: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor | None]:
-        """A dense weight, (out, in), for the new columns, and which old columns they are, if they are any.
+        """Return a dense weight (out, in) for the new columns, and the old columns that they equal, if any.
 
         Args:
-            weight: of the old columns.
-            maps: that both are columns of.
+            weight: the weight of the old columns.
+            maps: the maps of the columns.
             columns: the entries, counted through all maps, that old and new columns are.
         """
         old, new = (index.to(weight.device) for index in columns)
@@ -233,7 +233,7 @@ class Taker:
         return torch.cat(parts, 1)[:, new].contiguous(), index
 
     def entries(self, weight: Tensor, factors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
-        """The new weight, (out, new entries), of one for a map, and the old entries it is made of, if it is any."""
+        """Return the new weight of a map, (out, new entries), and the old entries that it consists of, if any."""
         if self._choice == "structured" or all(factor is None for factor in factors):
             return aggregate(weight, factors).flatten(1), None
         if self._choice == "mean":

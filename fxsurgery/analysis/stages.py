@@ -1,7 +1,7 @@
-"""Stages: identity-skip blocks `x + f(x)` that follow each other and are made of the same operations.
+"""Stages: consecutive identity-skip blocks `x + f(x)` of the same operations.
 
-Where sums of several kinds take turns, as attention and feed-forward parts do, a block is one round of them. Any
-of the blocks can be skipped without touching another layer; depth keeps the first ones.
+If sums of several kinds alternate, as attention and feed-forward parts do, a block is one round of them. Each block can
+be skipped without changing another layer; a smaller depth keeps the first blocks.
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,20 @@ from fxsurgery.ops.operator import Kind
 from fxsurgery.program import Program
 
 LONGEST_ROUND = 8
-"""Sums that make up one block of a stage, at most; Swin's take four."""
+"""Maximum number of sums in one block of a stage; Swin's blocks have four."""
 
 
 @dataclass(frozen=True, eq=False)
 class ResolutionStage:
-    """Blocks of which the first ones may be kept, each of one or more residual sums."""
+    """Blocks, each of one or more residual sums, of which the first ones are kept at a smaller depth."""
 
     name: str
-    """The first layer of the first block, as the user calls it."""
+    """The first layer of the first block, by its name in the user's model."""
     blocks: tuple[tuple[IdentityBlock, ...], ...]
 
 
 def stages(program: Program, shallowest: int = 1) -> tuple[ResolutionStage, ...]:
-    """The stages of more than `shallowest` blocks, in execution order."""
+    """Return the stages of more than `shallowest` blocks, in execution order."""
     found = list[ResolutionStage]()
     for chain in _chains(program):
         kinds, start = [_kind(program, block) for block in chain], 0
@@ -44,7 +44,7 @@ def stages(program: Program, shallowest: int = 1) -> tuple[ResolutionStage, ...]
 
 
 def _longest_repeat(kinds: Sequence[object]) -> tuple[int, int]:
-    """The round at the start whose repeats reach furthest, the shortest of several: its length, and how often."""
+    """Return the length and number of repeats of the initial round that reaches furthest, the shortest of several."""
     best = (1, 1)
     for width in range(1, min(LONGEST_ROUND, len(kinds)) + 1):
         times = 1
@@ -56,7 +56,7 @@ def _longest_repeat(kinds: Sequence[object]) -> tuple[int, int]:
 
 
 def _chains(program: Program) -> list[list[IdentityBlock]]:
-    """Blocks that can be skipped, each with those that go on from its sum."""
+    """Return the chains of consecutive blocks that can be skipped."""
     chains, last = list[list[IdentityBlock]](), dict[fx.Node, list[IdentityBlock]]()
     for block in identity_blocks(program):
         if _writes_outside(program, block):
@@ -75,7 +75,7 @@ def _writes_outside(program: Program, block: IdentityBlock) -> bool:
 
 
 def _origin(program: Program, node: fx.Node, sums: dict[fx.Node, list[IdentityBlock]]) -> fx.Node:
-    """The sum that a value comes from by activations, norms and reshapes alone; the first of these where it is none."""
+    """Return the sum that a value derives from by activations, norms and reshapes; else the first of these."""
     while node not in sums and node.args and isinstance(source := node.args[0], fx.Node):
         operator = program.operator(node)
         is_norm = operator is not None and operator.kind is Kind.NORM
@@ -87,7 +87,7 @@ def _origin(program: Program, node: fx.Node, sums: dict[fx.Node, list[IdentityBl
 
 
 def _kind(program: Program, block: IdentityBlock) -> tuple[str, ...]:
-    """What a branch is made of, sizes aside."""
+    """Return the operations of a branch, without sizes."""
     return tuple(
         type(program.module(n)).__name__ if n.op == "call_module" else n.op if n.op == "get_attr" else target_name(n)
         for n in block.inner

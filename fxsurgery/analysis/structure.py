@@ -1,7 +1,7 @@
-"""What changes together: which units a program's tensors have, and what may be removed.
+"""Structure of a program: the units of its tensors, which units are coupled, and which can be removed.
 
-A *unit* is a class of atoms, named by its root: one channel, with every tensor slice that lives and dies
-with it. A *channel group* is the vector of units that the same layers produce: what a width is.
+A *unit* is a class of labels, named by its root: one channel, with every tensor slice that is removed with it. A
+*channel group* is the vector of units that the same layers produce: the unit vector of a width.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,11 +23,11 @@ from fxsurgery.program import Program
 
 Mask = NDArray[np.bool_]
 Counts = NDArray[np.bool_] | NDArray[np.int64]
-"""For each id, how many of it there are after a change of sizes: a `Mask` where nothing is copied."""
+"""For each id, its number of copies after a change of sizes: a `Mask` if nothing is copied."""
 
 
 def is_unchanged(counts: Counts, ids: Ids) -> bool:
-    """Whether a dim along which `ids` run is what it was."""
+    """Return True if a dim along which `ids` run is unchanged."""
     return bool((counts[ids] == 1).all())
 
 
@@ -36,55 +36,55 @@ class ChannelGroup:
     """Units that the same layers produce, in the order of their channels."""
 
     name: str
-    """The first layer that produces them, as the user calls it; `#2` and so on where one has several."""
+    """The first layer that produces them, by its name in the user's model; `#2` and so on if it has several."""
     producers: tuple[str, ...]
-    """The nodes that produce them; the tensor that holds them where none does."""
+    """The nodes that produce them; the tensor that holds them if there are none."""
     units: Ids
-    """Their roots, one entry a unit."""
+    """Their roots, one entry per unit."""
 
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """The facts. Ids are roots; 0 is what may not be removed."""
+    """Units of the tensors of a program. Ids are roots; 0 stands for all that may not be removed."""
 
     tensors: Mapping[str, Mapping[int, Ids]]
     """The units along each dim of each parameter and buffer."""
     values: Mapping[str, Any]
-    """What each node gives, by node name: `Labels` where it gives a tensor."""
+    """The value of each node, by node name: `Labels` in place of tensors."""
     groups: tuple[ChannelGroup, ...]
     contractions: tuple[Contraction, ...]
-    """Where units are consumed with a weight."""
+    """The operations that consume units with a weight."""
     work: tuple[Work, ...]
     inexact: frozenset[int]
-    """Units whose removal changes what is computed on the others (a norm over them)."""
+    """Units whose removal changes the values of other units, such as under a norm over them."""
     ungateable: frozenset[int]
-    """Units that something consumes where no gate can stand in front."""
+    """Units with a consumer that cannot have a gate before it."""
     freezes: tuple[Freeze, ...]
     unknown: Mapping[str, tuple[str, ...]]
-    """Operations without a rule, with the nodes they froze the inputs of."""
+    """Operations without a rule, with the nodes whose inputs they froze."""
     group_width: Mapping[str, int]
-    """Channels in one group of a grouped conv or norm that loses whole groups, by node."""
+    """Channels per group of a grouped convolution or norm that loses whole groups, by node."""
     uncounted: tuple[str, ...]
     unknown_macs: Mapping[str, tuple[str, ...]]
-    """Operations whose MACs nobody counts, with the nodes that run them."""
+    """Operations whose MACs are not counted, with the nodes that run them."""
     inexact_nodes: frozenset[str]
-    """Nodes at which removal changes what is computed on the surviving units."""
+    """Nodes at which a removal changes the values of the remaining units."""
     masks: frozenset[str]
-    """Nodes that give tensors of truth values: as an index, one stands for as many dims as it has."""
+    """Nodes whose values are Boolean tensors: as an index, such a tensor stands for as many dims as it has."""
     numbers: Mapping[str, tuple[tuple[str, tuple[int, ...]], ...]]
-    """By node that gives a number: the tensors (by node) and dims whose extents it came from."""
+    """For each node whose value is a number, the tensors (by node) and dims whose extents it depends on."""
     size: int
     """One more than the largest id."""
 
     def mask(self, removed: Ids) -> Mask:
-        """For each id, whether it stays when the units `removed` go."""
+        """Return for each id whether it remains when the units `removed` are removed."""
         keep = np.ones(self.size, bool)
         keep[removed] = False
         keep[0] = True
         return keep
 
     def empty_dims(self, keep: Counts) -> list[int]:
-        """One unit of each tensor dim of which nothing would be left: empty when `keep` is legal."""
+        """Return one unit of each tensor dim that would become empty; empty if `keep` is valid."""
         if keep.all():
             return []
         vectors = list(self.vectors())
@@ -93,7 +93,7 @@ class Structure:
         return sorted({int(vectors[i].max()) for i in np.flatnonzero(~left)})
 
     def vectors(self) -> Iterator[Ids]:
-        """Every labeled dim: of parameters and buffers, and of what flows between nodes."""
+        """Yield every labeled dim of parameters, buffers and values of nodes."""
         for dims in self.tensors.values():
             yield from dims.values()
         for value in self.values.values():
@@ -105,27 +105,27 @@ class Structure:
                     yield from (plane.ravel() for plane in labels.planes)
 
     def along(self, labels: Labels) -> dict[int, Ids]:
-        """The units of a tensor by dim."""
+        """Return the units of a tensor, by dim."""
         return {varying(plane)[0]: plane.ravel() for plane in labels.planes}
 
     def removable(self, group: ChannelGroup) -> bool:
-        """Whether the group's units can go exactly, and a gate can stand for their going."""
+        """Return True if the units of a group can be removed exactly, and a gate has the same effect."""
         units = set(group.units.tolist())
         return not units & self.inexact and not units & self.ungateable
 
     def is_mask(self, node: fx.Node) -> bool:
-        """Whether `node` gives a tensor of truth values."""
+        """Return True if the value of `node` is a Boolean tensor."""
         return node.name in self.masks
 
     def group(self, name: str) -> ChannelGroup | None:
-        """The channel group of that name."""
+        """Return the channel group of that name; `None` if there is none."""
         return next((g for g in self.groups if g.name == name), None)
 
     def named(self, name: str) -> ChannelGroup:
-        """The channel group of that name.
+        """Return the channel group of that name.
 
         Raises:
-            SpecError: there is none.
+            SpecError: there is no such group.
         """
         if (group := self.group(name)) is not None:
             return group
@@ -138,13 +138,13 @@ class Structure:
 
 @cached
 def structure(program: Program) -> Structure:
-    """What changes together in `program`, where attention loses whole heads."""
+    """Return the structure of `program`, where attention loses whole heads."""
     return _analyzed(program, "heads")
 
 
 @cached
 def head_dim_structure(program: Program) -> Structure:
-    """The same where attention loses channels, the same of every head."""
+    """Return the structure of `program`, where attention loses the same channels of every head."""
     return _analyzed(program, "head_dim")
 
 
@@ -198,9 +198,9 @@ def _members(state: PropagationState, noted: list[Ids]) -> frozenset[int]:
 
 
 def _groups(walk: Propagation, tensors: Mapping[str, Mapping[int, Ids]], program: Program) -> Iterator[ChannelGroup]:
-    """Units by the set of nodes that produce them, in the order in which these run.
+    """Return the units by the set of nodes that produce them, in execution order.
 
-    What no node produces, as the channels of a learned query, goes by the parameter that holds it.
+    Units that no node produces, such as the channels of a learned query, are listed by the parameter that holds them.
     """
     names = {n.name: str(n.target) if n.op == "call_module" else n.name for n in program.nodes}
     makers = _Makers(walk.state.atoms.count)
@@ -220,7 +220,7 @@ def _groups(walk: Propagation, tensors: Mapping[str, Mapping[int, Ids]], program
 
 
 class _Makers:
-    """Which nodes make each unit: a number for each set of them, worked out on whole arrays."""
+    """The producers of each unit: a number for each set of nodes, computed on whole arrays."""
 
     def __init__(self, size: int) -> None:
         self.owner = np.zeros(size, np.int64)
@@ -230,7 +230,7 @@ class _Makers:
         self._numbers = dict[tuple[str, ...], int]()
 
     def add(self, node: str, ids: Ids) -> None:
-        """`node` makes `ids`, roots in the order of its channels."""
+        """Record that `node` produces `ids`, roots in the order of its channels."""
         # The first place of each unit: of several writes to one entry, the last one stays.
         self._place[ids[::-1]] = np.arange(len(ids))[::-1]
         units = ids[(self._place[ids] == np.arange(len(ids))) & (ids > 0)]
@@ -248,7 +248,7 @@ class _Makers:
         return self._numbers[nodes]
 
     def groups(self) -> Iterator[tuple[tuple[str, ...], Ids]]:
-        """Each set of nodes with the units that they make, in the order in which they were first made."""
+        """Yield each set of nodes with the units that they produce, in the order of first production."""
         units = np.flatnonzero(self.owner)
         units = units[np.argsort(self._rank[units])]
         owners, firsts = np.unique(self.owner[units], return_index=True)

@@ -1,4 +1,4 @@
-"""A layer's weight as a matrix: which layers have one of their own, and what lower ranks keep of it.
+"""The weight of a layer as a matrix: which layers have one, and its approximations of lower rank.
 
     W = U diag(s) V^T,  |W - W_r|_F^2 = sum_{i > r} s_i^2    (Eckart and Young: no matrix of rank r is nearer)
 
@@ -25,50 +25,50 @@ _RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 
 @dataclass(frozen=True, eq=False)
 class Svd:
-    """`left @ diag(values) @ right` is the matrix."""
+    """The factors of a matrix `left @ diag(values) @ right`."""
 
     left: Tensor
-    """(rows, k), k the smaller of rows and columns; orthonormal columns."""
+    """Shape (rows, k), with k the smaller of rows and columns; orthonormal columns."""
     values: Tensor
-    """(k,), falling."""
+    """Shape (k,), decreasing."""
     right: Tensor
-    """(k, columns); orthonormal rows."""
+    """Shape (k, columns); orthonormal rows."""
 
     def kept(self, rank: int) -> float:
-        """The share of the squared singular values that the largest `rank` hold."""
+        """Return the fraction of the squared singular values in the largest `rank` of them."""
         energy = self.values.square()
         return float(energy[:rank].sum() / energy.sum())
 
     def rank_for(self, energy: float, noise: float) -> int:
-        """The smallest rank that keeps the share `energy`; what `noise` explains need not be kept."""
+        """Return the smallest rank that keeps the fraction `energy`, apart from what `noise` explains."""
         lost = 1 - self.values.square().cumsum(0) / self.values.square().sum()
         return int((lost > max(1 - energy, noise**2)).sum()) + 1
 
     def is_within(self, rank: int, noise: float) -> bool:
-        """Whether what `rank` loses, |W - W_r| / |W|, is at most `noise`."""
+        """Return True if the error of `rank`, |W - W_r| / |W|, is at most `noise`."""
         return bool(self.values[rank:].norm() <= noise * self.values.norm())
 
 
 def svd(matrix: Tensor) -> Svd:
-    """The singular value decomposition of (rows, columns), in float64 on the CPU."""
+    """Return the singular value decomposition of (rows, columns), in float64 on the CPU."""
     return Svd(*torch.linalg.svd(wide(matrix), full_matrices=False))
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """A tensor in float64 on the CPU, without gradients."""
+    """Return a tensor in float64 on the CPU, without gradients."""
     return tensor.detach().to("cpu", torch.float64)
 
 
 def rounding(tensor: Tensor) -> float:
-    """The relative change of a tensor that its own dtype may be to blame for."""
+    """Return the relative change of a tensor that rounding in its own dtype can cause."""
     return 4 * torch.finfo(tensor.dtype).eps
 
 
 def calls_to(program: Program, path: str, kinds: Sequence[type[nn.Module]] = MIXING) -> list[fx.Node]:
-    """The nodes that call the module at `path`.
+    """Return the nodes that call the module at `path`.
 
     Raises:
-        SpecError: none does.
+        SpecError: no node calls it.
     """
     if found := [n for n in program.nodes if n.op == "call_module" and n.target == path]:
         return found
@@ -77,7 +77,7 @@ def calls_to(program: Program, path: str, kinds: Sequence[type[nn.Module]] = MIX
 
 
 def obstacle(program: Program, path: str) -> Refusal | None:
-    """Why the weight of the module at `path` is not a matrix that can be taken apart; `None` if it is."""
+    """Return why the weight of the module at `path` cannot be factorized as a matrix; `None` if it can."""
     module = program.graph_module.get_submodule(path)
     if is_parametrized(module) or "weight" not in module._parameters:  # noqa: SLF001 -- not what a hook sets
         return Refusal(path, "it has no weight, or one that is computed from other tensors")
@@ -94,7 +94,7 @@ def obstacle(program: Program, path: str) -> Refusal | None:
 
 
 def principal(h: Tensor, matrix: Tensor, rank: int) -> Tensor:
-    """(n, rank): where h (rows, n), centered, varies most; where it tells nothing, where `matrix` reaches."""
+    """Return the directions (n, rank) in which h (rows, n), centered, varies most; else the directions of `matrix`."""
     centered = h - h.mean(0)
     seen, reach = centered.T @ centered, matrix @ matrix.T
     weight = 1e-9 * float(seen.trace() / reach.trace()) or 1.0
@@ -103,10 +103,10 @@ def principal(h: Tensor, matrix: Tensor, rank: int) -> Tensor:
 
 
 def best_signs(function: Callable[[Tensor], Tensor], h: Tensor, basis: Tensor, metric: Tensor) -> Tensor:
-    """(r,): signs s under which sum_k s_k f(s_k h v_k) v_k comes near f(h), but for a constant.
+    """Return the signs s, (r,), that make sum_k s_k f(s_k h v_k) v_k approximate f(h), up to a constant.
 
-    The start is the side on which h v_k has more of its squares; then one at a time, until none helps. A side on which
-    the unit gives one value for all of h, so that it could not train, is left out.
+    The initial sign has more of the squares of h v_k on its side; signs are then flipped one at a time while that
+    helps. A sign with which the unit is constant over all of h, so that it could not train, is excluded.
     """
     z = (h @ basis).T
     both = torch.stack([function(z), -function(-z)])
@@ -134,7 +134,7 @@ def best_signs(function: Callable[[Tensor], Tensor], h: Tensor, basis: Tensor, m
 
 
 def way_back(after: Tensor, before: Tensor, start: Tensor, metric: Tensor) -> Tensor:
-    """(r, n): T near `start` such that `after @ T`, but for a constant, comes near `before`, (rows, n)."""
+    """Return T, (r, n), close to `start`, such that `after @ T` approximates `before`, (rows, n), up to a constant."""
     halves = torch.arange(len(after)) < len(after) // 2
     if len(after) < 4:
         return start

@@ -1,4 +1,4 @@
-"""Counts the multiply-accumulates of whatever runs, operation by operation, and names what it cannot count."""
+"""Counts the multiply-accumulates of a run by operation, and names operations that it cannot count."""
 
 from collections.abc import Iterable
 from typing import Any, Self
@@ -14,15 +14,15 @@ from fxsurgery.analysis.macs import has_unknown_macs, macs_by_torch, macs_of
 from fxsurgery.ops.rules.call import base_name
 
 OUTSIDE = frozenset("numpy __array__ __dlpack__ data_ptr".split())
-"""Methods that hand the numbers of a tensor to code that PyTorch does not see."""
+"""Methods that pass the values of a tensor to code outside PyTorch."""
 
 
 class WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The MACs of one sample: what depends on no data is done once for the whole batch.
+    """Counts the MACs of one sample; work that depends on no data is done once for the whole batch.
 
     Args:
         state: parameters and buffers.
-        batch: samples in what runs.
+        batch: number of samples in the run.
     """
 
     supports_higher_order_operators = True
@@ -62,7 +62,7 @@ class WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _note_fixed(self, args: tuple[Any, ...], result: object) -> bool:
-        """Return whether an operation works on parameters alone; its result counts as one, too."""
+        """Return True if an operation works only on parameters; its result then counts as a parameter."""
         given = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
         if not given or not all(id(tensor) in self._fixed for tensor in given):
             return False
@@ -71,7 +71,7 @@ class WorkCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _Outside(TorchFunctionMode):
-    """Notes where numbers leave PyTorch."""
+    """Records where values leave PyTorch."""
 
     def __init__(self, unknown: dict[str, None]) -> None:
         super().__init__()

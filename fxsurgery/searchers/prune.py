@@ -44,28 +44,28 @@ SUMS = "fxsurgery_taylor"
 @checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Prune(Narrowing):
-    """How the search goes.
+    """Settings of the `prune` method.
 
     Raises:
-        SurgeryError: a setting has no meaning.
+        SurgeryError: a setting has an invalid value.
     """
 
     importance: Importance = "magnitude"
-    """What units are ranked by: `magnitude`, `bn-gamma`, `taylor` or `random`."""
+    """Importance that ranks the units: `magnitude`, `bn-gamma`, `taylor` or `random`."""
     rounds: Annotated[int, Range(least=1, most=1000)] = 1
-    """In how many steps the budget is approached; 1 is one-shot."""
+    """Number of rounds in which the budget is approached; 1 is one-shot."""
     between: Annotated[
         float, Range(least=0, most=1, said=" is a share of the fine-tuning epochs: it must be from 0 to 1")
     ] = 0.5
-    """Of `finetune_epochs`, the share spent between the rounds, evenly; the rest follows the last one."""
+    """Fraction of `finetune_epochs` spent between the rounds, evenly; the rest follows the last round."""
     scope: Literal["global", "local"] = "global"
-    """Rank the units of all groups against each other, or take the same share of each group."""
+    """Rank the units of all groups against each other, or take the same fraction of each group."""
     normalize: bool = True
-    """Globally, rank by importance over its mean in the group: see `fxsurgery.analysis.importance`."""
+    """With `scope="global"`, divide the importance by its mean in the group: see `fxsurgery.analysis.importance`."""
     order: Annotated[float, Range(above=0)] = 1.0
-    """Of magnitude: the exponent of |w|."""
+    """Exponent of |w| in the magnitude importance."""
     taylor_batches: Count = 50
-    """Of Taylor: over how many steps of the training data its gradients are taken."""
+    """Number of training batches whose gradients make up the Taylor importance."""
 
 
 def search(program: Program, budget: Budget | None, config: Prune, session: Session, *, trained: bool) -> SearchOutcome:
@@ -115,7 +115,7 @@ def search(program: Program, budget: Budget | None, config: Prune, session: Sess
 
 
 def widths(program: Program, config: Prune, constraints: WidthConstraints = FREE) -> Space:
-    """The widths that `search` chooses among: all that can change; for BN-gamma, those that a batch norm scales.
+    """Return the widths that `search` chooses among: all that can change; for BN-gamma, those that a batch norm scales.
 
     Raises:
         StructureError: there is none.
@@ -138,7 +138,7 @@ def _all_widths(program: Program, config: Prune, constraints: WidthConstraints) 
 
 
 def stages(config: Prune, session: Session, *, trained: bool) -> list[Stage]:
-    """What `search` will train."""
+    """Return the stages that `search` will train."""
     plan = [("weights", 0 if trained else session.steps(config, config.weights_epochs))]
     for number in range(1, config.rounds + 1):
         if config.importance == "taylor":
@@ -149,7 +149,7 @@ def stages(config: Prune, session: Session, *, trained: bool) -> list[Stage]:
 
 
 def needs_data(config: Prune) -> str | None:
-    """Why these settings cannot do without the user's data."""
+    """Return why these settings need the user's data; `None` if they do not."""
     if config.importance != "taylor":
         return None
     return (
@@ -164,7 +164,7 @@ def _named(what: str, number: int, config: Prune) -> str:
 
 
 def _epochs(number: int, config: Prune) -> float:
-    """Of fine-tuning after a round."""
+    """Return the epochs of fine-tuning after a round."""
     if config.rounds == 1:
         return config.finetune_epochs
     share = 1 - config.between if number == config.rounds else config.between / (config.rounds - 1)
@@ -173,7 +173,7 @@ def _epochs(number: int, config: Prune) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Goal:
-    """What a round may leave, absolutely."""
+    """Absolute limits of one round."""
 
     budget: Budget | None
     latency: LatencyLimit | None
@@ -181,7 +181,7 @@ class _Goal:
 
 
 def _approach(program: Program, budget: Budget | None, config: Prune, session: Session) -> Iterator[_Goal]:
-    """What each round may leave."""
+    """Yield the limits of each round."""
     original, limit = cost(program), session.latency_limit
     for number in range(1, config.rounds + 1):
         share = number / config.rounds
@@ -200,14 +200,14 @@ def _approach(program: Program, budget: Budget | None, config: Prune, session: S
 
 
 def _between(whole: float, wanted: float, share: float) -> float:
-    """That share of the way from the one to the other, in equal ratios."""
+    """Return the point at a fraction of the way between two amounts, on a geometric scale."""
     return wanted if share == 1 or wanted >= whole else whole * (wanted / whole) ** share
 
 
 def _cutter(
     program: Program, goal: _Goal, config: Prune, session: Session, number: int
 ) -> Callable[[LatencyLimit | None], Program]:
-    """What cuts the program to a goal, with a latency to aim at; its units are ranked once."""
+    """Return the function that cuts the program to a goal and a latency; its units are ranked once."""
     ranks = list[Scores]()
 
     def cut(latency: LatencyLimit | None) -> Program:
@@ -225,7 +225,7 @@ def _cutter(
 
 
 def _cut(program: Program, goal: _Goal, config: Prune, scores: Scores) -> Program:
-    """The program pruned to a goal."""
+    """Return the program pruned to a goal."""
     if not goal.constraints.targets and _within(program, goal):
         return program
     found = widths(program, config, goal.constraints)
@@ -263,7 +263,7 @@ def _require_finite(found: Space, scores: Scores, config: Prune) -> None:
 
 
 def _taylor(program: Program, config: Prune, session: Session, number: int) -> Scores:
-    """Importance summed over batches. The copy that goes through them at rate 0 is thrown away."""
+    """Return the importance, summed over batches by a copy that trains at a learning rate of 0."""
     model = program.trainable_copy()
     model.register_buffer(SUMS, torch.zeros(structure(program).size, dtype=torch.float64))
 
@@ -279,7 +279,7 @@ def _taylor(program: Program, config: Prune, session: Session, number: int) -> S
 
 
 def _left_out(found: Space, config: Prune) -> tuple[str, ...]:
-    """What to tell of widths that BN-gamma cannot rank."""
+    """Return notes on the widths that BN-gamma cannot rank."""
     if config.importance != "bn-gamma":
         return ()
     everything = _all_widths(found.program, config, found.constraints).choices

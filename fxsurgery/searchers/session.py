@@ -41,7 +41,7 @@ from fxsurgery.training.snapshot import Checkpointer
 from fxsurgery.training.snapshot_schema import is_score
 
 REFERENCES = ("original", "trained")
-"""What the scores that all others are compared with are called."""
+"""Names of the scores with which all others are compared."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Stage:
 
 @dataclass(frozen=True, eq=False)
 class SearchOutcome:
-    """What a search found."""
+    """The outcome of a search."""
 
     program: Program
     """The smaller program, fine-tuned."""
@@ -70,82 +70,82 @@ class SearchOutcome:
     before: Score
     """Validation score of `trained`."""
     pruned: Score | None
-    """Validation score right after pruning and re-estimating the batch norms; `None` where there is no such moment."""
+    """Validation score right after pruning and re-estimating the batch norms; `None` if the method does not prune."""
     after: Score
     """Validation score of `program`."""
     notes: tuple[str, ...] = ()
     gates: tuple[float, ...] = ()
-    """Each gate at the end of the architecture stage."""
+    """Value of each gate at the end of the architecture stage."""
     search: SearchRecord | None = None
     """The trials of a search that trains many networks."""
     pareto: tuple[ParetoMember, ...] = ()
-    """The front that it found."""
+    """The Pareto front of the search."""
     latency: CostEstimate | None = None
-    """Of `program`, as it was verified; `None` where the budget does not limit it."""
+    """Verified latency of `program`; `None` if the budget does not limit it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Session:
-    """What the stages of one search share."""
+    """State that the stages of one search share."""
 
     task: Task
     trainer: Trainer = field(default_factory=Trainer)
     latency: LatencyModel | None = None
-    """For budgets of latency; recalls what it measured before a kill."""
+    """Latency model for budgets of latency."""
     spend: Spend | None = None
-    """What a search may spend that goes on until it is spent."""
+    """Spend of a search that runs until it is used up."""
     finetune: Finetune | None = None
     """The user's own function in place of the last fine-tune stage."""
     objective: Objective = task_objective
     """How a batch becomes a loss in fine-tuning."""
     constraints: WidthConstraints = FREE
     workshop: JobRunner = field(default_factory=JobRunner)
-    """Runs the trainings that stand alone."""
+    """Runs independent trainings."""
     notes: list[str] = field(default_factory=list)
     rates: dict[str, float] = field(default_factory=dict)
     """Learning rates that were found, by kind of stage."""
     offered: list[tuple[Score, Program]] = field(default_factory=list)
-    """What the budget admits, as it came up."""
+    """Programs within the budget, in the order in which they were offered."""
 
     @property
     def seed(self) -> int:
-        """Of everything random."""
+        """Seed of all random numbers."""
         return self.trainer.seed
 
     @cached_property
     def epoch(self) -> float:
-        """Optimizer steps that go once through the training data; below 1 where a step takes more batches than that."""
+        """Optimizer steps per epoch; below 1 if a step takes more batches than an epoch has."""
         return steps_for(self.task, 1, min_steps=1, max_steps=None) / self.trainer.accumulate
 
     @property
     def costs(self) -> CostOracle:
-        """What programs cost: what is counted, and the latency where there is a device to measure it on."""
+        """Cost oracle: counted costs, and the latency if there is a device to measure it on."""
         return CostOracle() if self.latency is None else self.latency.costs
 
     @property
     def latency_limit(self) -> LatencyLimit | None:
-        """What the budget allows; `None` where it does not limit the latency."""
+        """Latency limit of the budget; `None` if it has none."""
         return None if self.latency is None else self.latency.limit
 
     @property
     def lost_workers(self) -> int:
-        """Processes that died, and whose trainings were run again."""
+        """Number of processes that died and whose trainings were run again."""
         return self.workshop.lost
 
     def steps(self, settings: Settings, epochs: float) -> int:
-        """Optimizer steps of so many epochs."""
+        """Return the number of optimizer steps of a number of epochs."""
         bounds = {"min_steps": settings.fewest_steps, "max_steps": settings.most_steps}
         return steps_for(self.task, epochs, accumulate=self.trainer.accumulate, **bounds)
 
     def score(self, program: Program, what: str) -> Score:
-        """The validation score of a program; reported as `what`."""
+        """Return the validation score of a program, and report it as `what`."""
         score = self.scored(program, f"score of {what}")
         self._watch(score, what)
         self.trainer.progress.note(f"{what}: validation {self.task.metric_name} {score.metric:.4f}")
         return score
 
     def _watch(self, score: Score, what: str) -> None:
-        """Refuse a metric that cannot tell programs apart; note one, or a loss, that is not finite later on."""
+        """Refuse a reference score that is NaN; note a later metric or loss that is not finite."""
         name = self.task.metric_name
         if math.isnan(score.metric) and what in REFERENCES:
             if self.task.metric is None:
@@ -163,7 +163,7 @@ class Session:
             self.notes.append(f"the validation loss of {what} is not finite: {score.loss}")
 
     def scored(self, program: Program, name: str, data: Loader | None = None) -> Score:
-        """The score of a program on `data`, the validation data unless said; as it was before a kill."""
+        """Return the score of a program on `data`, the validation data by default; recalled in a resumed run."""
         trainer = self.trainer
 
         def compute() -> dict[str, Any]:
@@ -190,7 +190,7 @@ class Session:
     def run_jobs(
         self, jobs: Sequence[Job], deadline: float | None, on_end: Callable[[int, JobResult], None] | None = None
     ) -> list[JobResult]:
-        """Run trainings that stand alone; what each came to, in their order."""
+        """Run independent trainings, and return their results in order."""
         whole = [replace(job, recipe=self.trainer.own(job.recipe)) for job in jobs]
 
         def report(number: int, end: JobResult) -> None:
@@ -204,7 +204,7 @@ class Session:
         return self.workshop.run(whole, self.task, self.trainer.run, deadline=deadline, on_end=report)
 
     def recalibrated(self, program: Program) -> Program:
-        """The program with its batch norms estimated anew."""
+        """Return the program with its batch norms re-estimated."""
         model, trainer = program.trainable_copy(), self.trainer
 
         def work(_: Checkpointer | None) -> list[Any]:
@@ -258,19 +258,19 @@ class Session:
         return StageTrainer(self.trainer, self.task, self.notes, self.rates, self.objective)
 
     def offer(self, program: Program, score: Score) -> None:
-        """Take a program that the budget admits into account for the end; the best one lies in the run directory."""
+        """Offer a program within the budget as the result; the best one is kept in the run directory."""
         self.offered.append((score, program))
         if self.best[1] is program:
             self.keep(program)
 
     def keep(self, program: Program) -> None:
-        """Put a program into the run directory as the best so far."""
+        """Save a program in the run directory as the best so far."""
         if (path := self.trainer.run.path) is not None:
             from_rank_zero(lambda: keep_best(program, path))
 
     @property
     def best(self) -> tuple[Score, Program]:
-        """Of the programs that were offered, the best on validation data; the later one of equals, never by a NaN."""
+        """The best offered program on validation data: the later of equals, and never one with a NaN."""
         sign = 1.0 if self.task.higher_is_better else -1.0
 
         def worth(pair: tuple[Score, Program]) -> float:
@@ -286,7 +286,7 @@ class Session:
         notes: tuple[str, ...],
         gates: tuple[float, ...] = (),
     ) -> SearchOutcome:
-        """The search's end: of what was offered, the best on validation data."""
+        """Return the outcome of the search with the best offered program on validation data."""
         after, program = self.best
         if math.isnan(after.metric):
             raise TrainingError(

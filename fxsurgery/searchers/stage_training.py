@@ -154,7 +154,7 @@ def recipe_of(settings: Settings, steps: int, rate: float | None) -> Recipe:
 
 @dataclass(frozen=True)
 class _Goal:
-    """What a stage must not fall short of."""
+    """The score that a stage must not fall short of."""
 
     start: Score
     reference: Score | None

@@ -1,4 +1,4 @@
-"""The memory format and the number format of a whole run: as asked for, or as measured before its first stage."""
+"""The memory format and the number format of a run: as requested, or as measured before its first stage."""
 
 from dataclasses import astuple, replace
 
@@ -13,7 +13,7 @@ from fxsurgery.training.probe import AUTO, STEPS, Auto, Probe, TrainingMode, cho
 def plain_mode(
     memory_format: MemoryFormat | Auto | None, mixed_precision: MixedPrecision | Auto | None
 ) -> TrainingMode:
-    """Return what a training follows for which nothing is measured."""
+    """Return the mode of a training before anything is measured."""
     return TrainingMode(
         None if memory_format == AUTO else memory_format, "no" if mixed_precision == AUTO else mixed_precision
     )
@@ -26,7 +26,7 @@ def with_fastest_mode(
     settings: Settings,
     asked: tuple[MemoryFormat | Auto | None, MixedPrecision | Auto | None],
 ) -> tuple[Trainer, tuple[str, ...]]:
-    """Return the trainer with the memory format and the number format that were asked for, and a note on a choice.
+    """Return the trainer with the requested memory format and number format, and a note if one was chosen.
 
     What `auto` comes to is measured once, by the first process, and kept in the run directory.
 

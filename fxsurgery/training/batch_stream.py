@@ -1,4 +1,4 @@
-"""The batches that a training takes, without end, in an order that seed and epoch alone say.
+"""An endless stream of training batches, in an order that follows from the seed and the epoch alone.
 
 What data sets, samplers and augmentations draw at random comes from a stream of its own: what layers, losses and
 hooks draw does not move it. So the batches up to any point can be drawn again, and that is how a training goes on
@@ -38,21 +38,21 @@ from fxsurgery.training.random_state import (
 
 @dataclass(slots=True)
 class Portion:
-    """What one process draws of a batch."""
+    """The part of a batch that one process draws."""
 
     epoch: int
     batch: Any
     samples: int
-    """Of the whole batch."""
+    """Number of samples of the whole batch."""
     share: Shard
     whole: bool
-    """Whether `batch` is the whole one, of which the rows are still to be taken."""
+    """Whether `batch` is the whole batch, from which this process still has to take its rows."""
     number: int = 0
-    """Of the batch in its epoch, from 0."""
+    """Position of the batch in its epoch, from 0."""
 
 
 class Stream:
-    """Draws batches, in a `with` block. `epoch`, the batches `drawn` in it, and all `samples` say where it stands.
+    """Draws batches, in a `with` block. `epoch`, the batches `drawn` in it, and all `samples` are its position.
 
     Generators that a user's loader brings are seeded with each epoch; their states are put back at the end.
     Workers begin anew with each epoch, even those that a loader wants to persist.
@@ -87,7 +87,7 @@ class Stream:
         self._kept.__exit__(kind, error, trace)
 
     def draw(self) -> Portion:
-        """The next batch.
+        """Return the next batch.
 
         Raises:
             DataError: there is none, or the processes' loaders differ.
@@ -112,7 +112,7 @@ class Stream:
         return portion
 
     def skip_to(self, epoch: int, drawn: int, samples: int) -> None:
-        """Stand where so many batches of that epoch, `samples` samples in all, were drawn: they are, and dropped."""
+        """Fast-forward to a batch position, after `samples` samples in all, by drawing and discarding."""
         self.epoch = epoch - 1
         for _ in range(drawn):
             self.draw()
@@ -134,7 +134,7 @@ class Stream:
             yield Portion(epoch, drawn.batch, drawn.samples, share, whole=self._sharing.world > 1, number=number)
 
     def _compare(self, batch: object) -> None:
-        """Make sure, once, that the processes draw the same: rows of another batch would be learned twice or never."""
+        """Check, once, that all processes draw the same batch: else rows would be learned twice or never."""
         self._compared = True
         if self._sharing.world > 1:
             sums = [f"{tuple(x.shape)} {x.double().sum().item()}" for _, x in tensors_in(batch)]
@@ -161,13 +161,13 @@ def _refuse_parted(loader: Loader) -> None:
 
 
 class _Rows(Sampler[list[int]]):
-    """A process's indices of each batch. `sizes` gets the number of samples of each whole one."""
+    """Indices of one process in each batch; the number of samples of each whole batch is added to `sizes`."""
 
     def __init__(self, whole: Batches, sharing: BatchSharding, sizes: deque[int]) -> None:
         self.whole, self.sharing, self.sizes = whole, sharing, sizes
 
     def set_epoch(self, epoch: int) -> None:
-        """As of the whole batches."""
+        """Set the epoch of the whole batches."""
         self.whole.set_epoch(epoch)
 
     @override

@@ -1,4 +1,4 @@
-"""Inputs made from a model alone: noise, moved until the model's batch norms see what they saw in training.
+"""Synthetic inputs from a model alone: noise, optimized until the batch norms see the statistics of their training.
 
 For each batch norm, with mu and sigma the mean and deviation of a channel of what reaches it, m and s its running
 ones and v the mean of s^2 over its channels, the gap is
@@ -26,7 +26,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
 from fxsurgery.argument_names import named
-from fxsurgery.calls import checked_construction
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs, tensors_in
 from fxsurgery.ops.operator import Kind
@@ -39,11 +38,12 @@ from fxsurgery.training.objective import Batch, Terms
 from fxsurgery.training.recipe import Recipe
 from fxsurgery.training.schedules import cosine
 from fxsurgery.training.step import Hooks
+from fxsurgery.training.synthesis_amount import Amount
 from fxsurgery.training.task import Task
 
 
 class Train(Protocol):
-    """Trains a module in place on a task: `fit`, with all else settled."""
+    """Trains a module in place on a task: `fit` with its other arguments bound."""
 
     def __call__(self, model: nn.Module, task: Task, recipe: Recipe, stage: str, *, hooks: Hooks) -> object:
         """Train in the stage of that name."""
@@ -53,52 +53,16 @@ FLOOR = 1 / 20
 """A channel counts as if its variance were this share of its layer's at least: dead ones would outweigh all others."""
 EPSILON = 1e-5
 """Added to every variance."""
-EASY_MACS = 5e7
-
-
-@checked_construction
-@dataclass(frozen=True, kw_only=True)
-class Amount:
-    """How much is made, and with how much work."""
-
-    samples: int = 512
-    validation: int = 128
-    """Held out: made like the others, of other noise."""
-    steps: int = 60
-    """Optimizer steps a batch."""
-    batch_size: int = 128
-    """Samples that are matched together."""
-    learning_rate: float = 0.3
-    spread: float = 0.0
-    """Weight of the entropy of the mean prediction; of class scores alone."""
-    smoothness: float = 0.0
-    """Weight of the mean squared difference of neighboring pixels."""
-
-    @classmethod
-    def affordable(cls, macs: float) -> Self:
-        """For a model of so many multiply-accumulates a sample.
-
-        All of it up to 50 M; above, in smaller batches, half the samples for a factor of 16, down to 128, and half the
-        steps for one of 1,000. So a small net gets 512 + 128 samples of 60 steps, about the work of 400 training steps
-        on batches of 64 (a step here has no gradient of weights, two thirds of the work); ResNet-50 gets 128 + 64
-        samples of 39 steps, the work of 80.
-        """
-        heavy = max(macs / EASY_MACS, 1.0)
-        samples = max(128, int(512 / heavy**0.25) // 64 * 64)
-        return cls(
-            samples=samples, validation=max(64, samples // 4), steps=max(20, round(60 / heavy**0.1)),
-            batch_size=128 if macs <= EASY_MACS else 64,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class Synthetic:
-    """Inputs that were made."""
+    """Synthetic inputs."""
 
     train: Inputs
     """All samples as one batch."""
     val: Inputs
-    """Others, of other noise."""
+    """Held-out samples, from other noise."""
     noise_gap: float
     """How far the batch norms were from their running statistics on the noise; NaN without norms."""
     gap: float
@@ -106,15 +70,15 @@ class Synthetic:
 
     @property
     def matched(self) -> bool:
-        """Whether they are more than noise."""
+        """Whether the inputs are more than noise."""
         return self.gap < self.noise_gap
 
     @override
     def __str__(self) -> str:
-        """What they are, for a user."""
+        """Return a description for users."""
         count = f"{self.train.batch} synthetic inputs and {self.val.batch} held out"
         if not self.matched:
-            return f"{count}: plain noise, since no batch norm of the model tells what it was trained on"
+            return f"{count}: plain noise, since no batch norm of the model shows the statistics of its training data"
         return (
             f"{count}, matched to the model's batch norms: their statistics are off by {self.gap:.3g}, "
             f"by {self.noise_gap:.3g} on noise"
@@ -123,7 +87,7 @@ class Synthetic:
 
 @plain_surroundings()
 def synthetic_inputs(program: Program, amount: Amount, *, train: Train, seed: int = 0) -> Synthetic:
-    """Inputs like those that `program` was trained on, as far as its batch norms tell.
+    """Return inputs like those that `program` was trained on, as far as its batch norms show.
 
     Args:
         program: the trained model.
@@ -150,7 +114,7 @@ def synthetic_inputs(program: Program, amount: Amount, *, train: Train, seed: in
 
 
 def noise(program: Program, samples: int, seed: int) -> Inputs:
-    """Gaussian noise and random ids, of the structure, types and devices of the program's examples."""
+    """Return Gaussian noise and random ids with the structure, types and devices of the program's examples."""
     generator = torch.Generator().manual_seed(seed)
     examples = program.examples
     below = dict(zip(map(id, examples.tensors), _ids_below(program), strict=True))
@@ -172,7 +136,7 @@ def noise(program: Program, samples: int, seed: int) -> Inputs:
 
 
 def _ids_below(program: Program) -> list[int | None]:
-    """For each tensor among the inputs, the rows of the smallest embedding that reads it."""
+    """Return the number of rows of the smallest embedding that reads each tensor of the inputs."""
     inputs = [node for node in program.nodes if node.op == "placeholder"]
     leaves = zip(program.examples.leaves, inputs, strict=True)
     rows = [(leaf, list(_rows(program, node))) for leaf, node in leaves if isinstance(leaf, Tensor)]
@@ -206,20 +170,20 @@ class Matching(nn.Module):
 
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move the model along, though it is no submodule."""
+        """Move the model too, though it is not a submodule."""
         self._model[0]._apply(fn)  # type: ignore[no-untyped-call]  # noqa: SLF001
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def objective(self, _: nn.Module, batch: Batch) -> tuple[Tensor, Terms]:
-        """The gap and the priors; of the batch only the precision counts."""
+        """Return the gap plus the priors; the batch gives only the precision."""
         with batch.precision():
             gap, output = self._run()
             prior = self._prior(output)
         return gap + prior, {"gap": gap, "prior": prior}
 
     def gap(self) -> float:
-        """The mean gap of the norms; NaN without any."""
+        """Return the mean gap of the norms; NaN without any."""
         if not self._norms:
             return float("nan")
         with torch.no_grad():
@@ -230,12 +194,12 @@ class Matching(nn.Module):
         return bool(self._norms and len(self.moved)) and self._run()[0].requires_grad
 
     def inputs(self) -> Inputs:
-        """The inputs, as the model takes them."""
+        """Return the inputs as the model takes them."""
         parts = self._parts()
         return self._start.map(lambda _: next(parts).detach())
 
     def _parts(self) -> Iterator[Tensor]:
-        """The tensors of the inputs, in order, the moved ones in the types that they come in."""
+        """Return the tensors of the inputs in order, the optimized ones in their original types."""
         moved = iter(self.moved)
         for x, free in zip(self._start.tensors, self._free, strict=True):
             yield next(moved).to(x.dtype) if free else x.to(self._home())
@@ -266,7 +230,7 @@ class Matching(nn.Module):
         return torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
 
     def _prior(self, output: Any) -> Tensor:  # noqa: ANN401
-        """What is added to the gap: few classes, rough images."""
+        """Return the priors that are added to the gap: few classes, rough images."""
         total: Tensor = self.moved[0].new_zeros(())
         if self._scores is not None and self._amount.spread:
             logits = self._scores.logits(dict(tensors_in(output))[self._scores.place])
@@ -280,7 +244,7 @@ class Matching(nn.Module):
 
 
 def _gap(norm: nn.Module, x: Tensor) -> Tensor:
-    """How far the statistics of `x` (batch, channels, ...) are from those that the norm keeps."""
+    """Return the distance of the statistics of `x` (batch, channels, ...) from the running ones of the norm."""
     mean, variance = norm.get_buffer("running_mean").float(), norm.get_buffer("running_var").float() + EPSILON
     spread, middle = torch.var_mean(x.float(), [0, *range(2, x.dim())], correction=0)
     off = (middle - mean).square() + ((spread + EPSILON).sqrt() - variance.sqrt()).square()

@@ -25,7 +25,7 @@ _SECONDS_TO_LET_GO = 0.5
 
 @checked(DeviceError)
 def resolve(device: Device) -> torch.device:
-    """The device of that name, checked to be there; `None` is the GPU where there is one.
+    """Return the device of that name, checked to be available; `None` is the GPU if there is one.
 
     Raises:
         DeviceError: there is no such device on this machine.
@@ -52,7 +52,7 @@ def require_real(device: torch.device) -> None:
 
 
 def on_device(batch: Any, device: torch.device) -> Any:  # noqa: ANN401
-    """A batch of any structure with all that can be moved, tensors above all, on `device`."""
+    """Return a batch of any structure with all that can be moved, tensors above all, on `device`."""
     if isinstance(batch, Tensor):
         return batch if batch.device == device else batch.to(device)
     if hasattr(batch, "to"):
@@ -66,17 +66,17 @@ def on_device(batch: Any, device: torch.device) -> Any:  # noqa: ANN401
 
 
 def processes() -> int:
-    """How many processes share the training: 1, unless launched by `accelerate launch` or `torchrun`."""
+    """Return the number of processes that share the training: 1 without `accelerate launch` or `torchrun`."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def leads() -> bool:
-    """Whether this is the first process of a distributed run, or the only one: it alone writes and shows."""
+    """Return True in the first process of a distributed run, or the only one: it alone writes and shows."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def join(device: torch.device) -> PartialState:
-    """The processes of a distributed run, this one among them; they are left when the interpreter ends."""
+    """Join the processes of a distributed run, and leave them when the interpreter ends."""
     if processes() > 1 and not torch.distributed.is_initialized():
         atexit.register(_leave_the_group)
     return PartialState(cpu=device.type == "cpu")
@@ -86,7 +86,7 @@ def join(device: torch.device) -> PartialState:
 def accelerated(
     device: Device | Accelerator, mixed_precision: str | None, accumulate: int = 1
 ) -> Iterator[tuple[Accelerator, torch.device]]:
-    """An `Accelerator` that accumulates over so many batches, and the device that it trains on.
+    """Yield an `Accelerator` that accumulates over `accumulate` batches, and the device that it trains on.
 
     It is ours alone: Accelerate keeps its choice of device and precision per process, which is put back
     afterwards, so that stages may differ and a user's own `Accelerator` stays whole. A user's may accumulate where
@@ -165,7 +165,7 @@ def own_accelerate_state(device: torch.device) -> Iterator[None]:
 
 
 class _AccelerateState:
-    """What these classes of Accelerate share; they share nothing after.
+    """Take the state that these classes of Accelerate share; they share nothing afterwards.
 
     Objects of before keep what they had, in whatever thread they are used.
     """

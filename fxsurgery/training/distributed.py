@@ -1,4 +1,4 @@
-"""One training shared by several processes: each takes its rows of every batch, and all take the same step.
+"""Data-parallel training: each process takes its rows of every batch, and all take the same step.
 
 With n_r of a batch's N rows in process r, and L_r the mean loss over these, the loss of the batch is
 
@@ -32,35 +32,35 @@ T = TypeVar("T", bound=Tensor)
 
 @dataclass(frozen=True)
 class Shard:
-    """The part of a batch that a process takes."""
+    """The part of a batch that one process takes."""
 
     start: int
     stop: int
     weight: float
-    """n_r / N; 0 where the row is only gone through."""
+    """n_r / N; 0 for a row that is only run through."""
 
     @property
     def rows(self) -> slice:
-        """Its rows of the whole batch."""
+        """The rows of the process in the whole batch."""
         return slice(self.start, self.stop)
 
 
 @dataclass(frozen=True)
 class BatchSharding:
-    """This process among all that train together."""
+    """Position of this process among all that train together."""
 
     rank: int = 0
     world: int = 1
 
     def share(self, samples: int) -> Shard:
-        """Rows in turn, the first processes taking one more where they do not divide: 7 = 4 + 3."""
+        """Return consecutive rows; if they do not divide evenly, the first processes take one more: 7 = 4 + 3."""
         each, more = divmod(samples, self.world)
         start = self.rank * each + min(self.rank, more)
         stop = start + each + (self.rank < more)
         return Shard(start, stop, (stop - start) / max(samples, 1)) if stop > start else Shard(0, 1, 0.0)
 
     def part(self, share: Shard, counted: float | None, device: torch.device) -> float:
-        """What the mean loss over the rows of a process weighs in that of the batch.
+        """Return the weight of the mean loss over the rows of a process in the loss of the batch.
 
         Args:
             share: the rows.
@@ -78,11 +78,11 @@ class BatchSharding:
         return nullcontext() if self.world == 1 else _WholeBatchNorms(counts=share.weight > 0)
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum over the processes."""
+        """Return the sum over the processes."""
         return value if self.world == 1 else _summed(value)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Give every process the sum of the gradients. What has no gradient anywhere keeps none."""
+        """Give every process the sum of the gradients; a parameter without one in any process keeps none."""
         if self.world == 1:
             return
         for same in _by_kind(parameters):
@@ -100,7 +100,7 @@ class BatchSharding:
                     tensor.copy_(value)
 
     def gathered(self, value: Any) -> list[Any]:  # noqa: ANN401
-        """The values of all processes, in their order."""
+        """Return the values of all processes in order of rank."""
         if self.world == 1:
             return [value]
         found: list[Any] = [None] * self.world
@@ -109,7 +109,7 @@ class BatchSharding:
 
 
 def _by_kind(tensors: Iterable[T]) -> Iterable[list[T]]:
-    """What can be sent as one."""
+    """Group the tensors that can be sent together."""
     kinds = dict[tuple[torch.device, torch.dtype], list[T]]()
     for tensor in tensors:
         kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
@@ -141,7 +141,7 @@ def _apart(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def rows_of(inputs: Inputs, target: Any, share: Shard) -> tuple[Inputs, Any]:  # noqa: ANN401
-    """The rows of inputs and target that a process takes; what is not as long as the batch stays whole.
+    """Return a process's rows of inputs and target; tensors that are not as long as the batch stay whole.
 
     Raises:
         DataError: the samples have no rows of their own.
@@ -248,7 +248,7 @@ class _WholeBatchNorms(TorchFunctionMode):
         return (out if bias is None else out + bias.view(shape)).to(x.dtype)
 
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and variance by channel, of so many values."""
+        """Return mean, variance and number of values per channel."""
         dims = [0, *range(2, x.dim())]
         here = x.new_tensor([x.numel() / x.shape[1]])
         sums = _all([x.sum(dims), here], counts=self.counts)

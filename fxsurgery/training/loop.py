@@ -1,10 +1,10 @@
 """The training loop: every stage of every search, and every fine-tune, runs here.
 
-It runs on Accelerate: CPU or CUDA, mixed precision, several processes under `accelerate launch` or
-`torchrun`, which share each batch and learn what one would. All that it draws at random comes from its seed and
-the epoch, and whatever it borrows from the process (random states, float modes, Accelerate's state) it gives back,
-so on a CPU the same seed gives the same weights bit for bit, whatever ran before; and so does a training that was
-cut off and goes on from a snapshot.
+It runs on Accelerate: CPU or CUDA, mixed precision, and several processes under `accelerate launch` or `torchrun`,
+which share each batch and learn what one process would. All random numbers follow from the seed and the epoch, and the
+state of the process (random states, float modes, Accelerate's state) is restored afterwards. So on a CPU the same seed
+gives the same weights bit for bit, whatever ran before, even if the training was interrupted and resumed from a
+snapshot.
 """
 
 import math
@@ -46,23 +46,23 @@ def fit(  # noqa: PLR0913 -- each by name; what searchers add is grouped in `Hoo
 ) -> FitReport:
     """Train `model` in place, in train mode; then it is back on its device with its train flags.
 
-    Under several processes each takes its rows of every batch: see `fxsurgery.training.distributed`. A loss that is no
-    mean over the rows, but over tokens or pairs of them, is then a little another, and each process draws its own
-    dropout. Validation is in full precision, whatever the training is in.
+    Each of several processes takes its rows of every batch: see `fxsurgery.training.distributed`. A loss that is not a
+    mean over the rows, but over tokens or pairs of them, then differs slightly, and each process draws its own
+    dropout. Validation is in full precision, whatever the precision of the training.
 
     Args:
-        model: ours to train, such as `Program.trainable_copy()`.
-        task: what is to be learned.
-        recipe: how.
+        model: the model to train in place, such as `Program.trainable_copy()`.
+        task: data, loss and metric.
+        recipe: number of steps, optimizer, schedule.
         seed: the same seed, data and machine give the same weights.
-        stage: what reports and messages call this training.
-        parameters: only these train; all others are frozen meanwhile. `None` is all that require gradients.
-        hooks: what a searcher adds.
-        progress: where this is reported; nowhere unless said.
-        device: a name, a device, or an `Accelerator` of yours; `None` is the GPU where there is one. Yours
-            may accumulate gradients, as `Recipe.accumulate` says.
-        keeper: keeps snapshots. Where it has one, the training goes on from it, to the same end bit for bit in as
-            many processes; in another number of them, up to rounding and dropout.
+        stage: the name of this training in reports and messages.
+        parameters: the parameters to train; all others are frozen meanwhile. `None` is all that require gradients.
+        hooks: additions of a searcher.
+        progress: where this is reported; nowhere by default.
+        device: a name, a device, or your own `Accelerator`, which may accumulate gradients as `Recipe.accumulate` does;
+            `None` is the GPU if there is one.
+        keeper: stores snapshots. If it has one, the training is resumed from it: to the same end bit for bit in as many
+            processes, up to rounding and dropout in another number of them.
 
     Raises:
         DataError: there is no batch, or one does not fit the model or the loss.

@@ -1,4 +1,4 @@
-"""How the weights of convolutions lie in memory while they train."""
+"""The memory format of the weights of convolutions during training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from fxsurgery.training.recipe import MemoryFormat
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _NO_VIEW = "view size is not compatible"
-"""What PyTorch says where `view` meets a map that is not contiguous."""
+"""PyTorch's message for `view` of a feature map that is not contiguous."""
 
 
 def conv_weights(model: nn.Module) -> list[nn.Parameter]:
@@ -26,7 +26,7 @@ def conv_weights(model: nn.Module) -> list[nn.Parameter]:
 
 @contextmanager
 def laid_out(model: nn.Module, memory_format: MemoryFormat | None) -> Iterator[None]:
-    """Keep the weights of convolutions in a memory format; then put them back into the memory they had.
+    """Keep the weights of convolutions in a memory format within the block, and restore their own afterwards.
 
     A convolution gives its output in the format of its weight, where its kernel can, so the maps follow. Parameters
     stay the same objects.

@@ -158,6 +158,23 @@ def metric_named(name: str, counting: Counting | None) -> Any:  # noqa: ANN401 -
     return TorchMetric(ALIASES.get(short, bare), ignored)
 
 
+def is_better_when_higher(metric: object, *, stated: bool | None, select: str | None) -> bool:
+    """Return the direction of a metric: lower if the metric or the user states so; that of a loss is lower.
+
+    Args:
+        metric: a function or an object; `None` is the loss.
+        stated: what the user states; `None` if nothing.
+        select: of several values, the name of the one that counts.
+
+    Raises:
+        DataError: neither the user nor the metric states it, where the metric should.
+    """
+    if metric is None or stated is False:
+        return False
+    own = getattr(metric, "higher_is_better", None) if stated else direction_of(metric, select)
+    return own is not False
+
+
 def direction_of(metric: object, select: str | None) -> bool | None:
     """Return whether a higher value of a metric is better; `None` if the metric does not state it.
 

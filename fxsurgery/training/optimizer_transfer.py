@@ -1,4 +1,4 @@
-"""What an optimizer knows of a model, taken over to the model after surgery.
+"""Transfer the state of an optimizer to the model after surgery.
 
 Momenta and second moments are sums over past gradients, entry by entry. An entry that a pass kept or copied has
 the past of the entry that it was; one that is new has none, and begins as a fresh optimizer has it, or at 0:
@@ -22,16 +22,16 @@ from fxsurgery.errors import TrainingError
 from fxsurgery.lineage import Origin
 
 State: TypeAlias = Mapping[str, Any]
-"""What an optimizer keeps of one parameter, by key."""
+"""State of an optimizer for one parameter, by key."""
 
 _NEEDS_STATE = ("momentum", "amsgrad", "centered")
-"""Options under which an optimizer of PyTorch keeps more of each parameter."""
+"""Options with which an optimizer of PyTorch keeps more state for each parameter."""
 
 
 def transfer_optimizer_state(
     before: Optimizer, model_before: nn.Module, after: Optimizer, model_after: nn.Module, origins: Mapping[str, Origin]
 ) -> tuple[str, ...]:
-    """Give `after` what `before` knows of each parameter that surgery kept, resized or copied.
+    """Transfer the state of `before` to `after`, for each parameter that surgery kept, resized or copied.
 
     Args:
         before: it has trained `model_before`; left alone.
@@ -41,7 +41,7 @@ def transfer_optimizer_state(
         origins: those of the `PassResult`; of several passes, what a `chain` of them gives, or `origins.compose`.
 
     Returns:
-        The parameters of `after` that start afresh: new ones, and those of another shape whose origin nobody told.
+        The parameters of `after` without transferred state: new ones, and those of another shape without an origin.
 
     Raises:
         TrainingError: the optimizers are of two kinds, or train other models; the origins are those of others; or
@@ -70,12 +70,12 @@ def transfer_optimizer_state(
 
 
 def _by_name(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of a model under all their names: a tied one has several."""
+    """Return the parameters of a model under all their names: a tied one has several."""
     return dict(model.named_parameters(remove_duplicate=False))
 
 
 def _groups(optimizer: Optimizer) -> dict[int, Mapping[str, Any]]:
-    """The options of each parameter, by its id."""
+    """Return the options of each parameter, by its id."""
     return {id(p): group for group in optimizer.param_groups for p in group["params"]}
 
 
@@ -94,7 +94,7 @@ def _check_options(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
 
 
 def _named(optimizer: Optimizer, model: nn.Module) -> Iterable[tuple[nn.Parameter, list[str]]]:
-    """The optimizer's parameters in the order of its state dict, each with its names."""
+    """Return the optimizer's parameters in the order of its state dict, each with its names."""
     names = dict[int, list[str]]()
     for name, parameter in _by_name(model).items():
         names.setdefault(id(parameter), []).append(name)
@@ -104,7 +104,7 @@ def _named(optimizer: Optimizer, model: nn.Module) -> Iterable[tuple[nn.Paramete
 def _source(
     names: list[str], parameter: nn.Parameter, old: Mapping[str, nn.Parameter], origins: Mapping[str, Origin]
 ) -> tuple[nn.Parameter, Origin] | None:
-    """The parameter that one of these names is made of, and how; `None` where nothing of it was there."""
+    """Return the parameter from which one of these names was made, and how; `None` if it is new."""
     for name in names:
         if (origin := origins.get(name)) is None:
             continue
@@ -128,7 +128,7 @@ def _source(
 
 
 def _carried(state: State, begun: State, source: nn.Parameter, origin: Origin, name: str) -> dict[str, Any]:
-    """The state of a parameter made of `source`; `begun` is what the optimizer has of it at its start."""
+    """Return the state of a parameter made from `source`; `begun` is its state in a fresh optimizer."""
     new = dict[str, Any]()
     for key, value in state.items():
         if isinstance(value, Tensor) and value.shape == source.shape:
@@ -147,7 +147,7 @@ def _carried(state: State, begun: State, source: nn.Parameter, origin: Origin, n
 
 
 def _gathered(value: Tensor, begun: Tensor | None, origin: Origin) -> Tensor:
-    """The entries of `value` that `origin` names; those of `begun`, or 0, where it names none."""
+    """Return the entries of `value` that `origin` names; those of `begun`, or 0, if it names none."""
     new, is_new = value.clone(), torch.zeros((), dtype=torch.bool, device=value.device)
     for dim, told in origin.index.items():
         index = told.to(value.device)

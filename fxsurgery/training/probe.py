@@ -1,4 +1,4 @@
-"""Which memory format and number format train fastest here at equal losses: measured, where it is left to us.
+"""Measure which memory format and number format train fastest on this machine at equal losses, for "auto".
 
 Every mode takes the same few optimizer steps on copies of the model, on one batch and at the full learning rate. Modes
 take turns, so that whatever else the machine does meets all alike; the first turn and the first step of each turn warm
@@ -40,12 +40,12 @@ TURNS_EACH, STEPS = 4, 3
 FAST_ENOUGH = 0.9
 """Fraction of the plain mode's time that a faster one may take at most."""
 TOLERANCE, HALF_TOLERANCE = 1e-3, 2e-2
-"""How far a loss may be from the plain one, of the largest of these: in the same precision, and in a lower one."""
+"""Tolerance of a loss, relative to the largest plain one: in the same precision, and in a lower one."""
 
 
 @dataclass(frozen=True)
 class TrainingMode:
-    """How the steps of a training are computed."""
+    """Memory format and number format of a training."""
 
     memory_format: MemoryFormat | None = None
     mixed_precision: MixedPrecision | None = None
@@ -65,12 +65,12 @@ PLAIN = TrainingMode()
 
 @dataclass
 class Measured:
-    """What the steps of one mode came to."""
+    """Measurements of the steps of one mode."""
 
     seconds: list[float] = field(default_factory=list)
-    """Of each step that counts."""
+    """Seconds of each step that counts."""
     losses: list[float] = field(default_factory=list)
-    """Of the steps of one turn; each turn has the same."""
+    """Losses of the steps of one turn; each turn has the same."""
     failure: str = ""
     """Why it cannot train so; empty where it can."""
 
@@ -100,7 +100,7 @@ class Probe:
     clock: Clock = time.perf_counter
 
     def measure(self, candidates: Sequence[TrainingMode]) -> dict[TrainingMode, Measured]:
-        """Return what the steps came to in each mode; in a distributed run, of this process alone.
+        """Return the measurements of each mode; in a distributed run, of this process alone.
 
         A mode that fails is tried once. The random states of the process are left as they were.
         """
@@ -123,7 +123,7 @@ class Probe:
             measured.seconds += seconds[1:]
 
     def _steps(self, mode: TrainingMode, batch: Any) -> tuple[list[float], list[float]]:  # noqa: ANN401
-        """The seconds and the losses of the steps of a turn."""
+        """Return the seconds and the losses of the steps of a turn."""
         model, seconds, losses = self.copy(), list[float](), list[float]()
         recipe = replace(mode.of(self.recipe), steps=STEPS, schedule=constant())
         with set_up(model, recipe, self.seed, None, self.device) as (accelerator, there, chosen):
@@ -142,14 +142,14 @@ class Probe:
 
 
 def _switch_dropout_off(model: nn.Module) -> None:
-    """Let losses be compared: which entries a dropout draws follows the memory format."""
+    """Make losses comparable: the entries that a dropout draws depend on the memory format."""
     for module in model.modules():
         if isinstance(module, _DropoutNd):
             module.eval()
 
 
 def _on_copies(model: nn.Module, batch: Batch) -> tuple[Tensor, Terms]:
-    """The task's loss, on inputs that a model may write into."""
+    """Return the task's loss, on inputs that a model may write into."""
     return batch.loss(batch.predict(model)), {}
 
 
@@ -172,7 +172,7 @@ def choose(found: Mapping[TrainingMode, Measured]) -> tuple[TrainingMode, str]:
 
 
 def _refused(mode: TrainingMode, measured: Measured, plain: Sequence[float]) -> str:
-    """Why a mode is out of the question; empty where it is not."""
+    """Return why a mode is ruled out; an empty string if it is not."""
     if measured.failure:
         return f"fails: {measured.failure}"
     tolerance = HALF_TOLERANCE if mode.mixed_precision in {"bf16", "fp16"} else TOLERANCE

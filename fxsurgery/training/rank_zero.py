@@ -1,4 +1,4 @@
-"""What only the first process of a distributed run does: files, measurements. The others are told what it gave."""
+"""Work of only the first process of a distributed run, such as files and measurements, shared with the others."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @checked(TrainingError, device=DeviceError)
 def from_rank_zero(make: Callable[[], T], device: Device = None) -> T:
-    """What `make` gives in the first process, in every process; an error of ours is raised in all of them.
+    """Return in every process what `make` returns in the first one; a `SurgeryError` is raised in all of them.
 
     Every process must come here alike. What is made is sent as Python objects, within the run's own processes.
     """

@@ -1,4 +1,4 @@
-"""How to train: for how many steps, with which optimizer, at which learning rate when."""
+"""Training recipes: number of steps, optimizer and learning-rate schedule."""
 
 import inspect
 import math
@@ -21,7 +21,7 @@ from fxsurgery.training.task import Task
 OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], Optimizer]
 MixedPrecision: TypeAlias = Literal["no", "bf16", "fp16"]
 MemoryFormat: TypeAlias = Literal["contiguous", "channels_last"]
-"""How the weights of 2-D and 3-D convolutions lie in memory, which the maps between them follow."""
+"""Memory format of the weights of 2-D and 3-D convolutions, which the feature maps between them follow."""
 Accumulate: TypeAlias = Annotated[int, Range(least=1, below=2**31, said=": a step takes at least 1 batch")]
 """Batches of one optimizer step."""
 MIN_STEPS = 200
@@ -77,24 +77,25 @@ def _groups(parameters: Iterable[nn.Parameter], weight_decay: float, *, decay_no
 @checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to train."""
+    """A training recipe."""
 
     steps: Annotated[int, Range(below=2**63)]
-    """Optimizer steps in all; `steps_for` turns epochs into them."""
+    """Number of optimizer steps; `steps_for` converts epochs."""
     optimizer: OptimizerFactory
-    """From the parameters that train to their optimizer: `sgd(0.1)`, or a class such as `torch.optim.Adam`."""
+    """Function of the trainable parameters that returns their optimizer: `sgd(0.1)`, or a class such as
+    `torch.optim.Adam`."""
     schedule: Schedule = field(default_factory=constant)
     gradient_clip: Annotated[
         float | None, Range(above=0, said=": it must be greater than 0; leave it out for no clipping")
     ] = None
-    """Largest norm of all gradients together."""
+    """Maximum norm of all gradients together."""
     accumulate: Accumulate = 1
-    """Batches that one optimizer step takes: their mean loss is what one batch so many times as large would have."""
+    """Batches per optimizer step, which has the mean of their losses, like one large batch."""
     mixed_precision: MixedPrecision | None = None
-    """`None` is what `accelerate launch` says, else none."""
+    """Number format of the training; `None` is the one of `accelerate launch`, or none."""
     memory_format: MemoryFormat | None = None
-    """Of the weights of convolutions while they train; `None` leaves them as they are. The result is equal up to
-    rounding, and up to which entries of a map a dropout between convolutions draws."""
+    """Memory format of the weights of convolutions during training; `None` leaves it as it is. The result is equal
+    up to rounding, and up to the entries of a feature map that a dropout between convolutions draws."""
     validations: int | tuple[int, ...] | None = None
     """Number of validation passes, spread evenly and one at the end; or the steps after which to validate, counted from
     1. `None` is once an epoch: with `early_stopping` always, else 5 times at most."""
@@ -106,7 +107,7 @@ class Recipe:
         check_fields(self, TrainingError)
 
     def optimizer_of(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
-        """The optimizer of these parameters.
+        """Return the optimizer of these parameters.
 
         Raises:
             TrainingError: `optimizer` makes none, or one whose steps take a closure.
@@ -138,10 +139,10 @@ def steps_for(
     max_steps: int | None = MAX_STEPS,
     min_steps: int = MIN_STEPS,
 ) -> int:
-    """Steps that so many epochs take, within bounds, at so many batches a step.
+    """Return the number of optimizer steps of a number of epochs, within bounds.
 
-    Four batches of data are gone through more often than asked for, a million of them less often. No epochs
-    are no steps. Several processes share each batch, so there are as many steps as in one.
+    Four batches of data are repeated more often than asked for, a million of them less often. 0 epochs are 0 steps.
+    Several processes share each batch, so they take as many steps as one process.
 
     Raises:
         DataError: there are no training batches.

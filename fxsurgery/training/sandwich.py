@@ -42,7 +42,7 @@ class SandwichObjective:
     """Number of sub-networks drawn at random for a step."""
     seed: Seed = 0
     objective: Objective = task_objective
-    """What turns a batch into the loss of one sub-network; soft labels and features are learned with another one."""
+    """Objective of one sub-network; pass another one to learn soft labels or features."""
 
     def __post_init__(self) -> None:
         check_fields(self, SpecError)
@@ -54,7 +54,7 @@ class SandwichObjective:
         return {"largest": space.largest, "smallest": space.smallest, **drawn}
 
     def __call__(self, model: nn.Module, batch: Batch, /) -> tuple[Tensor, Terms]:
-        """Leave the summed gradients; return the sum of the losses, and each by the name of its sub-network.
+        """Sum the gradients; return the sum of the losses, and each by the name of its sub-network.
 
         Raises:
             SpecError: the model has no choices to make.

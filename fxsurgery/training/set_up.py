@@ -1,4 +1,4 @@
-"""A model made ready to train: on its device, in its number and memory format, and given back afterwards."""
+"""Prepare a model for training: device, number format and memory format, all restored afterwards."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,14 +22,14 @@ def set_up(
     parameters: Iterable[nn.Parameter] | None,
     device: Device | Accelerator,
 ) -> Iterator[tuple[Accelerator, torch.device, list[nn.Parameter]]]:
-    """Put `model` into train mode as the recipe says, and the process into the state that a training needs.
+    """Prepare `model` and the process for training by a recipe, and restore both afterwards.
 
     Args:
-        model: what trains, in place.
-        recipe: how.
-        seed: of what layers draw.
-        parameters: only these train; `None` is all that require gradients.
-        device: where.
+        model: the model, which trains in place.
+        recipe: number format, memory format and accumulation.
+        seed: seed of the random numbers of layers.
+        parameters: the parameters to train; `None` is all that require gradients.
+        device: where to train.
 
     Yields:
         The accelerator, the device, and the parameters that train.
@@ -51,5 +51,5 @@ def set_up(
 
 
 def own_seed(seed: int, rank: int) -> int:
-    """Of what layers draw: processes must not drop the same units."""
+    """Return the seed of one process's layers: processes must not drop the same units."""
     return mix(seed, 2**32 + rank) if rank else seed

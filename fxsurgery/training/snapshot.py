@@ -1,4 +1,4 @@
-"""Snapshots of a training under way, from which it goes on bit for bit.
+"""Snapshots of a running training, from which it is resumed bit for bit.
 
 A snapshot is plain data: dicts, lists, tuples, strings, numbers, `None` and tensors on the CPU, so it can be written
 and read as `fxsurgery.training.encoding` does.
@@ -21,20 +21,20 @@ FORMAT = 3
 
 @runtime_checkable
 class Checkpointer(Protocol):
-    """Keeps the snapshots of one training. In a distributed run every process has one and asks it alike."""
+    """Stores the snapshots of one training. In a distributed run every process has one and makes the same calls."""
 
     def last(self) -> Mapping[str, Any] | None:
-        """The last snapshot kept, to go on from; `None`: begin."""
+        """Return the last snapshot; `None` if there is none."""
 
     def wants(self, step: int, steps: int) -> bool:
-        """Whether to take one now, after so many steps of `steps`."""
+        """Return True if a snapshot should be taken now, after `step` of `steps` steps."""
 
     def keep(self, snapshot: Mapping[str, Any]) -> None:
-        """Keep a snapshot, which is nobody else's."""
+        """Store a snapshot; nothing else refers to it."""
 
 
 def plain(value: object, what: str) -> Any:  # noqa: ANN401
-    """A copy of `value` as plain data; `what` is what messages call it.
+    """Return a copy of `value` as plain data; messages call it `what`.
 
     Raises:
         TrainingError: there is something else in it.
@@ -72,12 +72,12 @@ def check_readable(snapshot: Mapping[str, Any]) -> None:
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and every buffer by name, those too that its state dict leaves out."""
+    """Return every parameter and buffer by name, also those that are not in the state dict."""
     return {name: plain(tensor, name) for name, tensor in _named(model)}
 
 
 def put_back(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give `model` the values that `tensors_of` took, in place.
+    """Restore the values that `tensors_of` returned, in place.
 
     Raises:
         TrainingError: they are not of this model.
@@ -101,10 +101,10 @@ def _named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def check_same(snapshot: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Make sure that a snapshot is of this training.
+    """Check that a snapshot is of this training.
 
     Raises:
-        TrainingError: it is not; the message says in what it differs.
+        TrainingError: it is not; the message names the differences.
     """
     other = [name for name, value in wanted.items() if snapshot.get(name) != value]
     if other:
@@ -113,7 +113,7 @@ def check_same(snapshot: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
 
 
 def restore_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Give an optimizer the state that its `state_dict` gave, in the number formats of then.
+    """Restore the state that an optimizer's `state_dict` returned, in its original number formats.
 
     Raises:
         TrainingError: it is of another optimizer.
@@ -131,7 +131,7 @@ def restore_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
 
 @contextmanager
 def restoring(what: str) -> Iterator[None]:
-    """Turn what goes wrong where a snapshot is put back into an error of ours.
+    """Turn the errors of restoring a snapshot into a `TrainingError`.
 
     Raises:
         TrainingError: it is of another `what`.

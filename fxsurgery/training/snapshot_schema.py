@@ -86,7 +86,7 @@ def _are_tensors(value: object) -> bool:
 
 
 def _is_early_stopping(value: object) -> bool:
-    """Whether it holds the state of an `EarlyStopping`."""
+    """Return True for the state of an `EarlyStopping`."""
     if not isinstance(value, dict) or value.keys() != {"waited", "best", "step", "tensors"}:
         return False
     return (

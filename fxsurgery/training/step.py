@@ -27,7 +27,7 @@ from fxsurgery.training.task import Task
 
 @dataclass(frozen=True)
 class StepInfo:
-    """Where the training is, for hooks."""
+    """Position of the training, for hooks."""
 
     stage: str
     step: int
@@ -36,30 +36,30 @@ class StepInfo:
     epoch: int
     """From 0."""
     loss: float
-    """Loss on this step's samples: the term "task" where the objective names one, else the whole. The mean over the
-    batches, of all processes."""
+    """Loss on this step's samples: the term "task" if the objective names one, else the total. The mean over the
+    batches of all processes."""
     learning_rate: float
-    """Of the first parameter group."""
+    """Learning rate of the first parameter group."""
     terms: Mapping[str, float] = field(default_factory=dict)
-    """The other terms that the objective names, likewise."""
+    """The other terms that the objective names, as means likewise."""
 
 
 @checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What a searcher adds to the loop. In a distributed run every process calls them alike."""
+    """Additions of a searcher to the training loop. In a distributed run every process calls them alike."""
 
     objective: Objective = task_objective
-    """How a batch becomes a loss; the task's loss on the model's output by default."""
+    """Computes the loss of a batch; the task's loss on the model's output by default."""
     before_step: Callable[[StepInfo], None] | None = None
-    """Runs after backward (and unscaling), before clipping and the optimizer's step; it may edit `.grad`.
-    Not for a step that fp16's loss scaling skips because a gradient is not finite."""
+    """Called after backward (and unscaling), before clipping and the optimizer's step; it may edit `.grad`.
+    Not called for a step that fp16's loss scaling skips because a gradient is not finite."""
     after_step: Callable[[StepInfo], None] | None = None
-    """Runs after the optimizer's step."""
+    """Called after the optimizer's step."""
     state: Callable[[], Mapping[str, Any]] | None = None
-    """What the hooks and the objective remember from step to step, as plain data, for snapshots."""
+    """Returns the state of the hooks and the objective as plain data, for snapshots."""
     restore: Callable[[Mapping[str, Any]], None] | None = None
-    """Takes what `state` gave, its tensors on the CPU."""
+    """Restores a state that `state` returned, its tensors on the CPU."""
 
     def __post_init__(self) -> None:
         if (self.state is None) != (self.restore is None):
@@ -85,9 +85,9 @@ class Stepper:
     batches: int = field(init=False)
     """Batches of one step."""
     _has_plain_zero_grad: bool = field(init=False)
-    """Whether the optimizer clears gradients as PyTorch's do; those of others may clear more."""
+    """Whether the optimizer clears gradients as PyTorch's do; other optimizers may clear more."""
     _taken: list[Portion] = field(init=False, default_factory=list)
-    """The batches of the last step, to blame."""
+    """The batches of the last step, for error messages."""
 
     def __post_init__(self) -> None:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -96,7 +96,7 @@ class Stepper:
         self._has_plain_zero_grad = type(self.optimizer).zero_grad is Optimizer.zero_grad
 
     def step(self, number: int, portions: Iterable[Portion]) -> StepInfo:
-        """Take one optimizer step on so many batches.
+        """Take one optimizer step on some batches.
 
         Raises:
             DataError: one does not fit the model or the loss.
@@ -146,11 +146,13 @@ class Stepper:
         for portion in self._taken:
             if wrong := wrong_values(portion.batch):
                 where = f"of {named('train_data')}, batch {portion.number} of epoch {portion.epoch}"
-                return _hopeless(f"{fact}, since {where}, {wrong}; clean the data")
+                return _hopeless(DivergedError(f"{fact}, since {where}, {wrong}; clean the data"))
         if info.step == 0:
             return _hopeless(
-                f"{fact}, before anything was trained; look for NaN or huge weights in the model, or for a loss that "
-                "is not finite on data that are"
+                DivergedError(
+                    f"{fact}, before anything was trained; look for NaN or huge weights in the model, or for a loss "
+                    "that is not finite on data that are"
+                )
             )
         return DivergedError(
             f"{fact}; lower the learning rate, clip the gradients with {entry('settings', 'gradient_clip', 1.0)}, "
@@ -158,7 +160,7 @@ class Stepper:
         )
 
     def _gradients(self, number: int, portions: Iterable[Portion]) -> tuple[dict[str, float], int]:
-        """Leave the gradients of a step's batches; the loss, called "", its terms, and the epoch of the last batch."""
+        """Compute the gradients of a step's batches; return the loss, called "", its terms, and the epoch."""
         figures, epoch = list[dict[str, Tensor]](), 0
         self._taken.clear()
         for portion in portions:
@@ -169,7 +171,7 @@ class Stepper:
         return self._means(figures), epoch
 
     def _means(self, figures: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
-        """The means over the batches of a step, and over the processes, by name."""
+        """Return the means over the batches of a step, and over the processes, by name."""
         names = list(figures[0])
         if len(figures) == len(names) == 1 and self.sharing.world == 1:
             return {names[0]: float(figures[0][names[0]].item())}
@@ -182,7 +184,7 @@ class Stepper:
         return dict(zip(names, (self.sharing.total(sums) / self.batches).tolist(), strict=True))
 
     def _batch(self, number: int, portion: Portion) -> Batch:
-        """The rows that this process takes of a batch, as the objective sees them."""
+        """Return the rows that this process takes of a batch, as the objective sees them."""
         inputs, target = self.task.take_apart(on_device(portion.batch, self.device))
         if portion.whole:
             inputs, target = rows_of(inputs, target, portion.share)
@@ -192,7 +194,7 @@ class Stepper:
         )  # fmt: skip
 
     def _make_dense(self) -> None:
-        """Sparse gradients, as `nn.Embedding(sparse=True)` gives, as what clipping and most optimizers take."""
+        """Make sparse gradients dense, as of `nn.Embedding(sparse=True)`: clipping and most optimizers need that."""
         if isinstance(self.optimizer, torch.optim.SparseAdam):
             return
         for parameter in self.trained:
@@ -233,9 +235,8 @@ class Stepper:
         return all(bool(p.grad.isfinite().all()) for p in self.trained if p.grad is not None)
 
 
-def _hopeless(text: str) -> DivergedError:
-    """Return an error that no other learning rate avoids."""
-    error = DivergedError(text)
+def _hopeless(error: DivergedError) -> DivergedError:
+    """Mark an error that no other learning rate avoids."""
     error.retriable = False
     return error
 

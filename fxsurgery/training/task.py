@@ -21,7 +21,7 @@ from fxsurgery.training.array_loader import samples as row_count
 from fxsurgery.training.batch_split import by_convention
 from fxsurgery.training.batches import Loader, describe, describe_inputs, epoch_of, loader_of
 from fxsurgery.training.classification import Counting, accuracy, counting_of, cross_entropy
-from fxsurgery.training.metrics import direction_of, metric_named, name_of
+from fxsurgery.training.metrics import is_better_when_higher, metric_named, name_of
 from fxsurgery.training.random_state import repeatable
 
 Loss: TypeAlias = Callable[[Any, Any], Any]
@@ -76,11 +76,10 @@ class Task:
     select: str | None = None
     """Name of the number to compare, of a metric that gives several; the first by default."""
     batch_dims: Statement = None
-    """Which dim of the model's inputs is the batch, as `capture` takes it: `batch_dims=1`; or `{0: None, 1: 0}`, by
-    position, or by name where the batch is a dict. Inferred unless given: dim 0 of the first that is as long as the
-    target."""
+    """Batch dim of the model's inputs, as for `capture`: `batch_dims=1`; or `{0: None, 1: 0}`, by position, or by name
+    if the batch is a dict. By default inferred: dim 0 of the first input that is as long as the target."""
     val_batches: Count | None = None
-    """How many batches of the validation data are scored; all unless given, which takes a loader that ends."""
+    """Number of validation batches to score; by default all, so the loader must end."""
     _moved: dict[tuple[str, torch.device], Any] = field(default_factory=dict, init=False, repr=False)
     """Copies of a loss and a metric that are modules with tensors, by device."""
 
@@ -95,7 +94,8 @@ class Task:
         metric = self._resolved_metric()
         check_fields(self, DataError)
         name = self.metric_name or self.select or (self.metric if isinstance(self.metric, str) else name_of(metric))
-        resolved = {"metric": metric, "metric_name": name, "higher_is_better": self._is_higher_better(metric)}
+        is_higher_better = is_better_when_higher(metric, stated=self.higher_is_better, select=self.select)
+        resolved = {"metric": metric, "metric_name": name, "higher_is_better": is_higher_better}
         for field_name, value in resolved.items():
             object.__setattr__(self, field_name, value)
 
@@ -106,15 +106,6 @@ class Task:
         if isinstance(metric, type) or not isinstance(metric, Accumulating | None):
             _require_callable("metric", metric)
         return metric
-
-    def _is_higher_better(self, metric: object) -> bool:
-        """Return the direction of a metric: lower if the metric or the user says so; of a loss always."""
-        if metric is None or self.higher_is_better is False:
-            return False
-        stated = (
-            getattr(metric, "higher_is_better", None) if self.higher_is_better else direction_of(metric, self.select)
-        )
-        return stated is not False
 
     @classmethod
     @checked(DataError)

@@ -1,4 +1,4 @@
-"""One training under way: its steps, validations, records and snapshots, and what it reports at its end."""
+"""One running training: its steps, validations, records and snapshots, and the report at its end."""
 
 import time
 from collections.abc import Mapping
@@ -38,16 +38,16 @@ RECORDS = 50
 
 @dataclass(frozen=True)
 class FitReport:
-    """What a training came to."""
+    """The report of a training."""
 
     stage: str
     steps: int
     epochs: int
-    """Epochs begun."""
+    """Number of epochs begun."""
     samples: int
-    """Training samples gone through, in all processes together."""
+    """Number of training samples seen, in all processes together."""
     loss: float
-    """Mean of the loss, as `StepInfo.loss` has it, over the last steps; NaN without a step."""
+    """Mean of `StepInfo.loss` over the last steps; NaN without a step."""
     score: Score | None
     """The last validation score, taken at the end; `None` if there was none."""
     seconds: float
@@ -55,7 +55,7 @@ class FitReport:
 
 @dataclass
 class TrainingRun:
-    """A training under way: its parts, and how far it has come."""
+    """A running training: its parts and its position."""
 
     stepper: Stepper
     stream: Stream
@@ -63,11 +63,11 @@ class TrainingRun:
     keeper: Checkpointer | None
     seed: int
     step: int = 0
-    """Steps done."""
+    """Number of steps taken."""
     pending: list[float] = field(default_factory=list)
     """Losses since the last record."""
     terms: dict[str, float] = field(default_factory=dict)
-    """Sums, since then, of the terms that the objective names."""
+    """Sums since then of the terms that the objective names."""
     score: Score | None = None
     records: list[dict[str, Any]] = field(default_factory=list)
     before: float = 0.0
@@ -149,7 +149,7 @@ class TrainingRun:
             self.terms.clear()
 
     def _require_finite(self) -> None:
-        """What the last step did shows in no loss any more."""
+        """Check the weights after the last step, which no loss shows."""
         if wrong := not_finite(self.stepper.model):
             raise DivergedError(
                 f"stage {self.stepper.stage!r}: {', '.join(wrong[:3])} ended with values that are not finite; lower "
@@ -174,7 +174,7 @@ class TrainingRun:
         return _points(steps, max(1, min(most, epochs)))
 
     def _identity(self) -> dict[str, Any]:
-        """What a snapshot must agree in."""
+        """Return the fields in which a snapshot must agree."""
         stepper = self.stepper
         return {
             "format": FORMAT,
@@ -244,5 +244,5 @@ class TrainingRun:
 
 
 def _points(steps: int, many: int) -> set[int]:
-    """So many step counts spread evenly, the last one at the end."""
+    """Return step counts spread evenly, the last one at the end."""
     return {-(-steps * i // many) for i in range(1, many + 1)}

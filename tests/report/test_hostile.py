@@ -164,7 +164,7 @@ def test_progress_interprets_nothing_and_commands_nothing(terminal: bool):
         progress.show(TrainingProgress(HOSTILE, 0, 1, 2, 0.5, 0.25, 0.1, 2.0))
     shown = out.getvalue()
     assert "]8;;" not in shown.replace(r"\x1b]8;;", "")
-    assert shown.count(RICH) >= 3
+    assert shown.count(RICH) >= (1 if terminal else 3)  # a live line shortens the name of the stage
     own = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", shown) if terminal else shown
     harmless(own)
 

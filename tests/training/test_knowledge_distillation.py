@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fxsurgery import DataError, Dnal, Ectonas, Prune, RunError, Spend, SurgeryError, TrainingError, capture
+from fxsurgery import Callback, DataError, Dnal, Ectonas, Prune, RunError, Spend, SurgeryError, TrainingError, capture
+from fxsurgery.runs import run_directory
 from fxsurgery.training import Hooks, Progress, Recipe, Task, fit, sgd
 from fxsurgery.training.callbacks import StepEnd
 from fxsurgery.training.knowledge_distillation import distillation_of
@@ -191,6 +192,21 @@ def test_the_teacher_and_its_weights_are_part_of_the_run(tmp_path: Path):
     assert same(weights(result), weights(optimized(**options, teacher=net(), resume=True)))
     with pytest.raises(RunError, match="teacher"):
         optimized(**options, teacher=other, resume=True)
+
+
+def test_a_run_that_is_interrupted_while_it_distills_ends_alike(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(run_directory, "SNAPSHOT_SECONDS", 0.0)
+
+    class Dies(Callback):
+        def on_step_end(self, event):
+            if event.step == 4:
+                raise KeyboardInterrupt
+
+    options = {"config": Prune(**SHORT), "teacher": "original", "metric": first}
+    with pytest.raises(KeyboardInterrupt):
+        optimized(Dies(), run_dir=tmp_path / "run", **options)
+    resumed = optimized(run_dir=tmp_path / "run", resume=True, **options)
+    assert same(weights(resumed), weights(optimized(**options)))
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def test_every_listed_name_is_a_metric(name):
         ("MulticlassF1Scor", "did you mean 'MulticlassF1Score'"),
         ("multiclassf1score", "did you mean 'MulticlassF1Score'"),
         ("zzz", "take one of accuracy, top5, mse"),
-        ("ConfusionMatrix", "does not state whether a higher value is better; pass it"),
+        ("ConfusionMatrix", "does not state whether a higher value is better; build the data"),
         ("PearsonCorrCoef", "does not state whether a higher value is better"),
         ("", "there is no metric of this name"),
     ],

@@ -43,18 +43,19 @@ UNDECIDED = (0.1, 0.9)
 @checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Dnal(Narrowing):
-    """How the search goes.
+    """Settings of the `dnal` method.
 
     Raises:
-        SurgeryError: a setting has no meaning.
+        SurgeryError: a setting has an invalid value.
     """
 
     penalty: Annotated[float | None, Range(least=0, said=": it would reward open gates; it must be at least 0")] = None
-    """The paper's lambda, instead of a budget."""
+    """Lambda of the paper, in place of a budget."""
     random: bool = False
-    """The control: rank units at random instead of by gates; nothing else changes."""
+    """Rank units at random instead of by gates, as a control; nothing else changes."""
     architecture_epochs: Epochs = 5
-    """In which the gates are learned, all weights frozen."""
+    """Epochs in which the gates are learned, with all weights frozen. Their learning rate does not depend on
+    `learning_rate`: the gradients are normalized."""
 
 
 def require_goal(budget: Budget | None, config: Dnal, *, has_ratios: bool = False) -> None:
@@ -136,7 +137,7 @@ def widths(program: Program, config: Dnal, constraints: WidthConstraints = FREE)
 
 
 def stages(config: Dnal, session: Session, *, trained: bool) -> list[Stage]:
-    """What `search` will train."""
+    """Return the stages that `search` will train."""
     steps = {
         "weights": 0 if trained else session.steps(config, config.weights_epochs),
         "architecture": 0 if config.random else max(session.steps(config, config.architecture_epochs), 1),
@@ -148,7 +149,7 @@ def stages(config: Dnal, session: Session, *, trained: bool) -> list[Stage]:
 def _ranked(
     found: Space, budget: Budget | None, config: Dnal, session: Session
 ) -> tuple[Scores, tuple[GatePlan, Scores] | None]:
-    """A score for each unit; and the gates that it is made of, but for the random control."""
+    """Return a score for each unit, and the gates behind it; `None` for the random control."""
     size = structure(found.program).size
     if config.random:
         if config.penalty is not None:
@@ -164,7 +165,7 @@ def _ranked(
 def _learn_gates(
     found: Space, budget: Budget | None, config: Dnal, session: Session
 ) -> tuple[GatePlan, Scores, Scores]:
-    """The architecture stage: each unit's logit and gate at its end."""
+    """Run the architecture stage; return each unit's logit and gate at its end."""
     movable = {choice.group.name for choice in found.choices if choice.counts[-1] < len(choice.group.units)}
     insertion = InsertGates(keep=tuple(g.name for g in structure(found.program).groups if g.name not in movable))
     plan, gated = insertion.plan(found.program), insertion(found.program)

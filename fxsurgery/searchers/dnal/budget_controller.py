@@ -2,7 +2,7 @@
 
 Stage 2 minimizes `L0 + lambda * E[cost]` over the gate logits s alone, while delta grows from 1 to 1e4. The
 penalty is the expected cost under the gates, bilinear in neighboring soft widths. What lambda does depends
-on the loss, the number of steps and the network, so nobody is asked for it: here
+on the loss, the number of steps and the network, so it is not a setting: here
 
     ds = delta * g * (1 - g) * [ (dL0/dg) / n_L  +  kappa * (dE/dg) / n_E ],      g = sigmoid(delta * s)
 
@@ -26,13 +26,13 @@ from fxsurgery.training import StepInfo
 
 DELTA_END = 1e4
 PATH_END = 0.45
-"""Share of the stage after which the expected cost shall be on target."""
+"""Fraction of the stage after which the expected cost must be on target."""
 PROPORTIONAL, INTEGRAL, LARGEST = 20.0, 1.0, 30.0
 
 
 @dataclass(frozen=True)
 class Limit:
-    """One limit of a budget: the expected share, and what it may be at most."""
+    """One limit of a budget: the expected cost, and its maximum as a fraction of the original."""
 
     expected: ExpectedCost
     share: float
@@ -73,7 +73,7 @@ class BudgetController:
             self.vector.sharpness.fill_(DELTA_END ** ((info.step + 1) / max(info.steps, 1)))
 
     def state(self) -> dict[str, Any]:
-        """What it holds, plain data, for a snapshot."""
+        """Return the controller state as plain data, for a snapshot."""
         return {
             "kappa": self.kappa,
             "integral": self._integral,
@@ -83,13 +83,13 @@ class BudgetController:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a snapshot."""
+        """Restore the state of a snapshot."""
         self.kappa, self._integral = state["kappa"], state["integral"]
         self._loss_scale, self._start = state["loss_scale"], state["start"]
         self.trace = [tuple(point) for point in state["trace"]]
 
     def _pull(self, gates: Tensor, progress: float) -> Tensor:
-        """The normalized gradient of the limit that is nearest to being broken; moves kappa."""
+        """Return the normalized gradient of the limit that is closest to being exceeded, and update kappa."""
         leaf = torch.cat([gates.new_ones(1), gates]).requires_grad_()
         with torch.enable_grad():
             shares = [(limit.expected(leaf), limit.share) for limit in self.limits]

@@ -14,11 +14,11 @@ from fxsurgery.training import Batch, Terms
 
 @dataclass(frozen=True, eq=False)
 class GatePenalty:
-    """An objective: the task's loss, and what open gates cost."""
+    """An objective: the task's loss plus the cost of open gates."""
 
     vector: GateVector
     weight: float
-    """The paper's lambda."""
+    """Lambda of the paper."""
 
     def __call__(self, model: nn.Module, batch: Batch, /) -> tuple[Tensor, Terms]:
         """Return the loss and its terms, `task` and `penalty`."""

@@ -103,7 +103,7 @@ def test_the_descendants_of_such_a_network_keep_the_lower_rate(found, jobs):
     rates = {name: rate for name, rate, _ in jobs}
     later = [trial for trial in result.search.trials if trial.generation == 2 and trial.score is not None]
     names = [name for name in rates for trial in later if name.endswith(f"#{trial.number}")]
-    assert {round(rates[name], 6) for name in nonempty(names)} == {0.005}
+    assert max(rates[name] for name in nonempty(names)) < 0.0051
 
 
 def test_a_repetition_that_cannot_be_paid_for_is_left_out(found, jobs):
