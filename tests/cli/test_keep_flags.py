@@ -45,7 +45,7 @@ def test_a_flag_takes_the_place_of_the_file(here: Path, give, seen: list[str]):
     [
         (["--keep", "nothing-of-this-name"], "--keep: no layer of the model is named 'nothing-of-this-name'"),
         (["--ratio", "layer"], "--ratio: 'layer' is not of the form layer=ratio; write it as layer4.*=0.5"),
-        (["--ratio", "layer=half"], "--ratio: 'layer=half': 'half' is no amount"),
+        (["--ratio", "layer=half"], "--ratio: 'layer=half': 'half' is not an amount"),
         (["--ratio", "layer=2"], "2.0 for 'layer' is the fraction of the units that stays"),
         (["--ratio", "nothing-of-this-name=0.5"], "--ratio: no layer of the model is named 'nothing-of-this-name'"),
     ],
