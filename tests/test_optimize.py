@@ -583,7 +583,7 @@ BAD = {
     "a seed that no generator takes": (net, {"seed": -1}, SurgeryError, "seed=-1: it must be at least 0"),
     "a tenth of a batch a step": (net, {"accumulate": 0}, SurgeryError, "accumulate=0: a step takes at least 1"),
     "a budget of nothing": (net, {"budget": 0.5}, BudgetError, r"such as budget=Budget\(macs=0\.5\)"),
-    "an input that is none": (net, {"example_inputs": 3}, DataError, "example_inputs is 3; it must be a tensor, a tuple"),
+    "an input that is none": (net, {"example_inputs": 3}, DataError, "example_inputs is 3; it must be a tensor"),
     "a task, and its loss again": (
         net, {"train_data": fxsurgery.Task.of(images(), images(32)), "val_data": None, "loss": nn.MSELoss()},
         DataError, "train_data is a Task, which holds these already: leave loss out",
