@@ -160,8 +160,8 @@ MADE_BY_US = {
 }  # fmt: skip
 """Results, and protocols to implement: users read them, and construct none."""
 PARTS_OF_A_SEARCHER = {
-    "FeatureDistillation", "SandwichObjective", "distilled_task", "synthetic_inputs", "report_of", "require_factors", "task_objective",
-    "transfer_optimizer_state",
+    "FeatureDistillation", "SandwichObjective", "distilled_task", "report_of", "require_factors",
+    "synthetic_inputs", "task_objective", "transfer_optimizer_state",
 }  # fmt: skip
 """What writers of searchers use; tests of their own show how."""
 
