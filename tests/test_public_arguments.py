@@ -127,6 +127,10 @@ CASES = [
     Case(training.sgd, lambda _: {"lr": 0.1}, optimizing(training.sgd)),
     Case(training.adamw, lambda _: {"lr": 0.1}, optimizing(training.adamw)),
     Case(training.cosine, lambda _: {}, scheduled(training.cosine)),
+    Case(training.constant, lambda _: {}, scheduled(training.constant)),
+    Case(training.linear, lambda _: {}, scheduled(training.linear)),
+    Case(training.one_cycle, lambda _: {}, scheduled(training.one_cycle)),
+    Case(training.schedule_of, lambda _: {"schedule": "cosine"}, scheduled(training.schedule_of), ("schedule",)),
     Case(training.steps_at, lambda _: {"milestones": (0.5,)}, scheduled(training.steps_at)),
     Case(training.steps_for, lambda _: {"task": task(), "epochs": 2}),
     Case(training.fit, lambda _: {"model": net(), "task": task(), "recipe": recipe(), "device": "cpu"}),
@@ -156,8 +160,8 @@ MADE_BY_US = {
 }  # fmt: skip
 """Results, and protocols to implement: users read them, and construct none."""
 PARTS_OF_A_SEARCHER = {
-    "FeatureDistillation", "SandwichObjective", "distilled_task", "synthetic_inputs", "report_of", "task_objective",
-    "transfer_optimizer_state",
+    "FeatureDistillation", "SandwichObjective", "distilled_task", "report_of", "require_factors",
+    "synthetic_inputs", "task_objective", "transfer_optimizer_state",
 }  # fmt: skip
 """What writers of searchers use; tests of their own show how."""
 
