@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from fxsurgery.analysis.aten_calls import AtenCalls, tensors_of
 from fxsurgery.analysis.fast_shapes import computes_no_tensor, plain_function, plain_module
-from fxsurgery.analysis.real_run import is_kept_whole, on_meta, real_run
+from fxsurgery.analysis.real_run import is_user_leaf, on_meta, real_run
 from fxsurgery.analysis.refit import is_resizable
 from fxsurgery.analysis.shapes import hides_its_shape, is_sized, target_name
 from fxsurgery.analysis.size_expressions import SizeExpressions, computed_slices
@@ -145,7 +145,7 @@ class Propagation(fx.Interpreter):
         module = self.fetch_attr(target)
         if isinstance(module, nn.RNNBase) and isinstance(args[0], Tensor) and is_resizable(module):
             return self._recurrent(module, args, kwargs)
-        if is_kept_whole(module):
+        if is_user_leaf(module):
             raise NotImplementedError(f"{type(module).__name__} is a leaf module")
         return super().call_module(target, args, kwargs)
 

@@ -65,7 +65,7 @@ class _Run(fx.Interpreter):
         return result
 
 
-def is_kept_whole(module: nn.Module) -> bool:
+def is_user_leaf(module: nn.Module) -> bool:
     """Return True if a called module has state and code of the user: capture could not trace into it."""
     own = not type(module).__module__.startswith(("torch.nn", "torch.ao.nn", "fxsurgery"))
     return own and bool(list(module.state_dict())) and not is_resizable(module)
