@@ -31,8 +31,9 @@ from fxsurgery.capture import capture
 from fxsurgery.inputs import Inputs
 from fxsurgery.program import Program
 from fxsurgery.training import Recipe, cosine, evaluate, fit, sgd, steps_for
-from fxsurgery.training.bn_inversion import Amount, Synthetic, noise, synthetic_inputs
+from fxsurgery.training.bn_inversion import Synthetic, noise, synthetic_inputs
 from fxsurgery.training.distillation import distilled_task
+from fxsurgery.training.synthesis_amount import Amount
 
 KINDS = ("matched", "matched, not fine-tuned", "noise", "real, no labels")
 COLUMNS = {

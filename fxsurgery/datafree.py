@@ -9,8 +9,9 @@ from fxsurgery.preparation import PreparedRun
 from fxsurgery.searchers.session import Stage
 from fxsurgery.searchers.trainer import Trainer
 from fxsurgery.training import Task
-from fxsurgery.training.bn_inversion import Amount, noise, synthetic_inputs
+from fxsurgery.training.bn_inversion import noise, synthetic_inputs
 from fxsurgery.training.distillation import commonest_answer, distilled_task
+from fxsurgery.training.synthesis_amount import Amount
 
 MONOTONOUS = 0.9
 """Share of the inputs in one class from which on agreement is no measure."""

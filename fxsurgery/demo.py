@@ -22,7 +22,8 @@ from fxsurgery.printable import printable
 from fxsurgery.result import Result
 from fxsurgery.result_facts import BeforeAfter
 from fxsurgery.searchers.dnal import Dnal
-from fxsurgery.training import Progress
+from fxsurgery.training import Callback, Progress
+from fxsurgery.training.callbacks import RunBegin, StageBegin
 
 Images = tuple[Tensor, Tensor]
 MEASURE_SECONDS = 20.0
@@ -73,6 +74,21 @@ class DemoResult:
     latency: LatencyReport
 
 
+class _StageLines(Callback):
+    """Prints a line when a stage begins to train."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    @override
+    def on_run_begin(self, event: RunBegin) -> None:
+        self._progress.note("finding a learning rate by a range test of a few steps")
+
+    @override
+    def on_stage_begin(self, event: StageBegin) -> None:
+        self._progress.note(f"training stage {event.stage!r}: {event.steps:,} steps")
+
+
 def digits(seed: int = 0) -> tuple[Images, Images, Images]:
     """Return training, validation and test images, (n, 1, 8, 8) from 0 to 1, with their classes."""
     with requires("demo", "the demo's data set"):
@@ -115,6 +131,7 @@ def run(folder: Path | None = None, *, seed: int = 0, macs: float = 0.5, console
         trained=False,
         config=Dnal(weights_epochs=12, architecture_epochs=8, finetune_epochs=12),
         seed=seed,
+        callbacks=[_StageLines(progress)],
     )
     with tempfile.TemporaryDirectory(prefix="fxsurgery-demo-") as scratch:
         where = folder or Path(scratch)

@@ -24,8 +24,9 @@ from fxsurgery.searchers.session import Stage
 from fxsurgery.searchers.trainer import Trainer
 from fxsurgery.training import Hooks, Recipe, StepInfo, Task, evaluate, fit
 from fxsurgery.training.batches import count
-from fxsurgery.training.bn_inversion import Amount, synthetic_inputs
+from fxsurgery.training.bn_inversion import synthetic_inputs
 from fxsurgery.training.rate_range import STEPS as RANGE_STEPS
+from fxsurgery.training.synthesis_amount import Amount
 
 Clock = Callable[[], float]
 """Seconds from any origin."""

@@ -20,7 +20,7 @@ from torch import nn
 import fxsurgery
 from fxsurgery import Budget, Dnal, Ectonas, Spend
 from fxsurgery.runs import run_directory
-from fxsurgery.training.bn_inversion import Amount
+from fxsurgery.training.synthesis_amount import Amount
 from noisy import Noisy, images
 
 COMMON = {"align": 2, "fewest_steps": 25, "weights_epochs": 1, "finetune_epochs": 1, "learning_rate": 0.02}

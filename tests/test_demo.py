@@ -60,6 +60,14 @@ def test_the_demo_halves_the_macs_and_keeps_the_accuracy(tmp_path, capfd):
     assert {p.name for p in tmp_path.iterdir()} == {"original.onnx", "result.onnx"}
     assert "latency" in console.export_text()
     shown = capfd.readouterr().err
-    steps = ("loading the digits", "capturing", "weights: ", "architecture: ", "fine-tune: ", "exporting", "measuring")
+    steps = (
+        "loading the digits",
+        "capturing",
+        "stage 'weights'",
+        "stage 'architecture'",
+        "stage 'fine-tune'",
+        "exporting",
+        "measuring",
+    )
     places = [shown.index(step) for step in steps]
     assert places == sorted(places)

@@ -153,7 +153,7 @@ def test_inspect_without_inputs_infers_them_and_says_what_it_assumed():
     assert [tuple(x.shape) for x in found.program.example_inputs] == [(2, 1, 28, 28)]
     assert found.notes[0].startswith("inputs of (2, 1, 28, 28): ")
     assert "example_inputs= overrides" in found.notes[0]
-    with pytest.raises(DataError, match=r"cannot tell from the model alone what its forward\(a, b\) takes"):
+    with pytest.raises(DataError, match=r"cannot infer the inputs of forward\(a, b\) from the model alone"):
         fxsurgery.inspect(Two())
 
 

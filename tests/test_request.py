@@ -186,5 +186,5 @@ def test_arguments_by_position_and_unknown_ones_are_refused():
         fxsurgery.optimize()
     with pytest.raises(TypeError, match="takes only model by position"):
         fxsurgery.optimize(net(), "prune")
-    with pytest.raises(SurgeryError, match=r"optimize takes no 'bugdet'.*did you mean budget\?"):
+    with pytest.raises(SurgeryError, match=r"optimize takes no 'bugdet'.*did you mean budget=\?"):
         fxsurgery.optimize(net(), bugdet=Budget(macs=0.5))

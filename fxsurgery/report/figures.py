@@ -162,9 +162,9 @@ FIGURES: Mapping[str, Callable[[ReportInput], Figure | None]] = {
 _WHY_NONE = {
     "widths": "the model has no layer with a weight matrix",
     "training": "nothing was trained, or the curves were not kept",
-    "gates": "only method='dnal' learns gates",
-    "pareto": "only method='ectonas' trains networks to compare",
-    "evolution": "only method='ectonas' evolves networks",
+    "gates": "only the method dnal learns gates",
+    "pareto": "only the method ectonas trains networks to compare",
+    "evolution": "only the method ectonas evolves networks",
 }
 
 

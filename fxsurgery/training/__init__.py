@@ -1,7 +1,7 @@
 """The one training loop: a task, how to train on it, and what is seen of it."""
 
 from fxsurgery.training.batchnorm import recalibrate
-from fxsurgery.training.bn_inversion import Amount, Synthetic, synthetic_inputs
+from fxsurgery.training.bn_inversion import Synthetic, synthetic_inputs
 from fxsurgery.training.callbacks import Callback
 from fxsurgery.training.device import resolve
 from fxsurgery.training.distillation import distilled_task
@@ -38,6 +38,7 @@ from fxsurgery.training.schedules import (
 )
 from fxsurgery.training.snapshot import Checkpointer
 from fxsurgery.training.step import Hooks, StepInfo
+from fxsurgery.training.synthesis_amount import Amount
 from fxsurgery.training.task import Task
 from fxsurgery.training.training_run import FitReport
 

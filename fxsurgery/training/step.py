@@ -146,11 +146,13 @@ class Stepper:
         for portion in self._taken:
             if wrong := wrong_values(portion.batch):
                 where = f"of {named('train_data')}, batch {portion.number} of epoch {portion.epoch}"
-                return _hopeless(f"{fact}, since {where}, {wrong}; clean the data")
+                return _hopeless(DivergedError(f"{fact}, since {where}, {wrong}; clean the data"))
         if info.step == 0:
             return _hopeless(
-                f"{fact}, before anything was trained; look for NaN or huge weights in the model, or for a loss that "
-                "is not finite on data that are"
+                DivergedError(
+                    f"{fact}, before anything was trained; look for NaN or huge weights in the model, or for a loss "
+                    "that is not finite on data that are"
+                )
             )
         return DivergedError(
             f"{fact}; lower the learning rate, clip the gradients with {entry('settings', 'gradient_clip', 1.0)}, "
@@ -233,9 +235,8 @@ class Stepper:
         return all(bool(p.grad.isfinite().all()) for p in self.trained if p.grad is not None)
 
 
-def _hopeless(text: str) -> DivergedError:
-    """Return an error that no other learning rate avoids."""
-    error = DivergedError(text)
+def _hopeless(error: DivergedError) -> DivergedError:
+    """Mark an error that no other learning rate avoids."""
     error.retriable = False
     return error
 

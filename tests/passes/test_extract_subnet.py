@@ -359,7 +359,7 @@ def test_any_other_program_is_refused():
     start = program("Plain")
     result = ExtractSubnet()(start)
     assert result.program is start
-    assert "no supernet" in result.refusals[0].reason
+    assert "not a supernet" in result.refusals[0].reason
 
 
 def test_a_supernet_that_runs_smaller_is_refused():

@@ -184,9 +184,9 @@ def test_many_layers_are_columns():
         (
             result,
             "pareto",
-            "only method='ectonas' trains networks to compare; use one of: 'widths', 'training', 'gates'",
+            "only the method ectonas trains networks to compare; use one of: 'widths', 'training', 'gates'",
         ),
-        (lambda: result(gates=(), history=()), "gates", "only method='dnal' learns gates; use one of: 'widths'$"),
+        (lambda: result(gates=(), history=()), "gates", "only the method dnal learns gates; use one of: 'widths'$"),
         (lambda: result(history=()), "training", "nothing was trained"),
     ],
 )

@@ -9,7 +9,8 @@ from torch import nn
 
 from fxsurgery.capture import capture
 from fxsurgery.training import fit
-from fxsurgery.training.bn_inversion import Amount, Matching, noise, synthetic_inputs
+from fxsurgery.training.bn_inversion import Matching, noise, synthetic_inputs
+from fxsurgery.training.synthesis_amount import Amount
 from nonempty import nonempty
 from zoo import lively
 

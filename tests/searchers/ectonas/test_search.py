@@ -517,7 +517,7 @@ def test_settings_without_meaning(settings: dict, said: str):
 
 
 def test_what_optimize_is_told_by_name():
-    with pytest.raises(SurgeryError, match=r"takes no 'greedines'.*did you mean greediness\?"):
+    with pytest.raises(SurgeryError, match=r"takes no 'greedines'.*did you mean greediness=\?"):
         fxsurgery.optimize(cnn(), method="ectonas", greedines=0.5)
     with pytest.raises(SurgeryError, match="use method='ectonas', which has it"):
         fxsurgery.optimize(cnn(), greediness=0.5)
