@@ -4,6 +4,8 @@ from pathlib import Path as _Path
 import numpy as _np
 import torch as _torch
 
+from fxsurgery.deploy import export_onnx as _export_onnx
+
 _Path("nets.py").write_text(
     """
 from torch import nn
@@ -43,7 +45,9 @@ for _name, _count in (("train.npz", 16), ("val.npz", 8)):
 def _weights(width):
     space = {}
     exec(_Path("nets.py").read_text(encoding="utf-8"), space)
-    _torch.save(space["Net"](width).state_dict(), "best.pt")
+    model = space["Net"](width)
+    _torch.save(model.state_dict(), "best.pt")
+    _export_onnx(model.eval(), _torch.randn(2, 3, 32, 32), "original.onnx", exporter="legacy")
 
 
 _weights(16)
