@@ -100,7 +100,9 @@ def constraints(hint: Any) -> list[Constraint]:  # noqa: ANN401 -- any annotatio
 
 
 _WORDS: dict[Any, str] = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a str"}
-_TEXT_WORDS: dict[Any, str] = {bool: "true or false", str: "a text", Sequence: "a list", Mapping: "a table"}
+_TEXT_WORDS: dict[Any, str] = {
+    bool: "true or false", str: "a text", Sequence: "a list", Mapping: "a table", dict: "a table",
+}  # fmt: skip
 """The same where messages are about flags and config files."""
 _KINDS: dict[Any, str] = {
     Sequence: "a list or tuple", Collection: "a collection", Iterable: "an iterable", Mapping: "a dict",

@@ -93,7 +93,9 @@ def require_writable(path: Path) -> None:
     if not existing.is_dir():
         raise RunError(f"{existing} is not a directory; choose another directory")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise RunError(f"{existing} cannot be written to; choose a directory that you may write to")
+        raise RunError(
+            f"{existing} cannot be written to: no permission, or a read-only file system; choose another directory"
+        )
 
 
 def require_ours(path: Path) -> None:

@@ -187,7 +187,7 @@ def test_groups_that_are_none_are_caught(units: dict[str, list[int]], caught: st
 
 
 def test_a_unit_that_takes_others_with_it_is_caught(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Structure, "emptied", lambda *_: [1, 2])
+    monkeypatch.setattr(Structure, "empty_dims", lambda *_: [1, 2])
     trial = Trial(start := PLAIN.program(), FoldBn(), FoldBn()(start))
     with pytest.raises(AssertionError, match="the first unit of conv0 takes others with it"):
         promises.structure_is_analyzed(trial)

@@ -170,7 +170,7 @@ def test_a_model_that_ignores_its_input_is_refused(tmp_path):
 
 
 def test_integers_that_cannot_vary_are_named(tmp_path):
-    with pytest.raises(ExportError, match="example input tokens holds one value only"):
+    with pytest.raises(ExportError, match="example input tokens holds a single value"):
         exported(seeded(Tokens), (torch.zeros(2, 7, dtype=torch.long),), tmp_path)
 
 

@@ -165,7 +165,7 @@ def test_weights_that_were_given_up_are_gone_and_the_rest_is_recalled(tmp_path: 
     assert again[0].records == first[0].records
     assert told(again[1:]) == told(first[1:])
     for end in (first[0], again[0]):
-        with pytest.raises(RunError, match=r"001-match-0.weights is not there: .*discarded"):
+        with pytest.raises(RunError, match=r"001-match-0.weights is missing: .*discarded"):
             end.trained(program(8))
 
 

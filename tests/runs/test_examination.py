@@ -73,7 +73,7 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path, monkeypatch)
     with pytest.raises(RunError, match="file is not a directory"):
         require_startable(tmp_path / "file" / "run", SETTINGS, resume=False)
     monkeypatch.setattr("os.access", lambda *_: False)
-    with pytest.raises(RunError, match="cannot be written to; choose a directory"):
+    with pytest.raises(RunError, match="cannot be written to: no permission"):
         require_startable(tmp_path / "deep" / "run", SETTINGS, resume=False)
     assert not (tmp_path / "deep").exists()
 

@@ -498,4 +498,4 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path: Path):
 def test_a_read_only_directory_is_a_clear_error(tmp_path: Path):
     shown = mounted(tmp_path, "ro,size=1m", MOUNTED)
     assert "opened" not in shown
-    assert "Read-only file system; the file system is read-only: choose another directory" in shown
+    assert "cannot be written to: no permission, or a read-only file system; choose another directory" in shown

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from fxsurgery.errors import DataError
 from fxsurgery.training import Task, recalibrate
@@ -50,7 +51,17 @@ def test_everything_else_stays():
 
 
 def test_without_norms_no_data_are_read():
-    assert recalibrate(nn.Linear(4, 1), None) == 0
+    class Unread(Dataset):
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> object:
+            raise AssertionError("data were read")
+
+    loader = DataLoader(Unread())
+    assert recalibrate(nn.Linear(4, 1), Task(loader, loader)) == 0
+    with pytest.raises(AssertionError, match="data were read"):
+        recalibrate(model(), Task(loader, loader))
 
 
 def test_statistics_that_come_out_not_finite_are_an_error_that_names_the_norm():

@@ -149,7 +149,7 @@ def test_a_users_accelerator_says_the_precision_and_stays_as_it_was():
         model, kinds = fx.symbolic_trace(net()), set()
         model.get_submodule("8").register_forward_hook(lambda m, i, output: kinds.add((m.training, output.dtype)))
         fit(model, task(), Recipe(steps=1, optimizer=sgd(0.1)), device=accelerator)
-        assert kinds == {(True, torch.bfloat16)}
+        assert {dtype for training, dtype in nonempty(kinds) if training} == {torch.bfloat16}
         assert not accelerator._models
         assert not accelerator._optimizers
     finally:

@@ -124,7 +124,7 @@ def test_a_resumed_run_recalls_what_was_measured(tmp_path: Path):
     assert meter.seen == []
 
 
-@pytest.mark.parametrize(("another", "said"), [(linear(outputs=7), "it is another"), (None, "not of its type")])
+@pytest.mark.parametrize(("another", "said"), [(linear(outputs=7), "model wrote it"), (None, "not of its type")])
 def test_a_journal_of_another_program_or_meter_is_refused(tmp_path: Path, another: Program | None, said: str):
     asked(tmp_path, Meter(), linear(), resume=False)
     (tmp_path / "stages").mkdir(exist_ok=True)

@@ -562,9 +562,9 @@ def test_a_resumed_run_reads_its_trials_and_tries_no_move_again(tmp_path: Path, 
     assert len(lines) > born + 3
     tried, made = list[int](), populations.moves
 
-    def counted(program, operation, amounts, seed):
+    def counted(program, operation, amounts, seed, constraints):
         tried.append(seed)
-        return made(program, operation, amounts, seed)
+        return made(program, operation, amounts, seed, constraints)
 
     monkeypatch.setattr(populations, "moves", counted)
     again = evolved(ffnn(), config, epochs=14, run_dir=tmp_path / "killed", resume=True)
