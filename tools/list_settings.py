@@ -27,7 +27,7 @@ optimize(my_model, method="prune", importance="taylor", rounds=3, **data)
 Epochs are turned into steps, and `fewest_steps` and `most_steps` bound them: with little data a stage sees it more
 often than its epochs say, unless `fewest_steps=0`. An optimizer is made by `fxsurgery.training.sgd(lr, ...)` or
 `adamw(lr, ...)`, or is any function from parameters to a `torch.optim.Optimizer`. A setting that appears again in a
-method's own table has another default there.
+method's own table has another default or meaning there.
 """
 ARGUMENTS = """## The arguments of `optimize`
 

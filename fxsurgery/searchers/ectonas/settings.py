@@ -24,7 +24,9 @@ Many: TypeAlias = Annotated[int, Range(least=1, below=10**18, said=f"{_WHOLE} 10
 
 @dataclass(frozen=True, kw_only=True)
 class EvolutionSettings(Settings):
-    """The settings of an evolutionary search beyond those of every method. The defaults are those of the paper."""
+    """The settings of an evolutionary search beyond those of every method.
+
+    The defaults follow the paper, except that of `places`."""
 
     finetune_learning_rate: OptionalRate = None
     """Initial learning rate of the fine-tuning; `learning_rate` by default."""
@@ -61,7 +63,10 @@ class EvolutionSettings(Settings):
 @checked_construction
 @dataclass(frozen=True, kw_only=True)
 class Ectonas(EvolutionSettings):
-    """The settings of `method="ectonas"`. The defaults are those of the paper.
+    """The settings of `method="ectonas"`.
+
+    The defaults follow the paper, except those of `places`, `learning_rate` and `gradient_clip`. The paper tries all
+    places, and trains at a rate of 0.1.
 
     Raises:
         SurgeryError: a setting is out of its range, or two settings exclude each other.
