@@ -29,7 +29,7 @@ from fxsurgery.training.device import leads
 
 @dataclass(frozen=True, eq=False)
 class Result(report.NotebookView):
-    """Result of an optimization: plain data and plain modules.
+    """Result of an optimization: plain data, and a module of PyTorch.
 
     Example:
         result = fxsurgery.optimize(model, train_data=train, val_data=val)

@@ -26,7 +26,8 @@ Many: TypeAlias = Annotated[int, Range(least=1, below=10**18, said=f"{_WHOLE} 10
 class EvolutionSettings(Settings):
     """The settings of an evolutionary search beyond those of every method.
 
-    The defaults follow the paper, except that of `places`."""
+    The defaults follow the paper, except that of `places`.
+    """
 
     finetune_learning_rate: OptionalRate = None
     """Initial learning rate of the fine-tuning; `learning_rate` by default."""
