@@ -13,6 +13,7 @@ training data do. All tensors go to the device of the model.
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -146,13 +147,55 @@ def by_parameters(inputs: Inputs, forward: Callable[..., Any], others: Mapping[s
     whole = dict(inputs.kwargs)
     if not (extra := unknown_names(whole, forward)):
         return inputs
-    known = list(inspect.signature(forward).parameters)
     if len(extra) == len(whole) and _takes_one(forward, whole, others or {}):
         return Inputs((whole,), {}, inputs.batch_dims, inputs.samples)
-    raise DataError(
-        f"forward has no parameter {', '.join(map(repr, extra))}, it takes {', '.join(known)}; leave these entries out "
-        f"of {named('example_inputs')}"
-    ).at("example_inputs")
+    raise DataError(names_fault(whole, forward, named("example_inputs"))).at("example_inputs")
+
+
+def names_fault(names: Mapping[str, Any], forward: Callable[..., Any], where: str) -> str:
+    """Return the message on names that `forward` has no parameter for, with what to rename or leave out.
+
+    Args:
+        names: keyword inputs by name.
+        forward: the model's forward.
+        where: what holds the inputs.
+
+    Example:
+        >>> names_fault({"img": 1, "table": 2}, lambda image, table: None, "data")
+        "forward has no parameter 'img', it takes image, table; in data, rename 'img' to 'image'"
+    """
+    parameters = inspect.signature(forward).parameters
+    extra = unknown_names(names, forward)
+    renamed = renames(names, forward)
+    missing = [name for name in _required(forward) if name not in names and name not in renamed.values()]
+    steps = [f"rename {old!r} to {new!r}" for old, new in renamed.items()]
+    if missing:
+        steps.append(f"add {', '.join(map(repr, missing))}")
+    if others := [name for name in extra if name not in renamed]:
+        steps.append(f"leave out {', '.join(map(repr, others))}")
+    return (
+        f"forward has no parameter {', '.join(map(repr, extra))}, it takes {', '.join(parameters)}; "
+        f"in {where}, {' and '.join(steps)}"
+    )
+
+
+def renames(names: Mapping[str, Any], forward: Callable[..., Any]) -> dict[str, str]:
+    """Return the parameter that each unknown name stands for, as far as one is similar, or the only one missing."""
+    extra, required = unknown_names(names, forward), _required(forward)
+    free = [name for name in inspect.signature(forward).parameters if name not in names]
+    found = dict[str, str]()
+    for name in extra:
+        left = [parameter for parameter in free if parameter not in found.values()]
+        if near := get_close_matches(name, left, 1, 0.5):
+            found[name] = near[0]
+    missing = [name for name in required if name not in names and name not in found.values()]
+    others = [name for name in extra if name not in found]
+    return found | dict(zip(others, missing, strict=True)) if len(others) == len(missing) == 1 else found
+
+
+def _required(forward: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(forward).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty and p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}]
 
 
 def remedy_for(inputs: Inputs, forward: Callable[..., Any]) -> str:

@@ -8,9 +8,10 @@ from fxsurgery.analysis.cost import unknown_macs_notes
 from fxsurgery.argument_names import assigned
 from fxsurgery.datafree import foreseen_task, made_task
 from fxsurgery.errors import BudgetError, SavingError
+from fxsurgery.front_door import front_door
 from fxsurgery.plan import CostRange, Plan, check, estimate, parallel_note, reach, space_of
 from fxsurgery.preparation import PreparedRun, prepare
-from fxsurgery.request import OptimizeRequest, Signature, front_door
+from fxsurgery.request import OptimizeRequest, Signature
 from fxsurgery.result import Result
 from fxsurgery.result_facts import BeforeAfter
 from fxsurgery.result_notes import latency_note, latency_of, left_alone

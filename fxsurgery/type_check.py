@@ -68,6 +68,23 @@ def _declared_class(hint: Any, kind: Any) -> Any:  # noqa: ANN401 -- any annotat
     return hint
 
 
+def classes_in(hint: Any) -> tuple[type, ...]:  # noqa: ANN401 -- any annotation
+    """Return the classes whose instances an annotation takes, those of builtins excepted.
+
+    Example:
+        >>> from pathlib import Path
+        >>> classes_in(Path | int | None) == (Path,)
+        True
+    """
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind is Annotated:
+        return classes_in(inner[0])
+    if kind in {Union, types.UnionType}:
+        return tuple(found for one in inner for found in classes_in(one))
+    is_plain = isinstance(hint, type) and kind is None and hint.__module__ != "builtins"
+    return (hint,) if is_plain and not getattr(hint, "_is_protocol", False) else ()
+
+
 def _is_structural(hint: Any) -> bool:  # noqa: ANN401 -- any annotation
     """Return True if an annotation is a protocol that cannot be checked at run time."""
     return getattr(hint, "_is_protocol", False) and not getattr(hint, "_is_runtime_protocol", False)

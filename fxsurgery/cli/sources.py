@@ -174,7 +174,7 @@ def model_arguments(texts: list[str]) -> dict[str, Any]:
                 "name=value"
             ) from error
         return found
-    return assignments(texts, "--model-args")
+    return assignments(texts, "--model-args", "--model-args width=64")
 
 
 def saved_result(folder: Path, original: str | None = None, arguments: Mapping[str, Any] | None = None) -> Result:

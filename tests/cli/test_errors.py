@@ -40,7 +40,7 @@ FAILED = 1
         ("optimize sample_nets:Net --budget mac=0.5", TOLD, "did you mean 'macs'?"),
         ("optimize sample_nets:Net --set aling=2", TOLD, "--set aling: 'aling' is not a setting of dnal"),
         ("optimize sample_nets:Net --method dnall", TOLD, "--method: no method is named 'dnall'"),
-        ("optimize sample_nets:Net --spend 300", TOLD, "--spend: '300' is not of the form name=value"),
+        ("optimize sample_nets:Net --spend 300", TOLD, "write it as --spend epochs=20"),
         ("optimize sample_nets:Net --spend epoch=300", TOLD, "--spend epoch: 'epoch' is not a limit; did you mean"),
         ("optimize sample_nets:Net --workers 0", TOLD, "--workers: it must be at least 1 and less than"),
         ("optimize sample_nets:Net --example-shape 3,8,8 --spend epochs=3", FAILED, "--spend is for --method ectonas"),
