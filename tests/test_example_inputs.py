@@ -133,7 +133,7 @@ def test_one_input_that_is_a_pair_stands_in_a_tuple_of_its_own():
     ("given", "message"),
     [
         ({"example_inputs": (A, Y)}, r"forward\(input\) takes 1 by position, and 2 were given: leave the target out"),
-        ({"example_inputs": {"input": A, "label": Y}}, r"no parameter 'label', in example_inputs, leave out 'label'"),
+        ({"example_inputs": {"input": A, "label": Y}}, r"it takes input; in example_inputs, leave out 'label'"),
         ({"example_inputs": "a.npy"}, r"example_inputs is 'a\.npy'; it must be a tensor, a tuple of positional inputs"),
         ({"example_inputs": 3}, r"example_inputs is 3; it must be a tensor"),
         ({"example_inputs": np.array(["a"])}, r"an array of type <U1 holds no numbers; encode it"),

@@ -205,3 +205,21 @@ def test_inputs_that_cannot_be_guessed_are_asked_for_by_flag():
     with naming_by(FlagNames()):
         _, how = guess_inputs(nn.Sequential(nn.Conv2d(3, 4, 3)))
     assert how.endswith("--example-shape or --example-inputs overrides")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("optimize sample_nets:Net --lr 1", "settings go through --set: did you mean --set learning_rate=...?"),
+        ("optimize sample_nets:Net --learning-rate 1", "did you mean --set learning_rate=...?"),
+        ("optimize sample_nets:Net --epochs 3", "did you mean --set finetune_epochs=...?"),
+        ("optimize sample_nets:Net --macs 0.5", "there is no flag --macs; did you mean --budget macs=0.5?"),
+        ("optimize sample_nets:Net --loader x", "there is no flag --loader; did you mean --train-data?"),
+        ("optimize sample_nets:Net --sed 1", "there is no flag --sed; did you mean --seed?"),
+        ("inspect sample_nets:Net --lr 1", "there is no flag --lr; --help lists the flags"),
+    ],
+)
+def test_a_flag_that_does_not_exist_names_the_one_that_was_meant(here: Path, give, arguments: str, message: str):
+    result = give(*arguments.split())
+    assert result.exit_code == TOLD
+    assert message in " ".join(result.stderr.replace("│", " ").split())
