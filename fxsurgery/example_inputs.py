@@ -35,6 +35,8 @@ ExampleInputs: TypeAlias = (
 TARGETS = ("labels", "label", "targets", "target", "y")
 """Keys of a dict that hold the target of a batch."""
 _FORMS = (Tensor, np.ndarray, Sequence, Mapping, DataLoader, Dataset, Inputs, type(None))
+_FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8})
+"""Types of inputs that a layer takes only in the type of its weights; bytes are those of images."""
 _NUMBERS = "biufc"
 """The kinds of numpy's types that are numbers."""
 
@@ -200,6 +202,10 @@ def _required(forward: Callable[..., Any]) -> list[str]:
 
 def remedy_for(inputs: Inputs, forward: Callable[..., Any]) -> str:
     """Return what to do about inputs that a model does not take, for a message."""
+    if types := _unlike_weights(inputs, forward):
+        other, weights = types
+        conversion = ".float()" if weights == "float32" else f".to(torch.{weights})"
+        return f"pass x{conversion}: an input is {other}, and the weights are {weights}"
     positional = [
         p for p in inspect.signature(forward).parameters.values()
         if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL}
@@ -211,6 +217,17 @@ def remedy_for(inputs: Inputs, forward: Callable[..., Any]) -> str:
         f"forward({names}) takes {len(positional)} by position, and {len(inputs.args)} were given: leave the target "
         "out, and wrap one input that is a tuple or list in a tuple of its own, ((a, b),)"
     )
+
+
+def _unlike_weights(inputs: Inputs, forward: Callable[..., Any]) -> tuple[str, str] | None:
+    """Return the type of an input of another precision, or of raw bytes, and that of the weights."""
+    model = getattr(forward, "__self__", None)
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    weights = next((p.dtype for p in parameters if p.is_floating_point()), None)
+    other = next((x.dtype for x in inputs.tensors if x.dtype in _FLOATS and x.dtype != weights), None)
+    if weights is None or other is None:
+        return None
+    return str(other).removeprefix("torch."), str(weights).removeprefix("torch.")
 
 
 def unknown_names(names: Mapping[str, Any], forward: Callable[..., Any]) -> list[str]:

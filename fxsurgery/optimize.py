@@ -75,7 +75,8 @@ def optimize(request: OptimizeRequest) -> Result:
 def _optimized(ready: PreparedRun) -> Result:
     found = space_of(ready)
     if done := ready.run.done:
-        ready.progress.note(f"resuming {ready.run.path}: {done} steps of its journal are reused")
+        plural = "" if done == 1 else "s"
+        ready.progress.note(f"resuming {ready.run.path}: reusing {done} finished step{plural}")
     _announce(ready, found)
     check(ready, found)
     with ready.progress.callbacks.run(ready.method.name, ready.asked) as scalars:

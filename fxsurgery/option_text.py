@@ -28,6 +28,11 @@ class Constraint(ABC):
     @abstractmethod
     def __str__(self) -> str: ...
 
+    def about(self, value: object) -> str:
+        """Return the text for a value that violates the constraint."""
+        del value
+        return str(self)
+
 
 @dataclass(frozen=True)
 class Wording(Constraint):
@@ -113,7 +118,7 @@ def demand(hint: Any, value: object, *, is_bound: bool) -> str:  # noqa: ANN401 
         known = constraints(hint)
         if said := next((one.said for one in known if one.said), ""):
             return said.replace("{value}", shown(value))
-        wanted = " and ".join(map(str, known)) or wanted
+        wanted = " and ".join(one.about(value) for one in known) or wanted
     is_wide = "number" in wanted and isinstance(value, int) and value.bit_length() > WIDEST
     wide = f" of at most {WIDEST} bits" if is_wide else ""
     return f": it must be {wanted}{wide}"

@@ -65,7 +65,17 @@ class Range(Constraint, annotated_types.GroupedMetadata):
         if None not in {self.least, self.most}:
             return f"from {self.least:,} to {self.most:,}"
         words = {"at least": self.least, "greater than": self.above, "at most": self.most, "less than": self.below}
-        return " and ".join(f"{what} {_bound(bound)}" for what, bound in words.items() if bound is not None)
+        return " and ".join(
+            f"{what} {_bound(bound)}" for what, bound in words.items() if bound is not None and not _is_absurd(bound)
+        )
+
+    @override
+    def about(self, value: object) -> str:
+        """Return the text for a value, with a bound that no sensible value reaches if this one does."""
+        limit = self.below if self.most is None else self.most
+        if limit is not None and _is_absurd(limit) and isinstance(value, int | float) and value >= limit:
+            return f"less than {limit:,}"
+        return str(self)
 
 
 @dataclass(frozen=True)
@@ -235,6 +245,11 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, numbers.Integral):
         return int(value)
     return float(value) if isinstance(value, numbers.Real) else value
+
+
+def _is_absurd(bound: float) -> bool:
+    """Return whether a bound is far beyond all sensible values, and only keeps numbers within a file format."""
+    return bound >= 10**15 and not (isinstance(bound, int) and bound.bit_count() == 1)
 
 
 def _bound(bound: float) -> str:

@@ -188,3 +188,10 @@ def test_positional_inputs_may_be_listed_for_capture():
     both = [fxsurgery.capture(Two(), A, B), fxsurgery.capture(Two(), A.numpy(), B.numpy())]
     for program in nonempty(both):
         assert torch.equal(program.example_inputs[1], B)
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float64, "float64"), (torch.uint8, "uint8")])
+def test_an_input_of_another_type_than_the_weights_is_to_be_converted(dtype: torch.dtype, name: str):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten())
+    with pytest.raises(DataError, match=rf"pass x\.float\(\): an input is {name}, and the weights are float32"):
+        fxsurgery.capture(model, torch.ones(2, 3, 8, 8).to(dtype))

@@ -364,3 +364,12 @@ def test_a_class_in_place_of_another_argument_is_named():
         fxsurgery.optimize(Wide(2), config=Dnal)
     with pytest.raises(SurgeryError, match="plan: seed=-1"):
         fxsurgery.plan(Wide(2), seed=-1)
+
+
+def test_a_bound_beyond_all_sensible_values_is_named_only_where_it_is_broken():
+    for value in (-1, "a"):
+        with pytest.raises(SurgeryError) as caught:
+            Spend(epochs=value)
+        assert "1,000,000,000,000,000,000" not in str(caught.value)
+    with pytest.raises(SurgeryError, match="it must be less than 1,000,000,000,000,000,000"):
+        Spend(epochs=10**18)

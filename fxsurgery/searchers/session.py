@@ -296,5 +296,8 @@ class Session:
         if program is not self.offered[-1][1]:
             last = self.offered[-1][0].metric
             name = self.task.metric_name
-            notes = (*notes, f"training on made validation {name} worse ({last:.4f}); kept what had {after.metric:.4f}")
+            notes = (
+                *notes,
+                f"further training made the validation {name} worse ({last:.4f}); kept the best, {after.metric:.4f}",
+            )
         return SearchOutcome(program, trained, before, pruned, after, notes, gates)
