@@ -25,7 +25,7 @@ def faults(value: object, hint: Any) -> frozenset[str]:  # noqa: ANN401 -- any a
 
     Example:
         >>> faults(1, float | None), sorted(faults("a", int))
-        (frozenset(), ['int_type'])
+        (frozenset(), ['value_error'])
     """
     if hint is Any:
         return frozenset()
