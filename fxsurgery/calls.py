@@ -54,9 +54,9 @@ def _misfit(signature: inspect.Signature, owner: str, args: Sequence[Any], kwarg
 
 
 def _too_many(owner: str, places: Sequence[str], names: Sequence[str], more: int) -> ArgumentError:
-    by_position = f"only {', '.join(places)} by position" if places else "nothing by position"
+    by_position = f"only {', '.join(places)} by position" if places else "no positional arguments"
     example = next((name for name in names if name not in places), "")
-    others = "the others" if more > 1 else "the other"
+    others = ("the others" if more > 1 else "the other") if places else ("them" if more > 1 else "it")
     remedy = f"pass {others} by name, such as {example}=..." if example else f"leave {others} out"
     return ArgumentError(f"{owner}(...) takes {by_position}; {remedy}")
 

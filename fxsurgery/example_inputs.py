@@ -13,6 +13,7 @@ training data do. All tensors go to the device of the model.
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -34,6 +35,8 @@ ExampleInputs: TypeAlias = (
 TARGETS = ("labels", "label", "targets", "target", "y")
 """Keys of a dict that hold the target of a batch."""
 _FORMS = (Tensor, np.ndarray, Sequence, Mapping, DataLoader, Dataset, Inputs, type(None))
+_FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8})
+"""Types of inputs that a layer takes only in the type of its weights; bytes are those of images."""
 _NUMBERS = "biufc"
 """The kinds of numpy's types that are numbers."""
 
@@ -146,17 +149,63 @@ def by_parameters(inputs: Inputs, forward: Callable[..., Any], others: Mapping[s
     whole = dict(inputs.kwargs)
     if not (extra := unknown_names(whole, forward)):
         return inputs
-    known = list(inspect.signature(forward).parameters)
     if len(extra) == len(whole) and _takes_one(forward, whole, others or {}):
         return Inputs((whole,), {}, inputs.batch_dims, inputs.samples)
-    raise DataError(
-        f"forward has no parameter {', '.join(map(repr, extra))}, it takes {', '.join(known)}; leave these entries out "
-        f"of {named('example_inputs')}"
-    ).at("example_inputs")
+    raise DataError(names_fault(whole, forward, named("example_inputs"))).at("example_inputs")
+
+
+def names_fault(names: Mapping[str, Any], forward: Callable[..., Any], where: str) -> str:
+    """Return the message on names that `forward` has no parameter for, with what to rename or leave out.
+
+    Args:
+        names: keyword inputs by name.
+        forward: the model's forward.
+        where: what holds the inputs.
+
+    Example:
+        >>> names_fault({"img": 1, "table": 2}, lambda image, table: None, "data")
+        "forward has no parameter 'img', it takes image, table; in data, rename 'img' to 'image'"
+    """
+    parameters = inspect.signature(forward).parameters
+    extra = unknown_names(names, forward)
+    renamed = renames(names, forward)
+    missing = [name for name in _required(forward) if name not in names and name not in renamed.values()]
+    steps = [f"rename {old!r} to {new!r}" for old, new in renamed.items()]
+    if missing:
+        steps.append(f"add {', '.join(map(repr, missing))}")
+    if others := [name for name in extra if name not in renamed]:
+        steps.append(f"leave out {', '.join(map(repr, others))}")
+    return (
+        f"forward has no parameter {', '.join(map(repr, extra))}, it takes {', '.join(parameters)}; "
+        f"in {where}, {' and '.join(steps)}"
+    )
+
+
+def renames(names: Mapping[str, Any], forward: Callable[..., Any]) -> dict[str, str]:
+    """Return the parameter that each unknown name stands for, as far as one is similar, or the only one missing."""
+    extra, required = unknown_names(names, forward), _required(forward)
+    free = [name for name in inspect.signature(forward).parameters if name not in names]
+    found = dict[str, str]()
+    for name in extra:
+        left = [parameter for parameter in free if parameter not in found.values()]
+        if near := get_close_matches(name, left, 1, 0.5):
+            found[name] = near[0]
+    missing = [name for name in required if name not in names and name not in found.values()]
+    others = [name for name in extra if name not in found]
+    return found | dict(zip(others, missing, strict=True)) if len(others) == len(missing) == 1 else found
+
+
+def _required(forward: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(forward).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty and p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY}]
 
 
 def remedy_for(inputs: Inputs, forward: Callable[..., Any]) -> str:
     """Return what to do about inputs that a model does not take, for a message."""
+    if types := _unlike_weights(inputs, forward):
+        other, weights = types
+        conversion = ".float()" if weights == "float32" else f".to(torch.{weights})"
+        return f"pass x{conversion}: an input is {other}, and the weights are {weights}"
     positional = [
         p for p in inspect.signature(forward).parameters.values()
         if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL}
@@ -168,6 +217,17 @@ def remedy_for(inputs: Inputs, forward: Callable[..., Any]) -> str:
         f"forward({names}) takes {len(positional)} by position, and {len(inputs.args)} were given: leave the target "
         "out, and wrap one input that is a tuple or list in a tuple of its own, ((a, b),)"
     )
+
+
+def _unlike_weights(inputs: Inputs, forward: Callable[..., Any]) -> tuple[str, str] | None:
+    """Return the type of an input of another precision, or of raw bytes, and that of the weights."""
+    model = getattr(forward, "__self__", None)
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    weights = next((p.dtype for p in parameters if p.is_floating_point()), None)
+    other = next((x.dtype for x in inputs.tensors if x.dtype in _FLOATS and x.dtype != weights), None)
+    if weights is None or other is None:
+        return None
+    return str(other).removeprefix("torch."), str(weights).removeprefix("torch.")
 
 
 def unknown_names(names: Mapping[str, Any], forward: Callable[..., Any]) -> list[str]:

@@ -16,9 +16,9 @@ _ADVICE = {
     errno.EDQUOT: "free some of your quota there",
     errno.EROFS: "the file system is read-only: choose another directory",
     errno.EACCES: "choose a directory that you may write to",
-    errno.ENOENT: "see whether the name is right",
-    errno.EEXIST: "a file stands there: choose another directory",
-    errno.ENOTDIR: "there is a file on the way: choose another directory",
+    errno.ENOENT: "check the path",
+    errno.EEXIST: "a file of this name exists: choose another directory",
+    errno.ENOTDIR: "a part of the path is a file: choose another directory",
     errno.EPERM: "choose a directory that you may write to",
 }
 
@@ -42,7 +42,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         advice = _ADVICE.get(error.errno or 0, "correct that first")
         raise RunError(
-            f"{path}: {error.strerror or reason_of(error)}; {advice}, nothing that was there is lost"
+            f"{path}: {error.strerror or reason_of(error)}; {advice}; existing files are unchanged"
         ) from error
 
 

@@ -145,7 +145,7 @@ SHOWN = 12
 """Number of entries of each list that is shown."""
 
 
-@checked(CaptureError, apart=("model", "example_inputs"), example_kwargs=DataError)
+@checked(CaptureError, apart=("example_inputs",), example_kwargs=DataError)
 @plain_surroundings()
 def inspect(
     model: nn.Module,

@@ -8,9 +8,10 @@ from fxsurgery.analysis.cost import unknown_macs_notes
 from fxsurgery.argument_names import assigned
 from fxsurgery.datafree import foreseen_task, made_task
 from fxsurgery.errors import BudgetError, SavingError
+from fxsurgery.front_door import front_door
 from fxsurgery.plan import CostRange, Plan, check, estimate, parallel_note, reach, space_of
 from fxsurgery.preparation import PreparedRun, prepare
-from fxsurgery.request import OptimizeRequest, Signature, front_door
+from fxsurgery.request import OptimizeRequest, Signature
 from fxsurgery.result import Result
 from fxsurgery.result_facts import BeforeAfter
 from fxsurgery.result_notes import latency_note, latency_of, left_alone
@@ -74,7 +75,8 @@ def optimize(request: OptimizeRequest) -> Result:
 def _optimized(ready: PreparedRun) -> Result:
     found = space_of(ready)
     if done := ready.run.done:
-        ready.progress.note(f"resuming {ready.run.path}: {done} steps of its journal are reused")
+        plural = "" if done == 1 else "s"
+        ready.progress.note(f"resuming {ready.run.path}: reusing {done} finished step{plural}")
     _announce(ready, found)
     check(ready, found)
     with ready.progress.callbacks.run(ready.method.name, ready.asked) as scalars:

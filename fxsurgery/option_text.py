@@ -1,5 +1,6 @@
 """Text of values, and of the annotations that they must fit, in messages."""
 
+import inspect
 import reprlib
 import types
 from abc import ABC, abstractmethod
@@ -26,6 +27,11 @@ class Constraint(ABC):
     @override
     @abstractmethod
     def __str__(self) -> str: ...
+
+    def about(self, value: object) -> str:
+        """Return the text for a value that violates the constraint."""
+        del value
+        return str(self)
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,35 @@ def type_name(value: object) -> str:
     return _class_name(type(value))
 
 
+def with_article(noun: str) -> str:
+    """Return a noun with its indefinite article.
+
+    Example:
+        >>> with_article("OrderedDict"), with_article("list")
+        ('an OrderedDict', 'a list')
+    """
+    return f"{'an' if noun[:1].lower() in set('aeiou') else 'a'} {noun}"
+
+
+def class_fault(name: str, kind: type) -> str:
+    """Return the message on a class that was passed in place of an instance of it.
+
+    Args:
+        name: subject of the sentence, such as the name of the argument.
+        kind: the class.
+
+    Example:
+        >>> class_fault("callbacks", Constraint)
+        'callbacks is the class Constraint; create an instance: Constraint()'
+    """
+    try:
+        inspect.signature(kind).bind()
+        arguments = ""
+    except (TypeError, ValueError):
+        arguments = "..."
+    return f"{name} is the class {kind.__name__}; create an instance: {kind.__name__}({arguments})"
+
+
 def written(hint: Any) -> str:  # noqa: ANN401 -- any annotation
     """Return an annotation as source code writes it."""
     return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
@@ -83,7 +118,7 @@ def demand(hint: Any, value: object, *, is_bound: bool) -> str:  # noqa: ANN401 
         known = constraints(hint)
         if said := next((one.said for one in known if one.said), ""):
             return said.replace("{value}", shown(value))
-        wanted = " and ".join(map(str, known)) or wanted
+        wanted = " and ".join(one.about(value) for one in known) or wanted
     is_wide = "number" in wanted and isinstance(value, int) and value.bit_length() > WIDEST
     wide = f" of at most {WIDEST} bits" if is_wide else ""
     return f": it must be {wanted}{wide}"
@@ -158,7 +193,7 @@ def _expected_class(hint: Any, kind: Any, inner: tuple[Any, ...]) -> str:  # noq
         return f"a subclass of {_class_name(inner[0])}"
     if kind in _KINDS:
         return _KINDS[kind]
-    return _WORDS.get(hint) or f"a {_class_name(kind or hint)}"
+    return _WORDS.get(hint) or with_article(_class_name(kind or hint))
 
 
 def _either(choices: list[str]) -> str:

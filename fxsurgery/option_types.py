@@ -15,12 +15,13 @@ from typing import Annotated, Any, ParamSpec, TypeAlias, TypeVar, get_args, get_
 import annotated_types
 import torch
 from pydantic import AllowInfNan
+from torch import nn
 from typing_extensions import override
 
 from fxsurgery.calls import bound
 from fxsurgery.errors import SpecError, SurgeryError
-from fxsurgery.option_text import Constraint, demand, shown, written
-from fxsurgery.type_check import BOUNDS, faults
+from fxsurgery.option_text import Constraint, class_fault, demand, shown, type_name, with_article, written
+from fxsurgery.type_check import BOUNDS, classes_in, faults
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,7 +65,17 @@ class Range(Constraint, annotated_types.GroupedMetadata):
         if None not in {self.least, self.most}:
             return f"from {self.least:,} to {self.most:,}"
         words = {"at least": self.least, "greater than": self.above, "at most": self.most, "less than": self.below}
-        return " and ".join(f"{what} {_bound(bound)}" for what, bound in words.items() if bound is not None)
+        return " and ".join(
+            f"{what} {_bound(bound)}" for what, bound in words.items() if bound is not None and not _is_absurd(bound)
+        )
+
+    @override
+    def about(self, value: object) -> str:
+        """Return the text for a value, with a bound that no sensible value reaches if this one does."""
+        limit = self.below if self.most is None else self.most
+        if limit is not None and _is_absurd(limit) and isinstance(value, int | float) and value >= limit:
+            return f"less than {limit:,}"
+        return str(self)
 
 
 @dataclass(frozen=True)
@@ -116,8 +127,10 @@ def checked(
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             given = bound(signature, owner, args, kwargs)
             for name, value in given.arguments.items():
-                if name in hints() and name not in apart:
-                    check = functools.partial(_checked, owner=owner, error=others.get(name, error))
+                if name in hints():
+                    check = functools.partial(
+                        _unlike if name in apart else _checked, owner=owner, error=others.get(name, error)
+                    )
                     given.arguments[name] = _by_kind(signature.parameters[name], value, hints()[name], check)
             return function(*given.args, **given.kwargs)
 
@@ -191,12 +204,34 @@ def _by_kind(parameter: inspect.Parameter, value: Any, hint: Any, check: Callabl
     return check(parameter.name, value, hint)
 
 
+def _unlike(name: str, value: Any, hint: Any, *, owner: str, error: type[SurgeryError]) -> Any:  # noqa: ANN401
+    """Return a value unless it is a class in place of an instance, or no module where the annotation takes one."""
+    kinds = classes_in(hint)
+    fault = class_fault(name, value) if isinstance(value, type) and issubclass(value, kinds) else ""
+    if nn.Module in kinds and not isinstance(value, kinds):
+        fault = fault or _module_fault(name, value)
+    if fault:
+        raise error(f"{owner}: {fault}" if owner else fault).at(name)
+    return value
+
+
+def _module_fault(name: str, value: object) -> str:
+    """Return the message on something that a module can be made from, in place of the module."""
+    what = with_article(type_name(value))
+    if type(value).__name__ == "ExportedProgram":
+        return f"{name} is {what}, not a torch.nn.Module; pass its .module()"
+    if isinstance(value, Mapping) and all(isinstance(x, torch.Tensor) for x in value.values()):
+        return f"{name} is {what}, a state dict; create the model, call its load_state_dict with it, and pass it"
+    return ""
+
+
 def _checked(name: str, value: Any, hint: Any, *, owner: str, error: type[SurgeryError]) -> Any:  # noqa: ANN401
     if not (wrong := faults(value, hint)):
         return value
     plain = _plain(value)
     if plain is not value and not (wrong := faults(plain, hint)):
         return plain
+    _unlike(name, value, hint, owner=owner, error=error)
     prefix = f"{owner}: " if owner else ""
     raise error(f"{prefix}{name}={shown(value)}{demand(hint, value, is_bound=wrong <= BOUNDS)}").at(name)
 
@@ -210,6 +245,11 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, numbers.Integral):
         return int(value)
     return float(value) if isinstance(value, numbers.Real) else value
+
+
+def _is_absurd(bound: float) -> bool:
+    """Return whether a bound is far beyond all sensible values, and only keeps numbers within a file format."""
+    return bound >= 10**15 and not (isinstance(bound, int) and bound.bit_count() == 1)
 
 
 def _bound(bound: float) -> str:

@@ -83,7 +83,7 @@ def prepare(request: OptimizeRequest, *, is_planned: bool = False) -> PreparedRu
     device = resolve_target(request.target) if timed else None
     task = task_of(request, method, settings)
     examples, notes = _examples(request, task)
-    observers = (*request.callbacks, *tracker_callbacks(request.loggers, _log_folder(request)))
+    observers = (*request.observers, *tracker_callbacks(request.loggers, _log_folder(request)))
     progress = Progress(verbose=request.verbose, callbacks=observers)
     for note in notes:
         progress.note(f"note: {note}")

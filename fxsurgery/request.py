@@ -4,23 +4,19 @@ The signatures of `optimize` and `plan`, the keys of the config file, the flags 
 a run are derived from the fields of `Arguments` and of each method's settings.
 """
 
-import functools
-import inspect
-import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias
 
 from torch import nn
 
 from fxsurgery.batch_layout import Statement
 from fxsurgery.budget import Budget, Spend
-from fxsurgery.calls import bound
 from fxsurgery.errors import BudgetError, CaptureError, DataError, DeviceError, RunError, SpecError, SurgeryError
 from fxsurgery.example_inputs import ExampleInputs, require_form
 from fxsurgery.execution import Executor, Workers
-from fxsurgery.field_docs import docs_of, one_line
-from fxsurgery.option_text import shown
+from fxsurgery.option_text import class_fault, shown
 from fxsurgery.option_types import Count, OptionalFilePath, Seed, check_fields, hints_of
 from fxsurgery.searchers.common.layer_names import require_layers
 from fxsurgery.searchers.common.settings import Settings
@@ -32,11 +28,9 @@ from fxsurgery.training import Accumulate, Callback, MemoryFormat, MixedPrecisio
 from fxsurgery.training.probe import Auto
 from fxsurgery.training.trackers import Logger
 
-P = ParamSpec("P")
-R = TypeVar("R")
+CALLED: ContextVar[str] = ContextVar("CALLED", default="optimize")
+"""Function whose arguments are checked, for messages."""
 
-ARGUMENTS = "request: the arguments that `fxsurgery.request.Arguments` declares, and single settings by name."
-"""Placeholder in a docstring that `front_door` replaces by the arguments and their texts."""
 Panel: TypeAlias = Literal["Model and inputs", "Data", "What to make", "Training", "What to keep"]
 """Section of the command-line help that lists a flag."""
 Recorded: TypeAlias = Literal["as given", "resolved", "with the task", "with the program", "environment", "not"]
@@ -178,8 +172,8 @@ class Arguments(PlainArguments):
 
     Its outputs must have the shapes of the model's. The settings `distillation_weight` and `distillation_temperature`
     say how."""
-    callbacks: Annotated[Sequence[Callback], Argument()] = ()
-    """Observers of the run, instances of `fxsurgery.Callback`, which get its stages, steps and scores as numbers."""
+    callbacks: Annotated[Callback | Sequence[Callback], Argument()] = ()
+    """Observers of the run, one or several of `fxsurgery.Callback`, which get its stages, steps and scores."""
     loggers: Annotated[Logger | Sequence[Logger], Argument()] = ()
     """Where to log losses, scores and costs: `tensorboard`, `wandb`, `mlflow`, or a tracker of Accelerate.
 
@@ -191,7 +185,12 @@ class Arguments(PlainArguments):
     def __post_init__(self) -> None:
         _check_objects(self)
         kinds = {name: argument.error for name, argument in arguments_of(Arguments).items()}
-        check_fields(self, SurgeryError, name="optimize", **kinds)
+        check_fields(self, SurgeryError, name=CALLED.get(), **kinds)
+
+    @property
+    def observers(self) -> tuple[Callback, ...]:
+        """The callbacks, whether it is one or several."""
+        return (self.callbacks,) if isinstance(self.callbacks, Callback) else tuple(self.callbacks)
 
     @property
     def kept(self) -> tuple[str | nn.Module, ...]:
@@ -220,38 +219,6 @@ class Signature(Dnal, Prune, EvolutionSettings, Arguments):
     """
 
 
-def front_door(signature: Callable[P, object]) -> Callable[[Callable[[OptimizeRequest], R]], Callable[P, R]]:
-    """Let a function of an `OptimizeRequest` be called with the arguments themselves, with their signature and texts.
-
-    Args:
-        signature: class whose signature type checkers use.
-    """
-    del signature
-    types, keywords = get_type_hints(Arguments), inspect.Parameter.KEYWORD_ONLY
-    parameters = [
-        inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=nn.Module),
-        *(
-            inspect.Parameter(f.name, keywords, default=f.default, annotation=types[f.name])
-            for f in fields(Arguments)
-            if f.name != "model"
-        ),
-        inspect.Parameter("settings", inspect.Parameter.VAR_KEYWORD, annotation=Any),
-    ]
-    known = inspect.Signature(parameters)
-
-    def decorate(function: Callable[[OptimizeRequest], R]) -> Callable[P, R]:
-        @functools.wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            given = bound(known, function.__name__, args, kwargs).arguments
-            return function(OptimizeRequest(**given))
-
-        call.__signature__ = known  # type: ignore[attr-defined]  # where inspect looks first
-        call.__doc__ = _documented(function)
-        return call
-
-    return decorate
-
-
 def arguments_of(owner: type[Any]) -> Mapping[str, Argument]:
     """Return the declaration of each field of a class that has one, in the order of the fields."""
     hints = hints_of(owner)
@@ -267,32 +234,26 @@ def _is_argument(metadata: object) -> bool:
 
 def _check_objects(request: Arguments) -> None:
     """Refuse arguments of the wrong type that deserve a more helpful message than `check_fields` has."""
-    if not isinstance(request.model, nn.Module):
-        raise SurgeryError(f"optimize takes a torch.nn.Module, not a {type(request.model).__name__}").at("model")
-    if not isinstance(request.budget, Budget | None):
+    if not isinstance(request.budget, Budget | type | None):
         raise BudgetError(
             f"budget={shown(request.budget)} is not a Budget; name the limit, such as budget=Budget(macs=0.5)"
         ).at("budget")
-    if not isinstance(request.spend, Spend | None):
+    if not isinstance(request.spend, Spend | type | None):
         raise BudgetError(
             f"spend={shown(request.spend)} is not a Spend; name the limit, such as spend=Spend(epochs=300)"
         ).at("spend")
-    callbacks: object = request.callbacks
-    wrong = [c for c in callbacks if not isinstance(c, Callback)] if isinstance(callbacks, Sequence) else [callbacks]
-    if wrong:
-        first = wrong[0]
-        what, remedy = shown(first), "derive its class from fxsurgery.Callback"
-        if isinstance(first, type) and issubclass(first, Callback):
-            what, remedy = f"the class {first.__name__}", f"give an instance: {first.__name__}()"
-        raise SurgeryError(f"callbacks must be a list of callbacks, not {what}; {remedy}").at("callbacks")
+    _check_callbacks(request.callbacks)
     require_layers(request.keep, request.ratios)
     require_form(request.example_inputs)
 
 
-def _documented(function: Callable[..., object]) -> str:
-    """Return the docstring with the text of each argument in place of `ARGUMENTS`."""
-    texts = docs_of(OptimizeRequest)
-    rows = (f"{name}: {one_line(texts[name])}" for name in ("model", *(name for name in texts if name != "model")))
-    indent, rest = " " * 4, " " * 8
-    wrapped = [textwrap.fill(row, 116, initial_indent=indent, subsequent_indent=rest) for row in rows]
-    return (inspect.getdoc(function) or "").replace(f"{indent}{ARGUMENTS}", "\n".join(wrapped))
+def _check_callbacks(given: object) -> None:
+    """Refuse callbacks that are not instances of `Callback`."""
+    for callback in given if isinstance(given, Sequence) else [given]:
+        if isinstance(callback, type) and issubclass(callback, Callback):
+            raise SurgeryError(class_fault("callbacks", callback)).at("callbacks")
+        if not isinstance(callback, Callback):
+            raise SurgeryError(
+                f"callbacks: {shown(callback)} is not a fxsurgery.Callback; give an instance of a subclass, or a list "
+                "of them"
+            ).at("callbacks")

@@ -25,7 +25,7 @@ def faults(value: object, hint: Any) -> frozenset[str]:  # noqa: ANN401 -- any a
 
     Example:
         >>> faults(1, float | None), sorted(faults("a", int))
-        (frozenset(), ['int_type'])
+        (frozenset(), ['value_error'])
     """
     if hint is Any:
         return frozenset()
@@ -66,6 +66,23 @@ def _declared_class(hint: Any, kind: Any) -> Any:  # noqa: ANN401 -- any annotat
     if kind is None and is_dataclass(hint):
         return Annotated[Any, BeforeValidator(functools.partial(_instance, hint))]
     return hint
+
+
+def classes_in(hint: Any) -> tuple[type, ...]:  # noqa: ANN401 -- any annotation
+    """Return the classes whose instances an annotation takes, those of builtins excepted.
+
+    Example:
+        >>> from pathlib import Path
+        >>> classes_in(Path | int | None) == (Path,)
+        True
+    """
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind is Annotated:
+        return classes_in(inner[0])
+    if kind in {Union, types.UnionType}:
+        return tuple(found for one in inner for found in classes_in(one))
+    is_plain = isinstance(hint, type) and kind is None and hint.__module__ != "builtins"
+    return (hint,) if is_plain and not getattr(hint, "_is_protocol", False) else ()
 
 
 def _is_structural(hint: Any) -> bool:  # noqa: ANN401 -- any annotation

@@ -47,7 +47,7 @@ def pair(first: int, second: int = 0) -> tuple[int, int]:
         (lambda: act("a"), r"^act: mode= is missing; call act\(path, mode=\.\.\.\)$"),
         (lambda: act("a", path="b", mode="c"), r"^act: path= is given by position and by name; pass it once$"),
         (lambda: pair(1, 2, 3), r"^pair\(\.\.\.\) takes only first, second by position; leave the other out$"),
-        (lambda: Budget(0.5), r"^Budget\(\.\.\.\) takes nothing by position; pass the other by name"),
+        (lambda: Budget(0.5), r"^Budget\(\.\.\.\) takes no positional arguments; pass it by name"),
         (lambda: Budget(flops=0.5), r"^Budget: there is no argument flops=; did you mean macs=\?$"),
         (lambda: Spend(epoch=5), r"^Spend: there is no argument epoch=; did you mean epochs=\?$"),
         (lambda: Dnal(lr=0.1), r"^Dnal: there is no argument lr=; did you mean learning_rate=\?$"),

@@ -133,7 +133,7 @@ def test_one_input_that_is_a_pair_stands_in_a_tuple_of_its_own():
     ("given", "message"),
     [
         ({"example_inputs": (A, Y)}, r"forward\(input\) takes 1 by position, and 2 were given: leave the target out"),
-        ({"example_inputs": {"input": A, "label": Y}}, r"no parameter 'label', it takes input; leave these entries"),
+        ({"example_inputs": {"input": A, "label": Y}}, r"it takes input; in example_inputs, leave out 'label'"),
         ({"example_inputs": "a.npy"}, r"example_inputs is 'a\.npy'; it must be a tensor, a tuple of positional inputs"),
         ({"example_inputs": 3}, r"example_inputs is 3; it must be a tensor"),
         ({"example_inputs": np.array(["a"])}, r"an array of type <U1 holds no numbers; encode it"),
@@ -188,3 +188,10 @@ def test_positional_inputs_may_be_listed_for_capture():
     both = [fxsurgery.capture(Two(), A, B), fxsurgery.capture(Two(), A.numpy(), B.numpy())]
     for program in nonempty(both):
         assert torch.equal(program.example_inputs[1], B)
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float64, "float64"), (torch.uint8, "uint8")])
+def test_an_input_of_another_type_than_the_weights_is_to_be_converted(dtype: torch.dtype, name: str):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten())
+    with pytest.raises(DataError, match=rf"pass x\.float\(\): an input is {name}, and the weights are float32"):
+        fxsurgery.capture(model, torch.ones(2, 3, 8, 8).to(dtype))

@@ -503,7 +503,7 @@ def test_the_best_on_validation_is_the_result():
     ruined = [record["metric"] for record in result.history if record["stage"] == "fine-tune"][-1]
     pruned, kept = result.metrics["val, not fine-tuned"].after, result.metrics["val"].after
     assert ruined < pruned == kept
-    assert any("training on made validation accuracy worse" in note for note in result.notes)
+    assert any("further training made the validation accuracy worse" in note for note in result.notes)
 
 
 def test_a_resumed_run_believes_what_was_measured_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -328,3 +328,48 @@ def test_a_checked_function_keeps_its_signature_and_its_errors_go_by_argument():
 def test_latency_of_nothing():
     with pytest.raises(SurgeryError):
         compare_latency(None, (example("Plain"),))  # type: ignore[arg-type]
+
+
+class Wide(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, width)
+
+
+CALLS: dict[str, tuple[Callable[[Any], object], str]] = {
+    "optimize": (fxsurgery.optimize, "model is the class Wide; create an instance: Wide(...)"),
+    "plan": (fxsurgery.plan, "model is the class Wide; create an instance: Wide(...)"),
+    "inspect": (fxsurgery.inspect, "model is the class Wide; create an instance: Wide(...)"),
+    "capture": (lambda model: fxsurgery.capture(model, torch.ones(1, 2)), "model is the class Wide; create an"),
+    "export_onnx": (lambda model: export_onnx(model, torch.ones(1, 2), "a.onnx"), "model is the class Wide; create"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_class_in_place_of_a_model_is_named_with_the_function(name: str):
+    call, message = CALLS[name]
+    with pytest.raises(SurgeryError) as caught:
+        call(Wide)
+    assert str(caught.value).startswith(f"{name}: {message}")
+
+
+@pytest.mark.parametrize("call", [fxsurgery.optimize, fxsurgery.inspect])
+def test_a_state_dict_in_place_of_a_model_is_named(call: Callable[[Any], object]):
+    with pytest.raises(SurgeryError, match="model is an OrderedDict, a state dict; create the model, call its load_"):
+        call(Wide(2).state_dict())
+
+
+def test_a_class_in_place_of_another_argument_is_named():
+    with pytest.raises(SurgeryError, match=r"optimize: config is the class Dnal; create an instance: Dnal\(\)"):
+        fxsurgery.optimize(Wide(2), config=Dnal)
+    with pytest.raises(SurgeryError, match="plan: seed=-1"):
+        fxsurgery.plan(Wide(2), seed=-1)
+
+
+def test_a_bound_beyond_all_sensible_values_is_named_only_where_it_is_broken():
+    for value in (-1, "a"):
+        with pytest.raises(SurgeryError) as caught:
+            Spend(epochs=value)
+        assert "1,000,000,000,000,000,000" not in str(caught.value)
+    with pytest.raises(SurgeryError, match="it must be less than 1,000,000,000,000,000,000"):
+        Spend(epochs=10**18)

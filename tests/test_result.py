@@ -110,6 +110,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="contains other files"):
         result().save(tmp_path)
+    with pytest.raises(RunError, match=r"notes\.txt is a file, and a folder is written there"):
+        result().save(tmp_path / "notes.txt")
 
 
 def test_replay_does_the_same_surgery_to_another_checkpoint() -> None:

@@ -28,7 +28,7 @@ from fxsurgery.surroundings import plain_surroundings
 __all__ = ["Inputs", "capture", "guess_inputs"]
 
 
-@checked(CaptureError, apart=("model", "example_inputs"), example_kwargs=DataError)
+@checked(CaptureError, apart=("example_inputs",), example_kwargs=DataError)
 @plain_surroundings()
 def capture(
     model: nn.Module,

@@ -26,8 +26,9 @@ from fxsurgery.capture.sizes import (
     best_side,
     fitting,
 )
-from fxsurgery.errors import DataError
+from fxsurgery.errors import CaptureError, DataError
 from fxsurgery.inputs import Inputs
+from fxsurgery.option_types import checked
 from fxsurgery.surroundings import plain_surroundings
 
 MAX_SHOWN = 5
@@ -36,6 +37,7 @@ Guess = tuple[Inputs, str]
 """Inputs, and the sentence that says how they were inferred."""
 
 
+@checked(CaptureError)
 @plain_surroundings()
 def guess_inputs(model: nn.Module) -> Guess:
     """Infer example inputs of two samples for `model`, and one sentence that says what was assumed.
@@ -92,7 +94,7 @@ class _Search:
         """Return the error text: what was tried, and the line to write."""
         names = _required_parameters(self._model) or list(inspect.signature(self._model.forward).parameters)[:1]
         drawn = ", ".join("torch.randn(2, 3, 224, 224)" for _ in names)
-        line = f'fxsurgery.optimize(model, method="dnal", example_inputs=({drawn},))  # {", ".join(names)}'
+        line = f"example_inputs=({drawn},)  # {', '.join(names)}; token ids: torch.randint(0, 1000, (2, 16))"
         failed = [f"{shape}: {error}" for shape, error in list(self._failed.items())[:MAX_SHOWN]]
         tried = f"Tried {'; '.join(failed)}. " if failed else ""
         return (

@@ -12,7 +12,6 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from fxsurgery.errors import CaptureError, first_line
-from fxsurgery.option_text import shown
 
 QUANTIZED = (
     "torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized", "torch.nn.quantized",
@@ -29,17 +28,13 @@ PARALLEL = {
 """Class names of parallel wrappers, and what to use instead."""
 
 
-def require_capturable(model: object) -> None:
+def require_capturable(model: nn.Module) -> None:
     """Raise for a model that is known not to be capturable, with the remedy.
 
     Raises:
-        CaptureError: the model is exported, compiled, scripted, wrapped, quantized, pruned by masks, lazy, on the meta
+        CaptureError: the model is compiled, scripted, wrapped, quantized, pruned by masks, lazy, on the meta
             device, not copyable, or has a name that generated code cannot contain.
     """
-    if type(model).__name__ == "ExportedProgram":
-        raise CaptureError("the model is a torch.export.ExportedProgram, not a module; pass its .module()")
-    if not isinstance(model, nn.Module):
-        raise CaptureError(f"capture: model={shown(model)}: it must be a torch.nn.Module")
     if type(model).__name__ == "OptimizedModule":
         raise CaptureError("the model comes from torch.compile; pass the module that was compiled")
     if isinstance(model, torch.jit.ScriptModule):

@@ -24,6 +24,9 @@ SUMMARIES = {
 ANNOUNCED = {"demo": "importing PyTorch"}
 """Line to print before a command is imported, which takes seconds."""
 
+_UsageError: Any = typer.BadParameter.__base__
+"""Base class of the errors of a command line, which typer does not export."""
+
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 
@@ -79,7 +82,15 @@ class LazyCommand(TyperCommand):
         is_run = not (extra.get("resilient_parsing") or {"-h", "--help"} & set(args))
         if self.name in ANNOUNCED and is_run:
             typer.echo(ANNOUNCED[self.name], err=True)
-        return self.loaded().make_context(info_name, args, parent, **extra)
+        loaded = self.loaded()
+        try:
+            return loaded.make_context(info_name, args, parent, **extra)
+        except _UsageError as error:
+            if hasattr(error, "possibilities"):  # an option that does not exist
+                flags = [text for option in loaded.params for text in (*option.opts, *option.secondary_opts)]
+                unknown_flag = import_module("fxsurgery.cli.unknown_flags").unknown_flag
+                error.message, error.possibilities = unknown_flag(error.option_name, flags), None
+            raise
 
 
 def _listed() -> None:

@@ -75,10 +75,4 @@ def export(  # noqa: PLR0913 -- one for each flag
 
 def line(file: OnnxModel) -> str:
     """Return a line about an exported file."""
-    checked = "not checked"
-    if file.parity is not None:
-        sizes = " and ".join(map(str, file.parity.batch_sizes))
-        checked = f"agrees with PyTorch to {file.parity.error:.1e} of the outputs' size, at batch {sizes}"
-        if file.parity.kept_inputs:
-            checked += f", on the values given of {', '.join(file.parity.kept_inputs)}"
-    return f"{file.path}: {file.bytes:,} bytes, opset {file.opset}, by the {file.exporter} exporter; {checked}"
+    return f"{file.path}: {file.bytes:,} bytes, opset {file.opset}, by the {file.exporter} exporter; {file.agreement}"

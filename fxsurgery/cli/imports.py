@@ -157,6 +157,6 @@ def _advice(text: str) -> str:
 
 
 def _others(found: object, name: str) -> str:
-    public = [n for n in dir(found) if not n.startswith("_")]
-    close = difflib.get_close_matches(name, public, n=1)
-    return f"; did you mean {close[0]!r}?" if close else "; name an object of the module"
+    public = {n.lower(): n for n in dir(found) if not n.startswith("_")}
+    close = difflib.get_close_matches(name.lower(), public, n=1)
+    return f"; did you mean {public[close[0]]!r}?" if close else "; name an object of the module"

@@ -94,19 +94,36 @@ def _weights(path: Path) -> str:
 def _python(path: Path) -> str:
     if not path.is_file():
         return f"there is no file {path}; name a file that is there, as file.py:factory"
-    names = list(_public(path))
+    names = list(_models(path))
     shown = ", ".join(f"{path}:{name}" for name in names[:_SHOWN]) or f"{path}:NAME"
     return f"{path} is a whole file; name what is in it, such as {shown}"
 
 
-def _public(path: Path) -> Iterator[str]:
-    """Yield the public classes of a file, then its functions; the file is parsed, not run."""
+def _models(path: Path) -> Iterator[str]:
+    """Yield the public classes of modules in a file, then the functions that return one; the file is not run."""
     try:
         body = ast.parse(path.read_text(encoding="utf-8")).body
     except (OSError, ValueError, SyntaxError):
         return
-    for kind in (ast.ClassDef, ast.FunctionDef):
-        yield from (node.name for node in body if isinstance(node, kind) and not node.name.startswith("_"))
+    modules = list[str]()
+    for node in body:
+        if isinstance(node, ast.ClassDef) and any(_is_module(base, modules) for base in node.bases):
+            modules.append(node.name)
+    makers = [node.name for node in body if isinstance(node, ast.FunctionDef) and _returns_module(node, modules)]
+    yield from (name for name in (*modules, *makers) if not name.startswith("_"))
+
+
+def _is_module(kind: ast.expr, modules: list[str]) -> bool:
+    """Return whether an expression names a class of modules: of `torch.nn`, or one defined above."""
+    owner, _, name = ast.unparse(kind).rpartition(".")
+    return name in modules or name.endswith("Module") or owner in {"nn", "torch.nn"}
+
+
+def _returns_module(function: ast.FunctionDef, modules: list[str]) -> bool:
+    made = [node.value for node in ast.walk(function) if isinstance(node, ast.Return)]
+    kinds = [value.func for value in made if isinstance(value, ast.Call)]
+    declared = [function.returns] if function.returns is not None else []
+    return any(_is_module(kind, modules) for kind in (*kinds, *declared))
 
 
 def _onnx(path: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fxsurgery.argument_names import naming_by
+from fxsurgery.argument_names import entry, naming_by
 from fxsurgery.cli.errors import ending, give, say
 from fxsurgery.cli.options import AsJson, option, parameters
 from fxsurgery.cli.running import Done, as_plain, dry, run
@@ -17,6 +17,8 @@ from fxsurgery.config import FlagNames, RunConfig, assignments, effective, flag,
 _MODEL = "[cyan]module:factory[/cyan], [cyan]file.py:factory[/cyan] or a saved directory; may be in the config file."
 _CONFIG = "A .toml or .json file with the same arguments; flags override it."
 _DRY = "Show the reachable costs, the stages and the time they take; train nothing."
+_EXAMPLES: Mapping[str, tuple[str, float]] = {"budget": ("macs", 0.5), "spend": ("epochs", 20)}
+"""A limit for each flag of limits, for messages."""
 _PRINT = "Print the merged config with every setting, as JSON for --config, and exit."
 
 
@@ -97,11 +99,11 @@ def _said(asked: Mapping[str, Any]) -> dict[str, Any]:
     said |= dict.fromkeys(switches, False)  # the flag of an option that is on by default turns it off
     for name in ("budget", "spend"):
         if limits := said.get(name):
-            said[name] = assignments(limits, flag(name), raw=True)
+            said[name] = assignments(limits, flag(name), entry(name, *_EXAMPLES[name]), raw=True)
     if ratios := said.get("ratios"):
         said["ratios"] = layer_ratios(ratios, flag("ratios"))
     if settings := said.get("settings"):
-        said["settings"] = assignments(settings, flag("settings"))
+        said["settings"] = assignments(settings, flag("settings"), entry("settings", "learning_rate", 0.01))
     if arguments := said.get("model_args"):
         said["model_args"] = model_arguments(arguments)
     return said

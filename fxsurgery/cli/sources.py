@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -16,9 +15,9 @@ from fxsurgery.capture.input_inference import guess_inputs
 from fxsurgery.cli.data import data_of
 from fxsurgery.cli.imports import called, is_named, named
 from fxsurgery.cli.model_names import remedy_for, remedy_for_directory
+from fxsurgery.cli.weights import load_weights
 from fxsurgery.config import assignments, shapes
 from fxsurgery.errors import ConfigError, SourceError, SurgeryError, reason_of
-from fxsurgery.files import NO_TENSORS
 from fxsurgery.inputs import Inputs
 from fxsurgery.result import Result
 from fxsurgery.runs.layout import JOURNAL
@@ -85,7 +84,7 @@ class Wanted:
             return self._saved()
         model = self._made()
         if self.weights is not None:
-            _load_weights(model, self.weights)
+            load_weights(model, self.weights)
         return Loaded(model, self._inputs())
 
     def _saved(self) -> Loaded:
@@ -174,7 +173,7 @@ def model_arguments(texts: list[str]) -> dict[str, Any]:
                 "name=value"
             ) from error
         return found
-    return assignments(texts, "--model-args")
+    return assignments(texts, "--model-args", "--model-args width=64")
 
 
 def saved_result(folder: Path, original: str | None = None, arguments: Mapping[str, Any] | None = None) -> Result:
@@ -245,28 +244,3 @@ def _tensor(value: object) -> Tensor:
             "NumPy arrays"
         )
     return value
-
-
-def _load_weights(model: nn.Module, path: Path) -> None:
-    try:
-        if path.suffix == ".safetensors":
-            safetensors.torch.load_model(model, path)
-            return
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise SourceError(
-            f"--weights: cannot read {path}: {error.strerror or error}; name a file that can be read"
-        ) from error
-    except (*NO_TENSORS, safetensors.SafetensorError) as error:
-        raise SourceError(
-            f"--weights: {path} does not load: {' '.join(reason_of(error).split())[:300]}; give a state dict that "
-            "torch.save or safetensors wrote"
-        ) from error
-    state = found["state_dict"] if isinstance(found, Mapping) and "state_dict" in found else found
-    try:
-        model.load_state_dict(state)
-    except (RuntimeError, TypeError) as error:
-        said = " ".join(str(error).split())
-        raise SourceError(
-            f"--weights: {path} does not fit the model: {said[:300]}; give weights of this model"
-        ) from error

@@ -73,12 +73,13 @@ def effective(config: RunConfig, settings: Settings) -> dict[str, Any]:
     return {**plain, "settings": {**said, **config.settings}}
 
 
-def assignments(texts: Iterable[str], flag: str, *, raw: bool = False) -> dict[str, Any]:
+def assignments(texts: Iterable[str], flag: str, example: str, *, raw: bool = False) -> dict[str, Any]:
     """Parse assignments `name=value` and `outer.inner=value` into a table.
 
     Args:
         texts: the assignments.
         flag: the flag that they were given to.
+        example: the flag with an assignment that it takes, for the message.
         raw: keep the values as texts.
 
     Raises:
@@ -89,7 +90,7 @@ def assignments(texts: Iterable[str], flag: str, *, raw: bool = False) -> dict[s
         try:
             names, rest = assigned(text)
         except ValueError as error:
-            raise ConfigError(f"{flag}: {reason_of(error)}; write it as lr=0.1 or outer.inner=2") from error
+            raise ConfigError(f"{flag}: {reason_of(error)}; write it as {example}") from error
         nested: Any = rest if raw else value(rest)
         for name in reversed(names):
             nested = {name: nested}

@@ -169,6 +169,7 @@ class Chain:
             bytes=len(content),
             sha256=hashlib.sha256(content).hexdigest(),
             inputs=source.names,
+            shapes=tuple(artifact.shapes()),
             outputs=source.names_out,
             parity=artifact.parity,
             fallback_reason="; ".join(failures) or None,

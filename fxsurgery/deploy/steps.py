@@ -5,6 +5,7 @@ A step is a value: a frozen dataclass whose fields are its options. Its text, `c
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar, Self
@@ -35,6 +36,13 @@ class Artifact:
     """Relative error that the transforms may cause; `None` for rounding only."""
     parity: Parity | None = None
     """Result of the check; `None` if the file was not checked."""
+
+    def shapes(self) -> Iterator[tuple[int | str, ...]]:
+        """Yield the shape of each input, with `"batch"` for the dim of any size."""
+        inputs = self.source.inputs
+        for x, batch_dim in zip(inputs.tensors, inputs.dims, strict=True):
+            free = batch_dim if self.dynamic_batch else None
+            yield tuple("batch" if dim == free else size for dim, size in enumerate(x.shape))
 
     def of_twin(self, source: Source, path: Path) -> "Artifact":
         """Return the file that the same steps write for a model of the same structure.

@@ -26,6 +26,8 @@ def new_folder(path: Path, owned: Sequence[str], marker: str) -> Iterator[Path]:
         RunError: the system denies access, or `path` holds something else.
     """
     with writing(path):
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path} is a file, and a folder is written there; give an empty or a new folder")
         if path.exists() and (stray := _stray(path, owned, marker)):
             raise RunError(f"{path} contains other files ({stray}); give an empty or a new folder")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,8 +43,6 @@ def new_folder(path: Path, owned: Sequence[str], marker: str) -> Iterator[Path]:
 
 def _stray(path: Path, owned: Sequence[str], marker: str) -> str:
     """Return the name of an entry that forbids replacing `path`; empty if it may be replaced."""
-    if not path.is_dir():
-        return path.name
     existing = {part.name for part in path.iterdir()}
     if stray := sorted(existing - {*owned, "__pycache__"}):
         return stray[0]

@@ -294,7 +294,6 @@ class Session:
                 f"gives on {named('val_data')}"
             )
         if program is not self.offered[-1][1]:
-            last = self.offered[-1][0].metric
-            name = self.task.metric_name
-            notes = (*notes, f"training on made validation {name} worse ({last:.4f}); kept what had {after.metric:.4f}")
+            worse = f"further training made the validation {self.task.metric_name} worse"
+            notes = (*notes, f"{worse} ({self.offered[-1][0].metric:.4f}); kept the best, {after.metric:.4f}")
         return SearchOutcome(program, trained, before, pruned, after, notes, gates)

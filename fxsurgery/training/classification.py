@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxsurgery.argument_names import usage
+from fxsurgery.argument_names import keyword, usage
 
 IGNORED = -100
 """Default `ignore_index` of PyTorch's losses."""
@@ -40,6 +40,8 @@ def cross_entropy(output: Any, target: Tensor) -> Tensor:  # noqa: ANN401
     logits = logits_of(output)
     if logits.dim() < 2 or logits.shape[1] < 2:
         raise ValueError(f"cross-entropy wants outputs (batch, classes, ...) of two classes at least; {_otherwise()}")
+    if not isinstance(target, Tensor):
+        raise TypeError(f"cross-entropy takes a tensor of class numbers as target; {_otherwise()}")
     if target.is_floating_point() and target.shape == logits.shape:
         sums = target.sum(1)
         if bool((target < 0).any()) or not torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
@@ -59,6 +61,8 @@ def accuracy(output: Any, target: Tensor, ignore_index: int = IGNORED) -> Tensor
     it is that of the loss. NaN if no target counts.
     """
     chosen = logits_of(output).argmax(1)
+    if not isinstance(target, Tensor):
+        raise TypeError(f"accuracy takes a tensor of class numbers as target; give another {keyword('metric')}")
     if target.is_floating_point():
         return (chosen == target.argmax(1)).double().mean()
     if chosen.shape != target.shape:
@@ -74,10 +78,13 @@ def logits_of(output: Any) -> Tensor:  # noqa: ANN401
     """
     found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
     if not isinstance(found, Tensor):
-        line = 'loss=lambda output, target: functional.cross_entropy(output["out"], target), and metric= likewise'
+        keys = list(map(str, output)) if isinstance(output, Mapping) else []
+        part = f"output[{keys[0]!r}]" if keys else 'output["out"]'
+        there = f" of {', '.join(keys)}" if keys else ""
+        line = f"loss=lambda output, target: functional.cross_entropy({part}, target), and metric= likewise"
         raise TypeError(
-            "cross-entropy and accuracy take a tensor, or an output with `logits`; for any other output, give a loss "
-            f"and a metric that select their part: {usage(line, 'loss', 'metric')}"
+            f"cross-entropy and accuracy take a tensor, or an output with `logits`; for any other output, "
+            f"such as this one{there}, give a loss and a metric that select their part: {usage(line, 'loss', 'metric')}"
         )
     return found
 

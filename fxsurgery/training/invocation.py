@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import reduce
 from operator import add
 from typing import Any, NoReturn
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from fxsurgery.argument_names import entry, keyword, named
 from fxsurgery.errors import DataError, DeviceError, DivergedError, TrainingError, reason_of
-from fxsurgery.example_inputs import by_parameters
+from fxsurgery.example_inputs import by_parameters, names_fault, renames, unknown_names
 from fxsurgery.inputs import Inputs, tensors_in
 from fxsurgery.training.accumulating import Accumulating
 from fxsurgery.training.batches import describe, describe_inputs
@@ -36,8 +36,7 @@ def addressed(model: nn.Module, inputs: Inputs) -> Inputs:
     try:
         return by_parameters(inputs, inner.forward)
     except DataError:
-        _refuse_extra(inputs, list(inspect.signature(inner.forward).parameters))
-        raise
+        raise _misnamed(inputs, inner.forward) from None
 
 
 def _hint(inputs: Inputs) -> str:
@@ -45,16 +44,17 @@ def _hint(inputs: Inputs) -> str:
     return f" (inputs in {how}; split= of the task says otherwise)"
 
 
-def _refuse_extra(inputs: Inputs, known: list[str]) -> None:
-    """Raise an error for entries that the model does not take."""
-    extra = [name for name in inputs.kwargs if name not in known]
-    if extra:
-        taken = ", ".join(f"{name!r}: batch[{name!r}]" for name in inputs.kwargs if name in known) or "..."
-        raise DataError(
-            f"the model cannot take inputs {describe_inputs(inputs)}{_hint(inputs)}: its forward has no "
-            f"{', '.join(map(repr, extra))}, it takes {', '.join(known)}. Leave these entries out of the data, or "
-            f"build the data with Task.of(train, val, split=lambda batch: ({{{taken}}}, batch['labels']))"
-        )
+def _misnamed(inputs: Inputs, forward: Callable[..., Any]) -> DataError:
+    """Return the error for entries that the model does not take, with the dict that it takes."""
+    old_names = {new: old for old, new in renames(inputs.kwargs, forward).items()}
+    extra = unknown_names(inputs.kwargs, forward)
+    kept = {name: name for name in inputs.kwargs if name not in extra} | old_names
+    order = [name for name in inspect.signature(forward).parameters if name in kept]
+    taken = ", ".join(f"{name!r}: batch[{kept[name]!r}]" for name in order)
+    return DataError(
+        f"the model cannot take inputs {describe_inputs(inputs)}{_hint(inputs)}: "
+        f"{names_fault(inputs.kwargs, forward, 'the data')}. Or select the inputs in split= of Task.of: {{{taken}}}"
+    )
 
 
 def predict(model: nn.Module, inputs: Inputs) -> Any:  # noqa: ANN401

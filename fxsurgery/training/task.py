@@ -14,6 +14,7 @@ from fxsurgery.batch_layout import Statement, as_stated, by_target, is_ambiguous
 from fxsurgery.calls import checked_construction
 from fxsurgery.errors import DataError
 from fxsurgery.inputs import Inputs
+from fxsurgery.option_text import class_fault
 from fxsurgery.option_types import Count, Seed, check_fields, checked
 from fxsurgery.training.accumulating import Accumulating
 from fxsurgery.training.array_loader import ArrayLoader
@@ -290,6 +291,6 @@ class Task:
 
 def _require_callable(what: str, given: object) -> None:
     if isinstance(given, type):
-        raise DataError(f"{what} is the class {given.__name__}; give an instance of it: {what}={given.__name__}()")
+        raise DataError(class_fault(what, given))
     if not callable(given):
         raise DataError(f"{what} must be a function or a module, {what}(output, target), not {describe(given)}")

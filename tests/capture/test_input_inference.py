@@ -159,7 +159,8 @@ def test_several_inputs_are_asked_for_by_name():
     text = str(caught.value)
     assert "forward(left, right)" in text
     one = "torch.randn(2, 3, 224, 224)"
-    assert f'fxsurgery.optimize(model, method="dnal", example_inputs=({one}, {one},))  # left, right' in text
+    assert f"for images: example_inputs=({one}, {one},)  # left, right; token ids: torch.randint(" in text
+    assert "fxsurgery.optimize" not in text
 
 
 def test_what_takes_none_of_the_tries_says_what_was_tried():

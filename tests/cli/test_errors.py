@@ -40,7 +40,7 @@ FAILED = 1
         ("optimize sample_nets:Net --budget mac=0.5", TOLD, "did you mean 'macs'?"),
         ("optimize sample_nets:Net --set aling=2", TOLD, "--set aling: 'aling' is not a setting of dnal"),
         ("optimize sample_nets:Net --method dnall", TOLD, "--method: no method is named 'dnall'"),
-        ("optimize sample_nets:Net --spend 300", TOLD, "--spend: '300' is not of the form name=value"),
+        ("optimize sample_nets:Net --spend 300", TOLD, "write it as --spend epochs=20"),
         ("optimize sample_nets:Net --spend epoch=300", TOLD, "--spend epoch: 'epoch' is not a limit; did you mean"),
         ("optimize sample_nets:Net --workers 0", TOLD, "--workers: it must be at least 1 and less than"),
         ("optimize sample_nets:Net --example-shape 3,8,8 --spend epochs=3", FAILED, "--spend is for --method ectonas"),
@@ -205,3 +205,21 @@ def test_inputs_that_cannot_be_guessed_are_asked_for_by_flag():
     with naming_by(FlagNames()):
         _, how = guess_inputs(nn.Sequential(nn.Conv2d(3, 4, 3)))
     assert how.endswith("--example-shape or --example-inputs overrides")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("optimize sample_nets:Net --lr 1", "settings go through --set: did you mean --set learning_rate=...?"),
+        ("optimize sample_nets:Net --learning-rate 1", "did you mean --set learning_rate=...?"),
+        ("optimize sample_nets:Net --epochs 3", "did you mean --set finetune_epochs=...?"),
+        ("optimize sample_nets:Net --macs 0.5", "there is no flag --macs; did you mean --budget macs=0.5?"),
+        ("optimize sample_nets:Net --loader x", "there is no flag --loader; did you mean --train-data?"),
+        ("optimize sample_nets:Net --sed 1", "there is no flag --sed; did you mean --seed?"),
+        ("inspect sample_nets:Net --lr 1", "there is no flag --lr; --help lists the flags"),
+    ],
+)
+def test_a_flag_that_does_not_exist_names_the_one_that_was_meant(here: Path, give, arguments: str, message: str):
+    result = give(*arguments.split())
+    assert result.exit_code == TOLD
+    assert message in " ".join(result.stderr.replace("│", " ").split())

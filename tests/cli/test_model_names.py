@@ -57,6 +57,19 @@ def test_each_mistake_has_its_remedy(here: Path, give, text: str, remedy: str):
     assert remedy in line
 
 
+def test_functions_and_data_are_not_suggested_as_models(here: Path):
+    Path("mixed.py").write_text(
+        "from torch import nn\nfrom torch.utils.data import Dataset\n"
+        "class MM(nn.Module): ...\nclass Data(Dataset): ...\n"
+        "def loss(a, b): return a - b\ndef make(): return MM()\n"
+    )
+    assert remedy_for("mixed.py").endswith("such as mixed.py:MM, mixed.py:make")
+
+
+def test_a_name_in_another_case_is_suggested(here: Path, give):
+    assert "has no 'net'; did you mean 'Net'?" in give("inspect", "sample_nets:net").stderr
+
+
 def test_a_model_of_torchvision_is_named_with_its_module(here: Path):
     pytest.importorskip("torchvision")
     assert remedy_for("resnet18") == "resnet18 is a model of torchvision; write torchvision.models:resnet18"

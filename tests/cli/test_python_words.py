@@ -37,7 +37,6 @@ NOT_REACHED = {
     "searchers/ectonas/settings.py": "a text where a list is to be: the config file has it checked before",
     "suggestions.py": "wrong names in a call of Python",
     "request.py": "arguments of `optimize` of another type; the config file has checks of its own",
-    "capture/preconditions.py": "a model that is no module; the commands check it before",
     "saving/standalone/": "code that is written",
     "capture/draws.py": "a line of the user's model, which is Python",
     "training/schedules.py": "a schedule that is a function, which no flag can give",

@@ -82,6 +82,20 @@ def test_weights_never_run_code(here: Path):
     assert not (here / "executed").exists()
 
 
+def test_a_pickled_model_is_one_clear_line(here: Path):
+    torch.save(nn.Sequential(nn.Linear(2, 2)), "w.pt")
+    with pytest.raises(SourceError, match=r"w.pt does not load: it holds torch.nn.modules.*perhaps a whole") as caught:
+        Wanted("sample_nets:Net", weights=Path("w.pt")).load()
+    assert str(caught.value).endswith("save its weights alone: torch.save(model.state_dict(), 'weights.pt')")
+    assert "\x1b" not in str(caught.value)
+
+
+def test_nested_weights_are_named(here: Path):
+    torch.save({"model": nn.Linear(2, 2).state_dict(), "epoch": 3}, "w.pt")
+    with pytest.raises(SourceError, match=r"weights are nested under 'model'; save that entry .*\['model'\]"):
+        Wanted("sample_nets:Net", weights=Path("w.pt")).load()
+
+
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
 def test_weights_of_another_model_are_refused_in_one_line(here: Path, name: str):
     other = nn.Linear(2, 2).state_dict()

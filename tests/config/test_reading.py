@@ -207,10 +207,10 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path):
 
 def test_assignments_nest_at_dots():
     texts = ["align=4", "optimizer.name=sgd", "optimizer.lr=0.1"]
-    assert assignments(texts, "--set") == {"align": 4, "optimizer": {"name": "sgd", "lr": 0.1}}
-    assert assignments(["macs=50%"], "--budget", raw=True) == {"macs": "50%"}
-    with pytest.raises(ConfigError, match="--set: 'align' is not of the form name=value"):
-        assignments(["align"], "--set")
+    assert assignments(texts, "--set", "--set align=4") == {"align": 4, "optimizer": {"name": "sgd", "lr": 0.1}}
+    assert assignments(["macs=50%"], "--budget", "--budget macs=50%", raw=True) == {"macs": "50%"}
+    with pytest.raises(ConfigError, match="--set: 'align' is not of the form name=value; write it as --set align=4"):
+        assignments(["align"], "--set", "--set align=4")
 
 
 ODD = (

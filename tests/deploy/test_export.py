@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections import UserDict
 from dataclasses import replace
+from pathlib import Path
 
 import onnx
 import onnxruntime
@@ -429,3 +430,18 @@ def test_a_stated_batch_is_the_free_size(tmp_path):
     found = export_onnx(net, (noise(7, 3, 6),), tmp_path / "m.onnx", batch_dims={"steps": 0})
     assert found.parity.batch_sizes == (7, 8)
     assert run(found.path, noise(9, 3, 6))[0].shape == (9, 3, 4)
+
+
+def test_a_printed_file_says_which_sizes_are_free(tmp_path: Path):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten())
+    free = export_onnx(model, torch.randn(2, 3, 8, 8), tmp_path / "free.onnx", exporter="legacy")
+    assert free.shapes == (("batch", 3, 8, 8),)
+    assert "(batch, 3, 8, 8)" in str(free)
+    assert "sizes other than the batch are fixed at those of the example inputs" in str(free)
+    assert repr(free) == f"<OnnxModel {tmp_path / 'free.onnx'}: opset {free.opset}, inputs {free.inputs[0]}>"
+    fixed = export_onnx(
+        model, torch.randn(2, 3, 8, 8), tmp_path / "fixed.onnx", exporter="legacy", dynamic_batch=False, check=False
+    )
+    assert fixed.shapes == ((2, 3, 8, 8),)
+    assert "all sizes are fixed" in str(fixed)
+    assert str(fixed).endswith("not checked")

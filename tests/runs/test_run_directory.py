@@ -492,7 +492,7 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path: Path):
     shown = mounted(tmp_path, "size=1m", MOUNTED)
     assert "small kept" in shown
     assert "large kept" not in shown
-    assert "No space left on device; free some space there, nothing that was there is lost" in shown
+    assert "No space left on device; free some space there; existing files are unchanged" in shown
 
 
 def test_a_read_only_directory_is_a_clear_error(tmp_path: Path):

@@ -60,7 +60,7 @@ def test_what_was_not_written_here_is_never_replaced(tmp_path: Path) -> None:
         save_program(given, tmp_path / "a")
     assert (tmp_path / "a" / "notes.txt").read_text() == "mine"
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(RunError, match=r"contains other files \(file\)"):
+    with pytest.raises(RunError, match=r"file is a file, and a folder is written there; give"):
         save_program(given, tmp_path / "file")
 
 

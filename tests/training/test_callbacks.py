@@ -198,14 +198,21 @@ def test_what_a_resumed_run_recalls_is_not_reported_again(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("callbacks", "message"),
     [
-        ([Recorder], r"callbacks must be a list of callbacks, not the class Recorder; give an instance: Recorder\(\)"),
-        ([print], "derive its class from fxsurgery.Callback"),
-        (Recorder(), "callbacks must be a list of callbacks"),
+        ([Recorder], r"callbacks is the class Recorder; create an instance: Recorder\(\)"),
+        ([print], "is not a fxsurgery.Callback; give an instance of a subclass, or a list of them"),
+        (3, "callbacks: 3 is not a fxsurgery.Callback"),
     ],
 )
 def test_what_is_no_callback_is_refused(callbacks, message):
     with pytest.raises(SurgeryError, match=message):
         fxsurgery.optimize(net(), callbacks=callbacks, verbose=False)
+
+
+def test_a_single_callback_needs_no_list():
+    seen = Recorder()
+    data = {"train_data": Noisy(64), "val_data": images(32), "batch_size": 16}
+    fxsurgery.optimize(net(), **data, callbacks=seen, verbose=False, device="cpu", config=Prune(**SHORT))
+    assert seen.of(StepEnd)
 
 
 def test_a_plan_reports_nothing():

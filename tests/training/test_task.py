@@ -9,9 +9,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from fxsurgery.errors import DataError
+from fxsurgery.inputs import Inputs
 from fxsurgery.training import Task, steps_for
 from fxsurgery.training.array_loader import samples
 from fxsurgery.training.batches import set_epoch
+from fxsurgery.training.invocation import predict
 from fxsurgery.training.task import accuracy, cross_entropy
 
 
@@ -179,6 +181,42 @@ def test_batch_that_cannot_be_split_says_how_to():
         DataError, match=r"dict\(image=\(2, 3\) float32, class=\(2,\) int64\).*build the data with Task\.of"
     ):
         Task.of(loader, loader).examples()
+
+
+def test_a_batch_without_a_known_target_names_the_key_that_is_there():
+    batch = {"image": torch.zeros(2, 3), "cls": torch.zeros(2), "table": torch.zeros(2, 4)}
+    with pytest.raises(DataError) as caught:
+        Task.of(texts(), texts()).take_apart(batch)
+    assert "split=lambda batch: ({'image': batch['image'], 'table': batch['table']}, batch['cls'])" in str(caught.value)
+
+
+class TwoInputs(nn.Module):
+    def forward(self, image, table, scale=1.0):
+        return (image + table) * scale
+
+
+@pytest.mark.parametrize(
+    ("names", "steps", "taken"),
+    [
+        (("img", "table"), "rename 'img' to 'image'", "{'image': batch['img'], 'table': batch['table']}"),
+        (("pixels", "table"), "rename 'pixels' to 'image'", "{'image': batch['pixels'], 'table': batch['table']}"),
+        (("image", "table", "idx"), "leave out 'idx'", "{'image': batch['image'], 'table': batch['table']}"),
+        (("img", "table", "idx"), "rename 'img' to 'image' and leave out 'idx'", "{'image': batch['img'], 'table': "),
+        (("image", "first", "zzz"), "add 'table' and leave out 'first', 'zzz'", "{'image': batch['image']}"),
+    ],
+)
+def test_names_that_forward_does_not_take_are_renamed_before_they_are_left_out(names, steps, taken):
+    inputs = Inputs((), {name: torch.zeros(2, 4) for name in names})
+    with pytest.raises(DataError) as caught:
+        predict(TwoInputs(), inputs)
+    assert f"it takes image, table, scale; in the data, {steps}. Or select" in str(caught.value)
+    assert taken in str(caught.value)
+
+
+@pytest.mark.parametrize("function", [cross_entropy, accuracy])
+def test_a_target_that_is_a_dict_asks_for_another_function(function):
+    with pytest.raises(TypeError, match="takes a tensor of class numbers as target"):
+        function({"logits": torch.zeros(2, 3), "box": torch.zeros(2, 4)}, {"cls": torch.zeros(2).long()})
 
 
 def test_a_dict_with_two_keys_for_the_target_is_not_guessed():

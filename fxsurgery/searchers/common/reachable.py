@@ -32,6 +32,7 @@ def require_reachable(found: Space, budget: Budget, latency: LatencyLimit | None
                 f"{_less_fixed(found, partial(_least, name), limit, ',.0f')}"
                 f"{_further(found, name, limit)}{command('inspect')} shows what holds the "
                 f"rest{_unknown_macs(name, original)}. Raise the limit, or lower {keyword('settings', 'align')}"
+                f"{_percent(getattr(budget, name))}"
             )
     if budget.latency_ms is None:
         return
@@ -63,6 +64,12 @@ def _require_reachable_latency(found: Space, latency: LatencyLimit) -> None:
         f"{refused}: the least is {interval}, {_minimum_text(found)}; {free_ms}without any change, the network takes "
         f"{unchanged.value:.4g} ms. {remedy}"
     )
+
+
+def _percent(given: object) -> str:
+    """Return a question on an absolute limit that may have been meant as a percentage."""
+    is_meant = isinstance(given, int | float) and 1 < given <= 100
+    return f". {given:g} is an absolute amount: did you mean {given:g}%?" if is_meant else ""
 
 
 def _least(name: str, found: Space) -> float:

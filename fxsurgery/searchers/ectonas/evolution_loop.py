@@ -227,7 +227,8 @@ class EvolutionLoop:
             else f"best {search_state.session.task.metric_name} {search_state.champion.figures.score:.4f}"
         )
         search_state.session.trainer.progress.note(
-            f"generation {self.generation}: {len(children)} networks of {len(self.parents)}, "
+            f"generation {self.generation}: {len(children)} networks from {len(self.parents)} "
+            f"parent{'' if len(self.parents) == 1 else 's'}, "
             f"{search_state.tracker.epochs:.1f} epochs spent, {best}"
         )
 

@@ -76,6 +76,8 @@ def test_unreachable_budget_says_the_minimum():
     least = found.smallest().macs
     with pytest.raises(BudgetError, match=rf"cannot be reached: the least is {least:,}"):
         require_reachable(found, Budget(macs=0.001))
+    with pytest.raises(BudgetError, match=r"50 is an absolute amount: did you mean 50%\?"):
+        require_reachable(found, Budget(macs=50))
 
 
 def test_the_minimum_is_what_the_smallest_widths_take():
