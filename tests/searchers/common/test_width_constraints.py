@@ -98,13 +98,11 @@ def test_a_shared_layer_has_all_its_names():
 
 def test_functions_go_by_the_module_that_holds_their_parameters():
     model, start = taken(Functional(), torch.randn(2, 3, 8, 8))
-    assert layer_widths(start)["inner"].groups == ("conv2d",)
-    assert layer_widths(start)["weight"].groups == ("linear",)
+    assert layer_widths(start)["inner"].groups == ("inner",)
+    assert layer_widths(start)["weight"].groups == ("weight",)
     assert layers_of(model, start, "inner") == ("inner",)
     kept = WidthConstraints.of(model, start, ("inner",))
-    assert kept.kept_groups(start) == {"conv2d"}
-    named = WidthConstraints.of(model, start, ("conv2d",))
-    assert named.kept_groups(start) == {"conv2d"}
+    assert kept.kept_groups(start) == {"inner"}
 
 
 @pytest.mark.parametrize(
