@@ -197,7 +197,12 @@ def test_norms_follow_what_a_ratio_is_for():
     [
         ((), {"stem": 0.5, "conv2": 0.25}, r"'stem' shall keep 0.5 and 'conv2' 0.25 of the same channels"),
         (("conv2",), {"stem": 0.5}, r"'stem' shares its channels with 'conv2', which keep= keeps"),
-        (("stem",), {"s*": 0.5}, r"'stem' is in keep= too"),
+        (("stem",), {"stem": 0.5}, r"'stem' is in keep= too"),
+        (
+            (),
+            {"s*": 0.5},
+            r"'s\*' changes no width: it stands for stem, whose channels are shared with conv2 outside",
+        ),
         ((), {"head": 0.5}, r"ratios: 'head' stands for head, whose width cannot change"),
         ((), {"nothing": 0.5}, r"ratios: no layer of the model is named 'nothing'"),
     ],
