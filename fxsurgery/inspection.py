@@ -224,12 +224,15 @@ def _fixed(program: Program, work: Sequence[Work]) -> list[Fixed]:
 def _widths(program: Program, facts: Structure) -> Iterator[Width]:
     nodes = {n.name: n for n in program.nodes}
     group_of = np.full(facts.size, -1)
+    recurrent = {node.name for node, _ in program.calls(nn.RNNBase)}
     for number, group in enumerate(facts.groups):
         group_of[group.units] = number
         if group.name in unremovable(program):
             continue
         own = _tensors_of(facts, group.producers[0], nodes.get(group.producers[0]))
-        channels = [int((group_of[ids] == number).sum()) for dims in own for ids in dims.values()]
+        # The weights of a recurrent layer hold several rows for each of its channels: one for each of its gates.
+        has_gates = group.producers[0] in recurrent
+        channels = [] if has_gates else [int((group_of[ids] == number).sum()) for dims in own for ids in dims.values()]
         exact = not set(group.units.tolist()) & facts.inexact
         units = len(group.units)
         yield Width(group.name, units, max([units, *channels]), producer_names(program, group), exact)

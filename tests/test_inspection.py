@@ -217,6 +217,19 @@ def test_attention_is_named_by_its_module():
     assert "enc_layers" not in str(found)
 
 
+def test_a_recurrent_layer_has_one_channel_for_each_unit():
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.GRU(5, 24, batch_first=True), nn.Linear(24, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.rnn(x)[0])
+
+    found = fxsurgery.inspect(Recurrent(), torch.ones(2, 7, 5))
+    assert [(width.name, width.units, width.channels) for width in found.widths] == [("rnn", 24, 24)]
+
+
 class Fixed(nn.Module):
     """A channel count that is used as a number, single channels, and a product of activations."""
 
