@@ -186,7 +186,7 @@ def _targets(program: Program, made: WidthConstraints, members: "_Members") -> M
 
 
 class _Members:
-    """What the entries of `ratios` cover: pairs of a layer and a channel group, each with the entry that counts."""
+    """Pairs of a layer and a channel group that the entries of `ratios` cover, each with the entry that counts."""
 
     def __init__(self, program: Program, found: Sequence[tuple[Matched, float]]) -> None:
         self._layers = layer_widths(program)
