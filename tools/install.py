@@ -11,8 +11,8 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-SILENT_SECONDS = 15.0
-"""The longest time without a line."""
+SILENT_SECONDS, MOST_SILENT_SECONDS = 15.0, 60.0
+"""Time without a line after which one says that a step goes on: at first, and at most, as it doubles each time."""
 LARGE = re.compile(r"\s*(Downloading|Using cached) (\S+?)-([\d.]+)\S*\.(?:whl|tar\.gz) \((.+? [MG]B)\)")
 """A file of a megabyte or more, as pip announces it before it downloads it."""
 UNPACKED = re.compile(r"Installing collected packages: (.+)")
@@ -23,7 +23,7 @@ class Reporter:
 
     def __init__(self) -> None:
         self._began = self._printed = time.monotonic()
-        self._doing = "pip is starting"
+        self._doing, self._patience = "pip is starting", SILENT_SECONDS
         self._ended = threading.Event()
 
     def say(self, text: str) -> None:
@@ -34,13 +34,14 @@ class Reporter:
 
     def start(self, text: str) -> None:
         """Print a line about what begins, and repeat it while it lasts."""
-        self._doing = text
+        self._doing, self._patience = text, SILENT_SECONDS
         self.say(f"  {text}")
 
     def watch(self) -> None:
-        """Print a line whenever nothing was printed for `SILENT_SECONDS`, until `stop` is called."""
+        """Print a line whenever nothing was printed for a while, until `stop` is called."""
         while not self._ended.wait(1.0):
-            if time.monotonic() - self._printed >= SILENT_SECONDS:
+            if time.monotonic() - self._printed >= self._patience:
+                self._patience = min(2 * self._patience, MOST_SILENT_SECONDS)
                 self.say(f"  still {self._doing} ({self.seconds:.0f} s so far)")
 
     def stop(self) -> None:
