@@ -8,8 +8,10 @@ import numpy as np
 from torch import fx, nn
 from typing_extensions import override
 
-from fxsurgery.analysis.cost import cost, unknown_macs_notes
-from fxsurgery.analysis.frozen_reasons import KEPT, FrozenReasons, module_name
+from fxsurgery.analysis.cost import cost, unknown_macs_notes, unknown_operation_notes
+from fxsurgery.analysis.frozen_reasons import KEPT, FrozenReasons
+from fxsurgery.analysis.layer_paths import layer_name
+from fxsurgery.analysis.layer_widths import producer_names
 from fxsurgery.analysis.propagation import LEAF
 from fxsurgery.analysis.structure import Structure, structure
 from fxsurgery.batch_layout import Statement
@@ -19,6 +21,7 @@ from fxsurgery.display import Figure, Html, bar, card, listing, table
 from fxsurgery.display.html import escaped
 from fxsurgery.errors import CaptureError, DataError, SurgeryError
 from fxsurgery.example_inputs import ExampleInputs
+from fxsurgery.ops.propagation_state import Work
 from fxsurgery.ops.union_find import Ids
 from fxsurgery.option_types import checked
 from fxsurgery.printable import lines, printable
@@ -33,13 +36,13 @@ class Width:
     """A width of the model, whose units can be removed one by one, each with everything that depends on it."""
 
     name: str
-    """Name of the first layer that produces the units."""
+    """Path of the first layer that produces the units; with `#2` and so on if it has several widths."""
     units: int
     """Number of units that can be removed."""
     channels: int
     """Number of channels of that layer: one or several a unit, as where a unit is an attention head."""
     producers: tuple[str, ...]
-    """Names of all layers that produce the units."""
+    """Paths of all layers that produce the units; `keep=` and `ratios=` take them, and `name`."""
     exact: bool
     """Whether the other units compute the same without a removed one; not where a norm or softmax runs over them."""
 
@@ -143,6 +146,8 @@ class Inspection:
 
 SHOWN = 12
 """Number of entries of each list that is shown."""
+NAMED = 6
+"""Number of layers that are named for each width."""
 
 
 @checked(CaptureError, apart=("example_inputs",), example_kwargs=DataError)
@@ -188,18 +193,7 @@ def inspect_program(program: Program) -> Inspection:
     total = sum(w.macs for w, _ in work) or 1.0
     sizes = {name: p.numel() for name, p in program.graph_module.named_parameters()}
     editable = sum(n for name, n in sizes.items() if any(ids.any() for ids in facts.tensors.get(name, {}).values()))
-    stuck = dict[str, float]()
-    for part, free in work:
-        if not free:
-            stuck[part.node] = stuck.get(part.node, 0.0) + part.macs
-    reasons = FrozenReasons(program) if stuck else None
-    leaves = {part.node for part, _ in work if part.op == LEAF}
-    why = {node: KEPT if node in leaves else reasons.of(node) for node in stuck if reasons}
-    fixed = [Fixed(module_name(program, node), macs, why[node]) for node, macs in stuck.items() if macs]
-    unknown = tuple(
-        f"operation {op!r} (at {', '.join(nodes[:3])}) has no rule: what flows into it keeps its width"
-        for op, nodes in facts.unknown.items()
-    )
+    fixed = _fixed(program, [part for part, free in work if not free and part.macs])
     return Inspection(
         program=program,
         cost=cost(program),
@@ -207,22 +201,41 @@ def inspect_program(program: Program) -> Inspection:
         editable_params=editable / (sum(sizes.values()) or 1),
         widths=tuple(_widths(program, facts)),
         fixed=tuple(sorted(fixed, key=lambda part: -part.macs)),
-        notes=(*program.notes, *unknown, *unknown_macs_notes(program), *unremovable_notes(program)),
+        notes=(
+            *program.notes,
+            *unknown_operation_notes(program),
+            *unknown_macs_notes(program),
+            *unremovable_notes(program),
+        ),
     )
+
+
+def _fixed(program: Program, work: Sequence[Work]) -> list[Fixed]:
+    """Return the layers that do the work that cannot shrink; the MACs of one layer are added up by reason."""
+    reasons = FrozenReasons(program) if work else None
+    macs = dict[tuple[str, str], float]()
+    for part in work:
+        reason = KEPT if part.op == LEAF or reasons is None else reasons.of(part.node)
+        key = layer_name(program, part.node), reason
+        macs[key] = macs.get(key, 0.0) + part.macs
+    return [Fixed(name, number, reason) for (name, reason), number in macs.items()]
 
 
 def _widths(program: Program, facts: Structure) -> Iterator[Width]:
     nodes = {n.name: n for n in program.nodes}
     group_of = np.full(facts.size, -1)
+    recurrent = {node.name for node, _ in program.calls(nn.RNNBase)}
     for number, group in enumerate(facts.groups):
         group_of[group.units] = number
         if group.name in unremovable(program):
             continue
         own = _tensors_of(facts, group.producers[0], nodes.get(group.producers[0]))
-        channels = [int((group_of[ids] == number).sum()) for dims in own for ids in dims.values()]
+        # The weights of a recurrent layer hold several rows for each of its channels: one for each of its gates.
+        has_gates = group.producers[0] in recurrent
+        channels = [] if has_gates else [int((group_of[ids] == number).sum()) for dims in own for ids in dims.values()]
         exact = not set(group.units.tolist()) & facts.inexact
         units = len(group.units)
-        yield Width(group.name, units, max([units, *channels]), group.producers, exact)
+        yield Width(group.name, units, max([units, *channels]), producer_names(program, group), exact)
 
 
 def _tensors_of(facts: Structure, producer: str, node: fx.Node | None) -> list[Mapping[int, Ids]]:
@@ -236,8 +249,10 @@ def _tensors_of(facts: Structure, producer: str, node: fx.Node | None) -> list[M
 
 
 def _line(width: Width) -> str:
-    others = f" with {', '.join(width.producers[1:4])}" if len(width.producers) > 1 else ""
-    return f"  {width.name}: {_size(width)}{others}{'' if width.exact else ' (a norm runs over them)'}"
+    others = [name for name in width.producers if name != width.name]
+    more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+    shared = f" with {', '.join(others[:NAMED])}{more}" if others else ""
+    return f"  {width.name}: {_size(width)}{shared}{'' if width.exact else ' (a norm runs over them)'}"
 
 
 def _size(width: Width) -> str:

@@ -13,8 +13,9 @@ from fxsurgery.display import bar, card, listing, table
 from fxsurgery.errors import DeviceError, ExportError
 from fxsurgery.preparation import PreparedRun
 from fxsurgery.printable import lines, printable
-from fxsurgery.searchers.common.latency_model import LatencyModel
-from fxsurgery.searchers.common.reachable import require_reachable
+from fxsurgery.program import Program
+from fxsurgery.searchers.common.latency_model import LatencyModel, ms_texts
+from fxsurgery.searchers.common.reachable import LatencyRange, require_reachable
 from fxsurgery.searchers.common.widths import Space
 from fxsurgery.searchers.session import Session, Stage
 from fxsurgery.time_estimate import (
@@ -44,12 +45,16 @@ class CostRange:
     """The least value; `None` for a method that also grows the model."""
     target: float | None
     """Limit of the budget; `None` if it does not limit this cost."""
+    interval: tuple[float, float] | None = None
+    """95 % interval of the least value, if it was measured repeatedly."""
 
     def figures(self) -> tuple[str, str, str]:
         """Return `original`, `least` and `target` as text, empty where there is none."""
-        form = "{:,.0f}" if self.name != "latency_ms" else "{:.3g}"
+        values = [value for value in (self.original, self.least, self.target) if value is not None]
+        texts = ms_texts(*values) if self.name == "latency_ms" else [f"{value:,.0f}" for value in values]
+        known = dict(zip(values, texts, strict=True))
         original, least, target = (
-            "" if value is None else form.format(value) for value in (self.original, self.least, self.target)
+            "" if value is None else known[value] for value in (self.original, self.least, self.target)
         )
         return original, least, target
 
@@ -58,10 +63,15 @@ class CostRange:
         original, least, target = self.figures()
         parts = [
             f"{original} now",
-            *([f"{least} at the least"] if least else []),
+            *([f"{least} at the least{self._interval_text()}"] if least else []),
             *([f"budget {target}"] if target else []),
         ]
         return printable(f"{self.name}: {', '.join(parts)}")
+
+    def _interval_text(self) -> str:
+        if self.interval is None or self.interval[0] == self.interval[1]:
+            return ""
+        return " (95 % interval {} to {})".format(*ms_texts(*self.interval))
 
 
 @dataclass(frozen=True)
@@ -130,7 +140,7 @@ def reach(ready: PreparedRun, found: Space | None, *, measured: bool) -> Iterato
     for name in ("params", "macs"):
         yield CostRange(name, getattr(whole, name), None if least is None else getattr(least, name), wanted.get(name))
     if ready.latency is not None and ready.budget is not None:
-        yield CostRange("latency_ms", *_latencies(ready.latency, ready, found), ready.latency.limit_ms)
+        yield from _latencies(ready.latency, ready.program, found)
     elif measured:
         try:
             timer = Timer(resolve_target(ready.request.target), ready.program, ready.request.seed, GLANCE, GLANCE)
@@ -139,14 +149,25 @@ def reach(ready: PreparedRun, found: Space | None, *, measured: bool) -> Iterato
             yield f"latency: not measured, {error}"
 
 
-def _latencies(latency: LatencyModel, ready: PreparedRun, found: Space | None) -> tuple[float, float | None]:
-    """Return the latency of the model and the lowest one, in milliseconds; narrower is not always faster."""
-    original = latency.measure(ready.program).value
-    return original, None if found is None else min(original, latency.measure(found.smallest_program()).value)
+def _latencies(latency: LatencyModel, program: Program, found: Space | None) -> Iterator[CostRange | str]:
+    """Yield the range of the latency; a note if the budget is so close to its minimum that a run may miss it."""
+    limit_ms = latency.limit_ms
+    if found is None:
+        yield CostRange("latency_ms", latency.measure(program).value, None, limit_ms)
+        return
+    measured = LatencyRange.of(found, latency.measure)
+    lowest = measured.lowest
+    yield CostRange("latency_ms", measured.unchanged.value, lowest.value, limit_ms, (lowest.low, lowest.high))
+    if limit_ms is not None and measured.is_close_to(limit_ms):
+        limit, low, high = ms_texts(limit_ms, lowest.low, lowest.high)
+        yield (
+            f"latency: the budget of {limit} ms is within the 95 % interval of the minimum, {low} to {high} ms, so the "
+            f"run may fail to meet it; a budget above {high} ms can be met"
+        )
 
 
 def _glanced(timer: Timer, found: Space | None) -> tuple[float, float | None]:
-    """Return the same from a short measurement in this process alone, which may be the only one that shows it."""
+    """Return the latency of the model and the lowest one, in milliseconds, from a short measurement."""
     original, _ = timer.original_latency
     return original, None if found is None else original * min(
         1.0, timer.ratio(found.smallest_program(), thorough=False)[0]

@@ -147,7 +147,9 @@ class Arguments(PlainArguments):
     """Fraction of their units that some layers keep: `{"layer4.*": 0.5}`; names and patterns as in `keep`.
 
     Rounded to a multiple of `align`. The rest of the network meets the budget; without `budget`, nothing else shrinks.
-    An exact name takes precedence over a pattern, and the last one of several patterns counts. Not for `ectonas`."""
+    An exact name takes precedence over a pattern, and the last one of several patterns counts. A container or a pattern
+    leaves out the channels that its layers share with layers outside of it; an exact name of a layer changes all layers
+    that share its channels. Not for `ectonas`."""
     config: Annotated[Settings | None, Argument("resolved")] = None
     """Settings of the method: `Dnal(...)`, `Prune(...)` or `Ectonas(...)`; it implies `method`."""
     example_inputs: Annotated[ExampleInputs | None, Argument("with the program", error=DataError)] = None

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from fxsurgery.analysis.cost import unknown_macs_notes
+from fxsurgery.analysis.cost import unknown_macs_notes, unknown_operation_notes
 from fxsurgery.analysis.structure import structure
 from fxsurgery.preparation import PreparedRun
 from fxsurgery.searchers.session import SearchOutcome
@@ -40,8 +40,4 @@ def left_alone(ready: PreparedRun) -> tuple[str, ...]:
     total = sum(w.macs for w in facts.work) or 1.0
     fixed = sum(w.macs for w in facts.work if not any(ids.any() for ids in w.dims))
     share = (f"{fixed / total:.1%} of the MACs cannot shrink",) if fixed / total > 0.001 else ()
-    unknown = tuple(
-        f"operation {op!r} (at {', '.join(nodes[:3])}) has no rule: its inputs keep their width"
-        for op, nodes in facts.unknown.items()
-    )
-    return (*share, *unknown, *uncounted)
+    return (*share, *unknown_operation_notes(ready.program), *uncounted)

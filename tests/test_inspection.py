@@ -1,13 +1,17 @@
 """`inspect`: how much surgery can reach, and an honest reason for the rest."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fxsurgery
 from fxsurgery.inspection import inspect_program
+from fxsurgery.searchers.common.layer_names import LayerNames
 from nonempty import nonempty
 from programs import program
+from zoo import ZOO, example
 
 IMAGE = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
 
@@ -150,3 +154,98 @@ def test_a_bilinear_form_is_counted_where_it_is():
     found = fxsurgery.inspect(BothWays(), torch.linspace(-1, 1, 24).reshape(2, 12))
     assert found.cost.macs == 12 * 32 + 12 * 24 + 32 * 24 * 16
     assert next(part.name for part in found.fixed) == "both"
+
+
+class Functional(nn.Module):
+    """Functions that take parameters of their own, of a part and of a sum, and a product of two activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.query = nn.Module(), nn.Module()
+        self.part.kernel, self.weight = nn.Parameter(torch.ones(8, 3, 3, 3)), nn.Parameter(torch.ones(6, 8))
+        self.query.value, self.query.place = nn.Parameter(torch.ones(5, 6)), nn.Parameter(torch.zeros(5, 6))
+        self.read, self.head = nn.Linear(6, 4), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gram = x.flatten(1) @ x.flatten(1).T
+        x = nn.functional.conv2d(x, self.part.kernel).relu().mean((2, 3))
+        queries = self.read(self.query.value + self.query.place).sum() + gram.sum()
+        return self.head(nn.functional.linear(x, self.weight).relu()) + queries
+
+
+class Encoder(nn.Module):
+    """Two layers of a transformer, whose attention runs as functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tok = nn.Embedding(20, 16)
+        self.enc = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 24, batch_first=True), 2)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.enc(self.tok(tokens)).mean(1))
+
+
+TOKENS = torch.arange(14).reshape(2, 7)
+NAMED = [
+    *((name, lambda name=name: ZOO[name](), example(name)) for name in ZOO),
+    ("Functional", Functional, IMAGE),
+    ("Encoder", Encoder, TOKENS),
+    ("HalfReachable", HalfReachable, IMAGE),
+    ("WithWhole", WithWhole, IMAGE),
+]
+
+
+@pytest.mark.parametrize(("build", "inputs"), [one[1:] for one in NAMED], ids=[one[0] for one in NAMED])
+def test_keep_takes_every_name_that_is_shown(build: Callable[[], nn.Module], inputs: Tensor):
+    model = build().eval()
+    start = fxsurgery.capture(model, inputs, leaf_modules=(Whole,))
+    found, names = inspect_program(start), LayerNames(model, start)
+    assert len({width.name for width in found.widths}) == len(found.widths)
+    shown = [name for width in found.widths for name in (width.name, *width.producers)]
+    for name in nonempty([*shown, *(part.name for part in found.fixed)]):
+        assert names.find(name, "keep")
+
+
+def test_attention_is_named_by_its_module():
+    found = fxsurgery.inspect(Encoder().eval(), TOKENS)
+    widths = {width.name: width for width in found.widths}
+    assert [*widths] == [
+        "tok", "enc.layers.0.self_attn", "enc.layers.0.linear1", "enc.layers.1.self_attn", "enc.layers.1.linear1",
+    ]  # fmt: skip
+    assert widths["tok"].producers[:3] == ("tok", "enc.layers.0.self_attn.out_proj", "enc.layers.0.linear2")
+    assert "enc_layers" not in str(found)
+
+
+def test_a_recurrent_layer_has_one_channel_for_each_unit():
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.GRU(5, 24, batch_first=True), nn.Linear(24, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.rnn(x)[0])
+
+    found = fxsurgery.inspect(Recurrent(), torch.ones(2, 7, 5))
+    assert [(width.name, width.units, width.channels) for width in found.widths] == [("rnn", 24, 24)]
+
+
+class Fixed(nn.Module):
+    """A channel count that is used as a number, single channels, and a product of activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(1, 1, 3), nn.Conv2d(1, 4, 3), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.a(x))
+        return self.c(x.mean((2, 3))) * x.shape[1]
+
+
+def test_reasons_are_clauses_about_inputs_and_outputs():
+    reasons = {part.name: part.reason for part in fxsurgery.inspect(Fixed(), IMAGE[:, :1]).fixed}
+    assert reasons["a"] == "it has a single output; it has a single input"
+    assert reasons["b"] == "forward computes with the number of its outputs (at mul); it has a single input"
+    reasons = {part.name: part.reason for part in fxsurgery.inspect(HalfReachable(), IMAGE).fixed}
+    assert reasons["c"] == "renorm needs all of its outputs; its inputs are the model's input"
+    assert reasons["d"] == "its outputs are the model's output; renorm needs all of its inputs"

@@ -46,7 +46,7 @@ def test_every_method_keeps_what_it_is_asked_to_keep(name: str):
     model = net()
     keep = ("conv2", model.head)
     result = fxsurgery.optimize(
-        model, keep=keep, ratios={"project*": 0.5}, budget=Budget(macs=0.7), **METHODS[name], **DATA
+        model, keep=keep, ratios={"project.0": 0.5}, budget=Budget(macs=0.7), **METHODS[name], **DATA
     )
     after = outputs(result.model)
     assert after["stem"] == after["conv2"] == 8
@@ -152,7 +152,7 @@ def test_a_plan_says_what_is_reachable_with_what_is_kept():
 
 def test_a_run_resumes_with_the_same_layers_alone(tmp_path: Path):
     asked: dict[str, Any] = {
-        "ratios": {"conv*": 0.5, "conv1": 0.25},
+        "ratios": {"*": 0.5, "conv1": 0.25},
         "method": "prune",
         "run_dir": tmp_path / "run",
     }
@@ -163,7 +163,7 @@ def test_a_run_resumes_with_the_same_layers_alone(tmp_path: Path):
 
     first = state()
     assert all(torch.equal(a, b) for a, b in nonempty(zip(first, state(resume=True), strict=True)))
-    for others in ({"keep": "bn1"}, {"ratios": {"conv1": 0.5}}, {"ratios": {"conv1": 0.25, "conv*": 0.5}}):
+    for others in ({"keep": "bn1"}, {"ratios": {"conv1": 0.5}}, {"ratios": {"conv1": 0.25, "*": 0.5}}):
         with pytest.raises((RunError, SpecError), match=next(iter(others))):
             state(resume=True, **others)
 

@@ -308,6 +308,9 @@ def test_a_member_of_the_front_can_be_taken_as_the_result(tmp_path: Path) -> Non
     assert {name: pair.after for name, pair in taken.figures.items()} == {"accuracy (val)": member.metric}
     assert taken.search is not None
     assert taken.search.winner == member.trial.number
+    assert "(* this network" in taken.summary()
+    assert "(* the winner" in made.summary()
+    assert "accuracy after the last epoch that each of these trained, on the validation data" in taken.summary()
     taken.save(tmp_path / "saved")
     assert fxsurgery.load(tmp_path / "saved").summary() == taken.summary()
     x = made.example_inputs

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fxsurgery.analysis.cached import cached
 from fxsurgery.analysis.gating import GatePlan
+from fxsurgery.analysis.layer_paths import layer_name
 from fxsurgery.analysis.peak_memory import peak_activation_bytes
 from fxsurgery.analysis.structure import Mask, structure
 from fxsurgery.budget import Budget, Cost, Metric
@@ -123,15 +124,24 @@ COUNTERS: Mapping[Metric, Callable[[Program], int]] = {
 
 def unknown_macs_notes(program: Program, budget: Budget | None = None) -> tuple[str, ...]:
     """Return a note for each operation whose MACs are unknown, and one if `budget` limits the MACs."""
-    facts, paths = structure(program), {n.name: str(n.target) for n in program.nodes if n.op == "call_module"}
+    facts = structure(program)
     notes = [
-        f"the MACs of {op} (at {_listed([paths.get(node, node) for node in nodes])}) are not counted: it has no "
+        f"the MACs of {op} (at {_listed([layer_name(program, node) for node in nodes])}) are not counted: it has no "
         "counting rule"
         for op, nodes in facts.unknown_macs.items()
     ]
     if notes and budget is not None and budget.macs is not None:
         notes.append(f"the budget in MACs is checked without the MACs of {_listed(list(facts.unknown_macs))}")
     return tuple(notes)
+
+
+def unknown_operation_notes(program: Program) -> tuple[str, ...]:
+    """Return a note for each operation that the structure analysis has no rule for."""
+    return tuple(
+        f"operation {op!r} (at {_listed([layer_name(program, node) for node in nodes])}) has no rule: its inputs keep "
+        "their width"
+        for op, nodes in structure(program).unknown.items()
+    )
 
 
 def _listed(names: list[str]) -> str:

@@ -3,11 +3,12 @@
 import numpy as np
 from torch import fx
 
-from fxsurgery.analysis.propagation import Propagation
+from fxsurgery.analysis.layer_paths import layer_name
+from fxsurgery.analysis.propagation import MODEL_OUTPUT, SIZE_AS_NUMBER, SLICE_BY_INPUT, Propagation
 from fxsurgery.ops.union_find import Ids, TracedUnionFind
 from fxsurgery.program import Program
 
-KEPT = "it is a leaf module"
+KEPT = "it is a leaf module, which surgery leaves as it is"
 _NONE: Ids = np.zeros(0, np.int64)
 
 
@@ -27,8 +28,8 @@ class FrozenReasons:
             return KEPT
         weight = self._weight(node)
         if weight is None:
-            return "neither operand of its product can shrink"
-        return f"outputs kept by {self._cause(weight[0])}, inputs by {self._input_cause(node, weight[1])}"
+            return "both factors of this product keep their size"
+        return f"{self._clause(weight[0], 'outputs')}; {self._input_clause(node, weight[1])}"
 
     def _has_state(self, node: fx.Node) -> bool:
         return bool(self._program.module(node).state_dict())
@@ -43,28 +44,39 @@ class FrozenReasons:
         # A dim of size 1 has no units.
         return next(((dims.get(0, _NONE), dims.get(1, _NONE)) for dims in known), None)
 
-    def _input_cause(self, node: fx.Node, ids: Ids) -> str:
-        """Return what keeps the inputs of a node: what kept them further up, where that is the cause."""
+    def _input_clause(self, node: fx.Node, ids: Ids) -> str:
+        """Return why the inputs of a node stay: the reason that is further up, where its inputs come from."""
         event = self._ids.cause(ids)
         source = next(iter(node.all_input_nodes), None)
         if event is None or self._propagation.state.freezes[event].node != node.name:
-            return self._cause(ids)
+            return self._clause(ids, "inputs")
         while source is not None and source.op != "placeholder":
             if (weight := self._weight(source)) is not None:
-                return self._cause(weight[0])
+                return self._clause(weight[0], "inputs")
             source = next(iter(source.all_input_nodes), None)
-        return "the model's input"
+        return "its inputs are the model's input"
 
-    def _cause(self, ids: Ids) -> str:
+    def _clause(self, ids: Ids, side: str) -> str:
+        """Return why all `ids` stay, as a clause.
+
+        Args:
+            ids: the ids along one dim of a weight.
+            side: `outputs` or `inputs`, for the text.
+        """
         event = self._ids.cause(ids)
         if event is None:
-            return "their size of 1"
+            return f"it has a single {side.removesuffix('s')}"
         freeze = self._propagation.state.freezes[event]
-        is_output = freeze.op == "the model's output"
-        return freeze.op if is_output else f"{freeze.op} at {module_name(self._program, freeze.node)}"
+        place = layer_name(self._program, freeze.node)
+        if freeze.op in _CLAUSES:
+            return _CLAUSES[freeze.op].format(side=side, place=place)
+        where = "" if place == freeze.op else f" (at {place})"
+        return f"{freeze.op}{where} needs all of its {side}"
 
 
-def module_name(program: Program, name: str) -> str:
-    """Return the path of the module that a node calls, or the name of any other node."""
-    node: fx.Node | None = next((n for n in program.nodes if n.name == name), None)
-    return str(node.target) if node is not None and node.op == "call_module" else name
+_CLAUSES = {
+    MODEL_OUTPUT: "its {side} are the model's output",
+    SIZE_AS_NUMBER: "forward computes with the number of its {side} (at {place})",
+    SLICE_BY_INPUT: "its {side} are sliced at bounds that depend on the size of the model's input (at {place})",
+}
+"""Reasons that are no operation's name, as clauses."""

@@ -12,7 +12,8 @@ import numpy as np
 from torch import fx, nn
 
 from fxsurgery.analysis.cached import cached
-from fxsurgery.analysis.structure import Structure, structure
+from fxsurgery.analysis.layer_paths import layers_of, owner
+from fxsurgery.analysis.structure import ChannelGroup, Structure, structure
 from fxsurgery.program import Program
 
 
@@ -39,32 +40,32 @@ class LayerWidth:
 
 @cached
 def layer_widths(program: Program) -> Mapping[str, LayerWidth]:
-    """Return every layer with parameters, and every function that produces channels, by name."""
-    facts = structure(program)
+    """Return every layer with parameters, and every function that produces channels or multiplies, by name."""
+    facts, nodes = structure(program), {node.name: node for node in program.nodes}
     produced = _produced(program, facts)
     mixing = produced.keys() | _mixing(program, facts)
     kept = _kept(facts, mixing)
-    names = dict.fromkeys([*_with_parameters(program), *produced])
+    working = [layer for part in facts.work for layer in _layers_of(nodes, part.node)]
+    names = dict.fromkeys([*_with_parameters(program), *produced, *working])
     return {name: LayerWidth(name, tuple(produced.get(name, kept.get(name, ()))), name in mixing) for name in names}
 
 
-def layers_of(node: fx.Node) -> list[str]:
-    """Return the layers that a node stands for: its module, or those whose parameters its function is called with."""
-    if node.op == "call_module":
-        return [str(node.target)]
-    return list(dict.fromkeys(_read_from(node))) or [node.name]
+def producer_names(program: Program, group: ChannelGroup) -> tuple[str, ...]:
+    """Return the layers that produce the units of a group, in the order in which they run."""
+    nodes = {node.name: node for node in program.nodes}
+    return tuple(dict.fromkeys(layer for producer in group.producers for layer in _layers_of(nodes, producer)))
+
+
+def _layers_of(nodes: Mapping[str, fx.Node], producer: str) -> list[str]:
+    """Return the layers of a node, or of the parameter of that path."""
+    return layers_of(nodes[producer]) if producer in nodes else [owner(producer)]
 
 
 def _with_parameters(program: Program) -> Iterator[str]:
     for node, module in program.calls(nn.Module):
         if any(True for _ in module.parameters()):
             yield str(node.target)
-    yield from (_owner(name) for name, _ in program.graph_module.named_parameters())
-
-
-def _owner(tensor: str) -> str:
-    """Return the path of the module that holds a parameter; the parameter's name if that is the model itself."""
-    return tensor.rpartition(".")[0] or tensor
+    yield from (owner(name) for name, _ in program.graph_module.named_parameters())
 
 
 def _produced(program: Program, facts: Structure) -> dict[str, dict[str, None]]:
@@ -73,8 +74,7 @@ def _produced(program: Program, facts: Structure) -> dict[str, dict[str, None]]:
     produced = dict[str, dict[str, None]]()
     for group in facts.groups:
         for producer in group.producers:
-            layers = layers_of(nodes[producer]) if producer in nodes else [_owner(producer)]
-            for layer in layers:
+            for layer in _layers_of(nodes, producer):
                 produced.setdefault(layer, {})[group.name] = None
     return produced
 
@@ -92,30 +92,8 @@ def _kept(facts: Structure, mixing: set[str]) -> dict[str, dict[str, None]]:
         group_of[group.units] = number
     kept = dict[str, dict[str, None]]()
     for tensor, dims in facts.tensors.items():
-        if _owner(tensor) in mixing:
+        if owner(tensor) in mixing:
             continue
         for number in sorted({int(n) for ids in dims.values() for n in group_of[ids] if n >= 0}):
-            kept.setdefault(_owner(tensor), {})[facts.groups[number].name] = None
+            kept.setdefault(owner(tensor), {})[facts.groups[number].name] = None
     return kept
-
-
-def _read_from(node: fx.Node) -> Iterator[str]:
-    """Yield the owners of the parameters that a node reads, maybe through functions of parameters alone."""
-    for read in node.all_input_nodes:
-        if read.op == "get_attr":
-            yield _owner(str(read.target))
-        elif read.op != "placeholder" and _is_constant(read):
-            yield from _read_from(read)
-
-
-def _is_constant(node: fx.Node) -> bool:
-    """Return True if a node depends on parameters and buffers alone."""
-    waiting, seen = [node], {node}
-    while waiting:
-        read = waiting.pop()
-        inputs = read.all_input_nodes
-        if read.op == "placeholder" or (read.op != "get_attr" and not inputs):
-            return False
-        waiting += [one for one in inputs if one not in seen]
-        seen.update(inputs)
-    return True

@@ -31,6 +31,11 @@ from fxsurgery.program import Program
 LEAF = "leaf module"
 """Operation name for the work of a leaf module, which is counted in a real run."""
 
+MODEL_OUTPUT = "the model's output"
+SIZE_AS_NUMBER = "shape used as a number"
+SLICE_BY_INPUT = "a slice that follows the sizes of the inputs"
+"""Operation names for what freezes units without being an operation itself."""
+
 META = torch.device("meta")
 
 NO_META = (NotImplementedError, RuntimeError)
@@ -179,7 +184,7 @@ class Propagation(fx.Interpreter):
 
     def _book(self, node: fx.Node, result: object) -> None:
         leaves = list(tensors_of(result))
-        self.state.op = "shape used as a number"
+        self.state.op = SIZE_AS_NUMBER
         if leaves:
             if not is_sized(node):
                 self._freeze_sizes(node)
@@ -188,7 +193,7 @@ class Propagation(fx.Interpreter):
         if isinstance(result, Tensor) and result.dtype == torch.bool:
             self.masks.add(node.name)
         if node.op == "output":
-            self.state.op = "the model's output"
+            self.state.op = MODEL_OUTPUT
             for leaf in leaves:
                 self.state.freeze_all(self.calls.labels(leaf))
         if isinstance(result, Tensor):
@@ -209,7 +214,7 @@ class Propagation(fx.Interpreter):
             return
         for dim, bounds in computed_slices(node, source.dim()):
             if not any(isinstance(self.env.get(bound), Tensor) for bound in bounds) and self._follow_inputs(bounds):
-                self.state.op = "a slice that follows the sizes of the inputs"
+                self.state.op = SLICE_BY_INPUT
                 self.state.freeze(self.state.vector(self.calls.labels(source), dim))
 
     def _follow_inputs(self, numbers: Sequence[fx.Node]) -> bool:

@@ -14,6 +14,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from fxsurgery.analysis.cached import cached
+from fxsurgery.analysis.layer_paths import layers_of
 from fxsurgery.analysis.propagation import Propagation
 from fxsurgery.errors import SpecError
 from fxsurgery.ops.labels import Labels, is_frozen, varying
@@ -36,7 +37,10 @@ class ChannelGroup:
     """Units that the same layers produce, in the order of their channels."""
 
     name: str
-    """The first layer that produces them, by its name in the user's model; `#2` and so on if it has several."""
+    """Path of the first layer that produces them, in the user's model; `#2` and so on if it has several groups.
+
+    Of a function, the layer is the module whose parameters it is called with.
+    """
     producers: tuple[str, ...]
     """The nodes that produce them; the tensor that holds them if there are none."""
     units: Ids
@@ -202,7 +206,7 @@ def _groups(walk: Propagation, tensors: Mapping[str, Mapping[int, Ids]], program
 
     Units that no node produces, such as the channels of a learned query, are listed by the parameter that holds them.
     """
-    names = {n.name: str(n.target) if n.op == "call_module" else n.name for n in program.nodes}
+    by_name = {node.name: node for node in program.nodes}
     makers = _Makers(walk.state.atoms.count)
     for node, ids in walk.state.produced:
         makers.add(node, walk.state.atoms.find(ids))
@@ -214,7 +218,7 @@ def _groups(walk: Propagation, tensors: Mapping[str, Mapping[int, Ids]], program
                 makers.add(name, ids[~made[ids]])
     seen = dict[str, int]()
     for nodes, units in makers.groups():
-        first = names.get(nodes[0], nodes[0])
+        first = layers_of(by_name[nodes[0]])[0] if nodes[0] in by_name else nodes[0]
         seen[first] = seen.get(first, 0) + 1
         yield ChannelGroup(first if seen[first] == 1 else f"{first}#{seen[first]}", nodes, units)
 

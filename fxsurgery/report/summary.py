@@ -57,11 +57,14 @@ def _front(members: tuple[ParetoMember, ...], record: SearchRecord, metric_name:
         return []
     winner = next((i for i, m in enumerate(members) if record.is_winner(m.trial)), None)
     kept = _shown(len(members), winner)
-    star = "" if winner is None else " (* the winner)"
+    # A result for another network of the front has that one as its winner, which the search did not choose.
+    chosen = "the winner" if record.trials[record.winner].status == "winner" else "this network"
+    star = "" if winner is None else f" (* {chosen}{', before its fine-tuning' if record.finetuned else ''})"
     head = f"{'Pareto front':<13}{metric_name:>16}{'parameters':>14}{'MACs':>16}  what was done{star}"
     table = [head, *(_line(i, members[i], record, chosen=i == winner) for i in kept)]
     left = len(members) - len(kept)
-    return [*table, *([f"   and {left} more: result.pareto"] if left else [])]
+    more = [f"   and {left} more: result.pareto"] if left else []
+    return [*table, *more, f"   {metric_name} after the last epoch that each of these trained, on the validation data"]
 
 
 def _line(number: int, member: ParetoMember, record: SearchRecord, *, chosen: bool) -> str:

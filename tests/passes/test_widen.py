@@ -185,7 +185,7 @@ def test_every_kind_of_consumer_splits_its_own_columns():
             assert result.error is not None
             assert result.error < 1e-5
             grown.append(group.name)
-    assert {"stem", "grouped", "up", "normed", "conv2d", "matmul"} <= set(grown)
+    assert {"stem", "grouped", "up", "normed", "weight", "matrix"} <= set(grown)
 
 
 class CatFlip(nn.Module):

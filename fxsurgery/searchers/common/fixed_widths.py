@@ -2,6 +2,7 @@
 
 from fxsurgery.analysis.cost import cost
 from fxsurgery.analysis.elastic_widths import elastic_groups
+from fxsurgery.analysis.layer_paths import layer_name
 from fxsurgery.analysis.structure import structure
 from fxsurgery.argument_names import assigned
 from fxsurgery.program import Program
@@ -41,7 +42,8 @@ def _what_holds(program: Program) -> str:
     """Return the operations that need all channels, the largest first."""
     tally = dict[str, int]()
     for freeze in structure(program).freezes:
-        tally[f"{freeze.op} at {freeze.node}"] = tally.get(f"{freeze.op} at {freeze.node}", 0) + freeze.count
+        holder = f"{freeze.op} at {layer_name(program, freeze.node)}"
+        tally[holder] = tally.get(holder, 0) + freeze.count
     worst = sorted(tally, key=lambda k: -tally[k])[:3]
     if not worst:
         what = "has no parameters" if not cost(program).params else "has no layer of PyTorch's with channels"

@@ -33,6 +33,18 @@ Measure = Callable[[Program], CostEstimate]
 """The latency of a program on the target."""
 
 
+def ms_texts(*values: float) -> list[str]:
+    """Return latencies as text, with as many digits (at least 4) as make different ones differ.
+
+    Example:
+        >>> ms_texts(0.0374, 1.5), ms_texts(0.0374012, 0.0374019)
+        (['0.0374', '1.5'], ['0.037401', '0.037402'])
+    """
+    different = len({repr(float(value)) for value in values})
+    texts = ([f"{value:.{digits}g}" for value in values] for digits in range(4, 18))
+    return next(found for found in texts if len(set(found)) == different)
+
+
 class LatencyTimer(Protocol):
     """Measures programs in turns with the original on a target."""
 
@@ -135,11 +147,12 @@ class LatencyModel:
 
     def missed(self, found: CostEstimate) -> str:
         """Return the message for a budget that is not met; `found` is the nearest latency that was verified."""
+        limit, value, low, high = ms_texts(self.limit_ms or 0.0, found.value, found.low, found.high)
         return (
-            f"a latency of {self.limit_ms:.4g} ms (original: {self.original_ms:.4g} ms) is not met: measured in turns "
-            f"with the original, the result takes {found.value:.4g} ms (95 % interval {found.low:.4g} to "
-            f"{found.high:.4g} ms), and further cuts did not bring it within the limit. Raise latency_ms above "
-            f"{found.high:.4g}, lower {keyword('settings', 'align')}, or limit macs instead"
+            f"a latency of {limit} ms (original: {self.original_ms:.4g} ms) is not met: measured in turns "
+            f"with the original, the result takes {value} ms (95 % interval {low} to "
+            f"{high} ms), and further cuts did not bring it within the limit. Raise latency_ms above "
+            f"{high}, lower {keyword('settings', 'align')}, or limit macs instead"
         )
 
     def _is_original(self, program: Program) -> bool:

@@ -24,7 +24,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from fxsurgery.analysis.importance import norm_scales
-from fxsurgery.analysis.layer_widths import layers_of
+from fxsurgery.analysis.layer_paths import layers_of
 from fxsurgery.analysis.pool_windows import is_convolution
 from fxsurgery.analysis.structure import structure
 from fxsurgery.errors import PassCrashedError, SurgeryError

@@ -1,13 +1,14 @@
 """Whether a space of widths can meet a budget."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from fxsurgery.analysis.cost import cost
 from fxsurgery.argument_names import assigned, command, keyword
-from fxsurgery.budget import Budget, Cost
+from fxsurgery.budget import Budget, Cost, CostEstimate
 from fxsurgery.errors import BudgetError
-from fxsurgery.searchers.common.latency_model import LatencyLimit
+from fxsurgery.searchers.common.latency_model import LatencyLimit, Measure, ms_texts
 from fxsurgery.searchers.common.widths import Space, space
 
 
@@ -41,18 +42,50 @@ def require_reachable(found: Space, budget: Budget, latency: LatencyLimit | None
     _require_reachable_latency(found, latency)
 
 
-def _require_reachable_latency(found: Space, latency: LatencyLimit) -> None:
-    """Refuse a limit that is below the 95 % interval of the lowest latency.
+@dataclass(frozen=True)
+class LatencyRange:
+    """The latencies between which a space of widths can choose.
 
     Narrower is not always faster, and measurements are noisy: the lowest latency is that of the narrowest network or of
-    the unchanged one, and a limit within its interval may be reached.
+    the unchanged one, and a limit within its 95 % interval may be reached.
+
+    Example:
+        >>> found = LatencyRange(CostEstimate.exactly(2.0), CostEstimate(value=1.5, low=1.25, high=1.75))
+        >>> found.lowest.value, found.is_above(1.2), found.is_above(1.4), found.is_close_to(1.4), found.is_close_to(1.8)
+        (1.5, True, False, True, False)
     """
-    narrowest, unchanged = latency.measure(found.smallest_program()), latency.measure(found.program)
-    lowest = min(narrowest, unchanged, key=lambda estimate: estimate.value)
-    if lowest.low <= latency.limit_ms:
+
+    unchanged: CostEstimate
+    narrowest: CostEstimate
+
+    @classmethod
+    def of(cls, found: Space, measure: Measure) -> "LatencyRange":
+        """Measure the unchanged network and the narrowest one."""
+        return cls(measure(found.program), measure(found.smallest_program()))
+
+    @property
+    def lowest(self) -> CostEstimate:
+        """The lower of the two."""
+        return min(self.narrowest, self.unchanged, key=lambda estimate: estimate.value)
+
+    def is_above(self, limit_ms: float) -> bool:
+        """Return True if no network can meet a limit."""
+        return self.lowest.low > limit_ms
+
+    def is_close_to(self, limit_ms: float) -> bool:
+        """Return True if the measurements do not tell whether a limit can be met."""
+        return self.lowest.low <= limit_ms < self.lowest.high
+
+
+def _require_reachable_latency(found: Space, latency: LatencyLimit) -> None:
+    """Refuse a limit that is below the 95 % interval of the lowest latency."""
+    measured = LatencyRange.of(found, latency.measure)
+    if not measured.is_above(latency.limit_ms):
         return
-    interval = f"{narrowest.value:.4g} ms (95 % interval {narrowest.low:.4g} to {narrowest.high:.4g} ms)"
-    refused = f"a latency of {latency.limit_ms:.4g} ms cannot be reached"
+    narrowest, unchanged = measured.narrowest, measured.unchanged
+    limit, value, low, high = ms_texts(latency.limit_ms, narrowest.value, narrowest.low, narrowest.high)
+    interval = f"{value} ms (95 % interval {low} to {high} ms)"
+    refused = f"a latency of {limit} ms cannot be reached"
     remedy = f"Raise latency_ms, or lower {keyword('settings', 'align')}"
     if narrowest.value >= unchanged.value:
         raise BudgetError(

@@ -132,9 +132,14 @@ class SearchRecord:
         return tuple(t for t in self.line(number) if t.operation not in {START, IDENTITY})
 
     def done(self, number: int) -> str:
-        """Return the operations applied to the start, in order: `add-cell, remove-units x2`."""
+        """Return the operations applied to the start, in order, such as `add-cell, remove-units x2`.
+
+        Without any, return `trained further`, or `the start` for the start itself.
+        """
         runs = ((name, len(list(run))) for name, run in groupby(self.changes(number), lambda t: t.operation))
-        return ", ".join(f"{name} x{count}" if count > 1 else name for name, count in runs) or "nothing"
+        return ", ".join(f"{name} x{count}" if count > 1 else name for name, count in runs) or (
+            "the start" if self.trials[number].parent is None else "trained further"
+        )
 
 
 def to_plain(record: SearchRecord) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Layers are named as `layer_names` describes. Layers that share their channels change together, so a constraint on one
 holds for its whole channel group. Of several `ratios` for one layer, its exact name goes before any pattern, and of
-several patterns the last one counts.
+several patterns the last one counts. A ratio for a container or a pattern leaves out the channels that its layers share
+with layers that no entry covers, such as a residual stream: `{"layer1": 0.5}` changes what is inside `layer1` alone.
 
     units that stay = ratio * units, rounded to a multiple of `align`, at least one multiple
 
@@ -37,6 +38,8 @@ class Target:
     """The layer that was matched."""
     patterns: tuple[str, ...]
     """The patterns that cover layers of the group."""
+    others: tuple[str, ...] = ()
+    """Layers that produce the group's channels as well, and that no pattern covers."""
 
     def count(self, step: int) -> int:
         """Return how many units stay, a multiple of `step` unless all do.
@@ -65,6 +68,8 @@ class WidthConstraints:
     """The fraction of their units that layers keep, by name or pattern."""
     targets: Mapping[str, Target] = field(default_factory=dict)
     """By channel group."""
+    left_out: tuple[str, ...] = ()
+    """Notes on the channels that patterns of `ratios` cover in part, which they leave as they are."""
     only_targets: bool = False
     """Whether no other width may change: there are ratios, and neither a budget nor a penalty."""
 
@@ -103,7 +108,10 @@ class WidthConstraints:
         )
         asked = {names.pattern_of(one, "ratios"): float(ratio) for one, ratio in (ratios or {}).items()}
         found = [(names.find(pattern, "ratios"), ratio) for pattern, ratio in asked.items()]
-        return replace(made, ratios=asked, targets=_targets(program, made, found)) if found else made
+        if not found:
+            return made
+        members = _Members(program, found)
+        return replace(made, ratios=asked, targets=_targets(program, made, members), left_out=members.notes())
 
     def __bool__(self) -> bool:
         return bool(self.keep or self.targets)
@@ -127,7 +135,15 @@ class WidthConstraints:
         return " and ".join(keyword(name) for name, value in given if value)
 
     def notes(self, program: Program) -> tuple[str, ...]:
-        """Return a note on the layers that keep their width, and on those that share their channels with them."""
+        """Return notes on the layers that keep their width or have a ratio, and on those that share their channels."""
+        tied = [
+            f"the ratio of {target.layer} is also that of what shares channels with it: {listed(target.others)}"
+            for target in self.targets.values()
+            if target.others and target.ratio < 1
+        ]
+        return (*self._kept_note(program), *tied, *self.left_out)
+
+    def _kept_note(self, program: Program) -> tuple[str, ...]:
         if not self.keep:
             return ()
         groups = self.kept_groups(program)
@@ -152,23 +168,14 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:_SHOWN])}{more}"
 
 
-def _targets(program: Program, made: WidthConstraints, found: Sequence[tuple[Matched, float]]) -> Mapping[str, Target]:
-    """Return the target of each group that the patterns cover."""
-    layers, asked = layer_widths(program), dict[tuple[str, str], tuple[Matched, float]]()
-    for one, ratio in sorted(found, key=lambda pair: pair[0].is_exact):
-        members = list(_members(layers, one))
-        if not members:
-            raise StructureError(
-                f"{named('ratios')}: {one.pattern!r} stands for {listed(one.layers)}, whose width cannot change; see "
-                f"{command('inspect')}, and leave it out"
-            ).at("ratios")
-        asked |= dict.fromkeys(members, (one, ratio))
-    targets, kept = dict[str, Target](), made.kept_groups(program)
+def _targets(program: Program, made: WidthConstraints, members: "_Members") -> Mapping[str, Target]:
+    """Return the target of each group that the patterns are for."""
+    layers, targets, kept = layer_widths(program), dict[str, Target](), made.kept_groups(program)
     units = {group.name: len(group.units) for group in structure(program).groups}
-    for (layer, group), (one, ratio) in asked.items():
+    for layer, group, one, ratio in members.included():
         if group in kept:
             raise SpecError(_kept_as_well(layers, made, group, layer)).at("ratios")
-        other = targets.get(group, Target(group, ratio, units[group], layer, ()))
+        other = targets.get(group, Target(group, ratio, units[group], layer, (), members.others(group)))
         if other.ratio != ratio:
             raise SpecError(
                 f"{named('ratios')}: {other.layer!r} shall keep {other.ratio:g} and {layer!r} {ratio:g} of the same "
@@ -178,16 +185,78 @@ def _targets(program: Program, made: WidthConstraints, found: Sequence[tuple[Mat
     return targets
 
 
-def _members(layers: Mapping[str, LayerWidth], one: Matched) -> Iterator[tuple[str, str]]:
-    """Yield what a ratio is for, as pairs of a layer and a channel group.
+class _Members:
+    """Pairs of a layer and a channel group that the entries of `ratios` cover, each with the entry that counts."""
 
-    These are the layers that produce channels, or the norms of a pattern that covers no such layer.
-    """
-    covered = [layers[name] for name in one.layers]
-    for width in [width for width in covered if width.produces] or covered:
-        yield from ((width.name, group) for group in width.groups)
-    for group in one.groups:
-        yield next(width.name for width in layers.values() if group in width.groups), group
+    def __init__(self, program: Program, found: Sequence[tuple[Matched, float]]) -> None:
+        self._layers = layer_widths(program)
+        self._asked = dict[tuple[str, str], tuple[Matched, float]]()
+        for one, ratio in sorted(found, key=lambda pair: pair[0].is_exact):
+            pairs = list(self._pairs(one))
+            if not pairs:
+                raise StructureError(
+                    f"{named('ratios')}: {one.pattern!r} stands for {listed(one.layers)}, whose width cannot change; "
+                    f"see {command('inspect')}, and leave it out"
+                ).at("ratios")
+            self._asked |= dict.fromkeys(pairs, (one, ratio))
+        # Norms produce no channels: a pattern that covers norms alone is for their channels.
+        self._groups = {
+            group
+            for (layer, group), (one, _) in self._asked.items()
+            if one.is_exact or not self._layers[layer].produces or not self.others(group)
+        }
+        self._require_groups()
+
+    def included(self) -> Iterator[tuple[str, str, Matched, float]]:
+        """Yield each layer and channel group that an entry is for, with the entry and its ratio."""
+        for (layer, group), (one, ratio) in self._asked.items():
+            if group in self._groups:
+                yield layer, group, one, ratio
+
+    def others(self, group: str) -> tuple[str, ...]:
+        """Return the layers that produce a group's channels and that no entry covers."""
+        makers = [width.name for width in self._layers.values() if width.produces and group in width.groups]
+        return tuple(name for name in makers if (name, group) not in self._asked)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return a note on each channel group that entries cover in part and leave out."""
+        return tuple(
+            f"the ratio of {pattern!r} leaves out {text}; give {layer!r} a ratio to change all of them"
+            for pattern, layer, text in self._left_out()
+        )
+
+    def _require_groups(self) -> None:
+        """Refuse an entry that is for nothing.
+
+        Raises:
+            StructureError: all channels of its layers are shared with layers that no entry covers.
+        """
+        useful = {one.pattern for _, _, one, _ in self.included()}
+        for pattern, layer, text in self._left_out():
+            if pattern not in useful:
+                raise StructureError(
+                    f"{named('ratios')}: {pattern!r} changes no width: it stands for {text}; give {layer!r} a "
+                    "ratio to change all of them"
+                ).at("ratios")
+
+    def _left_out(self) -> Iterator[tuple[str, str, str]]:
+        """Yield each pattern that leaves out a group, one of its layers of the group, and a text on all layers."""
+        for group in dict.fromkeys(group for _, group in self._asked if group not in self._groups):
+            inside = [layer for layer, other in self._asked if other == group]
+            pattern = self._asked[inside[0], group][0].pattern
+            text = f"{listed(inside)}, whose channels are shared with {listed(self.others(group))} outside of it"
+            yield pattern, inside[0], text
+
+    def _pairs(self, one: Matched) -> Iterator[tuple[str, str]]:
+        """Yield what an entry covers, as pairs of a layer and a channel group.
+
+        These are the layers that produce channels, or the norms of a pattern that covers no such layer.
+        """
+        covered = [self._layers[name] for name in one.layers]
+        for width in [width for width in covered if width.produces] or covered:
+            yield from ((width.name, group) for group in width.groups)
+        for group in one.groups:
+            yield next(width.name for width in self._layers.values() if group in width.groups), group
 
 
 def _kept_as_well(layers: Mapping[str, LayerWidth], made: WidthConstraints, group: str, layer: str) -> str:

@@ -88,11 +88,12 @@ def search(
     short = loop.short_spend_note()
     told = (*session.notes, *loop.notes, *((short,) if short else ()), *move_notes(search_state))
     outcome = session.outcome(begun, before, None, told)
+    record = record_of(search_state, chosen, tuned)
     return replace(
         outcome,
         latency=verified,
-        search=record_of(search_state, chosen, tuned),
-        pareto=tuple(member_of(state, session) for state in search_state.front.members),
+        search=record,
+        pareto=tuple(member_of(state, session, record) for state in search_state.front.members),
     )
 
 

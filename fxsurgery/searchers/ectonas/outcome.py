@@ -38,10 +38,16 @@ def record_of(search_state: SearchState, chosen: TrainedState, tuning: int) -> S
     )
 
 
-def member_of(state: TrainedState, session: Session) -> ParetoMember:
-    """Return a network of the front with the full score of its weights."""
+def member_of(state: TrainedState, session: Session, record: SearchRecord) -> ParetoMember:
+    """Return a network of the front with the full score of its weights, and its status at the end of the search."""
     name = f"score of network {state.trial.number} at {state.trial.epochs:g} epochs"
-    return ParetoMember(state.program, state.trial, session.scored(state.program, name))
+    status, reason = state.individual.status, state.individual.reason
+    if record.is_winner(state.trial):
+        status = reason = "winner"
+    elif state.trial.number == record.winner:
+        reason = f"the winner has other weights of this network, after {record.trials[record.winner].epochs:g} epochs"
+    trial = replace(state.trial, status=status, reason=reason)
+    return ParetoMember(state.program, trial, session.scored(state.program, name))
 
 
 def move_notes(search_state: SearchState) -> tuple[str, ...]:

@@ -6,8 +6,10 @@ import pytest
 
 from fxsurgery.budget import Budget, CostEstimate
 from fxsurgery.errors import BudgetError
-from fxsurgery.searchers.common.latency_model import LatencyLimit
-from fxsurgery.searchers.common.reachable import require_reachable
+from fxsurgery.plan import CostRange, _latencies
+from fxsurgery.program import Program
+from fxsurgery.searchers.common.latency_model import LatencyLimit, LatencyModel
+from fxsurgery.searchers.common.reachable import LatencyRange, require_reachable
 from fxsurgery.searchers.common.widths import Space, space
 from programs import program
 
@@ -67,3 +69,49 @@ def test_every_figure_of_a_refusal_is_consistent(widths):
         least = re.search(r"the least is ([\d.]+) ms", said)
         assert (least is None) == (value >= 2.0)
         assert least is None or float(least[1]) < 2.0
+
+
+def test_a_limit_below_the_interval_is_printed_apart_from_it(widths):
+    said = message(widths, limit(widths, 0.0374001, interval(0.0374021, 0.0374011, 0.0374031)))
+    assert "a latency of 0.0374 ms cannot be reached" in said
+    assert "0.037402 ms (95 % interval 0.037401 to 0.037403 ms)" in said
+
+
+@pytest.mark.parametrize("limit_ms", [0.5, 1.0, 1.39, 1.41, 1.5, 1.6, 1.7, 2.5])
+def test_a_plan_and_a_refusal_use_one_comparison(widths, limit_ms: float):
+    asked = limit(widths, limit_ms, interval(1.5, 1.4, 1.6))
+    found = LatencyRange.of(widths, asked.measure)
+    if found.is_above(limit_ms):
+        assert "the least is 1.5 ms" in message(widths, asked)
+        assert limit_ms < 1.4
+    else:
+        require_reachable(widths, Budget(latency_ms=limit_ms), asked)
+        assert found.is_close_to(limit_ms) == (limit_ms < 1.6)
+
+
+def test_a_plan_names_the_interval_and_prints_what_differs_differently():
+    near = CostRange("latency_ms", 0.05, 0.0374012, 0.0374019, (0.0371, 0.0377))
+    assert str(near) == (
+        "latency_ms: 0.05 now, 0.037401 at the least (95 % interval 0.0371 to 0.0377), budget 0.037402"
+    )
+    equal = CostRange("latency_ms", 0.05, 0.0374, 0.0374)
+    assert equal.figures() == ("0.05", "0.0374", "0.0374")
+    assert CostRange("macs", 2000.0, None, 1000.0).figures() == ("2,000", "", "1,000")
+
+
+class Steady:
+    """A device on which the original takes 2 ms and anything else three quarters of it, roughly."""
+
+    original_latency = (2.0, 1)
+
+    def ratio(self, program: Program, *, thorough: bool) -> tuple[float, float, float]:
+        del program, thorough
+        return 0.75, 0.7, 0.8
+
+
+@pytest.mark.parametrize(("limit_ms", "is_noted"), [(1.45, True), (1.5, True), (1.7, False)])
+def test_a_plan_warns_of_a_budget_within_the_interval_of_the_minimum(widths, limit_ms: float, is_noted: bool):
+    model = LatencyModel(timer=Steady(), original=widths.program, budget=Budget(latency_ms=limit_ms))
+    reached, *notes = _latencies(model, widths.program, widths)
+    assert str(reached) == (f"latency_ms: 2 now, 1.5 at the least (95 % interval 1.4 to 1.6), budget {limit_ms:g}")
+    assert [f"the budget of {limit_ms:g} ms is within the 95 % interval" in note for note in notes] == [True] * is_noted

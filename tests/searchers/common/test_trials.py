@@ -36,7 +36,7 @@ def test_what_was_done_leaves_out_what_changed_nothing() -> None:
     assert [c.number for c in found.changes(5)] == [1, 3, 5]
     assert found.done(5) == "add-cell x2, remove-units"
     assert found.done(3) == "add-cell x2"
-    assert chain("start", "identity").done(1) == "nothing"
+    assert chain("start", "identity").done(1) == "trained further"
 
 
 def test_an_evolution_is_plain_json_and_back() -> None:

@@ -98,13 +98,11 @@ def test_a_shared_layer_has_all_its_names():
 
 def test_functions_go_by_the_module_that_holds_their_parameters():
     model, start = taken(Functional(), torch.randn(2, 3, 8, 8))
-    assert layer_widths(start)["inner"].groups == ("conv2d",)
-    assert layer_widths(start)["weight"].groups == ("linear",)
+    assert layer_widths(start)["inner"].groups == ("inner",)
+    assert layer_widths(start)["weight"].groups == ("weight",)
     assert layers_of(model, start, "inner") == ("inner",)
     kept = WidthConstraints.of(model, start, ("inner",))
-    assert kept.kept_groups(start) == {"conv2d"}
-    named = WidthConstraints.of(model, start, ("conv2d",))
-    assert named.kept_groups(start) == {"conv2d"}
+    assert kept.kept_groups(start) == {"inner"}
 
 
 @pytest.mark.parametrize(
@@ -199,7 +197,12 @@ def test_norms_follow_what_a_ratio_is_for():
     [
         ((), {"stem": 0.5, "conv2": 0.25}, r"'stem' shall keep 0.5 and 'conv2' 0.25 of the same channels"),
         (("conv2",), {"stem": 0.5}, r"'stem' shares its channels with 'conv2', which keep= keeps"),
-        (("stem",), {"s*": 0.5}, r"'stem' is in keep= too"),
+        (("stem",), {"stem": 0.5}, r"'stem' is in keep= too"),
+        (
+            (),
+            {"s*": 0.5},
+            r"'s\*' changes no width: it stands for stem, whose channels are shared with conv2 outside",
+        ),
         ((), {"head": 0.5}, r"ratios: 'head' stands for head, whose width cannot change"),
         ((), {"nothing": 0.5}, r"ratios: no layer of the model is named 'nothing'"),
     ],

@@ -233,6 +233,14 @@ def test_the_front_is_of_networks_that_answer_as_told():
         with torch.no_grad():
             assert float((member.model(x).argmax(1) == y).double().mean()) == pytest.approx(member.metric)
         assert member.trial.costs["params"] == member.cost.params
+        final = result.search.trials[member.trial.number]
+        if result.search.is_winner(member.trial):
+            assert (member.trial.status, member.trial.reason) == ("winner", "winner")
+        elif final.status != "winner":
+            assert (member.trial.status, member.trial.reason) == (final.status, final.reason)
+        else:
+            assert member.trial.status != "winner"
+            assert "other weights" in member.trial.reason
 
 
 def test_the_front_can_be_against_latency():
