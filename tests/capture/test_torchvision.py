@@ -63,7 +63,7 @@ def test_a_detector_is_taken_but_for_what_depends_on_the_values():
         weights=None, weights_backbone=None, min_size=128, max_size=160
     )
     images = [torch.rand(3, 120, 150), torch.rand(3, 130, 140)]
-    program = capture(model, images)
+    program = capture(model, (images,))
     assert sorted(leaf_paths(program)) == ["roi_heads", "rpn", "transform"]
     assert any("this number of inputs only" in note for note in program.notes)
     assert any("targets should not be none" in note for note in program.notes)
