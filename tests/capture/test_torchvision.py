@@ -65,7 +65,7 @@ def test_a_detector_is_taken_but_for_what_depends_on_the_values():
     images = [torch.rand(3, 120, 150), torch.rand(3, 130, 140)]
     program = capture(model, (images,))
     assert sorted(leaf_paths(program)) == ["roi_heads", "rpn", "transform"]
-    assert any("this number of inputs only" in note for note in program.notes)
+    assert any("this batch size only" in note for note in program.notes)
     assert any("targets should not be none" in note for note in program.notes)
     assert any(str(node.target).startswith("backbone.body") for node in program.nodes)
     with torch.no_grad():
