@@ -771,7 +771,7 @@ def test_entries_that_the_model_does_not_take_are_told_before_anything_is_done()
     for call in (fxsurgery.plan, optimize):
         with pytest.raises(
             DataError,
-            match=r"no parameter 'text', 'id'.*leave out 'text', 'id'.*split= of Task.of: \{'input': batch\['input'\]\}",
+            match=r"no parameter 'text', 'id'.*leave out 'text'.*split= of Task.of: \{'input': batch\['input'\]\}",
         ):
             call(nn.Linear(12, 4), train_data=loader, val_data=loader, budget=Budget(macs=0.5), config=Prune())
 
