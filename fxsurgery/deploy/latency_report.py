@@ -12,7 +12,6 @@ whole process, which holds all models and PyTorch.
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +21,11 @@ from typing_extensions import override
 from fxsurgery.batch_layout import Statement, as_stated
 from fxsurgery.deploy.interleave import Measure, Models
 from fxsurgery.deploy.measurement import Measurement
-from fxsurgery.deploy.onnx_model import OnnxModel
 from fxsurgery.deploy.ort_session import CPU
 from fxsurgery.display import bar, card, table
 from fxsurgery.errors import DeviceError
 from fxsurgery.example_inputs import ExampleInputs, inputs_of
-from fxsurgery.option_types import FilePath, checked
+from fxsurgery.option_types import checked
 from fxsurgery.printable import lines, printable
 from fxsurgery.surroundings import plain_surroundings
 
@@ -162,33 +160,6 @@ def compare_latency(  # noqa: PLR0913 -- what a user may want to say, each by na
     plan = Measure(rounds=rounds, warmup=warmup, threads=threads, seconds=seconds, seed=seed)
     inputs = inputs_of(None, example_inputs, example_kwargs)
     return report_of(plan.take(models, inputs if batch_dims is None else as_stated(inputs, batch_dims)))
-
-
-@checked(DeviceError, apart=("example_inputs",))
-def measure_latency(  # noqa: PLR0913 -- each by name
-    model: FilePath | OnnxModel,
-    example_inputs: ExampleInputs | None,
-    *,
-    example_kwargs: Mapping[str, Any] | None = None,
-    batch_dims: Statement = None,
-    rounds: int = 200,
-    warmup: int = 10,
-    threads: int = 1,
-    seconds: float = 20.0,
-    seed: int = 0,
-) -> LatencyReport:
-    """Measure one model, named as its file; the arguments are those of `compare_latency`.
-
-    Raises:
-        DeviceError: an option is out of range.
-        ExportError: the file cannot be loaded or run.
-    """
-    file = model if isinstance(model, OnnxModel) else Path(model)
-    name = (file.path if isinstance(file, OnnxModel) else file).stem
-    return compare_latency(
-        {name: file}, example_inputs, example_kwargs=example_kwargs, batch_dims=batch_dims, rounds=rounds,
-        warmup=warmup, threads=threads, seconds=seconds, seed=seed,
-    )  # fmt: skip
 
 
 def report_of(measurement: Measurement) -> LatencyReport:

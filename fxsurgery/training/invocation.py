@@ -53,7 +53,8 @@ def _misnamed(inputs: Inputs, forward: Callable[..., Any]) -> DataError:
     taken = ", ".join(f"{name!r}: batch[{kept[name]!r}]" for name in order)
     return DataError(
         f"the model cannot take inputs {describe_inputs(inputs)}{_hint(inputs)}: "
-        f"{names_fault(inputs.kwargs, forward, 'the data')}. Or select the inputs in split= of Task.of: {{{taken}}}"
+        f"{names_fault(inputs.kwargs, forward, 'the data')}. Or build the data with "
+        f"Task.of(train, val, split=lambda batch: ({{{taken}}}, batch['labels'])), with the key of your target"
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from deploy.samples import FixedBatch, IgnoresFirst, Reader, Residual, TimeFirst, noise, reading, residual, seeded
 from fxsurgery.deploy import compare_latency, export_onnx, interleave, resolve_target
-from fxsurgery.deploy.latency_report import measure_latency, ratio_of
+from fxsurgery.deploy.latency_report import ratio_of
 from fxsurgery.deploy.targets import compare_on
 from fxsurgery.errors import ArgumentError, DeviceError, ExportError
 from fxsurgery.inputs import Inputs
@@ -188,10 +188,6 @@ def test_inputs_that_an_exporter_dropped_are_not_fed(tmp_path):
 def test_two_threads_can_be_asked_for(file, monkeypatch):
     monkeypatch.setattr(interleave, "available_cores", lambda: 2)
     assert compare_latency({"a": file}, X, rounds=2, warmup=0, threads=2).threads == 2
-
-
-def test_one_model_is_named_as_its_file(file):
-    assert measure_latency(file, X, rounds=2)["small"].runs == 2
 
 
 def test_a_file_that_changed_since_its_export_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""Callbacks: what they are told, in which order, and that they cannot change a result."""
+"""Callbacks: what they receive, in which order, and that they cannot change a result."""
 
 import numpy as np
 import pytest

@@ -52,7 +52,7 @@ def test_entries_that_the_model_does_not_take_are_named_with_the_remedy(model):
     batch = {name: torch.zeros(2, 5) if name.startswith("input") else ["a", "b"] for name in names}
     rows = DataLoader([{**batch, "labels": torch.zeros(2)}], batch_size=None)
     with pytest.raises(
-        DataError, match=r"no 'text', 'id', it takes input.*split=lambda batch: \(\{'input.*labels"
+        DataError, match=r"no parameter 'text', 'id', it takes input.*split=lambda batch: \(\{'input.*labels"
     ) as caught:
         evaluate(model(5, 2) if model is nn.Linear else model(), Task(rows, rows))
     assert "Task.of" in str(caught.value)
