@@ -209,7 +209,7 @@ def test_names_that_forward_does_not_take_are_renamed_before_they_are_left_out(n
     inputs = Inputs((), {name: torch.zeros(2, 4) for name in names})
     with pytest.raises(DataError) as caught:
         predict(TwoInputs(), inputs)
-    assert f"it takes image, table, scale; in the data, {steps}. Or select" in str(caught.value)
+    assert f"it takes image, table, scale; in the data, {steps}. Or build the data" in str(caught.value)
     assert taken in str(caught.value)
 
 
