@@ -12,6 +12,7 @@ from fxsurgery.capture.differences import difference
 from fxsurgery.capture.model_copies import ModelCopies, ScratchCopy
 from fxsurgery.capture.size_variants import Dim, Variant
 from fxsurgery.inputs import Inputs
+from fxsurgery.surroundings import without_warnings
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +73,10 @@ class _Run(fx.Interpreter):
         self.broken: list[str] = []
 
     def outcome(self, inputs: Inputs) -> reference_runs.ReferenceOutcome | None:
-        """Return the outcome; None if an operation fails."""
+        """Return the outcome; None if an operation fails. A warning is no failure, even where warnings are errors."""
         reference_runs.seed_all()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), without_warnings():
                 output = self.run(*inputs.clone().leaves, enable_io_processing=False)
             return reference_runs.ReferenceOutcome(reference_runs.named_leaves(self.graph.process_outputs(output)))
         except Exception:  # noqa: BLE001 -- any failure of an operation at another size is the finding

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from fxsurgery.capture import reference_runs
 from fxsurgery.capture.model_copies import ScratchCopy
 from fxsurgery.inputs import Inputs
+from fxsurgery.surroundings import without_warnings
 
 Dim: TypeAlias = tuple[int, int]
 """Position of an input leaf, and one of its dims."""
@@ -101,7 +102,8 @@ class SizeVariants:
     def _first(self, dims: tuple[Dim, ...], choices: list[Inputs]) -> Variant | None:
         for changed in choices:
             try:
-                return self._run(changed, dims)
+                with without_warnings():
+                    return self._run(changed, dims)
             except Exception:  # noqa: BLE001 -- a model may reject a size with any exception
                 self._refused.append(Variant(changed, dims, reference_runs.ReferenceOutcome({})))
         return None

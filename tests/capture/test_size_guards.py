@@ -2,6 +2,7 @@
 
 import functools
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -48,9 +49,9 @@ def ids(length, batch=2):
     return {"ids": torch.randint(0, 30, (batch, length), generator=torch.Generator().manual_seed(length))}
 
 
-def taken(model, example):
+def taken(model, example, **options):
     model = lively(model).eval()
-    return model, capture(model, example)
+    return model, capture(model, example, **options)
 
 
 def agrees(model, program, given):
@@ -391,3 +392,23 @@ def test_a_count_that_no_tried_length_changes_is_guarded():
             assert agrees(model, program, ids(other))
         with pytest.raises(AssertionError, match=REFUSED):
             program(ids(17))
+
+
+@pytest.mark.parametrize("silent_runs", [0, 1], ids=["the model warns first", "the graph warns first"])
+def test_a_warning_at_another_size_is_no_failure_even_where_warnings_are_errors(silent_runs):
+    runs = []
+
+    class Warns(nn.Module):
+        """Warns once at lengths below 8."""
+
+        def forward(self, x):
+            if x.shape[-1] < 8:
+                runs.append(x.shape[-1])
+                if len(runs) == silent_runs + 1:
+                    warnings.warn("a short row", stacklevel=1)
+            return x
+
+    model, program = taken(Net(Warns()), images(8, 8), leaf_modules=(Warns,))
+    assert len(runs) > silent_runs
+    assert not program.notes
+    assert agrees(model, program, images(5, 5))
