@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from fxsurgery.batch_layout.targets import with_second
 from fxsurgery.inputs import BatchDims, Inputs, dims_of_size, is_integer_vector, is_rising_from_zero
+from fxsurgery.surroundings import without_warnings
 
 Run: TypeAlias = Callable[[Inputs], Sequence[Tensor]]
 """Returns the output tensors for some inputs; raises if the model does not accept them."""
@@ -123,7 +124,8 @@ def _judged(inputs: Inputs, run: Run, outputs: Sequence[Tensor]) -> _Verdict:
 
 def _tried(run: Run, inputs: Inputs) -> Sequence[Tensor] | None:
     try:
-        return run(inputs)
+        with without_warnings():
+            return run(inputs)
     except Exception:  # noqa: BLE001 -- a model refuses inputs in any way it likes, and that is the finding
         return None
 

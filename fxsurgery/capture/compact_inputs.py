@@ -11,6 +11,7 @@ from fxsurgery.capture.layer_trace import LayerTracer
 from fxsurgery.capture.model_copies import ScratchCopy
 from fxsurgery.capture.size_variants import Dim, Variant, adjacent_sizes, groups_of, resized
 from fxsurgery.inputs import Inputs
+from fxsurgery.surroundings import without_warnings
 
 PREFERRED_SIZES = (64, 96)
 """Preferred sizes, at which runs are cheap."""
@@ -76,6 +77,7 @@ def _run_if_informative(scratch: ScratchCopy, inputs: Inputs, dims: tuple[Dim, .
 
 def _run(scratch: ScratchCopy, inputs: Inputs, dims: tuple[Dim, ...]) -> Variant | None:
     try:
-        return Variant(inputs, dims, reference_runs.run_eval(scratch.copy(), inputs))
+        with without_warnings():
+            return Variant(inputs, dims, reference_runs.run_eval(scratch.copy(), inputs))
     except Exception:  # noqa: BLE001 -- a model may reject a size with any exception
         return None
