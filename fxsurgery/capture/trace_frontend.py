@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxsurgery.capture.alignment import Alignment
 from fxsurgery.capture.build import build, input_names, unused_tensor_notes
+from fxsurgery.capture.constant_inputs import check_constants
 from fxsurgery.capture.diagnostics import unsupported_code, untraceable, user_line
 from fxsurgery.capture.function_mode import record
 from fxsurgery.capture.functions import Function, innermost_functions, name_of
@@ -19,6 +20,7 @@ from fxsurgery.capture.input_variants import redrawn
 from fxsurgery.capture.model_copies import ModelCopies
 from fxsurgery.capture.norms import lift_batch_norms, restore_plain_norms
 from fxsurgery.capture.outputs import CONSTANT_TYPES
+from fxsurgery.capture.size_variants import leaf_names
 from fxsurgery.capture.trace import Recording, UnsupportedCodeError
 from fxsurgery.capture.tracer import is_leaf
 from fxsurgery.errors import CaptureError
@@ -135,6 +137,7 @@ def _attempt(search: _Search, inputs: Inputs, own: set[str], reached: tuple[str,
     Alignment(first, larger or first, trained or first, other or first, batch or 1, _batched(inputs)).align()
     _follow_device(first, inputs)
     graph, codegen = _finish(model, first, inputs)
+    notes += check_constants(graph, inputs, leaf_names(model, inputs))
     restore_plain_norms(graph, model, lifted)
     for name, constant in first.constants.items():
         model.register_buffer(name, constant.detach().clone(), persistent=False)
