@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fxsurgery.capture.module_copy import CONTAINER_TYPES, IMMUTABLE_TYPES, copy_module
 
@@ -77,6 +78,21 @@ class ModelCopies:
 
     def _is_shared(self, parameter: Tensor) -> bool:
         return type(parameter) is nn.Parameter and parameter.untyped_storage().data_ptr() in self._shared
+
+
+class _Identity:
+    """Equal only for the same object, which it keeps alive: the id of one that is freed is given to another."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    @override
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and self.value is other.value
+
+    @override
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 class ScratchCopy:
@@ -154,7 +170,7 @@ def _state_of(model: nn.Module) -> list[object]:
     for module in model.modules():
         for name, value in vars(module).items():
             if name == "_buffers":
-                found += (name, *((path, id(buffer)) for path, buffer in value.items()))
+                found += (name, *((path, _Identity(buffer)) for path, buffer in value.items()))
             elif name not in {"training", "_graph"}:
                 found += (name, _fingerprint(value, MAX_DEPTH))
     return found
@@ -169,15 +185,15 @@ def _fingerprint(value: Any, depth: int) -> object:  # noqa: ANN401 -- any attri
     if kind in IMMUTABLE_TYPES:
         return value
     if kind in CONTAINER_TYPES and not value:
-        return id(value)
+        return (_Identity(value),)
     if isinstance(value, nn.Parameter):
-        return id(value), value.requires_grad, value._version  # noqa: SLF001 -- the version counter
+        return _Identity(value), value.requires_grad, value._version  # noqa: SLF001 -- the version counter
     if isinstance(value, IDENTITY_TYPES):
-        return id(value)
+        return _Identity(value)
     parts = None if isinstance(value, Tensor) else _parts(value)
     if parts is None or depth == 0 or len(parts) > MAX_PARTS:
         return object()
-    return (id(value), *(_fingerprint(part, depth - 1) for part in parts))
+    return (_Identity(value), *(_fingerprint(part, depth - 1) for part in parts))
 
 
 def _parts(value: Any) -> list[Any] | None:  # noqa: ANN401 -- as above

@@ -38,7 +38,10 @@ def copy_module(model: nn.Module, memo: dict[Any, Any]) -> nn.Module:
     if is_graph:
         duplicate.__dict__.update((name, _value(value, memo)) for name, value in vars(model).items())
     else:
-        duplicate.__setstate__(_value(model.__getstate__(), memo))  # type: ignore[no-untyped-call]
+        state = model.__getstate__()  # type: ignore[no-untyped-call]
+        # The memo knows objects by their id: one that is freed would pass its id on to another.
+        memo.setdefault(id(memo), []).append(state)
+        duplicate.__setstate__(_value(state, memo))  # type: ignore[no-untyped-call]
     return duplicate
 
 

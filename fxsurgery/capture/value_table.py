@@ -39,11 +39,12 @@ class ValueTable:
         """Tensors that no recorded call created, by their attribute names in the graph."""
         self._graph, self._on_node, self._module_path, self._tape = graph, on_node, module_path, tape
         self._named: dict[int, str] = {}
-        for name, tensor in state_of(model):
-            self._named.setdefault(id(tensor), name)
         self._nodes: dict[int, fx.Node] = {}
         self._producers: dict[int, str] = {}
         self._alive: list[object] = []
+        for name, tensor in state_of(model):
+            self._named.setdefault(id(tensor), name)
+            self._alive.append(tensor)
 
     def is_named(self, tensor: Tensor) -> bool:
         """Return True if a tensor was a parameter or buffer of the model before the run."""

@@ -1,6 +1,7 @@
 """Copies share the parameters of a private model, and nothing that a run does to them stays, or reaches the user's."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -168,6 +169,17 @@ def test_a_changed_scratch_copy_is_not_run_again(change):
     first(X)
     assert scratch.keeps_state
     assert scratch.copy() is not first
+
+
+def test_what_a_run_replaced_stays_alive_until_it_is_compared():
+    """The id of an object that is freed is given to another, which would pass for it."""
+    private, copies = copies_of(Keeping(replace_buffer))
+    scratch = ScratchCopy(copies, private)
+    first = scratch.copy()
+    before = weakref.ref(first.norm.running_mean)
+    first(X)
+    assert before() is not None
+    assert before() is not first.norm.running_mean
 
 
 def test_an_unchanged_scratch_copy_is_run_again():

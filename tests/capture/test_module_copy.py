@@ -1,6 +1,8 @@
 """The quick copy of a module is what `copy.deepcopy` gives."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -32,6 +34,29 @@ class Own(nn.Module):
         twin = type(self)()
         twin.is_own = True
         return twin
+
+
+class Momentary(nn.Module):
+    """Its state holds a module that nothing else refers to."""
+
+    def __getstate__(self):
+        part = nn.Identity()
+        self.reference[:] = [weakref.ref(part)]
+        return {**self.__dict__, "reference": None, "part": part}
+
+    def __init__(self):
+        super().__init__()
+        self.reference = []
+
+
+def test_what_was_copied_lives_as_long_as_the_memo_that_knows_it_by_its_id():
+    model, memo = Momentary(), {}
+    copy_module(model, memo)
+    (reference,) = model.reference
+    assert id(reference()) in memo
+    del memo
+    gc.collect()
+    assert reference() is None
 
 
 def test_what_parts_share_stays_shared():
