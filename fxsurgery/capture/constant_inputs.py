@@ -1,5 +1,6 @@
 """Inputs other than tensors: forward computed with their values, which are constants of the graph."""
 
+import math
 import operator
 from collections.abc import Sequence
 
@@ -29,7 +30,8 @@ def check_constants(graph: fx.Graph, inputs: Inputs, names: Sequence[str]) -> tu
     for node, value, name in zip(placeholders, inputs.leaves, names, strict=True):
         if isinstance(value, Tensor):
             continue
-        if type(value) not in CONSTANT_TYPES:
+        is_nan = isinstance(value, float) and math.isnan(value)
+        if type(value) not in CONSTANT_TYPES or is_nan:
             messages.append(f"`{name}` is a constant of the graph, which ignores another {type(value).__name__}")
             continue
         message = f"`{name}` must be {printable(repr(value))}, as at capture: the graph computes with this constant"

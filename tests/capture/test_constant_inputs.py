@@ -118,3 +118,9 @@ def test_an_object_that_cannot_be_compared_is_noted():
 
     program = capture(Configured(), X, example_kwargs={"settings": Settings()})
     assert any("`settings` is a constant of the graph, which ignores another Settings" in n for n in program.notes)
+
+
+def test_a_number_that_equals_nothing_is_noted():
+    _, program = taken(scale=float("nan"))
+    assert program(X, scale=float("nan")).isnan().all()
+    assert any("`scale` is a constant of the graph, which ignores another float" in note for note in program.notes)
