@@ -11,7 +11,7 @@ from fxsurgery.inspection import inspect_program
 from fxsurgery.searchers.common.layer_names import LayerNames
 from nonempty import nonempty
 from programs import program
-from zoo import ZOO, example
+from zoo import ZOO, Encoder, example
 
 IMAGE = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
 
@@ -171,19 +171,6 @@ class Functional(nn.Module):
         x = nn.functional.conv2d(x, self.part.kernel).relu().mean((2, 3))
         queries = self.read(self.query.value + self.query.place).sum() + gram.sum()
         return self.head(nn.functional.linear(x, self.weight).relu()) + queries
-
-
-class Encoder(nn.Module):
-    """Two layers of a transformer, whose attention runs as functions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tok = nn.Embedding(20, 16)
-        self.enc = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 24, batch_first=True), 2)
-        self.head = nn.Linear(16, 3)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(self.enc(self.tok(tokens)).mean(1))
 
 
 TOKENS = torch.arange(14).reshape(2, 7)

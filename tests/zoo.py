@@ -305,6 +305,19 @@ class Attention(nn.Module):
         return self.head(self.norm(x).mean(1))
 
 
+class Encoder(nn.Module):
+    """Two layers of a transformer over 20 tokens: they share its hidden width, and attention runs as functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tok = nn.Embedding(20, 16)
+        self.enc = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 24, batch_first=True), 2)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.enc(self.tok(tokens)).mean(1))
+
+
 class PooledLinear(nn.Module):
     """ECToNAS's nets: convolution cells with max and average pooling, of odd sizes, then two hidden linear layers."""
 

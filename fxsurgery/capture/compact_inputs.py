@@ -6,12 +6,10 @@ graph differs from the model, it differs at any size that is informative.
 
 from dataclasses import replace
 
-from fxsurgery.capture import reference_runs
 from fxsurgery.capture.layer_trace import LayerTracer
 from fxsurgery.capture.model_copies import ScratchCopy
-from fxsurgery.capture.size_variants import Dim, Variant, adjacent_sizes, groups_of, resized
+from fxsurgery.capture.size_variants import Dim, Variant, accepted, adjacent_sizes, groups_of, resized
 from fxsurgery.inputs import Inputs
-from fxsurgery.surroundings import without_warnings
 
 PREFERRED_SIZES = (64, 96)
 """Preferred sizes, at which runs are cheap."""
@@ -49,7 +47,8 @@ def neighbors(scratch: ScratchCopy, compact: Variant) -> tuple[Variant, ...]:
     found = list[Variant | None]()
     for size, group in groups_of(compact.inputs).items():
         dims = tuple(dim for dim in group if dim in compact.dims)
-        tried = (_run(scratch, resized(compact.inputs, dims, n), compact.dims) for n in adjacent_sizes(size) if dims)
+        choices = [resized(compact.inputs, dims, n) for n in adjacent_sizes(size) if dims]
+        tried = (accepted(scratch, inputs, compact.dims) for inputs in choices)
         found.append(next((variant for variant in tried if variant is not None), None))
     return tuple(variant for variant in found if variant is not None)
 
@@ -70,14 +69,6 @@ def _run_if_informative(scratch: ScratchCopy, inputs: Inputs, dims: tuple[Dim, .
     """Return the variant with its outcome; None if it fails or shows less than the example inputs would."""
     tracer = LayerTracer(scratch.copy())
     with tracer.active():
-        variant = _run(scratch, inputs, dims)
+        variant = accepted(scratch, inputs, dims)
     is_wide = tracer.smallest_map is None or tracer.smallest_map >= MIN_MAP_WIDTH
     return variant if variant is not None and is_wide and variant.outcome.is_finite else None
-
-
-def _run(scratch: ScratchCopy, inputs: Inputs, dims: tuple[Dim, ...]) -> Variant | None:
-    try:
-        with without_warnings():
-            return Variant(inputs, dims, reference_runs.run_eval(scratch.copy(), inputs))
-    except Exception:  # noqa: BLE001 -- a model may reject a size with any exception
-        return None

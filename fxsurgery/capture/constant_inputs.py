@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, fx
 
+from fxsurgery.capture.input_checks import before_computation, check
 from fxsurgery.capture.outputs import CONSTANT_TYPES
-from fxsurgery.capture.size_tape import ASSERT
 from fxsurgery.inputs import Inputs
 from fxsurgery.printable import printable
 
@@ -25,8 +25,7 @@ def check_constants(graph: fx.Graph, inputs: Inputs, names: Sequence[str]) -> tu
     Returns:
         One message per input that is fixed; none for `None`.
     """
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    messages, last = list[str](), placeholders[-1] if placeholders else None
+    placeholders, messages = [node for node in graph.nodes if node.op == "placeholder"], list[str]()
     for node, value, name in zip(placeholders, inputs.leaves, names, strict=True):
         if isinstance(value, Tensor):
             continue
@@ -37,11 +36,8 @@ def check_constants(graph: fx.Graph, inputs: Inputs, names: Sequence[str]) -> tu
         message = f"`{name}` must be {printable(repr(value))}, as at capture: the graph computes with this constant"
         if value is not None:
             messages.append(message)
-        assert last is not None
-        with graph.inserting_after(last):
-            is_single = value is None or isinstance(value, bool)
+        is_single = value is None or isinstance(value, bool)
+        with before_computation(graph):
             same = graph.call_function(operator.is_ if is_single else operator.eq, (node, value))
-        with graph.inserting_after(same):
-            last = graph.call_function(ASSERT, (same, f"{message}; {REMEDY}"))
-        last.meta["input_check"] = True
+            check(graph, same, f"{message}; {REMEDY}")
     return tuple(messages)

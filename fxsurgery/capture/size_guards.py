@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxsurgery.capture.size_tape import ASSERT
+from fxsurgery.capture.input_checks import before_computation, check
 from fxsurgery.capture.size_trials import SizeTrial
 from fxsurgery.capture.size_variants import Dim, Variant
 from fxsurgery.inputs import Inputs
@@ -216,12 +216,10 @@ class _GuardResolver:
 
     def _insert_check(self, at: Dim, expected: int | Dim, message: str) -> None:
         inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
-        checked = [n for n in self.graph.nodes if n.meta.get("input_check")]
-        with self.graph.inserting_before((checked or inputs)[-1].next):
+        with before_computation(self.graph):
             size = expected if isinstance(expected, int) else self._size_of(inputs, expected)
             same = self.graph.call_function(operator.eq, (self._size_of(inputs, at), size))
-            check = self.graph.call_function(ASSERT, (same, f"{message}; {REMEDY}"))
-            check.meta["input_check"] = True
+            check(self.graph, same, f"{message}; {REMEDY}")
 
     def _size_of(self, inputs: list[fx.Node], at: Dim) -> fx.Node:
         leaf, dim = at

@@ -56,7 +56,8 @@ class SizeVariants:
     @cached_property
     def example(self) -> Variant:
         """The example inputs with their outcome."""
-        return self._run(self._inputs) if self._outcome is None else Variant(self._inputs, (), self._outcome)
+        outcome = self._outcome or reference_runs.run_eval(self._scratch.copy(), self._inputs)
+        return Variant(self._inputs, (), outcome)
 
     @cached_property
     def few(self) -> tuple[Variant, ...]:
@@ -96,16 +97,20 @@ class SizeVariants:
         tried = (self._first((), [self._inputs.resized(size)]) for size in sorted(sizes))
         return tuple(variant for variant in tried if variant is not None)
 
-    def _run(self, inputs: Inputs, dims: tuple[Dim, ...] = ()) -> Variant:
-        return Variant(inputs, dims, reference_runs.run_eval(self._scratch.copy(), inputs))
-
     def _first(self, dims: tuple[Dim, ...], choices: list[Inputs]) -> Variant | None:
         for changed in choices:
-            try:
-                with without_warnings():
-                    return self._run(changed, dims)
-            except Exception:  # noqa: BLE001 -- a model may reject a size with any exception
-                self._refused.append(Variant(changed, dims, reference_runs.ReferenceOutcome({})))
+            if (variant := accepted(self._scratch, changed, dims)) is not None:
+                return variant
+            self._refused.append(Variant(changed, dims, reference_runs.ReferenceOutcome({})))
+        return None
+
+
+def accepted(scratch: ScratchCopy, inputs: Inputs, dims: tuple[Dim, ...]) -> Variant | None:
+    """Return the variant with its outcome; None if the model rejects these inputs. A warning is no rejection."""
+    try:
+        with without_warnings():
+            return Variant(inputs, dims, reference_runs.run_eval(scratch.copy(), inputs))
+    except Exception:  # noqa: BLE001 -- a model may reject a size with any exception
         return None
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fxsurgery import capture
 from fxsurgery.analysis.structure import structure
@@ -11,20 +11,7 @@ from fxsurgery.program import Program
 from fxsurgery.searchers.common.width_constraints import WidthConstraints
 from fxsurgery.searchers.common.width_selection import select_widths
 from fxsurgery.searchers.common.widths import pruned, space
-from zoo import ZOO, example
-
-
-class Encoder(nn.Module):
-    """A transformer whose layers share the hidden width with its embeddings."""
-
-    def __init__(self):
-        super().__init__()
-        self.tok = nn.Embedding(20, 16)
-        self.enc = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 24, batch_first=True), 2)
-        self.head = nn.Linear(16, 3)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(self.enc(self.tok(tokens)).mean(1))
+from zoo import ZOO, Encoder, example
 
 
 def encoder() -> tuple[nn.Module, Program]:
